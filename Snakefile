@@ -1,0 +1,26 @@
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/split.smk"
+include: "workflow/rules/infer.smk"
+include: "workflow/rules/consolidate.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        get_final_output(),
+
+
+onstart:
+    write_plan()
+
+
+onerror:
+    explain_failure()

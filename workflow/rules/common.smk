@@ -1,0 +1,92 @@
+import json
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from video_pipeline.config import load_config
+from video_pipeline.errors import UserError
+from video_pipeline.layout import Layout
+from video_pipeline.plan import resolve_plan
+from video_pipeline.plugins import plugin_files
+
+
+def given_gpus():
+    """`--resources gpu=N`, or None where it was not given (as in an executor's child process)."""
+    gpus = workflow.global_resources.get("gpu")
+    return None if gpus is None else int(gpus.value)
+
+
+def resolve():
+    """The typed configuration, the plan of this invocation and the layout of its files."""
+    try:
+        typed = load_config(config)
+        plan = resolve_plan(
+            typed,
+            Layout.of(typed, 0).plan,
+            gpus=given_gpus(),
+            is_main=workflow.is_main_process,
+        )
+    except UserError as error:
+        raise WorkflowError(str(error))
+    return typed, plan, Layout.of(typed, plan.num_shards)
+
+
+CONFIG, PLAN, LAYOUT = resolve()
+
+# --sdm conda brings an interpreter of its own; otherwise the one that runs Snakemake is used.
+uses_conda = any(
+    str(method) == "conda" for method in workflow.deployment_settings.deployment_method
+)
+PYTHON = "python" if uses_conda else sys.executable
+
+
+wildcard_constraints:
+    rank=r"\d+",
+
+
+def get_final_output():
+    return [LAYOUT.output, LAYOUT.summary]
+
+
+def rank_files():
+    """The rank files, removed after consolidation unless they are to be kept."""
+    path = str(LAYOUT.rank_file("{rank}"))
+    return path if CONFIG.run.keep_rank_files else temp(path)
+
+
+def ranks():
+    return range(PLAN.num_shards)
+
+
+def gpu_job_threads():
+    """An even share of the cores, so that they do not bind before the GPUs do."""
+    return max(1, workflow.cores // PLAN.num_shards) if workflow.cores else 1
+
+
+def spec(*sections):
+    """What a rule depends on, as one value: Snakemake compares params as a set of values."""
+    settings = CONFIG.model_dump(mode="json")
+    return json.dumps(
+        {"plan": vars(PLAN), **{name: settings[name] for name in sections}}, sort_keys=True
+    )
+
+
+def write_plan():
+    """Write down, beside the results, what this invocation has decided."""
+    if workflow.is_main_process:
+        PLAN.write(LAYOUT.plan)
+        LAYOUT.config.write_text(CONFIG.to_yaml(), encoding="utf-8")
+
+
+def explain_failure():
+    if workflow.is_main_process:
+        print(
+            f"\nWhat failed is in the logs under {LAYOUT.log('split').parent}/; what is done is in "
+            "the journal.\nMend the cause and run the same command again: only what is missing "
+            "is inferred.",
+            file=sys.stderr,
+        )

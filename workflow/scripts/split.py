@@ -1,0 +1,23 @@
+"""Split the input into chunks, one for each rank."""
+
+import argparse
+from pathlib import Path
+
+from video_pipeline import cli
+from video_pipeline.config import load_config
+from video_pipeline.layout import Layout
+from video_pipeline.sharding import split
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
+    parser.add_argument("--num-shards", type=int, required=True, help="how many chunks")
+    parser.add_argument("--run-id", default="", help="names the journal if data.resume is false")
+    args = parser.parse_args()
+    config = load_config(args.config)
+    split(config, Layout.of(config, args.num_shards), args.run_id)
+
+
+if __name__ == "__main__":
+    cli.run(main)

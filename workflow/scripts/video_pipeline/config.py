@@ -1,0 +1,419 @@
+"""The configuration: one typed model that validates, documents and resolves itself.
+
+This module is the only one that reads configuration. ``config/config.yaml``, ``config/README.md``
+and ``config/schema.json`` are generated from the models below (``make config-docs``), and a test
+fails when they drift apart. It is imported while Snakemake parses the workflow, so it must stay
+light: no torch, no vLLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from video_pipeline.errors import UserError
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Data(Section):
+    """What is read, what is written, and how the samples are prepared."""
+
+    input_jsonl: Path = Field(
+        Path("samples.jsonl"),
+        description="The samples: one JSON object a line. `.gz` and `.zst` are read too.",
+    )
+    output_jsonl: Path = Field(
+        Path("results/output.describe.jsonl"),
+        description="The consolidated output. Rank files, journal, summary and the resolved "
+        "configuration are written beside it.",
+    )
+    video_field: str = Field(
+        "path", min_length=1, description="The field that holds the video's path or address."
+    )
+    video_root: Path | None = Field(
+        None,
+        description="What a relative video path is relative to. `null`: the folder of `input_jsonl`.",
+    )
+    id_field: str | None = Field(
+        None,
+        min_length=1,
+        description="The field that holds a unique id, used as `__key`. `null`: the key is a hash "
+        "of the sample's content.",
+    )
+    resume: bool = Field(
+        True,
+        description="`false`: every invocation starts a new, empty journal (its own retries go on "
+        "in it).",
+    )
+    num_shards: Auto | int = Field(
+        "auto",
+        description="How many chunks, and so how many inference jobs. `auto`: (GPUs given to "
+        "Snakemake) // (GPUs per job), at least 1.",
+    )
+    num_workers: Auto | int = Field(
+        "auto",
+        description="Decode processes per rank. `auto`: the cores that Snakemake gave the job, "
+        "less one for the engine.",
+    )
+    sample_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds one sample may take to be read and prepared; then its worker is "
+        "killed and the sample gets an error record.",
+    )
+    max_ready_gb: float = Field(
+        8.0,
+        gt=0,
+        description="Bound, in GB, on the prepared samples held at once: ready plus submitted to "
+        "the engine.",
+    )
+
+    @model_validator(mode="after")
+    def _counts(self) -> Data:
+        for name in ("num_shards", "num_workers"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ValueError(f"data.{name}: {value} is too small, expected `auto` or at least 1")
+        if not self.output_jsonl.name.endswith(".jsonl"):
+            raise ValueError(
+                f"data.output_jsonl: {str(self.output_jsonl)!r} must end with .jsonl "
+                "(the summary and the rank files are named after it)"
+            )
+        return self
+
+
+class Vision(Section):
+    """How many frames of which size the model sees: keys of the video item that
+    `qwen_vl_utils.process_vision_info` reads. The defaults fit `vllm.max_model_len: 32768`."""
+
+    fps: float | None = Field(
+        2.0, gt=0, description="Frames a second to sample. `null` together with `nframes`."
+    )
+    nframes: int | None = Field(
+        None, ge=2, description="Sample this many frames, however long the video; replaces `fps`."
+    )
+    min_frames: int | None = Field(
+        None, ge=2, description="At least this many frames. `null`: 4, as in qwen-vl-utils."
+    )
+    max_frames: int = Field(256, ge=2, description="At most this many frames.")
+    min_pixels: int = Field(
+        16 * 28 * 28, gt=0, description="Pixels of a frame after the resize, at least."
+    )
+    max_pixels: int = Field(
+        768 * 28 * 28, gt=0, description="Pixels of a frame after the resize, at most."
+    )
+    total_pixels: int = Field(
+        20480 * 28 * 28,
+        gt=0,
+        description="Bound on frames x pixels / 2, and so on the visual tokens of a video: "
+        "20,480 tokens where a token covers 28 x 28 pixels (Qwen2.5-VL), 15,680 where it covers "
+        "32 x 32 (Qwen3-VL).",
+    )
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Vision:
+        if self.nframes is None and self.fps is None:
+            raise ValueError("vision: give either vision.fps or vision.nframes")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"vision.min_pixels: {self.min_pixels} is larger than vision.max_pixels: "
+                f"{self.max_pixels}"
+            )
+        if self.min_frames is not None and self.min_frames > self.max_frames:
+            raise ValueError(
+                f"vision.min_frames: {self.min_frames} is larger than vision.max_frames: "
+                f"{self.max_frames}"
+            )
+        return self
+
+    def video_kwargs(self) -> dict[str, Any]:
+        """The keys to add to a video item of the messages."""
+        kwargs = self.model_dump(exclude_none=True)
+        if "nframes" in kwargs:  # qwen-vl-utils accepts one of the two
+            for key in ("fps", "min_frames", "max_frames"):
+                kwargs.pop(key, None)
+        return kwargs
+
+    @property
+    def most_frames(self) -> int:
+        """Upper bound on the frames of one video."""
+        return self.nframes if self.nframes is not None else self.max_frames
+
+
+class Vllm(Section):
+    """The model, and any other engine argument of vLLM by its own name. Unknown names are found
+    when the engine starts, checked against vLLM's own signature."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    model: str = Field(
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        min_length=1,
+        description="A name on the Hugging Face hub, or a local folder.",
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one copy of the model.")
+    max_model_len: int = Field(
+        32768, ge=1, description="Prompt and answer together, in tokens, at most."
+    )
+
+    @property
+    def gpus_per_job(self) -> int:
+        """GPUs that one inference job needs: tensor x pipeline x data parallel."""
+        return (
+            self.tensor_parallel_size
+            * int(self.arguments.get("pipeline_parallel_size", 1))
+            * int(self.arguments.get("data_parallel_size", 1))
+        )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All engine arguments, as they are handed to vLLM."""
+        return self.model_dump()
+
+
+class Sampling(Section):
+    """Any field of vLLM's `SamplingParams` by its own name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    temperature: float = Field(0.0, ge=0, description="0: greedy, the same answer every time.")
+    max_tokens: int = Field(512, ge=1, description="Tokens of an answer, at most.")
+
+
+class Run(Section):
+    """What is asked, and how the run behaves."""
+
+    task: str = Field("describe", min_length=1, description="A registered task.")
+    plugins: list[str] = Field(
+        [],
+        description="Python files or modules to import, so that their tasks and datasets register.",
+    )
+    engine: Literal["vllm", "simulated"] = Field(
+        "vllm",
+        description="`simulated` answers with text made from the key, for tests and benchmarks.",
+    )
+    simulated: Simulated = Field(
+        default_factory=lambda: Simulated(), description="Timing of the simulated engine."
+    )
+    max_in_flight: int = Field(
+        256, ge=1, description="Requests submitted to the engine at once, at most."
+    )
+    keep_rank_files: bool = Field(False, description="Keep the rank files after consolidation.")
+    max_error_rate: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Failed / finished samples of a chunk, looked at from the 20th failure on; a "
+        "shard over it stops at once.",
+    )
+
+
+class Simulated(Section):
+    """How long the simulated engine pretends to compute."""
+
+    seconds_per_prompt_token: float = Field(0.0, ge=0, description="Seconds a prompt token costs.")
+    seconds_per_output_token: float = Field(0.0, ge=0, description="Seconds an answer token costs.")
+    output_tokens: int = Field(16, ge=1, description="Tokens of an answer.")
+    concurrency: int = Field(256, ge=1, description="Requests that are computed at the same time.")
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    data: Data = Data()
+    vision: Vision = Vision()
+    vllm: Vllm = Vllm()
+    sampling: Sampling = Sampling()
+    run: Run = Run()
+    task_params: dict[str, Any] = Field(
+        {}, description="Handed to the task as `task.params` and to the dataset as `params`."
+    )
+
+    @model_validator(mode="after")
+    def _different_files(self) -> Config:
+        if os.path.abspath(self.data.input_jsonl) == os.path.abspath(self.data.output_jsonl):
+            raise ValueError("data.output_jsonl: is the same file as data.input_jsonl")
+        return self
+
+    @property
+    def video_root(self) -> Path:
+        """The absolute folder that relative video paths are relative to."""
+        return (self.data.video_root or self.data.input_jsonl.parent).absolute()
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, as YAML that :func:`load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+Run.model_rebuild()
+Config.model_rebuild()
+
+
+def load_config(raw: dict[str, Any] | str | Path) -> Config:
+    """Validate a configuration given as a mapping, or as the path of a YAML file.
+
+    Raises :class:`UserError` with one line for every mistake: an unknown key names the nearest
+    key, a wrong value names its place, what was given and what is expected.
+    """
+    source = "configuration"
+    if not isinstance(raw, dict):
+        source = str(raw)
+        try:
+            raw = yaml.safe_load(Path(raw).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read the configuration {source}: {error}") from error
+        if not isinstance(raw, dict):
+            raise UserError(f"{source}: expected sections (data:, vllm:, ...), got {raw!r}")
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n  ".join([f"{source}:", *_explain(error)])) from None
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line for every place that is wrong; the branches of a union share one."""
+    expected: dict[tuple[str, str], list[str]] = {}
+    lines = []
+    for detail in error.errors():
+        # A union's branches ("literal['auto']", "int") are steps of pydantic's path, not of ours.
+        place = [str(step) for step in detail["loc"] if _is_key(step)]
+        where = ".".join(place)
+        if detail["type"] == "extra_forbidden":
+            lines.append(_explain_unknown(place))
+        elif detail["type"] == "value_error":
+            lines.append(detail["msg"].removeprefix("Value error, "))
+        else:
+            wish = _WISHES.get(detail["type"]) or detail["msg"].removeprefix("Input should be ")
+            expected.setdefault((where, repr(detail["input"])), []).append(wish)
+    lines += [f"{where}: got {got}, expected {' or '.join(e)}" for (where, got), e in expected.items()]
+    return lines
+
+
+_WISHES = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "model_type": "keys and values",
+    "dict_type": "keys and values",
+}
+
+
+def _explain_unknown(place: list[str]) -> str:
+    section, known = ".".join(place[:-1]), _known_keys(place[:-1])
+    near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+    hint = f"did you mean {'.'.join([*place[:-1], *near])!r}? " if near else ""
+    return (
+        f"{'.'.join(place)}: unknown key; {hint}"
+        f"known in {section or 'the configuration'}: {', '.join(known)}"
+    )
+
+
+def _is_key(step: Any) -> bool:
+    return isinstance(step, int) or step.isidentifier() and step not in ("int", "function-after")
+
+
+def _known_keys(place: list[str]) -> list[str]:
+    model: Any = Config
+    for step in place:
+        model = model.model_fields[step].annotation
+    return list(model.model_fields)
+
+
+# --- what is generated from the models -----------------------------------------------------------
+
+_HEADER = "# The defaults. Generated by `make config-docs`; put your own values in a file of your own\n# and pass it with `--configfile`, what it leaves out is taken from here.\n"
+_SCHEMA_LINE = "# yaml-language-server: $schema=schema.json\n"
+
+
+def _sections() -> list[tuple[str, type[Section], dict[str, Any]]]:
+    defaults = Config().model_dump(mode="json")
+    return [
+        (name, field.annotation, defaults[name])
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    ]
+
+
+def default_yaml() -> str:
+    """``config/config.yaml``: every default, with its description as a comment."""
+    lines = [_SCHEMA_LINE + _HEADER]
+    for name, model, defaults in _sections():
+        lines.append(f"# {_one_line(model.__doc__)}\n{name}:")
+        for key, field in model.model_fields.items():
+            value = json.dumps(defaults[key])
+            lines.append(f"  # {_one_line(field.description)}\n  {key}: {value}")
+        lines.append("")
+    description = _one_line(Config.model_fields["task_params"].description)
+    lines.append(f"# {description}\ntask_params: {{}}\n")
+    return "\n".join(lines)
+
+
+def reference_markdown() -> str:
+    """``config/README.md``: the reference of every key."""
+    lines = [
+        "# Configuration",
+        "",
+        "Generated from `workflow/scripts/video_pipeline/config.py` by `make config-docs`.",
+        "Values in a file given with `--configfile` replace these defaults key by key. Relative",
+        "paths are relative to the working directory (`--directory`).",
+        "An editor that understands JSON Schema completes and checks keys with",
+        "[`schema.json`](schema.json).",
+    ]
+    for name, model, defaults in _sections():
+        lines += ["", f"## `{name}`", "", _one_line(model.__doc__), ""]
+        lines += ["| key | default | meaning |", "|---|---|---|"]
+        for key, field in model.model_fields.items():
+            nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+            if nested:
+                for inner, inner_field in field.annotation.model_fields.items():
+                    lines.append(
+                        f"| `{key}.{inner}` | `{json.dumps(defaults[key][inner])}` | "
+                        f"{_one_line(inner_field.description)} |"
+                    )
+            else:
+                lines.append(
+                    f"| `{key}` | `{json.dumps(defaults[key])}` | {_one_line(field.description)} |"
+                )
+    lines += ["", "## `task_params`", "", Config.model_fields["task_params"].description, ""]
+    return "\n".join(lines)
+
+
+def json_schema() -> str:
+    """``config/schema.json``: for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def write_generated(folder: Path) -> None:
+    """Write the generated files into ``folder`` (``config/`` of the repository)."""
+    (folder / "config.yaml").write_text(default_yaml(), encoding="utf-8")
+    (folder / "README.md").write_text(reference_markdown(), encoding="utf-8")
+    (folder / "schema.json").write_text(json_schema(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the generated configuration files.")
+    parser.add_argument("folder", type=Path, help="the repository's config/ folder")
+    write_generated(parser.parse_args().folder)

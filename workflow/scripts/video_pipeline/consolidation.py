@@ -1,0 +1,102 @@
+"""Consolidate: the rank files become one output, in input order, and a summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+from array import array
+from collections import Counter
+from contextlib import ExitStack
+from typing import Any
+
+import orjson
+
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.files import replacing, write_text
+from video_pipeline.layout import Layout
+from video_pipeline.sharding import ChunkEntry, Manifest
+from video_pipeline.statistics import read_statistics
+
+logger = logging.getLogger(__name__)
+
+
+def consolidate(config: Config, layout: Layout) -> None:
+    """Merge the rank files into ``data.output_jsonl`` and write the summary.
+
+    Each record is checked against the chunk that split wrote.
+
+    Raises :class:`UserError` naming the rank, the line and the sample where a record is missing
+    or is another sample's.
+    """
+    manifest = Manifest.read(layout.manifest)
+    order = array("I", layout.order.read_bytes())
+    statuses: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    with ExitStack() as stack, replacing(layout.output) as output:
+        pairs = [
+            (
+                stack.enter_context(open(layout.chunk(rank), "rb")),
+                stack.enter_context(open(layout.rank_file(rank), "rb")),
+            )
+            for rank in range(manifest.num_shards)
+        ]
+        positions = [0] * manifest.num_shards
+        for rank in order:
+            chunk, records = pairs[rank]
+            positions[rank] += 1
+            entry = ChunkEntry.from_line(chunk.readline())
+            line = records.readline()
+            record = orjson.loads(line) if line else {}
+            if record.get("__key") != entry.key:
+                raise UserError(
+                    f"{layout.rank_file(rank)}, line {positions[rank]}: expected sample "
+                    f"{entry.key}, found {record.get('__key', 'the end of the file')}. Remove this "
+                    "rank file and run snakemake again; nothing is inferred twice"
+                )
+            error = record.get("__error")
+            statuses[f"error: {error['stage']}" if error else "ok"] += 1
+            tokens.update(
+                {n: v for n, v in record.get("__usage", {}).items() if isinstance(v, int)}
+            )
+            output.write(line)
+        for rank, (_, records) in enumerate(pairs):
+            if records.readline():
+                raise UserError(
+                    f"{layout.rank_file(rank)} holds more records than its chunk. Remove it and "
+                    "run snakemake again; nothing is inferred twice"
+                )
+    summary = _summary(config, layout, manifest, statuses, tokens)
+    write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
+    logger.info("%s: %s", layout.output, summary["samples"])
+
+
+def _summary(
+    config: Config,
+    layout: Layout,
+    manifest: Manifest,
+    statuses: Counter[str],
+    tokens: Counter[str],
+) -> dict[str, Any]:
+    failures = {s.removeprefix("error: "): n for s, n in statuses.items() if s != "ok"}
+    return {
+        "output": str(layout.output),
+        "task": manifest.task,
+        "model": config.vllm.model if config.run.engine == "vllm" else config.run.engine,
+        "samples": {
+            "input_lines": manifest.lines,
+            "distinct": manifest.samples,
+            "duplicates": manifest.duplicates,
+            "left_out": manifest.left_out,
+            "ok": statuses["ok"],
+            "error": sum(failures.values()),
+            "errors_by_stage": failures,
+        },
+        "usage": {
+            "prompt_tokens": tokens["prompt_tokens"],
+            "completion_tokens": tokens["completion_tokens"],
+        },
+        "jobs": [
+            job for rank in range(manifest.num_shards) for job in read_statistics(layout.statistics(rank))
+        ],
+    }

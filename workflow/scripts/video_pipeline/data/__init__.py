@@ -1,0 +1,1 @@
+"""Datasets: from a sample to the input of the model."""

@@ -1,0 +1,25 @@
+"""The registered datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from video_pipeline.data.base import BaseDataset
+from video_pipeline.registry import Registry
+
+_DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
+
+T = TypeVar("T", bound=type[BaseDataset])
+
+
+def register_dataset(name: str) -> Callable[[T], T]:
+    """Class decorator: make a :class:`BaseDataset` known as ``name``."""
+    return lambda cls: _DATASETS.add(name, cls)
+
+
+def get_dataset(name: str) -> type[BaseDataset]:
+    """The dataset registered as ``name``. Raises :class:`UserError` listing those there are."""
+    from video_pipeline.data import frames, qwen_video  # noqa: F401  (they register)
+
+    return _DATASETS.get(name)

@@ -1,0 +1,212 @@
+"""The decode processes: ``Dataset.__getitem__``, then the engine's own preparation."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as PoolTimeout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from video_pipeline.config import Config
+from video_pipeline.data.transport import Parcel, pack, unpack
+from video_pipeline.engine.base import RequestRefused
+from video_pipeline.errors import TaskError, UserError
+
+SAMPLES_PER_WORKER = 2000
+"""A worker is replaced after this many samples, so that a codec's leak stays small."""
+
+
+class SampleError(Exception):
+    """A sample that could not be prepared.
+
+    Attributes:
+        stage: ``read``, ``timeout``, ``crash`` or ``generate``, as in the output.
+        type: Name of the exception.
+    """
+
+    def __init__(self, stage: str, type: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.type = type
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampleError, (self.stage, self.type, str(self))
+
+    def as_record(self) -> dict[str, str]:
+        """The ``__error`` of the sample's record."""
+        return {"stage": self.stage, "type": self.type, "message": str(self)}
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a decode process needs to start; it crosses to the process as a pickle.
+
+    Attributes:
+        config: The configuration.
+        chunk: The chunk file.
+        model: ``model`` of the dataset.
+        preparer: From the engine: turns ``llm_input`` and key into its request.
+        folder: Folder of shared memory for the prepared samples.
+    """
+
+    config: Config
+    chunk: Path
+    model: str
+    preparer: Callable[[dict[str, Any], str], Any]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample ready for the engine.
+
+    Attributes:
+        request: What the engine's ``generate`` takes.
+        num_bytes: Memory it holds.
+        seconds: Time its worker spent on it.
+    """
+
+    request: Any
+    num_bytes: int
+    seconds: float
+
+
+class DecodePool:
+    """A pool of decode processes; a sample that kills or hangs its process costs only itself."""
+
+    def __init__(self, spec: WorkerSpec, num_workers: int, timeout_s: float) -> None:
+        self.num_workers = num_workers
+        self._timeout_s = timeout_s
+        self._pool = ProcessPool(
+            max_workers=num_workers,
+            max_tasks=SAMPLES_PER_WORKER,
+            initializer=_start,
+            initargs=(spec,),
+            context=multiprocessing.get_context("spawn"),
+        )
+        # a pool starts its workers with the first task: let them start while the model loads
+        self._pool.schedule(_ready)
+
+    async def prepare(self, position: int) -> Prepared:
+        """Prepare the sample at ``position`` of the chunk.
+
+        Raises :class:`SampleError` for the sample's own failure and :class:`UserError` if the
+        user's code or configuration is at fault.
+        """
+        future = self._pool.schedule(_prepare, args=(position,), timeout=self._timeout_s)
+        try:
+            parcel, seconds = await asyncio.wrap_future(future)
+        except PoolTimeout:
+            raise SampleError(
+                "timeout", "TimeoutError", f"not ready after {self._timeout_s:g} s"
+            ) from None
+        except ProcessExpired as error:
+            raise SampleError(
+                "crash", "ProcessExpired", f"the decode process died (exit code {error.exitcode})"
+            ) from None
+        return Prepared(unpack(parcel), parcel.num_bytes, seconds)
+
+    def stop(self) -> None:
+        """Kill the processes and drop what they were doing."""
+        self._pool.stop()
+        self._pool.join()
+
+
+class _Worker:
+    """The state of a decode process."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        import torch
+
+        from video_pipeline.data.registry import get_dataset
+        from video_pipeline.data.samples import Chunk, ChunkSamples
+        from video_pipeline.plugins import load_plugins
+        from video_pipeline.tasks.registry import get_task
+
+        torch.set_num_threads(1)
+        config = spec.config
+        load_plugins(config.run.plugins)
+        task = get_task(config.run.task)(dict(config.task_params))
+        self._chunk = Chunk(spec.chunk)
+        self._dataset = get_dataset(task.dataset_name)(
+            samples=ChunkSamples(self._chunk, config),
+            task=task,
+            model=spec.model,
+            video_field=config.data.video_field,
+            vision_kwargs=config.vision.video_kwargs(),
+            params=dict(config.task_params),
+        )
+        self._preparer = spec.preparer
+        self._folder = spec.folder
+
+    def prepare(self, position: int) -> Parcel:
+        key = self._chunk[position].key
+        item = self._read(position, key)
+        try:
+            request = self._preparer(item["llm_input"], key)
+        except RequestRefused as error:
+            raise SampleError("generate", error.type, str(error)) from None
+        return pack(request, self._folder)
+
+    def _read(self, position: int, key: str) -> dict[str, Any]:
+        try:
+            item = self._dataset[position]
+        except UserError:
+            raise
+        except Exception as error:
+            raise SampleError("read", type(error).__name__, _message(error)) from error
+        name = type(self._dataset).__name__
+        if not isinstance(item, dict) or not {"__key", "llm_input"} <= item.keys():
+            raise TaskError(
+                f"dataset {name}: __getitem__ must return a dict with '__key', 'raw' and "
+                f"'llm_input', it returned {item!r:.200}"
+            )
+        if item["__key"] != key:
+            raise TaskError(
+                f"dataset {name}: __getitem__ was asked for sample {key!r} and returned "
+                f"{item['__key']!r}; give back sample['__key'] as it came"
+            )
+        return item
+
+
+def _message(error: Exception) -> str:
+    """The error's text; where it has none, the line that raised it."""
+    if str(error):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.line} ({frame.filename}, line {frame.lineno})"
+
+
+_worker: _Worker | BaseException | None = None
+
+
+def _start(spec: WorkerSpec) -> None:
+    """Initializer of a decode process. A failure is kept for the first sample to report."""
+    global _worker
+    # FFmpeg and torch each take all cores by default; a decode process has one
+    os.environ["TORCHCODEC_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        _worker = _Worker(spec)
+    except Exception as error:
+        _worker = error
+
+
+def _ready() -> None:
+    """A task that does nothing."""
+
+
+def _prepare(position: int) -> tuple[Parcel, float]:
+    if isinstance(_worker, BaseException):
+        raise _worker
+    started = time.monotonic()
+    parcel = _worker.prepare(position)
+    return parcel, time.monotonic() - started

@@ -1,0 +1,20 @@
+"""Engines: what turns a prepared sample into text. The only package that imports vLLM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from video_pipeline.config import Config
+    from video_pipeline.engine.base import Engine
+
+
+def create_engine(config: Config) -> Engine:
+    """The engine of ``run.engine``, configured but not started."""
+    if config.run.engine == "simulated":
+        from video_pipeline.engine.simulated import SimulatedEngine
+
+        return SimulatedEngine(config)
+    from video_pipeline.engine.vllm import VllmEngine
+
+    return VllmEngine(config)

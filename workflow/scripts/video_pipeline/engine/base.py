@@ -1,0 +1,85 @@
+"""The base class of engines."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+class RequestRefused(Exception):
+    """The engine refuses one request; the others go on.
+
+    Attributes:
+        type: Name of the engine's own exception.
+    """
+
+    def __init__(self, type: str, message: str) -> None:
+        super().__init__(message)
+        self.type = type
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RequestRefused, (self.type, str(self))
+
+
+class EngineDead(Exception):
+    """The engine is gone; the job cannot go on."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said.
+
+    Attributes:
+        output_text: The text.
+        prompt_tokens: Tokens of the prompt, visual ones included.
+        completion_tokens: Tokens of the answer.
+        finish_reason: ``stop`` or ``length``.
+    """
+
+    output_text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """``__usage`` of the record."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "finish_reason": self.finish_reason,
+        }
+
+
+class Engine(ABC):
+    """Answers requests, many at the same time, in one asyncio loop.
+
+    Attributes:
+        model_name: ``__model`` of the records.
+        dataset_model: ``model`` of the datasets.
+    """
+
+    model_name: str
+    dataset_model: str
+
+    @abstractmethod
+    def preparer(self) -> Callable[[dict[str, Any], str], Any]:
+        """A picklable function that runs in the decode processes: it turns a dataset's
+        ``llm_input`` and the sample's key into a request, or raises :class:`RequestRefused`."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load the model. Raises :class:`UserError` where the user's settings cannot work."""
+
+    @abstractmethod
+    async def generate(self, key: str, request: Any) -> Answer:
+        """Answer one request; called for many samples at once.
+
+        Raises :class:`RequestRefused` for this request alone, :class:`EngineDead` for all.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the engine's processes."""

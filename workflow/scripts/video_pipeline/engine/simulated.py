@@ -1,0 +1,74 @@
+"""An engine without a model, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from video_pipeline.config import Config
+from video_pipeline.data.prompt import SIMULATED_MODEL
+from video_pipeline.engine.base import Answer, Engine
+
+_PIXELS_PER_TOKEN = 28 * 28 * 2
+
+
+class SimulatedEngine(Engine):
+    """Says deterministic words made from the key, and waits as long as it is told to.
+
+    Waiting costs no CPU. At most ``run.simulated.concurrency`` requests wait at a time. Its
+    records say so: ``__model`` is ``simulated``.
+    """
+
+    model_name = SIMULATED_MODEL
+    dataset_model = SIMULATED_MODEL
+
+    def __init__(self, config: Config) -> None:
+        self._settings = config.run.simulated
+        self._tokens = min(config.run.simulated.output_tokens, config.sampling.max_tokens)
+        self._free = asyncio.Semaphore(config.run.simulated.concurrency)
+
+    def preparer(self) -> Callable[[dict[str, Any], str], Any]:
+        return _prepare
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def generate(self, key: str, request: Any) -> Answer:
+        prompt_tokens = count_tokens(request)
+        settings = self._settings
+        async with self._free:
+            await asyncio.sleep(
+                prompt_tokens * settings.seconds_per_prompt_token
+                + self._tokens * settings.seconds_per_output_token
+            )
+        return Answer(simulated_text(key, self._tokens), prompt_tokens, self._tokens, "stop")
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
+def simulated_text(key: str, num_words: int) -> str:
+    """``num_words`` words made from ``key``."""
+    words = []
+    for number in range(num_words):
+        digest = hashlib.blake2b(f"{key} {number}".encode(), digest_size=3)
+        words.append(digest.hexdigest())
+    return " ".join(words)
+
+
+def count_tokens(llm_input: dict[str, Any]) -> int:
+    """Roughly the tokens of a prompt: 4 characters each, and 28 x 28 pixels of 2 frames."""
+    pixels = sum(
+        frames.shape[0] * frames.shape[-2] * frames.shape[-1]
+        for frames, _ in llm_input.get("multi_modal_data", {}).get("video", [])
+        if isinstance(frames, torch.Tensor)
+    )
+    return len(llm_input["prompt"]) // 4 + pixels // _PIXELS_PER_TOKEN
+
+
+def _prepare(llm_input: dict[str, Any], key: str) -> dict[str, Any]:
+    return llm_input

@@ -1,0 +1,176 @@
+"""The engine that people come for: vLLM's own asynchronous engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from video_pipeline.budget import check_budget
+from video_pipeline.config import Config
+from video_pipeline.engine.base import Answer, Engine, EngineDead, RequestRefused
+from video_pipeline.errors import UserError
+
+# vLLM must start its engine process by spawn: this process has threads.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+from vllm import SamplingParams  # noqa: E402
+from vllm.config import VllmConfig  # noqa: E402
+from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
+from vllm.inputs import parse_model_prompt  # noqa: E402
+from vllm.renderers.registry import renderer_from_config  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.usage.usage_lib import UsageContext  # noqa: E402
+from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
+from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
+
+# Each video is seen once: caches of processed media only cost memory and hashing. A user's own
+# engine arguments come after these.
+_DEFAULTS = {
+    "mm_processor_cache_gb": 0,
+    "enable_prefix_caching": False,
+    "disable_log_stats": True,
+}
+
+_PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+
+
+class VllmEngine(Engine):
+    """vLLM with continuous batching: requests join and leave while others run."""
+
+    def __init__(self, config: Config) -> None:
+        self.model_name = config.vllm.model
+        arguments = {**_DEFAULTS, **config.vllm.arguments}
+        check_names(
+            "vllm", config.vllm.arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)]
+        )
+        self._sampling = _sampling_params(config)
+        try:
+            engine_args = AsyncEngineArgs(**arguments)
+            # offline use: vLLM then chooses batch sizes for throughput
+            self._vllm_config = engine_args.create_engine_config(UsageContext.LLM_CLASS)
+            if not _same_normalisation(self._vllm_config):
+                # On the device vLLM normalises videos with the image processor's mean and std.
+                engine_args = AsyncEngineArgs(**arguments, mm_device_do_normalize=False)
+                self._vllm_config = engine_args.create_engine_config(UsageContext.LLM_CLASS)
+        except (ValueError, OSError, TypeError) as error:
+            raise UserError(f"vLLM refuses the section vllm: {error}") from error
+        vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
+        if vision is not None and hasattr(vision, "patch_size"):
+            check_budget(config, vision.patch_size)
+        self.dataset_model = _processor_folder(self._vllm_config)
+        self._llm: AsyncLLM | None = None
+
+    def preparer(self) -> Callable[[dict[str, Any], str], Any]:
+        return Renderer(self._vllm_config)
+
+    async def start(self) -> None:
+        self._llm = AsyncLLM.from_vllm_config(self._vllm_config, disable_log_stats=True)
+
+    async def generate(self, key: str, request: Any) -> Answer:
+        output = None
+        try:
+            async for output in self._llm.generate(request, self._sampling, request_id=key):
+                pass
+        except EngineDeadError as error:
+            raise EngineDead(str(error)) from error
+        except Exception as error:  # vLLM's word for a request it refuses varies
+            if self._llm.errored:
+                raise EngineDead(str(error)) from error
+            cause = error.__cause__ or error
+            raise RequestRefused(type(cause).__name__, str(cause)) from error
+        completion = output.outputs[0]
+        return Answer(
+            completion.text,
+            len(output.prompt_token_ids),
+            len(completion.token_ids),
+            completion.finish_reason,
+        )
+
+    def stop(self) -> None:
+        if self._llm is not None:
+            self._llm.shutdown()
+
+
+class Renderer:
+    """vLLM's own preparation of a prompt (tokens, pixel values, positions), run in a decode
+    process so that the engine's process only passes the result on."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        self._vllm_config = vllm_config
+        self._renderer = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_vllm_config": self._vllm_config, "_renderer": None}
+
+    def __call__(self, llm_input: dict[str, Any], key: str) -> Any:
+        if self._renderer is None:
+            self._renderer = renderer_from_config(self._vllm_config)
+        media = llm_input.get("multi_modal_data") or {}
+        # Without names of our own each process counts its items from 1, two different videos
+        # share a name, and the encoder cache answers for the wrong one.
+        uuids = {
+            modality: [f"{key}-{modality}-{number}" for number in range(_count(items))]
+            for modality, items in media.items()
+        }
+        try:
+            prompt = parse_model_prompt(
+                self._vllm_config.model_config, {**llm_input, "multi_modal_uuids": uuids}
+            )
+            (engine_input,) = self._renderer.render_cmpl([prompt])
+        except Exception as error:
+            raise RequestRefused(type(error).__name__, str(error)) from error
+        return engine_input
+
+
+def _count(items: Any) -> int:
+    return len(items) if isinstance(items, list) else 1
+
+
+def check_names(section: str, given: Iterable[str], known: list[str]) -> None:
+    """Raise :class:`UserError`, with the nearest name, for a name that vLLM does not have."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {section}.{near[0]}?" if near else ""
+            raise UserError(f"{section}.{name}: vLLM has no such setting{hint}")
+
+
+def _sampling_params(config: Config) -> SamplingParams:
+    given = config.sampling.model_dump()
+    check_names("sampling", given, list(inspect.signature(SamplingParams).parameters))
+    if given.get("n", 1) != 1:
+        raise UserError("sampling.n: a record holds one answer; leave n at 1")
+    try:
+        return SamplingParams(**{**given, "output_kind": RequestOutputKind.FINAL_ONLY})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"vLLM refuses the section sampling: {error}") from error
+
+
+def _same_normalisation(vllm_config: VllmConfig) -> bool:
+    """Whether images and videos are normalised alike by the model's processor."""
+    from vllm.transformers_utils.processor import cached_processor_from_config
+
+    processor = cached_processor_from_config(vllm_config.model_config)
+    image = getattr(processor, "image_processor", None)
+    video = getattr(processor, "video_processor", None)
+    return image is None or video is None or all(
+        list(getattr(image, name)) == list(getattr(video, name))
+        for name in ("image_mean", "image_std")
+    )
+
+
+def _processor_folder(vllm_config: VllmConfig) -> str:
+    """A local folder with the processor of the model, in the revision that vLLM loads."""
+    model_config = vllm_config.model_config
+    if Path(model_config.model).is_dir():
+        return model_config.model
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(
+        model_config.model, revision=model_config.revision, allow_patterns=_PROCESSOR_FILES
+    )

@@ -1,0 +1,152 @@
+"""What makes two inferences the same: the key, the request digest and the fingerprint.
+
+A sample is done when the journal of its *fingerprint* has a record with its *key*, its part and
+its *request digest*:
+
+* the **key** names the sample: the user's id, or a hash of its content;
+* the **request digest** hashes what is asked about that sample: the messages of the task;
+* the **fingerprint** hashes everything else that changes an answer: model, engine, sampling,
+  vision settings, dataset. It names the folder of the journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from video_pipeline.errors import TaskError
+
+if TYPE_CHECKING:
+    from video_pipeline.config import Config
+    from video_pipeline.tasks.base import Task
+
+# Engine arguments that change speed, memory or logging, but not what is answered. Names from
+# vLLM 0.32's EngineArgs. Anything not listed here changes the fingerprint: rather infer once too
+# often than mix the answers of two settings.
+NEUTRAL_ENGINE_ARGUMENTS = frozenset(
+    {
+        "api_process_count",
+        "async_scheduling",
+        "block_size",
+        "compilation_config",
+        "cpu_offload_gb",
+        "cudagraph_capture_sizes",
+        "data_parallel_size",
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "download_dir",
+        "enable_chunked_prefill",
+        "enable_log_requests",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_cudagraph_capture_size",
+        "max_model_len",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "max_parallel_loading_workers",
+        "mm_encoder_tp_mode",
+        "mm_processor_cache_gb",
+        "mm_processor_cache_type",
+        "mm_tensor_ipc",
+        "num_gpu_blocks_override",
+        "pipeline_parallel_size",
+        "safetensors_load_strategy",
+        "scheduling_policy",
+        "show_hidden_metrics_for_version",
+        "stream_interval",
+        "swap_space",
+        "tensor_parallel_size",
+    }
+)
+
+
+def content_key(raw: dict[str, Any]) -> str:
+    """Key of a sample without an id: 32 hex digits of a hash over its sorted JSON."""
+    return _digest(orjson.dumps(raw, option=orjson.OPT_SORT_KEYS))
+
+
+def request_digest(task: Task, sample: dict[str, Any], video: str) -> str:
+    """Digest of what ``task`` asks about ``sample``: 32 hex digits.
+
+    ``video`` is the path as the input has it. It stands for the absolute address in the digest, so
+    that a dataset may move to another folder.
+
+    Raises :class:`TaskError` if ``build_messages`` fails or returns what JSON cannot carry.
+    """
+    messages = task.messages(sample)
+    asked = {
+        "messages": _replace(messages, sample["__video_uri"], video),
+        "video": video,
+        "segment": [sample.get("video_start"), sample.get("video_end")],
+    }
+    try:
+        return _digest(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
+    except TypeError as error:
+        raise TaskError(
+            f"task {task.name!r}: build_messages must return plain text, numbers, lists and dicts "
+            f"({error})"
+        ) from error
+
+
+def fingerprint(config: Config, dataset_version: int, dataset_name: str, reader_version: int) -> str:
+    """Digest of everything but the sample that changes an answer: 32 hex digits.
+
+    A local model is known by the names, sizes and modification times of its files; a model of the
+    hub by its name and ``vllm.revision``.
+    """
+    arguments = {
+        name: value
+        for name, value in config.vllm.arguments.items()
+        if name not in NEUTRAL_ENGINE_ARGUMENTS
+    }
+    engine: dict[str, Any] = {"kind": config.run.engine}
+    if config.run.engine == "simulated":
+        engine["output_tokens"] = config.run.simulated.output_tokens
+    else:
+        engine["arguments"] = arguments
+        engine["model_files"] = _model_files(Path(config.vllm.model))
+    return _digest(
+        orjson.dumps(
+            {
+                "engine": engine,
+                "dataset": [dataset_name, dataset_version, config.task_params],
+                "reader": reader_version,
+                "vision": config.vision.model_dump(),
+                "sampling": config.sampling.model_dump(),
+            },
+            option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS,
+            default=str,
+        )
+    )
+
+
+def _model_files(folder: Path) -> list[list[Any]] | None:
+    if not folder.is_dir():
+        return None
+    entries = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(files):
+            status = os.stat(os.path.join(parent, name))
+            place = os.path.relpath(os.path.join(parent, name), folder)
+            entries.append([place, status.st_size, status.st_mtime_ns])
+    return entries
+
+
+def _replace(value: Any, old: str, new: str) -> Any:
+    """``value`` with every text equal to ``old`` replaced by ``new``, however deep."""
+    if isinstance(value, dict):
+        return {name: _replace(entry, old, new) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace(entry, old, new) for entry in value]
+    return new if value == old else value
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

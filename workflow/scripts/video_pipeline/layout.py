@@ -1,0 +1,99 @@
+"""Where the files of a run lie, all beside ``data.output_jsonl``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from video_pipeline.config import Config
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one output.
+
+    Attributes:
+        output: The consolidated output, as configured.
+        num_shards: How many chunks the input is split into.
+    """
+
+    output: Path
+    num_shards: int
+
+    @classmethod
+    def of(cls, config: Config, num_shards: int) -> Layout:
+        """The layout of a configuration's output."""
+        return cls(config.data.output_jsonl, num_shards)
+
+    @property
+    def stem(self) -> str:
+        """Name of the output without ``.jsonl``."""
+        return self.output.name.removesuffix(".jsonl")
+
+    def beside(self, ending: str) -> Path:
+        """``output.describe`` + ``ending``."""
+        return self.output.with_name(self.stem + ending)
+
+    @property
+    def summary(self) -> Path:
+        """Counts of the whole run."""
+        return self.beside(".summary.json")
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.beside(".config.yaml")
+
+    def rank_file(self, rank: int | str) -> Path:
+        """The finished records of one rank, in input order."""
+        return self.beside(f".rank{rank}.jsonl")
+
+    @property
+    def plan(self) -> Path:
+        """The resolved number of shards, see :mod:`video_pipeline.plan`."""
+        return self._all_chunks / "plan.json"
+
+    @property
+    def chunks(self) -> Path:
+        """The folder of the chunks; it names the number of shards."""
+        return self._all_chunks / f"of-{self.num_shards}"
+
+    def chunk(self, rank: int | str) -> Path:
+        """The samples of one rank."""
+        return self.chunks / f"rank{rank}.jsonl"
+
+    def statistics(self, rank: int) -> Path:
+        """What the inference jobs of one rank spent."""
+        return self.chunks / f"rank{rank}.statistics.json"
+
+    def lock(self, rank: int) -> Path:
+        """Held by the process that infers one rank."""
+        return self.chunks / f"rank{rank}.lock"
+
+    @property
+    def all_locks(self) -> list[Path]:
+        """The locks of every plan of this output."""
+        return sorted(self._all_chunks.glob("of-*/rank*.lock"))
+
+    @property
+    def manifest(self) -> Path:
+        """What split did."""
+        return self.chunks / "manifest.json"
+
+    @property
+    def order(self) -> Path:
+        """The rank of each distinct sample, in input order."""
+        return self.chunks / "order.bin"
+
+    @property
+    def journal(self) -> Path:
+        """The folder of the journals, one folder in it for each fingerprint."""
+        return self.output.parent / ".journal" / self.stem
+
+    def log(self, name: str) -> Path:
+        """The log of one rule, relative to the working directory."""
+        return Path("logs") / self.stem / f"{name}.log"
+
+    @property
+    def _all_chunks(self) -> Path:
+        return self.output.parent / ".chunks" / self.stem

@@ -1,0 +1,65 @@
+"""Imports the user's plugins, so that their tasks and datasets register."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from video_pipeline.errors import UserError
+
+
+def plugin_files(plugins: list[str]) -> list[Path]:
+    """Those of ``run.plugins`` that are files (the others are names of modules)."""
+    return [Path(plugin) for plugin in plugins if plugin.endswith(".py")]
+
+
+def load_plugins(plugins: list[str]) -> None:
+    """Import every plugin once; a file becomes the module ``video_pipeline_plugin_<stem>``.
+
+    Raises :class:`UserError` with the user's own line where an import fails.
+    """
+    for plugin in plugins:
+        try:
+            if plugin.endswith(".py"):
+                _load_file(Path(plugin))
+            else:
+                importlib.import_module(plugin)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"plugin {plugin} failed on import: {type(error).__name__}: {error}{_line_of(error, plugin)}"
+            ) from error
+
+
+def _load_file(path: Path) -> None:
+    name = f"video_pipeline_plugin_{path.stem}"
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        if Path(loaded.__file__).absolute() == path.absolute():
+            return
+        raise UserError(
+            f"two plugins are called {path.name}: {loaded.__file__} and {path}; rename one"
+        )
+    if not path.is_file():
+        raise UserError(f"plugin {path} not found (in {Path.cwd()}); see run.plugins")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _line_of(error: Exception, plugin: str) -> str:
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).name == Path(plugin).name
+    ]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

@@ -1,0 +1,108 @@
+"""Output records: views of the journal, made by the task's ``parse``."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from video_pipeline.config import Config
+from video_pipeline.data.prompt import SIMULATED_MODEL
+from video_pipeline.errors import TaskError, UserError
+from video_pipeline.samples import task_sample
+from video_pipeline.sharding import ChunkEntry
+from video_pipeline.tasks.base import Task
+
+FIRST_LOOK = 20
+"""The error rate is looked at from this many failures on."""
+
+
+class Records:
+    """Builds the records of the output.
+
+    A changed ``parse`` costs no inference: the journal keeps what the model said.
+    """
+
+    def __init__(self, config: Config, task: Task) -> None:
+        self._config = config
+        self._task = task
+        simulated = config.run.engine == "simulated"
+        self._model = SIMULATED_MODEL if simulated else config.vllm.model
+
+    def build(self, entry: ChunkEntry, journaled: dict[str, Any]) -> dict[str, Any]:
+        """The output record of a sample, from its record in the journal.
+
+        Raises :class:`TaskError` if ``parse`` returns a reserved name or no dict.
+        """
+        answered = {n: journaled[n] for n in ("__usage", "output_text") if n in journaled}
+        error = journaled.get("__error")
+        fields: dict[str, Any] = {}
+        if error is None:
+            sample = task_sample(entry.key, entry.raw, self._config)
+            try:
+                fields = self._task.parsed(journaled["output_text"], sample)
+            except TaskError:
+                raise
+            except Exception as failure:
+                error = _parse_error(failure)
+        known = {"__task": self._task.name, "__model": self._model}
+        if error is not None:
+            return {
+                "__key": entry.key,
+                "__status": "error",
+                "__error": error,
+                **known,
+                "input": entry.raw,
+                **answered,
+            }
+        return {
+            "__key": entry.key,
+            "__status": "ok",
+            **known,
+            "__usage": answered["__usage"],
+            "input": entry.raw,
+            "output_text": answered["output_text"],
+            **fields,
+        }
+
+
+def _parse_error(error: Exception) -> dict[str, str]:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    message = f"{error} ({frame.filename}, line {frame.lineno})"
+    return {"stage": "parse", "type": type(error).__name__, "message": message}
+
+
+@dataclass
+class ErrorRate:
+    """Failures among the finished samples of a chunk.
+
+    Attributes:
+        limit: ``run.max_error_rate``.
+        finished: Samples that are done, failed ones included.
+        failed: Samples that failed.
+    """
+
+    limit: float
+    finished: int = 0
+    failed: int = 0
+
+    def count(self, *, failed: bool) -> None:
+        """Count one finished sample."""
+        self.finished += 1
+        self.failed += failed
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the limit is passed, by at least :data:`FIRST_LOOK` failures."""
+        return self.failed >= FIRST_LOOK and self.failed > self.limit * self.finished
+
+    def check(self, what: str, more: str = "") -> None:
+        """Raise :class:`UserError` if the limit is passed."""
+        if self.exceeded:
+            tail = f"; {more}" if more else ""
+            raise UserError(
+                f"{what}: {self.failed} of {self.finished} finished samples failed, more than "
+                f"run.max_error_rate: {self.limit:g}{tail}. The failures are in the log above. "
+                "Mend the cause and run again (what is done stays done), or raise "
+                "run.max_error_rate to accept them"
+            )

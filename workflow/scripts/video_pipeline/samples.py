@@ -1,0 +1,210 @@
+"""Samples: from the lines of the input JSONL to the dicts that tasks and datasets see."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import orjson
+
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.identity import content_key
+
+SHOWN_ERRORS = 20
+"""How many bad lines an error message shows."""
+
+_UTF8_BOM = b"\xef\xbb\xbf"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# orjson reads integers up to 64 bits exactly and turns larger ones into floats without a word;
+# only lines with so long a run of digits need the slower, exact check.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+
+
+@dataclass(frozen=True, slots=True)
+class InputSample:
+    """One line of the input.
+
+    Attributes:
+        line: Line number, from 1.
+        key: ``__key`` of the sample: its id, or a hash of its content.
+        raw: The object of the line; for a record of a consolidated output, its ``input`` with the
+            rest under ``previous``.
+    """
+
+    line: int
+    key: str
+    raw: dict[str, Any]
+
+
+class InputReader:
+    """Iterates over the valid samples of an input file and counts what is wrong with the others.
+
+    Attributes:
+        lines: Lines read that were not blank.
+        left_out: Error records of an earlier run's output, which are no samples.
+        num_errors: Bad lines, and samples that contradict an earlier one (see :meth:`reject`).
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._path = config.data.input_jsonl
+        self._video_field = config.data.video_field
+        self._id_field = config.data.id_field
+        self.lines = 0
+        self.left_out = 0
+        self.num_errors = 0
+        self._messages: list[str] = []
+
+    def __iter__(self) -> Iterator[InputSample]:
+        for number, line in enumerate(read_lines(self._path), start=1):
+            if not line.strip():
+                continue
+            self.lines += 1
+            try:
+                raw = _unwrap(_parse(line))
+                if raw is None:
+                    self.left_out += 1
+                    continue
+                self._check_video(raw)
+                yield InputSample(number, self._key(raw), raw)
+            except ValueError as error:
+                self.reject(number, str(error))
+
+    def reject(self, line: int, why: str) -> None:
+        """Count ``line`` as bad; :meth:`raise_errors` reports it."""
+        self.num_errors += 1
+        if len(self._messages) < SHOWN_ERRORS:
+            self._messages.append(f"line {line}: {why}")
+
+    def raise_errors(self) -> None:
+        """Raise :class:`UserError` naming the bad lines, if there were any."""
+        if self.num_errors:
+            more = self.num_errors - len(self._messages)
+            tail = [f"... and {more} more"] if more else []
+            raise UserError(
+                "\n  ".join(
+                    [
+                        f"{self._path}: {self.num_errors} bad line(s); nothing was started. "
+                        "Mend or remove them and run again.",
+                        *self._messages,
+                        *tail,
+                    ]
+                )
+            )
+
+    def _check_video(self, raw: dict[str, Any]) -> None:
+        video = raw.get(self._video_field)
+        if not isinstance(video, str) or not video:
+            got = f"got {video!r:.80}" if self._video_field in raw else "it is missing"
+            raise ValueError(f"no video: field {self._video_field!r} must be a path, {got}")
+        video_uri(video, Path("/"))
+        for field in ("video_start", "video_end"):
+            value = raw.get(field)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
+
+    def _key(self, raw: dict[str, Any]) -> str:
+        if self._id_field is None:
+            return content_key(raw)
+        value = raw.get(self._id_field)
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
+            raise ValueError(f"no id: field {self._id_field!r} must be text or an integer, {got}")
+        return str(value)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a plain, ``.gz`` or ``.zst`` file, without a leading byte-order mark.
+
+    Raises :class:`UserError` where the file cannot be read.
+    """
+    try:
+        with _open(path) as stream:
+            for number, line in enumerate(stream):
+                yield line.removeprefix(_UTF8_BOM) if number == 0 else line
+    except (OSError, EOFError, _zstd_error()) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor().stream_reader(
+            open(path, "rb"), read_across_frames=True, closefd=True
+        )
+        return io.BufferedReader(reader, buffer_size=1 << 20)
+    return open(path, "rb", buffering=1 << 20)
+
+
+def _zstd_error() -> type[Exception]:
+    import zstandard
+
+    return zstandard.ZstdError
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(line)
+        if _LONG_NUMBER.search(line):
+            json.loads(line, parse_int=_exact_integer)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _exact_integer(literal: str) -> int:
+    value = int(literal) if len(literal) < 30 else 1 << 65
+    if not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(
+            f"the number {literal:.40} does not fit into 64 bits, JSON cannot carry it exactly; "
+            "write it as text"
+        )
+    return value
+
+
+def _unwrap(value: dict[str, Any]) -> dict[str, Any] | None:
+    """The sample in ``value``; None for an error record of an earlier run.
+
+    A record of a consolidated output holds its sample under ``input``; what the earlier run said
+    about it goes under ``previous``.
+    """
+    if not ("__key" in value and "__status" in value and isinstance(value.get("input"), dict)):
+        return value
+    if value["__status"] != "ok":
+        return None
+    previous = {name: entry for name, entry in value.items() if name != "input"}
+    return {**value["input"], "previous": previous}
+
+
+def video_uri(video: str, root: Path) -> str:
+    """The address of a video: ``http(s)://`` as it is, everything else as an absolute local path.
+
+    Raises :class:`ValueError` for another scheme or a ``file://`` of another host.
+    """
+    if not _SCHEME.match(video):
+        return os.path.join(root, video)
+    parts = urlsplit(video)
+    if parts.scheme.lower() in ("http", "https"):
+        return video
+    if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
+        return unquote(parts.path)
+    raise ValueError(f"{video!r:.200}: only local paths, file:// and http(s):// are read")
+
+
+def task_sample(key: str, raw: dict[str, Any], config: Config) -> dict[str, Any]:
+    """What tasks and datasets see: the input object plus ``__key`` and ``__video_uri``."""
+    uri = video_uri(raw[config.data.video_field], config.video_root)
+    return {**raw, "__key": key, "__video_uri": uri}

@@ -1,0 +1,114 @@
+"""Made video clips in many codecs, written with PyAV: no ffmpeg program is needed."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+# Name, and what differs from the defaults of `write_clip`: length, shape, codec and container.
+DEMO_CLIPS = {
+    "h264.mp4": {"codec": "libx264", "width": 320, "height": 240, "seconds": 3.0},
+    "portrait.mp4": {"codec": "mpeg4", "width": 180, "height": 320, "seconds": 2.0, "fps": 25},
+    "vp9.webm": {"codec": "libvpx-vp9", "width": 256, "height": 144, "seconds": 4.0, "fps": 15},
+    "hevc.mkv": {
+        "codec": "libx265",
+        "width": 192,
+        "height": 192,
+        "seconds": 2.5,
+        "options": {"x265-params": "log-level=error"},
+    },
+    "mpeg2.ts": {"codec": "mpeg2video", "width": 352, "height": 288, "seconds": 1.5, "fps": 25},
+    "mjpeg.avi": {
+        "codec": "mjpeg",
+        "width": 160,
+        "height": 120,
+        "seconds": 5.0,
+        "fps": 10,
+        "pixel_format": "yuvj420p",
+    },
+}
+
+
+def write_clip(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    width: int = 320,
+    height: int = 240,
+    fps: int = 24,
+    seconds: float = 2.0,
+    seed: int = 0,
+    pixel_format: str = "yuv420p",
+    rotation: int = 0,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Encode a short moving picture and return its path.
+
+    The suffix of `path` names the container. The same arguments give the same pictures, and each
+    `seed` gives its own: a background whose colours drift, under a square that crosses it. The file
+    appears complete or not at all, and an existing file is replaced.
+
+    Args:
+        codec: an encoder of PyAV, such as libx264, libx265, libvpx-vp9, libsvtav1, mpeg4 or ffv1.
+        width, height: of the coded picture in pixels; even for most codecs.
+        fps: frames per second.
+        seconds: length; at least one frame is written.
+        pixel_format: as FFmpeg names it, such as yuv420p10le for 10 bits a sample.
+        rotation: degrees, a multiple of 90, by which a player turns the picture counter-clockwise.
+        options: of the encoder, such as {"crf": "40"}.
+
+    Raises:
+        av.error.FFmpegError: the encoder or the container does not accept the arguments.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        with av.open(str(temporary), "w") as container:
+            stream = container.add_stream(codec, rate=fps, options=options or {})
+            stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+            stream.codec_context.thread_count = 1  # the same bytes on any machine
+            if rotation:
+                stream.set_display_rotation(rotation)
+            for picture in _pictures(width, height, max(1, round(fps * seconds)), seed):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            container.mux(stream.encode(None))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _pictures(width: int, height: int, count: int, seed: int):
+    """Yield `count` uint8 arrays [height, width, 3]."""
+    generator = np.random.default_rng(seed)
+    waves = generator.uniform(0.5, 3.0, size=(3, 2))  # per colour: waves across and down
+    speed = generator.uniform(-0.4, 0.4, size=3)  # per colour: radians a frame
+    level = generator.uniform(60, 195, size=3)
+    square_colour = generator.integers(0, 256, size=3)
+    step = generator.integers(2, 7, size=2)
+    side = min(width, height) // 4
+    across = np.linspace(0, 2 * np.pi, width, dtype=np.float32)
+    down = np.linspace(0, 2 * np.pi, height, dtype=np.float32)[:, None]
+    phase = np.stack([w * across + h * down for w, h in waves], axis=-1)
+    for number in range(count):
+        picture = (level + 60 * np.sin(phase + speed * number)).astype(np.uint8)
+        x = number * step[0] % (width - side)
+        y = number * step[1] % (height - side)
+        picture[y : y + side, x : x + side] = square_colour
+        yield picture
+
+
+def write_demo_clips(folder: Path) -> list[Path]:
+    """Write six clips that differ in length, shape, codec and container; return their paths.
+
+    A clip that is there already is left untouched.
+    """
+    folder = Path(folder)
+    paths = []
+    for seed, (name, arguments) in enumerate(DEMO_CLIPS.items()):
+        path = folder / name
+        if not path.exists():
+            write_clip(path, seed=seed, **arguments)
+        paths.append(path)
+    return paths

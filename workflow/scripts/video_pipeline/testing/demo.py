@@ -1,0 +1,40 @@
+"""Everything that a first run needs: clips, a list of them, and a tiny model.
+
+    python -m video_pipeline.testing.demo DIR
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from video_pipeline.testing.clips import write_demo_clips
+from video_pipeline.testing.tiny_model import write_tiny_model
+
+
+def write_demo(folder: Path, family: str = "qwen2_5_vl") -> Path:
+    """Write `clips/`, `samples.jsonl` and `model/` into `folder`; return the path of the list.
+
+    What is there already is left untouched, so that a second run resumes the first.
+    """
+    folder = Path(folder)
+    clips = write_demo_clips(folder / "clips")
+    samples = folder / "samples.jsonl"
+    lines = (
+        json.dumps({"path": str(clip.relative_to(folder)), "title": f"demo clip: {clip.stem}"})
+        for clip in clips
+    )
+    text = "".join(f"{line}\n" for line in lines)
+    if not samples.exists() or samples.read_text() != text:
+        samples.write_text(text)
+    write_tiny_model(folder / "model", family)
+    return samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", metavar="DIR", type=Path, help="where to write it all")
+    print(write_demo(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    main()
