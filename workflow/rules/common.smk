@@ -1,4 +1,5 @@
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from video_pipeline.plugins import plugin_files
 def given_gpus():
     """`--resources gpu=N`, or None where it was not given (as in an executor's child process)."""
     gpus = workflow.global_resources.get("gpu")
-    return None if gpus is None else int(gpus.value)
+    return gpus.value if gpus is not None else None
 
 
 def resolve():
@@ -36,13 +37,6 @@ def resolve():
 
 
 CONFIG, PLAN, LAYOUT = resolve()
-
-# --sdm conda brings an interpreter of its own; otherwise the one that runs Snakemake is used.
-uses_conda = any(
-    str(method) == "conda" for method in workflow.deployment_settings.deployment_method
-)
-PYTHON = "python" if uses_conda else sys.executable
-
 
 wildcard_constraints:
     rank=r"\d+",
@@ -67,8 +61,17 @@ def gpu_job_threads():
     return max(1, workflow.cores // PLAN.num_shards) if workflow.cores else 1
 
 
+def command(script):
+    """The command line of a script, as a param that Snakemake does not compare between runs: one
+    that depends on ``input`` counts as derived, so a moved installation reruns nothing."""
+    # --sdm conda brings an interpreter of its own; otherwise the one that runs Snakemake is used.
+    methods = workflow.deployment_settings.deployment_method
+    python = "python" if "conda" in map(str, methods) else sys.executable
+    return lambda wildcards, input: shlex.join([python, str(SCRIPTS / script)])
+
+
 def spec(*sections):
-    """What a rule depends on, as one value: Snakemake compares params as a set of values."""
+    """What a job depends on, as one value: Snakemake compares params as a set of values."""
     settings = CONFIG.model_dump(mode="json")
     return json.dumps(
         {"plan": vars(PLAN), **{name: settings[name] for name in sections}}, sort_keys=True

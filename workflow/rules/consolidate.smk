@@ -9,14 +9,14 @@ rule consolidate:
         summary=LAYOUT.summary,
     log:
         LAYOUT.log("consolidate"),
-    params:
-        script=SCRIPTS / "consolidate.py",
-        config=LAYOUT.config,
-        num_shards=PLAN.num_shards,
-        spec=spec("data", "run"),
     conda:
         "../../envs/gpu.yaml"
     threads: 1
+    params:
+        run=command("consolidate.py"),
+        config=LAYOUT.config,
+        num_shards=PLAN.num_shards,
+        spec=spec("data", "run"),
     shell:
-        "{PYTHON:q} {params.script:q} --config {params.config:q}"
+        "{params.run} --config {params.config:q}"
         " --num-shards {params.num_shards} > {log:q} 2>&1"

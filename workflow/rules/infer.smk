@@ -7,17 +7,17 @@ rule infer:
         rank_files(),
     log:
         LAYOUT.log("infer.rank{rank}"),
-    params:
-        script=SCRIPTS / "infer.py",
-        config=LAYOUT.config,
-        num_shards=PLAN.num_shards,
-        spec=spec("vision", "vllm", "sampling", "run", "task_params"),
     conda:
         "../../envs/gpu.yaml"
     threads: gpu_job_threads()
     resources:
         gpu=CONFIG.vllm.gpus_per_job,
+    params:
+        run=command("infer.py"),
+        config=LAYOUT.config,
+        num_shards=PLAN.num_shards,
+        spec=spec("vision", "vllm", "sampling", "run", "task_params"),
     shell:
-        "{PYTHON:q} {params.script:q} --config {params.config:q}"
+        "{params.run} --config {params.config:q}"
         " --num-shards {params.num_shards} --rank {wildcards.rank} --threads {threads}"
         " > {log:q} 2>&1"

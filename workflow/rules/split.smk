@@ -8,15 +8,15 @@ rule split:
         manifest=LAYOUT.manifest,
     log:
         LAYOUT.log("split"),
+    conda:
+        "../../envs/gpu.yaml"
+    threads: 1
     params:
-        script=SCRIPTS / "split.py",
+        run=command("split.py"),
         config=LAYOUT.config,
         num_shards=PLAN.num_shards,
         run_id=PLAN.run_id,
         spec=spec("data", "vision", "vllm", "sampling", "run", "task_params"),
-    conda:
-        "../../envs/gpu.yaml"
-    threads: 1
     shell:
-        "{PYTHON:q} {params.script:q} --config {params.config:q}"
+        "{params.run} --config {params.config:q}"
         " --num-shards {params.num_shards} --run-id={params.run_id:q} > {log:q} 2>&1"

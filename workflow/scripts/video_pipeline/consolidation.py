@@ -11,11 +11,12 @@ from typing import Any
 
 import orjson
 
+from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.files import replacing, write_text
 from video_pipeline.layout import Layout
-from video_pipeline.sharding import ChunkEntry, Manifest
+from video_pipeline.sharding import Manifest
 from video_pipeline.statistics import read_statistics
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,8 @@ def _summary(
             "completion_tokens": tokens["completion_tokens"],
         },
         "jobs": [
-            job for rank in range(manifest.num_shards) for job in read_statistics(layout.statistics(rank))
+            job
+            for rank in range(manifest.num_shards)
+            for job in read_statistics(layout.statistics(rank))
         ],
     }

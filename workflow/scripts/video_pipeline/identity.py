@@ -94,35 +94,37 @@ def request_digest(task: Task, sample: dict[str, Any], video: str) -> str:
         ) from error
 
 
-def fingerprint(config: Config, dataset_version: int, dataset_name: str, reader_version: int) -> str:
-    """Digest of everything but the sample that changes an answer: 32 hex digits.
+def settings_digest(config: Config) -> str:
+    """Digest of the settings that change an answer: 32 hex digits.
 
     A local model is known by the names, sizes and modification times of its files; a model of the
     hub by its name and ``vllm.revision``.
     """
-    arguments = {
-        name: value
-        for name, value in config.vllm.arguments.items()
-        if name not in NEUTRAL_ENGINE_ARGUMENTS
-    }
     engine: dict[str, Any] = {"kind": config.run.engine}
     if config.run.engine == "simulated":
         engine["output_tokens"] = config.run.simulated.output_tokens
     else:
-        engine["arguments"] = arguments
+        engine["arguments"] = {
+            name: value
+            for name, value in config.vllm.arguments.items()
+            if name not in NEUTRAL_ENGINE_ARGUMENTS
+        }
         engine["model_files"] = _model_files(Path(config.vllm.model))
+    settings = {
+        "engine": engine,
+        "vision": config.vision.model_dump(),
+        "sampling": config.sampling.model_dump(),
+        "params": config.task_params,
+    }
+    return _digest(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
+
+
+def fingerprint(
+    config: Config, dataset_name: str, dataset_version: int, reader_version: int
+) -> str:
+    """Digest of everything but the sample that changes an answer: 32 hex digits."""
     return _digest(
-        orjson.dumps(
-            {
-                "engine": engine,
-                "dataset": [dataset_name, dataset_version, config.task_params],
-                "reader": reader_version,
-                "vision": config.vision.model_dump(),
-                "sampling": config.sampling.model_dump(),
-            },
-            option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS,
-            default=str,
-        )
+        orjson.dumps([settings_digest(config), dataset_name, dataset_version, reader_version])
     )
 
 

@@ -1,53 +1,45 @@
 """Infer: one chunk on one GPU, from pending samples to the rank file.
 
-Samples are read and prepared by decode processes and submitted to the engine the moment they are
-ready, in any order; answers go to the journal as they come. When the chunk is complete, its rank
-file is written from the journal, in input order.
+What is pending is streamed through the engine into the journal (:mod:`video_pipeline.streaming`).
+When the chunk is complete, its rank file is written from the journal, in input order.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from array import array
-from collections.abc import Awaitable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from video_pipeline import gpus
+from video_pipeline.chunks import Chunk
 from video_pipeline.config import Config
-from video_pipeline.data.samples import Chunk
-from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
-from video_pipeline.engine import create_engine
-from video_pipeline.engine.base import Engine, RequestRefused
-from video_pipeline.errors import TaskError
+from video_pipeline.errors import TaskError, UserError
 from video_pipeline.files import replacing
-from video_pipeline.journal import JournalIndex, JournalReader, JournalWriter, read_index
+from video_pipeline.identity import settings_digest
+from video_pipeline.journal import (
+    JournalIndex,
+    JournalReader,
+    JournalWriter,
+    attempt_prefix,
+    read_index,
+)
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
 from video_pipeline.plugins import load_plugins
 from video_pipeline.processes import job_processes
 from video_pipeline.records import ErrorRate, Records
+from video_pipeline.retry import reopen_errors
 from video_pipeline.samples import task_sample
 from video_pipeline.sharding import TWICE, Manifest, check_deterministic
-from video_pipeline.statistics import JobStatistics
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import get_task
 
 logger = logging.getLogger(__name__)
 
-SYNC_SECONDS = 5.0
-"""How often the journal is flushed to the disk."""
-
-PARSED_AT_ONCE = 20
-"""How many answers are parsed as they come, to find a task that breaks its contract early."""
-
-PROGRESS_SECONDS = 60.0
-"""How often a line of progress is logged."""
+STORAGE_STAGES = frozenset({"read", "timeout"})
+"""Stages of errors that end when the storage is back."""
 
 
 def infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
@@ -63,12 +55,18 @@ def infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
     task = get_task(config.run.task)(dict(config.task_params))
     with waiting_lock(layout.lock(rank), logger):
         manifest = Manifest.read(layout.manifest)
+        if (manifest.task, manifest.settings) != (task.name, settings_digest(config)):
+            raise UserError(
+                f"the settings have changed since the input was split ({layout.manifest}), or the "
+                "model's files have; run snakemake again with `--forcerun split`"
+            )
         shard = Shard(config, layout, rank, manifest, task)
         if len(shard.pending):
             logger.info("rank %d: %d of %d samples pending", rank, len(shard.pending), len(shard))
             with gpus.lease(config.vllm.gpus_per_job), job_processes() as folder:
-                run = InferenceRun(shard, folder, _num_workers(config, threads))
-                _run(run.run())
+                from video_pipeline.streaming import run_stream  # torch, and maybe vLLM
+
+                run_stream(shard, folder, _num_workers(config, threads))
         else:
             logger.info("rank %d: all %d samples are done", rank, len(shard))
         shard.publish()
@@ -78,17 +76,6 @@ def _num_workers(config: Config, threads: int) -> int:
     if config.data.num_workers != "auto":
         return config.data.num_workers
     return max(1, threads - 1)
-
-
-def _run(main: Awaitable[None]) -> None:
-    """``asyncio.run``, with the one failure of a task group instead of the group."""
-    try:
-        asyncio.run(main)
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
 
 
 class Shard:
@@ -114,7 +101,7 @@ class Shard:
         self.statistics_path = layout.statistics(rank)
         self._rank_file = layout.rank_file(rank)
         self._journal = Path(manifest.journal)
-        self._attempts = f"attempt.{manifest.split_id}.rank{rank}."
+        self._attempts = attempt_prefix(manifest.split_id, rank)
         self.error_rate = ErrorRate(config.run.max_error_rate)
         self.pending = array("Q")
         index = self._index()
@@ -134,7 +121,7 @@ class Shard:
 
     def open_journal(self) -> JournalWriter:
         """A new journal file for this attempt."""
-        return JournalWriter(self._journal, self._attempts.rstrip("."))
+        return JournalWriter(self._journal, self._attempts)
 
     def check_requests(self) -> None:
         """Build the messages of the first pending samples again, in this process.
@@ -157,24 +144,13 @@ class Shard:
         except TaskError:
             raise
         except Exception as error:
-            logger.warning("sample %s: parse failed: %s: %s", entry.key, type(error).__name__, error)
+            logger.warning(
+                "sample %s: parse failed: %s: %s", entry.key, type(error).__name__, error
+            )
 
     def reopen_read_failures(self) -> int:
         """Open the chunk's own failures to read again; returns how many there were."""
-        index = self._index()
-        count = 0
-        with (
-            JournalReader(self._journal) as reader,
-            JournalWriter(self._journal, "reopen") as journal,
-        ):
-            for entry in self.chunk:
-                done = index.find(entry.key, "", entry.request, entry.done)
-                if done is None or not done.is_error:
-                    continue
-                if reader.read(done)["__error"]["stage"] in ("read", "timeout"):
-                    journal.reopen(entry.key, "", entry.request, done.file)
-                    count += 1
-        return count
+        return reopen_errors(self.chunk, self._index(), self._journal, STORAGE_STAGES)
 
     def publish(self) -> None:
         """Write the rank file: the journal's records, parsed, in the order of the chunk.
@@ -193,174 +169,3 @@ class Shard:
                 rate.count(failed=record["__status"] == "error")
                 stream.write(orjson.dumps(record) + b"\n")
             rate.check(f"rank {self.rank}")
-
-
-@dataclass
-class Window:
-    """Bounds what is held at once: samples being prepared, ready, and submitted.
-
-    Attributes:
-        max_bytes: Bound on ready plus submitted samples.
-        max_samples: Bound on their number.
-        max_preparing: Bound on samples in the decode processes and their queue.
-    """
-
-    max_bytes: float
-    max_samples: int
-    max_preparing: int
-
-    def __post_init__(self) -> None:
-        self.preparing = self.held = self.held_bytes = 0
-        self._largest = 0
-        self._changed = asyncio.Condition()
-
-    async def admit(self) -> None:
-        """Wait until one more sample may be prepared."""
-        async with self._changed:
-            await self._changed.wait_for(self._has_room)
-            self.preparing += 1
-
-    def _has_room(self) -> bool:
-        if self.preparing + self.held == 0:
-            return True  # one sample must always be possible, however large
-        expected = self.held_bytes + (self.preparing + 1) * self._largest
-        return (
-            self.preparing < self.max_preparing
-            and self.held < self.max_samples
-            and expected <= self.max_bytes
-        )
-
-    async def prepared(self, num_bytes: int) -> None:
-        """A sample of ``num_bytes`` is ready (0 if it failed and holds nothing)."""
-        async with self._changed:
-            self.preparing -= 1
-            self.held += 1
-            self.held_bytes += num_bytes
-            self._largest = max(self._largest, num_bytes)
-            self._changed.notify()
-
-    async def release(self, num_bytes: int) -> None:
-        """A sample of ``num_bytes`` is finished."""
-        async with self._changed:
-            self.held -= 1
-            self.held_bytes -= num_bytes
-            self._changed.notify()
-
-
-class InferenceRun:
-    """Everything that happens while the model is loaded."""
-
-    def __init__(self, shard: Shard, folder: Path, num_workers: int) -> None:
-        self._shard = shard
-        self._folder = folder
-        self._num_workers = num_workers
-        config = shard.config
-        self._window = Window(
-            max_bytes=config.data.max_ready_gb * 1e9,
-            max_samples=2 * config.run.max_in_flight,
-            max_preparing=2 * num_workers,
-        )
-        self._submit = asyncio.Semaphore(config.run.max_in_flight)
-        self._statistics = JobStatistics(shard.rank, num_workers)
-
-    async def run(self) -> None:
-        """Infer all pending samples of the shard."""
-        shard = self._shard
-        shard.check_requests()
-        shard.error_rate.check(f"rank {shard.rank}")
-        engine = create_engine(shard.config)
-        spec = WorkerSpec(
-            config=shard.config,
-            chunk=Path(shard.chunk.path),
-            model=engine.dataset_model,
-            preparer=engine.preparer(),
-            folder=self._folder,
-        )
-        pool = DecodePool(spec, self._num_workers, shard.config.data.sample_timeout_s)
-        try:
-            await engine.start()
-            with shard.open_journal() as journal:
-                await self._infer_all(engine, pool, journal)
-        finally:
-            pool.stop()
-            engine.stop()
-            self._statistics.append_to(shard.statistics_path)
-
-    async def _infer_all(self, engine: Engine, pool: DecodePool, journal: JournalWriter) -> None:
-        self._statistics.start()
-        async with asyncio.TaskGroup() as group:
-            sync = group.create_task(_every(SYNC_SECONDS, journal.sync))
-            progress = group.create_task(_every(PROGRESS_SECONDS, self._log_progress))
-            async with asyncio.TaskGroup() as samples:
-                for position in self._shard.pending:
-                    await self._window.admit()
-                    samples.create_task(self._infer_one(position, engine, pool, journal))
-            sync.cancel()
-            progress.cancel()
-        self._statistics.finish()
-        self._log_progress()
-
-    async def _infer_one(
-        self, position: int, engine: Engine, pool: DecodePool, journal: JournalWriter
-    ) -> None:
-        entry = self._shard.chunk[position]
-        key, request = entry.key, entry.request
-        del entry
-        prepared: Prepared | None = None
-        try:
-            try:
-                prepared = await pool.prepare(position)
-            finally:
-                await self._window.prepared(prepared.num_bytes if prepared else 0)
-            self._statistics.decode_seconds += prepared.seconds
-            async with self._submit:
-                with self._statistics.engine_busy():
-                    answer = await engine.generate(key, prepared.request)
-        except SampleError as error:
-            self._fail(journal, key, request, error.as_record())
-        except RequestRefused as error:
-            record = {"stage": "generate", "type": error.type, "message": str(error)}
-            self._fail(journal, key, request, record)
-        else:
-            journal.answer(key, "", request, answer.output_text, answer.usage)
-            if self._statistics.inferred < PARSED_AT_ONCE:
-                self._shard.try_parse(position, answer.output_text)
-            self._statistics.count(answer)
-            self._shard.error_rate.count(failed=False)
-        finally:
-            await self._window.release(prepared.num_bytes if prepared else 0)
-
-    def _fail(
-        self, journal: JournalWriter, key: str, request: str, error: dict[str, Any]
-    ) -> None:
-        journal.error(key, "", request, error)
-        logger.warning("sample %s failed: %s", key, error)
-        self._statistics.failed += 1
-        rate = self._shard.error_rate
-        rate.count(failed=True)
-        if rate.exceeded:
-            reopened = self._shard.reopen_read_failures()
-            rate.check(
-                f"rank {self._shard.rank}",
-                f"its {reopened} failures to read are open again for the next run",
-            )
-
-    def _log_progress(self) -> None:
-        rate, window = self._shard.error_rate, self._window
-        logger.info(
-            "rank %d: %d of %d done, %d failed; %d being read, %d ready or in the engine (%.1f MB)",
-            self._shard.rank,
-            rate.finished,
-            len(self._shard),
-            rate.failed,
-            window.preparing,
-            window.held,
-            window.held_bytes / 1e6,
-        )
-
-
-async def _every(seconds: float, action: Any) -> None:
-    """Call ``action`` in a thread every ``seconds``, until cancelled."""
-    while True:
-        await asyncio.sleep(seconds)
-        await asyncio.to_thread(action)

@@ -39,6 +39,15 @@ _RECORD = re.compile(
 )
 
 
+ATTEMPTS = "attempt."
+REOPENS = "reopen."
+
+
+def attempt_prefix(split_id: str, rank: int) -> str:
+    """How the names of the journal files of one rank of one split start."""
+    return f"{ATTEMPTS}{split_id}.rank{rank}."
+
+
 def identity(key: str, part: str, request: str) -> bytes:
     """16 bytes that stand for (key, part, request digest)."""
     return _identity(orjson.dumps(key), orjson.dumps(part), request.encode())
@@ -50,15 +59,16 @@ def _identity(key: bytes, part: bytes, request: bytes) -> bytes:
 
 
 class JournalWriter:
-    """Appends the records of one attempt to a new file, each by one ``write`` call.
+    """Appends records to a new file of its own, each by one ``write`` call. The file's name starts
+    with ``prefix``: :func:`attempt_prefix`, or :data:`REOPENS`.
 
     Not for several threads at once. :meth:`sync` makes the records survive a power loss.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, prefix: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         stamp = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
-        self.path = folder / f"{name}.{stamp}.jsonl"
+        self.path = folder / f"{prefix}{stamp}.jsonl"
         self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         self._write({"__journal": VERSION, **holder()})
 
@@ -147,7 +157,7 @@ class JournalIndex:
 
     def add(self, path: Path) -> None:
         """Index the records of one journal file."""
-        if path.name.startswith("reopen."):
+        if path.name.startswith(REOPENS):
             self._reopened |= {
                 (_identity(match[1], match[2], match[3]), orjson.loads(match.string)["__reopens"])
                 for _, match in _records(path)
@@ -165,7 +175,7 @@ class JournalIndex:
                 self._places[name] = number << 44 | offset << 1
 
 
-def read_index(folder: Path, attempts: str = "attempt.") -> JournalIndex:
+def read_index(folder: Path, attempts: str = ATTEMPTS) -> JournalIndex:
     """Index the attempts in ``folder`` whose file name starts with ``attempts``.
 
     Raises :class:`UserError` for a journal of a newer version.
@@ -174,7 +184,7 @@ def read_index(folder: Path, attempts: str = "attempt.") -> JournalIndex:
     if folder.is_dir():
         names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".jsonl"))
         # first what is taken back, so that no error of it is indexed
-        for prefix in ("reopen.", attempts):
+        for prefix in (REOPENS, attempts):
             for name in names:
                 if name.startswith(prefix):
                     index.add(folder / name)

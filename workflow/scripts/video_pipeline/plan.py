@@ -42,7 +42,7 @@ def resolve_plan(config: Config, path: Path, *, gpus: int | None, is_main: bool)
 
     Raises :class:`UserError` if a job needs more GPUs than Snakemake was given.
     """
-    written = _read(path)
+    written = read_plan(path)
     if not is_main and written is not None:
         return written
     needed = config.vllm.gpus_per_job
@@ -61,7 +61,8 @@ def resolve_plan(config: Config, path: Path, *, gpus: int | None, is_main: bool)
     return Plan(num_shards, run_id="" if config.data.resume else uuid.uuid4().hex[:12])
 
 
-def _read(path: Path) -> Plan | None:
+def read_plan(path: Path) -> Plan | None:
+    """The plan that an earlier invocation wrote, None if there is none."""
     try:
         return Plan(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -31,7 +31,8 @@ def load_plugins(plugins: list[str]) -> None:
             raise
         except Exception as error:
             raise UserError(
-                f"plugin {plugin} failed on import: {type(error).__name__}: {error}{_line_of(error, plugin)}"
+                f"plugin {plugin} failed on import: {type(error).__name__}: {error}"
+                f"{_line_of(error, plugin)}"
             ) from error
 
 

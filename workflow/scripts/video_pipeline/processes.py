@@ -16,11 +16,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "VIDEO_PIPELINE_JOB"
+
+KILL_SECONDS = 30.0
+"""A process that a broken driver holds in the kernel cannot be killed: give up after this."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -56,23 +60,23 @@ def _watch(mark: str, folder: Path) -> None:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    while _kill_marked(mark):
-        pass
+    deadline = time.monotonic() + KILL_SECONDS
+    while _kill_marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill_marked(mark: str) -> bool:
-    """Kill the processes that carry ``mark``; whether there were any."""
+    """Kill the processes that carry ``mark``; whether any was still alive."""
     import psutil
 
-    found = []
+    found = False
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 process.kill()
-                found.append(process)
-    psutil.wait_procs(found, timeout=5)
-    return bool(found)
+                found = True
+    return found
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.samples import task_sample
-from video_pipeline.sharding import ChunkEntry
 from video_pipeline.tasks.base import Task
 
 FIRST_LOOK = 20

@@ -44,9 +44,7 @@ class Registry(Generic[T]):
                 )
             if _is_built_in(cls):  # the user's came first and stays
                 return cls
-            logger.warning(
-                "%s %r: %s replaces the built-in one", self._kind, name, _place(cls)
-            )
+            logger.warning("%s %r: %s replaces the built-in one", self._kind, name, _place(cls))
         self._classes[name] = cls
         return cls
 

@@ -108,7 +108,9 @@ class InputReader:
         video_uri(video, Path("/"))
         for field in ("video_start", "video_end"):
             value = raw.get(field)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float)
+            ):
                 raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
     def _key(self, raw: dict[str, Any]) -> str:

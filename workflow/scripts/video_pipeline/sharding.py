@@ -13,15 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from video_pipeline.budget import check_budget_of_model
+from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
-from video_pipeline.data.registry import get_dataset
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.files import write_text
 from video_pipeline.identity import content_key, fingerprint, request_digest
-from video_pipeline.journal import Location, read_index
+from video_pipeline.journal import read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked
 from video_pipeline.plugins import load_plugins
@@ -44,6 +42,7 @@ class Manifest:
         num_shards: Chunks, one for each rank.
         task: Name of the task.
         journal: Folder of the journal, relative to the working directory.
+        settings: Digest of the settings that the journal stands for.
         lines: Lines of the input that are not blank.
         samples: Distinct samples.
         duplicates: Lines that repeat an earlier sample.
@@ -57,6 +56,7 @@ class Manifest:
     num_shards: int
     task: str
     journal: str
+    settings: str
     lines: int = 0
     samples: int = 0
     duplicates: int = 0
@@ -69,34 +69,6 @@ class Manifest:
     def read(cls, path: Path) -> Manifest:
         """Read ``manifest.json``."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkEntry:
-    """One line of a chunk.
-
-    Attributes:
-        key: The sample's key.
-        request: Digest of what is asked about it.
-        raw: The input object.
-        done: Where its finished record lay when the input was split, else None.
-    """
-
-    key: str
-    request: str
-    raw: dict[str, Any]
-    done: Location | None
-
-    def to_line(self) -> bytes:
-        """The entry as a line of a chunk file."""
-        done = [self.done.file, self.done.offset, self.done.is_error] if self.done else None
-        return orjson.dumps([self.key, self.request, done, self.raw]) + b"\n"
-
-    @classmethod
-    def from_line(cls, line: bytes) -> ChunkEntry:
-        """The entry of a line of a chunk file."""
-        key, request, done, raw = orjson.loads(line)
-        return cls(key, request, raw, Location(*done) if done else None)
 
 
 def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
@@ -115,7 +87,13 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
     journal = journal_folder(config, layout, task, run_id)
     index = read_index(journal)
 
-    manifest = Manifest(uuid.uuid4().hex[:12], layout.num_shards, task.name, str(journal))
+    manifest = Manifest(
+        split_id=uuid.uuid4().hex[:12],
+        num_shards=layout.num_shards,
+        task=task.name,
+        journal=str(journal),
+        settings=settings_digest(config),
+    )
     manifest.rank_samples = [0] * layout.num_shards
     manifest.rank_pending = [0] * layout.num_shards
     order = array("I")
@@ -183,10 +161,11 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
 
 def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> Path:
     """The folder of the journal that this configuration writes to."""
+    from video_pipeline.data.registry import get_dataset  # imports torch
     from video_pipeline.video import READER_VERSION
 
     dataset = get_dataset(task.dataset_name)
-    name = fingerprint(config, dataset.version, task.dataset_name, READER_VERSION)
+    name = fingerprint(config, task.dataset_name, dataset.version, READER_VERSION)
     return layout.journal / (f"{name}-{run_id}" if run_id else name)
 
 

@@ -29,7 +29,9 @@ class Prompter:
     def prompt(self, messages: list[dict[str, Any]]) -> str:
         """The text of the prompt, with the vision placeholders of the chat template."""
         if self._processor is None:
-            turns = (f"<|im_start|>{m['role']}\n{_text(m['content'])}<|im_end|>\n" for m in messages)
+            turns = (
+                f"<|im_start|>{m['role']}\n{_text(m['content'])}<|im_end|>\n" for m in messages
+            )
             return "".join(turns)
         return self._processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True

@@ -126,8 +126,9 @@ class _Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         import torch
 
+        from video_pipeline.chunks import Chunk
         from video_pipeline.data.registry import get_dataset
-        from video_pipeline.data.samples import Chunk, ChunkSamples
+        from video_pipeline.data.samples import ChunkSamples
         from video_pipeline.plugins import load_plugins
         from video_pipeline.tasks.registry import get_task
 

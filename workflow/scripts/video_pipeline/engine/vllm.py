@@ -18,15 +18,15 @@ from video_pipeline.errors import UserError
 # vLLM must start its engine process by spawn: this process has threads.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
-from vllm import SamplingParams  # noqa: E402
-from vllm.config import VllmConfig  # noqa: E402
-from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
-from vllm.inputs import parse_model_prompt  # noqa: E402
-from vllm.renderers.registry import renderer_from_config  # noqa: E402
-from vllm.sampling_params import RequestOutputKind  # noqa: E402
-from vllm.usage.usage_lib import UsageContext  # noqa: E402
-from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
-from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.renderers.registry import renderer_from_config
+from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 # Each video is seen once: caches of processed media only cost memory and hashing. A user's own
 # engine arguments come after these.
@@ -72,10 +72,9 @@ class VllmEngine(Engine):
         self._llm = AsyncLLM.from_vllm_config(self._vllm_config, disable_log_stats=True)
 
     async def generate(self, key: str, request: Any) -> Answer:
-        output = None
         try:
-            async for output in self._llm.generate(request, self._sampling, request_id=key):
-                pass
+            outputs = self._llm.generate(request, self._sampling, request_id=key)
+            (output,) = [output async for output in outputs]
         except EngineDeadError as error:
             raise EngineDead(str(error)) from error
         except Exception as error:  # vLLM's word for a request it refuses varies
@@ -94,6 +93,7 @@ class VllmEngine(Engine):
     def stop(self) -> None:
         if self._llm is not None:
             self._llm.shutdown()
+            self._llm = None
 
 
 class Renderer:
@@ -158,9 +158,13 @@ def _same_normalisation(vllm_config: VllmConfig) -> bool:
     processor = cached_processor_from_config(vllm_config.model_config)
     image = getattr(processor, "image_processor", None)
     video = getattr(processor, "video_processor", None)
-    return image is None or video is None or all(
-        list(getattr(image, name)) == list(getattr(video, name))
-        for name in ("image_mean", "image_std")
+    return (
+        image is None
+        or video is None
+        or all(
+            list(getattr(image, name)) == list(getattr(video, name))
+            for name in ("image_mean", "image_std")
+        )
     )
 
 

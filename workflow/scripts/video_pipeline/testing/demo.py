@@ -1,6 +1,6 @@
 """Everything that a first run needs: clips, a list of them, and a tiny model.
 
-    python -m video_pipeline.testing.demo DIR
+python -m video_pipeline.testing.demo DIR
 """
 
 import argparse

@@ -1,0 +1,93 @@
+"""Open failed samples again, so that the next ``snakemake`` infers just those.
+
+python -m video_pipeline.retry --configfile my.yaml [--stage read]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Container
+from pathlib import Path
+
+from video_pipeline import cli
+from video_pipeline.chunks import Chunk
+from video_pipeline.config import Config, load_config
+from video_pipeline.errors import UserError
+from video_pipeline.journal import (
+    REOPENS,
+    JournalIndex,
+    JournalReader,
+    JournalWriter,
+    attempt_prefix,
+    read_index,
+)
+from video_pipeline.layout import Layout
+from video_pipeline.plan import read_plan
+from video_pipeline.sharding import Manifest, refuse_live_writers
+
+STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
+"""Stages that inference can end in. ``parse`` is not among them: answers are parsed anew anyway."""
+
+
+def retry(config: Config, stages: Container[str] = STAGES) -> int:
+    """Open the errors of ``stages`` again and remove the output; returns how many there were.
+
+    Raises :class:`UserError` if nothing has run yet, or while a run is on.
+    """
+    plan = read_plan(Layout.of(config, 0).plan)
+    layout = Layout.of(config, plan.num_shards if plan else 0)
+    if plan is None or not layout.manifest.exists():
+        raise UserError(f"{layout.output}: nothing has run yet, there is nothing to retry")
+    if plan.run_id:
+        raise UserError("data.resume is false: every invocation starts from nothing anyway")
+    refuse_live_writers(layout)
+    manifest = Manifest.read(layout.manifest)
+    journal = Path(manifest.journal)
+    total = 0
+    for rank in range(manifest.num_shards):
+        index = read_index(journal, attempt_prefix(manifest.split_id, rank))
+        count = reopen_errors(Chunk(layout.chunk(rank)), index, journal, stages)
+        if count:
+            layout.rank_file(rank).unlink(missing_ok=True)
+        total += count
+    if total:
+        layout.output.unlink(missing_ok=True)
+    return total
+
+
+def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]) -> int:
+    """Append a reopen record for every error of ``chunk`` whose stage is among ``stages``."""
+    count = 0
+    with JournalReader(journal) as reader, JournalWriter(journal, REOPENS) as writer:
+        for entry in chunk:
+            done = index.find(entry.key, "", entry.request, entry.done)
+            if done is None or not done.is_error:
+                continue
+            if reader.read(done)["__error"]["stage"] in stages:
+                writer.reopen(entry.key, "", entry.request, done.file)
+                count += 1
+    return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--configfile", type=Path, required=True, help="the configuration of the run"
+    )
+    parser.add_argument("--directory", type=Path, help="the working directory of the run")
+    parser.add_argument("--stage", choices=STAGES, help="only failures of this stage")
+    args = parser.parse_args()
+    config = load_config(args.configfile)
+    if args.directory:
+        os.chdir(args.directory)
+    count = retry(config, (args.stage,) if args.stage else STAGES)
+    print(
+        f"{count} failed sample(s) are open again; run snakemake to infer them"
+        if count
+        else "no failed samples to retry"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,219 @@
+"""The stream of one inference job: pending samples, decode processes, engine, journal.
+
+Samples are read and prepared by decode processes and submitted to the engine the moment they are
+ready, in any order; answers go to the journal as they come. The engine is never drained, and what
+is held at once is bounded in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
+from video_pipeline.engine import create_engine
+from video_pipeline.engine.base import Engine, RequestRefused
+from video_pipeline.journal import JournalWriter
+from video_pipeline.statistics import JobStatistics
+
+if TYPE_CHECKING:
+    from video_pipeline.inference import Shard
+
+logger = logging.getLogger(__name__)
+
+SYNC_SECONDS = 5.0
+"""How often the journal is flushed to the disk."""
+
+PROGRESS_SECONDS = 60.0
+"""How often a line of progress is logged."""
+
+PARSED_AT_ONCE = 20
+"""How many answers are parsed as they come, to find a task that breaks its contract early."""
+
+
+def run_stream(shard: Shard, folder: Path, num_workers: int) -> None:
+    """Infer all pending samples of ``shard``, with ``num_workers`` decode processes.
+
+    ``folder`` is the job's folder of shared memory. Raises :class:`UserError` where the user's
+    code or settings are at fault, also if more than ``run.max_error_rate`` of the samples failed.
+    """
+    try:
+        asyncio.run(Stream(shard, folder, num_workers).run())
+    except BaseExceptionGroup as group:
+        # one failure cancels the rest of its task group: that one is the message
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+@dataclass
+class Window:
+    """Bounds what is held at once: samples being prepared, ready, and submitted.
+
+    Attributes:
+        max_bytes: Bound on ready plus submitted samples.
+        max_samples: Bound on their number.
+        max_preparing: Bound on samples in the decode processes and their queue.
+    """
+
+    max_bytes: float
+    max_samples: int
+    max_preparing: int
+
+    def __post_init__(self) -> None:
+        self.preparing = self.held = self.held_bytes = 0
+        self._largest = 0
+        self._changed = asyncio.Condition()
+
+    async def admit(self) -> None:
+        """Wait until one more sample may be prepared."""
+        async with self._changed:
+            await self._changed.wait_for(self._has_room)
+            self.preparing += 1
+
+    def _has_room(self) -> bool:
+        if self.preparing + self.held == 0:
+            return True  # one sample must always be possible, however large
+        expected = self.held_bytes + (self.preparing + 1) * self._largest
+        return (
+            self.preparing < self.max_preparing
+            and self.held < self.max_samples
+            and expected <= self.max_bytes
+        )
+
+    async def prepared(self, num_bytes: int) -> None:
+        """A sample of ``num_bytes`` is ready (0 if it failed and holds nothing)."""
+        async with self._changed:
+            self.preparing -= 1
+            self.held += 1
+            self.held_bytes += num_bytes
+            self._largest = max(self._largest, num_bytes)
+            self._changed.notify()
+
+    async def release(self, num_bytes: int) -> None:
+        """A sample of ``num_bytes`` is finished."""
+        async with self._changed:
+            self.held -= 1
+            self.held_bytes -= num_bytes
+            self._changed.notify()
+
+
+class Stream:
+    """Everything that happens while the model is loaded."""
+
+    def __init__(self, shard: Shard, folder: Path, num_workers: int) -> None:
+        self._shard = shard
+        self._folder = folder
+        self._num_workers = num_workers
+        config = shard.config
+        self._window = Window(
+            max_bytes=config.data.max_ready_gb * 1e9,
+            max_samples=2 * config.run.max_in_flight,
+            max_preparing=2 * num_workers,
+        )
+        self._submit = asyncio.Semaphore(config.run.max_in_flight)
+        self._statistics = JobStatistics(shard.rank, num_workers)
+
+    async def run(self) -> None:
+        """Infer all pending samples of the shard."""
+        shard = self._shard
+        shard.check_requests()
+        shard.error_rate.check(f"rank {shard.rank}")
+        engine = create_engine(shard.config)
+        spec = WorkerSpec(
+            config=shard.config,
+            chunk=Path(shard.chunk.path),
+            model=engine.dataset_model,
+            preparer=engine.preparer(),
+            folder=self._folder,
+        )
+        pool = DecodePool(spec, self._num_workers, shard.config.data.sample_timeout_s)
+        try:
+            await engine.start()
+            with shard.open_journal() as journal:
+                await self._infer_all(engine, pool, journal)
+        finally:
+            pool.stop()
+            engine.stop()
+            self._statistics.append_to(shard.statistics_path)
+
+    async def _infer_all(self, engine: Engine, pool: DecodePool, journal: JournalWriter) -> None:
+        self._statistics.start()
+        async with asyncio.TaskGroup() as group:
+            sync = group.create_task(_every(SYNC_SECONDS, journal.sync))
+            progress = group.create_task(_every(PROGRESS_SECONDS, self._log_progress))
+            async with asyncio.TaskGroup() as samples:
+                for position in self._shard.pending:
+                    await self._window.admit()
+                    samples.create_task(self._infer_one(position, engine, pool, journal))
+            sync.cancel()
+            progress.cancel()
+        self._statistics.finish()
+        self._log_progress()
+
+    async def _infer_one(
+        self, position: int, engine: Engine, pool: DecodePool, journal: JournalWriter
+    ) -> None:
+        entry = self._shard.chunk[position]
+        key, request = entry.key, entry.request
+        del entry
+        prepared: Prepared | None = None
+        try:
+            try:
+                prepared = await pool.prepare(position)
+            finally:
+                await self._window.prepared(prepared.num_bytes if prepared else 0)
+            self._statistics.decode_seconds += prepared.seconds
+            async with self._submit:
+                with self._statistics.engine_busy():
+                    answer = await engine.generate(key, prepared.request)
+        except SampleError as error:
+            self._fail(journal, key, request, error.as_record())
+        except RequestRefused as error:
+            record = {"stage": "generate", "type": error.type, "message": str(error)}
+            self._fail(journal, key, request, record)
+        else:
+            journal.answer(key, "", request, answer.output_text, answer.usage)
+            if self._statistics.inferred < PARSED_AT_ONCE:
+                self._shard.try_parse(position, answer.output_text)
+            self._statistics.count(answer)
+            self._shard.error_rate.count(failed=False)
+        finally:
+            await self._window.release(prepared.num_bytes if prepared else 0)
+
+    def _fail(self, journal: JournalWriter, key: str, request: str, error: dict[str, Any]) -> None:
+        journal.error(key, "", request, error)
+        logger.warning("sample %s failed: %s", key, error)
+        self._statistics.failed += 1
+        rate = self._shard.error_rate
+        rate.count(failed=True)
+        if rate.exceeded:
+            reopened = self._shard.reopen_read_failures()
+            rate.check(
+                f"rank {self._shard.rank}",
+                f"its {reopened} failures to read are open again for the next run",
+            )
+
+    def _log_progress(self) -> None:
+        rate, window = self._shard.error_rate, self._window
+        logger.info(
+            "rank %d: %d of %d done, %d failed; %d being read, %d ready or in the engine (%.1f MB)",
+            self._shard.rank,
+            rate.finished,
+            len(self._shard),
+            rate.failed,
+            window.preparing,
+            window.held,
+            window.held_bytes / 1e6,
+        )
+
+
+async def _every(seconds: float, action: Any) -> None:
+    """Call ``action`` in a thread every ``seconds``, until cancelled."""
+    while True:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(action)
