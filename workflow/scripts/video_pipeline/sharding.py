@@ -18,7 +18,7 @@ from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.files import write_text
-from video_pipeline.identity import content_key, fingerprint, request_digest
+from video_pipeline.identity import content_key, fingerprint, request_digest, settings_digest
 from video_pipeline.journal import read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked

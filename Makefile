@@ -1,0 +1,42 @@
+# `make help` lists the commands.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+DEMO ?= .demo
+BIN := .venv/bin
+CORES := $(shell nproc)
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+venv:  ## build .venv for the CPU from the pinned lists in envs/
+	@envs/install.sh $(PYTHON)
+
+demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six clips, two ranks
+	@$(BIN)/python -m video_pipeline.testing.demo $(DEMO)
+	@VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/snakemake --cores $(CORES) --resources gpu=2 \
+	    --configfile config/demo.yaml --directory $(DEMO)
+	@echo
+	@head -n 3 $(DEMO)/results/output.describe.jsonl
+	@echo
+	@echo "output   $(DEMO)/results/output.describe.jsonl  (a random model: its text is noise)"
+	@echo "summary  $(DEMO)/results/output.describe.summary.json"
+
+test: venv  ## every test
+	@$(BIN)/python -m pytest
+
+lint: venv  ## format and lint checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint
+
+config-docs: venv  ## write config/config.yaml, config/README.md and config/schema.json
+	$(BIN)/python -m video_pipeline.config config
+
+clean:  ## remove the demo and caches; .venv stays
+	rm -rf $(DEMO) .pytest_cache .ruff_cache
+
+.PHONY: help venv demo test lint config-docs clean

@@ -1,0 +1,40 @@
+"""Decoding with torchcodec, where it loads: it needs FFmpeg's shared libraries from the system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+
+from video_pipeline.video.container import Video
+
+
+@lru_cache(maxsize=1)
+def is_available() -> bool:
+    """Whether torchcodec loads in this environment."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+def decode(video: Video, positions: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Like :func:`video_pipeline.video.decode_pyav.decode`; ends early where torchcodec fails."""
+    from torchcodec.decoders import VideoDecoder
+
+    try:
+        decoder = VideoDecoder(
+            video.url,
+            stream_index=video.stream.index,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+        )
+        if len(decoder) != len(video.stamps):
+            return
+        for position in positions:
+            frame = decoder.get_frame_at(position)
+            yield round(frame.pts_seconds / video.time_base), frame.data
+    except RuntimeError:
+        return

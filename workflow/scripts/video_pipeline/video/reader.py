@@ -1,0 +1,215 @@
+"""The video reader that ``qwen_vl_utils.process_vision_info`` uses in this pipeline.
+
+It gives the frames that qwen-vl-utils' own torchcodec reader gives, to the last bit, from less
+work: one thread, no frame decoded or converted in vain, a resize in uint8, and it needs no FFmpeg
+on the system. Two more keys of a video item steer it:
+
+``image_patch_size``
+    Pixels, as given to ``process_vision_info``. Without it frames leave the reader in their own
+    size and ``fetch_video`` resizes them.
+``resize``
+    ``native`` (the default): frames are resized here, with the uint8 kernel that transformers'
+    own video processors use, and ``fetch_video`` finds nothing left to resize. ``exact``:
+    ``fetch_video`` resizes, bit for bit as without this reader.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import av
+import torch
+from qwen_vl_utils import vision_process as qwen
+
+from video_pipeline.video import READER_VERSION, decode_pyav, decode_torchcodec
+from video_pipeline.video.container import Video, VideoReadError
+from video_pipeline.video.resize import frame_size, resize_frame
+
+__all__ = [
+    "READER_VERSION",
+    "VideoInfo",
+    "VideoReadError",
+    "probe",
+    "read_video",
+    "register_reader",
+]
+
+NAME = "video_pipeline"
+"""Of the reader among the backends of qwen-vl-utils."""
+
+RESIZES = ("native", "exact")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds.
+
+    Attributes:
+        frames: Number of frames, counted.
+        fps: Frames per second on average.
+        duration: Seconds from the begin of the first frame to the end of the last.
+        width: Of a frame as it is displayed, after rotation, in pixels.
+        height: Likewise.
+        codec: FFmpeg's name, such as ``h264``.
+    """
+
+    frames: int
+    fps: float
+    duration: float
+    width: int
+    height: int
+    codec: str
+
+
+def register_reader() -> None:
+    """Make ``process_vision_info`` read videos with :func:`read_video`, in this process.
+
+    It also raises the reader's own error where qwen-vl-utils would try torchvision's reader, which
+    no longer exists, and says on stderr what the error says already. May be called again.
+    """
+    qwen.VIDEO_READER_BACKENDS[NAME] = read_video
+    qwen.VIDEO_READER_BACKENDS["torchvision"] = _raise_again
+    qwen.get_video_reader_backend = _backend
+    qwen.logger.setLevel(logging.ERROR)
+    # nothing is logged, but exceptions carry the last error that FFmpeg logged
+    av.logging.set_level(av.logging.PANIC)
+
+
+def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
+    """Read the video item ``ele`` of a conversation; a backend of qwen-vl-utils.
+
+    Args:
+        ele: ``video`` (path or address), what qwen-vl-utils knows (``fps``, ``nframes``,
+            ``min_frames``, ``max_frames``, ``video_start``, ``video_end``, ``min_pixels``, ...)
+            and the keys that the module describes. Where ``min_pixels`` and ``max_pixels`` are so
+            close that resizing a resized frame would change it again, ``resized_height`` and
+            ``resized_width`` are set in it.
+
+    Returns:
+        Frames (uint8, frames x 3 x height x width), their metadata and the frames per second they
+        were sampled at.
+
+    Raises:
+        VideoReadError: the video cannot be read, or not enough frames can be sampled from it.
+    """
+    if ele.get("resize", "native") not in RESIZES:
+        raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
+    with Video(ele["video"]) as video:
+        positions, metadata, sample_fps = _sample(ele, video)
+        frames = _stack(_decode(video, positions), len(positions), ele)
+    return frames, metadata, sample_fps
+
+
+def probe(path: str) -> VideoInfo:
+    """What ``path`` (local, ``file://`` or ``http(s)://``) holds. Every packet is read; only the
+    first frame is decoded, since it tells how the picture is turned.
+
+    Raises:
+        VideoReadError: the video cannot be read.
+    """
+    with Video(path) as video:
+        height, width, _ = next(_decode(video, [0])).shape
+        return VideoInfo(
+            frames=len(video.stamps),
+            fps=video.fps,
+            duration=video.duration,
+            width=width,
+            height=height,
+            codec=video.decoder.codec.canonical_name,
+        )
+
+
+def _backend() -> str:
+    return NAME
+
+
+def _raise_again(ele: dict[str, Any]) -> None:
+    """Stands for the torchvision reader, which ``fetch_video`` calls from its ``except`` block."""
+    raise sys.exception()
+
+
+def _sample(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any], float]:
+    """Positions of the frames to read, metadata and rate, as qwen-vl-utils' readers have them."""
+    total, fps = len(video.stamps), video.fps
+    if total < qwen.FRAME_FACTOR:
+        raise VideoReadError(
+            f"video has {total} frame{'' if total == 1 else 's'}, at least "
+            f"{qwen.FRAME_FACTOR} are needed"
+        )
+    for key in ("video_start", "video_end"):
+        if not isinstance(ele.get(key, 0.0), Real | None):
+            raise VideoReadError(f"{key}: {ele[key]!r} is not a number of seconds")
+    try:
+        first, last, count = qwen.calculate_video_frame_range(ele, total, fps)
+        nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=fps)
+    except (AssertionError, ValueError) as error:
+        raise VideoReadError(f"cannot sample {total} frames at {fps:g} fps: {error}") from error
+    positions = torch.linspace(first, last, nframes).round().long().tolist()
+    metadata = {
+        "fps": fps,
+        "frames_indices": positions,
+        "total_num_frames": count,
+        "video_backend": NAME,
+    }
+    return positions, metadata, nframes / count * fps
+
+
+def _decode(video: Video, positions: Sequence[int]) -> Iterator[torch.Tensor]:
+    """The frames at ``positions``, in ascending order: uint8 (height, width, RGB), as displayed.
+
+    All decoders give the same pixels. A fast one is left where it does not find the very frame
+    that was asked for, as after a seek that went wrong; the last one may put the next frame in
+    the place of one that cannot be decoded, as torchcodec does.
+    """
+    done = 0
+    for decode, is_last in _decoders(video):
+        for stamp, frame in decode(video, positions[done:]):
+            if stamp != video.stamps[positions[done]] and not is_last:
+                break
+            yield frame
+            done += 1
+    if done < len(positions):
+        raise VideoReadError(f"{done} of {len(positions)} sampled frames could be decoded")
+
+
+def _decoders(video: Video) -> Iterator[tuple[Callable, bool]]:
+    """The decoders to try, fastest first, and which is the last."""
+    if video.decoder.name == "h264":
+        yield partial(decode_pyav.decode, skip_unreferenced=True), False
+    elif decode_torchcodec.is_available():
+        yield decode_torchcodec.decode, False
+    yield decode_pyav.decode, True
+
+
+def _stack(frames: Iterator[torch.Tensor], count: int, ele: dict[str, Any]) -> torch.Tensor:
+    """All ``count`` frames in one tensor, resized one by one: those of a long video in full size
+    would take gigabytes."""
+    resizes = ele.get("resize", "native") == "native" and "image_patch_size" in ele
+    shape = None
+    for number, frame in enumerate(frames):
+        if shape is None:
+            shape = frame.shape
+            height, width, _ = shape
+            size = _pinned_size(ele, count, height, width) if resizes else (height, width)
+            stacked = torch.empty((count, 3, *size), dtype=torch.uint8)
+        elif frame.shape != shape:
+            raise VideoReadError(
+                f"the size of its frames changes from {width}x{height} to "
+                f"{frame.shape[1]}x{frame.shape[0]}"
+            )
+        stacked[number] = resize_frame(frame.permute(2, 0, 1), size)
+    return stacked
+
+
+def _pinned_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tuple[int, int]:
+    """:func:`frame_size`, made to hold for frames that have this size already."""
+    size = frame_size(ele, nframes, height, width)
+    if frame_size(ele, nframes, *size) != size:
+        ele.update(resized_height=size[0], resized_width=size[1])
+    return size
