@@ -3,7 +3,6 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3
 DEMO ?= .demo
 BIN := .venv/bin
 CORES := $(shell nproc)
@@ -12,7 +11,7 @@ help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 venv:  ## build .venv for the CPU from the pinned lists in envs/
-	@envs/install.sh $(PYTHON)
+	@envs/install.sh
 
 demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six clips, two ranks
 	@$(BIN)/python -m video_pipeline.testing.demo $(DEMO)

@@ -127,6 +127,12 @@ class Vision(Section):
         "32 x 32 (Qwen3-VL).",
     )
 
+    resize: Literal["native", "exact"] = Field(
+        "native",
+        description="`native`: the fast uint8 resize that transformers' own Qwen video processor "
+        "uses. `exact`: that of qwen-vl-utils, bit for bit, and much slower.",
+    )
+
     @model_validator(mode="after")
     def _one_rate(self) -> Vision:
         if self.nframes is None and self.fps is None:

@@ -64,6 +64,7 @@ class Video:
         fps: Frames per second on average: number of frames / (end of the last - begin of the
             first), like torchcodec's ``average_fps``.
         duration: Seconds from the begin of the first frame to the end of the last.
+        start: The first packet of the file, None if there is none.
         position: Ordinal of the packet that :meth:`read` gives next.
     """
 
@@ -147,6 +148,7 @@ class Video:
             if not packet.is_discard:  # cut away by an edit list, but needed by later frames
                 shown.append((stamp, stamp + (packet.duration or 0)))
         self._check_complete(packets=self.position - 1)
+        self.start = self._entries[0] if self._entries else None
         self._entries.sort(key=lambda entry: entry.stamp)
         self.stamps = sorted(begin for begin, _ in shown)
         begin = self._seconds(min((begin for begin, _ in shown), default=0))

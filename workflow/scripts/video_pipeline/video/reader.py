@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -163,28 +163,23 @@ def _sample(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any
 def _decode(video: Video, positions: Sequence[int]) -> Iterator[torch.Tensor]:
     """The frames at ``positions``, in ascending order: uint8 (height, width, RGB), as displayed.
 
-    All decoders give the same pixels. A fast one is left where it does not find the very frame
-    that was asked for, as after a seek that went wrong; the last one may put the next frame in
-    the place of one that cannot be decoded, as torchcodec does.
+    All decoders give the same pixels, so the fastest is used: PyAV for H.264, whose shortcuts
+    torchcodec does not have. It is left where it does not find the very frame that was asked for,
+    as torchcodec where a seek goes astray. The last one may put the next frame in the place of
+    one that cannot be decoded, as torchcodec does.
     """
+    decoders = [decode_pyav.decode, partial(decode_pyav.decode, shortcuts=False)]
+    if video.decoder.name != "h264" and decode_torchcodec.is_available():
+        decoders.insert(0, decode_torchcodec.decode)
     done = 0
-    for decode, is_last in _decoders(video):
+    for decode in decoders:
         for stamp, frame in decode(video, positions[done:]):
-            if stamp != video.stamps[positions[done]] and not is_last:
+            if stamp != video.stamps[positions[done]] and decode is not decoders[-1]:
                 break
             yield frame
             done += 1
     if done < len(positions):
         raise VideoReadError(f"{done} of {len(positions)} sampled frames could be decoded")
-
-
-def _decoders(video: Video) -> Iterator[tuple[Callable, bool]]:
-    """The decoders to try, fastest first, and which is the last."""
-    if video.decoder.name == "h264":
-        yield partial(decode_pyav.decode, skip_unreferenced=True), False
-    elif decode_torchcodec.is_available():
-        yield decode_torchcodec.decode, False
-    yield decode_pyav.decode, True
 
 
 def _stack(frames: Iterator[torch.Tensor], count: int, ele: dict[str, Any]) -> torch.Tensor:

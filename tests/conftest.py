@@ -1,0 +1,39 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import SCRIPTS, Run
+
+sys.path.insert(0, str(SCRIPTS))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A small run in a folder whose name needs quoting."""
+    return Run(tmp_path / "my user's run")
+
+
+@pytest.fixture
+def here(run: Run, monkeypatch: pytest.MonkeyPatch, forget_plugins: None) -> Run:
+    """A small run in the working directory, for calls of the library in this process."""
+    monkeypatch.chdir(run.folder)
+    return run
+
+
+@pytest.fixture
+def forget_plugins(monkeypatch: pytest.MonkeyPatch):
+    """What a test's plugins register is forgotten when it ends."""
+    from video_pipeline.data import registry as datasets
+    from video_pipeline.tasks import registry as tasks
+
+    datasets.get_dataset("qwen_video")
+    tasks.get_task("describe")
+    for registry in (datasets._DATASETS, tasks._TASKS):
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    yield
+    for name in [name for name in sys.modules if name.startswith("video_pipeline_plugin_")]:
+        del sys.modules[name]

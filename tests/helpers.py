@@ -1,0 +1,249 @@
+"""What the tests share: a small run in a folder of its own, and ways to count what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[1]
+SCRIPTS = PROJECT / "workflow" / "scripts"
+
+# A task and a dataset that need no video. Each read leaves a line in reads.txt; the field `do` of a
+# sample says how it misbehaves.
+PLUGIN = '''\
+"""A task and a dataset for tests."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from video_pipeline.data.base import BaseDataset
+from video_pipeline.data.registry import register_dataset
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.registry import register_task
+
+HERE = Path(__file__).parent
+
+
+def misbehave(do):
+    if do == "raise":
+        raise ValueError("no such clip")
+    if do == "surrogate":
+        raise ValueError("no such clip: caf\\udce9")
+    if do == "die":
+        os._exit(7)
+    if do == "exit":
+        sys.exit(0)
+    if do == "hang":
+        time.sleep(600)
+    if do == "storage" and not (HERE / "storage").exists():
+        raise OSError("the storage is away")
+
+
+@register_dataset("plain")
+class Plain(BaseDataset):
+    def __getitem__(self, i):
+        sample = self.samples[i]
+        with open(HERE / "reads.txt", "a") as stream:
+            stream.write(sample["__key"] + "\\n")
+        misbehave(sample.get("do"))
+        key = "another" if sample.get("do") == "wrong_key" else sample["__key"]
+        return {
+            "__key": key,
+            "raw": sample,
+            "llm_input": {"prompt": "x" * 40, "multi_modal_data": {}},
+        }
+
+
+@register_task
+class Ask(Task):
+    name = "ask"
+    dataset_name = "plain"
+
+    def build_messages(self, sample):
+        return [{"role": "user", "content": f"What happens? {sample.get('hint', '')}"}]
+
+    def parse(self, generated_text, sample):
+        return {"answer": generated_text.strip()}
+'''
+
+
+class Run:
+    """A small run with the simulated engine, in a folder of its own.
+
+    Attributes:
+        folder: The working directory.
+        settings: The configuration file's content; :meth:`configure` changes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.settings: dict[str, Any] = {}
+        self.write_plugin(PLUGIN)
+        self.configure(
+            data={
+                "input_jsonl": "samples.jsonl",
+                "output_jsonl": "results/out.jsonl",
+                "id_field": "id",
+                "num_shards": 2,
+                "num_workers": 1,
+            },
+            run={"task": "ask", "plugins": ["plugin.py"], "engine": "simulated"},
+        )
+
+    # --- what the user writes -------------------------------------------------------------------
+
+    def configure(self, **sections: dict[str, Any]) -> None:
+        """Change keys of the configuration file."""
+        for name, keys in sections.items():
+            self.settings.setdefault(name, {}).update(keys)
+        (self.folder / "my.yaml").write_text(yaml.safe_dump(self.settings), encoding="utf-8")
+
+    def write_samples(self, samples: Iterable[dict[str, Any]]) -> None:
+        """Write the input."""
+        lines = "".join(json.dumps(sample) + "\n" for sample in samples)
+        (self.folder / "samples.jsonl").write_text(lines, encoding="utf-8")
+
+    def write_plugin(self, text: str) -> None:
+        """Write the plugin."""
+        (self.folder / "plugin.py").write_text(text, encoding="utf-8")
+
+    def edit_plugin(self, old: str, new: str) -> None:
+        """Replace a piece of the plugin, which must be there."""
+        path = self.folder / "plugin.py"
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    # --- running it -----------------------------------------------------------------------------
+
+    def snakemake(
+        self, *arguments: str, snakefile: Path = PROJECT / "Snakefile", succeeds: bool = True
+    ) -> str:
+        """Run Snakemake; returns what it printed. Fails unless it succeeds as expected."""
+        command = [
+            *(sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)),
+            *("--directory", str(self.folder), "--configfile", str(self.folder / "my.yaml")),
+            *("--cores", "2", *arguments),
+        ]
+        return self._checked(command, succeeds)
+
+    def script(self, name: str, *arguments: str, succeeds: bool = True) -> str:
+        """Run one of ``workflow/scripts`` in the working directory."""
+        return self._checked(self.command(name, *arguments), succeeds)
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        """The command line of one of ``workflow/scripts``, on the configuration file."""
+        return [sys.executable, str(SCRIPTS / name), "--config", "my.yaml", *arguments]
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start one of ``workflow/scripts`` in the background."""
+        with open(self.folder / "background.log", "a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                self.command(name, *arguments), cwd=self.folder, stdout=log, stderr=log, text=True
+            )
+
+    def _checked(self, command: list[str], succeeds: bool) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert (done.returncode == 0) == succeeds, f"exit code {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    # --- what it did ----------------------------------------------------------------------------
+
+    @property
+    def output(self) -> Path:
+        """The consolidated output."""
+        return self.folder / "results" / "out.jsonl"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of the output."""
+        return read_jsonl(self.output)
+
+    def summary(self) -> dict[str, Any]:
+        """The summary of the output."""
+        return json.loads((self.folder / "results" / "out.summary.json").read_text())
+
+    def journals(self) -> list[Path]:
+        """The journal folders, one for each fingerprint."""
+        return sorted((self.folder / "results" / ".journal" / "out").glob("*"))
+
+    def answers(self) -> Counter[str]:
+        """How often each sample was inferred, by the ok records of all journals."""
+        return Counter(
+            record["__key"]
+            for path in (self.folder / "results" / ".journal" / "out").rglob("attempt.*.jsonl")
+            for record in read_jsonl(path, torn=True)
+            if "output_text" in record
+        )
+
+    def reads(self) -> Counter[str]:
+        """How often each sample was read by the dataset."""
+        path = self.folder / "reads.txt"
+        return Counter(path.read_text().split("\n")[:-1] if path.exists() else [])
+
+    def log(self, name: str) -> str:
+        """The log of one rule."""
+        return (self.folder / "logs" / "out" / f"{name}.log").read_text(encoding="utf-8")
+
+
+def samples(count: int, **fields: Any) -> list[dict[str, Any]]:
+    """``count`` samples with ids 0, 1, ..."""
+    return [{"id": number, "path": f"{number}.mp4", **fields} for number in range(count)]
+
+
+def keys(count: int) -> list[str]:
+    """The keys of :func:`samples`."""
+    return [str(number) for number in range(count)]
+
+
+def read_jsonl(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; ``torn``: without a last line that is not whole."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert torn or lines[-1] == ""
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
+    """Wait until ``condition`` is true and return its value; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.05)
+    return value
+
+
+def marked_processes(mark: str) -> list[int]:
+    """Process ids, by the job's mark in their environment."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.environ().get("VIDEO_PIPELINE_JOB") == mark:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """The environment without what this test run adds to it."""
+    return {**os.environ, **extra}

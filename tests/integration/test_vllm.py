@@ -1,0 +1,168 @@
+"""The demo workflow with real vLLM on the CPU: tiny random model, real clips, two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from video_pipeline.config import load_config
+from video_pipeline.errors import UserError
+from video_pipeline.testing.demo import write_demo
+
+ROOT = Path(__file__).parents[2]
+OUTPUT = "results/output.describe.jsonl"
+
+# The task of the README and of the public contract, as it stands.
+MY_TASK = '''
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.registry import register_task
+
+@register_task
+class MyTask(Task):
+    name = "my_task"
+    dataset_name = "qwen_video"
+
+    def build_messages(self, sample):
+        return [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": [
+                {"type": "text", "text": "What happens in this video?"},
+                {"type": "video", "video": sample["__video_uri"]},
+            ]},
+        ]
+
+    def parse(self, generated_text, sample):
+        return {"answer": generated_text.strip()}
+'''
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the workflow in ``folder`` with the demo's configuration."""
+    # two engines on two cores: vLLM's own binding would put both on the same one
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return subprocess.run(
+        [
+            Path(sys.executable).parent / "snakemake",
+            *("--snakefile", ROOT / "Snakefile"),
+            *("--cores", "2"),
+            *("--configfile", ROOT / "config/demo.yaml"),
+            *("--directory", folder),
+            *arguments,
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / OUTPUT).read_text().splitlines()]
+
+
+def answers_in_journal(folder: Path) -> int:
+    files = (folder / "results/.journal").rglob("attempt.*.jsonl")
+    return sum(file.read_text().count('"output_text":') for file in files)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """A finished demo run with one broken clip among the good ones."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(folder)
+    clip = folder / "clips/h264.mp4"
+    (folder / "clips/cut.mp4").write_bytes(clip.read_bytes()[:2000])
+    with open(folder / "samples.jsonl", "a") as samples:
+        samples.write('{"path": "clips/cut.mp4"}\n')
+    run = snakemake(folder, "--resources", "gpu=2")
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder
+
+
+def test_every_clip_is_answered(demo):
+    found = records(demo)
+    paths = [json.loads(line)["path"] for line in open(demo / "samples.jsonl")]
+    assert [record["input"]["path"] for record in found] == paths
+    answered = [record for record in found if record["__status"] == "ok"]
+    assert len(answered) == 6
+    for record in answered:
+        assert record["__model"] == "model"
+        assert record["__task"] == "describe"
+        assert record["__usage"]["completion_tokens"] == 24
+        assert record["description"] == record["output_text"].strip()
+    # a random model sees the videos all the same: different clips, different answers
+    assert len({record["output_text"] for record in answered}) == 6
+
+
+def test_the_broken_clip_costs_one_error_record(demo):
+    (broken,) = [record for record in records(demo) if record["__status"] == "error"]
+    assert broken["input"] == {"path": "clips/cut.mp4"}
+    assert broken["__error"]["stage"] == "read"
+    assert "moov" in broken["__error"]["message"]  # FFmpeg's own word, not a fallback's
+
+
+def test_rank_files_are_gone_and_summary_is_there(demo):
+    assert not list(demo.glob("results/*.rank*.jsonl"))
+    summary = json.loads((demo / "results/output.describe.summary.json").read_text())
+    assert summary["samples"]["ok"] == 6
+    assert summary["samples"]["errors_by_stage"] == {"read": 1}
+    assert {job["rank"] for job in summary["jobs"]} == {0, 1}
+
+
+def test_nothing_is_inferred_again_and_no_model_is_loaded(demo):
+    before = answers_in_journal(demo)
+    assert "Nothing to be done" in snakemake(demo).stdout + snakemake(demo).stderr
+    kept = (demo / OUTPUT).read_bytes()
+    (demo / OUTPUT).unlink()
+    run = snakemake(demo)  # without --resources: the plan file knows the number of shards
+    assert run.returncode == 0, run.stderr
+    assert (demo / OUTPUT).read_bytes() == kept
+    assert answers_in_journal(demo) == before
+    for rank in (0, 1):
+        log = (demo / f"logs/output.describe/infer.rank{rank}.log").read_text()
+        assert "samples are done" in log
+        assert "vllm" not in log.lower()
+
+
+def test_the_contracts_task_runs_from_a_plugin_file(demo, tmp_path):
+    for name in ("clips", "model"):
+        shutil.copytree(demo / name, tmp_path / name)
+    (tmp_path / "samples.jsonl").write_text(
+        '{"path": "clips/portrait.mp4", "video_start": 0.2, "video_end": 1.2}\n'
+        '{"path": "clips/portrait.mp4"}\n'
+    )
+    (tmp_path / "my_plugin.py").write_text(MY_TASK)
+    (tmp_path / "my.yaml").write_text("run: {task: my_task, plugins: [my_plugin.py]}\n")
+    run = snakemake(tmp_path, "--resources", "gpu=1", "--configfile", "config/demo.yaml", "my.yaml")
+    assert run.returncode == 0, run.stdout + run.stderr
+    segment, whole = records(tmp_path)
+    assert whole["answer"] == whole["output_text"].strip()
+    assert segment["__usage"]["prompt_tokens"] < whole["__usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vllm": {"max_num_seq": 4}}, "vllm.max_num_seq: .*did you mean vllm.max_num_seqs"),
+        ({"sampling": {"top_pp": 1}}, "sampling.top_pp: .*did you mean sampling.top_p"),
+        ({"sampling": {"n": 2}}, "sampling.n"),
+        ({"sampling": {"top_p": 7}}, "refuses the section sampling"),
+        ({"vllm": {"dtype": "float99"}}, "refuses the section vllm"),
+        ({"vllm": {"max_model_len": 300}}, "visual tokens .* vllm.max_model_len: 300"),
+    ],
+)
+def test_the_engine_refuses_what_vllm_does_not_know(demo, monkeypatch, settings, message):
+    from video_pipeline.engine.vllm import VllmEngine
+
+    monkeypatch.chdir(demo)
+    base = load_config(ROOT / "config/demo.yaml").model_dump()
+    for section, values in settings.items():
+        base[section] = {**base[section], **values}
+    with pytest.raises(UserError, match=message):
+        VllmEngine(load_config(base))

@@ -1,0 +1,243 @@
+"""The configuration: its errors are for people, and what is generated from it is in step."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import PROJECT, SCRIPTS
+
+from video_pipeline import config as module
+from video_pipeline.config import Config, load_config
+from video_pipeline.errors import UserError
+
+
+def message_of(raw) -> str:
+    """What the user is told about a wrong configuration."""
+    with pytest.raises(UserError) as caught:
+        load_config(raw)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "place", "nearest"),
+    [
+        ({"data": {"input_json": "a"}}, "data.input_json", "data.input_jsonl"),
+        ({"data": {"input-jsonl": "a"}}, "data.input-jsonl", "data.input_jsonl"),
+        ({"vision": {"max frames": 2}}, "vision.max frames", "vision.max_frames"),
+        ({"run": {"keep_rank_file": True}}, "run.keep_rank_file", "run.keep_rank_files"),
+        (
+            {"run": {"simulated": {"output_token": 2}}},
+            "run.simulated.output_token",
+            "run.simulated.output_tokens",
+        ),
+        ({"dta": {}}, "dta", "data"),
+        ({"task-params": {}}, "task-params", "task_params"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(raw, place, nearest):
+    message = message_of(raw)
+    assert f"{place}: unknown key" in message
+    assert f"did you mean {nearest!r}?" in message
+
+
+def test_an_unknown_key_lists_those_there_are():
+    message = message_of({"data": {"xyzzy": 1}})
+    assert "did you mean" not in message
+    assert "input_jsonl" in message
+    assert "num_workers" in message
+
+
+@pytest.mark.parametrize(
+    ("raw", "place", "value", "expected"),
+    [
+        ({"data": {"num_shards": "two"}}, "data.num_shards", "'two'", "a whole number"),
+        ({"data": {"num_shards": 2.5}}, "data.num_shards", "2.5", "integer"),
+        ({"data": {"video_field": 5}}, "data.video_field", "5", "text"),
+        ({"data": {"input_jsonl": [1]}}, "data.input_jsonl", "[1]", "a path"),
+        ({"data": ["a"]}, "data", "['a']", "keys and values"),
+        ({"vllm": {"model": None}}, "vllm.model", "None", "text"),
+        ({"vllm": {"max_model_len": "long"}}, "vllm.max_model_len", "'long'", "a whole number"),
+        ({"vision": {"fps": "fast"}}, "vision.fps", "'fast'", "a number"),
+        ({"vision": {"max_frames": 1}}, "vision.max_frames", "1", "greater than or equal to 2"),
+        ({"run": {"engine": "vlm"}}, "run.engine", "'vlm'", "'vllm' or 'simulated'"),
+        ({"run": {"keep_rank_files": "often"}}, "run.keep_rank_files", "'often'", "true or false"),
+        ({"run": {"max_error_rate": 10}}, "run.max_error_rate", "10", "less than or equal to 1"),
+        ({"run": {"plugins": "mine.py"}}, "run.plugins", "'mine.py'", "list"),
+        ({"run": {"plugins": ["a.py", 3]}}, "run.plugins.1", "3", "text"),
+        ({"run": {"simulated": {"concurrency": 0}}}, "run.simulated.concurrency", "0", "greater"),
+        ({"task_params": [1]}, "task_params", "[1]", "keys and values"),
+    ],
+)
+def test_a_wrong_value_names_place_value_and_wish(raw, place, value, expected):
+    (line,) = message_of(raw).splitlines()[1:]
+    assert line.strip().startswith(f"{place}: got {value}, expected ")
+    assert expected in line.partition("expected")[2]
+
+
+@pytest.mark.parametrize("key", ["num_shards", "num_workers"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_are_positive(key, value):
+    assert f"data.{key}: {value} is too small" in message_of({"data": {key: value}})
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("data", "num_shards"), ("sampling", "max_tokens"), ("vision", "fps")]
+)
+def test_true_is_no_number(section, key):
+    assert f"{section}.{key}: got True" in message_of({section: {key: True}})
+
+
+def test_all_mistakes_are_reported_at_once():
+    message = message_of({"data": {"num_shard": 1}, "run": {"engine": "x"}, "vision": {"fps": -1}})
+    for place in ("data.num_shard:", "run.engine:", "vision.fps:"):
+        assert place in message
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"data": {"output_jsonl": "results/out.json"}}, "must end with .jsonl"),
+        ({"data": {"input_jsonl": "a.jsonl", "output_jsonl": "./a.jsonl"}}, "same file"),
+        ({"vision": {"fps": None}}, "vision.nframes"),
+        ({"vision": {"min_pixels": 9, "max_pixels": 8}}, "vision.min_pixels: 9 is larger"),
+        ({"vision": {"min_frames": 9, "max_frames": 8}}, "vision.min_frames: 9 is larger"),
+    ],
+)
+def test_values_that_contradict_each_other(raw, said):
+    assert said in message_of(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {", "cannot read the configuration"),
+        ("- a list", "expected sections"),
+        ("\x00", "cannot read the configuration"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path, text, said):
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    message = message_of(path)
+    assert said in message
+    assert str(path) in message
+
+
+def test_a_file_that_is_missing(tmp_path):
+    assert "nowhere.yaml" in message_of(tmp_path / "nowhere.yaml")
+
+
+def test_what_snakemake_delivers_as_text_is_read():
+    config = load_config({"data": {"num_shards": "3", "resume": "false"}, "vision": {"fps": "1"}})
+    assert config.data.num_shards == 3
+    assert config.data.resume is False
+    assert config.vision.fps == 1.0
+
+
+def test_other_settings_of_vllm_pass_through():
+    config = load_config(
+        {"vllm": {"dtype": "float32", "hf_overrides": {"a": 1}}, "sampling": {"top_p": 0.5}}
+    )
+    assert config.vllm.arguments["dtype"] == "float32"
+    assert config.vllm.arguments["hf_overrides"] == {"a": 1}
+    assert config.sampling.model_dump()["top_p"] == 0.5
+
+
+def test_gpus_of_a_job():
+    sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 3, "data_parallel_size": 2}
+    assert load_config({"vllm": sizes}).vllm.gpus_per_job == 12
+    assert Config().vllm.gpus_per_job == 1
+
+
+@pytest.mark.parametrize("size", [None, "two", 0])
+def test_a_parallel_size_that_is_no_number(size):
+    with pytest.raises(UserError, match="pipeline_parallel_size"):
+        _ = load_config({"vllm": {"pipeline_parallel_size": size}}).vllm.gpus_per_job
+
+
+def test_the_resolved_configuration_reads_back(tmp_path):
+    config = load_config(
+        {
+            "data": {"input_jsonl": "a b.jsonl", "num_shards": 3},
+            "vllm": {"model": "modèle", "hf_overrides": {"x": [1, None, "ü"]}},
+            "run": {"plugins": ["p.py"]},
+            "task_params": {"prompt": "line 1\nline 2: 'quoted'", "yes": "no"},
+        }
+    )
+    path = tmp_path / "resolved.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_a_number_of_frames_replaces_the_rate():
+    kwargs = load_config({"vision": {"nframes": 8}}).vision.video_kwargs()
+    assert kwargs["nframes"] == 8
+    assert not {"fps", "min_frames", "max_frames"} & kwargs.keys()
+    assert load_config({}).vision.video_kwargs()["fps"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "generate"),
+    [
+        ("config.yaml", "default_yaml"),
+        ("README.md", "reference_markdown"),
+        ("schema.json", "json_schema"),
+    ],
+)
+def test_generated_files_are_in_step(name, generate):
+    written = (PROJECT / "config" / name).read_text(encoding="utf-8")
+    assert written == getattr(module, generate)(), "run `make config-docs`"
+
+
+def test_the_default_file_holds_exactly_the_defaults():
+    raw = yaml.safe_load((PROJECT / "config" / "config.yaml").read_text(encoding="utf-8"))
+    assert raw == Config().model_dump(mode="json")
+    assert load_config(raw) == Config()
+
+
+def test_every_key_is_explained():
+    reference = module.reference_markdown()
+    for section, model in Config.model_fields.items():
+        assert f"## `{section}`" in reference
+        fields = getattr(model.annotation, "model_fields", {})
+        for key, field in fields.items():
+            assert field.description, f"{section}.{key}"
+            assert f"| `{key}" in reference
+
+
+def test_the_schema_knows_keys_and_types():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = yaml.safe_load((PROJECT / "config" / "schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    assert validator.is_valid(Config().model_dump(mode="json"))
+    assert validator.is_valid({"vllm": {"dtype": "auto"}, "data": {"num_shards": 2}})
+    assert not validator.is_valid({"data": {"num_shards": "two"}})
+    assert not validator.is_valid({"data": {"unknown": 1}})
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Names that a file imports when it is imported itself: not those inside functions."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+def test_parsing_the_workflow_imports_neither_torch_nor_vllm():
+    seen: set[str] = set()
+    todo = {"video_pipeline.config", "video_pipeline.layout", "video_pipeline.plan"}
+    todo |= {"video_pipeline.plugins", "video_pipeline.errors"}
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        path = SCRIPTS / (name.replace(".", "/") + ".py")
+        if path.is_file():
+            todo |= {found for found in imported_modules(path) if found not in seen}
+    assert "pydantic" in seen
+    assert not {name for name in seen if name.partition(".")[0] in ("torch", "vllm")}

@@ -1,0 +1,276 @@
+"""Key, request digest and fingerprint: what makes two inferences the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from video_pipeline.config import load_config
+from video_pipeline.errors import TaskError
+from video_pipeline.identity import (
+    NEUTRAL_ENGINE_ARGUMENTS,
+    content_key,
+    fingerprint,
+    request_digest,
+)
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.describe import Describe
+
+
+def digest(task: Task, root: str = "/data", video: str = "a.mp4", **fields) -> str:
+    sample = {"path": video, **fields, "__key": "k", "__video_uri": os.path.join(root, video)}
+    return request_digest(task, sample, video)
+
+
+class Saying(Task):
+    """A task whose messages a test chooses."""
+
+    name = "saying"
+
+    def build_messages(self, sample):
+        return self.params["messages"](sample)
+
+
+def saying(messages) -> Saying:
+    return Saying({"messages": messages})
+
+
+# --- the request digest ------------------------------------------------------------------------
+
+
+def test_a_dataset_may_move():
+    assert digest(Describe(), "/data") == digest(Describe(), "/mnt/elsewhere")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"video": "b.mp4"},
+        {"video_start": 0.0},
+        {"video_start": 1.0},
+        {"video_end": 1.0},
+    ],
+)
+def test_another_video_or_segment_is_another_request(other):
+    assert digest(Describe(), **other) != digest(Describe())
+
+
+def test_start_and_end_are_not_mixed_up():
+    assert digest(Describe(), video_start=1.0) != digest(Describe(), video_end=1.0)
+
+
+def test_another_prompt_is_another_request():
+    assert digest(Describe({"prompt": "Why?"})) != digest(Describe())
+
+
+def test_fields_that_are_not_asked_about_do_not_matter():
+    assert digest(Describe(), title="x") == digest(Describe(), title="y") == digest(Describe())
+
+
+def test_fields_that_are_asked_about_do():
+    task = saying(lambda sample: [{"role": "user", "content": sample["title"]}])
+    assert digest(task, title="x") != digest(task, title="y")
+    assert digest(task, title="x") == digest(task, title="x")
+
+
+def test_parts_cannot_run_into_each_other():
+    one = saying(lambda _: [{"role": "user", "content": ["ab", "c"]}])
+    two = saying(lambda _: [{"role": "user", "content": ["a", "bc"]}])
+    assert digest(one) != digest(two)
+
+
+def test_the_order_of_keys_does_not_matter():
+    one = saying(lambda _: [{"role": "user", "content": "x"}])
+    two = saying(lambda _: [{"content": "x", "role": "user"}])
+    assert digest(one) == digest(two)
+
+
+@pytest.mark.parametrize("thing", [object(), {1, 2}, b"bytes", 1 << 70, "half \ud800"])
+def test_messages_that_json_cannot_carry(thing):
+    task = saying(lambda _: [{"role": "user", "content": [{"type": "text", "text": thing}]}])
+    with pytest.raises(TaskError, match=r"'saying': build_messages must return plain text"):
+        digest(task)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [None, "text", [], {"role": "user", "content": "x"}, ["x"], [{"role": "user"}], [{}]],
+)
+def test_messages_that_are_none(messages):
+    with pytest.raises(TaskError, match="must return a list of messages"):
+        digest(saying(lambda _: messages))
+
+
+def test_an_error_in_build_messages_names_sample_file_and_line():
+    def fails(sample):
+        return sample["question"]
+
+    with pytest.raises(TaskError) as caught:
+        digest(saying(fails))
+    message = str(caught.value)
+    line = fails.__code__.co_firstlineno + 1
+    for said in ("'saying'", "sample k", "KeyError", "'question'", __file__, f"line {line}"):
+        assert said in message
+
+
+def test_an_error_inside_a_library_names_the_users_line():
+    import json
+
+    def fails(sample):
+        return json.loads("{")
+
+    with pytest.raises(TaskError) as caught:
+        digest(saying(fails))
+    line = fails.__code__.co_firstlineno + 1
+    assert f"{__file__}, line {line}" in str(caught.value)
+
+
+# --- the key -----------------------------------------------------------------------------------
+
+
+def test_the_key_is_pinned():
+    """Changing it would infer everybody's finished samples again."""
+    assert content_key({"b": [1, 2.5, None], "a": "ü"}) == "8e4beebe00b0297d55d8a1c44ba3bbd0"
+
+
+# --- the fingerprint ---------------------------------------------------------------------------
+
+
+def print_of(name="qwen_video", version=1, reader=1, **sections) -> str:
+    return fingerprint(load_config(sections), version, name, reader)
+
+
+def test_the_fingerprint_is_stable():
+    assert print_of() == print_of()
+    assert len(print_of()) == 32
+
+
+CHANGES = {
+    "model": {"vllm": {"model": "Qwen/Qwen3-VL-8B-Instruct"}},
+    "revision": {"vllm": {"revision": "abc"}},
+    "dtype": {"vllm": {"dtype": "float16"}},
+    "unknown engine argument": {"vllm": {"some_new_setting": 1}},
+    "overrides": {"vllm": {"hf_overrides": {"a": {"b": 1}}}},
+    "temperature": {"sampling": {"temperature": 0.5}},
+    "max_tokens": {"sampling": {"max_tokens": 13}},
+    "other sampling": {"sampling": {"top_p": 0.9}},
+    "fps": {"vision": {"fps": 1.0}},
+    "pixels": {"vision": {"max_pixels": 100000}},
+    "engine": {"run": {"engine": "simulated"}},
+    "params": {"task_params": {"prompt": "x"}},
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_what_changes_an_answer_changes_the_fingerprint(case):
+    assert print_of(**CHANGES[case]) != print_of()
+
+
+def test_dataset_and_reader_change_the_fingerprint():
+    prints = {print_of(), print_of(name="frames"), print_of(version=2), print_of(reader=2)}
+    assert len(prints) == 4
+
+
+NEUTRAL = {
+    "shards": {"data": {"num_shards": 7}},
+    "workers": {"data": {"num_workers": 7}},
+    "paths": {"data": {"input_jsonl": "x.jsonl", "output_jsonl": "y.jsonl", "video_root": "z"}},
+    "error rate": {"run": {"max_error_rate": 0.9}},
+    "rank files": {"run": {"keep_rank_files": True}},
+    "plugins": {"run": {"plugins": ["x.py"]}},
+    "in flight": {"run": {"max_in_flight": 3}},
+}
+
+
+@pytest.mark.parametrize("case", NEUTRAL)
+def test_what_changes_no_answer_leaves_the_fingerprint(case):
+    assert print_of(**NEUTRAL[case]) == print_of()
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL_ENGINE_ARGUMENTS))
+def test_neutral_engine_arguments_leave_the_fingerprint(name):
+    assert print_of(vllm={name: 2}) == print_of()
+
+
+def test_neutral_engine_arguments_are_names_of_vllm():
+    """A misspelt name would be no protection at all. One that vLLM dropped is dead weight."""
+    import dataclasses
+
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    assert sorted(NEUTRAL_ENGINE_ARGUMENTS - known) == []
+
+
+def test_speed_of_the_simulated_engine_is_neutral():
+    slow = {"engine": "simulated", "simulated": {"seconds_per_output_token": 1, "concurrency": 1}}
+    longer = {"engine": "simulated", "simulated": {"output_tokens": 3}}
+    base = print_of(run={"engine": "simulated"})
+    assert print_of(run=slow) == base
+    assert print_of(run=longer) != base
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder that looks like a model."""
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "sub/tokenizer.json"):
+        (folder / name).write_text("{}")
+        os.utime(folder / name, ns=(10**18, 10**18))
+    return folder
+
+
+def model_print(folder) -> str:
+    return print_of(vllm={"model": str(folder)})
+
+
+def add_file(folder):
+    (folder / "sub" / "extra.txt").write_text("x")
+
+
+def touch(folder):
+    os.utime(folder / "model.safetensors", ns=(2 * 10**18, 2 * 10**18))
+
+
+def rename(folder):
+    (folder / "model.safetensors").rename(folder / "model2.safetensors")
+
+
+def grow(folder):
+    (folder / "config.json").write_text("{ }")
+    os.utime(folder / "config.json", ns=(10**18, 10**18))
+
+
+@pytest.mark.parametrize("change", [add_file, touch, rename, grow])
+def test_changed_model_files_change_the_fingerprint(model, change):
+    before = model_print(model)
+    assert model_print(model) == before
+    change(model)
+    assert model_print(model) != before
+
+
+def test_a_model_folder_may_move(model, tmp_path):
+    before = model_print(model)
+    moved = tmp_path / "elsewhere" / "model"
+    shutil.copytree(model, moved)  # keeps the times
+    assert model_print(moved) == before
+
+
+def test_a_model_behind_a_link_is_followed(model, tmp_path):
+    (tmp_path / "link").symlink_to(model)
+    (model / "weights").mkdir()
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "blob").write_text("x")
+    (model / "linked.bin").symlink_to(store / "blob")
+    before = model_print(tmp_path / "link")
+    (store / "blob").write_text("xx")
+    assert model_print(tmp_path / "link") != before
+
+
+def test_a_dangling_link_in_the_model_is_no_crash(model):
+    (model / "gone.bin").symlink_to("nowhere")
+    assert len(model_print(model)) == 32

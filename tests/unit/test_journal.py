@@ -1,0 +1,250 @@
+"""The journal: each record is there or not, never half, and the index finds the one that counts."""
+
+from __future__ import annotations
+
+import os
+
+import orjson
+import pytest
+from helpers import read_jsonl
+
+from video_pipeline.errors import UserError
+from video_pipeline.journal import JournalReader, JournalWriter, read_index
+
+REQUEST = "0123456789abcdef" * 2
+OTHER = "f" * 32
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "finish_reason": "stop"}
+ERROR = {"stage": "read", "type": "ValueError", "message": "no"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "journal"
+
+
+def write(folder, *records, name="attempt.s.rank0"):
+    """One attempt: (key, text or None for an error) pairs, asked with ``REQUEST``."""
+    with JournalWriter(folder, name) as journal:
+        for key, text in records:
+            if text is None:
+                journal.error(key, "", REQUEST, ERROR)
+            else:
+                journal.answer(key, "", REQUEST, text, USAGE)
+    return journal.path
+
+
+def found(folder, key, request=REQUEST, part="", attempts="attempt."):
+    """The final record of a key, or None."""
+    location = read_index(folder, attempts).find(key, part, request)
+    if location is None:
+        return None
+    with JournalReader(folder) as reader:
+        record = reader.read(location)
+    assert location.is_error == ("__error" in record)
+    return record
+
+
+def test_what_is_written_is_found(folder):
+    write(folder, ("a", "one"), ("b", None))
+    assert found(folder, "a") == {
+        "__key": "a",
+        "__part": "",
+        "__request": REQUEST,
+        "output_text": "one",
+        "__usage": USAGE,
+    }
+    assert found(folder, "b")["__error"] == ERROR
+    assert found(folder, "c") is None
+
+
+def test_another_request_or_part_is_another_record(folder):
+    with JournalWriter(folder, "attempt.s.rank0") as journal:
+        journal.answer("a", "window 1", REQUEST, "one", USAGE)
+    assert found(folder, "a") is None
+    assert found(folder, "a", OTHER, "window 1") is None
+    assert found(folder, "a", REQUEST, "window 1")["output_text"] == "one"
+
+
+KEYS = ["plain", 'quote " and \\', "new\nline", "ünï\U0001f600", '","__part":"', "a" * 5000, "\x00"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_key_and_text(folder, key):
+    text = f'{{"__key":"{key}"}}\n}}\n'
+    write(folder, (key, text))
+    assert found(folder, key)["output_text"] == text
+    assert len(read_jsonl(next(folder.iterdir()))) == 2
+
+
+def test_a_record_is_one_line_and_one_write(folder, monkeypatch):
+    writes = []
+    real = os.write
+
+    def counting(fd, data):
+        writes.append(bytes(data))
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", counting)
+    with JournalWriter(folder, "attempt.s.rank0") as journal:
+        journal.answer("a", "", REQUEST, "two\nlines" * 100_000, USAGE)
+        # there before anything is closed or flushed
+        assert found(folder, "a")["output_text"].startswith("two")
+    assert len(writes) == 2
+    assert all(line.count(b"\n") == 1 and line.endswith(b"\n") for line in writes)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 90])
+def test_a_torn_last_line_is_ignored(folder, cut):
+    path = write(folder, ("a", "one"), ("b", "two"))
+    data = path.read_bytes()
+    path.write_bytes(data[:-cut])
+    assert found(folder, "a")["output_text"] == "one"
+    assert found(folder, "b") is None
+    write(folder, ("b", "again"))
+    assert found(folder, "b")["output_text"] == "again"
+
+
+def test_a_file_torn_in_its_first_line_is_ignored(folder):
+    whole = write(folder, ("a", "one"))
+    data = whole.read_bytes()
+    for size in range(len(data.partition(b"\n")[0]) + 2):
+        whole.write_bytes(data[:size])
+        assert found(folder, "a") is None
+
+
+def test_a_line_that_ran_into_a_torn_one_is_no_record(folder):
+    """The disk was full for a moment: half a record, and then the next one."""
+    path = write(folder, ("a", "one"), ("b", "two"))
+    first, a, b, _ = path.read_bytes().split(b"\n")
+    path.write_bytes(first + b"\n" + a[:-10] + b + b"\n")
+    assert found(folder, "a") is None
+
+
+def test_zeros_of_a_power_loss_are_no_record(folder):
+    path = write(folder, ("a", "one"), ("b", "two"), ("c", "three"))
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = b"\0" * len(lines[2])
+    path.write_bytes(b"\n".join(lines))
+    assert found(folder, "a")["output_text"] == "one"
+    assert found(folder, "b") is None
+    assert found(folder, "c")["output_text"] == "three"
+
+
+def test_a_newer_version_is_refused(folder):
+    path = write(folder, ("a", "one"))
+    path.write_bytes(path.read_bytes().replace(b'"__journal":1', b'"__journal":2', 1))
+    with pytest.raises(UserError, match=r"newer version .*journal version 2"):
+        read_index(folder)
+
+
+def test_a_journal_says_who_wrote_it(folder):
+    first = read_jsonl(write(folder))[0]
+    assert first["__journal"] == 1
+    assert first["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("order", [("one", None), (None, "one")])
+@pytest.mark.parametrize("same_file", [True, False])
+def test_ok_beats_error(folder, order, same_file):
+    if same_file:
+        write(folder, *(("a", text) for text in order))
+    else:
+        for text in order:
+            write(folder, ("a", text))
+    assert found(folder, "a")["output_text"] == "one"
+
+
+def test_the_first_answer_stays(folder):
+    write(folder, ("a", "one"))
+    write(folder, ("a", "two"))
+    assert found(folder, "a")["output_text"] == "one"
+
+
+def test_a_reopened_error_is_to_be_done(folder):
+    path = write(folder, ("a", None), ("b", None))
+    with JournalWriter(folder, "reopen") as journal:
+        journal.reopen("a", "", REQUEST, path.name)
+    assert found(folder, "a") is None
+    assert found(folder, "b")["__error"] == ERROR
+    write(folder, ("a", None))  # it fails again: final again
+    assert found(folder, "a")["__error"] == ERROR
+    write(folder, ("a", "one"))
+    assert found(folder, "a")["output_text"] == "one"
+
+
+def test_reopening_takes_back_no_answer(folder):
+    path = write(folder, ("a", None), ("a", "one"))
+    with JournalWriter(folder, "reopen") as journal:
+        journal.reopen("a", "", REQUEST, path.name)
+    assert found(folder, "a")["output_text"] == "one"
+
+
+def test_an_index_of_some_attempts(folder):
+    write(folder, ("a", "one"), name="attempt.s.rank1")
+    write(folder, ("b", "two"), name="attempt.s.rank10")
+    failed = write(folder, ("c", None), name="attempt.s.rank1")
+    with JournalWriter(folder, "reopen") as journal:
+        journal.reopen("c", "", REQUEST, failed.name)
+    assert found(folder, "a", attempts="attempt.s.rank1.")["output_text"] == "one"
+    assert found(folder, "b", attempts="attempt.s.rank1.") is None
+    assert found(folder, "b")["output_text"] == "two"
+    assert found(folder, "c", attempts="attempt.s.rank1.") is None
+
+
+def test_what_was_known_earlier(folder):
+    """Split looked, and a later attempt knows better."""
+    write(folder, ("ok", "one"), ("error", None), name="attempt.old.rank0")
+    before = read_index(folder)
+    ok, error = (before.find(key, "", REQUEST) for key in ("ok", "error"))
+    new = "attempt.new.rank0."
+
+    def after(key, known):
+        return read_index(folder, new).find(key, "", REQUEST, known)
+
+    assert after("ok", ok) == ok
+    assert after("error", error) == error
+    with JournalWriter(folder, "reopen") as journal:
+        journal.reopen("error", "", REQUEST, error.file)
+    assert after("error", error) is None
+    write(folder, ("error", "two"), name="attempt.new.rank0")
+    location = after("error", error)
+    assert (location.is_error, location.file != error.file) == (False, True)
+
+
+def test_other_files_in_the_folder_do_not_matter(folder):
+    write(folder, ("a", "one"))
+    (folder / "notes.txt").write_text("x")
+    (folder / "attempt.s.rank0.1.jsonl~").write_text("x")
+    (folder / "sub.jsonl").mkdir()
+    assert found(folder, "a")["output_text"] == "one"
+
+
+def test_no_folder_is_an_empty_index(tmp_path):
+    assert read_index(tmp_path / "nothing").find("a", "", REQUEST) is None
+
+
+def test_two_writers_of_one_name_write_two_files(folder):
+    first, second = write(folder, ("a", "one")), write(folder, ("b", "two"))
+    assert first != second
+    assert found(folder, "a")
+    assert found(folder, "b")
+
+
+def test_a_write_that_fails_is_an_error(folder):
+    journal = JournalWriter(folder, "attempt.s.rank0")
+    journal.close()
+    with pytest.raises(OSError, match=r".+"):
+        journal.answer("a", "", REQUEST, "one", USAGE)
+
+
+def test_an_error_message_of_any_text(folder):
+    """File names that are not UTF-8 come back from Python as half surrogates."""
+    with JournalWriter(folder, "attempt.s.rank0") as journal:
+        journal.error("a", "", REQUEST, {**ERROR, "message": "caf\udce9.mp4 is gone"})
+    assert "is gone" in found(folder, "a")["__error"]["message"]
+
+
+def test_records_are_what_orjson_reads(folder):
+    path = write(folder, ("a", "one"))
+    for line in path.read_bytes().splitlines():
+        orjson.loads(line)

@@ -1,0 +1,292 @@
+"""Input lines: what is read, what is refused, and how a sample gets its key and address."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from video_pipeline.config import load_config
+from video_pipeline.errors import UserError
+from video_pipeline.samples import InputReader, read_lines, task_sample, video_uri
+
+GOOD = b'{"path": "a.mp4"}'
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """Makes a reader of lines given as bytes."""
+
+    def make(data: bytes, name: str = "samples.jsonl", **settings) -> InputReader:
+        path = tmp_path / name
+        path.write_bytes(data)
+        return InputReader(load_config({"data": {"input_jsonl": str(path), **settings}}))
+
+    return make
+
+
+def complaint(reader: InputReader) -> str:
+    """What the user is told about bad input."""
+    list(reader)
+    with pytest.raises(UserError) as caught:
+        reader.raise_errors()
+    return str(caught.value)
+
+
+# --- files -------------------------------------------------------------------------------------
+
+LINES = b'{"path": "a.mp4"}\n{"path": "b.mp4"}\n'
+HALVES = (LINES[:18], LINES[18:])
+FORMS = {
+    "plain.jsonl": LINES,
+    "no_newline_at_end.jsonl": LINES.rstrip(),
+    "crlf.jsonl": LINES.replace(b"\n", b"\r\n"),
+    "bom.jsonl": b"\xef\xbb\xbf" + LINES,
+    "blank_lines.jsonl": b"\n\n" + LINES.replace(b"\n", b"\n \t\n\r\n"),
+    "one.jsonl.gz": gzip.compress(LINES),
+    "many_members.jsonl.gz": b"".join(gzip.compress(half) for half in HALVES),
+    "bom.jsonl.gz": gzip.compress(b"\xef\xbb\xbf" + LINES),
+    "one.jsonl.zst": zstandard.compress(LINES),
+    "many_frames.jsonl.zst": b"".join(zstandard.compress(half) for half in HALVES),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_files(reader, name):
+    read = reader(FORMS[name], name)
+    assert [sample.raw["path"] for sample in read] == ["a.mp4", "b.mp4"]
+    read.raise_errors()
+    assert read.lines == 2
+
+
+def test_an_empty_file_has_no_samples(reader):
+    for data in (b"", b"\n\n"):
+        read = reader(data)
+        assert list(read) == []
+        read.raise_errors()
+
+
+def test_line_numbers_count_blank_lines(reader):
+    assert [s.line for s in reader(b"\n" + GOOD + b"\n\n" + GOOD + b"\n")] == [2, 4]
+
+
+def many_lines() -> bytes:
+    """Lines that do not shrink to nothing when compressed."""
+    return b"".join(b'{"path": "%d.mp4"}\n' % (7**number) for number in range(400))
+
+
+@pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.jsonl.zst"])
+def test_a_file_that_was_cut_off_is_an_error(reader, name):
+    pack = gzip.compress if name.endswith("gz") else zstandard.compress
+    data = pack(many_lines())
+    for size in (len(data) // 2, len(data) - 1):
+        with pytest.raises(UserError, match=name):
+            list(reader(data[:size], name))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("name", ["rotten.jsonl.gz", "rotten.jsonl.zst"])
+def test_a_file_with_flipped_bytes_is_an_error(reader, name, part):
+    data = bytearray((gzip.compress if name.endswith("gz") else zstandard.compress)(many_lines()))
+    first = 10 + int(part * (len(data) - 10))  # after the header of the file
+    data[first : first + 20] = bytes(byte ^ 0xFF for byte in data[first : first + 20])
+    with pytest.raises(UserError, match=name):
+        list(reader(bytes(data), name))
+
+
+@pytest.mark.parametrize("name", ["text.jsonl.gz", "text.jsonl.zst"])
+def test_a_file_that_is_not_compressed_is_an_error(reader, name):
+    with pytest.raises(UserError, match=name):
+        list(reader(LINES, name))
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.jsonl"):
+        list(read_lines(tmp_path / "nothing.jsonl"))
+
+
+# --- lines -------------------------------------------------------------------------------------
+
+BAD_LINES = {
+    "not JSON": (b"{path: a}", "not JSON"),
+    "half a line": (b'{"path": "a', "not JSON"),
+    "two objects": (b'{"path": "a"}{"path": "b"}', "not JSON"),
+    "not UTF-8": (b'{"path": "caf\xe9"}', "not JSON"),
+    "not a number": (b'{"path": "a", "x": NaN}', "not JSON"),
+    "half a surrogate pair": (b'{"path": "a", "x": "\\ud800"}', "not JSON"),
+    "a list": (b'["a.mp4"]', "expected a JSON object, got list"),
+    "a text": (b'"a.mp4"', "expected a JSON object, got str"),
+    "no path": (b'{"video": "a.mp4"}', "'path'"),
+    "empty path": (b'{"path": ""}', "'path'"),
+    "null path": (b'{"path": null}', "'path'"),
+    "a list of paths": (b'{"path": ["a"]}', "'path'"),
+    "another scheme": (b'{"path": "s3://bucket/a.mp4"}', "s3://bucket/a.mp4"),
+    "another host": (b'{"path": "file://host/a.mp4"}', "file://host/a.mp4"),
+    "too large": (b'{"path": "a", "n": 18446744073709551616}', "18446744073709551616"),
+    "too small": (b'{"path": "a", "n": -9223372036854775809}', "-9223372036854775809"),
+    "deeply nested number": (b'{"path": "a", "n": [{"x": 123456789012345678901234567890}]}', "1234"),
+    "infinite": (b'{"path": "a", "n": 1e999}', "line 2"),
+    "deeper than can be written": (
+        b'{"path": "a", "x": ' + b"[" * 300 + b"]" * 300 + b"}",
+        "line 2",
+    ),
+    "segment as text": (b'{"path": "a", "video_start": "3"}', "video_start"),
+    "segment as truth": (b'{"path": "a", "video_end": true}', "video_end"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_is_named(reader, case):
+    line, said = BAD_LINES[case]
+    read = reader(GOOD + b"\n" + line + b"\n" + b'{"path": "c.mp4"}\n')
+    assert [sample.raw["path"] for sample in read] == ["a.mp4", "c.mp4"]
+    assert read.num_errors == 1
+    with pytest.raises(UserError) as caught:
+        read.raise_errors()
+    assert "line 2: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, -(2**63), 10**18, 0, 0.1, 1e300, -1.5])
+def test_numbers_come_back_as_they_were(reader, number):
+    (sample,) = reader(json.dumps({"path": "a", "n": number}).encode())
+    assert sample.raw["n"] == number
+    assert type(sample.raw["n"]) is type(number)
+
+
+def test_long_runs_of_digits_in_text_are_no_numbers(reader):
+    digits = "9" * 60
+    (sample,) = reader(json.dumps({"path": f"{digits}.mp4", digits: digits}).encode())
+    assert sample.raw[digits] == digits
+
+
+def test_the_first_20_bad_lines_are_shown_and_all_are_counted(reader):
+    message = complaint(reader(b"x\n" * 57))
+    shown = [f"line {number}:" in message for number in range(1, 58)]
+    assert shown == [True] * 20 + [False] * 37
+    assert "57 bad" in message
+    assert "37 more" in message
+
+
+def test_other_names_of_the_path(reader):
+    (sample,) = reader(b'{"clip": "a.mp4"}\n', video_field="clip")
+    assert sample.raw == {"clip": "a.mp4"}
+    assert "'clip'" in complaint(reader(GOOD, video_field="clip"))
+
+
+# --- keys --------------------------------------------------------------------------------------
+
+
+def keys_of(reader: InputReader) -> list[str]:
+    keys = [sample.key for sample in reader]
+    reader.raise_errors()
+    return keys
+
+
+def test_without_an_id_the_content_is_the_key(reader):
+    lines = (
+        b'{"path": "a", "n": 1}\n'
+        b'{ "n":1,  "path":"a" }\n'  # the same, written otherwise
+        b'{"path": "a", "n": "1"}\n'
+        b'{"path": "a", "n": 2}\n'
+    )
+    first, again, text, other = keys_of(reader(lines))
+    assert first == again
+    assert len({first, text, other}) == 3
+    assert len(first) == 32
+
+
+def test_an_id_is_the_key(reader):
+    lines = b'{"path": "a", "id": 1}\n{"path": "b", "id": "x/\\u00fc \\"\\n"}\n{"path":"c","id":-7}'
+    assert keys_of(reader(lines, id_field="id")) == ["1", 'x/ü "\n', "-7"]
+
+
+@pytest.mark.parametrize("value", ["null", "true", "1.0", '""', "[1]", "{}"])
+def test_what_is_no_id(reader, value):
+    line = b'{"path": "a", "id": %s}' % value.encode()
+    assert "line 1: no id: field 'id'" in complaint(reader(line, id_field="id"))
+
+
+def test_a_missing_id(reader):
+    assert "line 1: no id: field 'id'" in complaint(reader(GOOD, id_field="id"))
+
+
+# --- the output of an earlier run --------------------------------------------------------------
+
+
+def test_an_output_is_an_input(reader):
+    ok = {"__key": "k", "__status": "ok", "__task": "t", "input": {"path": "a", "id": 1}, "x": 2}
+    error = {"__key": "e", "__status": "error", "__error": {}, "input": {"path": "b", "id": 2}}
+    plain = {"path": "c", "id": 3}
+    read = reader("\n".join(map(json.dumps, [ok, error, plain])).encode(), id_field="id")
+    first, second = read
+    read.raise_errors()
+    previous = {"__key": "k", "__status": "ok", "__task": "t", "x": 2}
+    assert first.raw == {"path": "a", "id": 1, "previous": previous}
+    assert first.key == "1"
+    assert second.raw == plain
+    assert (read.left_out, read.lines) == (1, 3)
+
+
+def test_the_output_of_two_runs_keeps_both(reader):
+    first = {"__key": "k", "__status": "ok", "input": {"path": "a"}, "caption": "one"}
+    (sample,) = reader(json.dumps(first).encode())
+    second = {"__key": "k", "__status": "ok", "input": sample.raw, "caption": "two"}
+    (sample,) = reader(json.dumps(second).encode())
+    assert sample.raw["previous"]["caption"] == "two"
+    assert "one" in json.dumps(sample.raw)
+
+
+def test_a_sample_with_a_field_called_input_is_a_sample(reader):
+    line = {"path": "a", "input": {"path": "b"}, "__status": "ok"}
+    (sample,) = reader(json.dumps(line).encode())
+    assert sample.raw == line
+
+
+# --- addresses ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("video", "uri"),
+    [
+        ("a.mp4", "/root/a.mp4"),
+        ("b/../a.mp4", "/root/b/../a.mp4"),
+        ("/abs/a.mp4", "/abs/a.mp4"),
+        ("a%20b#c?d.mp4", "/root/a%20b#c?d.mp4"),
+        ("C:/a.mp4", "/root/C:/a.mp4"),
+        ("file:///a.mp4", "/a.mp4"),
+        ("file:///a%20b%23c%C3%BC.mp4", "/a b#cü.mp4"),
+        ("file://localhost/a.mp4", "/a.mp4"),
+        ("FILE:///a.mp4", "/a.mp4"),
+        ("http://h/a%20b.mp4?x=1#t", "http://h/a%20b.mp4?x=1#t"),
+        ("HTTPS://h/a.mp4", "HTTPS://h/a.mp4"),
+    ],
+)
+def test_addresses(video, uri):
+    assert video_uri(video, Path("/root")) == uri
+
+
+@pytest.mark.parametrize(
+    "video", ["s3://b/a.mp4", "ftp://h/a", "file://host/a", "data://x", "http://[half/a.mp4"]
+)
+def test_addresses_that_are_refused(video):
+    with pytest.raises(ValueError, match=r".+"):
+        video_uri(video, Path("/root"))
+
+
+def test_what_a_task_sees(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = {"path": "clips/a.mp4", "__key": "mine", "n": [1]}
+    config = load_config({"data": {"input_jsonl": "lists/samples.jsonl"}})
+    sample = task_sample("key", raw, config)
+    assert sample == {
+        "path": "clips/a.mp4",
+        "n": [1],
+        "__key": "key",
+        "__video_uri": str(tmp_path / "lists/clips/a.mp4"),
+    }
+    config = load_config({"data": {"input_jsonl": "lists/samples.jsonl", "video_root": "v"}})
+    assert task_sample("key", raw, config)["__video_uri"] == str(tmp_path / "v/clips/a.mp4")
