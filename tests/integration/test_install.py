@@ -22,8 +22,10 @@ def lines(path: Path) -> list[str]:
 
 def test_gpu_list_resolves():
     run = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
-        + ["-r", ROOT / "envs/gpu.txt"],
+        [
+            *(sys.executable, "-m", "pip", "install", "--dry-run", "--quiet"),
+            *("--ignore-installed", "-r", ROOT / "envs/gpu.txt"),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -74,6 +76,4 @@ def test_editable_install(own_venv, tmp_path):
     found = subprocess.run(
         [own_venv, "-P", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.strip()
-    assert found.splitlines()[-1] == str(
-        source / "workflow/scripts/video_pipeline/__init__.py"
-    )
+    assert found.splitlines()[-1] == str(source / "workflow/scripts/video_pipeline/__init__.py")

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.testing.demo import write_demo
@@ -19,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = "results/output.describe.jsonl"
 
 # The task of the README and of the public contract, as it stands.
-MY_TASK = '''
+MY_TASK = """
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import register_task
 
@@ -39,7 +38,7 @@ class MyTask(Task):
 
     def parse(self, generated_text, sample):
         return {"answer": generated_text.strip()}
-'''
+"""
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

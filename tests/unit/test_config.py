@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import PROJECT, SCRIPTS
-
 from video_pipeline import config as module
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError

@@ -7,12 +7,19 @@ import os
 import orjson
 import pytest
 from helpers import read_jsonl
-
 from video_pipeline.errors import UserError
-from video_pipeline.journal import JournalReader, JournalWriter, read_index
+from video_pipeline.journal import (
+    ATTEMPTS,
+    REOPENS,
+    JournalReader,
+    JournalWriter,
+    attempt_prefix,
+    read_index,
+)
 
 REQUEST = "0123456789abcdef" * 2
 OTHER = "f" * 32
+ATTEMPT = attempt_prefix("s", 0)
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "finish_reason": "stop"}
 ERROR = {"stage": "read", "type": "ValueError", "message": "no"}
 
@@ -22,9 +29,9 @@ def folder(tmp_path):
     return tmp_path / "journal"
 
 
-def write(folder, *records, name="attempt.s.rank0"):
+def write(folder, *records, prefix=ATTEMPT):
     """One attempt: (key, text or None for an error) pairs, asked with ``REQUEST``."""
-    with JournalWriter(folder, name) as journal:
+    with JournalWriter(folder, prefix) as journal:
         for key, text in records:
             if text is None:
                 journal.error(key, "", REQUEST, ERROR)
@@ -33,7 +40,7 @@ def write(folder, *records, name="attempt.s.rank0"):
     return journal.path
 
 
-def found(folder, key, request=REQUEST, part="", attempts="attempt."):
+def found(folder, key, request=REQUEST, part="", attempts=ATTEMPTS):
     """The final record of a key, or None."""
     location = read_index(folder, attempts).find(key, part, request)
     if location is None:
@@ -58,7 +65,7 @@ def test_what_is_written_is_found(folder):
 
 
 def test_another_request_or_part_is_another_record(folder):
-    with JournalWriter(folder, "attempt.s.rank0") as journal:
+    with JournalWriter(folder, ATTEMPT) as journal:
         journal.answer("a", "window 1", REQUEST, "one", USAGE)
     assert found(folder, "a") is None
     assert found(folder, "a", OTHER, "window 1") is None
@@ -85,7 +92,7 @@ def test_a_record_is_one_line_and_one_write(folder, monkeypatch):
         return real(fd, data)
 
     monkeypatch.setattr(os, "write", counting)
-    with JournalWriter(folder, "attempt.s.rank0") as journal:
+    with JournalWriter(folder, ATTEMPT) as journal:
         journal.answer("a", "", REQUEST, "two\nlines" * 100_000, USAGE)
         # there before anything is closed or flushed
         assert found(folder, "a")["output_text"].startswith("two")
@@ -162,7 +169,7 @@ def test_the_first_answer_stays(folder):
 
 def test_a_reopened_error_is_to_be_done(folder):
     path = write(folder, ("a", None), ("b", None))
-    with JournalWriter(folder, "reopen") as journal:
+    with JournalWriter(folder, REOPENS) as journal:
         journal.reopen("a", "", REQUEST, path.name)
     assert found(folder, "a") is None
     assert found(folder, "b")["__error"] == ERROR
@@ -174,39 +181,39 @@ def test_a_reopened_error_is_to_be_done(folder):
 
 def test_reopening_takes_back_no_answer(folder):
     path = write(folder, ("a", None), ("a", "one"))
-    with JournalWriter(folder, "reopen") as journal:
+    with JournalWriter(folder, REOPENS) as journal:
         journal.reopen("a", "", REQUEST, path.name)
     assert found(folder, "a")["output_text"] == "one"
 
 
 def test_an_index_of_some_attempts(folder):
-    write(folder, ("a", "one"), name="attempt.s.rank1")
-    write(folder, ("b", "two"), name="attempt.s.rank10")
-    failed = write(folder, ("c", None), name="attempt.s.rank1")
-    with JournalWriter(folder, "reopen") as journal:
+    write(folder, ("a", "one"), prefix=attempt_prefix("s", 1))
+    write(folder, ("b", "two"), prefix=attempt_prefix("s", 10))
+    failed = write(folder, ("c", None), prefix=attempt_prefix("s", 1))
+    with JournalWriter(folder, REOPENS) as journal:
         journal.reopen("c", "", REQUEST, failed.name)
-    assert found(folder, "a", attempts="attempt.s.rank1.")["output_text"] == "one"
-    assert found(folder, "b", attempts="attempt.s.rank1.") is None
+    assert found(folder, "a", attempts=attempt_prefix("s", 1))["output_text"] == "one"
+    assert found(folder, "b", attempts=attempt_prefix("s", 1)) is None
     assert found(folder, "b")["output_text"] == "two"
-    assert found(folder, "c", attempts="attempt.s.rank1.") is None
+    assert found(folder, "c", attempts=attempt_prefix("s", 1)) is None
 
 
 def test_what_was_known_earlier(folder):
     """Split looked, and a later attempt knows better."""
-    write(folder, ("ok", "one"), ("error", None), name="attempt.old.rank0")
+    write(folder, ("ok", "one"), ("error", None), prefix=attempt_prefix("old", 0))
     before = read_index(folder)
     ok, error = (before.find(key, "", REQUEST) for key in ("ok", "error"))
-    new = "attempt.new.rank0."
+    new = attempt_prefix("new", 0)
 
     def after(key, known):
         return read_index(folder, new).find(key, "", REQUEST, known)
 
     assert after("ok", ok) == ok
     assert after("error", error) == error
-    with JournalWriter(folder, "reopen") as journal:
+    with JournalWriter(folder, REOPENS) as journal:
         journal.reopen("error", "", REQUEST, error.file)
     assert after("error", error) is None
-    write(folder, ("error", "two"), name="attempt.new.rank0")
+    write(folder, ("error", "two"), prefix=attempt_prefix("new", 0))
     location = after("error", error)
     assert (location.is_error, location.file != error.file) == (False, True)
 
@@ -231,7 +238,7 @@ def test_two_writers_of_one_name_write_two_files(folder):
 
 
 def test_a_write_that_fails_is_an_error(folder):
-    journal = JournalWriter(folder, "attempt.s.rank0")
+    journal = JournalWriter(folder, ATTEMPT)
     journal.close()
     with pytest.raises(OSError, match=r".+"):
         journal.answer("a", "", REQUEST, "one", USAGE)
@@ -239,7 +246,7 @@ def test_a_write_that_fails_is_an_error(folder):
 
 def test_an_error_message_of_any_text(folder):
     """File names that are not UTF-8 come back from Python as half surrogates."""
-    with JournalWriter(folder, "attempt.s.rank0") as journal:
+    with JournalWriter(folder, ATTEMPT) as journal:
         journal.error("a", "", REQUEST, {**ERROR, "message": "caf\udce9.mp4 is gone"})
     assert "is gone" in found(folder, "a")["__error"]["message"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.plan import Plan, resolve_plan

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import zstandard
-
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.samples import InputReader, read_lines, task_sample, video_uri
@@ -127,7 +126,10 @@ BAD_LINES = {
     "another host": (b'{"path": "file://host/a.mp4"}', "file://host/a.mp4"),
     "too large": (b'{"path": "a", "n": 18446744073709551616}', "18446744073709551616"),
     "too small": (b'{"path": "a", "n": -9223372036854775809}', "-9223372036854775809"),
-    "deeply nested number": (b'{"path": "a", "n": [{"x": 123456789012345678901234567890}]}', "1234"),
+    "deeply nested number": (
+        b'{"path": "a", "n": [{"x": 123456789012345678901234567890}]}',
+        "1234",
+    ),
     "infinite": (b'{"path": "a", "n": 1e999}', "line 2"),
     "deeper than can be written": (
         b'{"path": "a", "x": ' + b"[" * 300 + b"]" * 300 + b"}",

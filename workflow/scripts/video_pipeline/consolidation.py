@@ -17,7 +17,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.files import replacing, write_text
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import Manifest
-from video_pipeline.statistics import read_statistics
+from video_pipeline.statistics import read_statistics, throughput
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,11 @@ def _summary(
     statuses: Counter[str],
     tokens: Counter[str],
 ) -> dict[str, Any]:
+    jobs = [
+        job
+        for rank in range(manifest.num_shards)
+        for job in read_statistics(layout.statistics(rank))
+    ]
     failures = {s.removeprefix("error: "): n for s, n in statuses.items() if s != "ok"}
     return {
         "output": str(layout.output),
@@ -97,9 +102,6 @@ def _summary(
             "prompt_tokens": tokens["prompt_tokens"],
             "completion_tokens": tokens["completion_tokens"],
         },
-        "jobs": [
-            job
-            for rank in range(manifest.num_shards)
-            for job in read_statistics(layout.statistics(rank))
-        ],
+        "throughput": throughput(jobs),
+        "jobs": jobs,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,13 @@ SYNC_SECONDS = 5.0
 
 PROGRESS_SECONDS = 60.0
 """How often a line of progress is logged."""
+
+SPARE_WORKERS = 1
+"""Decode processes beyond those asked for. A process takes about 6 s to start; with a spare one, a
+process that was killed or replaced leaves no gap."""
+
+SPARE_FROM = 100
+"""Pending samples from which on a spare process is worth its start."""
 
 PARSED_AT_ONCE = 20
 """How many answers are parsed as they come, to find a task that breaks its contract early."""
@@ -57,7 +65,9 @@ class Window:
     Attributes:
         max_bytes: Bound on ready plus submitted samples.
         max_samples: Bound on their number.
-        max_preparing: Bound on samples in the decode processes and their queue.
+        max_preparing: Bound on samples in the decode processes.
+        limits: Seconds in which the decode processes (``decode``) or the engine (``engine``) kept
+            more samples from being admitted.
     """
 
     max_bytes: float
@@ -66,28 +76,28 @@ class Window:
 
     def __post_init__(self) -> None:
         self.preparing = self.held = self.held_bytes = 0
+        self.limits = {"decode": 0.0, "engine": 0.0}
         self._largest = 0
+        self._all_admitted = False
+        self._since: float | None = None
         self._changed = asyncio.Condition()
+
+    def start_clock(self) -> None:
+        """Count ``limits`` from the first call on."""
+        if self._since is None:
+            self._since = time.monotonic()
 
     async def admit(self) -> None:
         """Wait until one more sample may be prepared."""
         async with self._changed:
             await self._changed.wait_for(self._has_room)
+            self._account()
             self.preparing += 1
-
-    def _has_room(self) -> bool:
-        if self.preparing + self.held == 0:
-            return True  # one sample must always be possible, however large
-        expected = self.held_bytes + (self.preparing + 1) * self._largest
-        return (
-            self.preparing < self.max_preparing
-            and self.held < self.max_samples
-            and expected <= self.max_bytes
-        )
 
     async def prepared(self, num_bytes: int) -> None:
         """A sample of ``num_bytes`` is ready (0 if it failed and holds nothing)."""
         async with self._changed:
+            self._account()
             self.preparing -= 1
             self.held += 1
             self.held_bytes += num_bytes
@@ -97,26 +107,53 @@ class Window:
     async def release(self, num_bytes: int) -> None:
         """A sample of ``num_bytes`` is finished."""
         async with self._changed:
+            self._account()
             self.held -= 1
             self.held_bytes -= num_bytes
             self._changed.notify()
+
+    def all_admitted(self) -> None:
+        """No more samples will come."""
+        self._account()
+        self._all_admitted = True
+
+    def _has_room(self) -> bool:
+        if self.preparing + self.held == 0:
+            return True  # one sample must always be possible, however large
+        return self.preparing < self.max_preparing and not self._is_full()
+
+    def _is_full(self) -> bool:
+        """Whether what the engine has not finished leaves no room for one more sample."""
+        expected = self.held_bytes + (self.preparing + 1) * self._largest
+        return self.held >= self.max_samples or expected > self.max_bytes
+
+    def _account(self) -> None:
+        """Charge the time since the last change to what the run was waiting for."""
+        if self._since is None:
+            return
+        now = time.monotonic()
+        waits_for_engine = self._is_full() or (self._all_admitted and self.preparing == 0)
+        self.limits["engine" if waits_for_engine else "decode"] += now - self._since
+        self._since = now
 
 
 class Stream:
     """Everything that happens while the model is loaded."""
 
     def __init__(self, shard: Shard, folder: Path, num_workers: int) -> None:
+        config, pending = shard.config, len(shard.pending)
         self._shard = shard
         self._folder = folder
-        self._num_workers = num_workers
-        config = shard.config
+        spare = SPARE_WORKERS if pending >= SPARE_FROM else 0
+        self._num_processes = min(num_workers + spare, pending)
         self._window = Window(
             max_bytes=config.data.max_ready_gb * 1e9,
             max_samples=2 * config.run.max_in_flight,
-            max_preparing=2 * num_workers,
+            max_preparing=self._num_processes,
         )
         self._submit = asyncio.Semaphore(config.run.max_in_flight)
-        self._statistics = JobStatistics(shard.rank, num_workers)
+        self._engine_ready = asyncio.Event()
+        self._statistics = JobStatistics(shard.rank, min(num_workers, pending))
 
     async def run(self) -> None:
         """Infer all pending samples of the shard."""
@@ -131,29 +168,35 @@ class Stream:
             preparer=engine.preparer(),
             folder=self._folder,
         )
-        pool = DecodePool(spec, self._num_workers, shard.config.data.sample_timeout_s)
+        pool = DecodePool(spec, self._num_processes, shard.config.data.sample_timeout_s)
         try:
-            await engine.start()
             with shard.open_journal() as journal:
                 await self._infer_all(engine, pool, journal)
         finally:
             pool.stop()
             engine.stop()
+            self._statistics.limits = self._window.limits
             self._statistics.append_to(shard.statistics_path)
 
     async def _infer_all(self, engine: Engine, pool: DecodePool, journal: JournalWriter) -> None:
-        self._statistics.start()
         async with asyncio.TaskGroup() as group:
             sync = group.create_task(_every(SYNC_SECONDS, journal.sync))
             progress = group.create_task(_every(PROGRESS_SECONDS, self._log_progress))
             async with asyncio.TaskGroup() as samples:
+                samples.create_task(self._start(engine))
                 for position in self._shard.pending:
                     await self._window.admit()
                     samples.create_task(self._infer_one(position, engine, pool, journal))
+                self._window.all_admitted()
             sync.cancel()
             progress.cancel()
         self._statistics.finish()
         self._log_progress()
+
+    async def _start(self, engine: Engine) -> None:
+        """Load the model; meanwhile the decode processes start and prepare the first samples."""
+        await engine.start()
+        self._engine_ready.set()
 
     async def _infer_one(
         self, position: int, engine: Engine, pool: DecodePool, journal: JournalWriter
@@ -167,8 +210,10 @@ class Stream:
                 prepared = await pool.prepare(position)
             finally:
                 await self._window.prepared(prepared.num_bytes if prepared else 0)
-            self._statistics.decode_seconds += prepared.seconds
+            self._statistics.count_prepared(prepared)
+            await self._engine_ready.wait()
             async with self._submit:
+                self._window.start_clock()
                 with self._statistics.engine_busy():
                     answer = await engine.generate(key, prepared.request)
         except SampleError as error:
@@ -180,7 +225,7 @@ class Stream:
             journal.answer(key, "", request, answer.output_text, answer.usage)
             if self._statistics.inferred < PARSED_AT_ONCE:
                 self._shard.try_parse(position, answer.output_text)
-            self._statistics.count(answer)
+            self._statistics.count(answer, prepared)
             self._shard.error_rate.count(failed=False)
         finally:
             await self._window.release(prepared.num_bytes if prepared else 0)

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import TimeoutError as PoolTimeout
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from video_pipeline.config import Config
 from video_pipeline.data.transport import Parcel, pack, unpack
-from video_pipeline.engine.base import RequestRefused
+from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import TaskError, UserError
 
 SAMPLES_PER_WORKER = 2000
@@ -53,14 +52,14 @@ class WorkerSpec:
         config: The configuration.
         chunk: The chunk file.
         model: ``model`` of the dataset.
-        preparer: From the engine: turns ``llm_input`` and key into its request.
+        preparer: The engine's part.
         folder: Folder of shared memory for the prepared samples.
     """
 
     config: Config
     chunk: Path
     model: str
-    preparer: Callable[[dict[str, Any], str], Any]
+    preparer: Preparer
     folder: Path
 
 
@@ -72,11 +71,13 @@ class Prepared:
         request: What the engine's ``generate`` takes.
         num_bytes: Memory it holds.
         seconds: Time its worker spent on it.
+        video_seconds: Length of its videos (of the segment, where one is given).
     """
 
     request: Any
     num_bytes: int
     seconds: float
+    video_seconds: float
 
 
 class DecodePool:
@@ -103,7 +104,7 @@ class DecodePool:
         """
         future = self._pool.schedule(_prepare, args=(position,), timeout=self._timeout_s)
         try:
-            parcel, seconds = await asyncio.wrap_future(future)
+            parcel, seconds, video_seconds = await asyncio.wrap_future(future)
         except PoolTimeout:
             raise SampleError(
                 "timeout", "TimeoutError", f"not ready after {self._timeout_s:g} s"
@@ -112,7 +113,7 @@ class DecodePool:
             raise SampleError(
                 "crash", "ProcessExpired", f"the decode process died (exit code {error.exitcode})"
             ) from None
-        return Prepared(unpack(parcel), parcel.num_bytes, seconds)
+        return Prepared(unpack(parcel), parcel.num_bytes, seconds, video_seconds)
 
     def stop(self) -> None:
         """Kill the processes and drop what they were doing."""
@@ -146,16 +147,20 @@ class _Worker:
             params=dict(config.task_params),
         )
         self._preparer = spec.preparer
+        self._preparer.start()
         self._folder = spec.folder
 
-    def prepare(self, position: int) -> Parcel:
+    def prepare(self, position: int) -> tuple[Parcel, float, float]:
+        """The packed request of a sample, the seconds it took, and the length of its videos."""
+        started = time.monotonic()
         key = self._chunk[position].key
         item = self._read(position, key)
+        video_seconds = _video_seconds(item["llm_input"])
         try:
-            request = self._preparer(item["llm_input"], key)
+            request = self._preparer.prepare(item["llm_input"], key)
         except RequestRefused as error:
             raise SampleError("generate", error.type, str(error)) from None
-        return pack(request, self._folder)
+        return pack(request, self._folder), time.monotonic() - started, video_seconds
 
     def _read(self, position: int, key: str) -> dict[str, Any]:
         try:
@@ -205,9 +210,16 @@ def _ready() -> None:
     """A task that does nothing."""
 
 
-def _prepare(position: int) -> tuple[Parcel, float]:
+def _prepare(position: int) -> tuple[Parcel, float, float]:
     if isinstance(_worker, BaseException):
         raise _worker
-    started = time.monotonic()
-    parcel = _worker.prepare(position)
-    return parcel, time.monotonic() - started
+    return _worker.prepare(position)
+
+
+def _video_seconds(llm_input: dict[str, Any]) -> float:
+    """Length of the videos in ``llm_input``, as far as their metadata tell."""
+    total = 0.0
+    for video in (llm_input.get("multi_modal_data") or {}).get("video", []):
+        if isinstance(video, tuple) and video[1].get("fps"):
+            total += video[1].get("total_num_frames", 0) / video[1]["fps"]
+    return total

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +52,19 @@ class Answer:
         }
 
 
+class Preparer(ABC):
+    """The engine's part of preparing a sample. It crosses to the decode processes as a pickle."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Load what is needed; called once in each decode process."""
+
+    @abstractmethod
+    def prepare(self, llm_input: dict[str, Any], key: str) -> Any:
+        """Turn a dataset's ``llm_input`` and the sample's key into a request for
+        :meth:`Engine.generate`. Raises :class:`RequestRefused` where the engine would refuse it."""
+
+
 class Engine(ABC):
     """Answers requests, many at the same time, in one asyncio loop.
 
@@ -65,9 +77,8 @@ class Engine(ABC):
     dataset_model: str
 
     @abstractmethod
-    def preparer(self) -> Callable[[dict[str, Any], str], Any]:
-        """A picklable function that runs in the decode processes: it turns a dataset's
-        ``llm_input`` and the sample's key into a request, or raises :class:`RequestRefused`."""
+    def preparer(self) -> Preparer:
+        """What the decode processes do for this engine."""
 
     @abstractmethod
     async def start(self) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import SIMULATED_MODEL
-from video_pipeline.engine.base import Answer, Engine
+from video_pipeline.engine.base import Answer, Engine, Preparer
 
 _PIXELS_PER_TOKEN = 28 * 28 * 2
 
@@ -31,8 +30,8 @@ class SimulatedEngine(Engine):
         self._tokens = min(config.run.simulated.output_tokens, config.sampling.max_tokens)
         self._free = asyncio.Semaphore(config.run.simulated.concurrency)
 
-    def preparer(self) -> Callable[[dict[str, Any], str], Any]:
-        return _prepare
+    def preparer(self) -> Preparer:
+        return SimulatedPreparer()
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -70,5 +69,11 @@ def count_tokens(llm_input: dict[str, Any]) -> int:
     return len(llm_input["prompt"]) // 4 + pixels // _PIXELS_PER_TOKEN
 
 
-def _prepare(llm_input: dict[str, Any], key: str) -> dict[str, Any]:
-    return llm_input
+class SimulatedPreparer(Preparer):
+    """Hands the dataset's input on as it is."""
+
+    def start(self) -> None:
+        """Nothing to load."""
+
+    def prepare(self, llm_input: dict[str, Any], key: str) -> dict[str, Any]:
+        return llm_input

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import difflib
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from video_pipeline.budget import check_budget
 from video_pipeline.config import Config
-from video_pipeline.engine.base import Answer, Engine, EngineDead, RequestRefused
+from video_pipeline.engine.base import Answer, Engine, EngineDead, Preparer, RequestRefused
 from video_pipeline.errors import UserError
 
 # vLLM must start its engine process by spawn: this process has threads.
@@ -65,11 +66,14 @@ class VllmEngine(Engine):
         self.dataset_model = _processor_folder(self._vllm_config)
         self._llm: AsyncLLM | None = None
 
-    def preparer(self) -> Callable[[dict[str, Any], str], Any]:
+    def preparer(self) -> Preparer:
         return Renderer(self._vllm_config)
 
     async def start(self) -> None:
-        self._llm = AsyncLLM.from_vllm_config(self._vllm_config, disable_log_stats=True)
+        # In a thread, so that samples are prepared while the model loads.
+        self._llm = await asyncio.to_thread(
+            AsyncLLM.from_vllm_config, self._vllm_config, disable_log_stats=True
+        )
 
     async def generate(self, key: str, request: Any) -> Answer:
         try:
@@ -96,20 +100,17 @@ class VllmEngine(Engine):
             self._llm = None
 
 
-class Renderer:
+class Renderer(Preparer):
     """vLLM's own preparation of a prompt (tokens, pixel values, positions), run in a decode
     process so that the engine's process only passes the result on."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         self._vllm_config = vllm_config
-        self._renderer = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_vllm_config": self._vllm_config, "_renderer": None}
+    def start(self) -> None:
+        self._renderer = renderer_from_config(self._vllm_config)
 
-    def __call__(self, llm_input: dict[str, Any], key: str) -> Any:
-        if self._renderer is None:
-            self._renderer = renderer_from_config(self._vllm_config)
+    def prepare(self, llm_input: dict[str, Any], key: str) -> Any:
         media = llm_input.get("multi_modal_data") or {}
         # Without names of our own each process counts its items from 1, two different videos
         # share a name, and the encoder cache answers for the wrong one.

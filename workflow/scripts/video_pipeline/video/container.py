@@ -61,9 +61,11 @@ class Video:
         decoder: The codec context of the stream: one thread.
         stamps: Times of all frames, ascending, in units of ``time_base``.
         time_base: Seconds in one unit, as a :class:`fractions.Fraction`.
-        fps: Frames per second on average: number of frames / (end of the last - begin of the
-            first), like torchcodec's ``average_fps``.
-        duration: Seconds from the begin of the first frame to the end of the last.
+        fps: Frames per second on average: their number / ``duration``, like torchcodec's
+            ``average_fps``.
+        begin: When the first frame begins, in seconds.
+        end: When the last frame ends, in seconds.
+        duration: ``end - begin``.
         start: The first packet of the file, None if there is none.
         position: Ordinal of the packet that :meth:`read` gives next.
     """
@@ -151,9 +153,9 @@ class Video:
         self.start = self._entries[0] if self._entries else None
         self._entries.sort(key=lambda entry: entry.stamp)
         self.stamps = sorted(begin for begin, _ in shown)
-        begin = self._seconds(min((begin for begin, _ in shown), default=0))
-        end = self._seconds(max((end for _, end in shown), default=0))
-        self.duration = end - begin
+        self.begin = self._seconds(min((begin for begin, _ in shown), default=0))
+        self.end = self._seconds(max((end for _, end in shown), default=0))
+        self.duration = self.end - self.begin
         if self.duration > 0:
             self.fps = len(self.stamps) / self.duration
         else:

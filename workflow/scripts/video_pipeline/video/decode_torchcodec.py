@@ -31,8 +31,13 @@ def decode(video: Video, positions: Sequence[int]) -> Iterator[tuple[int, torch.
             dimension_order="NHWC",
             num_ffmpeg_threads=1,
         )
-        if len(decoder) != len(video.stamps):
-            return
+        index = decoder.metadata
+        if (index.num_frames, index.begin_stream_seconds, index.end_stream_seconds) != (
+            len(video.stamps),
+            video.begin,
+            video.end,
+        ):
+            return  # it takes decoding times for display times in AVI with B-frames, for one
         for position in positions:
             frame = decoder.get_frame_at(position)
             yield round(frame.pts_seconds / video.time_base), frame.data
