@@ -40,6 +40,8 @@ def misbehave(do):
         raise ValueError("no such clip")
     if do == "surrogate":
         raise ValueError("no such clip: caf\\udce9")
+    if do == "silent":
+        raise ValueError
     if do == "die":
         os._exit(7)
     if do == "exit":
@@ -57,12 +59,12 @@ class Plain(BaseDataset):
         with open(HERE / "reads.txt", "a") as stream:
             stream.write(sample["__key"] + "\\n")
         misbehave(sample.get("do"))
-        key = "another" if sample.get("do") == "wrong_key" else sample["__key"]
-        return {
-            "__key": key,
+        item = {
+            "__key": sample["__key"],
             "raw": sample,
             "llm_input": {"prompt": "x" * 40, "multi_modal_data": {}},
         }
+        return {**item, **sample.get("returns", {})}
 
 
 @register_task

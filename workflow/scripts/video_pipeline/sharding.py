@@ -97,7 +97,7 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
     manifest.rank_samples = [0] * layout.num_shards
     manifest.rank_pending = [0] * layout.num_shards
     order = array("I")
-    contents: dict[str, str] = {}
+    seen: dict[str, tuple[str, int]] = {}
     reader = InputReader(config)
     scratch = layout.chunks.with_name(f".{layout.chunks.name}.{os.getpid()}.tmp")
     scratch.mkdir(parents=True)
@@ -109,15 +109,15 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
             ]
             for sample in reader:
                 content = content_key(sample.raw)
-                known = contents.setdefault(sample.key, content)
-                if manifest.samples < len(contents):
+                known, line = seen.setdefault(sample.key, (content, sample.line))
+                if manifest.samples < len(seen):
                     manifest.samples += 1
                 else:
                     manifest.duplicates += 1
                     if known != content:
                         reader.reject(
                             sample.line,
-                            f"id {sample.key!r:.80} was seen before with other content",
+                            f"id {sample.key!r:.80} stands on line {line} with other content",
                         )
                     continue
                 if reader.num_errors:

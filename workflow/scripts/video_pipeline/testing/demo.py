@@ -1,6 +1,8 @@
 """Everything that a first run needs: clips, a list of them, and a tiny model.
 
-python -m video_pipeline.testing.demo DIR
+    python -m video_pipeline.testing.demo DIR
+
+A second call writes nothing.
 """
 
 import argparse

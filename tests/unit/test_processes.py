@@ -1,0 +1,144 @@
+"""No process outlives its job, however the job ends, and its shared memory goes with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import SCRIPTS, marked_processes, wait_until
+
+# A job with the children a real one has: one started by spawn, one program, one that ignores the
+# wish to end and has a session of its own, and a grandchild whose parent is gone.
+JOB = """
+    import json, multiprocessing, os, subprocess, sys
+    from pathlib import Path
+    from video_pipeline.processes import MARK, job_processes
+
+    STUBBORN = '''
+    import signal, subprocess, sys
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    print("up", flush=True)
+    signal.pause()
+    '''
+    ORPHAN = "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True)"
+
+    if __name__ == "__main__":
+        import textwrap
+        with job_processes() as folder:
+            context = multiprocessing.get_context("spawn")
+            event = context.Event()
+            worker = context.Process(target=event.wait)
+            worker.start()
+            program = subprocess.Popen(["sleep", "600"])
+            stubborn = subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(STUBBORN)],
+                start_new_session=True, stdout=subprocess.PIPE)
+            stubborn.stdout.readline()
+            subprocess.run([sys.executable, "-c", ORPHAN])
+            (folder / "frames").write_bytes(b"x" * 100)
+            print(json.dumps([os.environ[MARK], str(folder)]), flush=True)
+            order = sys.stdin.readline().strip()
+            if order == "fail":
+                raise RuntimeError("failed on purpose")
+            if order == "die":
+                os._exit(5)
+            if order == "exit":
+                sys.exit(6)
+        print(os.environ.get(MARK), flush=True)
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A running job: the process, its mark and its folder."""
+    script = tmp_path / "job.py"
+    script.write_text(textwrap.dedent(JOB))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+    )
+    mark, folder = json.loads(process.stdout.readline())
+    # spawn brings a resource tracker
+    assert len(marked_processes(mark)) >= 5
+    assert (Path(folder) / "frames").exists()
+    yield process, mark, Path(folder)
+    process.kill()
+    for pid in marked_processes(mark):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def assert_gone(mark: str, folder: Path) -> None:
+    wait_until(lambda: not marked_processes(mark), "the children are gone")
+    wait_until(lambda: not folder.exists(), "the shared memory is gone")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_killed_job_leaves_nothing(job, number):
+    process, mark, folder = job
+    process.send_signal(number)
+    assert process.wait() != 0
+    assert_gone(mark, folder)
+
+
+@pytest.mark.parametrize(("order", "code"), [("fail", 1), ("die", 5), ("exit", 6)])
+def test_a_job_that_fails_leaves_nothing(job, order, code):
+    process, mark, folder = job
+    process.stdin.write(f"{order}\n")
+    process.stdin.flush()
+    assert process.wait() == code
+    assert_gone(mark, folder)
+
+
+def test_a_job_that_ends_well_leaves_nothing_when_the_block_is_over(job):
+    process, mark, folder = job
+    process.stdin.write("end\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "None\n"  # said after the block
+    assert marked_processes(mark) == []
+    assert not folder.exists()
+    assert process.wait() == 0
+
+
+def test_a_ctrl_c_at_the_terminal_does_not_stop_the_watch(job):
+    """The terminal sends the signal to the whole process group."""
+    process, mark, folder = job
+    children = psutil.Process(process.pid).children()
+    watches = [child for child in children if "processes.py" in " ".join(child.cmdline())]
+    for watch in watches:
+        watch.send_signal(signal.SIGINT)
+        watch.send_signal(signal.SIGTERM)
+    assert len(watches) == 1
+    process.kill()
+    process.wait()
+    assert_gone(mark, folder)
+
+
+def test_two_jobs_do_not_touch_each_other(job, tmp_path):
+    _, mark, folder = job
+    other = subprocess.run(
+        [sys.executable, str(tmp_path / "job.py")],
+        input="end\n",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        check=True,
+    )
+    other_mark, other_folder = json.loads(other.stdout.splitlines()[0])
+    assert other_mark != mark
+    assert not Path(other_folder).exists()
+    assert len(marked_processes(mark)) >= 5
+    assert (folder / "frames").exists()

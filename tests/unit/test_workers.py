@@ -1,0 +1,178 @@
+"""The decode processes: a sample that fails, dies or hangs costs only itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from helpers import samples
+from video_pipeline.config import load_config
+from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
+from video_pipeline.engine.simulated import SimulatedPreparer
+from video_pipeline.errors import TaskError, UserError
+from video_pipeline.layout import Layout
+from video_pipeline.sharding import split
+
+
+@pytest.fixture
+def prepare(here, tmp_path):
+    """Splits samples into one chunk and prepares all of them at once; returns what came of each."""
+
+    def run(entries: list[dict], workers: int = 1, timeout: float = 60.0) -> list:
+        here.write_samples(entries)
+        here.configure(data={"num_shards": 1})
+        config = load_config(here.folder / "my.yaml")
+        layout = Layout.of(config, 1)
+        split(config, layout)
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), shared)
+        pool = DecodePool(spec, workers, timeout)
+
+        async def all_samples():
+            jobs = [pool.prepare(position) for position in range(len(entries))]
+            return await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 100)
+
+        try:
+            results = asyncio.run(all_samples())
+        finally:
+            pool.stop()
+        assert list(shared.iterdir()) == []
+        return results
+
+    return run
+
+
+def outcome(result) -> str:
+    """``ok``, the stage of a sample's error, or the name of another exception."""
+    if isinstance(result, SampleError):
+        return result.stage
+    return type(result).__name__ if isinstance(result, BaseException) else "ok"
+
+
+def doing(*behaviours: str | None) -> list[dict]:
+    return [{**samples(len(behaviours))[i], "do": do} for i, do in enumerate(behaviours)]
+
+
+def test_bad_samples_cost_only_themselves(prepare):
+    results = prepare(doing(None, "raise", None, "die", None, "surrogate", "silent", None))
+    stages = ["ok", "read", "ok", "crash", "ok", "read", "read", "ok"]
+    assert [outcome(result) for result in results] == stages
+    assert results[1].as_record() == {
+        "stage": "read",
+        "type": "ValueError",
+        "message": "no such clip",
+    }
+    assert "exit code 7" in str(results[3])
+    assert "raise ValueError" in str(results[6])  # without a text of its own: the line
+    assert "plugin.py, line" in str(results[6])
+    assert results[0].request["prompt"] == "x" * 40
+    assert results[0].num_bytes > 0
+    assert results[0].seconds >= 0
+
+
+def test_a_sample_that_hangs_is_ended(prepare):
+    results = prepare(doing("hang", None), workers=2, timeout=8.0)
+    assert [outcome(r) for r in results] == ["timeout", "ok"]
+    assert "8 s" in str(results[0])
+
+
+def test_a_dataset_that_exits_costs_only_its_sample(prepare):
+    results = prepare(doing("exit", None))
+    assert outcome(results[0]) in ("read", "crash")
+    assert outcome(results[1]) == "ok"
+
+
+def test_a_dataset_that_breaks_its_contract(prepare):
+    broken = [{"__key": "another"}, {"llm_input": "text"}, {"llm_input": None}]
+    entries = [{**sample, "returns": broken[i]} for i, sample in enumerate(samples(3))]
+    results = prepare(entries)
+    assert [type(result) for result in results] == [TaskError] * 3
+    assert all("Plain" in str(result) for result in results)
+    assert "'0'" in str(results[0])
+    assert "'another'" in str(results[0])
+    assert "llm_input" in str(results[1])
+    assert "llm_input" in str(results[2])
+
+
+def test_a_dataset_that_returns_nothing(here, prepare):
+    here.edit_plugin("return {**item", "x = {**item")
+    (result,) = prepare(samples(1))
+    assert isinstance(result, TaskError)
+    assert "returned None" in str(result)
+
+
+INIT = """
+class BadThing(Exception):
+    def __init__(self, what, where):
+        super().__init__(f"{what} in {where}")
+
+
+def _init(self, **kwargs):
+    BaseDataset.__init__(self, **kwargs)
+    %s  # the line
+
+
+Plain.__init__ = _init
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("raise ValueError('no processor')", "no processor"),
+        ("raise BadThing('no processor', 'there')", "no processor in there"),
+        ("sys.exit('no processor')", "no processor"),
+    ],
+)
+def test_a_dataset_that_cannot_start_names_file_and_line(here, prepare, statement, said):
+    """It is the user's code: the first sample reports it, with the place, and the run stops."""
+    text = (here.folder / "plugin.py").read_text() + INIT % statement
+    here.write_plugin(text)
+    line = 1 + text[: text.index("# the line")].count("\n")
+    (result,) = prepare(samples(1))
+    assert isinstance(result, UserError)
+    assert said in str(result)
+    assert f"plugin.py, line {line}" in str(result)
+
+
+def test_a_dataset_that_dies_at_its_start_is_an_error(here, prepare):
+    here.write_plugin((here.folder / "plugin.py").read_text() + INIT % "os._exit(9)")
+    (result,) = prepare(samples(1))
+    assert isinstance(result, UserError)
+    assert "died" in str(result)
+
+
+def test_large_samples_arrive_whole(here, prepare):
+    here.edit_plugin("import os\n", "import os\nimport torch\n")
+    here.edit_plugin(
+        '"prompt": "x" * 40',
+        '"frames": torch.full((9, 99), i), "threads": torch.get_num_threads()',
+    )
+    results = prepare(samples(12), workers=2)
+    for number, result in enumerate(results):
+        assert result.request["frames"].shape == (9, 99)
+        assert set(result.request["frames"].flatten().tolist()) == {number}
+        assert result.num_bytes > 9 * 99 * 8
+        assert result.request["threads"] == 1
+
+
+def test_stopping_ends_the_processes(here, tmp_path):
+    import multiprocessing
+
+    here.write_samples(doing("hang", None))
+    here.configure(data={"num_shards": 1})
+    config = load_config(here.folder / "my.yaml")
+    layout = Layout.of(config, 1)
+    split(config, layout)
+    spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), tmp_path)
+    pool = DecodePool(spec, 1, 600.0)
+
+    async def one_and_stop():
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(pool.prepare(0), 0.2)
+
+    asyncio.run(one_and_stop())
+    pool.stop()
+    assert multiprocessing.active_children() == []
