@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import SCRIPTS, Run
 
-sys.path.insert(0, str(SCRIPTS))
+sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
+
+from helpers import Run, Splitter
 
 
 @pytest.fixture
@@ -22,6 +23,12 @@ def here(run: Run, monkeypatch: pytest.MonkeyPatch, forget_plugins: None) -> Run
     """A small run in the working directory, for calls of the library in this process."""
     monkeypatch.chdir(run.folder)
     return run
+
+
+@pytest.fixture
+def splitting(here: Run) -> Splitter:
+    """Splits the samples of a small run in this process."""
+    return Splitter(here)
 
 
 @pytest.fixture

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from video_pipeline.chunks import Chunk
+from video_pipeline.config import Config, load_config
+from video_pipeline.journal import JournalWriter, attempt_prefix
+from video_pipeline.layout import Layout
+from video_pipeline.sharding import split
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPTS = PROJECT / "workflow" / "scripts"
@@ -128,6 +133,11 @@ class Run:
         assert old in text
         path.write_text(text.replace(old, new), encoding="utf-8")
 
+    @property
+    def config(self) -> Config:
+        """The configuration, as the workflow reads it."""
+        return load_config(self.folder / "my.yaml")
+
     # --- running it -----------------------------------------------------------------------------
 
     def snakemake(
@@ -205,6 +215,58 @@ class Run:
         return (self.folder / "logs" / "out" / f"{name}.log").read_text(encoding="utf-8")
 
 
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "finish_reason": "stop"}
+ERROR = {"stage": "read", "type": "ValueError", "message": "no such clip"}
+
+
+class Splitter:
+    """Splits the samples of a run in this process.
+
+    Attributes:
+        manifest: What the last split wrote.
+        chunks: The chunks that it wrote.
+    """
+
+    def __init__(self, run) -> None:
+        self.run = run
+
+    def __call__(self, entries=None, num_shards: int = 2, run_id: str = "") -> Splitter:
+        if entries is not None:
+            self.run.write_samples(entries)
+        config = self.run.config
+        self.layout = Layout.of(config, num_shards)
+        self.manifest = split(config, self.layout, run_id)
+        self.chunks = [list(Chunk(self.layout.chunk(rank))) for rank in range(num_shards)]
+        return self
+
+    @property
+    def keys(self) -> list[list[str]]:
+        """The keys of each chunk."""
+        return [[entry.key for entry in chunk] for chunk in self.chunks]
+
+    @property
+    def pending(self) -> list[str]:
+        """Keys without a finished record, in no order."""
+        return sorted(e.key for chunk in self.chunks for e in chunk if e.done is None)
+
+    @property
+    def order(self) -> list[str]:
+        """The keys as consolidate would put them together."""
+        parts = [iter(chunk) for chunk in self.keys]
+        return [next(parts[rank]) for rank in array("I", self.layout.order.read_bytes())]
+
+    def finish(self, *finished: str, failed: tuple[str, ...] = ()) -> None:
+        """Write records of these samples to the journal."""
+        journal = Path(self.manifest.journal)
+        for rank, chunk in enumerate(self.chunks):
+            with JournalWriter(journal, attempt_prefix(self.manifest.split_id, rank)) as writer:
+                for entry in chunk:
+                    if entry.key in finished:
+                        writer.answer(entry.key, "", entry.request, "text", USAGE)
+                    elif entry.key in failed:
+                        writer.error(entry.key, "", entry.request, ERROR)
+
+
 def samples(count: int, **fields: Any) -> list[dict[str, Any]]:
     """``count`` samples with ids 0, 1, ..."""
     return [{"id": number, "path": f"{number}.mp4", **fields} for number in range(count)]
@@ -244,8 +306,3 @@ def marked_processes(mark: str) -> list[int]:
         except psutil.Error:
             continue
     return found
-
-
-def clean_environment(**extra: str) -> dict[str, str]:
-    """The environment without what this test run adds to it."""
-    return {**os.environ, **extra}

@@ -57,7 +57,7 @@ def own_venv(tmp_path) -> Path:
     query = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     packages = sysconfig.get_path("purelib")
-    Path(site, "have.pth").write_text(f"{packages}\n")
+    Path(site, "have.pth").write_text(f"import site; site.addsitedir({packages!r})\n")
     return python
 
 

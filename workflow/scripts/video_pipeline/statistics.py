@@ -32,6 +32,9 @@ class JobStatistics:
             the decode processes.
         engine_busy_seconds: Of these, with at least one request in the engine.
         decode_seconds: Sum over the decode processes of their time with a sample.
+        first_answer_seconds: From the first request to the first answer.
+        feeding_cpu_seconds: CPU that this process spent in ``seconds``: what it costs to feed the
+            engine and to write its answers down.
         video_seconds: Length of the videos of the answered samples.
         limits: Of ``seconds``, how many the run was waiting for ``decode`` or for the ``engine``.
     """
@@ -45,11 +48,14 @@ class JobStatistics:
     seconds: float = 0.0
     engine_busy_seconds: float = 0.0
     decode_seconds: float = 0.0
+    first_answer_seconds: float = 0.0
+    feeding_cpu_seconds: float = 0.0
     video_seconds: float = 0.0
     limits: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._started: float | None = None
+        self._cpu_started = 0.0
         self._in_engine = 0
         self._busy_since = 0.0
 
@@ -57,6 +63,7 @@ class JobStatistics:
         """The last answer is in the journal."""
         if self._started is not None:
             self.seconds = time.monotonic() - self._started
+            self.feeding_cpu_seconds = time.process_time() - self._cpu_started
 
     def count_prepared(self, prepared: Prepared) -> None:
         """Count a sample that is ready for the engine."""
@@ -64,6 +71,8 @@ class JobStatistics:
 
     def count(self, answer: Answer, prepared: Prepared) -> None:
         """Count an answered sample."""
+        if self.inferred == 0:
+            self.first_answer_seconds = time.monotonic() - self._started
         self.inferred += 1
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += answer.completion_tokens
@@ -76,6 +85,7 @@ class JobStatistics:
             self._busy_since = time.monotonic()
         if self._started is None:
             self._started = time.monotonic()
+            self._cpu_started = time.process_time()
         self._in_engine += 1
         try:
             yield

@@ -16,6 +16,7 @@ on the system. Two more keys of a video item steer it:
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,9 @@ def register_reader() -> None:
     It also raises the reader's own error where qwen-vl-utils would try torchvision's reader, which
     no longer exists, and says on stderr what the error says already. May be called again.
     """
+    # Frames are tens of megabytes, and fetch_video makes floats of them: in large pages a fifth of
+    # the time. torch looks at this when it first allocates, so a process sets it early if it can.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     qwen.VIDEO_READER_BACKENDS[NAME] = read_video
     qwen.VIDEO_READER_BACKENDS["torchvision"] = _raise_again
     qwen.get_video_reader_backend = _backend

@@ -1,0 +1,319 @@
+"""Errors: a bad sample costs only itself, and whatever stops a run says what to do.
+
+Where no Snakemake is needed, the jobs run in this process (their decode processes are real).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+
+import pytest
+from helpers import keys, samples
+from video_pipeline.consolidation import consolidate
+from video_pipeline.errors import TaskError, UserError
+from video_pipeline.inference import infer
+from video_pipeline.locks import try_lock
+from video_pipeline.retry import retry
+
+
+@pytest.fixture
+def one_shard(splitting):
+    """Splits into a single chunk and infers it."""
+    splitting.run.configure(data={"num_shards": 1})
+
+    def run(entries=None, **sections):
+        splitting.run.configure(**sections)
+        splitting(entries, 1)
+        infer_again()
+        return splitting
+
+    def infer_again():
+        infer(splitting.run.config, splitting.layout, 0, 1)
+        consolidate(splitting.run.config, splitting.layout)
+
+    run.again = infer_again
+    run.splitting = splitting
+    run.user = splitting.run
+    return run
+
+
+def doing(*behaviours: str | None) -> list[dict]:
+    return [{**samples(len(behaviours))[i], "do": do} for i, do in enumerate(behaviours)]
+
+
+def stages(records: list[dict]) -> list[str]:
+    """``ok`` or the stage of the error, for each record."""
+    return [record.get("__error", {"stage": record["__status"]})["stage"] for record in records]
+
+
+# --- one bad sample ----------------------------------------------------------------------------
+
+
+def test_bad_samples_cost_only_themselves(one_shard):
+    one_shard(
+        doing(None, "raise", "die", None, "surrogate", "hang", None),
+        data={"sample_timeout_s": 5},
+    )
+    records = one_shard.user.records()
+    assert [record["__key"] for record in records] == keys(7)
+    assert stages(records) == ["ok", "read", "crash", "ok", "read", "timeout", "ok"]
+    assert records[1]["__error"] == {
+        "stage": "read",
+        "type": "ValueError",
+        "message": "no such clip",
+    }
+    assert "no such clip: caf" in records[4]["__error"]["message"]
+    assert one_shard.user.summary()["samples"]["errors_by_stage"] == {
+        "read": 2,
+        "crash": 1,
+        "timeout": 1,
+    }
+    # errors are final: nothing is read again
+    reads = one_shard.user.reads()
+    one_shard()
+    assert one_shard.user.reads() == reads
+    # until they are opened again, here those of one stage
+    (one_shard.user.folder / "storage").touch()
+    assert retry(one_shard.user.config, ("crash",)) == 1
+    one_shard.again()
+    assert one_shard.user.reads() - reads == {"2": 1}
+    assert stages(one_shard.user.records())[2] == "crash"
+
+
+def test_parse_errors_keep_the_answer_and_the_others(one_shard):
+    one_shard.user.edit_plugin(
+        'return {"answer": generated_text.strip()}',
+        'return {"answer": 12 // int(sample["__key"])}',
+    )
+    one_shard(samples(4))
+    records = one_shard.user.records()
+    assert stages(records) == ["parse", "ok", "ok", "ok"]
+    assert [record.get("answer") for record in records] == [None, 12, 6, 4]
+    assert records[0]["__error"]["type"] == "ZeroDivisionError"
+    assert "plugin.py, line" in records[0]["__error"]["message"]
+    assert records[0]["output_text"]
+    assert records[0]["__usage"]["completion_tokens"] == 16
+
+
+ODD_VALUES = {"set": "{1}", "surrogate": "'\\ud800'", "long number": "1 << 70", "bytes": "b''"}
+
+
+@pytest.mark.parametrize("value", ODD_VALUES.values(), ids=ODD_VALUES)
+def test_parse_results_that_json_cannot_carry(splitting, value):
+    """Nothing is lost, and the message names the task; or only that sample fails."""
+    splitting.run.edit_plugin(
+        '"answer": generated_text.strip()', f'"answer": {value} if sample["id"] == 1 else 1'
+    )
+    splitting(samples(3), 1).finish(*keys(3))
+    with contextlib.suppress(TaskError):
+        infer(splitting.run.config, splitting.layout, 0, 1)
+        consolidate(splitting.run.config, splitting.layout)
+        assert stages(splitting.run.records()) == ["ok", "parse", "ok"]
+
+
+# --- many bad samples --------------------------------------------------------------------------
+
+
+def test_too_many_errors_stop_the_shard_until_the_storage_is_back(one_shard):
+    entries = [*samples(40), *({**sample, "do": "storage"} for sample in samples(90)[40:])]
+    with pytest.raises(UserError) as caught:
+        one_shard(entries)
+    message = str(caught.value)
+    for said in ("rank 0", "20 of", "run.max_error_rate: 0.1", "20 failures to read are open"):
+        assert said in message
+    assert not one_shard.splitting.layout.rank_file(0).exists()
+    first = one_shard.user.answers()
+    assert set(first) <= set(keys(40))
+    with pytest.raises(UserError, match=r"run\.max_error_rate"):
+        one_shard.again()
+    (one_shard.user.folder / "storage").touch()
+    one_shard.again()
+    assert stages(one_shard.user.records()) == ["ok"] * 90
+    assert one_shard.user.answers() == dict.fromkeys(keys(90), 1)
+
+
+def test_a_slow_engine_makes_no_failures_out_of_few(one_shard):
+    """1 of 20 files is bad. They fail at once, while the others wait for their answers."""
+    entries = [
+        {**sample, "do": "raise"} if number % 20 == 0 else sample
+        for number, sample in enumerate(samples(500))
+    ]
+    slow = {"seconds_per_output_token": 0.25, "output_tokens": 16}
+    one_shard(entries, run={"simulated": slow})
+    assert stages(one_shard.user.records()).count("read") == 25
+
+
+def test_a_higher_limit_accepts_what_failed(splitting):
+    failed = tuple(keys(30))
+    splitting(samples(40), 1).finish(*keys(40)[30:], failed=failed)
+    with pytest.raises(UserError, match=r"30 of 40 .*run\.max_error_rate"):
+        infer(splitting.run.config, splitting.layout, 0, 1)
+    splitting.run.configure(run={"max_error_rate": 0.75})
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    assert stages(splitting.run.records()) == ["read"] * 30 + ["ok"] * 10
+    assert splitting.run.reads() == {}
+
+
+def test_a_parse_that_always_fails_stops_the_shard_and_shows_why(splitting):
+    splitting.run.edit_plugin("generated_text.strip()", "generated_text.strep()")
+    splitting(samples(25), 1).finish(*keys(25))
+    with pytest.raises(UserError) as caught:
+        infer(splitting.run.config, splitting.layout, 0, 1)
+    assert "25 of 25" in str(caught.value)
+    assert "'str' object has no attribute 'strep'" in str(caught.value)
+
+
+# --- the user's code ---------------------------------------------------------------------------
+
+
+def test_a_reserved_name_is_found_with_the_first_answer(one_shard):
+    one_shard.user.edit_plugin('"answer": generated_text', '"input": generated_text')
+    with pytest.raises(TaskError, match=r"'ask': parse returned 'input'.*reserved"):
+        one_shard(samples(60), run={"max_in_flight": 1})
+    # what was answered is in the journal all the same, and the rest was not begun
+    assert 1 <= sum(one_shard.user.answers().values()) < 60
+
+
+def test_messages_that_changed_since_split(one_shard):
+    splitting = one_shard.splitting
+    splitting(samples(3), 1)
+    one_shard.user.edit_plugin("What happens?", "Who is there?")
+    (one_shard.user.folder / "new.py").write_text((one_shard.user.folder / "plugin.py").read_text())
+    out = one_shard.user.script("infer.py", *("--num-shards", "1", "--rank", "0"), succeeds=False)
+    assert "Traceback" not in out
+    assert "build_messages" in out
+    assert one_shard.user.answers() == {}
+
+
+def test_settings_that_changed_since_split(splitting):
+    splitting(samples(3), 1)
+    splitting.run.configure(sampling={"max_tokens": 7})
+    with pytest.raises(UserError, match="--forcerun split"):
+        infer(splitting.run.config, splitting.layout, 0, 1)
+    assert splitting.run.answers() == {}
+
+
+def test_model_files_that_changed_since_split(splitting):
+    model = splitting.run.folder / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_text("weights")
+    splitting.run.configure(run={"engine": "vllm"}, vllm={"model": "model"})
+    splitting(samples(3), 1)
+    (model / "model.safetensors").write_text("other weights")
+    with pytest.raises(UserError, match="model's files"):
+        infer(splitting.run.config, splitting.layout, 0, 1)
+
+
+# --- the files of a run ------------------------------------------------------------------------
+
+
+def test_a_journal_that_was_removed_is_inferred_again_or_named(one_shard):
+    """Somebody starts over by removing it, while the chunks still point into it."""
+    splitting = one_shard(samples(3))
+    splitting(samples(3), 1)
+    assert splitting.pending == []
+    shutil.rmtree(splitting.run.folder / "results" / ".journal")
+    with contextlib.suppress(UserError):
+        one_shard.again()
+        assert splitting.run.reads() == dict.fromkeys(keys(3), 2)
+
+
+def test_by_hand_before_the_input_was_split(run):
+    run.write_samples(samples(1))
+    out = run.script("infer.py", "--num-shards", "2", "--rank", "0", succeeds=False)
+    assert "Traceback" not in out
+    assert "manifest.json" in out
+
+
+def test_a_job_of_another_plan_does_not_join_a_live_one(splitting):
+    """Snakemake was killed, its jobs live on, and the next run has another number of shards
+    whose chunks are there already."""
+    splitting(samples(4), 2).finish(*keys(4))
+    splitting(samples(4), 3)
+    live = splitting.layout.lock(0)
+    splitting(samples(4), 2)
+    with try_lock(live), pytest.raises(UserError, match=r"of-3, rank0"):
+        infer(splitting.run.config, splitting.layout, 0, 1)
+
+
+# --- through Snakemake -------------------------------------------------------------------------
+
+
+def test_an_unknown_key_is_explained_before_anything_runs(run):
+    run.write_samples(samples(1))
+    run.configure(vision={"max_frame": 3}, data={"num_shards": "two"})
+    out = run.snakemake(succeeds=False)
+    assert "vision.max_frame: unknown key; did you mean 'vision.max_frames'?" in out
+    assert "data.num_shards: got 'two', expected 'auto' or a whole number" in out
+    assert "Traceback" not in out
+    assert not (run.folder / "results").exists()
+
+
+def test_too_few_gpus_are_explained_before_anything_runs(run):
+    run.write_samples(samples(1))
+    run.configure(vllm={"tensor_parallel_size": 4})
+    out = run.snakemake("--resources", "gpu=2", succeeds=False)
+    assert "one inference job needs 4 GPUs" in out
+    assert "Traceback" not in out
+
+
+def test_bad_input_stops_before_anything_is_inferred(run):
+    run.write_samples(samples(3))
+    with open(run.folder / "samples.jsonl", "a") as stream:
+        stream.write('{"id": 3}\nnonsense\n{"id": 0, "path": "other.mp4"}\n')
+    out = run.snakemake(succeeds=False)
+    for said in ("line 4: no video", "line 5: not JSON", "line 6: id '0'", "3 bad line(s)"):
+        assert said in out, "Snakemake shows the log"
+        assert said in run.log("split")
+    assert "logs/out" in out
+    assert "run the same command again" in out
+    assert "Traceback" not in out
+    assert run.reads() == {}
+    assert not list((run.folder / "results").rglob("rank*.jsonl"))
+    # mended, the same command goes on
+    run.write_samples(samples(2))
+    run.snakemake("--until", "split")
+    assert "2 samples" in run.log("split")
+
+
+def test_an_unknown_task_and_a_broken_plugin_are_explained(run):
+    run.write_samples(samples(1))
+    run.configure(run={"task": "aks"})
+    out = run.snakemake(succeeds=False)
+    assert "no task is called 'aks'; did you mean 'ask'? registered: ask, describe" in out
+    run.configure(run={"task": "ask"})
+    run.edit_plugin("import os\n", "import os\nimport not_installed\n")
+    out = run.snakemake(succeeds=False)
+    assert "plugin plugin.py failed on import: ModuleNotFoundError" in out
+    assert "plugin.py, line 4" in out
+    assert "Traceback" not in out
+    (run.folder / "plugin.py").unlink()
+    assert "plugin.py" in run.snakemake(succeeds=False)
+
+
+def test_a_shard_over_the_limit_fails_alone_and_goes_on_later(run):
+    """The storage of some videos is away; the other rank is not held up."""
+    away = [{**sample, "do": "storage"} for sample in samples(120)[::2]]
+    here = samples(120)[1::2]
+    run.write_samples(sorted([*away, *here], key=lambda sample: sample["id"]))
+    out = run.snakemake(succeeds=False)
+    assert "rank 0: 20 of" in out
+    assert "run.max_error_rate" in out
+    assert "logs/out/infer.rank0.log" in out
+    assert "Traceback" not in out
+    assert not run.output.exists()
+    assert {run.answers()[str(sample["id"])] for sample in here} == {1}
+    (run.folder / "storage").touch()
+    run.snakemake()
+    assert stages(run.records()) == ["ok"] * 120
+    assert run.answers() == dict.fromkeys(keys(120), 1)
+
+
+def test_an_exception_of_ours_keeps_its_traceback(splitting):
+    splitting(samples(1), 1)
+    splitting.layout.chunk(0).write_text("no chunk\n")
+    out = splitting.run.script("infer.py", "--num-shards", "1", "--rank", "0", succeeds=False)
+    assert "Traceback" in out
+    assert "JSONDecodeError" in out

@@ -1,0 +1,270 @@
+"""Split: each distinct sample in exactly one chunk, and nothing at all where the input is bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers import Splitter, keys, read_jsonl, samples
+from video_pipeline.config import load_config
+from video_pipeline.errors import TaskError, UserError
+from video_pipeline.layout import Layout
+from video_pipeline.locks import try_lock
+from video_pipeline.sharding import Manifest
+
+
+def files_under(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 7, 12])
+def test_each_sample_is_in_one_chunk_and_the_order_is_kept(splitting, num_shards):
+    entries = samples(10)
+    random.Random(0).shuffle(entries)
+    splitting(entries, num_shards)
+    expected = [str(entry["id"]) for entry in entries]
+    assert splitting.order == expected
+    assert Counter(key for chunk in splitting.keys for key in chunk) == Counter(expected)
+    assert all(len(chunk) in (10 // num_shards, -(-10 // num_shards)) for chunk in splitting.keys)
+    raws = {str(entry["id"]): entry for entry in entries}
+    assert all(entry.raw == raws[entry.key] for chunk in splitting.chunks for entry in chunk)
+
+
+def test_the_manifest_counts(splitting):
+    failed = {"__key": "x", "__status": "error", "input": {"id": 9, "path": "a"}}
+    manifest = splitting([*samples(3), *samples(2), failed]).manifest
+    assert (manifest.lines, manifest.samples) == (6, 3)
+    assert (manifest.duplicates, manifest.left_out) == (2, 1)
+    assert (manifest.pending, manifest.rank_samples, manifest.rank_pending) == (3, [2, 1], [2, 1])
+    assert (manifest.num_shards, manifest.task) == (2, "ask")
+    assert Manifest.read(splitting.layout.manifest) == manifest
+
+
+def test_no_samples_at_all(splitting):
+    splitting([], 2)
+    assert splitting.keys == [[], []]
+    assert splitting.order == []
+
+
+def test_pending_and_finished_are_dealt_out_evenly(splitting):
+    splitting(samples(12), 1).finish(*keys(12)[::2], failed=("1",))
+    splitting(num_shards=3)
+    assert splitting.manifest.pending == 5
+    assert sorted(splitting.manifest.rank_pending) == [1, 2, 2]
+    assert max(splitting.manifest.rank_samples) - min(splitting.manifest.rank_samples) <= 2
+    assert splitting.pending == ["11", "3", "5", "7", "9"]
+    assert splitting.order == keys(12)
+    done = {entry.key: entry.done for chunk in splitting.chunks for entry in chunk if entry.done}
+    assert done["1"].is_error
+    assert not done["0"].is_error
+
+
+def test_what_is_done_depends_on_the_request_not_on_the_rest(splitting):
+    splitting(samples(4)).finish(*keys(4))
+    entries = samples(4)
+    entries[1]["hint"] = "look left"  # another prompt
+    entries[2]["path"] = "moved.mp4"  # another video under the same id
+    entries[3]["title"] = "not asked about"
+    assert splitting(entries).pending == ["1", "2"]
+    assert splitting(samples(4)).pending == []
+
+
+def test_another_task_with_the_same_messages_finds_its_answers(splitting):
+    splitting(samples(2)).finish("0", "1")
+    splitting.run.edit_plugin('return {"answer": generated_text.strip()}', 'return {"n": 1}')
+    assert splitting().pending == []
+
+
+def test_settings_name_the_journal(splitting):
+    first = splitting(samples(2)).manifest.journal
+    splitting.finish("0", "1")
+    splitting.run.configure(sampling={"max_tokens": 7})
+    assert splitting().manifest.journal != first
+    assert splitting.pending == ["0", "1"]
+    splitting.run.configure(sampling={"max_tokens": 512})
+    assert splitting().manifest.journal == first
+    assert splitting.pending == []
+
+
+def test_without_resume_the_journal_is_empty(splitting):
+    splitting(samples(2), run_id="one").finish("0", "1")
+    assert splitting(run_id="one").pending == []  # retries of the same invocation go on
+    assert splitting(run_id="two").pending == ["0", "1"]
+    assert splitting().pending == ["0", "1"]
+
+
+def test_a_moved_dataset_is_still_done(splitting):
+    splitting(samples(2)).finish("0", "1")
+    splitting.run.configure(data={"video_root": "/elsewhere"})
+    assert splitting().pending == []
+
+
+# --- duplicates and ids ------------------------------------------------------------------------
+
+
+def test_identical_samples_are_one(splitting):
+    splitting([samples(1)[0], {"path": "0.mp4", "id": 0}])
+    assert splitting.order == ["0"]
+    assert splitting.manifest.duplicates == 1
+
+
+def test_identical_samples_without_ids_are_one(splitting):
+    splitting.run.configure(data={"id_field": None})
+    splitting([{"path": "a"}, {"path": "b"}, {"path": "a"}])
+    assert splitting.manifest.samples == 2
+    assert splitting.manifest.duplicates == 1
+
+
+@pytest.mark.parametrize(
+    "second",
+    [{"id": 0, "path": "b.mp4"}, {"id": "0", "path": "a.mp4"}, {"id": 0, "path": "a.mp4", "x": 1}],
+)
+def test_one_id_with_two_contents_stops_the_run(splitting, second):
+    with pytest.raises(UserError) as caught:
+        splitting([{"id": 0, "path": "a.mp4"}, {"id": 1, "path": "a.mp4"}, second])
+    assert "line 3: id '0'" in str(caught.value)
+
+
+def test_both_lines_of_one_id_are_named(splitting):
+    with pytest.raises(UserError, match=r"line 1\b"):
+        splitting([{"id": 0, "path": "a.mp4"}, {"id": 0, "path": "b.mp4"}])
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["not json\n", '{"id": 99}\n', '{"id": 1, "path": "other.mp4"}\n', '{"path": "no id"}\n'],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_on_bad_input_nothing_is_written(splitting, bad, first):
+    """Also where an earlier split is there: it stays as it is."""
+    good = "".join(json.dumps(sample) + "\n" for sample in samples(5))
+    (splitting.run.folder / "samples.jsonl").write_text(bad + good if first else good + bad)
+    with pytest.raises(UserError, match=r"1 bad line"):
+        splitting()
+    assert files_under(splitting.run.folder / "results") == []
+    splitting(samples(3))
+    before = {p: p.read_bytes() for p in splitting.layout.chunks.iterdir()}
+    (splitting.run.folder / "samples.jsonl").write_text(good + bad)
+    with pytest.raises(UserError):
+        splitting()
+    assert {p: p.read_bytes() for p in splitting.layout.chunks.iterdir()} == before
+    assert [p.name for p in splitting.layout.chunks.parent.iterdir()] == ["of-2"]
+
+
+def test_all_bad_lines_of_all_kinds_are_counted(splitting):
+    lines = [json.dumps(sample) for sample in samples(2)]
+    lines += ["x", '{"id": 7}', '{"id": 0, "path": "z.mp4"}', '{"path": "z.mp4"}'] * 10
+    (splitting.run.folder / "samples.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        splitting()
+    message = str(caught.value)
+    assert "40 bad line(s)" in message
+    assert message.count("\n  line ") == 20
+    assert "20 more" in message
+
+
+def test_a_split_that_was_killed_does_not_stand_in_the_way(splitting):
+    """Its process id may come again, in a container almost surely."""
+    layout = Layout.of(load_config(splitting.run.folder / "my.yaml"), 2)
+    scratch = layout.chunks.with_name(f".{layout.chunks.name}.{os.getpid()}.tmp")
+    scratch.mkdir(parents=True)
+    (scratch / "rank0.jsonl").write_text("half")
+    assert splitting(samples(3)).order == keys(3)
+    assert [p.name for p in splitting.layout.chunks.parent.iterdir()] == ["of-2"]
+
+
+# --- the user's code ---------------------------------------------------------------------------
+
+
+def test_a_task_that_draws_at_random_is_refused(splitting):
+    splitting.run.edit_plugin("import os\n", "import os\nimport random\n")
+    splitting.run.edit_plugin("sample.get('hint', '')", "random.random()")
+    with pytest.raises(TaskError, match=r"'ask'.*two different.*random\.Random\(sample"):
+        splitting(samples(2))
+    splitting.run.edit_plugin("random.random()", "random.Random(sample['__key']).random()")
+    forget(splitting)
+    assert splitting().pending == ["0", "1"]
+
+
+def forget(splitting: Splitter) -> None:
+    """Let the changed plugin be imported again, as a new process would."""
+    import sys
+
+    from video_pipeline.tasks.registry import _TASKS
+
+    del sys.modules["video_pipeline_plugin_plugin"]
+    del _TASKS._classes["ask"]
+
+
+def test_a_task_cannot_change_the_input(splitting):
+    """Sorting or shuffling in place, seeded from the key, is an easy slip."""
+    splitting.run.edit_plugin(
+        "return [{", "sample['tags'].sort()\n        sample['new'] = 1\n        return [{"
+    )
+    splitting([{"id": 0, "path": "a.mp4", "tags": ["b", "a"]}])
+    assert splitting.chunks[0][0].raw == {"id": 0, "path": "a.mp4", "tags": ["b", "a"]}
+
+
+def test_a_failing_build_messages_names_the_line_of_the_input(splitting):
+    splitting.run.edit_plugin("sample.get('hint', '')", "sample['hint']")
+    with pytest.raises(TaskError) as caught:
+        splitting([{**samples(1)[0], "hint": "x"}, *samples(3)[1:]])
+    message = str(caught.value)
+    for said in ("'ask'", "KeyError: 'hint'", "plugin.py", "sample 1", "line 2"):
+        assert said in message
+
+
+def test_an_unknown_task_lists_the_known(splitting):
+    splitting.run.configure(run={"task": "aks"})
+    with pytest.raises(UserError, match=r"no task is called 'aks'; did you mean 'ask'\?.*describe"):
+        splitting(samples(1))
+
+
+def test_an_unknown_dataset_lists_the_known(splitting):
+    splitting.run.edit_plugin('dataset_name = "plain"', 'dataset_name = "plan"')
+    with pytest.raises(UserError, match=r"no dataset is called 'plan'.*frames.*qwen_video"):
+        splitting(samples(1))
+
+
+def test_videos_that_cannot_fit_stop_the_run(splitting):
+    splitting.run.configure(vllm={"max_model_len": 4096})
+    with pytest.raises(UserError, match=r"visual tokens .*vllm\.max_model_len: 4096"):
+        splitting(samples(1))
+    assert files_under(splitting.run.folder / "results") == []
+
+
+# --- two runs at once --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_shards", [2, 3])
+def test_a_live_writer_stops_a_split(splitting, num_shards):
+    splitting(samples(2), 3)
+    before = splitting.layout.manifest.read_bytes()
+    with try_lock(splitting.layout.lock(1)):
+        with pytest.raises(UserError) as caught:
+            splitting(samples(2), num_shards)
+        for said in ("results/out.jsonl", f"process {os.getpid()}", "of-3", "rank1"):
+            assert said in str(caught.value)
+    assert (splitting.run.folder / "results/.chunks/out/of-3/manifest.json").read_bytes() == before
+    assert splitting(samples(2), num_shards).pending == ["0", "1"]
+
+
+def test_another_output_in_the_same_folder_is_no_live_writer(splitting):
+    splitting(samples(2), 3)
+    with try_lock(splitting.layout.lock(1)):
+        splitting.run.configure(data={"output_jsonl": "results/other.jsonl"})
+        assert splitting(samples(2)).pending == ["0", "1"]
+
+
+def test_chunks_read_back(splitting):
+    odd = [{"id": 'a"\n\\', "path": "ü \u2028.mp4", "nested": {"x": [1, None, 2.5, "\U0001f600"]}}]
+    splitting(odd, 1)
+    assert splitting.chunks[0][0].raw == odd[0]
+    assert len(read_jsonl(splitting.layout.chunk(0))) == 1
