@@ -25,8 +25,11 @@ step() {
     printf '%s %s\n' "$(date +%T)" "$current"
 }
 trap 'echo "envs/install.sh stopped at: $current. The error is above; then run it again." >&2' ERR
+pinned() {
+    grep "^$1==" "$root/envs/cpu.txt"
+}
 pip_install() {
-    "$python" -m pip install -qq --no-deps --no-input --disable-pip-version-check "$@"
+    "$python" -m pip install -qq --no-deps --no-compile --no-input --disable-pip-version-check "$@"
 }
 
 if ! "$python" -m pip --version >/dev/null 2>&1; then
@@ -55,16 +58,20 @@ for info in "$site"/*.dist-info; do
     [ -e "$info/INSTALLER" ] || rm -rf "$info"
 done
 
-torch=$(grep '^torch==' "$root/envs/cpu.txt")
-vision=$(grep '^torchvision==' "$root/envs/cpu.txt")
-step "$torch"
+step "pip and torch"
+pip_install "$(pinned pip)" # the one that comes with Python 3.11 needs a minute more
+torch=$(pinned torch)
+vision=$(pinned torchvision)
 if ! tried=$(pip_install "$torch" 2>&1); then
     step "$torch and $vision from $index"
     pip_install --index-url "$index" "$torch" "$vision+cpu" || { echo "$tried" >&2; false; }
 fi
 
-step "the packages of envs/cpu.txt and envs/dev.txt (one to three minutes)"
+step "packages: envs/cpu.txt and envs/dev.txt (1 to 3 minutes)"
 pip_install -r "$root/envs/cpu.txt" -r "$root/envs/dev.txt"
+
+step "bytecode" # here, because pip would use one core, and PYTHONDONTWRITEBYTECODE forbids it later
+"$python" -m compileall -qq -j 0 -x '/tests/' "$site" || true # some files are for newer Pythons
 
 step "this project"
 pip_install --no-build-isolation -e "$root"

@@ -11,7 +11,7 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,12 +96,17 @@ class Reference:
             **options,
         )
 
-    def positions(self, inputs: BatchFeature) -> torch.Tensor:
-        """The multimodal rotary positions of a prompt: (time, height, width) x tokens."""
+    def positions(self, inputs: BatchFeature, installed: bool = False) -> torch.Tensor:
+        """The multimodal rotary positions of a prompt: (time, height, width) x tokens.
+
+        ``installed``: as the installed transformers has them, not mended.
+        """
+        model = self.model.model
+        get_rope_index = model.get_rope_index
+        if installed:
+            get_rope_index = partial(type(model).get_rope_index, model)
         names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
-        positions, _ = self.model.model.get_rope_index(
-            **{name: inputs[name] for name in names if name in inputs}
-        )
+        positions, _ = get_rope_index(**{name: inputs[name] for name in names if name in inputs})
         return positions[:, 0]
 
     def answer(self, messages: list[dict[str, Any]], max_tokens: int, resize: str) -> list[int]:

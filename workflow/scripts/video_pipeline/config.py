@@ -13,10 +13,19 @@ import difflib
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from video_pipeline.errors import UserError
 
@@ -27,6 +36,16 @@ class Section(BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's ``yes`` and ``on`` are booleans, and Python takes True for 1."""
+        annotation = cls.model_fields[info.field_name].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and kinds & {int, float}:
+            raise PydanticCustomError("int_type", "a number")
+        return value
 
 
 class Data(Section):
@@ -175,6 +194,8 @@ class Vllm(Section):
         description="A name on the Hugging Face hub, or a local folder.",
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one copy of the model.")
+    pipeline_parallel_size: int = Field(1, ge=1, description="Stages the model is cut into.")
+    data_parallel_size: int = Field(1, ge=1, description="Copies of the model in one job.")
     max_model_len: int = Field(
         32768, ge=1, description="Prompt and answer together, in tokens, at most."
     )
@@ -182,11 +203,7 @@ class Vllm(Section):
     @property
     def gpus_per_job(self) -> int:
         """GPUs that one inference job needs: tensor x pipeline x data parallel."""
-        return (
-            self.tensor_parallel_size
-            * int(self.arguments.get("pipeline_parallel_size", 1))
-            * int(self.arguments.get("data_parallel_size", 1))
-        )
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -298,8 +315,7 @@ def _explain(error: ValidationError) -> list[str]:
     expected: dict[tuple[str, str], list[str]] = {}
     lines = []
     for detail in error.errors():
-        # A union's branches ("literal['auto']", "int") are steps of pydantic's path, not of ours.
-        place = [str(step) for step in detail["loc"] if _is_key(step)]
+        place = _place(detail["loc"])
         where = ".".join(place)
         if detail["type"] == "extra_forbidden":
             lines.append(_explain_unknown(place))
@@ -338,8 +354,23 @@ def _explain_unknown(place: list[str]) -> str:
     )
 
 
-def _is_key(step: Any) -> bool:
-    return isinstance(step, int) or (step.isidentifier() and step not in ("int", "function-after"))
+def _place(steps: tuple[str | int, ...]) -> list[str]:
+    """The keys in pydantic's path of a finding, without the branches of unions, such as
+    ``literal['auto']``, which are steps of the path too."""
+    place: list[str] = []
+    model: Any = Config
+    for step in steps:
+        if _is_section(model):
+            place.append(str(step))
+            field = model.model_fields.get(step)
+            model = field.annotation if field else None
+        elif isinstance(step, int):
+            place.append(str(step))
+    return place
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _known_keys(place: list[str]) -> list[str]:
@@ -363,7 +394,7 @@ def _sections() -> list[tuple[str, type[Section], dict[str, Any]]]:
     return [
         (name, field.annotation, defaults[name])
         for name, field in Config.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        if _is_section(field.annotation)
     ]
 
 
@@ -396,8 +427,7 @@ def reference_markdown() -> str:
         lines += ["", f"## `{name}`", "", _one_line(model.__doc__), ""]
         lines += ["| key | default | meaning |", "|---|---|---|"]
         for key, field in model.model_fields.items():
-            nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-            if nested:
+            if _is_section(field.annotation):
                 for inner, inner_field in field.annotation.model_fields.items():
                     lines.append(
                         f"| `{key}.{inner}` | `{json.dumps(defaults[key][inner])}` | "

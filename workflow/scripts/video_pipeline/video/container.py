@@ -66,7 +66,7 @@ class Video:
         begin: When the first frame begins, in seconds.
         end: When the last frame ends, in seconds.
         duration: ``end - begin``.
-        start: The first packet of the file, None if there is none.
+        start: The first packet of the file.
         position: Ordinal of the packet that :meth:`read` gives next.
     """
 
@@ -150,11 +150,13 @@ class Video:
             if not packet.is_discard:  # cut away by an edit list, but needed by later frames
                 shown.append((stamp, stamp + (packet.duration or 0)))
         self._check_complete(packets=self.position - 1)
-        self.start = self._entries[0] if self._entries else None
+        if not shown:
+            raise VideoReadError("its video stream has no frames")
+        self.start = self._entries[0]
         self._entries.sort(key=lambda entry: entry.stamp)
         self.stamps = sorted(begin for begin, _ in shown)
-        self.begin = self._seconds(min((begin for begin, _ in shown), default=0))
-        self.end = self._seconds(max((end for _, end in shown), default=0))
+        self.begin = self._seconds(self.stamps[0])
+        self.end = self._seconds(max(end for _, end in shown))
         self.duration = self.end - self.begin
         if self.duration > 0:
             self.fps = len(self.stamps) / self.duration
@@ -169,18 +171,15 @@ class Video:
         self.decoder = self.stream.codec_context
         if self.decoder is None:
             raise VideoReadError("no decoder for the codec of its video stream")
-        self._check_size(self.decoder.width, self.decoder.height)
-        self.decoder.thread_count = 1
-        # the header of the file may say less than the stream itself
-        self.decoder.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-
-    @staticmethod
-    def _check_size(width: int, height: int) -> None:
+        width, height = self.decoder.width, self.decoder.height
         if width * height > MAX_FRAME_PIXELS:
             raise VideoReadError(
                 f"frames of {width}x{height} pixels are too large, at most {MAX_FRAME_PIXELS} "
                 "pixels are read"
             )
+        self.decoder.thread_count = 1
+        # the header of the file may say less than the stream itself
+        self.decoder.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
 
     def _check_complete(self, packets: int) -> None:
         """MP4 and MOV list their packets up front, so a file that breaks off is noticed."""

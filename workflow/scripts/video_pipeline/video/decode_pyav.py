@@ -35,6 +35,17 @@ def decode(
     Raises:
         VideoReadError: a packet is damaged.
     """
+    try:
+        yield from _decode(video, positions, shortcuts)
+    except FFmpegError as error:
+        raise VideoReadError(
+            f"damaged near frame {video.position} of {len(video.stamps)}: {explain(error)}"
+        ) from error
+
+
+def _decode(
+    video: Video, positions: Sequence[int], shortcuts: bool
+) -> Iterator[tuple[int, torch.Tensor]]:
     wanted = {video.stamps[position] for position in positions}
     decoder = video.decoder
     drops = shortcuts and decoder.name == "h264"
@@ -55,12 +66,7 @@ def decode(
                     return
                 droppable = drops and stamp_of(packet) not in wanted
                 decoder.skip_frame = "NONREF" if droppable else "DEFAULT"
-                try:
-                    frames.extend(decoder.decode(packet))
-                except FFmpegError as error:
-                    raise VideoReadError(
-                        f"damaged near frame {position} of {len(video.stamps)}: {explain(error)}"
-                    ) from error
+                frames.extend(decoder.decode(packet))
             frame = frames.popleft()
             frame_stamp = stamp_of(frame)
         yield frame_stamp, convert(frame)

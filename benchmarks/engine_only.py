@@ -1,0 +1,67 @@
+"""The engine alone: requests that were prepared in advance, submitted at once.
+
+Run by :mod:`benchmarks.steady` as a process of its own. One request is answered first, as in the
+run that it is compared with; the clock runs from that answer to the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.jobs import hand_back, settings_of_this_process
+
+
+def main() -> None:
+    from video_pipeline.config import load_config
+    from video_pipeline.engine.vllm import VllmEngine
+
+    settings = settings_of_this_process()
+    config = load_config(Path(settings["config"]))
+    engine = VllmEngine(config)
+    requests = prepared_requests(config, engine, settings["paths"])
+    try:
+        hand_back(asyncio.run(answer_all(engine, requests)))
+    finally:
+        engine.stop()
+
+
+def prepared_requests(config: Any, engine: Any, paths: list[str]) -> dict[str, Any]:
+    """A request of its own for each of ``paths``, by key; each distinct file is read once."""
+    from video_pipeline.data.qwen_video import QwenVideoDataset
+    from video_pipeline.tasks.describe import Describe
+
+    distinct = sorted(set(paths))
+    dataset = QwenVideoDataset(
+        samples=[{"path": path, "__key": path, "__video_uri": path} for path in distinct],
+        task=Describe(),
+        model=engine.dataset_model,
+        video_field="path",
+        vision_kwargs=config.vision.video_kwargs(),
+        params={},
+    )
+    inputs = {path: dataset[number]["llm_input"] for number, path in enumerate(distinct)}
+    preparer = engine.preparer()
+    preparer.start()
+    return {f"request {i}": preparer.prepare(inputs[p], f"clip {i}") for i, p in enumerate(paths)}
+
+
+async def answer_all(engine: Any, requests: dict[str, Any]) -> dict[str, Any]:
+    """Wall and CPU seconds a request, from the first one's answer to the last answer."""
+    await engine.start()
+    keys = list(requests)
+    await engine.generate(keys[0], requests[keys[0]])
+    cpu, started = time.process_time(), time.monotonic()
+    answers = await asyncio.gather(*(engine.generate(key, requests[key]) for key in keys[1:]))
+    seconds, cpu = time.monotonic() - started, time.process_time() - cpu
+    return {
+        "seconds": seconds / len(answers),
+        "cpu": cpu / len(answers),
+        "prompt_tokens": answers[0].prompt_tokens,
+    }
+
+
+if __name__ == "__main__":
+    main()

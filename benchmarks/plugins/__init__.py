@@ -1,0 +1,1 @@
+"""Datasets and tasks of the benchmarks, loaded through ``run.plugins``."""

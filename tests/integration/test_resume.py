@@ -1,0 +1,250 @@
+"""Resume: a finished sample is never inferred again, whatever happens. Counted by the journal (the
+answers of the engine) and by the plugin (what the dataset read)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import PROJECT, Run, keys, samples, wait_until
+from video_pipeline.consolidation import consolidate
+from video_pipeline.inference import infer
+
+# a job in this process ends, with its children, the resource tracker that multiprocessing started
+pytestmark = pytest.mark.filterwarnings("ignore:resource_tracker")
+
+
+@pytest.fixture
+def workflow(tmp_path) -> Path:
+    """A copy of the workflow that a test may edit; returns its Snakefile."""
+    folder = tmp_path / "workflow copy"
+    for name in ("workflow", "config", "profiles", "envs"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "Snakefile", folder)
+    return folder / "Snakefile"
+
+
+def assert_output(run: Run, expected: list[str]) -> None:
+    """The output has these samples in this order, all answered."""
+    assert [record["__key"] for record in run.records()] == expected
+    assert {record["__status"] for record in run.records()} == {"ok"}
+
+
+def assert_once(run: Run, expected: list[str]) -> None:
+    """Each of these samples, and no other, was inferred and read exactly once so far."""
+    assert run.answers() == dict.fromkeys(expected, 1)
+    assert run.reads() == dict.fromkeys(expected, 1)
+
+
+def rank_files(run: Run) -> list[str]:
+    return sorted(path.name for path in (run.folder / "results").glob("out.rank*.jsonl"))
+
+
+def test_nothing_is_inferred_twice(run, workflow):
+    """Everything that Snakemake takes as a reason to run jobs again, one after the other."""
+
+    def go(expected: list[str], *arguments: str) -> None:
+        run.snakemake(*arguments, snakefile=workflow)
+        assert_output(run, expected)
+        assert_once(run, sorted(expected))
+
+    run.write_samples(samples(6))
+    go(keys(6))
+    first = run.output.read_bytes()
+    assert rank_files(run) == []
+
+    run.output.unlink()
+    go(keys(6))
+
+    for script in ("split.py", "infer.py", "consolidate.py", "video_pipeline/inference.py"):
+        with open(workflow.parent / "workflow" / "scripts" / script, "a") as stream:
+            stream.write("# edited\n")
+    run.edit_plugin("import os\n", "import os  # edited\n")
+    run.output.unlink()
+    go(keys(6))
+
+    run.configure(data={"num_shards": 3})
+    go(keys(6))
+
+    run.configure(data={"num_shards": 2}, run={"keep_rank_files": True})
+    go(keys(6))
+    assert {"out.rank0.jsonl", "out.rank1.jsonl"} <= set(rank_files(run))
+
+    (run.folder / "results" / "out.rank1.jsonl").unlink()
+    run.output.unlink()
+    go(keys(6))
+    assert run.output.read_bytes() == first
+
+    run.configure(run={"keep_rank_files": False})
+    go(keys(6))
+
+    longer = [*reversed(samples(6)), samples(7)[6], samples(7)[2]]
+    run.write_samples(longer)
+    go(["5", "4", "3", "2", "1", "0", "6"])
+    assert rank_files(run) == []
+    assert run.summary()["samples"]["duplicates"] == 1
+
+
+def test_only_file_times(run):
+    """`--rerun-triggers mtime`, with every change in turn."""
+    times = ("--rerun-triggers", "mtime")
+    run.configure(run={"keep_rank_files": True})
+    run.write_samples(samples(4))
+    run.snakemake(*times)
+    run.write_samples(samples(5))
+    run.snakemake(*times)
+    assert_output(run, keys(5))
+    for num_shards in (3, 2):
+        run.output.unlink()
+        run.configure(data={"num_shards": num_shards})
+        run.snakemake(*times)
+        assert_output(run, keys(5))
+    assert_once(run, keys(5))
+
+
+def test_another_number_of_shards_in_between(run):
+    """Split for 2 GPUs, inferred on 3 while they were free, finished on 2."""
+    run.write_samples(samples(4))
+    run.snakemake("--until", "split")
+    run.configure(data={"num_shards": 3})
+    run.snakemake()
+    run.configure(data={"num_shards": 2})
+    run.snakemake()
+    assert_output(run, keys(4))
+    assert_once(run, keys(4))
+
+
+def test_a_stale_split_finds_what_others_have_finished(splitting):
+    """The same without Snakemake: chunks of an earlier split, and a journal that has gone on."""
+    splitting(samples(6), 2).finish("0")
+    stale = splitting.layout
+    splitting(num_shards=3).finish(*keys(6)[1:])
+    for rank in range(2):
+        infer(splitting.run.config, stale, rank, 1)
+    consolidate(splitting.run.config, stale)
+    assert_output(splitting.run, keys(6))
+    assert splitting.run.reads() == {}
+
+
+def test_changes_of_what_is_asked(run):
+    """Prompt, settings and parse: just what is asked anew is inferred, the old journal stays."""
+    run.configure(data={"num_shards": 1})
+    run.write_samples(samples(4))
+    run.snakemake()
+    (first,) = run.journals()
+    assert_once(run, keys(4))
+
+    # the prompt of some samples
+    run.edit_plugin('f"What happens? ', "f\"What happens? {'Why?' * (sample['id'] >= 2)}")
+    run.snakemake()
+    assert run.answers() == Counter(keys(4) + keys(4)[2:])
+    assert run.reads() == run.answers()
+
+    # parse
+    run.edit_plugin('{"answer": generated_text.strip()}', '{"words": generated_text.split()}')
+    run.snakemake()
+    assert len(run.records()[0]["words"]) == 16
+    assert "answer" not in run.records()[0]
+    assert run.reads() == Counter(keys(4) + keys(4)[2:])
+
+    # settings of the engine
+    run.configure(sampling={"max_tokens": 5})
+    run.snakemake()
+    assert [len(record["words"]) for record in run.records()] == [5] * 4
+    assert run.answers() == Counter(keys(4) * 2 + keys(4)[2:])
+    assert len(run.journals()) == 2
+    assert first in run.journals()
+
+    # and back: the old journal is there
+    run.configure(sampling={"max_tokens": 512})
+    run.snakemake()
+    assert [len(record["words"]) for record in run.records()] == [16] * 4
+    assert run.answers() == Counter(keys(4) * 2 + keys(4)[2:])
+    assert run.reads() == run.answers()
+
+
+def test_without_resume_every_invocation_infers(run):
+    run.configure(data={"num_shards": 1, "resume": False})
+    run.write_samples(samples(2))
+    run.snakemake()
+    assert_once(run, keys(2))
+    run.snakemake()
+    assert run.answers() == dict.fromkeys(keys(2), 2)
+    assert len(run.journals()) == 2
+    # a retry within the invocation goes on: the plan names the journal
+    plan = json.loads((run.folder / "results/.chunks/out/plan.json").read_text())
+    (run.folder / "results" / "out.rank0.jsonl").unlink(missing_ok=True)
+    run.script("infer.py", "--num-shards", "1", "--rank", "0")
+    assert run.answers() == dict.fromkeys(keys(2), 2)
+    assert any(plan["run_id"] in journal.name for journal in run.journals())
+
+
+SLOW = {"seconds_per_output_token": 0.02, "output_tokens": 16}
+
+
+@pytest.fixture
+def slow(splitting):
+    """Ten samples in one chunk, and an engine that answers one after the other."""
+    splitting.run.configure(
+        data={"num_shards": 1},
+        run={"simulated": {**SLOW, "concurrency": 1}, "max_in_flight": 2},
+    )
+    splitting(samples(30), 1)
+    return splitting
+
+
+def test_a_killed_job_loses_nothing_and_leaves_nothing(slow):
+    run = slow.run
+    job = run.start("infer.py", "--num-shards", "1", "--rank", "0")
+    wait_until(lambda: sum(run.answers().values()) >= 3, "three samples are done")
+    children = psutil.Process(job.pid).children(recursive=True)
+    folders = {f for f in Path("/dev/shm").glob("video-pipeline-*")}
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    finished = run.answers()
+    assert 3 <= len(finished) < 30
+    assert not slow.layout.rank_file(0).exists()
+    assert len(children) >= 2
+    wait_until(lambda: not any(map(psutil.Process.is_running, children)), "no process is left")
+    # of all jobs on this machine, just this one's folder is gone
+    wait_until(lambda: folders - set(Path("/dev/shm").glob("video-pipeline-*")), "its memory")
+    run.configure(run={"simulated": {}})
+    infer(run.config, slow.layout, 0, 1)
+    consolidate(run.config, slow.layout)
+    assert_output(run, keys(30))
+    assert run.answers() == dict.fromkeys(keys(30), 1)
+    assert {key: run.reads()[key] for key in finished} == dict.fromkeys(finished, 1)
+
+
+def test_two_jobs_of_the_same_rank(slow):
+    """A cluster has started a job twice: the second waits for the first, then publishes."""
+    run = slow.run
+    first = run.start("infer.py", "--num-shards", "1", "--rank", "0")
+    wait_until(run.answers, "the first is at work")
+    second = run.start("infer.py", "--num-shards", "1", "--rank", "0")
+    log = run.folder / "background.log"
+    wait_until(lambda: f"process {first.pid}" in log.read_text(), "the second waits for it")
+    assert (first.wait(), second.wait()) == (0, 0)
+    consolidate(run.config, slow.layout)
+    assert_output(run, keys(30))
+    assert_once(run, keys(30))
+
+
+def test_a_second_job_takes_over_when_the_first_dies(slow):
+    run = slow.run
+    first = run.start("infer.py", "--num-shards", "1", "--rank", "0")
+    wait_until(run.answers, "the first is at work")
+    second = run.start("infer.py", "--num-shards", "1", "--rank", "0")
+    log = run.folder / "background.log"
+    wait_until(lambda: f"process {first.pid}" in log.read_text(), "the second waits for it")
+    first.kill()
+    assert second.wait() == 0
+    assert first.wait() == -signal.SIGKILL
+    consolidate(run.config, slow.layout)
+    assert_output(run, keys(30))
+    assert run.answers() == dict.fromkeys(keys(30), 1)
