@@ -106,6 +106,7 @@ def _torchcodec() -> str:
 def page(sections: Iterable[Section]) -> str:
     """``docs/benchmarks.md``."""
     sections = list(sections)
+    rows = [_row(figure) for section in sections for figure in section.figures]
     lines = [
         "# Benchmarks",
         "",
@@ -113,9 +114,7 @@ def page(sections: Iterable[Section]) -> str:
         "two things measured in the same run on the same machine. `python -m benchmarks reader`",
         "measures one family again and keeps the rest.",
         "",
-        *_table(
-            [["figure", "bar", "measured", "met?"]] + [_row(f) for s in sections for f in s.figures]
-        ),
+        *_table([["figure", "bar", "measured", "met?"], *rows]),
     ]
     for section in sections:
         lines += ["", f"## {section.title}", "", section.how.strip(), ""]

@@ -44,7 +44,7 @@ def read_with_pyav(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], f
 def stock_llm_input(processor: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
     """The input of ``LLM.generate`` as the model's README makes it. ``do_resize`` is off, so that
     frames have the size that this project gives them (without, they are resized once more)."""
-    images, videos, video_kwargs = qwen.process_vision_info(
+    _, videos, video_kwargs = qwen.process_vision_info(
         messages,
         image_patch_size=processor.image_processor.patch_size,
         return_video_kwargs=True,

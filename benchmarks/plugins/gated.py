@@ -13,7 +13,7 @@ from video_pipeline.data.registry import register_dataset
 
 @register_dataset("qwen_video")
 class GatedDataset(QwenVideoDataset):
-    """``params["journal"]``: folder of the journal; ``params["first"]``: key of the first sample."""
+    """``params``: ``journal``, folder of the journal; ``first``, key of the first sample."""
 
     _open = False
 

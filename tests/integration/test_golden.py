@@ -329,7 +329,7 @@ def test_times_equal_the_reference(rig: Rig, name: str) -> None:
     else:
         text = rig.reference.processor.tokenizer.decode(request.prompt_token_ids)
         assert re.findall(r"<([\d.]+) seconds>", text) == [
-            f"{(first + second) / 2 / metadata['fps']:.1f}"
+            f"{(first / metadata['fps'] + second / metadata['fps']) / 2:.1f}"
             for _, metadata, _ in vision
             for first, second in pairs(metadata["frames_indices"])
         ]

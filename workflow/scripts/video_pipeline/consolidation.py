@@ -48,12 +48,13 @@ def consolidate(config: Config, layout: Layout) -> None:
             positions[rank] += 1
             entry = ChunkEntry.from_line(chunk.readline())
             line = records.readline()
-            record = orjson.loads(line) if line else {}
+            record = _parse(line)
             if record.get("__key") != entry.key:
+                found = record.get("__key", f"{line[:40]!r}" if line else "the end of the file")
                 raise UserError(
                     f"{layout.rank_file(rank)}, line {positions[rank]}: expected sample "
-                    f"{entry.key}, found {record.get('__key', 'the end of the file')}. Remove this "
-                    "rank file and run snakemake again; nothing is inferred twice"
+                    f"{entry.key}, found {found}. Remove this rank file and run snakemake again; "
+                    "nothing is inferred twice"
                 )
             error = record.get("__error")
             statuses[f"error: {error['stage']}" if error else "ok"] += 1
@@ -70,6 +71,15 @@ def consolidate(config: Config, layout: Layout) -> None:
     summary = _summary(config, layout, manifest, statuses, tokens)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     logger.info("%s: %s", layout.output, summary["samples"])
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """The record of a line, empty if it holds none."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _summary(

@@ -1,5 +1,17 @@
 """Errors that are meant for the person at the keyboard."""
 
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+_NOT_THE_USERS = (
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    str(Path(__file__).parent),
+    "<frozen",
+)
+
 
 class UserError(Exception):
     """Something the user can mend: bad input, configuration, plugin or environment.
@@ -11,3 +23,16 @@ class UserError(Exception):
 
 class TaskError(UserError):
     """A user's task or dataset broke the contract of its base class."""
+
+
+def user_frame(error: BaseException) -> traceback.FrameSummary:
+    """The line that an exception came from: the user's own, if one took part."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
+    return (own or frames)[-1]
+
+
+def where(error: BaseException) -> str:
+    """``file, line N`` of :func:`user_frame`."""
+    frame = user_frame(error)
+    return f"{frame.filename}, line {frame.lineno}"

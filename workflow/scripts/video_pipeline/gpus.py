@@ -7,8 +7,10 @@ machine share; the kernel frees the lock when its holder is gone.
 from __future__ import annotations
 
 import getpass
+import itertools
 import logging
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -25,13 +27,16 @@ logger = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 _POLL_SECONDS = 1.0
+_DEVICE = re.compile(r"\d+|(GPU|MIG)-\S+")
 
 
 def devices() -> list[str]:
     """The devices this process may use: ids or UUIDs, empty on a machine without a GPU."""
     visible = os.environ.get(VISIBLE)
     if visible is not None:
-        return [device.strip() for device in visible.split(",") if device.strip()]
+        ids = (device.strip() for device in visible.split(","))
+        # CUDA's rule: what follows the first id that is none is hidden, too
+        return list(itertools.takewhile(_DEVICE.fullmatch, ids))
     try:
         listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 # often than mix the answers of two settings.
 NEUTRAL_ENGINE_ARGUMENTS = frozenset(
     {
-        "api_process_count",
         "async_scheduling",
         "block_size",
         "compilation_config",
@@ -60,15 +59,20 @@ NEUTRAL_ENGINE_ARGUMENTS = frozenset(
         "scheduling_policy",
         "show_hidden_metrics_for_version",
         "stream_interval",
-        "swap_space",
         "tensor_parallel_size",
     }
 )
 
 
 def content_key(raw: dict[str, Any]) -> str:
-    """Key of a sample without an id: 32 hex digits of a hash over its sorted JSON."""
-    return _digest(orjson.dumps(raw, option=orjson.OPT_SORT_KEYS))
+    """Key of a sample without an id: 32 hex digits of a hash over its sorted JSON.
+
+    Raises :class:`ValueError` for an object too deep to be written.
+    """
+    try:
+        return _digest(orjson.dumps(raw, option=orjson.OPT_SORT_KEYS))
+    except TypeError as error:
+        raise ValueError(f"cannot be written as JSON: {error}") from None
 
 
 def request_digest(task: Task, sample: dict[str, Any], video: str) -> str:
@@ -110,6 +114,8 @@ def settings_digest(config: Config) -> str:
             if name not in NEUTRAL_ENGINE_ARGUMENTS
         }
         engine["model_files"] = _model_files(Path(config.vllm.model))
+        if engine["model_files"] is not None:
+            del engine["arguments"]["model"]  # its files know it, wherever they lie
     settings = {
         "engine": engine,
         "vision": config.vision.model_dump(),
@@ -135,9 +141,13 @@ def _model_files(folder: Path) -> list[list[Any]] | None:
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         for name in sorted(files):
-            status = os.stat(os.path.join(parent, name))
-            place = os.path.relpath(os.path.join(parent, name), folder)
-            entries.append([place, status.st_size, status.st_mtime_ns])
+            path = os.path.join(parent, name)
+            place = os.path.relpath(path, folder)
+            if os.path.exists(path):
+                status = os.stat(path)
+                entries.append([place, status.st_size, status.st_mtime_ns])
+            else:  # a dangling link
+                entries.append([place, None, None])
     return entries
 
 

@@ -58,6 +58,12 @@ def _identity(key: bytes, part: bytes, request: bytes) -> bytes:
     return hashlib.blake2b(b"\0".join((key, part, request)), digest_size=16).digest()
 
 
+def clean_text(text: str) -> str:
+    """``text`` with what UTF-8 cannot carry (halves of surrogate pairs, as in odd file names)
+    written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class JournalWriter:
     """Appends records to a new file of its own, each by one ``write`` call. The file's name starts
     with ``prefix``: :func:`attempt_prefix`, or :data:`REOPENS`.
@@ -76,13 +82,15 @@ class JournalWriter:
         self, key: str, part: str, request: str, output_text: str, usage: dict[str, Any]
     ) -> None:
         """Append what the model said. ``usage``: token counts and ``finish_reason``."""
-        self._record(key, part, request, {"output_text": output_text, "__usage": usage})
+        text = clean_text(output_text)
+        self._record(key, part, request, {"output_text": text, "__usage": usage})
 
     def error(
         self, key: str, part: str, request: str, error: dict[str, str], **answered: Any
     ) -> None:
         """Append an error with ``stage``, ``type`` and ``message``; ``answered`` holds
         ``output_text`` and ``__usage`` where the model had answered."""
+        error = {name: clean_text(text) for name, text in error.items()}
         self._record(key, part, request, {"__error": error, **answered})
 
     def reopen(self, key: str, part: str, request: str, file: str) -> None:
@@ -198,7 +206,8 @@ def _records(path: Path) -> Iterator[tuple[int, re.Match[bytes]]]:
         _check_version(path, first)
         offset = len(first)
         for line in stream:
-            if line.endswith(b"}\n"):
+            # a second record on the line: a write was cut off and another followed
+            if line.endswith(b"}\n") and line.rfind(b'{"__key":') == 0:
                 match = _RECORD.match(line)
                 if match:
                     yield offset, match

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import traceback
 from pathlib import Path
 
-from video_pipeline.errors import UserError
+from video_pipeline.errors import UserError, where
 
 
 def plugin_files(plugins: list[str]) -> list[Path]:
@@ -31,8 +30,8 @@ def load_plugins(plugins: list[str]) -> None:
             raise
         except Exception as error:
             raise UserError(
-                f"plugin {plugin} failed on import: {type(error).__name__}: {error}"
-                f"{_line_of(error, plugin)}"
+                f"plugin {plugin} failed on import: {type(error).__name__}: {error} "
+                f"({where(error)})"
             ) from error
 
 
@@ -55,12 +54,3 @@ def _load_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
-
-
-def _line_of(error: Exception, plugin: str) -> str:
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).name == Path(plugin).name
-    ]
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import traceback
+import copy
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import SIMULATED_MODEL
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import TaskError, UserError, where
+from video_pipeline.journal import clean_text
 from video_pipeline.samples import task_sample
 from video_pipeline.tasks.base import Task
 
@@ -38,13 +41,15 @@ class Records:
         error = journaled.get("__error")
         fields: dict[str, Any] = {}
         if error is None:
-            sample = task_sample(entry.key, entry.raw, self._config)
+            # a copy: what parse does to its sample must not change the record's input
+            sample = task_sample(entry.key, copy.deepcopy(entry.raw), self._config)
             try:
                 fields = self._task.parsed(journaled["output_text"], sample)
+                orjson.dumps(fields)
             except TaskError:
                 raise
             except Exception as failure:
-                error = _parse_error(failure)
+                error, fields = _parse_error(failure), {}
         known = {"__task": self._task.name, "__model": self._model}
         if error is not None:
             return {
@@ -67,8 +72,7 @@ class Records:
 
 
 def _parse_error(error: Exception) -> dict[str, str]:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    message = f"{error} ({frame.filename}, line {frame.lineno})"
+    message = clean_text(f"{error} ({where(error)})")
     return {"stage": "parse", "type": type(error).__name__, "message": message}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import sys
 from typing import Generic, TypeVar
 
 from video_pipeline.errors import UserError
@@ -31,20 +32,29 @@ class Registry(Generic[T]):
         """Register ``cls`` as ``name``. Raises :class:`UserError` where that cannot be."""
         if not isinstance(name, str) or not name:
             raise UserError(f"{_place(cls)}: give the {self._kind} a name")
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise UserError(
+                f"{self._kind} {name!r}: {_place(cls)} must define {', '.join(missing)}"
+            )
         if not (isinstance(cls, type) and issubclass(cls, self._base)):
             raise UserError(
                 f"{self._kind} {name!r}: {cls!r} must be a subclass of {self._base.__name__}"
             )
         known = self._classes.get(name)
-        if known is not None and _place(known) != _place(cls):
-            if not _is_built_in(known) and not _is_built_in(cls):
+        if known is not None and known is not cls and not _is_stale(known):
+            users = [found for found in (known, cls) if not _is_built_in(found)]
+            if len(users) == 2:
                 raise UserError(
                     f"two {self._kind}s are called {name!r}: {_place(known)} and {_place(cls)}; "
                     "rename one"
                 )
-            if _is_built_in(cls):  # the user's came first and stays
+            if users:
+                logger.warning(
+                    "%s %r: %s replaces the built-in one", self._kind, name, _place(users[0])
+                )
+                self._classes[name] = users[0]
                 return cls
-            logger.warning("%s %r: %s replaces the built-in one", self._kind, name, _place(cls))
         self._classes[name] = cls
         return cls
 
@@ -62,6 +72,14 @@ class Registry(Generic[T]):
 
 def _is_built_in(cls: type) -> bool:
     return cls.__module__.startswith(_BUILT_IN)
+
+
+def _is_stale(cls: type) -> bool:
+    """Whether the module of ``cls`` was loaded anew since."""
+    if _is_built_in(cls):
+        return False
+    module = sys.modules.get(cls.__module__)
+    return module is not None and getattr(module, cls.__name__, None) is not cls
 
 
 def _place(cls: type) -> str:

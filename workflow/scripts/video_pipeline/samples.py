@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import orjson
+import zstandard
 
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
@@ -36,12 +37,14 @@ class InputSample:
     Attributes:
         line: Line number, from 1.
         key: ``__key`` of the sample: its id, or a hash of its content.
+        content: Hash of the content.
         raw: The object of the line; for a record of a consolidated output, its ``input`` with the
             rest under ``previous``.
     """
 
     line: int
     key: str
+    content: str
     raw: dict[str, Any]
 
 
@@ -74,7 +77,8 @@ class InputReader:
                     self.left_out += 1
                     continue
                 self._check_video(raw)
-                yield InputSample(number, self._key(raw), raw)
+                content = content_key(raw)
+                yield InputSample(number, self._key(raw, content), content, raw)
             except ValueError as error:
                 self.reject(number, str(error))
 
@@ -113,9 +117,9 @@ class InputReader:
             ):
                 raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
-    def _key(self, raw: dict[str, Any]) -> str:
+    def _key(self, raw: dict[str, Any], content: str) -> str:
         if self._id_field is None:
-            return content_key(raw)
+            return content
         value = raw.get(self._id_field)
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
@@ -129,30 +133,39 @@ def read_lines(path: Path) -> Iterator[bytes]:
     Raises :class:`UserError` where the file cannot be read.
     """
     try:
-        with _open(path) as stream:
-            for number, line in enumerate(stream):
+        with open(path, "rb", buffering=1 << 20) as file:
+            for number, line in enumerate(_decompressed(path, file)):
                 yield line.removeprefix(_UTF8_BOM) if number == 0 else line
-    except (OSError, EOFError, _zstd_error()) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def _open(path: Path) -> io.BufferedIOBase:
+def _decompressed(path: Path, file: BinaryIO) -> Iterable[bytes]:
+    """The lines of an open file, whatever its suffix says it is compressed with."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return gzip.open(file, "rb")
     if path.suffix == ".zst":
-        import zstandard
-
-        reader = zstandard.ZstdDecompressor().stream_reader(
-            open(path, "rb"), read_across_frames=True, closefd=True
-        )
-        return io.BufferedReader(reader, buffer_size=1 << 20)
-    return open(path, "rb", buffering=1 << 20)
+        return _zst_lines(file)
+    return file
 
 
-def _zstd_error() -> type[Exception]:
-    import zstandard
-
-    return zstandard.ZstdError
+def _zst_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of the zstd frames in ``file``. Raises :class:`EOFError` if the last is cut off
+    (zstandard's own stream reader takes that for the end)."""
+    frame, begun, rest = zstandard.ZstdDecompressor().decompressobj(), False, b""
+    while data := file.read(1 << 20):
+        while data:
+            lines = (rest + frame.decompress(data)).split(b"\n")
+            rest = lines.pop()
+            yield from (line + b"\n" for line in lines)
+            data, begun = b"", True
+            if frame.eof:
+                data, begun = frame.unused_data, False
+                frame = zstandard.ZstdDecompressor().decompressobj()
+    if begun:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+    if rest:
+        yield rest
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -187,8 +200,10 @@ def _unwrap(value: dict[str, Any]) -> dict[str, Any] | None:
         return value
     if value["__status"] != "ok":
         return None
-    previous = {name: entry for name, entry in value.items() if name != "input"}
-    return {**value["input"], "previous": previous}
+    sample, said = value["input"], {n: entry for n, entry in value.items() if n != "input"}
+    if "previous" in sample:  # what the run before that said
+        said["previous"] = sample["previous"]
+    return {**sample, "previous": said}
 
 
 def video_uri(video: str, root: Path) -> str:

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from video_pipeline.budget import check_budget_of_model
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.files import write_text
-from video_pipeline.identity import content_key, fingerprint, request_digest, settings_digest
+from video_pipeline.identity import fingerprint, request_digest, settings_digest
 from video_pipeline.journal import read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked
@@ -99,7 +101,8 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
     order = array("I")
     seen: dict[str, tuple[str, int]] = {}
     reader = InputReader(config)
-    scratch = layout.chunks.with_name(f".{layout.chunks.name}.{os.getpid()}.tmp")
+    scratch = layout.chunks.with_name(f".{layout.chunks.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed
     scratch.mkdir(parents=True)
     try:
         with ExitStack() as stack:
@@ -108,13 +111,12 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
                 for rank in range(layout.num_shards)
             ]
             for sample in reader:
-                content = content_key(sample.raw)
-                known, line = seen.setdefault(sample.key, (content, sample.line))
+                known, line = seen.setdefault(sample.key, (sample.content, sample.line))
                 if manifest.samples < len(seen):
                     manifest.samples += 1
                 else:
                     manifest.duplicates += 1
-                    if known != content:
+                    if known != sample.content:
                         reader.reject(
                             sample.line,
                             f"id {sample.key!r:.80} stands on line {line} with other content",
@@ -122,11 +124,18 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
                     continue
                 if reader.num_errors:
                     continue
+                # written down before the task sees it, which may change it
+                raw = orjson.Fragment(orjson.dumps(sample.raw))
                 asked = task_sample(sample.key, sample.raw, config)
                 video = sample.raw[config.data.video_field]
-                request = request_digest(task, asked, video)
-                if manifest.samples <= TWICE:
-                    check_deterministic(task, asked, video, request)
+                try:
+                    request = request_digest(task, asked, video)
+                    if manifest.samples <= TWICE:
+                        check_deterministic(task, asked, video, request)
+                except TaskError as error:
+                    raise TaskError(
+                        f"{config.data.input_jsonl}, line {sample.line}: {error}"
+                    ) from error
                 done = index.find(sample.key, "", request)
                 if done is None:
                     rank = manifest.pending % layout.num_shards
@@ -136,7 +145,7 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
                     rank = (manifest.samples - manifest.pending) % layout.num_shards
                 manifest.rank_samples[rank] += 1
                 order.append(rank)
-                chunks[rank].write(ChunkEntry(sample.key, request, sample.raw, done).to_line())
+                chunks[rank].write(ChunkEntry(sample.key, request, raw, done).to_line())
         reader.raise_errors()
         manifest.lines, manifest.left_out = reader.lines, reader.left_out
         (scratch / layout.order.name).write_bytes(order.tobytes())

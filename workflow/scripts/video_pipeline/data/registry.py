@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from video_pipeline.data.base import BaseDataset
+from video_pipeline.errors import UserError
 from video_pipeline.registry import Registry
 
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
@@ -15,6 +16,8 @@ T = TypeVar("T", bound=type[BaseDataset])
 
 def register_dataset(name: str) -> Callable[[T], T]:
     """Class decorator: make a :class:`BaseDataset` known as ``name``."""
+    if not isinstance(name, str):
+        raise UserError('register_dataset needs a name: @register_dataset("my_dataset")')
     return lambda cls: _DATASETS.add(name, cls)
 
 

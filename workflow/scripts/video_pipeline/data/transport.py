@@ -47,14 +47,13 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.device.type == "cpu" and not value.is_sparse:
             data = value.detach().contiguous()
-            if data.dtype == torch.bfloat16:  # numpy does not know it
-                return _bfloat16, (data.view(torch.int16).numpy(),)
-            return torch.from_numpy, (data.numpy(),)
+            # as bytes: numpy does not know all of torch's types
+            return _tensor, (data.reshape(-1).view(torch.uint8).numpy(), data.dtype, data.shape)
         return NotImplemented
 
 
-def _bfloat16(bits: Any) -> torch.Tensor:
-    return torch.from_numpy(bits).view(torch.bfloat16)
+def _tensor(data: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    return torch.from_numpy(data).view(dtype).reshape(shape)
 
 
 def pack(value: Any, folder: Path) -> Parcel:
@@ -66,8 +65,9 @@ def pack(value: Any, folder: Path) -> Parcel:
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
     views = [buffer.raw() for buffer in buffers]
-    if not views:
-        return Parcel(stream.getvalue(), None, ())
+    sizes = tuple(view.nbytes for view in views)
+    if not sum(sizes):
+        return Parcel(stream.getvalue(), None, sizes)
     fd, path = tempfile.mkstemp(dir=folder)
     try:
         with open(fd, "wb", buffering=0) as file:
@@ -77,7 +77,7 @@ def pack(value: Any, folder: Path) -> Parcel:
     except BaseException:
         os.unlink(path)
         raise
-    return Parcel(stream.getvalue(), path, tuple(view.nbytes for view in views))
+    return Parcel(stream.getvalue(), path, sizes)
 
 
 def _write_all(file: io.FileIO, data: Any) -> None:
@@ -89,7 +89,7 @@ def _write_all(file: io.FileIO, data: Any) -> None:
 def unpack(parcel: Parcel) -> Any:
     """The object of a parcel; its arrays are views of the mapped file, which is unlinked."""
     if parcel.path is None:
-        return pickle.loads(parcel.pickled)
+        return pickle.loads(parcel.pickled, buffers=[bytearray() for _ in parcel.sizes])
     with open(parcel.path, "r+b") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0))
     os.unlink(parcel.path)

@@ -6,8 +6,8 @@ import asyncio
 import multiprocessing
 import os
 import time
-import traceback
 from concurrent.futures import TimeoutError as PoolTimeout
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pebble import ProcessExpired, ProcessPool
 from video_pipeline.config import Config
 from video_pipeline.data.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import TaskError, UserError, user_frame, where
 
 SAMPLES_PER_WORKER = 2000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
@@ -102,8 +102,8 @@ class DecodePool:
         Raises :class:`SampleError` for the sample's own failure and :class:`UserError` if the
         user's code or configuration is at fault.
         """
-        future = self._pool.schedule(_prepare, args=(position,), timeout=self._timeout_s)
         try:
+            future = self._pool.schedule(_prepare, args=(position,), timeout=self._timeout_s)
             parcel, seconds, video_seconds = await asyncio.wrap_future(future)
         except PoolTimeout:
             raise SampleError(
@@ -113,6 +113,12 @@ class DecodePool:
             raise SampleError(
                 "crash", "ProcessExpired", f"the decode process died (exit code {error.exitcode})"
             ) from None
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"the decode processes died, not while they had a sample ({error}); the log above "
+                "may say why. A dataset or plugin that ends its process does this, and so does "
+                "too little memory for data.num_workers processes"
+            ) from error
         return Prepared(unpack(parcel), parcel.num_bytes, seconds, video_seconds)
 
     def stop(self) -> None:
@@ -167,31 +173,30 @@ class _Worker:
             item = self._dataset[position]
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SampleError("read", type(error).__name__, _message(error)) from error
         name = type(self._dataset).__name__
-        if not isinstance(item, dict) or not {"__key", "llm_input"} <= item.keys():
+        if not (isinstance(item, dict) and isinstance(item.get("llm_input"), dict)):
             raise TaskError(
                 f"dataset {name}: __getitem__ must return a dict with '__key', 'raw' and "
-                f"'llm_input', it returned {item!r:.200}"
+                f"'llm_input', which is a dict too; it returned {item!r:.200}"
             )
-        if item["__key"] != key:
+        if item.get("__key") != key:
             raise TaskError(
                 f"dataset {name}: __getitem__ was asked for sample {key!r} and returned "
-                f"{item['__key']!r}; give back sample['__key'] as it came"
+                f"{item.get('__key')!r}; give back sample['__key'] as it came"
             )
         return item
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     """The error's text; where it has none, the line that raised it."""
     if str(error):
         return str(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{frame.line} ({frame.filename}, line {frame.lineno})"
+    return f"{user_frame(error).line} ({where(error)})"
 
 
-_worker: _Worker | BaseException | None = None
+_worker: _Worker | UserError | None = None
 
 
 def _start(spec: WorkerSpec) -> None:
@@ -202,8 +207,12 @@ def _start(spec: WorkerSpec) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         _worker = _Worker(spec)
-    except Exception as error:
+    except UserError as error:
         _worker = error
+    except (Exception, SystemExit) as error:
+        _worker = TaskError(
+            f"a decode process could not start: {type(error).__name__}: {error} ({where(error)})"
+        )
 
 
 def _ready() -> None:
@@ -211,7 +220,7 @@ def _ready() -> None:
 
 
 def _prepare(position: int) -> tuple[Parcel, float, float]:
-    if isinstance(_worker, BaseException):
+    if isinstance(_worker, UserError):
         raise _worker
     return _worker.prepare(position)
 

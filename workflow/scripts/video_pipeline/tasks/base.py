@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 from abc import ABC, abstractmethod
 from typing import Any
 
-from video_pipeline.errors import TaskError
+from video_pipeline.errors import TaskError, where
 
 RESERVED_FIELDS = frozenset({"input", "output_text"})
 """Fields of an output record that are not the task's; so are all that start with ``__``."""
@@ -45,10 +44,9 @@ class Task(ABC):
         try:
             messages = self.build_messages(sample)
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
             raise TaskError(
                 f"task {self.name!r}: build_messages failed for sample {sample['__key']}: "
-                f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+                f"{type(error).__name__}: {error} ({where(error)})"
             ) from error
         if not (
             isinstance(messages, list)

@@ -1,0 +1,130 @@
+"""The workflow from outside: what Snakemake plans, says and leaves behind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shlex
+import subprocess
+
+import pytest
+import yaml
+from helpers import PROJECT, keys, read_jsonl, samples
+from video_pipeline.config import load_config
+
+DONE = "Nothing to be done"
+
+
+@pytest.fixture
+def finished(run):
+    """Six samples on two ranks, finished."""
+    run.write_samples(samples(6))
+    run.out = run.snakemake()
+    return run
+
+
+def test_a_run_from_beginning_to_end(finished):
+    run = finished
+    # the output: every sample, in order, with the fields of the contract
+    records = run.records()
+    assert [record["__key"] for record in records] == keys(6)
+    assert [record["input"] for record in records] == samples(6)
+    assert list(records[0]) == [
+        *("__key", "__status", "__task", "__model", "__usage", "input", "output_text", "answer"),
+    ]
+    assert {record["__model"] for record in records} == {"simulated"}
+    assert len({record["output_text"] for record in records}) == 6
+    # what else is beside it
+    results = run.folder / "results"
+    assert sorted(path.name for path in results.iterdir() if not path.name.startswith(".")) == [
+        *("out.config.yaml", "out.jsonl", "out.summary.json"),
+    ]
+    assert load_config(results / "out.config.yaml") == run.config
+    assert {job["rank"] for job in run.summary()["jobs"]} == {0, 1}
+    assert sum(job["inferred"] for job in run.summary()["jobs"]) == 6
+    for name in ("split", "infer.rank0", "infer.rank1", "consolidate"):
+        assert f"logs/out/{name}.log" in run.out
+        assert "Traceback" not in run.log(name)
+
+    # nothing is left to do, for whoever asks
+    for arguments in ([], ["-n"], ["--rerun-triggers", "mtime"]):
+        assert DONE in run.snakemake(*arguments)
+    moved = run.folder / "moved.yaml"
+    moved.write_text(yaml.safe_dump(run.settings))
+    assert DONE in run.snakemake("--configfile", str(moved))
+    assert run.answers() == dict.fromkeys(keys(6), 1)
+
+    # a job by hand, with the command line that Snakemake printed
+    commands = [line for line in run.out.splitlines() if "infer.py" in line and "--rank 1" in line]
+    command = commands[0].removeprefix("Shell command: ")
+    subprocess.run(command, shell=True, cwd=run.folder, check=True, executable="/bin/bash")
+    (rank_file,) = results.glob("out.rank*.jsonl")
+    assert rank_file.name == "out.rank1.jsonl"
+    assert all(record in records for record in read_jsonl(rank_file))
+    assert run.answers() == dict.fromkeys(keys(6), 1)
+
+    # a report needs no --resources and changes nothing
+    run.snakemake("--report", "report.html")
+    assert (run.folder / "report.html").stat().st_size > 1000
+
+
+def test_the_number_of_shards_follows_the_gpus_and_is_kept(run):
+    """The main process decides; later calls and children without --resources plan the same."""
+    run.configure(data={"num_shards": "auto"})
+    run.write_samples(samples(6))
+    chunks = run.folder / "results" / ".chunks" / "out"
+    out = run.snakemake("--resources", "gpu=3", "--until", "split")
+    assert len(list((chunks / "of-3").glob("rank*.jsonl"))) == 3
+    assert json.loads((chunks / "plan.json").read_text())["num_shards"] == 3
+    # the same call without --resources goes on with three
+    out = run.snakemake("-n")
+    jobs = {line.split()[0]: line.split()[1] for line in out.splitlines() if len(line.split()) == 2}
+    assert jobs["infer"] == "3"
+    assert "split" not in jobs
+    # another number of GPUs is another plan; a dry run does not write it down
+    out = run.snakemake("-n", "--resources", "gpu=2")
+    assert "of-2" in out
+    assert json.loads((chunks / "plan.json").read_text())["num_shards"] == 3
+
+
+def test_a_job_that_starts_snakemake_again_sees_the_same_plan(run):
+    """As the executors of clusters do: a child without the command line's resources."""
+    run.configure(data={"num_shards": "auto", "num_workers": 1})
+    run.write_samples(samples(4))
+    run.snakemake("--resources", "gpu=2", "--until", "split")
+    child = [
+        *("--mode", "subprocess", "--force", "--target-files-omit-workdir-adjustment"),
+        *("--target-jobs", "infer:rank=1", "--allowed-rules", "infer", "--nolock"),
+        *("--rerun-triggers", "mtime", "--"),
+    ]
+    out = run.snakemake(*child[:-1])
+    assert "--rank 1" in out or (run.folder / "results" / "out.rank1.jsonl").exists()
+    assert len(read_jsonl(run.folder / "results" / "out.rank1.jsonl")) == 2
+    assert json.loads((run.folder / "results/.chunks/out/plan.json").read_text())["num_shards"] == 2
+
+
+def test_compressed_input_and_settings_on_the_command_line(run):
+    """`.gz` in, one rank, and Snakemake's own --config, which delivers texts."""
+    text = "".join(json.dumps(sample) + "\n" for sample in samples(3))
+    (run.folder / "in.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    run.snakemake(
+        *("--config", "data={input_jsonl: in.jsonl.gz, num_shards: 1}", "sampling={max_tokens: 3}")
+    )
+    records = run.records()
+    assert [record["__key"] for record in records] == keys(3)
+    assert [record["__usage"]["completion_tokens"] for record in records] == [3] * 3
+    resolved = load_config(run.folder / "results" / "out.config.yaml")
+    assert (resolved.data.num_shards, resolved.data.id_field) == (1, "id")
+
+
+def test_the_lint_of_snakemake_is_content(run):
+    out = run.snakemake("--lint")
+    assert "Congratulations" in out
+
+
+def test_the_default_profile_is_used(run):
+    """It lies beside the Snakefile, so no option names it."""
+    run.write_samples(samples(1))
+    out = run.snakemake("-n")
+    assert str(PROJECT / "profiles" / "default") in out
+    assert shlex.quote(str(PROJECT / "workflow" / "scripts" / "split.py")) in out  # printshellcmds

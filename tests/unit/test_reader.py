@@ -1,0 +1,543 @@
+"""The video reader: right frames, right size, right errors."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import random
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.error import FFmpegError
+from qwen_vl_utils import process_vision_info
+from qwen_vl_utils import vision_process as qwen
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+from video_pipeline.testing.clips import write_clip
+from video_pipeline.video import decode_pyav, decode_torchcodec, reader
+from video_pipeline.video.container import Video, VideoReadError
+from video_pipeline.video.reader import probe, read_video, register_reader
+from video_pipeline.video.resize import frame_size
+
+WIDTH, HEIGHT, FRAMES = 160, 96, 60
+
+
+def write_frames(path: Path, times: list[int], time_base: Fraction, **options: str) -> Path:
+    """An H.264 clip of moving noise whose frames are shown at ``times`` x ``time_base``."""
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8 + 40, 3), np.uint8)
+    noise = noise.repeat(8, axis=0).repeat(8, axis=1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.time_base = time_base
+        for number, time in enumerate(times):
+            picture = np.ascontiguousarray(noise[:, number : number + WIDTH])
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = time, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def cut(source: Path, target: Path, first: int) -> Path:
+    """Copy the packets from the key frame before frame ``first`` on; an edit list hides the frames
+    before it."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(video=0) if packet.size]
+        shift = sorted(packet.pts for packet in packets)[first]
+        entry = max(
+            number
+            for number, packet in enumerate(packets)
+            if packet.is_keyframe and packet.pts <= shift
+        )
+        for packet in packets[entry:]:
+            packet.pts -= shift
+            packet.dts -= shift
+            packet.stream = stream
+            new.mux(packet)
+    return target
+
+
+def vfr_times() -> list[int]:
+    generator = random.Random(0)
+    times = [0]
+    for _ in range(FRAMES - 1):
+        times.append(times[-1] + generator.choice([10, 33, 40, 100, 500]))
+    return times
+
+
+GOP = {"g": "12", "bf": "3"}
+MADE = {  # written by write_clip
+    "h264.mp4": {"codec": "libx264", "options": GOP},
+    "rotated.mp4": {"codec": "libx264", "rotation": -90},
+    "upside_down.mp4": {"codec": "libx264", "rotation": 180},
+    "full_range.mp4": {"codec": "libx264", "pixel_format": "yuvj420p"},
+    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=12"}},
+    "ten_bit.mkv": {
+        "codec": "libx265",
+        "pixel_format": "yuv420p10le",
+        "options": {"x265-params": "log-level=none"},
+    },
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "vp9_444.webm": {"codec": "libvpx-vp9", "pixel_format": "yuv444p", "width": 154},
+    "b_frames.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "mpeg2.ts": {"codec": "mpeg2video", "options": GOP},
+    "h264.ts": {"codec": "libx264", "options": GOP},
+    "mpeg2.mpg": {"codec": "mpeg2video", "options": GOP},
+    "odd_height.mkv": {"codec": "ffv1", "height": 95},
+}
+TIMED = {  # written by write_frames
+    "variable_rate.mp4": (vfr_times(), Fraction(1, 1000), GOP),
+    "late_start.mkv": ([n + 300 for n in range(FRAMES)], Fraction(1, 30), GOP),
+    "intra_refresh.mp4": (
+        list(range(FRAMES)),
+        Fraction(1, 30),
+        {"x264-params": "intra-refresh=1:keyint=20"},
+    ),
+    "b_pyramid.mp4": (
+        list(range(FRAMES)),
+        Fraction(1, 30),
+        {"x264-params": "b-pyramid=normal:bframes=8:keyint=50"},
+    ),
+}
+CLIPS = [*MADE, *TIMED, "edit_list.mp4"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all of CLIPS."""
+    folder = tmp_path_factory.mktemp("clips")
+    for name, arguments in MADE.items():
+        shape = {"width": WIDTH, "height": HEIGHT, "fps": 30, "seconds": FRAMES / 30}
+        write_clip(folder / name, **shape | arguments)
+    for name, (times, time_base, options) in TIMED.items():
+        write_frames(folder / name, times, time_base, **options)
+    cut(folder / "b_pyramid.mp4", folder / "edit_list.mp4", first=20)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader is registered; qwen-vl-utils and FFmpeg's log are as before when a test ends."""
+    monkeypatch.setattr(qwen, "VIDEO_READER_BACKENDS", dict(qwen.VIDEO_READER_BACKENDS))
+    monkeypatch.setattr(qwen, "get_video_reader_backend", qwen.get_video_reader_backend)
+    monkeypatch.setattr(qwen.logger, "level", qwen.logger.level)
+    register_reader()
+
+
+def read(path: Path, patch_size: int = 14, **item: object) -> tuple[torch.Tensor, dict]:
+    """Frames and metadata from ``process_vision_info``."""
+    content = {"type": "video", "video": str(path), "image_patch_size": patch_size, **item}
+    _, videos, kwargs = process_vision_info(
+        [{"role": "user", "content": [content]}],
+        image_patch_size=patch_size,
+        return_video_kwargs=True,
+        return_video_metadata=True,
+    )
+    assert kwargs == {"do_sample_frames": False}
+    return videos[0]
+
+
+def full_size(path: Path, **item: object) -> torch.Tensor:
+    """The sampled frames as decoded."""
+    return read_video({"video": str(path), "resize": "exact", **item})[0]
+
+
+def all_frames(path: Path) -> torch.Tensor:
+    """Every frame that PyAV decodes from the whole file, in the order it gives them."""
+    with av.open(str(path)) as container:
+        frames = container.decode(container.streams.best("video"))
+        pictures = [
+            np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in frames
+        ]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+# --- which frames ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nframes", [6, 30, FRAMES])
+@pytest.mark.parametrize("name", CLIPS)
+def test_sampled_frames_are_those_of_a_plain_decode(clips: Path, name: str, nframes: int) -> None:
+    expected = all_frames(clips / name)
+    nframes = min(nframes, len(expected))
+    frames, metadata, _ = read_video(
+        {"video": str(clips / name), "resize": "exact", "nframes": nframes}
+    )
+    positions = torch.linspace(0, len(expected) - 1, nframes).round().long()
+    assert metadata["frames_indices"] == positions.tolist()
+    assert metadata["total_num_frames"] == len(expected)
+    difference = (frames.int() - expected[positions].int()).abs()
+    if name in ("ten_bit.mkv", "odd_height.mkv"):  # PyAV's own conversion moves the chroma a bit
+        assert difference.float().mean() < 3
+    else:
+        assert difference.max() == 0
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_shortcuts_change_no_pixel(clips: Path, name: str) -> None:
+    """Also where the plain decode above converts colours another way."""
+    with Video(str(clips / name)) as video:
+        positions = list(range(0, len(video.stamps), 7))
+        plain = list(decode_pyav.decode(video, positions, shortcuts=False))
+        for (_, frame), fast in zip(plain, reader._decode(video, positions), strict=True):
+            assert torch.equal(frame, fast)
+
+
+@pytest.mark.parametrize("name", [name for name in CLIPS if name.endswith((".mp4", ".mkv"))])
+def test_metadata_is_that_of_torchcodec(clips: Path, name: str) -> None:
+    metadata = torchcodec_decoder(clips / name).metadata
+    with Video(str(clips / name)) as video:
+        assert len(video.stamps) == metadata.num_frames
+        if name != "variable_rate.mp4":  # FFmpeg 5 and 8 disagree on how long its last frame lasts
+            assert video.fps == metadata.average_fps
+
+
+# torchcodec 0.12 seeks past the frame in MPEG streams, takes decoding times for display times in AVI,
+# and is misled by the key frame marks of intra refresh
+MISLEAD_TORCHCODEC = ("b_frames.avi", "h264.ts", "intra_refresh.mp4", "mpeg2.mpg", "mpeg2.ts")
+
+
+@pytest.mark.parametrize("name", [name for name in CLIPS if name not in MISLEAD_TORCHCODEC])
+def test_frames_are_those_of_torchcodec(clips: Path, name: str) -> None:
+    decoder = torchcodec_decoder(clips / name)
+    positions = list(range(0, len(decoder), 5))
+    expected = decoder.get_frames_at(positions)
+    with Video(str(clips / name)) as video:
+        for position, (stamp, frame) in enumerate(decode_pyav.decode(video, positions)):
+            assert torch.equal(frame.permute(2, 0, 1), expected.data[position])
+            seconds = float(stamp * video.time_base)
+            assert seconds == pytest.approx(expected.pts_seconds[position].item(), abs=1e-6)
+
+
+def torchcodec_decoder(path: Path):
+    if not decode_torchcodec.is_available():
+        pytest.skip("torchcodec does not load: it needs FFmpeg's shared libraries")
+    from torchcodec.decoders import VideoDecoder
+
+    return VideoDecoder(str(path), num_ffmpeg_threads=1)
+
+
+def test_sampling_is_that_of_qwen_vl_utils(clips: Path) -> None:
+    item = {"fps": 3.0, "min_frames": 4, "max_frames": 20, "video_start": 0.5, "video_end": 1.5}
+    _, metadata, sample_fps = read_video({"video": str(clips / "h264.mp4"), **item})
+    first, last, count = qwen.calculate_video_frame_range(item, FRAMES, 30.0)
+    assert (first, last) == (15, 45)
+    nframes = qwen.smart_nframes(item, total_frames=count, video_fps=30.0)
+    assert metadata == {
+        "fps": 30.0,
+        "frames_indices": torch.linspace(15, 45, nframes).round().long().tolist(),
+        "total_num_frames": count,
+        "video_backend": "video_pipeline",
+    }
+    assert sample_fps == nframes / count * 30.0
+
+
+def test_a_sparse_sample_decodes_only_what_it_needs(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Video(str(clips / "h264.mp4")) as video:
+        fed = []
+        read_packet = video.read
+        monkeypatch.setattr(video, "read", lambda: fed.append(read_packet()) or fed[-1])
+        frames = list(decode_pyav.decode(video, [0, 36, 48]))
+    assert len(frames) == 3
+    assert len(fed) < FRAMES / 2  # three groups of twelve, and none of them to its end
+
+
+def test_one_decode_thread(clips: Path) -> None:
+    with Video(str(clips / "h264.mp4")) as video:
+        list(decode_pyav.decode(video, [0]))
+        assert video.decoder.is_open
+        assert video.decoder.thread_count == 1
+
+
+def test_a_decoder_that_gives_another_frame_is_left(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def astray(video: Video, positions: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        frames = list(decode_pyav.decode(video, positions))
+        yield frames[0]
+        yield from frames[2:]
+
+    expected = full_size(clips / "vp9.webm", nframes=6)
+    monkeypatch.setattr(decode_torchcodec, "is_available", lambda: True)
+    monkeypatch.setattr(decode_torchcodec, "decode", astray)
+    assert torch.equal(full_size(clips / "vp9.webm", nframes=6), expected)
+
+
+# --- which size ------------------------------------------------------------------------------
+
+
+def test_native_resize_is_that_of_transformers(clips: Path) -> None:
+    from transformers.image_utils import PILImageResampling, SizeDict
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+    from transformers.video_processing_utils import BaseVideoProcessor
+
+    frames, _ = read(clips / "h264.mp4", nframes=6, max_pixels=200 * 28 * 28)
+    height, width = frames.shape[-2:]
+    assert (height, width) != (HEIGHT, WIDTH)
+    processor = Qwen2VLVideoProcessor()
+    assert processor.resample == PILImageResampling.BICUBIC
+    expected = BaseVideoProcessor.resize(
+        processor,
+        full_size(clips / "h264.mp4", nframes=6)[None],
+        SizeDict(height=height, width=width),
+        resample=processor.resample,
+    )
+    assert torch.equal(frames, expected[0].float())
+
+
+@pytest.mark.parametrize("patch_size", [14, 16])
+def test_exact_resize_is_that_of_qwen_vl_utils(clips: Path, patch_size: int) -> None:
+    path = clips / "h264.mp4"
+    frames, _ = read(path, patch_size, nframes=6, resize="exact")
+    height, width = frames.shape[-2:]
+    expected = transforms.functional.resize(
+        full_size(path, nframes=6),
+        [height, width],
+        interpolation=InterpolationMode.BICUBIC,
+        antialias=True,
+    )
+    assert torch.equal(frames, expected.float())
+    native, _ = read(path, patch_size, nframes=6)
+    assert native.shape == frames.shape
+    assert not torch.equal(native, frames)  # else this test could not tell them apart
+    assert (native - frames).abs().mean() < 0.5
+
+
+def test_exact_is_what_stock_qwen_vl_utils_gives(clips: Path) -> None:
+    torchcodec_decoder(clips / "h264.mp4")
+    stock = {name: getattr(qwen, f"_read_video_{name}") for name in ("torchcodec", "torchvision")}
+    for name in ("h264.mp4", "rotated.mp4", "ten_bit.mkv", "vp9.webm", "late_start.mkv"):
+        item = {"fps": 4.0, "video_end": 1.5}
+        ours, metadata = read(clips / name, resize="exact", **item)
+        qwen.VIDEO_READER_BACKENDS["video_pipeline"] = stock["torchcodec"]
+        theirs, stock_metadata = read(clips / name, **item)
+        register_reader()
+        assert torch.equal(ours, theirs), name
+        assert metadata == {**stock_metadata, "video_backend": "video_pipeline"}
+
+
+ITEMS = [
+    {},
+    {"max_pixels": 50 * 28 * 28, "min_pixels": 4 * 28 * 28},
+    {"total_pixels": 3000 * 28 * 28, "min_pixels": 16 * 28 * 28},
+    {"min_pixels": 400 * 32 * 32, "max_pixels": 500 * 32 * 32},
+    {"resized_height": 100, "resized_width": 333},
+]
+
+
+@pytest.mark.parametrize("patch_size", [14, 16])
+@pytest.mark.parametrize("item", ITEMS)
+def test_frame_size_is_that_of_fetch_video(
+    item: dict, patch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def resize(video: torch.Tensor, size: list[int], **_: object) -> torch.Tensor:
+        sizes.append(tuple(size))
+        return video
+
+    monkeypatch.setattr(qwen.transforms.functional, "resize", resize)
+    shapes = [(720, 1280, 4), (90, 60, 40), (33, 1000, 8), (500, 500, 300), (1080, 1920, 768)]
+    for height, width, nframes in shapes:
+        frames = torch.zeros(()).expand(nframes, 3, height, width)
+        qwen.VIDEO_READER_BACKENDS["video_pipeline"] = lambda ele, frames=frames: (frames, {}, 1.0)
+        qwen.fetch_video({"video": "", **item}, image_patch_size=patch_size)
+        keys = {**item, "image_patch_size": patch_size}
+        assert frame_size(keys, nframes, height, width) == sizes.pop()
+
+
+@pytest.mark.parametrize("tokens", [9, 17, 60])
+def test_a_resized_frame_is_not_resized_again(clips: Path, tokens: int) -> None:
+    """With min_pixels equal to max_pixels, smart_resize moves its own result."""
+    item = {"nframes": 4, "min_pixels": tokens * 28 * 28, "max_pixels": tokens * 28 * 28}
+    messages = {"video": str(clips / "h264.mp4"), "image_patch_size": 14, **item}
+    frames, _, _ = read_video(copy.deepcopy(messages))
+    through, _ = read(clips / "h264.mp4", **item)
+    exact, _ = read(clips / "h264.mp4", resize="exact", **item)
+    assert through.shape == exact.shape
+    assert torch.equal(through, frames.float())
+
+
+def test_without_the_patch_size_fetch_video_resizes(clips: Path) -> None:
+    frames, _, _ = read_video({"video": str(clips / "h264.mp4"), "nframes": 4})
+    assert frames.shape == (4, 3, HEIGHT, WIDTH)
+    assert frames.dtype == torch.uint8
+
+
+def test_a_tensor_of_whole_frames(clips: Path) -> None:
+    frames, _ = read(clips / "rotated.mp4", nframes=4)
+    assert frames.dtype == torch.float32
+    assert frames.is_contiguous()
+    assert frames.shape[2] > frames.shape[3]  # shown upright
+    assert torch.equal(frames, frames.to(torch.uint8).float())
+
+
+# --- probe -----------------------------------------------------------------------------------
+
+
+def test_probe(clips: Path) -> None:
+    assert probe(str(clips / "h264.mp4")) == reader.VideoInfo(
+        frames=FRAMES, fps=30.0, duration=2.0, width=WIDTH, height=HEIGHT, codec="h264"
+    )
+    turned = probe(f"file://{clips / 'rotated.mp4'}")
+    assert (turned.width, turned.height) == (HEIGHT, WIDTH)
+    late = probe(str(clips / "late_start.mkv"))
+    assert late.duration == pytest.approx(2.0)
+    assert probe(str(clips / "vp9.webm")).codec == "vp9"
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+def bad_file(kind: str, folder: Path) -> Path:
+    path = folder / "video.mp4"
+    match kind:
+        case "missing":
+            pass
+        case "empty":
+            path.touch()
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "text":
+            path = path.with_suffix(".bin")
+            path.write_text("not a video\n" * 100)
+        case "no index":
+            write_clip(path)
+            path.write_bytes(path.read_bytes()[:5000])
+        case "one frame":
+            write_clip(path, seconds=0.01)
+        case "audio":
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("aac", rate=16000, layout="mono")
+                frame = av.AudioFrame.from_ndarray(
+                    np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+                )
+                frame.rate = 16000
+                container.mux(stream.encode(frame))
+                container.mux(stream.encode(None))
+        case "truncated" | "damaged":
+            write_clip(folder / "whole.mp4", seconds=2.0)
+            with (
+                av.open(str(folder / "whole.mp4")) as old,
+                av.open(str(path), "w", container_options={"movflags": "faststart"}) as new,
+            ):
+                stream = new.add_stream_from_template(old.streams.video[0])
+                for packet in old.demux(video=0):
+                    packet.stream = stream
+                    if packet.size:
+                        new.mux(packet)
+            data = path.read_bytes()
+            if kind == "truncated":
+                path.write_bytes(data[: len(data) * 2 // 3])
+            else:
+                middle = len(data) * 2 // 3
+                path.write_bytes(data[:middle] + b"\xff" * 4000 + data[middle + 4000 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", r"No such file or directory"),
+        ("empty", r"file is empty \(0 bytes\)"),
+        ("folder", r"is a directory, not a file"),
+        ("pipe", r"not a regular file"),
+        ("text", r"Invalid data found when processing input \(InvalidDataError\)"),
+        ("no index", r"moov atom not found \(InvalidDataError\)"),
+        ("one frame", r"video has 1 frame, at least 2 are needed"),
+        ("audio", r"no video stream"),
+        ("truncated", r"the file is truncated: \d+ of 48 frames are there"),
+        ("damaged", r"damaged near frame \d+ of 48: .+ \(InvalidDataError\)"),
+    ],
+)
+def test_the_true_error_comes_out(
+    kind: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    path = bad_file(kind, tmp_path)
+    with pytest.raises(VideoReadError, match=f"^{message}$") as caught:
+        read(path)
+    assert str(tmp_path) not in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"video_start": 1.91, "video_end": 1.95}, "Invalid time range: Start frame 58"),
+        ({"video_start": 50.0}, "Invalid time range: Start frame 60 .at 2.0s. exceeds"),
+        ({"video_start": "1"}, "video_start: '1' is not a number of seconds"),
+        ({"nframes": 100}, "cannot sample 60 frames at 30 fps: nframes should in interval"),
+        ({"nframes": 4, "fps": 2.0}, "Only accept either `fps` or `nframes`"),
+        ({"resize": "nativ"}, "resize: 'nativ' is not one of native, exact"),
+    ],
+)
+def test_a_bad_item_is_named(clips: Path, item: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(clips / "h264.mp4", **item)
+
+
+def test_huge_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clip(tmp_path / "clip.mp4", width=320, height=240)
+    monkeypatch.setattr("video_pipeline.video.container.MAX_FRAME_PIXELS", 320 * 240 - 1)
+    with pytest.raises(VideoReadError, match="frames of 320x240 pixels are too large"):
+        probe(str(tmp_path / "clip.mp4"))
+
+
+def test_huge_frames_behind_a_small_header_are_refused(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.avi", codec="mjpeg", pixel_format="yuvj420p", width=320, height=240)
+    data = (tmp_path / "clip.avi").read_bytes()
+    small = (240).to_bytes(2, "big") + (320).to_bytes(2, "big")
+    huge = (16000).to_bytes(2, "big") * 2
+    assert small in data
+    (tmp_path / "clip.avi").write_bytes(data.replace(small, huge))
+    with pytest.raises(VideoReadError, match="damaged near frame"):
+        read(tmp_path / "clip.avi")
+
+
+def test_a_changing_frame_size_is_an_error(tmp_path: Path) -> None:
+    parts = []
+    for number, width in enumerate((160, 320)):
+        part = tmp_path / f"{number}.ts"
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("mpeg2video", rate=30)
+            stream.width, stream.height, stream.pix_fmt = width, 96, "yuv420p"
+            for time in range(30 * number, 30 * number + 30):
+                frame = av.VideoFrame.from_ndarray(np.full((96, width, 3), time, np.uint8), "rgb24")
+                frame.pts, frame.time_base = time, Fraction(1, 30)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        parts.append(part.read_bytes())
+    (tmp_path / "both.ts").write_bytes(b"".join(parts))
+    with pytest.raises(VideoReadError, match="changes from 160x96 to 320x96"):
+        read(tmp_path / "both.ts", nframes=20)
+
+
+def test_registering_again_changes_nothing(clips: Path, capfd: pytest.CaptureFixture) -> None:
+    before = dict(qwen.VIDEO_READER_BACKENDS)
+    register_reader()
+    assert before == qwen.VIDEO_READER_BACKENDS
+    frames, _ = read(clips / "h264.mp4", fps=60.0)  # more than there are: qwen-vl-utils would warn
+    assert len(frames) == FRAMES
+    assert capfd.readouterr().err == ""
+
+
+def test_errors_of_ffmpeg_do_not_leak(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FFmpegError(1, "Operation not permitted", "/secret/path")
+
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(VideoReadError, match=r"^Operation not permitted \(FFmpegError\)$"):
+        probe(str(clips / "h264.mp4"))

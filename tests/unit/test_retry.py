@@ -1,0 +1,118 @@
+"""Retry: failed samples are opened again, those and no others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import SCRIPTS, keys, samples
+from video_pipeline.errors import UserError
+from video_pipeline.inference import infer
+from video_pipeline.journal import JournalWriter, attempt_prefix
+from video_pipeline.locks import try_lock
+from video_pipeline.plan import Plan
+from video_pipeline.retry import STAGES, retry
+
+
+@pytest.fixture
+def failed(splitting):
+    """Eight samples in two chunks: 0 to 3 are done, the others failed, each at another stage."""
+    splitting(samples(8), 2).finish(*keys(4))
+    for rank, chunk in enumerate(splitting.chunks):
+        prefix = attempt_prefix(splitting.manifest.split_id, rank)
+        with JournalWriter(Path(splitting.manifest.journal), prefix) as journal:
+            for entry in chunk:
+                if int(entry.key) >= 4:
+                    stage = ["read", "timeout", "crash", "generate"][int(entry.key) - 4]
+                    error = {"stage": stage, "type": "X", "message": "x"}
+                    journal.error(entry.key, "", entry.request, error)
+    Plan(2).write(splitting.layout.plan)
+    return splitting
+
+
+def pending(splitting) -> list[str]:
+    """What a new split finds to be done."""
+    return splitting(num_shards=2).pending
+
+
+def test_all_failures_are_opened(failed):
+    assert pending(failed) == []
+    assert retry(failed.run.config) == 4
+    assert pending(failed) == ["4", "5", "6", "7"]
+    assert retry(failed.run.config) == 0
+
+
+@pytest.mark.parametrize(("stage", "key"), [("read", "4"), ("crash", "6")])
+def test_failures_of_one_stage_are_opened(failed, stage, key):
+    assert retry(failed.run.config, (stage,)) == 1
+    assert pending(failed) == [key]
+
+
+def test_the_output_goes_only_where_something_is_opened(failed):
+    failed.run.output.write_text("")
+    assert retry(failed.run.config, ("length",)) == 0
+    assert failed.run.output.exists()
+    retry(failed.run.config)
+    assert not failed.run.output.exists()
+
+
+def test_a_retry_that_failed_again_can_be_retried(failed):
+    retry(failed.run.config)
+    failed(num_shards=2).finish("4", "5", failed=("6", "7"))
+    assert retry(failed.run.config) == 2
+    assert pending(failed) == ["6", "7"]
+
+
+def test_after_another_number_of_shards(failed):
+    """The failures were recorded under an earlier plan."""
+    failed(num_shards=3)
+    Plan(3).write(failed.layout.plan)
+    assert retry(failed.run.config) == 4
+    assert failed(num_shards=3).pending == ["4", "5", "6", "7"]
+
+
+def test_before_the_first_run(splitting):
+    splitting.run.write_samples(samples(1))
+    with pytest.raises(UserError, match="nothing has run yet"):
+        retry(splitting.run.config)
+
+
+def test_while_a_run_is_on(failed):
+    with (
+        try_lock(failed.layout.lock(1)),
+        pytest.raises(UserError, match="still being written by"),
+    ):
+        retry(failed.run.config)
+    assert pending(failed) == []
+
+
+def test_the_command_line(failed):
+    retry_command = [sys.executable, "-m", "video_pipeline.retry", "--configfile", "my.yaml"]
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*retry_command, *arguments],
+            cwd=failed.run.folder,
+            env={"PYTHONPATH": str(SCRIPTS)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert "1 failed sample(s) are open again" in call("--stage", "timeout").stdout
+    assert "no failed samples" in call("--stage", "timeout").stdout
+    unknown = call("--stage", "raed")
+    assert unknown.returncode == 2
+    assert all(stage in unknown.stderr for stage in STAGES)
+    assert pending(failed) == ["5"]
+
+
+def test_a_sample_that_is_opened_is_not_published(failed):
+    """Its rank file cannot be written from the journal any more."""
+    retry(failed.run.config, ("read",))
+    failed.run.configure(run={"max_error_rate": 1.0})
+    infer(failed.run.config, failed.layout, 0, 1)
+    infer(failed.run.config, failed.layout, 1, 1)
+    assert failed.run.reads() == {"4": 1}
