@@ -32,10 +32,13 @@ lint: venv  ## format and lint checks
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 
+bench: venv  ## measure, and write docs/benchmarks.md (an hour on 2 cores; wants a quiet machine)
+	@$(BIN)/python -m benchmarks
+
 config-docs: venv  ## write config/config.yaml, config/README.md and config/schema.json
 	$(BIN)/python -m video_pipeline.config config
 
 clean:  ## remove the demo and caches; .venv stays
 	rm -rf $(DEMO) .pytest_cache .ruff_cache
 
-.PHONY: help venv demo test lint config-docs clean
+.PHONY: help venv demo test lint bench config-docs clean

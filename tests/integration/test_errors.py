@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
 
 import pytest
 from helpers import keys, samples
@@ -163,6 +164,29 @@ def test_a_parse_that_always_fails_stops_the_shard_and_shows_why(splitting):
         infer(splitting.run.config, splitting.layout, 0, 1)
     assert "25 of 25" in str(caught.value)
     assert "'str' object has no attribute 'strep'" in str(caught.value)
+
+
+@pytest.fixture
+def little_memory(tmp_path, monkeypatch):
+    """Shared memory of 1 MB, as a container gives too little of it."""
+    folder = tmp_path / "shm"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    monkeypatch.setattr("video_pipeline.processes._SHARED_MEMORY", folder)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_too_little_shared_memory(one_shard, little_memory):
+    """The samples go another way, or the message says what to do."""
+    one_shard.user.edit_plugin("import os\n", "import os\nimport torch\n")
+    one_shard.user.edit_plugin('"prompt": "x" * 40', '"prompt": "", "x": torch.zeros(300_000)')
+    with contextlib.suppress(UserError):
+        one_shard(samples(4))
+        assert stages(one_shard.user.records()) == ["ok"] * 4
+    assert list(little_memory.iterdir()) == []
 
 
 # --- the user's code ---------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import pickle
 import random
+import resource
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -200,8 +202,8 @@ def test_metadata_is_that_of_torchcodec(clips: Path, name: str) -> None:
             assert video.fps == metadata.average_fps
 
 
-# torchcodec 0.12 seeks past the frame in MPEG streams, takes decoding times for display times in AVI,
-# and is misled by the key frame marks of intra refresh
+# torchcodec 0.12 seeks past the frame in MPEG streams, takes decoding times for display times in
+# AVI, and is misled by the key frame marks of intra refresh
 MISLEAD_TORCHCODEC = ("b_frames.avi", "h264.ts", "intra_refresh.mp4", "mpeg2.mpg", "mpeg2.ts")
 
 
@@ -532,6 +534,19 @@ def test_registering_again_changes_nothing(clips: Path, capfd: pytest.CaptureFix
     frames, _ = read(clips / "h264.mp4", fps=60.0)  # more than there are: qwen-vl-utils would warn
     assert len(frames) == FRAMES
     assert capfd.readouterr().err == ""
+
+
+def test_memory_is_kept_for_the_next_video() -> None:
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("not glibc")
+
+    def new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(1 << 26, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    new_pages()
+    assert new_pages() < (1 << 26) // resource.getpagesize() / 4
 
 
 def test_errors_of_ffmpeg_do_not_leak(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:

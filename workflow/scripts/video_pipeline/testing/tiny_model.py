@@ -88,12 +88,13 @@ def write_tiny_model(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) ->
         _write_checkpoint(temporary, family, seed)
         (temporary / MARKER).write_text(json.dumps(identity) + "\n")
         temporary.chmod(0o755)  # mkdtemp keeps others out
-        if _identity(folder) is not None:
+        if _identity(folder) not in (None, identity):
             shutil.rmtree(folder)
-        os.rename(temporary, folder)  # fails if another process, or the user, filled the folder
-    except OSError as error:
-        if _identity(folder) != identity:
-            raise FileExistsError(f"{folder} is not empty and no tiny model") from error
+        try:
+            os.rename(temporary, folder)
+        except OSError as error:  # the folder is not empty
+            if _identity(folder) != identity:  # nor written by another process meanwhile
+                raise FileExistsError(f"{folder} is not empty and no tiny model") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -15,8 +15,8 @@ on the system. Two more keys of a video item steer it:
 
 from __future__ import annotations
 
+import ctypes
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,13 @@ __all__ = [
 NAME = "video_pipeline"
 """Of the reader among the backends of qwen-vl-utils."""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+
 RESIZES = ("native", "exact")
+
+KEPT_BYTES = 1 << 29
+"""Bytes of a freed block, at most, that are kept for the next video. Frames of 20,480 visual tokens
+(28 x 28 pixels of two frames each) are 385 MB as floats."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,11 @@ def register_reader() -> None:
     It also raises the reader's own error where qwen-vl-utils would try torchvision's reader, which
     no longer exists, and says on stderr what the error says already. May be called again.
     """
-    # Frames are tens of megabytes, and fetch_video makes floats of them: in large pages a fifth of
-    # the time. torch looks at this when it first allocates, so a process sets it early if it can.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     qwen.VIDEO_READER_BACKENDS[NAME] = read_video
     qwen.VIDEO_READER_BACKENDS["torchvision"] = _raise_again
     qwen.get_video_reader_backend = _backend
     qwen.logger.setLevel(logging.ERROR)
+    _keep_memory()
     # nothing is logged, but exceptions carry the last error that FFmpeg logged
     av.logging.set_level(av.logging.PANIC)
 
@@ -131,6 +135,16 @@ def probe(path: str) -> VideoInfo:
 
 def _backend() -> str:
     return NAME
+
+
+def _keep_memory() -> None:
+    """Have glibc keep the memory of one video for the next. It would give large blocks back at
+    once, and that the kernel fills their pages with zeros again costs up to a sixth of the time of
+    a video: ``fetch_video`` makes floats of all frames. Other C libraries are left alone."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
 
 
 def _raise_again(ele: dict[str, Any]) -> None:
