@@ -127,7 +127,9 @@ def test_the_contracts_task_runs_from_a_plugin_file(demo, tmp_path):
         '{"path": "clips/portrait.mp4"}\n'
     )
     (tmp_path / "my_plugin.py").write_text(MY_TASK)
-    (tmp_path / "my.yaml").write_text("run: {task: my_task, plugins: [my_plugin.py]}\n")
+    (tmp_path / "my.yaml").write_text(
+        "run: {task: my_task, plugins: [my_plugin.py]}\nvision: {fps: 4}\n"
+    )
     configs = (ROOT / "config/demo.yaml", tmp_path / "my.yaml")
     finished = run("snakemake", "--cores", "2", "--configfile", *configs, "--directory", tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr

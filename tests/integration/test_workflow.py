@@ -88,19 +88,22 @@ def test_the_number_of_shards_follows_the_gpus_and_is_kept(run):
 
 
 def test_a_job_that_starts_snakemake_again_sees_the_same_plan(run):
-    """As the executors of clusters do: a child without the command line's resources."""
-    run.configure(data={"num_shards": "auto", "num_workers": 1})
-    run.write_samples(samples(4))
+    """As the executors of clusters do: a child without the command line's resources. It must not
+    start a journal of its own either."""
+    run.configure(data={"num_shards": "auto", "resume": False})
+    run.write_samples(samples(2))
     run.snakemake("--resources", "gpu=2", "--until", "split")
-    child = [
-        *("--mode", "subprocess", "--force", "--target-files-omit-workdir-adjustment"),
-        *("--target-jobs", "infer:rank=1", "--allowed-rules", "infer", "--nolock"),
-        *("--rerun-triggers", "mtime", "--"),
-    ]
-    out = run.snakemake(*child[:-1])
-    assert "--rank 1" in out or (run.folder / "results" / "out.rank1.jsonl").exists()
-    assert len(read_jsonl(run.folder / "results" / "out.rank1.jsonl")) == 2
-    assert json.loads((run.folder / "results/.chunks/out/plan.json").read_text())["num_shards"] == 2
+    path = run.folder / "results" / ".chunks" / "out" / "plan.json"
+    plan = path.read_text()
+    run.snakemake(
+        *("--mode", "subprocess", "--target-jobs", "infer:rank=1", "--allowed-rules", "infer"),
+        *("--force", "--nolock", "--target-files-omit-workdir-adjustment"),
+    )
+    (record,) = read_jsonl(run.folder / "results" / "out.rank1.jsonl")
+    assert record["__key"] == "1"
+    assert path.read_text() == plan
+    (journal,) = run.journals()
+    assert json.loads(plan)["run_id"] in journal.name
 
 
 def test_compressed_input_and_settings_on_the_command_line(run):

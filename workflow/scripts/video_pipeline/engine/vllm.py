@@ -22,6 +22,7 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMError
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.registry import renderer_from_config
 from vllm.sampling_params import RequestOutputKind
@@ -36,6 +37,9 @@ _DEFAULTS = {
     "enable_prefix_caching": False,
     "disable_log_stats": True,
 }
+
+# What vLLM raises for settings that cannot work.
+_REFUSALS = (ValueError, TypeError, OSError, VLLMError)
 
 _PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
@@ -58,7 +62,7 @@ class VllmEngine(Engine):
                 # On the device vLLM normalises videos with the image processor's mean and std.
                 engine_args = AsyncEngineArgs(**arguments, mm_device_do_normalize=False)
                 self._vllm_config = engine_args.create_engine_config(UsageContext.LLM_CLASS)
-        except (ValueError, OSError, TypeError) as error:
+        except _REFUSALS as error:
             raise UserError(f"vLLM refuses the section vllm: {error}") from error
         vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
         if vision is not None and hasattr(vision, "patch_size"):
@@ -148,7 +152,7 @@ def _sampling_params(config: Config) -> SamplingParams:
         raise UserError("sampling.n: a record holds one answer; leave n at 1")
     try:
         return SamplingParams(**{**given, "output_kind": RequestOutputKind.FINAL_ONLY})
-    except (ValueError, TypeError) as error:
+    except _REFUSALS as error:
         raise UserError(f"vLLM refuses the section sampling: {error}") from error
 
 
