@@ -39,6 +39,8 @@ class Reference:
         self._checkpoint = checkpoint
         self.processor = AutoProcessor.from_pretrained(checkpoint)
         self.patch_size = self.processor.video_processor.patch_size
+        self._exact: dict[str, Any] = {}  # by the messages, for `vision`
+        self._native: dict[str, Any] = {}
 
     @cached_property
     def model(self) -> Any:
@@ -51,27 +53,38 @@ class Reference:
 
     def vision(
         self, messages: list[dict[str, Any]], resize: str = "exact"
-    ) -> list[tuple[torch.Tensor, dict[str, Any], float]]:
-        """Frames, metadata and sampling rate of each video in ``messages``.
+    ) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+        """Frames and metadata of each video in ``messages``.
 
         ``resize``: ``exact`` gives the frames as qwen-vl-utils resizes them, ``native`` as the
         model's video processor does it, to the same size.
         """
-        options = {"image_patch_size": self.patch_size, "return_video_kwargs": True}
+        known = repr(messages)
+        if known not in self._exact:
+            self._exact[known] = self._process(messages, return_video_metadata=True)[1]
+        if resize == "exact":
+            return self._exact[known]
+        if known not in self._native:
+            items = qwen.extract_vision_info(messages)
+            self._native[known] = [
+                (self._resized(item, frames.shape[-2:]), metadata)
+                for item, (frames, metadata) in zip(items, self._exact[known], strict=True)
+            ]
+        return self._native[known]
+
+    def rates(self, messages: list[dict[str, Any]]) -> list[float]:
+        """Frames per second that each video in ``messages`` is sampled at."""
+        return self._process(messages)[2]["fps"]
+
+    def _process(self, messages: list[dict[str, Any]], **options: Any) -> tuple[Any, Any, Any]:
         with _official_reader():
-            _, videos, _ = qwen.process_vision_info(messages, return_video_metadata=True, **options)
-            _, _, kwargs = qwen.process_vision_info(messages, **options)
-            if resize == "native":
-                videos = [
-                    (self._resized(item, frames.shape[-2:]), metadata)
-                    for item, (frames, metadata) in zip(
-                        qwen.extract_vision_info(messages), videos, strict=True
-                    )
-                ]
-        return [(*video, fps) for video, fps in zip(videos, kwargs["fps"], strict=True)]
+            return qwen.process_vision_info(
+                messages, image_patch_size=self.patch_size, return_video_kwargs=True, **options
+            )
 
     def _resized(self, item: dict[str, Any], size: torch.Size) -> torch.Tensor:
-        frames, _, _ = qwen.VIDEO_READER_BACKENDS["torchcodec"](item)
+        with _official_reader():
+            frames, _, _ = qwen.VIDEO_READER_BACKENDS["torchcodec"](item)
         processor = self.processor.video_processor
         return BaseVideoProcessor.resize(
             processor, frames, SizeDict(height=size[0], width=size[1]), processor.resample
@@ -87,8 +100,8 @@ class Reference:
         )
         return self.processor(
             text=[text],
-            videos=[frames for frames, _, _ in videos],
-            video_metadata=[copy.deepcopy(metadata) for _, metadata, _ in videos],
+            videos=[frames for frames, _ in videos],
+            video_metadata=[copy.deepcopy(metadata) for _, metadata in videos],
             do_sample_frames=False,
             do_resize=False,
             return_mm_token_type_ids=True,

@@ -56,8 +56,8 @@ def doing(*behaviours: str | None) -> list[dict]:
 
 
 def test_bad_samples_cost_only_themselves(prepare):
-    results = prepare(doing(None, "raise", None, "die", None, "surrogate", "silent", None))
-    stages = ["ok", "read", "ok", "crash", "ok", "read", "read", "ok"]
+    results = prepare(doing(None, "raise", "exit", "die", None, "surrogate", "silent", None))
+    stages = ["ok", "read", "read", "crash", "ok", "read", "read", "ok"]
     assert [outcome(result) for result in results] == stages
     assert results[1].as_record() == {
         "stage": "read",
@@ -76,12 +76,6 @@ def test_a_sample_that_hangs_is_ended(prepare):
     results = prepare(doing("hang", None), workers=2, timeout=3.0)
     assert [outcome(r) for r in results] == ["timeout", "ok"]
     assert "3 s" in str(results[0])
-
-
-def test_a_dataset_that_exits_costs_only_its_sample(prepare):
-    results = prepare(doing("exit", None))
-    assert outcome(results[0]) in ("read", "crash")
-    assert outcome(results[1]) == "ok"
 
 
 def test_a_dataset_that_breaks_its_contract(prepare):
