@@ -12,6 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
 from helpers import Run, Splitter
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # a job in this process ends, with its children, the resource tracker of multiprocessing
+    config.addinivalue_line("filterwarnings", "ignore:resource_tracker")
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A small run in a folder whose name needs quoting."""

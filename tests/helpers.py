@@ -174,7 +174,8 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        assert (done.returncode == 0) == succeeds, f"exit code {done.returncode}\n{done.stdout}"
+        code = done.returncode
+        assert code == (0 if succeeds else 1), f"exit code {code}\n{done.stdout}"
         return done.stdout
 
     # --- what it did ----------------------------------------------------------------------------

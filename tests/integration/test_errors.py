@@ -18,9 +18,6 @@ from video_pipeline.locks import try_lock
 from video_pipeline.plan import Plan
 from video_pipeline.retry import retry
 
-# a job in this process ends, with its children, the resource tracker that multiprocessing started
-pytestmark = pytest.mark.filterwarnings("ignore:resource_tracker")
-
 
 @pytest.fixture
 def one_shard(splitting):

@@ -15,9 +15,6 @@ from helpers import PROJECT, Run, keys, samples, wait_until
 from video_pipeline.consolidation import consolidate
 from video_pipeline.inference import infer
 
-# a job in this process ends, with its children, the resource tracker that multiprocessing started
-pytestmark = pytest.mark.filterwarnings("ignore:resource_tracker")
-
 
 @pytest.fixture
 def workflow(tmp_path) -> Path:
@@ -81,8 +78,6 @@ def test_nothing_is_inferred_twice(run, workflow):
     assert run.output.read_bytes() == first
 
     run.configure(run={"keep_rank_files": False})
-    go(keys(6))
-
     longer = [*reversed(samples(6)), samples(7)[6], samples(7)[2]]
     run.write_samples(longer)
     go(["5", "4", "3", "2", "1", "0", "6"])

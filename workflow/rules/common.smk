@@ -38,6 +38,7 @@ def resolve():
 
 CONFIG, PLAN, LAYOUT = resolve()
 
+
 wildcard_constraints:
     rank=r"\d+",
 

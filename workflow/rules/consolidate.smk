@@ -18,5 +18,4 @@ rule consolidate:
         num_shards=PLAN.num_shards,
         spec=spec("data", "run"),
     shell:
-        "{params.run} --config {params.config:q}"
-        " --num-shards {params.num_shards} > {log:q} 2>&1"
+        "{params.run} --config {params.config:q}" " --num-shards {params.num_shards} > {log:q} 2>&1"

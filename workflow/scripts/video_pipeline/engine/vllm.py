@@ -19,6 +19,7 @@ from video_pipeline.errors import UserError
 # vLLM must start its engine process by spawn: this process has threads.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
+import torch
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -60,7 +61,7 @@ class VllmEngine(Engine):
             self._vllm_config = engine_args.create_engine_config(UsageContext.LLM_CLASS)
             if not _same_normalisation(self._vllm_config):
                 # On the device vLLM normalises videos with the image processor's mean and std.
-                engine_args = AsyncEngineArgs(**arguments, mm_device_do_normalize=False)
+                engine_args = AsyncEngineArgs(**{**arguments, "mm_device_do_normalize": False})
                 self._vllm_config = engine_args.create_engine_config(UsageContext.LLM_CLASS)
         except _REFUSALS as error:
             raise UserError(f"vLLM refuses the section vllm: {error}") from error
@@ -127,6 +128,11 @@ class Renderer(Preparer):
                 self._vllm_config.model_config, {**llm_input, "multi_modal_uuids": uuids}
             )
             (engine_input,) = self._renderer.render_cmpl([prompt])
+            vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
+            for video in (engine_input.get("mm_kwargs") or {}).get("video", []):
+                if "second_per_grid_ts" in video:
+                    per_second = getattr(vision, "tokens_per_second", 1.0)
+                    _round_as_transformers(video, per_second)
         except Exception as error:
             raise RequestRefused(type(error).__name__, str(error)) from error
         return engine_input
@@ -166,11 +172,27 @@ def _same_normalisation(vllm_config: VllmConfig) -> bool:
     return (
         image is None
         or video is None
-        or all(
-            list(getattr(image, name)) == list(getattr(video, name))
-            for name in ("image_mean", "image_std")
-        )
+        or all(getattr(image, name, None) == getattr(video, name, None) for name in _NORMALISATION)
     )
+
+
+_NORMALISATION = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
+
+
+def _round_as_transformers(video: Any, tokens_per_second: float) -> None:
+    """Make vLLM cut the time of a patch to the position that transformers cuts it to.
+
+    transformers multiplies in float32, where a product that should be whole comes out whole. vLLM
+    multiplies the same float32 number in float64, where it comes out as 4.9999 and is cut to 4,
+    unless the number is one bit larger.
+    """
+    seconds = video["second_per_grid_ts"].data
+    patches = torch.arange(int(video["video_grid_thw"].data[0]))
+    wanted = (patches * (tokens_per_second * seconds)).long()
+    for candidate in (seconds, torch.nextafter(seconds, torch.tensor(torch.inf))):
+        if torch.equal((patches.double() * (candidate.item() * tokens_per_second)).long(), wanted):
+            video["second_per_grid_ts"].data = candidate
+            return
 
 
 def _processor_folder(vllm_config: VllmConfig) -> str:
