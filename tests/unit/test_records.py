@@ -207,9 +207,9 @@ def test_no_structured_caption(text):
 def counted(limit: float, ok: int, failed: int) -> ErrorRate:
     rate = ErrorRate(limit)
     for _ in range(ok):
-        rate.count(failed=False)
+        rate.count()
     for _ in range(failed):
-        rate.count(failed=True)
+        rate.count({"stage": "read", "type": "ValueError", "message": "no such clip"})
     return rate
 
 
@@ -226,7 +226,7 @@ def counted(limit: float, ok: int, failed: int) -> ErrorRate:
     ],
 )
 def test_the_error_rate(limit, ok, failed, exceeded):
-    assert counted(limit, ok, failed).exceeded is exceeded
+    assert counted(limit, ok, failed).exceeded() is exceeded
 
 
 def test_an_error_rate_that_is_passed_says_what_to_do():

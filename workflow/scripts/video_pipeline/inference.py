@@ -32,7 +32,12 @@ from video_pipeline.processes import job_processes
 from video_pipeline.records import ErrorRate, Records
 from video_pipeline.retry import reopen_errors
 from video_pipeline.samples import task_sample
-from video_pipeline.sharding import TWICE, Manifest, check_deterministic
+from video_pipeline.sharding import (
+    TWICE,
+    Manifest,
+    check_deterministic,
+    refuse_live_writers,
+)
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import get_task
 
@@ -54,6 +59,7 @@ def infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
     load_plugins(config.run.plugins)
     task = get_task(config.run.task)(dict(config.task_params))
     with waiting_lock(layout.lock(rank), logger):
+        refuse_live_writers(layout, of_other_plans=True)
         manifest = Manifest.read(layout.manifest)
         if (manifest.task, manifest.settings) != (task.name, settings_digest(config)):
             raise UserError(
@@ -166,6 +172,6 @@ class Shard:
                 if done is None:
                     raise RuntimeError(f"sample {entry.key} has no record, though the job is over")
                 record = records.build(entry, reader.read(done))
-                rate.count(failed=record["__status"] == "error")
+                rate.count(record.get("__error"))
                 stream.write(orjson.dumps(record) + b"\n")
             rate.check(f"rank {self.rank}")

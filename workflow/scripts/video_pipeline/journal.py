@@ -146,6 +146,8 @@ class JournalIndex:
     _places: dict[bytes, int] = field(default_factory=dict)
     # errors taken back: (identity, name of the journal file that holds the error)
     _reopened: set[tuple[bytes, str]] = field(default_factory=set)
+    # the files that are there: somebody may have removed some
+    _present: frozenset[str] = frozenset()
 
     def find(
         self, key: str, part: str, request: str, known: Location | None = None
@@ -156,7 +158,10 @@ class JournalIndex:
         error record, and a reopened error counts for nothing.
         """
         name = identity(key, part, request)
-        if known is not None and known.is_error and (name, known.file) in self._reopened:
+        if known is not None and (
+            known.file not in self._present
+            or (known.is_error and (name, known.file) in self._reopened)
+        ):
             known = None
         place = self._places.get(name)
         if place is None or (known is not None and not known.is_error):
@@ -191,6 +196,7 @@ def read_index(folder: Path, attempts: str = ATTEMPTS) -> JournalIndex:
     index = JournalIndex()
     if folder.is_dir():
         names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".jsonl"))
+        index._present = frozenset(names)
         # first what is taken back, so that no error of it is indexed
         for prefix in (REOPENS, attempts):
             for name in names:

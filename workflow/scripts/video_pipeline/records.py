@@ -89,24 +89,30 @@ class ErrorRate:
     limit: float
     finished: int = 0
     failed: int = 0
+    _last: dict[str, str] | None = None
 
-    def count(self, *, failed: bool) -> None:
-        """Count one finished sample."""
+    def count(self, error: dict[str, str] | None = None) -> None:
+        """Count one finished sample, with its ``__error`` if it failed."""
         self.finished += 1
-        self.failed += failed
+        if error is not None:
+            self.failed += 1
+            self._last = error
 
-    @property
-    def exceeded(self) -> bool:
-        """Whether the limit is passed, by at least :data:`FIRST_LOOK` failures."""
-        return self.failed >= FIRST_LOOK and self.failed > self.limit * self.finished
+    def exceeded(self, under_way: int = 0) -> bool:
+        """Whether the limit is passed, by at least :data:`FIRST_LOOK` failures.
 
-    def check(self, what: str, more: str = "") -> None:
+        ``under_way``: samples that were read well and wait for their answer. They count as not
+        failed, because a file that cannot be read fails at once and an answer takes its time.
+        """
+        return self.failed >= FIRST_LOOK and self.failed > self.limit * (self.finished + under_way)
+
+    def check(self, what: str, more: str = "", under_way: int = 0) -> None:
         """Raise :class:`UserError` if the limit is passed."""
-        if self.exceeded:
-            tail = f"; {more}" if more else ""
+        if self.exceeded(under_way):
+            last = "{stage}: {type}: {message}".format(**self._last) if self._last else ""
+            tail = "".join(f"; {part}" for part in (last and f"the last: {last}", more) if part)
             raise UserError(
                 f"{what}: {self.failed} of {self.finished} finished samples failed, more than "
-                f"run.max_error_rate: {self.limit:g}{tail}. The failures are in the log above. "
-                "Mend the cause and run again (what is done stays done), or raise "
-                "run.max_error_rate to accept them"
+                f"run.max_error_rate: {self.limit:g}{tail}. Mend the cause and run again (what is "
+                "done stays done), or raise run.max_error_rate to accept them"
             )

@@ -69,8 +69,13 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read ``manifest.json``."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        """Read ``manifest.json``. Raises :class:`UserError` if the input was not split yet."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is missing: the input was not split into these chunks"
+            ) from None
 
 
 def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
@@ -188,9 +193,12 @@ def check_deterministic(task: Task, sample: dict[str, Any], video: str, request:
         )
 
 
-def refuse_live_writers(layout: Layout) -> None:
-    """Raise :class:`UserError` while a process still infers into this output."""
+def refuse_live_writers(layout: Layout, *, of_other_plans: bool = False) -> None:
+    """Raise :class:`UserError` while a process still infers into this output, with
+    ``of_other_plans`` only if it does so for another number of shards."""
     for lock in layout.all_locks:
+        if of_other_plans and lock.parent == layout.chunks:
+            continue
         if is_locked(lock):
             raise UserError(
                 f"{layout.output} is still being written by {describe_holder(lock)} "

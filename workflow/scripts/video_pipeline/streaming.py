@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,8 @@ class Stream:
         spare = SPARE_WORKERS if pending >= SPARE_FROM else 0
         self._num_processes = min(num_workers + spare, pending)
         self._window = Window(
-            max_bytes=config.data.max_ready_gb * 1e9,
+            # shared memory may be small, as in containers
+            max_bytes=min(config.data.max_ready_gb * 1e9, 0.8 * shutil.disk_usage(folder).free),
             max_samples=2 * config.run.max_in_flight,
             max_preparing=self._num_processes,
         )
@@ -226,7 +228,7 @@ class Stream:
             if self._statistics.inferred < PARSED_AT_ONCE:
                 self._shard.try_parse(position, answer.output_text)
             self._statistics.count(answer, prepared)
-            self._shard.error_rate.count(failed=False)
+            self._shard.error_rate.count()
         finally:
             await self._window.release(prepared.num_bytes if prepared else 0)
 
@@ -235,12 +237,15 @@ class Stream:
         logger.warning("sample %s failed: %s", key, error)
         self._statistics.failed += 1
         rate = self._shard.error_rate
-        rate.count(failed=True)
-        if rate.exceeded:
+        rate.count(error)
+        # this sample is among those that the window holds
+        under_way = self._window.held - 1
+        if rate.exceeded(under_way):
             reopened = self._shard.reopen_read_failures()
             rate.check(
                 f"rank {self._shard.rank}",
                 f"its {reopened} failures to read are open again for the next run",
+                under_way,
             )
 
     def _log_progress(self) -> None:

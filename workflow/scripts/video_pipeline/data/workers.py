@@ -166,7 +166,15 @@ class _Worker:
             request = self._preparer.prepare(item["llm_input"], key)
         except RequestRefused as error:
             raise SampleError("generate", error.type, str(error)) from None
-        return pack(request, self._folder), time.monotonic() - started, video_seconds
+        try:
+            parcel = pack(request, self._folder)
+        except OSError as error:
+            raise UserError(
+                f"no room for a prepared sample in shared memory, {self._folder.parent} ({error}): "
+                "enlarge it (docker run --shm-size), or lower vision.total_pixels or "
+                "data.num_workers"
+            ) from None
+        return parcel, time.monotonic() - started, video_seconds
 
     def _read(self, position: int, key: str) -> dict[str, Any]:
         try:
