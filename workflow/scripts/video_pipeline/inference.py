@@ -23,7 +23,6 @@ from video_pipeline.journal import (
     JournalReader,
     JournalWriter,
     attempt_prefix,
-    read_index,
 )
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
@@ -106,6 +105,7 @@ class Shard:
         self.chunk = Chunk(layout.chunk(rank))
         self.statistics_path = layout.statistics(rank)
         self._rank_file = layout.rank_file(rank)
+        self._manifest = manifest
         self._journal = Path(manifest.journal)
         self._attempts = attempt_prefix(manifest.split_id, rank)
         self.error_rate = ErrorRate(config.run.max_error_rate)
@@ -123,7 +123,7 @@ class Shard:
         return len(self.chunk)
 
     def _index(self) -> JournalIndex:
-        return read_index(self._journal, self._attempts)
+        return self._manifest.read_index(self.rank)
 
     def open_journal(self) -> JournalWriter:
         """A new journal file for this attempt."""

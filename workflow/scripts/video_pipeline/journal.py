@@ -20,7 +20,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -168,6 +168,11 @@ class JournalIndex:
             return known
         return Location(self._files[place >> 44], place >> 1 & (1 << 43) - 1, bool(place & 1))
 
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that were there, indexed or not."""
+        return sorted(self._present)
+
     def add(self, path: Path) -> None:
         """Index the records of one journal file."""
         if path.name.startswith(REOPENS):
@@ -188,8 +193,11 @@ class JournalIndex:
                 self._places[name] = number << 44 | offset << 1
 
 
-def read_index(folder: Path, attempts: str = ATTEMPTS) -> JournalIndex:
-    """Index the attempts in ``folder`` whose file name starts with ``attempts``.
+def read_index(
+    folder: Path, attempts: str = ATTEMPTS, others: Callable[[str], bool] | None = None
+) -> JournalIndex:
+    """Index the attempts in ``folder`` whose file name starts with ``attempts``, and those that
+    ``others`` says yes to.
 
     Raises :class:`UserError` for a journal of a newer version.
     """
@@ -198,10 +206,14 @@ def read_index(folder: Path, attempts: str = ATTEMPTS) -> JournalIndex:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".jsonl"))
         index._present = frozenset(names)
         # first what is taken back, so that no error of it is indexed
-        for prefix in (REOPENS, attempts):
-            for name in names:
-                if name.startswith(prefix):
-                    index.add(folder / name)
+        for name in names:
+            if name.startswith(REOPENS):
+                index.add(folder / name)
+        for name in names:
+            if name.startswith(attempts) or (
+                others is not None and name.startswith(ATTEMPTS) and others(name)
+            ):
+                index.add(folder / name)
     return index
 
 

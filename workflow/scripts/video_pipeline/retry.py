@@ -19,8 +19,6 @@ from video_pipeline.journal import (
     JournalIndex,
     JournalReader,
     JournalWriter,
-    attempt_prefix,
-    read_index,
 )
 from video_pipeline.layout import Layout
 from video_pipeline.plan import read_plan
@@ -46,7 +44,7 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
     journal = Path(manifest.journal)
     total = 0
     for rank in range(manifest.num_shards):
-        index = read_index(journal, attempt_prefix(manifest.split_id, rank))
+        index = manifest.read_index(rank)
         count = reopen_errors(Chunk(layout.chunk(rank)), index, journal, stages)
         if count:
             layout.rank_file(rank).unlink(missing_ok=True)

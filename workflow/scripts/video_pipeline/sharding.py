@@ -21,7 +21,7 @@ from video_pipeline.config import Config
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.files import write_text
 from video_pipeline.identity import fingerprint, request_digest, settings_digest
-from video_pipeline.journal import read_index
+from video_pipeline.journal import ATTEMPTS, JournalIndex, attempt_prefix, read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked
 from video_pipeline.plugins import load_plugins
@@ -52,6 +52,7 @@ class Manifest:
         pending: Samples that were still to be inferred.
         rank_samples: Samples of each rank.
         rank_pending: Pending samples of each rank.
+        journal_files: Files of the journal that split has read.
     """
 
     split_id: str
@@ -66,6 +67,18 @@ class Manifest:
     pending: int = 0
     rank_samples: list[int] = field(default_factory=list)
     rank_pending: list[int] = field(default_factory=list)
+    journal_files: list[str] = field(default_factory=list)
+
+    def read_index(self, rank: int) -> JournalIndex:
+        """What the journal says about the chunk of ``rank`` beyond what split has read: its own
+        attempts, and those of another split that came later (another number of shards, in
+        between)."""
+        known, ours = frozenset(self.journal_files), f"{ATTEMPTS}{self.split_id}."
+        return read_index(
+            Path(self.journal),
+            attempt_prefix(self.split_id, rank),
+            lambda name: name not in known and not name.startswith(ours),
+        )
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -103,6 +116,7 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
     )
     manifest.rank_samples = [0] * layout.num_shards
     manifest.rank_pending = [0] * layout.num_shards
+    manifest.journal_files = index.files
     order = array("I")
     seen: dict[str, tuple[str, int]] = {}
     reader = InputReader(config)
