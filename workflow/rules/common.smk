@@ -11,7 +11,7 @@ sys.path.insert(0, str(SCRIPTS))
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.layout import Layout
-from video_pipeline.plan import resolve_plan
+from video_pipeline.plan import read_plan, resolve_plan, revive_chunks
 from video_pipeline.plugins import plugin_files
 
 
@@ -31,9 +31,13 @@ def resolve():
             gpus=given_gpus(),
             is_main=workflow.is_main_process,
         )
+        layout = Layout.of(typed, plan.num_shards)
+        last = read_plan(layout.plan)
+        if workflow.is_main_process and last and last.num_shards != plan.num_shards:
+            revive_chunks(layout.manifest)
     except UserError as error:
         raise WorkflowError(str(error))
-    return typed, plan, Layout.of(typed, plan.num_shards)
+    return typed, plan, layout
 
 
 CONFIG, PLAN, LAYOUT = resolve()

@@ -53,6 +53,7 @@ class Manifest:
         rank_samples: Samples of each rank.
         rank_pending: Pending samples of each rank.
         journal_files: Files of the journal that split has read.
+        revived: How often these chunks came back after another number of shards.
     """
 
     split_id: str
@@ -68,6 +69,7 @@ class Manifest:
     rank_samples: list[int] = field(default_factory=list)
     rank_pending: list[int] = field(default_factory=list)
     journal_files: list[str] = field(default_factory=list)
+    revived: int = 0
 
     def read_index(self, rank: int) -> JournalIndex:
         """What the journal says about the chunk of ``rank`` beyond what split has read: its own
