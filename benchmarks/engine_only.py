@@ -1,7 +1,8 @@
 """The engine alone: requests that were prepared in advance, submitted at once.
 
-Run by :mod:`benchmarks.steady` as a process of its own. One request is answered first, as in the
-run that it is compared with; the clock runs from that answer to the last one.
+Run by :mod:`benchmarks.steady` as a process of its own, once with each way to drive vLLM. One
+request is answered first, as in the run that it is compared with; the clock runs from that answer
+to the last one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ def main() -> None:
 
     settings = settings_of_this_process()
     config = load_config(Path(settings["config"]))
-    engine = VllmEngine(config)
+    vllm = config.vllm.model_copy(update=settings["vllm"])
+    engine = VllmEngine(config.model_copy(update={"vllm": vllm}))
     requests = prepared_requests(config, engine, settings["paths"])
+    if settings["loop"] == "LLMEngine":
+        hand_back(answer_all_in_a_loop(engine, requests))
+        return
     try:
         hand_back(asyncio.run(answer_all(engine, requests)))
     finally:
@@ -60,6 +65,35 @@ async def answer_all(engine: Any, requests: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds / len(answers),
         "cpu": cpu / len(answers),
         "prompt_tokens": answers[0].prompt_tokens,
+    }
+
+
+def answer_all_in_a_loop(engine: Any, requests: dict[str, Any]) -> dict[str, Any]:
+    """The same with vLLM's synchronous engine: add requests, ``step`` until all are answered."""
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    llm = LLMEngine.from_vllm_config(
+        engine._vllm_config, UsageContext.LLM_CLASS, disable_log_stats=True
+    )
+
+    def answer(keys: list[str]) -> list[Any]:
+        for key in keys:
+            llm.add_request(key, requests[key], engine._sampling.clone())
+        outputs = []
+        while len(outputs) < len(keys):
+            outputs += [output for output in llm.step() if output.finished]
+        return outputs
+
+    keys = list(requests)
+    answer(keys[:1])
+    cpu, started = time.process_time(), time.monotonic()
+    outputs = answer(keys[1:])
+    seconds, cpu = time.monotonic() - started, time.process_time() - cpu
+    return {
+        "seconds": seconds / len(outputs),
+        "cpu": cpu / len(outputs),
+        "prompt_tokens": len(outputs[0].prompt_token_ids),
     }
 
 

@@ -27,6 +27,13 @@ VLLM = {
 }
 SAMPLING = {"temperature": 0.0, "max_tokens": 16}
 THREADS_BIND = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+ENGINES = {
+    "AsyncLLM": ("AsyncLLM", {}),
+    "AsyncLLM, `mm_tensor_ipc: torch_shm`": ("AsyncLLM", {"mm_tensor_ipc": "torch_shm"}),
+    "LLMEngine in a loop": ("LLMEngine", {}),
+}
+"""Ways to drive vLLM; the first is this project's."""
+
 BAR_LOOP, BAR_FLOOR, BAR_FEEDING = 0.55, 1.3, 0.1
 
 
@@ -59,10 +66,18 @@ def run(work: Path) -> Section:
         )
         for workers in (1, 2)
     }
-    engine = measure(
-        "engine_only", work / "engine", config=str(work / "steady" / "config.yaml"), paths=paths
-    )
-    return _section(ours, loops, engine, _bare(clips), cores, len(paths))
+    engines = {
+        name: measure(
+            "engine_only",
+            work / "engine",
+            config=str(work / "steady" / "config.yaml"),
+            paths=paths,
+            loop=loop,
+            vllm=more,
+        )
+        for name, (loop, more) in ENGINES.items()
+    }
+    return _section(ours, loops, engines, _bare(clips), cores, len(paths))
 
 
 def _ours(folder: Path, paths: list[str], model: str, cores: int) -> dict[str, Any]:
@@ -102,11 +117,12 @@ def _bare(clips: list[str]) -> float:
 def _section(
     ours: dict[str, Any],
     loops: dict[int, dict[str, Any]],
-    engine: dict[str, Any],
+    engines: dict[str, dict[str, Any]],
     bare: float,
     cores: int,
     samples: int,
 ) -> Section:
+    engine = engines["AsyncLLM"]
     workers, loop = min(loops.items(), key=lambda item: item[1]["seconds"])
     tokens = [ours["prompt_tokens"], loop["prompt_tokens"], engine["prompt_tokens"] * samples]
     if len(set(tokens)) > 1 or ours["completion_tokens"] != loop["completion_tokens"]:
@@ -139,11 +155,17 @@ def _section(
             for n, row in loops.items()
         ),
         ["of it in `LLM.generate`", f"{loop['generate_seconds']:.3f}"],
-        ["engine alone, wall", f"{engine['seconds']:.3f}"],
+        *(
+            [f"engine alone, {name}, wall", f"{row['seconds']:.3f}"]
+            for name, row in engines.items()
+        ),
         [f"bare decode, CPU (over {cores} cores for the floor)", f"{bare:.3f}"],
         ["feeding process of this project, CPU", f"{ours['feeding_cpu']:.4f}"],
         ["front end of `LLM.generate`, CPU", f"{front_end:.4f}"],
-        ["engine alone: CPU of the process that submits", f"{engine['cpu']:.4f}"],
+        *(
+            [f"engine alone, {name}: CPU of the process that submits", f"{row['cpu']:.4f}"]
+            for name, row in engines.items()
+        ),
     ]
     how = _HOW.format(samples=samples, clips=CLIPS, tokens=engine["prompt_tokens"], workers=workers)
     return Section("Steady state with real vLLM", figures, how, _LIMITS, details)

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from helpers import PROJECT, keys, read_jsonl, samples
 from video_pipeline.config import load_config
+from video_pipeline.consolidation import consolidate
+from video_pipeline.inference import infer
 
 DONE = "Nothing to be done"
 
@@ -118,6 +120,25 @@ def test_compressed_input_and_settings_on_the_command_line(run):
     assert [record["__usage"]["completion_tokens"] for record in records] == [3] * 3
     resolved = load_config(run.folder / "results" / "out.config.yaml")
     assert (resolved.data.num_shards, resolved.data.id_field) == (1, "id")
+
+
+@pytest.mark.parametrize(
+    ("read_seconds", "answer_seconds", "bound"),
+    [
+        (0.1, 0.0, "decode-bound: give it more cores"),
+        # reading is fast enough to be done long before the engine, and yet not the limit
+        (0.02, 0.04, "GPU-bound"),
+    ],
+)
+def test_the_summary_says_what_bounds_the_run(splitting, read_seconds, answer_seconds, bound):
+    run = splitting.run
+    run.edit_plugin("    misbehave(", f"    time.sleep({read_seconds})\n        misbehave(")
+    simulated = {"seconds_per_output_token": answer_seconds, "output_tokens": 1, "concurrency": 1}
+    run.configure(run={"simulated": simulated})
+    splitting(samples(40), 1)
+    infer(run.config, splitting.layout, 0, 1)
+    consolidate(run.config, splitting.layout)
+    assert run.summary()["throughput"]["bound"] == bound
 
 
 def test_the_lint_of_snakemake_is_content(run):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 
 import pytest
 from helpers import samples
+from video_pipeline import streaming
 from video_pipeline.config import load_config
 from video_pipeline.engine.simulated import SimulatedEngine
+from video_pipeline.statistics import JobStatistics, throughput
 from video_pipeline.streaming import Window
 
 REQUEST = {"prompt": "x" * 40, "multi_modal_data": {}}
@@ -94,6 +97,88 @@ def test_what_is_being_prepared_counts_with_the_largest_seen():
         await third
 
     asyncio.run(main())
+
+
+class Clock:
+    """Stands for the module ``time`` in the window."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("settings", "saturated", "engine"),
+    [
+        ({}, False, 0.0),
+        ({"max_samples": 1}, False, 2.0),  # 1 is held for 2 s: no room
+        ({}, True, 5.0),
+    ],
+)
+def test_time_is_charged_to_what_the_run_waits_for(monkeypatch, settings, saturated, engine):
+    clock = Clock()
+    monkeypatch.setattr(streaming, "time", clock)
+
+    async def main() -> dict[str, float]:
+        window = Window(**{**WIDE, **settings}, engine_is_saturated=lambda: saturated)
+        await window.admit()
+        window.start_clock()
+        clock.now = 3.0
+        await window.prepared(10)
+        clock.now = 5.0
+        await window.release(10)
+        return window.limits
+
+    assert asyncio.run(main()) == {"decode": 5.0 - engine, "engine": engine}
+
+
+def test_after_the_last_read_the_engine_is_what_is_left(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(streaming, "time", clock)
+
+    async def main() -> dict[str, float]:
+        window = Window(**WIDE)
+        await window.admit()
+        window.start_clock()
+        window.all_admitted()
+        clock.now = 1.0
+        await window.prepared(10)  # until here it was being read
+        clock.now = 5.0
+        await window.release(10)
+        return window.limits
+
+    assert asyncio.run(main()) == {"decode": 1.0, "engine": 4.0}
+
+
+def job(rank: int, decode: float, engine: float, **more) -> dict:
+    statistics = JobStatistics(rank, num_workers=2, inferred=10, seconds=decode + engine, **more)
+    statistics.limits = {"decode": decode, "engine": engine}
+    return asdict(statistics)
+
+
+def test_the_summary_says_what_bounds_the_run():
+    assert throughput([job(0, 7.0, 3.0)])["bound"] == "decode-bound: give it more cores"
+    assert throughput([job(0, 3.0, 7.0)])["bound"] == "GPU-bound"
+    assert throughput([job(0, 7.0, 3.0), job(1, 1.0, 9.0)])["bound"] == "GPU-bound"
+    assert throughput([]) == {"bound": "nothing was inferred"}
+
+
+def test_rates_are_of_all_ranks_side_by_side():
+    spent = {"video_seconds": 40.0, "prompt_tokens": 90, "completion_tokens": 10}
+    first = job(0, 6.0, 4.0, engine_busy_seconds=9.0, decode_seconds=10.0, **spent)
+    again = job(0, 5.0, 5.0, engine_busy_seconds=9.0, decode_seconds=10.0, **spent)
+    other = job(1, 5.0, 0.0, engine_busy_seconds=4.5, decode_seconds=5.0, **spent)
+    assert throughput([first, again, other]) == {
+        "seconds": 20.0,  # the two attempts of rank 0, one after the other
+        "videos_per_second": 1.5,
+        "video_hours_per_hour": 6.0,
+        "tokens_per_second": 15.0,
+        "engine_busy_share": 0.9,
+        "engine_waiting_share": 0.1,
+        "decode_workers_load": 0.5,
+        "bound": "decode-bound: give it more cores",
+    }
 
 
 def simulated(**settings) -> SimulatedEngine:

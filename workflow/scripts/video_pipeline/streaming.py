@@ -11,6 +11,7 @@ import asyncio
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,13 +68,15 @@ class Window:
         max_bytes: Bound on ready plus submitted samples.
         max_samples: Bound on their number.
         max_preparing: Bound on samples in the decode processes.
+        engine_is_saturated: Whether more requests would not make the engine faster.
         limits: Seconds in which the decode processes (``decode``) or the engine (``engine``) kept
-            more samples from being admitted.
+            the run from being faster.
     """
 
     max_bytes: float
     max_samples: int
     max_preparing: int
+    engine_is_saturated: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self.preparing = self.held = self.held_bytes = 0
@@ -133,7 +136,8 @@ class Window:
         if self._since is None:
             return
         now = time.monotonic()
-        waits_for_engine = self._is_full() or (self._all_admitted and self.preparing == 0)
+        all_prepared = self._all_admitted and self.preparing == 0
+        waits_for_engine = self._is_full() or all_prepared or self.engine_is_saturated()
         self.limits["engine" if waits_for_engine else "decode"] += now - self._since
         self._since = now
 
@@ -163,6 +167,7 @@ class Stream:
         shard.check_requests()
         shard.error_rate.check(f"rank {shard.rank}")
         engine = create_engine(shard.config)
+        self._window.engine_is_saturated = lambda: self._submit.locked() or engine.is_saturated()
         spec = WorkerSpec(
             config=shard.config,
             chunk=Path(shard.chunk.path),

@@ -92,5 +92,9 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def is_saturated(self) -> bool:
+        """Whether requests wait inside the engine: more of them would not make it faster."""
+
+    @abstractmethod
     def stop(self) -> None:
         """End the engine's processes."""

@@ -46,6 +46,9 @@ class SimulatedEngine(Engine):
             )
         return Answer(simulated_text(key, self._tokens), prompt_tokens, self._tokens, "stop")
 
+    def is_saturated(self) -> bool:
+        return self._free.locked()
+
     def stop(self) -> None:
         """Nothing to end."""
 

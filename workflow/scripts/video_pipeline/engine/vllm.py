@@ -30,6 +30,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import SchedulerStats
 
 # Each video is seen once: caches of processed media only cost memory and hashing. A user's own
 # engine arguments come after these.
@@ -70,6 +72,7 @@ class VllmEngine(Engine):
             check_budget(config, vision.patch_size)
         self.dataset_model = _processor_folder(self._vllm_config)
         self._llm: AsyncLLM | None = None
+        self._waiting: dict[int, int] = {}
 
     def preparer(self) -> Preparer:
         return Renderer(self._vllm_config)
@@ -77,7 +80,10 @@ class VllmEngine(Engine):
     async def start(self) -> None:
         # In a thread, so that samples are prepared while the model loads.
         self._llm = await asyncio.to_thread(
-            AsyncLLM.from_vllm_config, self._vllm_config, disable_log_stats=True
+            AsyncLLM.from_vllm_config,
+            self._vllm_config,
+            stat_loggers=[lambda _, index: _QueueLength(self._waiting, index)],
+            disable_log_stats=True,
         )
 
     async def generate(self, key: str, request: Any) -> Answer:
@@ -99,10 +105,28 @@ class VllmEngine(Engine):
             completion.finish_reason,
         )
 
+    def is_saturated(self) -> bool:
+        return any(self._waiting.values())
+
     def stop(self) -> None:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+
+
+class _QueueLength(StatLoggerBase):
+    """Notes how many requests wait in the scheduler of engine ``index``."""
+
+    def __init__(self, waiting: dict[int, int], index: int) -> None:
+        self._waiting = waiting
+        self._index = index
+
+    def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
+        if scheduler_stats is not None:
+            self._waiting[self._index] = scheduler_stats.num_waiting_reqs
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
 
 
 class Renderer(Preparer):
