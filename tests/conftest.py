@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from helpers import Run, Splitter
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell that runs the tests in the background has Ctrl-C ignored, which jobs would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # a job in this process ends, with its children, the resource tracker of multiprocessing
     config.addinivalue_line("filterwarnings", "ignore:resource_tracker")
 
