@@ -19,7 +19,7 @@ rule all:
 
 
 onstart:
-    write_plan()
+    begin()
 
 
 onerror:

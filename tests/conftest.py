@@ -33,6 +33,12 @@ def here(run: Run, monkeypatch: pytest.MonkeyPatch, forget_plugins: None) -> Run
     return run
 
 
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, who writes to an output is not given time to end."""
+    monkeypatch.setattr("video_pipeline.sharding.GRACE_SECONDS", 0.0)
+
+
 @pytest.fixture
 def splitting(here: Run) -> Splitter:
     """Splits the samples of a small run in this process."""

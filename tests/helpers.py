@@ -27,7 +27,9 @@ SCRIPTS = PROJECT / "workflow" / "scripts"
 PLUGIN = '''\
 """A task and a dataset for tests."""
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -49,6 +51,17 @@ def misbehave(do):
         raise ValueError
     if do == "die":
         os._exit(7)
+    if do == "die once" and not (HERE / "died").exists():
+        (HERE / "died").touch()
+        os._exit(7)
+    if do == "vanish":
+        os._exit(0)
+    if do == "segfault":
+        ctypes.string_at(0)
+    if do == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "devour":
+        bytearray(10**11)
     if do == "exit":
         sys.exit(0)
     if do == "hang":
@@ -144,12 +157,18 @@ class Run:
         self, *arguments: str, snakefile: Path = PROJECT / "Snakefile", succeeds: bool = True
     ) -> str:
         """Run Snakemake; returns what it printed. Fails unless it succeeds as expected."""
-        command = [
+        return self._checked(self._snakemake(snakefile, arguments), succeeds)
+
+    def start_snakemake(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start Snakemake in the background."""
+        return self._in_background(self._snakemake(PROJECT / "Snakefile", arguments))
+
+    def _snakemake(self, snakefile: Path, arguments: Iterable[str]) -> list[str]:
+        return [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)),
             *("--directory", str(self.folder), "--configfile", str(self.folder / "my.yaml")),
             *("--cores", "2", *arguments),
         ]
-        return self._checked(command, succeeds)
 
     def script(self, name: str, *arguments: str, succeeds: bool = True) -> str:
         """Run one of ``workflow/scripts`` in the working directory."""
@@ -161,10 +180,11 @@ class Run:
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
         """Start one of ``workflow/scripts`` in the background."""
+        return self._in_background(self.command(name, *arguments))
+
+    def _in_background(self, command: list[str]) -> subprocess.Popen[str]:
         with open(self.folder / "background.log", "a", encoding="utf-8") as log:
-            return subprocess.Popen(
-                self.command(name, *arguments), cwd=self.folder, stdout=log, stderr=log, text=True
-            )
+            return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, text=True)
 
     def _checked(self, command: list[str], succeeds: bool) -> str:
         done = subprocess.run(
@@ -296,13 +316,18 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) 
 
 def marked_processes(mark: str) -> list[int]:
     """Process ids, by the job's mark in their environment."""
+    return processes_with("VIDEO_PIPELINE_JOB", mark)
+
+
+def processes_with(variable: str, value: str) -> list[int]:
+    """Ids of the processes that have this in their environment."""
     import psutil
 
     found = []
     for process in psutil.process_iter():
         try:
             alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and process.environ().get("VIDEO_PIPELINE_JOB") == mark:
+            if alive and process.environ().get(variable) == value:
                 found.append(process.pid)
         except psutil.Error:
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_a_nested_request(tmp_path):
 def test_arrays_do_not_go_through_the_pipe(tmp_path):
     frames = torch.randint(0, 255, (40, 3, 224, 224), dtype=torch.uint8)
     parcel, result = there_and_back({"frames": frames}, tmp_path)
-    assert len(parcel.pickled) < 1000
+    assert len(pickle.dumps(parcel)) < 1000
     assert parcel.num_bytes == pytest.approx(frames.numel(), abs=1000)
     assert torch.equal(result["frames"], frames)
 
@@ -109,13 +111,6 @@ def test_what_arrives_can_be_changed(tmp_path):
     _, result = there_and_back(torch.zeros(10), tmp_path)
     result += 1
     assert result.sum() == 10
-
-
-def test_without_arrays_there_is_no_file(tmp_path):
-    parcel = pack({"prompt": "x"}, tmp_path)
-    assert parcel.path is None
-    assert list(tmp_path.iterdir()) == []
-    assert unpack(parcel) == {"prompt": "x"}
 
 
 def test_an_arrived_tensor_outlives_its_file(tmp_path):

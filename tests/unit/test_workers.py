@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
 
 import pytest
 from helpers import samples
 from video_pipeline.config import load_config
+from video_pipeline.data import workers
 from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.errors import TaskError, UserError
@@ -44,6 +46,20 @@ def prepare(here, tmp_path):
     return run
 
 
+@pytest.fixture
+def pool(here, tmp_path):
+    """One decode process; the third sample hangs."""
+    here.write_samples(doing(None, None, "hang"))
+    here.configure(data={"num_shards": 1})
+    config = load_config(here.folder / "my.yaml")
+    layout = Layout.of(config, 1)
+    split(config, layout)
+    spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), tmp_path)
+    pool = DecodePool(spec, 1, 600.0)
+    yield pool
+    pool.stop()
+
+
 def outcome(result) -> str:
     """``ok``, the stage of a sample's error, or the name of another exception."""
     if isinstance(result, SampleError):
@@ -70,6 +86,55 @@ def test_bad_samples_cost_only_themselves(prepare):
     assert results[0].request["prompt"] == "x" * 40
     assert results[0].num_bytes > 0
     assert results[0].seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        ("vanish", "exit code 0"),
+        ("segfault", "SIGSEGV"),
+        ("killed", "SIGKILL, perhaps by the kernel for want of memory"),
+    ],
+)
+def test_however_a_process_dies_it_is_replaced(prepare, do, said):
+    results = prepare(doing(None, do, None))
+    assert [outcome(result) for result in results] == ["ok", "crash", "ok"]
+    assert said in str(results[1])
+
+
+def test_memory_is_limited(prepare):
+    results = prepare(doing("devour", None))
+    assert [outcome(result) for result in results] == ["read", "ok"]
+    assert results[0].type == "MemoryError"
+    assert "data.worker_memory_gb" in str(results[0])
+
+
+def test_a_process_that_is_killed_between_two_samples_costs_nothing(pool):
+    async def main():
+        await pool.prepare(0)
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        process.join()
+        await pool.prepare(1)
+        (other,) = multiprocessing.active_children()
+        assert other.pid != process.pid
+
+    asyncio.run(main())
+
+
+def test_processes_are_renewed(here, prepare, monkeypatch):
+    monkeypatch.setattr(workers, "SAMPLES_PER_WORKER", 2)
+    here.edit_plugin('"prompt": "x" * 40', '"prompt": str(os.getpid())')
+    pids = [result.request["prompt"] for result in prepare(samples(5))]
+    assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
+
+
+def test_an_exception_of_ours_is_not_a_samples_fault(here, prepare):
+    here.edit_plugin('"prompt": "x" * 40', '"prompt": open(__file__)')
+    (result,) = prepare(samples(1))
+    assert isinstance(result, RuntimeError)
+    assert "cannot pickle" in str(result)
+    assert "Traceback" in str(result)
 
 
 def test_a_sample_that_hangs_is_ended(prepare):
@@ -152,20 +217,10 @@ def test_large_samples_arrive_whole(here, prepare):
         assert result.request["threads"] == 1
 
 
-def test_stopping_ends_the_processes(here, tmp_path):
-    import multiprocessing
-
-    here.write_samples(doing("hang", None))
-    here.configure(data={"num_shards": 1})
-    config = load_config(here.folder / "my.yaml")
-    layout = Layout.of(config, 1)
-    split(config, layout)
-    spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), tmp_path)
-    pool = DecodePool(spec, 1, 600.0)
-
+def test_stopping_ends_the_processes(pool):
     async def one_and_stop():
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(pool.prepare(0), 0.2)
+            await asyncio.wait_for(pool.prepare(2), 0.2)
 
     asyncio.run(one_and_stop())
     pool.stop()

@@ -11,8 +11,12 @@ sys.path.insert(0, str(SCRIPTS))
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.layout import Layout
+from video_pipeline.locks import describe_holder, try_lock
 from video_pipeline.plan import read_plan, resolve_plan, revive_chunks
 from video_pipeline.plugins import plugin_files
+from video_pipeline.processes import own_jobs, stop_jobs_on_signals
+
+own_jobs()
 
 
 def given_gpus():
@@ -83,9 +87,17 @@ def spec(*sections):
     )
 
 
-def write_plan():
-    """Write down, beside the results, what this invocation has decided."""
+def begin():
+    """Take the output for this invocation, and write down, beside it, what was decided."""
     if workflow.is_main_process:
+        global run_lock
+        run_lock = try_lock(LAYOUT.run_lock)
+        if run_lock is None:
+            raise WorkflowError(
+                f"another snakemake is at work on {LAYOUT.output}: "
+                f"{describe_holder(LAYOUT.run_lock)}. Wait for it or stop it, then run again."
+            )
+        stop_jobs_on_signals()
         PLAN.write(LAYOUT.plan)
         LAYOUT.config.write_text(CONFIG.to_yaml(), encoding="utf-8")
 

@@ -10,8 +10,10 @@ rule infer:
     conda:
         "../../envs/gpu.yaml"
     threads: gpu_job_threads()
+    retries: 3
     resources:
         gpu=CONFIG.vllm.gpus_per_job,
+        attempt=lambda wildcards, attempt: attempt,
     params:
         run=command("infer.py"),
         config=LAYOUT.config,
@@ -20,4 +22,5 @@ rule infer:
     shell:
         "{params.run} --config {params.config:q}"
         " --num-shards {params.num_shards} --rank {wildcards.rank} --threads {threads}"
+        " --attempt {resources.attempt}"
         " > {log:q} 2>&1"

@@ -15,9 +15,10 @@ def main() -> None:
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
     parser.add_argument("--rank", type=int, required=True, help="the chunk to infer, from 0")
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
+    parser.add_argument("--attempt", type=int, default=1, help="from 2 on it is a retry")
     args = parser.parse_args()
     config = load_config(args.config)
-    infer(config, Layout.of(config, args.num_shards), args.rank, args.threads)
+    infer(config, Layout.of(config, args.num_shards), args.rank, args.threads, args.attempt)
 
 
 if __name__ == "__main__":

@@ -2,26 +2,85 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import logging
 import sys
 from collections.abc import Callable
+from numbers import Number
+from typing import Any
 
 from video_pipeline.errors import UserError
+from video_pipeline.processes import end_with_snakemake
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run ``main`` as a program: log lines to stderr, a :class:`UserError` without a traceback.
+    """Run ``main`` as a program: log lines to stderr, a :class:`UserError` without a traceback. The
+    program ends with the Snakemake that started it.
 
-    Exits with status 1 after a user's error; any other exception keeps its traceback.
+    Exits with status 1 after a user's error and where a file cannot be written; any other exception
+    keeps its traceback.
     """
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    end_with_snakemake()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(error)}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        place = f" ({plain(error.filename)})" if error.filename else ""
+        print(
+            f"error: {error.strerror}{place}. Mend that and run the same command again: what is in "
+            "the journal stays done",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+_CANNOT_WRITE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.EROFS, errno.EACCES, errno.EPERM),  # not allowed
+}
+
+
+class PlainFormatter(logging.Formatter):
+    """Escapes what the arguments of a log line bring along, such as a sample's key or an error: in
+    a terminal or a log, none can end the line, forge another one, or move the cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record = copy.copy(record)
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_Plain.of, record.args))
+        elif record.args:
+            record.args = {name: _Plain.of(value) for name, value in record.args.items()}
+        return super().format(record)
+
+
+class _Plain:
+    """Stands for a value, wherever it is written as text."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return plain(self._value, newlines=False)
+
+    def __repr__(self) -> str:
+        return plain(repr(self._value), newlines=False)
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        """``value`` itself if it is a number, which may be formatted as one."""
+        return value if isinstance(value, Number) else cls(value)
+
+
+def plain(value: Any, newlines: bool = True) -> str:
+    """``str(value)`` with what is not printable (control characters, those that reverse the
+    direction of text, lone surrogates) escaped as ``repr`` does it; ``newlines`` may stay."""
+    kept = "\n" if newlines else ""
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in str(value))

@@ -74,6 +74,23 @@ class Data(Section):
         description="The field that holds a unique id, used as `__key`. `null`: the key is a hash "
         "of the sample's content.",
     )
+    allowed_roots: list[Path] | None = Field(
+        None,
+        description="The folders that local videos and images must lie in, after links and `..` "
+        "are followed; anything else gets an error record. Relative ones are relative to the "
+        "working directory. `null`: they may lie anywhere.",
+    )
+    max_download_gb: float = Field(
+        4.0,
+        gt=0,
+        description="Size, in GB, of the largest video that is read by http(s). It is downloaded "
+        "to the folder for temporary files (`TMPDIR`).",
+    )
+    allow_private_addresses: bool = Field(
+        False,
+        description="`true`: videos are also read by http(s) from hosts that are not on the public "
+        "internet: this machine, the local network, reserved addresses.",
+    )
     resume: bool = Field(
         True,
         description="`false`: every invocation starts a new, empty journal (its own retries go on "
@@ -94,6 +111,12 @@ class Data(Section):
         gt=0,
         description="Seconds one sample may take to be read and prepared; then its worker is "
         "killed and the sample gets an error record.",
+    )
+    worker_memory_gb: float | None = Field(
+        16.0,
+        gt=0,
+        description="Memory, in GB, that one decode process may ask for; a video that needs more "
+        "gets an error record. `null`: no limit.",
     )
     max_ready_gb: float = Field(
         8.0,
@@ -237,6 +260,12 @@ class Run(Section):
     )
     max_in_flight: int = Field(
         256, ge=1, description="Requests submitted to the engine at once, at most."
+    )
+    engine_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds without a sign of life from an engine that has requests, after which "
+        "the job fails and is started again.",
     )
     keep_rank_files: bool = Field(False, description="Keep the rank files after consolidation.")
     max_error_rate: float = Field(

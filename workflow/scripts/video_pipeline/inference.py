@@ -15,8 +15,9 @@ import orjson
 from video_pipeline import gpus
 from video_pipeline.chunks import Chunk
 from video_pipeline.config import Config
+from video_pipeline.engine.base import EngineDead
 from video_pipeline.errors import TaskError, UserError
-from video_pipeline.files import replacing
+from video_pipeline.files import replacing, write_text
 from video_pipeline.identity import settings_digest
 from video_pipeline.journal import (
     JournalIndex,
@@ -46,15 +47,32 @@ STORAGE_STAGES = frozenset({"read", "timeout"})
 """Stages of errors that end when the storage is back."""
 
 
-def infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
+def infer(config: Config, layout: Layout, rank: int, threads: int, attempt: int = 1) -> None:
     """Infer what is pending in the chunk of ``rank`` and write its rank file.
 
-    ``threads`` is the number of cores given to the job. A second job of the same rank waits for
-    the first and infers what that left. With nothing pending no GPU is taken and no model loaded.
+    ``threads`` is the number of cores given to the job, ``attempt`` counts Snakemake's retries: a
+    failure that another attempt would only repeat is reported again at once.
 
     Raises :class:`UserError` where the user's input, code or settings are at fault, also if more
-    than ``run.max_error_rate`` of the samples failed.
+    than ``run.max_error_rate`` of the samples failed, and :class:`EngineDead`, after which another
+    attempt is worth it.
     """
+    failure = layout.failure(rank)
+    if attempt > 1 and failure.exists():
+        raise UserError(failure.read_text(encoding="utf-8"))
+    failure.unlink(missing_ok=True)
+    try:
+        _infer(config, layout, rank, threads)
+    except EngineDead:
+        raise
+    except UserError as error:
+        write_text(failure, str(error))
+        raise
+
+
+def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
+    """A second job of the same rank waits for the first and infers what that left. With nothing
+    pending no GPU is taken and no model loaded."""
     load_plugins(config.run.plugins)
     task = get_task(config.run.task)(dict(config.task_params))
     with waiting_lock(layout.lock(rank), logger):
@@ -92,6 +110,7 @@ class Shard:
         chunk: The entries of the chunk.
         rank: The rank.
         pending: Positions in the chunk that are still to be inferred, in input order.
+        deaths: Of the pending samples that were in an engine when it died, how often.
         error_rate: Failures among the finished samples.
         statistics_path: File for the job's statistics.
     """
@@ -110,11 +129,14 @@ class Shard:
         self._attempts = attempt_prefix(manifest.split_id, rank)
         self.error_rate = ErrorRate(config.run.max_error_rate)
         self.pending = array("Q")
+        self.deaths: dict[int, int] = {}
         index = self._index()
         for position, entry in enumerate(self.chunk):
             done = index.find(entry.key, "", entry.request, entry.done)
             if done is None:
                 self.pending.append(position)
+                if deaths := index.deaths(entry.key, "", entry.request):
+                    self.deaths[position] = len(deaths)
             else:
                 self.error_rate.finished += 1
                 self.error_rate.failed += done.is_error

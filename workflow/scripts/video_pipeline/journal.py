@@ -5,16 +5,19 @@ Each attempt of an inference job appends to a file of its own in the folder of t
     {"__journal": 1, "host": ..., "pid": ...}
     {"__key": ..., "__part": "", "__request": <digest>, "output_text": ..., "__usage": {...}}
     {"__key": ..., "__part": "", "__request": <digest>, "__error": {...}}
+    {"__key": ..., "__part": "", "__request": <digest>, "__engine_died": true}
 
-A part names one of several questions about a sample (empty for the plain case). A record is
-written by one ``write`` call; a line that a crash tore off is ignored by every reader. An error is
-final until a record in a file ``reopen.*`` names the file that holds it.
+The last kind says that the engine died with this request in it; the sample is not finished. A part
+names one of several questions about a sample (empty for the plain case). A record is written by one
+``write`` call; a line that a crash tore off is ignored by every reader. An error is final until a
+record in a file ``reopen.*`` names the file that holds it.
 
 Only this module writes records.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -35,7 +38,7 @@ VERSION = 1
 _TEXT = rb'"(?:[^"\\]|\\.)*"'
 _RECORD = re.compile(
     rb'\{"__key":(' + _TEXT + rb'),"__part":(' + _TEXT + rb'),"__request":"([0-9a-f]{32})",'
-    rb'"(output_text|__error|__reopens)":'
+    rb'"(output_text|__error|__engine_died|__reopens)":'
 )
 
 
@@ -93,8 +96,13 @@ class JournalWriter:
         error = {name: clean_text(text) for name, text in error.items()}
         self._record(key, part, request, {"__error": error, **answered})
 
+    def engine_died(self, key: str, part: str, request: str) -> None:
+        """Note that the engine died with this request in it."""
+        self._record(key, part, request, {"__engine_died": True})
+
     def reopen(self, key: str, part: str, request: str, file: str) -> None:
-        """Take back the error of this sample that journal file ``file`` holds."""
+        """Take back what journal file ``file`` holds against this sample: its error, or that the
+        engine died with it."""
         self._record(key, part, request, {"__reopens": file})
 
     def _record(self, key: str, part: str, request: str, rest: dict[str, Any]) -> None:
@@ -102,9 +110,12 @@ class JournalWriter:
 
     def _write(self, record: dict[str, Any]) -> None:
         line = orjson.dumps(record) + b"\n"
-        written = os.write(self._fd, line)
+        try:
+            written = os.write(self._fd, line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
         if written != len(line):
-            raise OSError(f"only {written} of {len(line)} bytes went to {self.path}: disk full?")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def sync(self) -> None:
         """Flush to the disk."""
@@ -144,7 +155,9 @@ class JournalIndex:
     _files: list[str] = field(default_factory=list)
     # identity -> file number << 44 | offset << 1 | is_error: one integer instead of an object
     _places: dict[bytes, int] = field(default_factory=dict)
-    # errors taken back: (identity, name of the journal file that holds the error)
+    # identity -> names of the files that say that the engine died with it
+    _deaths: dict[bytes, list[str]] = field(default_factory=dict)
+    # what was taken back: (identity, name of the journal file that holds it)
     _reopened: set[tuple[bytes, str]] = field(default_factory=set)
     # the files that are there: somebody may have removed some
     _present: frozenset[str] = frozenset()
@@ -168,6 +181,10 @@ class JournalIndex:
             return known
         return Location(self._files[place >> 44], place >> 1 & (1 << 43) - 1, bool(place & 1))
 
+    def deaths(self, key: str, part: str, request: str) -> list[str]:
+        """The journal files that say that the engine died with this request in it."""
+        return self._deaths.get(identity(key, part, request), [])
+
     @property
     def files(self) -> list[str]:
         """Names of the files that were there, indexed or not."""
@@ -186,8 +203,12 @@ class JournalIndex:
         for offset, match in _records(path):
             name = _identity(match[1], match[2], match[3])
             known = self._places.get(name)
-            if match[4] == b"__error":
-                if known is None and (name, path.name) not in self._reopened:
+            if match[4] in (b"__error", b"__engine_died") and (name, path.name) in self._reopened:
+                continue
+            if match[4] == b"__engine_died":
+                self._deaths.setdefault(name, []).append(path.name)
+            elif match[4] == b"__error":
+                if known is None:
                     self._places[name] = number << 44 | offset << 1 | 1
             elif known is None or known & 1:
                 self._places[name] = number << 44 | offset << 1

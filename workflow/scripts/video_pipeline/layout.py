@@ -66,9 +66,18 @@ class Layout:
         """What the inference jobs of one rank spent."""
         return self.chunks / f"rank{rank}.statistics.json"
 
+    def failure(self, rank: int) -> Path:
+        """Why the last inference job of one rank failed, if another attempt would fail, too."""
+        return self.chunks / f"rank{rank}.failure.txt"
+
     def lock(self, rank: int) -> Path:
         """Held by the process that infers one rank."""
         return self.chunks / f"rank{rank}.lock"
+
+    @property
+    def run_lock(self) -> Path:
+        """Held by the Snakemake that works on this output."""
+        return self._all_chunks / "snakemake.lock"
 
     @property
     def all_locks(self) -> list[Path]:

@@ -5,6 +5,9 @@ never comes, vLLM's engine process keeps its GPU. So each job starts a small wat
 The watch sees the job end, however it ends, because the kernel closes the pipe between them; then
 it kills every process that carries the job's mark in its environment and removes the job's shared
 memory.
+
+Nor does a job outlive the Snakemake that started it: killed, Snakemake would leave it running, and
+asked to end, it would wait for it.
 """
 
 from __future__ import annotations
@@ -16,15 +19,24 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+SNAKEMAKE = "VIDEO_PIPELINE_SNAKEMAKE"
+"""Environment variable: process id of the Snakemake that starts the jobs."""
 
 MARK = "VIDEO_PIPELINE_JOB"
 
 KILL_SECONDS = 30.0
 """A process that a broken driver holds in the kernel cannot be killed: give up after this."""
+
+LOOK_SECONDS = 1.0
+"""How often a job looks whether its Snakemake is still there."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -39,20 +51,90 @@ def job_processes() -> Iterator[Path]:
     mark = uuid.uuid4().hex
     parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="video-pipeline-", dir=parent))
-    watch = subprocess.Popen(
-        [sys.executable, "-P", __file__, mark, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=True,  # a Ctrl-C at the terminal is not for the watch
-    )
+    watch = _WatchProcess(mark, folder)
     os.environ[MARK] = mark
     try:
         yield folder
     finally:
         del os.environ[MARK]
-        watch.stdin.close()
-        watch.wait()
+        watch.end()
+
+
+class _WatchProcess:
+    """The watch process; another takes its place if it is killed."""
+
+    def __init__(self, mark: str, folder: Path) -> None:
+        self._command = [sys.executable, "-P", __file__, mark, str(folder)]
+        self._changing = threading.Lock()
+        self._ending = False
+        self._start()
+        threading.Thread(target=self._keep_up, daemon=True).start()
+
+    def end(self) -> None:
+        """Have it do its work, and wait until it is done."""
+        with self._changing:
+            self._ending = True
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,  # a Ctrl-C at the terminal is not for the watch
+        )
+
+    def _keep_up(self) -> None:
+        while True:
+            self._process.wait()
+            with self._changing:
+                if self._ending:
+                    return
+                self._start()
+
+
+def own_jobs() -> None:
+    """In Snakemake: jobs started from now on end with this process, see
+    :func:`end_with_snakemake`."""
+    os.environ[SNAKEMAKE] = str(os.getpid())
+
+
+def stop_jobs_on_signals() -> None:
+    """In Snakemake's main thread: stop the jobs on this machine when Snakemake is asked to end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        then = signal.getsignal(number)
+
+        def stop(number: int, frame: FrameType | None, then: Any = then) -> None:
+            import psutil
+
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.terminate()
+            if callable(then):
+                then(number, frame)
+
+        if then is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
+def end_with_snakemake() -> None:
+    """In a job: end this process once the Snakemake that started it is gone. A job that was started
+    by hand goes on."""
+    import psutil
+
+    pid = os.environ.get(SNAKEMAKE)
+    for parent in psutil.Process().parents():
+        if str(parent.pid) == pid:
+
+            def wait(parent: psutil.Process = parent) -> None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    while parent.status() != psutil.STATUS_ZOMBIE and parent.is_running():
+                        time.sleep(LOOK_SECONDS)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            threading.Thread(target=wait, daemon=True).start()
 
 
 def _watch(mark: str, folder: Path) -> None:

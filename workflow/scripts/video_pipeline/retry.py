@@ -63,7 +63,9 @@ def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Cont
             if done is None or not done.is_error:
                 continue
             if reader.read(done)["__error"]["stage"] in stages:
-                writer.reopen(entry.key, "", entry.request, done.file)
+                deaths = index.deaths(entry.key, "", entry.request)
+                for file in {done.file, *deaths}:
+                    writer.reopen(entry.key, "", entry.request, file)
                 count += 1
     return count
 

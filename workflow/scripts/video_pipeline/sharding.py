@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from array import array
 from contextlib import ExitStack
@@ -30,6 +31,9 @@ from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import get_task
 
 logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 10.0
+"""The jobs of a Snakemake that was killed end within this time."""
 
 TWICE = 100
 """How many samples have their messages built twice, to see that they come out the same."""
@@ -210,13 +214,16 @@ def check_deterministic(task: Task, sample: dict[str, Any], video: str, request:
 
 
 def refuse_live_writers(layout: Layout, *, of_other_plans: bool = False) -> None:
-    """Raise :class:`UserError` while a process still infers into this output, with
+    """Raise :class:`UserError` if a process infers into this output and does not end soon, with
     ``of_other_plans`` only if it does so for another number of shards."""
+    deadline = time.monotonic() + GRACE_SECONDS
     for lock in layout.all_locks:
         if of_other_plans and lock.parent == layout.chunks:
             continue
-        if is_locked(lock):
-            raise UserError(
-                f"{layout.output} is still being written by {describe_holder(lock)} "
-                f"({lock.parent.name}, {lock.stem}): wait for it or stop it, then run again"
-            )
+        while is_locked(lock):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{layout.output} is still being written by {describe_holder(lock)} "
+                    f"({lock.parent.name}, {lock.stem}): wait for it or stop it, then run again"
+                )
+            time.sleep(0.1)

@@ -11,14 +11,14 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
 from video_pipeline.engine import create_engine
-from video_pipeline.engine.base import Engine, RequestRefused
+from video_pipeline.engine.base import Answer, Engine, EngineDead, RequestRefused
 from video_pipeline.journal import JournalWriter
 from video_pipeline.statistics import JobStatistics
 
@@ -40,6 +40,16 @@ process that was killed or replaced leaves no gap."""
 SPARE_FROM = 100
 """Pending samples from which on a spare process is worth its start."""
 
+ENGINE_LOOK_SECONDS = 1.0
+"""How often is looked whether the engine is stuck."""
+
+QUARANTINE_DEATHS = 3
+"""A sample that was in the engine so often when it died is not tried again."""
+
+SUSPECTS_DIVISOR = 16
+"""After a death, the samples that were in the engine are tried after all others, and by so many
+times fewer at once, after a second death again: 256, 16, 1. So the third death names the one."""
+
 PARSED_AT_ONCE = 20
 """How many answers are parsed as they come, to find a task that breaks its contract early."""
 
@@ -48,7 +58,8 @@ def run_stream(shard: Shard, folder: Path, num_workers: int) -> None:
     """Infer all pending samples of ``shard``, with ``num_workers`` decode processes.
 
     ``folder`` is the job's folder of shared memory. Raises :class:`UserError` where the user's
-    code or settings are at fault, also if more than ``run.max_error_rate`` of the samples failed.
+    code or settings are at fault, also if more than ``run.max_error_rate`` of the samples failed,
+    and :class:`EngineDead`.
     """
     try:
         asyncio.run(Stream(shard, folder, num_workers).run())
@@ -57,6 +68,12 @@ def run_stream(shard: Shard, folder: Path, num_workers: int) -> None:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
+        if isinstance(error, EngineDead):
+            raise EngineDead(
+                f"rank {shard.rank}: the engine died: {error}. What was in it is tried last and "
+                "with care by the next attempt: Snakemake's own (retries), or run the same command "
+                "again"
+            ) from None
         raise error from None
 
 
@@ -96,6 +113,7 @@ class Window:
         async with self._changed:
             await self._changed.wait_for(self._has_room)
             self._account()
+            self._all_admitted = False
             self.preparing += 1
 
     async def prepared(self, num_bytes: int) -> None:
@@ -117,7 +135,7 @@ class Window:
             self._changed.notify()
 
     def all_admitted(self) -> None:
-        """No more samples will come."""
+        """No more samples will come, for now."""
         self._account()
         self._all_admitted = True
 
@@ -157,8 +175,10 @@ class Stream:
             max_samples=2 * config.run.max_in_flight,
             max_preparing=self._num_processes,
         )
-        self._submit = asyncio.Semaphore(config.run.max_in_flight)
         self._engine_ready = asyncio.Event()
+        self._in_engine: dict[str, str] = {}
+        self._crashed: list[int] = []
+        self._last_try = False
         self._statistics = JobStatistics(shard.rank, min(num_workers, pending))
 
     async def run(self) -> None:
@@ -187,18 +207,65 @@ class Stream:
 
     async def _infer_all(self, engine: Engine, pool: DecodePool, journal: JournalWriter) -> None:
         async with asyncio.TaskGroup() as group:
-            sync = group.create_task(_every(SYNC_SECONDS, journal.sync))
-            progress = group.create_task(_every(PROGRESS_SECONDS, self._log_progress))
-            async with asyncio.TaskGroup() as samples:
-                samples.create_task(self._start(engine))
-                for position in self._shard.pending:
-                    await self._window.admit()
-                    samples.create_task(self._infer_one(position, engine, pool, journal))
-                self._window.all_admitted()
-            sync.cancel()
-            progress.cancel()
+            helpers = [
+                group.create_task(_every(SYNC_SECONDS, journal.sync)),
+                group.create_task(_every(PROGRESS_SECONDS, self._log_progress)),
+                group.create_task(self._watch_engine(engine, journal)),
+            ]
+            self._quarantine(journal)
+            start = group.create_task(self._start(engine))
+            for positions, max_in_flight in self._rounds():
+                self._submit = asyncio.Semaphore(max_in_flight)
+                async with asyncio.TaskGroup() as samples:
+                    for position in positions:
+                        await self._window.admit()
+                        samples.create_task(self._infer_one(position, engine, pool, journal))
+                    self._window.all_admitted()
+            await start
+            for helper in helpers:
+                helper.cancel()
         self._statistics.finish()
         self._log_progress()
+
+    def _rounds(self) -> Iterator[tuple[Iterable[int], int]]:
+        """Positions to infer, and how many of them may be in the engine at once, round by round:
+        first what nothing is known against, then what may have killed the engine, and in the end,
+        one at a time, what has killed its decode process."""
+        shard, at_once = self._shard, self._shard.config.run.max_in_flight
+        deaths = shard.deaths
+        yield (position for position in shard.pending if position not in deaths), at_once
+        for count in range(1, QUARANTINE_DEATHS):
+            at_once = max(1, at_once // SUSPECTS_DIVISOR)
+            yield [position for position, n in deaths.items() if n == count], at_once
+        self._last_try = True
+        self._window.max_preparing = 1
+        yield self._crashed, 1
+
+    def _quarantine(self, journal: JournalWriter) -> None:
+        for position, count in self._shard.deaths.items():
+            if count >= QUARANTINE_DEATHS:
+                entry = self._shard.chunk[position]
+                message = f"it was in the engine {count} times when the engine died"
+                error = {"stage": "quarantine", "type": "EngineDead", "message": message}
+                self._fail(journal, entry.key, entry.request, error)
+
+    async def _watch_engine(self, engine: Engine, journal: JournalWriter) -> None:
+        """Raise :class:`EngineDead` if the engine has requests and stands still."""
+        timeout_s = self._shard.config.run.engine_timeout_s
+        steps, since = engine.steps, time.monotonic()
+        while True:
+            await asyncio.sleep(min(ENGINE_LOOK_SECONDS, timeout_s / 2))
+            if not self._in_engine or engine.steps != steps:
+                steps, since = engine.steps, time.monotonic()
+            elif time.monotonic() - since > timeout_s:
+                self._note_death(journal)
+                raise EngineDead(f"no sign of life for run.engine_timeout_s: {timeout_s:g} s")
+
+    def _note_death(self, journal: JournalWriter) -> None:
+        """Write down, once, which requests were in the engine when it died."""
+        in_engine, self._in_engine = self._in_engine, {}
+        for key, request in in_engine.items():
+            journal.engine_died(key, "", request)
 
     async def _start(self, engine: Engine) -> None:
         """Load the model; meanwhile the decode processes start and prepare the first samples."""
@@ -219,12 +286,13 @@ class Stream:
                 await self._window.prepared(prepared.num_bytes if prepared else 0)
             self._statistics.count_prepared(prepared)
             await self._engine_ready.wait()
-            async with self._submit:
-                self._window.start_clock()
-                with self._statistics.engine_busy():
-                    answer = await engine.generate(key, prepared.request)
+            answer = await self._generate(key, request, engine, prepared, journal)
         except SampleError as error:
-            self._fail(journal, key, request, error.as_record())
+            if error.stage == "crash" and not self._last_try:
+                logger.warning("sample %s: %s; it is tried once more, alone", key, error)
+                self._crashed.append(position)
+            else:
+                self._fail(journal, key, request, error.as_record())
         except RequestRefused as error:
             record = {"stage": "generate", "type": error.type, "message": str(error)}
             self._fail(journal, key, request, record)
@@ -236,6 +304,21 @@ class Stream:
             self._shard.error_rate.count()
         finally:
             await self._window.release(prepared.num_bytes if prepared else 0)
+
+    async def _generate(
+        self, key: str, request: str, engine: Engine, prepared: Prepared, journal: JournalWriter
+    ) -> Answer:
+        async with self._submit:
+            self._window.start_clock()
+            self._in_engine[key] = request
+            try:
+                with self._statistics.engine_busy():
+                    return await engine.generate(key, prepared.request)
+            except EngineDead:
+                self._note_death(journal)
+                raise
+            finally:
+                self._in_engine.pop(key, None)
 
     def _fail(self, journal: JournalWriter, key: str, request: str, error: dict[str, Any]) -> None:
         journal.error(key, "", request, error)

@@ -1,8 +1,9 @@
 """Moves prepared samples from the decode processes to the engine's process.
 
-Large arrays are written to a file of their own in a folder of shared memory and mapped by the
-receiver, which unlinks the file at once; only a small pickle goes through the pipe. A file that a
-killed process leaves behind lies in the job's folder, which goes with the job.
+A sample is written to a file of its own in a folder of shared memory and mapped by the receiver,
+which unlinks the file at once; only the file's name goes through the pipe, in one piece, so that
+no half of a message is there when a process is killed. A file that a killed process leaves behind
+lies in the job's folder, which goes with the job.
 """
 
 from __future__ import annotations
@@ -26,19 +27,18 @@ class Parcel:
     """A packed object on its way.
 
     Attributes:
-        pickled: The object without its large arrays.
-        path: The file with the arrays, or None if there are none.
-        sizes: Bytes of each array in the file.
+        path: The file that holds it: the pickled object without its large arrays, then the arrays,
+            each at a multiple of 64 bytes.
+        sizes: Bytes of each of these parts.
     """
 
-    pickled: bytes
-    path: str | None
+    path: str
     sizes: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
         """Bytes the unpacked object holds."""
-        return len(self.pickled) + sum(self.sizes)
+        return sum(self.sizes)
 
 
 class _Pickler(pickle.Pickler):
@@ -57,27 +57,24 @@ def _tensor(data: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
 
 
 def pack(value: Any, folder: Path) -> Parcel:
-    """Pack ``value``, its arrays into a new file in ``folder``.
+    """Pack ``value`` into a new file in ``folder``.
 
     Raises :class:`OSError` if the folder is full.
     """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
-    views = [buffer.raw() for buffer in buffers]
-    sizes = tuple(view.nbytes for view in views)
-    if not sum(sizes):
-        return Parcel(stream.getvalue(), None, sizes)
+    parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     fd, path = tempfile.mkstemp(dir=folder)
     try:
         with open(fd, "wb", buffering=0) as file:
-            for view in views:
-                _write_all(file, view)
-                _write_all(file, bytes(-view.nbytes % _ALIGNMENT))
+            for part in parts:
+                _write_all(file, part)
+                _write_all(file, bytes(-part.nbytes % _ALIGNMENT))
     except BaseException:
         os.unlink(path)
         raise
-    return Parcel(stream.getvalue(), path, sizes)
+    return Parcel(path, tuple(part.nbytes for part in parts))
 
 
 def _write_all(file: io.FileIO, data: Any) -> None:
@@ -88,13 +85,11 @@ def _write_all(file: io.FileIO, data: Any) -> None:
 
 def unpack(parcel: Parcel) -> Any:
     """The object of a parcel; its arrays are views of the mapped file, which is unlinked."""
-    if parcel.path is None:
-        return pickle.loads(parcel.pickled, buffers=[bytearray() for _ in parcel.sizes])
     with open(parcel.path, "r+b") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0))
     os.unlink(parcel.path)
-    views, offset = [], 0
+    parts, offset = [], 0
     for size in parcel.sizes:
-        views.append(mapped[offset : offset + size])
+        parts.append(mapped[offset : offset + size])
         offset += size + -size % _ALIGNMENT
-    return pickle.loads(parcel.pickled, buffers=views)
+    return pickle.loads(parts[0], buffers=parts[1:])

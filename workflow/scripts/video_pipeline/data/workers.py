@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
+import resource
+import shutil
+import signal
 import time
-from concurrent.futures import TimeoutError as PoolTimeout
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
-
-from pebble import ProcessExpired, ProcessPool
 
 from video_pipeline.config import Config
 from video_pipeline.data.transport import Parcel, pack, unpack
@@ -21,6 +24,14 @@ from video_pipeline.errors import TaskError, UserError, user_frame, where
 
 SAMPLES_PER_WORKER = 2000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
+
+START_SECONDS = 600.0
+"""A process starts in about 6 s; from a slow network file system it may take minutes."""
+
+BAD_STARTS = 3
+"""So many starts in a row that fail are no accident."""
+
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 class SampleError(Exception):
@@ -81,20 +92,19 @@ class Prepared:
 
 
 class DecodePool:
-    """A pool of decode processes; a sample that kills or hangs its process costs only itself."""
+    """Decode processes, each at the end of a pipe of its own: one that dies, hangs or is killed
+    takes nothing with it but the sample in its hands, and is replaced.
+
+    (Pools that share a queue between processes cannot promise that: a process killed while it holds
+    the queue's lock stops all others.)
+    """
 
     def __init__(self, spec: WorkerSpec, num_workers: int, timeout_s: float) -> None:
-        self.num_workers = num_workers
-        self._timeout_s = timeout_s
-        self._pool = ProcessPool(
-            max_workers=num_workers,
-            max_tasks=SAMPLES_PER_WORKER,
-            initializer=_start,
-            initargs=(spec,),
-            context=multiprocessing.get_context("spawn"),
-        )
-        # a pool starts its workers with the first task: let them start while the model loads
-        self._pool.schedule(_ready)
+        self._processes = [_Process(spec, number, timeout_s) for number in range(num_workers)]
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+        self._idle: asyncio.Queue[_Process] = asyncio.Queue()
+        for process in self._processes:
+            self._idle.put_nowait(process)
 
     async def prepare(self, position: int) -> Prepared:
         """Prepare the sample at ``position`` of the chunk.
@@ -102,29 +112,126 @@ class DecodePool:
         Raises :class:`SampleError` for the sample's own failure and :class:`UserError` if the
         user's code or configuration is at fault.
         """
+        process = await self._idle.get()
         try:
-            future = self._pool.schedule(_prepare, args=(position,), timeout=self._timeout_s)
-            parcel, seconds, video_seconds = await asyncio.wrap_future(future)
-        except PoolTimeout:
-            raise SampleError(
-                "timeout", "TimeoutError", f"not ready after {self._timeout_s:g} s"
-            ) from None
-        except ProcessExpired as error:
-            raise SampleError(
-                "crash", "ProcessExpired", f"the decode process died (exit code {error.exitcode})"
-            ) from None
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"the decode processes died, not while they had a sample ({error}); the log above "
-                "may say why. A dataset or plugin that ends its process does this, and so does "
-                "too little memory for data.num_workers processes"
-            ) from error
-        return Prepared(unpack(parcel), parcel.num_bytes, seconds, video_seconds)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, process.prepare, position)
+        finally:
+            self._idle.put_nowait(process)
 
     def stop(self) -> None:
         """Kill the processes and drop what they were doing."""
-        self._pool.stop()
-        self._pool.join()
+        for process in self._processes:
+            process.stop()
+        self._threads.shutdown()
+
+
+class ProcessDied(Exception):
+    """A decode process ended by itself; the text says how."""
+
+
+class _Process:
+    """One decode process at a time, and its pipe. It is started ahead of its first sample."""
+
+    def __init__(self, spec: WorkerSpec, number: int, timeout_s: float) -> None:
+        self._folder = spec.folder / f"worker{number}"
+        self._spec = replace(spec, folder=self._folder)
+        self._timeout_s = timeout_s
+        self._bad_starts = 0
+        self._stopped = False
+        self._start()
+
+    def prepare(self, position: int) -> Prepared:
+        """Have the process prepare a sample; errors as in :meth:`DecodePool.prepare`."""
+        self._wait_until_up()
+        try:
+            self._pipe.send(position)
+            result = self._receive(self._timeout_s)
+        except TimeoutError:
+            self._replace()
+            raise SampleError(
+                "timeout", "TimeoutError", f"not ready after {self._timeout_s:g} s"
+            ) from None
+        except ProcessDied as error:
+            self._replace()
+            raise SampleError(
+                "crash", "ProcessDied", f"the decode process died ({error})"
+            ) from None
+        if isinstance(result, Exception):
+            raise result
+        parcel, seconds, video_seconds = result
+        prepared = Prepared(unpack(parcel), parcel.num_bytes, seconds, video_seconds)
+        self._samples += 1
+        if self._samples == SAMPLES_PER_WORKER:
+            self._replace()
+        return prepared
+
+    def stop(self) -> None:
+        """Kill the process."""
+        self._stopped = True
+        self._kill()
+
+    def _start(self) -> None:
+        self._samples = 0
+        self._is_up = False
+        self._folder.mkdir()
+        self._pipe, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_serve, args=(self._spec, theirs))
+        self._process.start()
+        theirs.close()  # so that its end of the pipe closes when it dies
+
+    def _replace(self) -> None:
+        """Put a new process in the place of this one."""
+        self._kill()
+        if not self._stopped:
+            self._start()
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+        shutil.rmtree(self._folder, ignore_errors=True)  # what it was about to hand over
+
+    def _wait_until_up(self) -> None:
+        """Wait until the process is ready for a sample; one that is dead is replaced."""
+        while not (self._is_up and self._process.is_alive()):
+            try:
+                if not self._is_up:
+                    self._receive(START_SECONDS)
+                    self._is_up = True
+                    self._bad_starts = 0
+                    return
+                self._replace()
+            except (ProcessDied, TimeoutError) as error:
+                self._bad_starts += 1
+                if self._bad_starts == BAD_STARTS:
+                    raise UserError(
+                        f"a decode process died {BAD_STARTS} times before it had a sample "
+                        f"({error}); the log above may say why. A dataset or plugin that ends its "
+                        "process does this, and so does too little memory for data.num_workers "
+                        "processes"
+                    ) from error
+                self._replace()
+
+    def _receive(self, seconds: float) -> Any:
+        """What the process sends next. Raises :class:`ProcessDied`, and :class:`TimeoutError`
+        after ``seconds``."""
+        if not wait([self._pipe, self._process.sentinel], seconds):
+            raise TimeoutError(f"no sign of life for {seconds:g} s")
+        try:
+            if self._pipe.poll():
+                return self._pipe.recv()
+        except (EOFError, OSError):
+            pass
+        self._process.join()
+        raise ProcessDied(_how_it_ended(self._process.exitcode))
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    hint = ", perhaps by the kernel for want of memory" if name == "SIGKILL" else ""
+    return f"killed by {name}{hint}"
 
 
 class _Worker:
@@ -138,9 +245,11 @@ class _Worker:
         from video_pipeline.data.samples import ChunkSamples
         from video_pipeline.plugins import load_plugins
         from video_pipeline.tasks.registry import get_task
+        from video_pipeline.video.access import Access, limit_access
 
         torch.set_num_threads(1)
         config = spec.config
+        limit_access(Access.of(config.data))
         load_plugins(config.run.plugins)
         task = get_task(config.run.task)(dict(config.task_params))
         self._chunk = Chunk(spec.chunk)
@@ -170,7 +279,7 @@ class _Worker:
             parcel = pack(request, self._folder)
         except OSError as error:
             raise UserError(
-                f"no room for a prepared sample in shared memory, {self._folder.parent} ({error}): "
+                f"no room for a prepared sample in shared memory, {self._folder} ({error}): "
                 "enlarge it (docker run --shm-size), or lower vision.total_pixels or "
                 "data.num_workers"
             ) from None
@@ -199,38 +308,47 @@ class _Worker:
 
 def _message(error: BaseException) -> str:
     """The error's text; where it has none, the line that raised it."""
+    if isinstance(error, MemoryError):
+        return "not enough memory; the limit of a decode process is data.worker_memory_gb"
     if str(error):
         return str(error)
     return f"{user_frame(error).line} ({where(error)})"
 
 
-_worker: _Worker | UserError | None = None
-
-
-def _start(spec: WorkerSpec) -> None:
-    """Initializer of a decode process. A failure is kept for the first sample to report."""
-    global _worker
+def _serve(spec: WorkerSpec, pipe: Connection) -> None:
+    """The main function of a decode process: say that it is up, then answer each position with a
+    parcel or an exception, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for the job
     # FFmpeg and torch each take all cores by default; a decode process has one
     os.environ["TORCHCODEC_NUM_THREADS"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
+    worker = _start(spec)
+    pipe.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            position = pipe.recv()
+            try:
+                result = worker if isinstance(worker, UserError) else worker.prepare(position)
+            except (SampleError, UserError) as error:
+                result = error
+            except Exception:
+                result = RuntimeError(f"in a decode process:\n{traceback.format_exc()}")
+            pipe.send(result)
+
+
+def _start(spec: WorkerSpec) -> _Worker | UserError:
+    """The worker, or why there is none, which the first sample reports."""
+    if spec.config.data.worker_memory_gb is not None:
+        most = int(spec.config.data.worker_memory_gb * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
-        _worker = _Worker(spec)
+        return _Worker(spec)
     except UserError as error:
-        _worker = error
+        return error
     except (Exception, SystemExit) as error:
-        _worker = TaskError(
+        return TaskError(
             f"a decode process could not start: {type(error).__name__}: {error} ({where(error)})"
         )
-
-
-def _ready() -> None:
-    """A task that does nothing."""
-
-
-def _prepare(position: int) -> tuple[Parcel, float, float]:
-    if isinstance(_worker, UserError):
-        raise _worker
-    return _worker.prepare(position)
 
 
 def _video_seconds(llm_input: dict[str, Any]) -> float:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from video_pipeline.errors import UserError
+
 
 class RequestRefused(Exception):
     """The engine refuses one request; the others go on.
@@ -22,8 +24,8 @@ class RequestRefused(Exception):
         return RequestRefused, (self.type, str(self))
 
 
-class EngineDead(Exception):
-    """The engine is gone; the job cannot go on."""
+class EngineDead(UserError):
+    """The engine is gone or stuck; the job cannot go on, but another attempt may."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,12 @@ class Engine(ABC):
     Attributes:
         model_name: ``__model`` of the records.
         dataset_model: ``model`` of the datasets.
+        steps: A number that grows while the engine computes, and stands still if it is stuck.
     """
 
     model_name: str
     dataset_model: str
+    steps: int = 0
 
     @abstractmethod
     def preparer(self) -> Preparer:

@@ -44,6 +44,7 @@ class SimulatedEngine(Engine):
                 prompt_tokens * settings.seconds_per_prompt_token
                 + self._tokens * settings.seconds_per_output_token
             )
+        self.steps += 1
         return Answer(simulated_text(key, self._tokens), prompt_tokens, self._tokens, "stop")
 
     def is_saturated(self) -> bool:

@@ -48,7 +48,11 @@ _PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
 
 class VllmEngine(Engine):
-    """vLLM with continuous batching: requests join and leave while others run."""
+    """vLLM with continuous batching: requests join and leave while others run.
+
+    Attributes:
+        waiting: How many requests wait in the scheduler of each data-parallel engine.
+    """
 
     def __init__(self, config: Config) -> None:
         self.model_name = config.vllm.model
@@ -72,19 +76,25 @@ class VllmEngine(Engine):
             check_budget(config, vision.patch_size)
         self.dataset_model = _processor_folder(self._vllm_config)
         self._llm: AsyncLLM | None = None
-        self._waiting: dict[int, int] = {}
+        self.waiting: dict[int, int] = {}
 
     def preparer(self) -> Preparer:
         return Renderer(self._vllm_config)
 
     async def start(self) -> None:
-        # In a thread, so that samples are prepared while the model loads.
-        self._llm = await asyncio.to_thread(
-            AsyncLLM.from_vllm_config,
-            self._vllm_config,
-            stat_loggers=[lambda _, index: _QueueLength(self._waiting, index)],
-            disable_log_stats=True,
-        )
+        try:
+            # In a thread, so that samples are prepared while the model loads.
+            self._llm = await asyncio.to_thread(
+                AsyncLLM.from_vllm_config,
+                self._vllm_config,
+                stat_loggers=[lambda _, index: _Scheduler(self, index)],
+                disable_log_stats=True,
+            )
+        except Exception as error:
+            raise UserError(
+                f"vLLM's engine did not start: {error} ({type(error).__name__}); what its own "
+                "process said stands above"
+            ) from error
 
     async def generate(self, key: str, request: Any) -> Answer:
         try:
@@ -106,7 +116,7 @@ class VllmEngine(Engine):
         )
 
     def is_saturated(self) -> bool:
-        return any(self._waiting.values())
+        return any(self.waiting.values())
 
     def stop(self) -> None:
         if self._llm is not None:
@@ -114,16 +124,17 @@ class VllmEngine(Engine):
             self._llm = None
 
 
-class _QueueLength(StatLoggerBase):
-    """Notes how many requests wait in the scheduler of engine ``index``."""
+class _Scheduler(StatLoggerBase):
+    """Hears from the scheduler of engine ``index`` after each of its steps."""
 
-    def __init__(self, waiting: dict[int, int], index: int) -> None:
-        self._waiting = waiting
+    def __init__(self, engine: VllmEngine, index: int) -> None:
+        self._engine = engine
         self._index = index
 
     def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
+        self._engine.steps += 1
         if scheduler_stats is not None:
-            self._waiting[self._index] = scheduler_stats.num_waiting_reqs
+            self._engine.waiting[self._index] = scheduler_stats.num_waiting_reqs
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

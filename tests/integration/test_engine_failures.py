@@ -1,0 +1,155 @@
+"""An engine that dies or hangs: the shard goes on, and the sample that does it is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from helpers import keys, samples
+from video_pipeline.consolidation import consolidate
+from video_pipeline.engine.base import EngineDead
+from video_pipeline.engine.simulated import SimulatedEngine
+from video_pipeline.errors import UserError
+from video_pipeline.inference import infer
+from video_pipeline.plan import Plan
+from video_pipeline.retry import retry
+
+
+@pytest.fixture
+def asked(monkeypatch) -> Counter[str]:
+    """How often each sample was in the engine; ``kill`` and ``hang`` hold keys that do that."""
+    counts: Counter[str] = Counter()
+    counts.kill, counts.hang = set(), set()
+    alive = SimulatedEngine.generate
+
+    async def generate(self, key, request):
+        counts[key] += 1
+        if key in counts.hang:
+            await asyncio.Event().wait()
+        while counts.kill and len(self.together) < counts.together:
+            self.together.add(key)
+            await asyncio.sleep(0.01)
+        if key in counts.kill:
+            self.dead = True
+        await asyncio.sleep(0.05)
+        if getattr(self, "dead", False):
+            raise EngineDead("killed on purpose")
+        return await alive(self, key, request)
+
+    counts.together = 0
+    monkeypatch.setattr(SimulatedEngine, "generate", generate)
+    monkeypatch.setattr(SimulatedEngine, "together", set(), raising=False)
+    return counts
+
+
+def attempts(splitting, most: int = 10) -> int:
+    """Infer rank 0 until it succeeds, as Snakemake's retries do; how many attempts that took."""
+    for attempt in range(1, most + 1):
+        try:
+            infer(splitting.run.config, splitting.layout, 0, 1, attempt)
+        except EngineDead as error:
+            assert "rank 0: the engine died" in str(error)
+        else:
+            consolidate(splitting.run.config, splitting.layout)
+            return attempt
+    raise AssertionError(f"not done after {most} attempts")
+
+
+def test_a_sample_that_kills_the_engine_is_quarantined_and_no_other(splitting, asked):
+    run = splitting.run
+    splitting(samples(40), 1)
+    asked.kill, asked.together = {"7"}, 30
+    assert attempts(splitting) == 4  # so three retries are enough
+    by_status = {record["__key"]: record["__status"] for record in run.records()}
+    assert by_status == {**dict.fromkeys(keys(40), "ok"), "7": "error"}
+    error = run.records()[7]["__error"]
+    assert error["stage"] == "quarantine"
+    assert "3 times" in error["message"]
+    assert asked["7"] == 3
+    assert run.answers() == {key: 1 for key in keys(40) if key != "7"}
+
+    # the user may ask for it again: then it counts from the beginning
+    asked.kill = set()
+    Plan(1).write(splitting.layout.plan)
+    assert retry(run.config, ("quarantine",)) == 1
+    assert attempts(splitting) == 1
+    assert run.records()[7]["__status"] == "ok"
+    assert asked["7"] == 4
+
+
+def test_an_engine_that_hangs_ends_the_attempt(splitting, asked):
+    run = splitting.run
+    run.configure(run={"engine_timeout_s": 1.0})
+    splitting(samples(4), 1)
+    asked.hang = {"2"}
+    with pytest.raises(EngineDead, match=r"run.engine_timeout_s: 1 s"):
+        infer(run.config, splitting.layout, 0, 1)
+    assert sorted(run.answers()) == ["0", "1", "3"]
+    asked.hang = set()
+    assert attempts(splitting) == 1
+    assert [record["__status"] for record in run.records()] == ["ok"] * 4
+    assert asked["0"] == 1
+
+
+def test_a_busy_engine_does_not_hang(splitting):
+    """The time counts from its last sign of life, not from the request."""
+    run = splitting.run
+    simulated = {"seconds_per_output_token": 0.2, "output_tokens": 1, "concurrency": 1}
+    run.configure(run={"engine_timeout_s": 0.6, "simulated": simulated})
+    splitting(samples(8), 1)
+    assert attempts(splitting) == 1
+    assert run.answers() == dict.fromkeys(keys(8), 1)
+
+
+def test_a_retry_does_not_repeat_what_must_fail_again(splitting):
+    run = splitting.run
+    splitting([{**sample, "returns": {"__key": "another"}} for sample in samples(3)], 1)
+    with pytest.raises(UserError, match="give back sample") as first:
+        infer(run.config, splitting.layout, 0, 1)
+    reads = run.reads()
+    with pytest.raises(UserError) as second:
+        infer(run.config, splitting.layout, 0, 1, attempt=2)
+    assert str(second.value) == str(first.value)
+    assert run.reads() == reads
+    with pytest.raises(UserError, match="give back sample"):  # a new run tries again
+        infer(run.config, splitting.layout, 0, 1)
+    assert run.reads() != reads
+
+
+DIES_ONCE = """
+from video_pipeline.engine.base import EngineDead
+from video_pipeline.engine.simulated import SimulatedEngine
+
+_alive = SimulatedEngine.generate
+
+
+async def _generate(self, key, request):
+    if not (HERE / "engine died").exists():
+        (HERE / "engine died").touch()
+        raise EngineDead("killed on purpose")
+    return await _alive(self, key, request)
+
+
+SimulatedEngine.generate = _generate
+"""
+
+
+def test_snakemake_starts_the_job_again(run):
+    run.write_plugin((run.folder / "plugin.py").read_text() + DIES_ONCE)
+    run.configure(data={"num_shards": 1})
+    run.write_samples(samples(5))
+    run.snakemake()
+    assert run.answers() == dict.fromkeys(keys(5), 1)
+    assert (run.folder / "engine died").exists()
+
+
+def test_a_sample_that_kills_its_process_is_tried_once_more(splitting):
+    run = splitting.run
+    do = {2: "die once", 4: "die"}
+    splitting([{**sample, "do": do.get(sample["id"])} for sample in samples(6)], 1)
+    assert attempts(splitting) == 1
+    stages = [record.get("__error", {}).get("stage", "ok") for record in run.records()]
+    assert stages == ["ok", "ok", "ok", "ok", "crash", "ok"]
+    once = dict.fromkeys(keys(6), 1)
+    assert run.reads() == {**once, "2": 2, "4": 2}

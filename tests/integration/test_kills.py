@@ -1,0 +1,159 @@
+"""Kill anything at any time: nothing is lost, nothing is done twice, nothing is left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import psutil
+import pytest
+from helpers import Run, keys, processes_with, samples, wait_until
+
+SLOW = {"seconds_per_output_token": 0.3, "output_tokens": 1, "concurrency": 1}
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> bytes:
+    """The output of a run that nobody disturbs."""
+    run = Run(tmp_path_factory.mktemp("undisturbed"))
+    run.write_samples(samples(COUNT))
+    run.configure(run={"simulated": {**SLOW, "seconds_per_output_token": 0.0}})
+    run.snakemake()
+    return run.output.read_bytes()
+
+
+@pytest.fixture
+def started(run):
+    """Snakemake in the background, in the midst of its samples on two ranks."""
+    run.write_samples(samples(COUNT))
+    run.configure(run={"simulated": SLOW})
+    run.main = run.start_snakemake()
+    wait_until(lambda: len(run.answers()) >= 6, "some samples are done")
+    run.process = psutil.Process(run.main.pid)
+    yield run
+    for pid in processes_with("VIDEO_PIPELINE_SNAKEMAKE", str(run.main.pid)):
+        os.kill(pid, signal.SIGKILL)
+    run.main.kill()
+    run.main.wait()
+
+
+def jobs(run) -> list[psutil.Process]:
+    """The running inference jobs."""
+    return [
+        process
+        for process in run.process.children(recursive=True)
+        if "--rank" in process.cmdline() and process.name().startswith("python")
+    ]
+
+
+def assert_all_gone(run) -> None:
+    """Within 15 seconds no process of the run is left."""
+    wait_until(
+        lambda: not processes_with("VIDEO_PIPELINE_SNAKEMAKE", str(run.main.pid)),
+        "the processes of the run are gone",
+        15,
+    )
+
+
+def assert_finished(run, expected: bytes) -> None:
+    """The next Snakemake finishes, infers nothing twice, and gives the same output."""
+    run.snakemake()
+    assert run.answers() == dict.fromkeys(keys(COUNT), 1)
+    assert run.output.read_bytes() == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_snakemake_is_killed(started, number, undisturbed):
+    assert len(jobs(started)) == 2
+    started.main.send_signal(number)
+    assert_all_gone(started)
+    assert started.main.wait() != 0
+    assert len(started.answers()) < COUNT
+    assert_finished(started, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_job_is_killed(started, number, undisturbed):
+    """Snakemake starts it again."""
+    jobs(started)[0].send_signal(number)
+    assert started.main.wait() == 0
+    assert_all_gone(started)
+    assert_finished(started, undisturbed)
+
+
+def test_every_process_of_a_job_is_killed_in_turn(started, undisturbed):
+    """The watch process, the decode processes, and what multiprocessing starts."""
+    (job, *_) = jobs(started)
+    for process in job.children(recursive=True):
+        process.kill()
+    assert started.main.wait() == 0
+    assert_all_gone(started)
+    assert_finished(started, undisturbed)
+
+
+def test_the_watch_process_is_killed_and_then_its_job(started):
+    (job, *_) = jobs(started)
+
+    def watch() -> list[psutil.Process]:
+        return [p for p in job.children() if "processes.py" in " ".join(p.cmdline())]
+
+    (first,) = watch()
+    first.kill()
+    wait_until(lambda: watch() and watch() != [first], "there is another watch process")
+    job.kill()
+    assert started.main.wait() == 0
+    assert_all_gone(started)
+
+
+def test_a_second_snakemake_on_the_same_output_is_refused(started):
+    out = started.snakemake(succeeds=False)
+    assert "another snakemake is at work on results/out.jsonl" in out
+    assert f"process {started.main.pid}" in out
+    assert "Traceback" not in out
+    assert started.main.wait() == 0
+
+
+@pytest.fixture
+def small_disk(run):
+    """The folder of the results on a disk of its own of 1 MB, in a mount namespace."""
+    results = run.folder / "results"
+    results.mkdir()
+
+    def inside(options: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+        mount = f'mount -t tmpfs -o {options} none results && exec "$@"'
+        return subprocess.run(
+            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *command],
+            cwd=run.folder,
+            capture_output=True,
+            text=True,
+        )
+
+    if inside("size=1m", ["true"]).returncode != 0:
+        pytest.skip("no user namespaces with mounts here")
+    return inside
+
+
+def script(run) -> list[str]:
+    """Split and infer one rank by hand."""
+    split = " ".join(map(repr, run.command("split.py", "--num-shards", "1")))
+    infer = " ".join(map(repr, run.command("infer.py", "--num-shards", "1", "--rank", "0")))
+    return ["sh", "-c", f"{split} && dd if=/dev/zero of=results/filler bs=4k; {infer}"]
+
+
+def test_a_full_disk_is_explained(run, small_disk):
+    run.write_samples(samples(5))
+    done = small_disk("size=1m", script(run))
+    assert done.returncode == 1
+    assert "error: No space left on device" in done.stderr
+    assert "run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_read_only_folder_is_explained(run, small_disk):
+    run.write_samples(samples(5))
+    done = small_disk("ro", run.command("split.py", "--num-shards", "1"))
+    assert done.returncode == 1
+    assert "error: Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
