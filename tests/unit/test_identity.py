@@ -110,7 +110,7 @@ def test_an_error_in_build_messages_names_sample_file_and_line():
         digest(saying(fails))
     message = str(caught.value)
     line = fails.__code__.co_firstlineno + 1
-    for said in ("'saying'", "sample k", "KeyError", "'question'", __file__, f"line {line}"):
+    for said in ("'saying'", "sample 'k'", "KeyError", "'question'", __file__, f"line {line}"):
         assert said in message
 
 

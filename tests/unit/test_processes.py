@@ -45,7 +45,8 @@ JOB = """
             stubborn.stdout.readline()
             subprocess.run([sys.executable, "-c", ORPHAN])
             (folder / "frames").write_bytes(b"x" * 100)
-            print(json.dumps([os.environ[MARK], str(folder)]), flush=True)
+            semaphore = "/dev/shm/sem." + event._cond._lock._semlock.name[1:]
+            print(json.dumps([os.environ[MARK], str(folder), semaphore]), flush=True)
             order = sys.stdin.readline().strip()
             if order == "fail":
                 raise RuntimeError("failed on purpose")
@@ -70,15 +71,16 @@ def job(tmp_path):
         text=True,
         env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
     )
-    mark, folder = json.loads(process.stdout.readline())
+    mark, folder, semaphore = json.loads(process.stdout.readline())
     # spawn brings a resource tracker
     assert len(marked_processes(mark)) >= 5
     assert (Path(folder) / "frames").exists()
+    assert Path(semaphore).exists()
     yield process, mark, Path(folder)
     process.kill()
-    for pid in marked_processes(mark):
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
+    assert_gone(mark, Path(folder))
+    wait_until(lambda: not Path(semaphore).exists(), "the semaphores are gone")
 
 
 def assert_gone(mark: str, folder: Path) -> None:
@@ -108,9 +110,12 @@ def test_a_job_that_ends_well_leaves_nothing_when_the_block_is_over(job):
     process.stdin.write("end\n")
     process.stdin.flush()
     assert process.stdout.readline() == "None\n"  # said after the block
-    assert marked_processes(mark) == []
+    names = [psutil.Process(pid).cmdline() for pid in marked_processes(mark)]
+    assert all("resource_tracker" in " ".join(name) for name in names)  # it ends with the job
     assert not folder.exists()
+    process.stdin.close()
     assert process.wait() == 0
+    assert_gone(mark, folder)
 
 
 def test_a_ctrl_c_at_the_terminal_does_not_stop_the_watch(job):
@@ -137,7 +142,7 @@ def test_two_jobs_do_not_touch_each_other(job, tmp_path):
         env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
         check=True,
     )
-    other_mark, other_folder = json.loads(other.stdout.splitlines()[0])
+    other_mark, other_folder, _ = json.loads(other.stdout.splitlines()[0])
     assert other_mark != mark
     assert not Path(other_folder).exists()
     assert len(marked_processes(mark)) >= 5

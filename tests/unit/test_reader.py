@@ -131,6 +131,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader is registered; qwen-vl-utils and FFmpeg's log are as before when a test ends."""
     monkeypatch.setattr(qwen, "VIDEO_READER_BACKENDS", dict(qwen.VIDEO_READER_BACKENDS))
     monkeypatch.setattr(qwen, "get_video_reader_backend", qwen.get_video_reader_backend)
+    monkeypatch.setattr(qwen, "fetch_image", qwen.fetch_image)
     monkeypatch.setattr(qwen.logger, "level", qwen.logger.level)
     register_reader()
 

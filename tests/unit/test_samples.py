@@ -130,6 +130,23 @@ BAD_LINES = {
         b'{"path": "a", "n": [{"x": 123456789012345678901234567890}]}',
         "1234",
     ),
+    "a name twice": (b'{"path": "a", "n": 1, "n": 2}', "the name 'n' is there twice"),
+    "a name twice, deep": (
+        b'{"path": "a", "x": [{"b": {"c" :1, "c"\t: 2}}]}',
+        "'c' is there twice",
+    ),
+    "a name twice, escaped": (b'{"path": "a", "p\\u0061th": "b"}', "'path' is there twice"),
+    "a name twice and a text like one": (b'{"path": "a \\":", "n": 1, "n": 1}', "'n' is there"),
+    "NUL bytes": (b'{"path": "a\0b"}', "not JSON"),
+    "only NUL bytes": (b"\0\0\0", "not JSON"),
+    "UTF-16": ('{"path": "a"}'.encode("utf-16-le").replace(b"\n", b""), "not JSON"),
+    "a second byte-order mark": (b'\xef\xbb\xbf{"path": "a"}', "not JSON"),
+    "10 MB that are not JSON": (b'{"path": "' + b"a" * 10_000_000, "not JSON"),
+    "deeper than can be read": (
+        b'{"path": "a", "n": 1234567890123456789, "x": ' + b"[" * 1000 + b"]" * 1000 + b"}",
+        "line 2",
+    ),
+    "a password": (b'{"path": "ftp://user:secret@host/a.mp4"}', "ftp://***@host/a.mp4"),
     "infinite": (b'{"path": "a", "n": 1e999}', "line 2"),
     "deeper than can be written": (
         b'{"path": "a", "x": ' + b"[" * 300 + b"]" * 300 + b"}",
@@ -150,6 +167,39 @@ def test_a_bad_line_is_named(reader, case):
         read.raise_errors()
     assert "line 2: " in str(caught.value)
     assert said in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert "secret" not in str(caught.value)
+
+
+NASTY = "a\nline 3: b\x1b[31m\x00\u202e"
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [{"path": {NASTY: NASTY}}, {"path": f"s3://{NASTY}"}, {"path": "a", "video_end": NASTY}],
+)
+def test_what_a_bad_line_holds_is_shown_escaped(reader, sample):
+    message = complaint(reader(json.dumps(sample).encode()))
+    assert all(line.isprintable() for line in message.split("\n"))
+    assert message.count("\n") == 1
+
+
+def test_a_line_of_10_mb(reader):
+    text = "colon\": 'ü' " * 800_000
+    (sample,) = reader(json.dumps({"path": "a", "text": text, "list": list(range(1000))}).encode())
+    assert sample.raw["text"] == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"path": "a", "x": {"path": "b"}, "y": [{"path": "c"}, {"path": "d"}]}',
+        b'{"path" : "a\\": \\"b", "":"", "n"\t:"http://x:1", "\\":" : 2, "{": ":", "[": {}}',
+    ],
+)
+def test_names_that_are_not_there_twice(reader, line):
+    (sample,) = reader(line)
+    assert sample.raw == json.loads(line)
 
 
 @pytest.mark.parametrize("number", [2**64 - 1, -(2**63), 10**18, 0, 0.1, 1e300, -1.5])

@@ -217,7 +217,7 @@ def test_a_failing_build_messages_names_the_line_of_the_input(splitting):
     with pytest.raises(TaskError) as caught:
         splitting([{**samples(1)[0], "hint": "x"}, *samples(3)[1:]])
     message = str(caught.value)
-    for said in ("'ask'", "KeyError: 'hint'", "plugin.py", "sample 1", "line 2"):
+    for said in ("'ask'", "KeyError: 'hint'", "plugin.py", "sample '1'", "line 2"):
         assert said in message
 
 

@@ -52,7 +52,7 @@ wildcard_constraints:
 
 
 def get_final_output():
-    return [LAYOUT.output, LAYOUT.summary]
+    return [LAYOUT.output, LAYOUT.summary, LAYOUT.errors]
 
 
 def rank_files():
@@ -87,9 +87,15 @@ def spec(*sections):
     )
 
 
+def is_reader():
+    """Whether this invocation only looks at the output, maybe while another one works on it."""
+    targets = set(workflow.dag_settings.targets)
+    return bool(targets) and targets <= {"partial"}
+
+
 def begin():
     """Take the output for this invocation, and write down, beside it, what was decided."""
-    if workflow.is_main_process:
+    if workflow.is_main_process and not is_reader():
         global run_lock
         run_lock = try_lock(LAYOUT.run_lock)
         if run_lock is None:

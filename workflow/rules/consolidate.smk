@@ -7,6 +7,7 @@ rule consolidate:
     output:
         jsonl=LAYOUT.output,
         summary=LAYOUT.summary,
+        errors=LAYOUT.errors,
     log:
         LAYOUT.log("consolidate"),
     conda:
@@ -19,3 +20,17 @@ rule consolidate:
         spec=spec("data", "run"),
     shell:
         "{params.run} --config {params.config:q}" " --num-shards {params.num_shards} > {log:q} 2>&1"
+
+
+# What is finished so far, while `infer` jobs run elsewhere or after they have failed.
+rule partial:
+    log:
+        LAYOUT.log("partial"),
+    localrule: True
+    params:
+        run=command("consolidate.py"),
+        config=LAYOUT.config,
+        num_shards=PLAN.num_shards,
+    shell:
+        "{params.run} --config {params.config:q}"
+        " --num-shards {params.num_shards} --partial 2>&1 | tee {log:q}"

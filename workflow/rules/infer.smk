@@ -7,10 +7,10 @@ rule infer:
         rank_files(),
     log:
         LAYOUT.log("infer.rank{rank}"),
+    retries: 3
     conda:
         "../../envs/gpu.yaml"
     threads: gpu_job_threads()
-    retries: 3
     resources:
         gpu=CONFIG.vllm.gpus_per_job,
         attempt=lambda wildcards, attempt: attempt,

@@ -1,11 +1,11 @@
-"""Merge the rank files into the output and write the summary."""
+"""Merge the rank files into the output; or write down what is finished so far."""
 
 import argparse
 from pathlib import Path
 
 from video_pipeline import cli
 from video_pipeline.config import load_config
-from video_pipeline.consolidation import consolidate
+from video_pipeline.consolidation import consolidate, consolidate_partial
 from video_pipeline.layout import Layout
 
 
@@ -13,9 +13,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
+    parser.add_argument("--partial", action="store_true", help="what is finished so far")
     args = parser.parse_args()
     config = load_config(args.config)
-    consolidate(config, Layout.of(config, args.num_shards))
+    run = consolidate_partial if args.partial else consolidate
+    run(config, Layout.of(config, args.num_shards))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Consolidate: the rank files become one output, in input order, and a summary."""
+"""Consolidate: the rank files become one output, in input order, with a summary and a list of the
+failed samples; before that, what is finished so far."""
 
 from __future__ import annotations
 
@@ -7,23 +8,29 @@ import logging
 from array import array
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import orjson
 
-from video_pipeline.chunks import ChunkEntry
+from video_pipeline.chunks import Chunk, ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.files import replacing, write_text
+from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
+from video_pipeline.plugins import load_plugins
+from video_pipeline.records import Records
 from video_pipeline.sharding import Manifest
 from video_pipeline.statistics import read_statistics, throughput
+from video_pipeline.tasks.registry import get_task
 
 logger = logging.getLogger(__name__)
 
 
 def consolidate(config: Config, layout: Layout) -> None:
-    """Merge the rank files into ``data.output_jsonl`` and write the summary.
+    """Merge the rank files into ``data.output_jsonl``; write the summary, and the failed samples as
+    an input that can be run again.
 
     Each record is checked against the chunk that split wrote.
 
@@ -34,7 +41,9 @@ def consolidate(config: Config, layout: Layout) -> None:
     order = array("I", layout.order.read_bytes())
     statuses: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
-    with ExitStack() as stack, replacing(layout.output) as output:
+    with ExitStack() as stack:
+        failed = stack.enter_context(replacing(layout.errors))
+        output = stack.enter_context(replacing(layout.output))
         pairs = [
             (
                 stack.enter_context(open(layout.chunk(rank), "rb")),
@@ -62,6 +71,8 @@ def consolidate(config: Config, layout: Layout) -> None:
                 {n: v for n, v in record.get("__usage", {}).items() if isinstance(v, int)}
             )
             output.write(line)
+            if error:
+                failed.write(orjson.dumps(entry.raw) + b"\n")
         for rank, (_, records) in enumerate(pairs):
             if records.readline():
                 raise UserError(
@@ -71,6 +82,29 @@ def consolidate(config: Config, layout: Layout) -> None:
     summary = _summary(config, layout, manifest, statuses, tokens)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     logger.info("%s: %s", layout.output, summary["samples"])
+
+
+def consolidate_partial(config: Config, layout: Layout) -> None:
+    """Write what is finished so far into ``layout.partial``, in input order, while jobs run or
+    after they have failed.
+
+    Raises :class:`UserError` if the input was not split yet.
+    """
+    load_plugins(config.run.plugins)
+    task = get_task(config.run.task)(dict(config.task_params))
+    manifest = Manifest.read(layout.manifest)
+    records = Records(config, task)
+    finished = 0
+    with JournalReader(Path(manifest.journal)) as reader, replacing(layout.partial) as output:
+        chunks = [iter(Chunk(layout.chunk(rank))) for rank in range(manifest.num_shards)]
+        indexes = [manifest.read_index(rank) for rank in range(manifest.num_shards)]
+        for rank in array("I", layout.order.read_bytes()):
+            entry = next(chunks[rank])
+            done = indexes[rank].find(entry.key, "", entry.request, entry.done)
+            if done is not None:
+                output.write(orjson.dumps(records.build(entry, reader.read(done))) + b"\n")
+                finished += 1
+    logger.info("%s: %d of %d samples", layout.partial, finished, manifest.samples)
 
 
 def _parse(line: bytes) -> dict[str, Any]:

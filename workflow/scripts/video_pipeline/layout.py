@@ -40,6 +40,16 @@ class Layout:
         return self.beside(".summary.json")
 
     @property
+    def errors(self) -> Path:
+        """The failed samples, as lines of an input."""
+        return self.beside(".errors.jsonl")
+
+    @property
+    def partial(self) -> Path:
+        """The records that are there before the run is over."""
+        return self.beside(".partial.jsonl")
+
+    @property
     def config(self) -> Path:
         """The resolved configuration."""
         return self.beside(".config.yaml")

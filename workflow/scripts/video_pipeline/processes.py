@@ -149,17 +149,25 @@ def _watch(mark: str, folder: Path) -> None:
 
 
 def _kill_marked(mark: str) -> bool:
-    """Kill the processes that carry ``mark``; whether any was still alive."""
+    """Kill the processes that carry ``mark``; whether any was still alive.
+
+    Resource trackers of multiprocessing are left alone: they end by themselves when the processes
+    they serve are gone, and remove the semaphores and the shared memory that those left behind.
+    """
     import psutil
 
     found = False
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) != mark or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if not any(_TRACKER in argument for argument in process.cmdline()):
                 process.kill()
                 found = True
     return found
 
+
+_TRACKER = "multiprocessing.resource_tracker"
 
 if __name__ == "__main__":
     _watch(sys.argv[1], Path(sys.argv[2]))

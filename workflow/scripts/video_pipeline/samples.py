@@ -25,9 +25,13 @@ SHOWN_ERRORS = 20
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CREDENTIALS = re.compile("://[^/@]*@")
 # orjson reads integers up to 64 bits exactly and turns larger ones into floats without a word;
 # only lines with so long a run of digits need the slower, exact check.
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
+# It also keeps the last of two entries of one name without a word. A colon follows each name, so
+# only lines that have more colons than names (texts may hold some) need the slower check.
+_COLONS = (b'":', b" :", b"\t:", b"\r:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +175,37 @@ def _zst_lines(file: BinaryIO) -> Iterator[bytes]:
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(line)
-        if _LONG_NUMBER.search(line):
-            json.loads(line, parse_int=_exact_integer)
+        colons = sum(map(line.count, _COLONS))
+        if _LONG_NUMBER.search(line) or colons != _count_names(value):
+            json.loads(line, parse_int=_exact_integer, object_pairs_hook=_distinct)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _count_names(value: Any) -> int:
+    """Entries of all objects in ``value``."""
+    if isinstance(value, dict):
+        count, parts = len(value), value.values()
+    else:
+        count, parts = 0, value if isinstance(value, list) else ()
+    for part in parts:
+        if isinstance(part, dict | list):
+            count += _count_names(part)
+    return count
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r:.80} is there twice; one of the two would be lost")
+    return entries
 
 
 def _exact_integer(literal: str) -> int:
@@ -218,7 +246,8 @@ def video_uri(video: str, root: Path) -> str:
         return video
     if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
         return unquote(parts.path)
-    raise ValueError(f"{video!r:.200}: only local paths, file:// and http(s):// are read")
+    address = _CREDENTIALS.sub("://***@", video)
+    raise ValueError(f"{address!r:.200}: only local paths, file:// and http(s):// are read")
 
 
 def task_sample(key: str, raw: dict[str, Any], config: Config) -> dict[str, Any]:

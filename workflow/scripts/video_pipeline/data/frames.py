@@ -7,6 +7,7 @@ from typing import Any
 
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.video.access import permitted
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 
@@ -39,7 +40,9 @@ class FramesDataset(QwenVideoDataset):
 
     @staticmethod
     def images_of(folder: Path) -> list[str]:
-        """The images of a folder, sorted by name. Raises :class:`ValueError` for too few."""
+        """The images of a folder, sorted by name. Raises :class:`ValueError` for too few, and for
+        a folder that may not be read."""
+        permitted(str(folder))
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder of images")
         images = sorted(

@@ -23,7 +23,8 @@ class Prompter:
         if model != SIMULATED_MODEL:
             from transformers import AutoProcessor
 
-            self._processor = AutoProcessor.from_pretrained(model)
+            # said aloud: left to itself, transformers asks at the terminal whether to run the code
+            self._processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
             self.patch_size = self._processor.image_processor.patch_size
 
     def prompt(self, messages: list[dict[str, Any]]) -> str:

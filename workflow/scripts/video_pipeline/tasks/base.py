@@ -45,7 +45,7 @@ class Task(ABC):
             messages = self.build_messages(sample)
         except Exception as error:
             raise TaskError(
-                f"task {self.name!r}: build_messages failed for sample {sample['__key']}: "
+                f"task {self.name!r}: build_messages failed for sample {sample['__key']!r}: "
                 f"{type(error).__name__}: {error} ({where(error)})"
             ) from error
         if not (
@@ -55,7 +55,8 @@ class Task(ABC):
         ):
             raise TaskError(
                 f"task {self.name!r}: build_messages must return a list of messages, each with "
-                f"`role` and `content`; for sample {sample['__key']} it returned {messages!r:.200}"
+                f"`role` and `content`; for sample {sample['__key']!r} it returned "
+                f"{messages!r:.200}"
             )
         return messages
 

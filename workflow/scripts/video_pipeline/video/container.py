@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
 import av
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from av.frame import Frame
 from av.packet import Packet
 from av.stream import Discard
+
+from video_pipeline.video.access import MediaFile
+from video_pipeline.video.errors import VideoReadError
+
+__all__ = ["EntryPoint", "Video", "VideoReadError", "explain", "stamp_of"]
 
 MAX_FRAME_PIXELS = 8192 * 4352
 """Pixels of the largest frame that is read: the picture size of levels 6 to 6.2 of H.264 and HEVC
 (35,651,584 luma samples, Rec. ITU-T H.265 table A.8), 8K with some room."""
 
+FORMATS = (
+    "4xm,anm,apng,apv,asf,asf_o,av1,avi,avs,avs2,avs3,bethsoftvid,bfi,bink,bmv,"
+    "c93,cavsvideo,cdg,cdxl,cine,dhav,dirac,dnxhd,dsicin,dv,dxa,ea,ea_cdata,evc,"
+    "film_cpk,filmstrip,flic,flv,gdv,gif,gxf,h261,h263,h264,hevc,hnm,hxvs,idcin,"
+    "iff,ifv,ingenient,ipmovie,ipu,iv8,ivf,ivr,jpegxl_anim,jv,kux,live_flv,lmlm4,"
+    "luodat,lvf,lxf,m4v,matroska,mgsts,mjpeg,mjpeg_2000,mm,mods,moflex,mov,mpeg,"
+    "mpegts,mpegtsraw,mpegvideo,mpjpeg,msnwctcp,mtv,mv,mvi,mxf,mxg,nc,nsv,nut,nuv,"
+    "obu,ogg,paf,pdv,pmp,psxstr,pva,r3d,rl2,rm,roq,rpl,sdr2,ser,sga,siff,"
+    "simbiosis_imx,smjpeg,smk,smush,swf,thp,tiertexseq,tmv,ty,usm,vc1,vc1test,"
+    "vividas,vivo,vmd,vvc,wc3movie,webm,wsvqa,wtv,xmv,yop,yuv4mpegpipe"
+)
+"""FFmpeg's names of the formats that are read: all that hold a video in one file. Not those that
+open other files or addresses (hls, dash, concat, image2, sdp, vobsub, mlv, ...), which a file of
+any name may turn out to be; nor sound, subtitles, single pictures and devices."""
 
-class VideoReadError(ValueError):
-    """A video that cannot be read. The message says what is wrong with it, without its path."""
+_OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 
 
 def explain(error: FFmpegError) -> str:
@@ -57,7 +73,7 @@ class Video:
     be wrong about the number of frames, or silent. It costs about 7 microseconds a packet.
 
     Attributes:
-        url: What FFmpeg is given to open.
+        url: What FFmpeg is given to open: always a local file.
         decoder: The codec context of the stream: one thread.
         stamps: Times of all frames, ascending, in units of ``time_base``.
         time_base: Seconds in one unit, as a :class:`fractions.Fraction`.
@@ -77,7 +93,9 @@ class Video:
             VideoReadError: there is no such file, or it is not a file that holds a video of which
                 every packet can be read.
         """
-        self.url = _url(uri)
+        self._file = MediaFile(uri)
+        # whatever the name looks like: FFmpeg knows more protocols
+        self.url = f"file:{self._file.path}"
         self._container = None
         try:
             self._open()
@@ -97,8 +115,8 @@ class Video:
 
     def close(self) -> None:
         """Close the file."""
-        if self._container is not None:
-            self._container.close()
+        self._close_container()
+        self._file.close()
 
     def entry_before(self, stamp: int) -> EntryPoint:
         """The last entry point that is not after ``stamp``: where decoding has to start for it."""
@@ -120,10 +138,21 @@ class Video:
         self.position += 1
         return next(self._packets, None)
 
+    def _close_container(self) -> None:
+        if self._container is not None:
+            self._container.close()
+
     def _open(self) -> None:
         """Open the file, at its first packet."""
-        self.close()
-        self._container = av.open(self.url, metadata_errors="ignore")
+        self._close_container()
+        try:
+            self._container = av.open(self.url, options=_OPTIONS, metadata_errors="ignore")
+        except ArgumentError as error:
+            if error.log and "whitelist" not in error.log[2]:
+                raise
+            raise VideoReadError(
+                "not a video in one file (playlists and the like are not followed)"
+            ) from error
         self.stream = self._container.streams.best("video")
         if self.stream is None:
             raise VideoReadError("no video stream")
@@ -208,22 +237,3 @@ class Video:
             return False
         self._packets = chain([first], packets)
         return True
-
-
-def _url(uri: str) -> str:
-    """``uri`` for FFmpeg. A local path must be that of a regular file with something in it: to
-    open a pipe would wait for ever."""
-    if uri.startswith(("http://", "https://")):
-        return uri
-    path = uri.removeprefix("file://")
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise VideoReadError(os.strerror(error.errno)) from error
-    if stat.S_ISDIR(status.st_mode):
-        raise VideoReadError("is a directory, not a file")
-    if not stat.S_ISREG(status.st_mode):
-        raise VideoReadError("not a regular file")
-    if status.st_size == 0:
-        raise VideoReadError("file is empty (0 bytes)")
-    return f"file:{path}"  # whatever the name looks like: FFmpeg knows more protocols

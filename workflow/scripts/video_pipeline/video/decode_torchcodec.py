@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
 
 from video_pipeline.video.container import Video
+
+_PROBED_BYTES = 1 << 20
+"""How much of a file FFmpeg looks at, at most, to guess its format (PROBE_BUF_MAX)."""
+
+_PLAYLIST = re.compile(
+    rb"#EXTM3U|ffconcat|<MPD|<CompositionPlaylist|# VobSub|c=IN IP", re.IGNORECASE
+)
+"""How files start, or what they hold, that FFmpeg takes for a list of other files."""
 
 
 @lru_cache(maxsize=1)
@@ -21,7 +30,14 @@ def is_available() -> bool:
 
 
 def decode(video: Video, positions: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Like :func:`video_pipeline.video.decode_pyav.decode`; ends early where torchcodec fails."""
+    """Like :func:`video_pipeline.video.decode_pyav.decode`; ends early where torchcodec fails.
+
+    torchcodec cannot be told which formats to open, and its FFmpeg may take a file for another one
+    than PyAV's did. So it is not given a file that could pass for a playlist.
+    """
+    with open(video.url.removeprefix("file:"), "rb") as file:
+        if _PLAYLIST.search(file.read(_PROBED_BYTES)):
+            return
     from torchcodec.decoders import VideoDecoder
 
     try:

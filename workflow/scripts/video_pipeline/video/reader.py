@@ -26,9 +26,11 @@ from typing import Any
 
 import av
 import torch
+from PIL import Image
 from qwen_vl_utils import vision_process as qwen
 
 from video_pipeline.video import READER_VERSION, decode_pyav, decode_torchcodec
+from video_pipeline.video.access import read_image
 from video_pipeline.video.container import Video, VideoReadError
 from video_pipeline.video.resize import frame_size, resize_frame
 
@@ -43,6 +45,8 @@ __all__ = [
 
 NAME = "video_pipeline"
 """Of the reader among the backends of qwen-vl-utils."""
+
+_stock_fetch_image = qwen.fetch_image
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
@@ -75,7 +79,8 @@ class VideoInfo:
 
 
 def register_reader() -> None:
-    """Make ``process_vision_info`` read videos with :func:`read_video`, in this process.
+    """Make ``process_vision_info`` read videos with :func:`read_video`, and open images only where
+    :mod:`video_pipeline.video.access` allows it, in this process.
 
     It also raises the reader's own error where qwen-vl-utils would try torchvision's reader, which
     no longer exists, and says on stderr what the error says already. May be called again.
@@ -83,6 +88,7 @@ def register_reader() -> None:
     qwen.VIDEO_READER_BACKENDS[NAME] = read_video
     qwen.VIDEO_READER_BACKENDS["torchvision"] = _raise_again
     qwen.get_video_reader_backend = _backend
+    qwen.fetch_image = _fetch_image
     qwen.logger.setLevel(logging.ERROR)
     _keep_memory()
     # nothing is logged, but exceptions carry the last error that FFmpeg logged
@@ -135,6 +141,14 @@ def probe(path: str) -> VideoInfo:
 
 def _backend() -> str:
     return NAME
+
+
+def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image:
+    """qwen-vl-utils' own function, but for an image that is named: we open that."""
+    image = ele["image"] if "image" in ele else ele["image_url"]
+    if isinstance(image, str):
+        ele = {**ele, "image": read_image(image)}
+    return _stock_fetch_image(ele, image_patch_size)
 
 
 def _keep_memory() -> None:

@@ -23,6 +23,7 @@ import os
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,6 +237,12 @@ def read_index(
             ):
                 index.add(folder / name)
     return index
+
+
+def count_records(path: Path) -> Counter[str]:
+    """How many records of each kind a journal file holds: ``output_text``, ``__error``,
+    ``__engine_died`` and ``__reopens``."""
+    return Counter(match[4].decode() for _, match in _records(path))
 
 
 def _records(path: Path) -> Iterator[tuple[int, re.Match[bytes]]]:

@@ -1,0 +1,89 @@
+"""What can be had before a run is over, and after it: the partial output, the list of failed
+samples, and the journal's own command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from helpers import keys, read_jsonl, samples, wait_until
+from video_pipeline.errors import UserError
+from video_pipeline.inference import infer
+from video_pipeline.journal.__main__ import journals, prune
+from video_pipeline.locks import try_lock
+
+
+def journal_command(run, *arguments: str) -> str:
+    command = [sys.executable, "-m", "video_pipeline.journal", *arguments]
+    return subprocess.run(
+        [*command, "--configfile", "my.yaml"],
+        cwd=run.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_a_partial_output_beside_a_live_run_and_after_a_failure(run):
+    run.write_samples(samples(30))
+    slow = {"seconds_per_output_token": 0.5, "output_tokens": 1, "concurrency": 1}
+    run.configure(run={"simulated": slow})
+    main = run.start_snakemake()
+    partial = run.folder / "results" / "out.partial.jsonl"
+    try:
+        wait_until(lambda: len(run.answers()) >= 3, "some samples are done")
+        run.snakemake("partial")
+        assert main.poll() is None
+        live = read_jsonl(partial)
+        assert 3 <= len(live) < 30
+        assert [record["answer"] for record in live] == [record["output_text"] for record in live]
+        order = [int(record["__key"]) for record in live]
+        assert order == sorted(order)
+    finally:
+        main.kill()
+        main.wait()
+    run.snakemake("partial")  # asked again, it is made again
+    assert len(read_jsonl(partial)) >= len(live)
+    assert not run.output.exists()
+    assert set(run.answers().values()) == {1}
+
+
+def test_a_partial_output_before_anything_ran(run):
+    run.write_samples(samples(1))
+    out = run.snakemake("partial", succeeds=False)
+    assert "Traceback" not in out
+
+
+def test_failed_samples_are_an_input(run):
+    bad = [{**sample, "do": "raise" if sample["id"] in (1, 4) else None} for sample in samples(6)]
+    run.write_samples(bad)
+    run.snakemake()
+    failed = run.folder / "results" / "out.errors.jsonl"
+    assert read_jsonl(failed) == [bad[1], bad[4]]
+    run.edit_plugin('    if do == "raise":', '    if do == "no more":')
+    run.configure(data={"input_jsonl": str(failed), "output_jsonl": "again/out.jsonl"})
+    run.snakemake()
+    again = read_jsonl(run.folder / "again" / "out.jsonl")
+    assert [(record["__key"], record["__status"]) for record in again] == [("1", "ok"), ("4", "ok")]
+
+
+def test_journals_of_other_settings_can_go(splitting):
+    run = splitting.run
+    splitting(samples(3), 1)
+    infer(run.config, splitting.layout, 0, 1)
+    run.configure(sampling={"max_tokens": 3})
+    splitting(samples(3), 1).finish("0", failed=("1",))
+    old, current = journals(run.config, splitting.layout)
+    assert (old.is_current, old.answers, old.errors) == (False, 3, 0)
+    assert (current.is_current, current.answers, current.errors) == (True, 1, 1)
+    assert old.num_bytes > current.num_bytes > 0
+    assert "can go" in journal_command(run, "stats")
+    assert old.folder.name in journal_command(run, "prune", "--dry-run")
+    assert old.folder.exists()
+    with try_lock(splitting.layout.lock(0)), pytest.raises(UserError, match="still being written"):
+        prune(run.config, splitting.layout)
+    assert "are gone" in journal_command(run, "prune")
+    assert run.journals() == [current.folder.absolute()]
+    splitting(samples(3), 1)
+    assert splitting.pending == keys(3)[2:]

@@ -1,0 +1,165 @@
+"""What may be read: the videos and images that samples and messages name.
+
+A list of videos may come from elsewhere, so a name in it decides nothing: this module does, by the
+limits that :func:`limit_access` sets for the process.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import re
+import stat
+from dataclasses import dataclass
+
+from PIL import Image, UnidentifiedImageError
+
+from video_pipeline.config import Data
+from video_pipeline.video.download import download
+from video_pipeline.video.errors import VideoReadError
+
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Names that Pillow gives the formats of images that are read. It knows more, and hands EPS to
+another program, Ghostscript."""
+
+_HTTP = re.compile("https?://", re.IGNORECASE)
+_DATA = re.compile("data:image/[^,]*;base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Access:
+    """The limits of what is read.
+
+    Attributes:
+        roots: Real paths of the folders that local files must lie in; None: anywhere.
+        max_download_bytes: Size of the largest file that is read by http(s).
+        allow_private_addresses: Whether hosts that are not on the public internet are asked.
+    """
+
+    roots: tuple[str, ...] | None
+    max_download_bytes: int
+    allow_private_addresses: bool
+
+    @classmethod
+    def of(cls, data: Data) -> Access:
+        """The limits in the section ``data``. Relative roots are those of the working directory."""
+        roots = data.allowed_roots
+        return cls(
+            roots=None if roots is None else tuple(os.path.realpath(root) for root in roots),
+            max_download_bytes=int(data.max_download_gb * 1e9),
+            allow_private_addresses=data.allow_private_addresses,
+        )
+
+
+_access = Access.of(Data())
+
+
+def limit_access(access: Access) -> None:
+    """Set the limits of this process; until then they are those of the default configuration."""
+    global _access
+    _access = access
+
+
+def permitted(path: str) -> str:
+    """``path`` of a local file or folder if it may be read; its real path where there are roots.
+
+    Raises:
+        VideoReadError: it lies outside of all roots, after links and ``..`` were followed.
+    """
+    if "\0" in path:
+        raise VideoReadError("its path holds a NUL character, which no file name can")
+    if _access.roots is None:
+        return path
+    real = os.path.realpath(path)
+    if not any(os.path.commonpath([real, root]) == root for root in _access.roots):
+        raise VideoReadError("lies outside the folders of data.allowed_roots (links are followed)")
+    return real
+
+
+class MediaFile:
+    """A regular local file with what an address names: that very file, or a download, which is gone
+    when this is closed or the process dies.
+
+    Attributes:
+        path: Where it lies.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Get a local path, ``file://`` or ``http(s)://``.
+
+        Raises:
+            VideoReadError: it cannot be read, or may not.
+        """
+        self._download = None
+        if _HTTP.match(uri):
+            self._download = download(
+                uri, _access.max_download_bytes, _access.allow_private_addresses
+            )
+            self.path = f"/proc/self/fd/{self._download.fileno()}"
+        else:
+            self.path = permitted(uri.removeprefix("file://"))
+        try:
+            _check_regular(self.path)
+        except VideoReadError:
+            self.close()
+            raise
+
+    def __enter__(self) -> MediaFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up a download."""
+        if self._download is not None:
+            self._download.close()
+
+
+def _check_regular(path: str) -> None:
+    """To open a pipe would wait for ever, and some devices do things when they are opened."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise VideoReadError(os.strerror(error.errno)) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoReadError("is a directory, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoReadError("not a regular file")
+    if status.st_size == 0:
+        raise VideoReadError("file is empty (0 bytes)")
+
+
+def read_image(uri: str) -> Image.Image:
+    """The image at a local path, ``file://``, ``http(s)://`` or in ``data:image/...;base64,``.
+
+    Raises:
+        VideoReadError: it cannot be read, or may not.
+    """
+    if header := _DATA.match(uri):
+        try:
+            data = base64.b64decode(uri[header.end() :])
+        except binascii.Error as error:
+            raise VideoReadError(f"image: not base64 ({error})") from None
+        return _decode(io.BytesIO(data))
+    try:
+        file = MediaFile(uri)
+    except VideoReadError as error:
+        raise VideoReadError(f"image: {error}") from error
+    with file:
+        return _decode(file.path)
+
+
+def _decode(source: str | io.BytesIO) -> Image.Image:
+    Image.init()
+    known = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+    try:
+        with Image.open(source, formats=known) as image:
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        raise VideoReadError("image: not a file of a known format") from None
+    except OSError as error:
+        raise VideoReadError(f"image: {error}") from error
