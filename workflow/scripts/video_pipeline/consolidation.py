@@ -62,7 +62,7 @@ def consolidate(config: Config, layout: Layout) -> None:
                 found = record.get("__key", f"{line[:40]!r}" if line else "the end of the file")
                 raise UserError(
                     f"{layout.rank_file(rank)}, line {positions[rank]}: expected sample "
-                    f"{entry.key}, found {found}. Remove this rank file and run snakemake again; "
+                    f"{entry.key!r}, found {found}. Remove this rank file and run snakemake again; "
                     "nothing is inferred twice"
                 )
             error = record.get("__error")

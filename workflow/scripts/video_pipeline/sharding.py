@@ -208,7 +208,7 @@ def check_deterministic(task: Task, sample: dict[str, Any], video: str, request:
     if request_digest(task, sample, video) != request:
         raise TaskError(
             f"task {task.name!r}: build_messages gave two different conversations for sample "
-            f"{sample['__key']}; resume needs the same one each time. If it draws at random, "
+            f"{sample['__key']!r}; resume needs the same one each time. If it draws at random, "
             "seed it from the key: random.Random(sample['__key'])"
         )
 

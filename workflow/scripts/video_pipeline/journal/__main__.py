@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -88,15 +89,9 @@ def prune(config: Config, layout: Layout, *, dry_run: bool = False) -> list[Jour
 
 
 def _table(found: list[Journal]) -> Table:
-    table = Table(
-        "journal",
-        "answers",
-        "errors",
-        "MB",
-        "last written",
-        "",
-        title="Journals; those of other settings can go",
-    )
+    table = Table(box=None)
+    for name in ("journal", "answers", "errors", "MB", "last written", ""):
+        table.add_column(name, no_wrap=True)
     for journal in found:
         table.add_row(
             journal.folder.name,
@@ -125,7 +120,7 @@ def main() -> None:
     if args.directory:
         os.chdir(args.directory)
     layout = Layout.of(config, 0)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     if args.command == "stats":
         console.print(_table(journals(config, layout)))
         return
