@@ -93,8 +93,8 @@ def test_an_engine_that_hangs_ends_the_attempt(splitting, asked):
 def test_a_busy_engine_does_not_hang(splitting):
     """The time counts from its last sign of life, not from the request."""
     run = splitting.run
-    simulated = {"seconds_per_output_token": 0.2, "output_tokens": 1, "concurrency": 1}
-    run.configure(run={"engine_timeout_s": 0.6, "simulated": simulated})
+    simulated = {"seconds_per_output_token": 0.5, "output_tokens": 1, "concurrency": 1}
+    run.configure(run={"engine_timeout_s": 2.0, "simulated": simulated})
     splitting(samples(8), 1)
     assert attempts(splitting) == 1
     assert run.answers() == dict.fromkeys(keys(8), 1)

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,9 @@ SAMPLES_PER_WORKER = 2000
 
 START_SECONDS = 600.0
 """A process starts in about 6 s; from a slow network file system it may take minutes."""
+
+END_SECONDS = 5.0
+"""How long a process that has closed its pipe may take to end."""
 
 BAD_STARTS = 3
 """So many starts in a row that fail are no accident."""
@@ -139,13 +143,15 @@ class _Process:
         self._timeout_s = timeout_s
         self._bad_starts = 0
         self._stopped = False
+        self._changing = threading.Lock()
         self._start()
 
     def prepare(self, position: int) -> Prepared:
         """Have the process prepare a sample; errors as in :meth:`DecodePool.prepare`."""
         self._wait_until_up()
         try:
-            self._pipe.send(position)
+            with contextlib.suppress(BrokenPipeError):  # it died just now: _receive says how
+                self._pipe.send(position)
             result = self._receive(self._timeout_s)
         except TimeoutError:
             self._replace()
@@ -168,8 +174,9 @@ class _Process:
 
     def stop(self) -> None:
         """Kill the process."""
-        self._stopped = True
-        self._kill()
+        with self._changing:
+            self._stopped = True
+            self._kill()
 
     def _start(self) -> None:
         self._samples = 0
@@ -182,9 +189,10 @@ class _Process:
 
     def _replace(self) -> None:
         """Put a new process in the place of this one."""
-        self._kill()
-        if not self._stopped:
-            self._start()
+        with self._changing:
+            self._kill()
+            if not self._stopped:
+                self._start()
 
     def _kill(self) -> None:
         self._process.kill()
@@ -222,6 +230,8 @@ class _Process:
                 return self._pipe.recv()
         except (EOFError, OSError):
             pass
+        self._process.join(END_SECONDS)
+        self._process.kill()  # it closed its end of the pipe and lives on
         self._process.join()
         raise ProcessDied(_how_it_ended(self._process.exitcode))
 
@@ -229,7 +239,7 @@ class _Process:
 def _how_it_ended(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
-    name = signal.Signals(-code).name
+    name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
     hint = ", perhaps by the kernel for want of memory" if name == "SIGKILL" else ""
     return f"killed by {name}{hint}"
 

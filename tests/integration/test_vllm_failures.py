@@ -1,0 +1,78 @@
+"""Real vLLM on the CPU, and what can go wrong with it: a request that it refuses, an engine process
+that is killed, one that hangs."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import psutil
+import pytest
+import yaml
+from helpers import PROJECT, Run, read_jsonl, wait_until
+from video_pipeline.testing.demo import write_demo
+
+# Slow enough to be hit in the midst; one of the questions is longer than the model can take.
+SETTINGS = {
+    "data": {"num_shards": 1, "num_workers": 1, "id_field": "id"},
+    "vllm": {"max_model_len": 2048},
+    "sampling": {"max_tokens": 400, "ignore_eos": True},
+    "run": {"task": "ask_long", "max_in_flight": 1, "engine_timeout_s": 20.0},
+}
+TASK = """
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.registry import register_task
+
+
+@register_task
+class AskLong(Task):
+    name = "ask_long"
+    dataset_name = "qwen_video"
+
+    def build_messages(self, sample):
+        text = "What happens? " * sample["times"]
+        video = {"type": "video", "video": sample["__video_uri"]}
+        return [{"role": "user", "content": [video, {"type": "text", "text": text}]}]
+"""
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """Snakemake in the background, at a moment when the engine has answered something."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    run = Run(tmp_path / "run")
+    clips = read_jsonl(write_demo(run.folder))
+    samples = [{**clip, "id": i, "times": 1000 if i == 2 else 1} for i, clip in enumerate(clips)]
+    run.write_samples(samples)
+    run.write_plugin(TASK)
+    run.settings = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text())
+    run.settings["data"]["output_jsonl"] = "results/out.jsonl"
+    run.configure(**SETTINGS)
+    run.configure(run={"plugins": ["plugin.py"]})
+    run.main = run.start_snakemake()
+    wait_until(run.answers, "there is an answer", 300)
+    yield run
+    run.main.kill()
+    run.main.wait()
+
+
+def engine_processes(run) -> list[psutil.Process]:
+    children = psutil.Process(run.main.pid).children(recursive=True)
+    names = {child: " ".join([child.name(), *child.cmdline()]) for child in children}
+    return [child for child, name in names.items() if "EngineCore" in name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_engine_is_killed_or_hangs(started, number):
+    (engine,) = engine_processes(started)
+    engine.send_signal(number)
+    assert started.main.wait() == 0, (started.folder / "background.log").read_text()[-3000:]
+    assert not psutil.pid_exists(engine.pid)
+    statistics = json.loads(next(started.folder.rglob("rank0.statistics.json")).read_text())
+    assert len(statistics) == 2  # two attempts
+    assert started.answers() == dict.fromkeys(["0", "1", "3", "4", "5"], 1)
+    stages = [record.get("__error", {}).get("stage", "ok") for record in started.records()]
+    assert stages == ["ok", "ok", "generate", "ok", "ok", "ok"]
+    message = started.records()[2]["__error"]["message"]
+    assert "2048" in message  # what the model can take
+    assert any(int(word) > 3000 for word in message.replace("(", " ").split() if word.isdigit())
