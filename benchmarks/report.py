@@ -49,7 +49,7 @@ class Section:
         title: Heading.
         figures: The rows of the table.
         how: What exactly was measured.
-        limits: What limits the figures now.
+        limits: What limits the figures now; empty where nobody has looked yet.
         details: Lines of a table (the first is its heading), absolute values among them.
         date: When it was measured, UTC.
         machine: Where, and with which versions.
@@ -118,7 +118,8 @@ def page(sections: Iterable[Section]) -> str:
     ]
     for section in sections:
         lines += ["", f"## {section.title}", "", section.how.strip(), ""]
-        lines += [f"**What limits it now.** {section.limits.strip()}", ""]
+        if section.limits:
+            lines += [f"**What limits it now.** {section.limits.strip()}", ""]
         if section.details:
             lines += [*_table(section.details), ""]
         lines += [f"Measured {section.date} on {section.machine}."]

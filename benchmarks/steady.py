@@ -185,4 +185,8 @@ _HOW = (
     "the first request on; *front end*: CPU of the plain loop's process inside `LLM.generate`, "
     "without the engine's process."
 )
-_LIMITS = "..."
+_LIMITS = (
+    "The cores: decoding and the engine share them, and a bare decode alone is more than half of the "
+    "core-seconds that a sample takes. Nearly all CPU of the feeding process is vLLM's own client, "
+    "as the rows of the engine alone show."
+)
