@@ -186,7 +186,7 @@ _HOW = (
     "without the engine's process."
 )
 _LIMITS = (
-    "The cores: decoding and the engine share them, and a bare decode alone is more than half of the "
-    "core-seconds that a sample takes. Nearly all CPU of the feeding process is vLLM's own client, "
-    "as the rows of the engine alone show."
+    "The cores: decoding and the engine share them, and a bare decode alone is more than half of "
+    "the core-seconds that a sample takes. Nearly all CPU of the feeding process is that of vLLM's "
+    "own client, as the rows of the engine alone show."
 )

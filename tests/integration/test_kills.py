@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import psutil
 import pytest
@@ -100,9 +101,12 @@ def test_the_watch_process_is_killed_and_then_its_job(started):
         return [p for p in job.children() if "processes.py" in " ".join(p.cmdline())]
 
     (first,) = watch()
+    shared_memory = Path(first.cmdline()[-1])
     first.kill()
     wait_until(lambda: watch() and watch() != [first], "there is another watch process")
+    assert shared_memory.exists()
     job.kill()
+    wait_until(lambda: not shared_memory.exists(), "the shared memory is gone")
     assert started.main.wait() == 0
     assert_all_gone(started)
 

@@ -83,6 +83,8 @@ class _WatchProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd="/",
+            # without the mark, or it would kill itself
+            env={name: value for name, value in os.environ.items() if name != MARK},
             start_new_session=True,  # a Ctrl-C at the terminal is not for the watch
         )
 
