@@ -26,7 +26,7 @@ demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six cli
 test: venv  ## every test
 	@$(BIN)/python -m pytest
 
-soak: venv  ## 2,000 samples and 50 random kills: nothing lost, nothing twice (15 minutes)
+soak: venv  ## 2,000 samples and 50 random kills: nothing lost, nothing twice (5 minutes)
 	@$(BIN)/python tests/soak.py
 
 lint: venv  ## format and lint checks

@@ -98,7 +98,11 @@ class Soak:
                 main.kill()
         finally:
             main.wait()
-        wait_until(lambda: not self._processes(main.pid), "the processes are gone", 15)
+        try:
+            wait_until(lambda: not self._processes(main.pid), "the processes are gone", 15)
+        except AssertionError:
+            left = map(psutil.Process, self._processes(main.pid))
+            raise AssertionError(f"left running: {[p.cmdline() for p in left]}") from None
         if not self._run.output.exists():
             return
         # finished before the kills were done: open some work again

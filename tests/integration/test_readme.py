@@ -58,7 +58,7 @@ def checkout(tmp_path_factory) -> Path:
 def test_commands_run_as_they_stand(checkout):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     todo = commands()
-    first, retry, second = todo  # a command more in the README needs an expectation here
+    first, retry, second, partial = todo  # a command more in the README needs an expectation here
     output = checkout / "results/output.describe.jsonl"
 
     def run(command: str) -> str:
@@ -75,6 +75,9 @@ def test_commands_run_as_they_stand(checkout):
 
     write_clip(checkout / "videos/long.mp4", width=64, height=64, fps=2, seconds=100)
     assert "1 failed sample(s) are open again" in run(retry)
+    run(partial)
+    lines = (checkout / "results/output.describe.partial.jsonl").read_text().splitlines()
+    assert [json.loads(line)["__key"] for line in lines] == [cat["__key"]]
     run(second)
     statuses = [json.loads(line)["__status"] for line in output.read_text().splitlines()]
     assert statuses == ["ok", "ok"]

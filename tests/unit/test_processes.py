@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import SCRIPTS, marked_processes, wait_until
+from video_pipeline.processes import SNAKEMAKE
 
 # A job with the children a real one has: one started by spawn, one program, one that ignores the
 # wish to end and has a session of its own, and a grandchild whose parent is gone.
@@ -147,3 +148,15 @@ def test_two_jobs_do_not_touch_each_other(job, tmp_path):
     assert not Path(other_folder).exists()
     assert len(marked_processes(mark)) >= 5
     assert (folder / "frames").exists()
+
+
+def test_a_job_whose_snakemake_is_gone_before_it_looks_ends(tmp_path):
+    script = "import time; from video_pipeline.processes import *; end_with_snakemake(); %s"
+    command = [sys.executable, "-c", script % "time.sleep(60)"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    done = subprocess.run(command, env={**environment, SNAKEMAKE: str(gone.pid)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    by_hand = [sys.executable, "-c", script % "time.sleep(1)"]
+    subprocess.run(by_hand, env=environment, check=True)

@@ -122,21 +122,23 @@ def stop_jobs_on_signals() -> None:
 
 
 def end_with_snakemake() -> None:
-    """In a job: end this process once the Snakemake that started it is gone. A job that was started
-    by hand goes on."""
+    """In a job: end this process once the Snakemake that started it is gone, or at once if it is
+    gone already. A job that was started by hand goes on."""
+    pid = os.environ.get(SNAKEMAKE)
+    if pid is None:
+        return
     import psutil
 
-    pid = os.environ.get(SNAKEMAKE)
-    for parent in psutil.Process().parents():
-        if str(parent.pid) == pid:
+    parents = [parent for parent in psutil.Process().parents() if str(parent.pid) == pid]
 
-            def wait(parent: psutil.Process = parent) -> None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    while parent.status() != psutil.STATUS_ZOMBIE and parent.is_running():
-                        time.sleep(LOOK_SECONDS)
-                os.kill(os.getpid(), signal.SIGKILL)
+    def wait() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for parent in parents:
+                while parent.status() != psutil.STATUS_ZOMBIE and parent.is_running():
+                    time.sleep(LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-            threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _watch(mark: str, folder: Path) -> None:
