@@ -74,5 +74,5 @@ def test_the_engine_is_killed_or_hangs(started, number):
     stages = [record.get("__error", {}).get("stage", "ok") for record in started.records()]
     assert stages == ["ok", "ok", "generate", "ok", "ok", "ok"]
     message = started.records()[2]["__error"]["message"]
-    assert "2048" in message  # what the model can take
-    assert any(int(word) > 3000 for word in message.replace("(", " ").split() if word.isdigit())
+    assert "maximum context length is 2048" in message
+    assert "at least 2049 input tokens" in message  # vLLM stops counting there
