@@ -39,7 +39,7 @@ def test_a_run_from_beginning_to_end(finished):
     # what else is beside it
     results = run.folder / "results"
     assert sorted(path.name for path in results.iterdir() if not path.name.startswith(".")) == [
-        *("out.config.yaml", "out.jsonl", "out.summary.json"),
+        *("out.config.yaml", "out.errors.jsonl", "out.jsonl", "out.summary.json"),
     ]
     assert load_config(results / "out.config.yaml") == run.config
     assert {job["rank"] for job in run.summary()["jobs"]} == {0, 1}

@@ -112,7 +112,7 @@ def test_a_missing_rank_file_is_named(finished):
 def test_rank_files_of_another_split_do_not_pass(finished):
     """Three rank files lie there, the input is split anew in another order."""
     finished(list(reversed(samples(10))), 3)
-    with pytest.raises(UserError, match="expected sample 9, found"):
+    with pytest.raises(UserError, match="expected sample '9', found"):
         consolidate(finished.run.config, finished.layout)
 
 

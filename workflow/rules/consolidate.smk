@@ -27,6 +27,8 @@ rule partial:
     log:
         LAYOUT.log("partial"),
     localrule: True
+    conda:
+        "../../envs/gpu.yaml"
     params:
         run=command("consolidate.py"),
         config=LAYOUT.config,

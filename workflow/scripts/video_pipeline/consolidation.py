@@ -59,7 +59,7 @@ def consolidate(config: Config, layout: Layout) -> None:
             line = records.readline()
             record = _parse(line)
             if record.get("__key") != entry.key:
-                found = record.get("__key", f"{line[:40]!r}" if line else "the end of the file")
+                found = repr(record.get("__key", line[:40])) if line else "the end of the file"
                 raise UserError(
                     f"{layout.rank_file(rank)}, line {positions[rank]}: expected sample "
                     f"{entry.key!r}, found {found}. Remove this rank file and run snakemake again; "
