@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
+from video_pipeline.tasks.base import WHOLE
+
 if TYPE_CHECKING:
     from video_pipeline.tasks.base import Task
 
@@ -19,7 +21,8 @@ class BaseDataset(Dataset):
         version: Part of the resume fingerprint. Raise it when the inputs a dataset builds change.
         samples: The samples: dicts, the input object plus ``__key`` and ``__video_uri``. Read
             lazily, so keep none.
-        task: The task; ``task.messages(sample)`` gives the checked conversation.
+        task: The task; ``task.messages(sample)`` gives the checked conversation,
+            ``task.conversations(sample)`` all of them by name.
         model: Name or folder of the model, for its processor and chat template.
         video_field: The field of a sample that holds the path as it is in the input.
         vision_kwargs: The ``vision`` section: keys for the video item of the messages.
@@ -55,9 +58,17 @@ class BaseDataset(Dataset):
             {"__key": the sample's key, "raw": the input object,
              "llm_input": {"prompt": text, "multi_modal_data": {...}, "mm_processor_kwargs": {...}}}
 
-        ``llm_input`` is what vLLM's ``LLM.generate`` takes. An exception makes the sample an error
-        record of stage ``read``; its text is the message.
+        ``llm_input`` is what vLLM's ``LLM.generate`` takes. A task that asks several things by name
+        (``task.conversations(sample)``) needs ``llm_inputs`` in its place, one for each name; media
+        objects that are in more than one of them are prepared and encoded once. An exception makes
+        the sample an error record of stage ``read``; its text is the message.
         """
+
+
+def item(sample: dict[str, Any], llm_inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What ``__getitem__`` returns, from the inputs of the sample's conversations."""
+    given = {"llm_input": llm_inputs[WHOLE]} if WHOLE in llm_inputs else {"llm_inputs": llm_inputs}
+    return {"__key": sample["__key"], "raw": raw_of(sample), **given}
 
 
 def raw_of(sample: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+from video_pipeline.data.base import item
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.video.access import permitted
@@ -26,17 +28,16 @@ class FramesDataset(QwenVideoDataset):
         folder = sample["__video_uri"]
         images = self.images_of(Path(folder))
         fps = float(sample.get("frames_fps") or self.vision_kwargs.get("fps") or 2.0)
-        messages = self.with_vision_kwargs(self.task.messages(sample), {})
-        for message in messages:
-            if isinstance(message["content"], list):
-                for part in message["content"]:
-                    if part.get("video") == folder:
-                        part.update(video=images, sample_fps=fps, raw_fps=fps)
-        return {
-            "__key": sample["__key"],
-            "raw": {k: v for k, v in sample.items() if k not in ("__key", "__video_uri")},
-            "llm_input": self.llm_input(messages),
+        conversations = {
+            part: self.with_vision_kwargs(messages, {})
+            for part, messages in self.task.conversations(sample).items()
         }
+        for message in itertools.chain.from_iterable(conversations.values()):
+            if isinstance(message["content"], list):
+                for content in message["content"]:
+                    if content.get("video") == folder:
+                        content.update(video=images, sample_fps=fps, raw_fps=fps)
+        return item(sample, self.llm_inputs(conversations))
 
     @staticmethod
     def images_of(folder: Path) -> list[str]:

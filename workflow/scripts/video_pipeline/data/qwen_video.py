@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from video_pipeline.data.base import BaseDataset, raw_of
+from video_pipeline.data.base import BaseDataset, item
 from video_pipeline.data.prompt import Prompter
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.tasks.base import Messages
 
 
 @register_dataset("qwen_video")
@@ -19,12 +20,11 @@ class QwenVideoDataset(BaseDataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         sample = self.samples[i]
-        messages = self.with_vision_kwargs(self.task.messages(sample), sample)
-        return {
-            "__key": sample["__key"],
-            "raw": raw_of(sample),
-            "llm_input": self.llm_input(messages),
+        conversations = {
+            part: self.with_vision_kwargs(messages, sample)
+            for part, messages in self.task.conversations(sample).items()
         }
+        return item(sample, self.llm_inputs(conversations))
 
     @cached_property
     def prompter(self) -> Prompter:
@@ -32,8 +32,8 @@ class QwenVideoDataset(BaseDataset):
         return Prompter(self.model)
 
     def with_vision_kwargs(
-        self, messages: list[dict[str, Any]], sample: dict[str, Any]
-    ) -> list[dict[str, Any]]:
+        self, messages: Messages, sample: dict[str, Any]
+    ) -> Messages:
         """``messages`` with the ``vision`` section and the segment of ``sample``
         (``video_start``, ``video_end``, in seconds) in every video item. What the task put there
         itself stays."""
@@ -59,9 +59,23 @@ class QwenVideoDataset(BaseDataset):
             defaults = {k: v for k, v in defaults.items() if k != "fps"}
         return {**defaults, **part}
 
-    def llm_input(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """Prompt and media of finished ``messages``, sampled and resized exactly once: frames are
-        uint8 tensors (frames, 3, height, width), and the processor is told to leave them alone."""
+    def llm_inputs(self, conversations: dict[str, Messages]) -> dict[str, dict[str, Any]]:
+        """Prompt and media of each conversation. Media that several ask about are read once, and
+        are the same objects in each."""
+        from qwen_vl_utils import extract_vision_info
+
+        read: dict[str, dict[str, Any]] = {}
+        inputs = {}
+        for part, messages in conversations.items():
+            media = repr(extract_vision_info(messages))
+            if media not in read:
+                read[media] = self.read(messages)
+            inputs[part] = {"prompt": self.prompter.prompt(messages), **read[media]}
+        return inputs
+
+    def read(self, messages: Messages) -> dict[str, Any]:
+        """The media of finished ``messages``, sampled and resized exactly once: frames are uint8
+        tensors (frames, 3, height, width), and the processor is told to leave them alone."""
         from qwen_vl_utils import process_vision_info
 
         from video_pipeline.video.reader import register_reader
@@ -80,7 +94,6 @@ class QwenVideoDataset(BaseDataset):
             # process_vision_info returns float frames whose values are whole numbers
             media["video"] = [(frames.to(torch.uint8), metadata) for frames, metadata in videos]
         return {
-            "prompt": self.prompter.prompt(messages),
             "multi_modal_data": media,
             "mm_processor_kwargs": {**video_kwargs, "do_resize": False},
         }

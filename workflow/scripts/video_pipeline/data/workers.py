@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -22,6 +23,7 @@ from video_pipeline.config import Config
 from video_pipeline.data.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import TaskError, UserError, user_frame, where
+from video_pipeline.tasks.base import WHOLE
 
 SAMPLES_PER_WORKER = 2000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
@@ -83,13 +85,13 @@ class Prepared:
     """A sample ready for the engine.
 
     Attributes:
-        request: What the engine's ``generate`` takes.
+        requests: What the engine's ``generate`` takes, by part.
         num_bytes: Memory it holds.
         seconds: Time its worker spent on it.
         video_seconds: Length of its videos (of the segment, where one is given).
     """
 
-    request: Any
+    requests: dict[str, Any]
     num_bytes: int
     seconds: float
     video_seconds: float
@@ -110,8 +112,8 @@ class DecodePool:
         for process in self._processes:
             self._idle.put_nowait(process)
 
-    async def prepare(self, position: int) -> Prepared:
-        """Prepare the sample at ``position`` of the chunk.
+    async def prepare(self, position: int, parts: Collection[str]) -> Prepared:
+        """Prepare ``parts`` of the sample at ``position`` of the chunk.
 
         Raises :class:`SampleError` for the sample's own failure and :class:`UserError` if the
         user's code or configuration is at fault.
@@ -119,7 +121,9 @@ class DecodePool:
         process = await self._idle.get()
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, process.prepare, position)
+            return await loop.run_in_executor(
+                self._threads, process.prepare, position, frozenset(parts)
+            )
         finally:
             self._idle.put_nowait(process)
 
@@ -146,12 +150,12 @@ class _Process:
         self._changing = threading.Lock()
         self._start()
 
-    def prepare(self, position: int) -> Prepared:
+    def prepare(self, position: int, parts: frozenset[str]) -> Prepared:
         """Have the process prepare a sample; errors as in :meth:`DecodePool.prepare`."""
         self._wait_until_up()
         try:
             with contextlib.suppress(BrokenPipeError):  # it died just now: _receive says how
-                self._pipe.send(position)
+                self._pipe.send((position, parts))
             result = self._receive(self._timeout_s)
         except TimeoutError:
             self._replace()
@@ -275,18 +279,26 @@ class _Worker:
         self._preparer.start()
         self._folder = spec.folder
 
-    def prepare(self, position: int) -> tuple[Parcel, float, float]:
-        """The packed request of a sample, the seconds it took, and the length of its videos."""
+    def prepare(self, position: int, parts: frozenset[str]) -> tuple[Parcel, float, float]:
+        """The packed requests of a sample, the seconds it took, and the length of its videos."""
         started = time.monotonic()
         key = self._chunk[position].key
-        item = self._read(position, key)
-        video_seconds = _video_seconds(item["llm_input"])
+        read = self._read(position, key)
+        llm_inputs = {part: read[part] for part in read if part in parts}
+        if len(llm_inputs) < len(parts):
+            missing = ", ".join(sorted(parts - llm_inputs.keys())) or "the whole sample"
+            raise TaskError(
+                f"dataset {type(self._dataset).__name__}: __getitem__ returned nothing for "
+                f"{missing} of sample {key!r}, though the task asks about it. A task with named "
+                "conversations needs `llm_inputs`, by name; one without needs `llm_input`"
+            )
+        video_seconds = max(map(_video_seconds, llm_inputs.values()))
         try:
-            request = self._preparer.prepare(item["llm_input"], key)
+            requests = self._preparer.prepare(llm_inputs, key)
         except RequestRefused as error:
             raise SampleError("generate", error.type, str(error)) from None
         try:
-            parcel = pack(request, self._folder)
+            parcel = pack(requests, self._folder)
         except OSError as error:
             raise UserError(
                 f"no room for a prepared sample in shared memory, {self._folder} ({error}): "
@@ -295,7 +307,8 @@ class _Worker:
             ) from None
         return parcel, time.monotonic() - started, video_seconds
 
-    def _read(self, position: int, key: str) -> dict[str, Any]:
+    def _read(self, position: int, key: str) -> dict[str, dict[str, Any]]:
+        """What the dataset made of a sample: its ``llm_input`` by part."""
         try:
             item = self._dataset[position]
         except UserError:
@@ -303,7 +316,8 @@ class _Worker:
         except (Exception, SystemExit) as error:
             raise SampleError("read", type(error).__name__, _message(error)) from error
         name = type(self._dataset).__name__
-        if not (isinstance(item, dict) and isinstance(item.get("llm_input"), dict)):
+        inputs = _llm_inputs(item)
+        if not all(isinstance(llm_input, dict) for llm_input in inputs.values()):
             raise TaskError(
                 f"dataset {name}: __getitem__ must return a dict with '__key', 'raw' and "
                 f"'llm_input', which is a dict too; it returned {item!r:.200}"
@@ -313,7 +327,15 @@ class _Worker:
                 f"dataset {name}: __getitem__ was asked for sample {key!r} and returned "
                 f"{item.get('__key')!r}; give back sample['__key'] as it came"
             )
-        return item
+        return inputs
+
+
+def _llm_inputs(item: Any) -> dict[str, Any]:
+    """The inputs in what a dataset returned, by part; under :data:`WHOLE` whatever else it is."""
+    if not isinstance(item, dict):
+        return {WHOLE: None}
+    named = item.get("llm_inputs")
+    return named if isinstance(named, dict) and named else {WHOLE: item.get("llm_input")}
 
 
 def _message(error: BaseException) -> str:
@@ -336,9 +358,9 @@ def _serve(spec: WorkerSpec, pipe: Connection) -> None:
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:
-            position = pipe.recv()
+            asked = pipe.recv()
             try:
-                result = worker if isinstance(worker, UserError) else worker.prepare(position)
+                result = worker if isinstance(worker, UserError) else worker.prepare(*asked)
             except (SampleError, UserError) as error:
                 result = error
             except Exception:

@@ -29,20 +29,38 @@ class EngineDead(UserError):
 
 
 @dataclass(frozen=True)
+class Constraints:
+    """What one answer is held to.
+
+    Attributes:
+        json_schema: The JSON Schema that it must follow, as JSON; None for free text.
+        max_tokens: Its tokens, at most; None for ``sampling.max_tokens``.
+    """
+
+    json_schema: str | None = None
+    max_tokens: int | None = None
+
+
+FREE = Constraints()
+
+
+@dataclass(frozen=True)
 class Answer:
     """What the model said.
 
     Attributes:
-        output_text: The text.
+        output_text: The text, without the reasoning.
         prompt_tokens: Tokens of the prompt, visual ones included.
         completion_tokens: Tokens of the answer.
         finish_reason: ``stop`` or ``length``.
+        reasoning: What a thinking model thought before it answered, else None.
     """
 
     output_text: str
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
+    reasoning: str | None = None
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -62,9 +80,11 @@ class Preparer(ABC):
         """Load what is needed; called once in each decode process."""
 
     @abstractmethod
-    def prepare(self, llm_input: dict[str, Any], key: str) -> Any:
-        """Turn a dataset's ``llm_input`` and the sample's key into a request for
-        :meth:`Engine.generate`. Raises :class:`RequestRefused` where the engine would refuse it."""
+    def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+        """Turn what a dataset made of the sample ``key``, an ``llm_input`` for each of its parts,
+        into requests for :meth:`Engine.generate`. Media that several parts share are prepared once.
+
+        Raises :class:`RequestRefused` where the engine would refuse one."""
 
 
 class Engine(ABC):
@@ -85,12 +105,18 @@ class Engine(ABC):
         """What the decode processes do for this engine."""
 
     @abstractmethod
+    def check(self, constraints: Constraints) -> None:
+        """Raise :class:`UserError` for constraints that the engine cannot hold an answer to."""
+
+    @abstractmethod
     async def start(self) -> None:
         """Load the model. Raises :class:`UserError` where the user's settings cannot work."""
 
     @abstractmethod
-    async def generate(self, key: str, request: Any) -> Answer:
-        """Answer one request; called for many samples at once.
+    async def generate(
+        self, name: str, request: Any, constraints: Constraints = FREE
+    ) -> Answer:
+        """Answer one request, whose ``name`` no other request has; called for many at once.
 
         Raises :class:`RequestRefused` for this request alone, :class:`EngineDead` for all.
         """

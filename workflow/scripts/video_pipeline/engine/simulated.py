@@ -10,7 +10,7 @@ import torch
 
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import SIMULATED_MODEL
-from video_pipeline.engine.base import Answer, Engine, Preparer
+from video_pipeline.engine.base import FREE, Answer, Constraints, Engine, Preparer
 
 _PIXELS_PER_TOKEN = 28 * 28 * 2
 
@@ -36,7 +36,12 @@ class SimulatedEngine(Engine):
     async def start(self) -> None:
         """Nothing to load."""
 
-    async def generate(self, key: str, request: Any) -> Answer:
+    def check(self, constraints: Constraints) -> None:
+        """It follows no schema: its words are no JSON."""
+
+    async def generate(
+        self, name: str, request: Any, constraints: Constraints = FREE
+    ) -> Answer:
         prompt_tokens = count_tokens(request)
         settings = self._settings
         async with self._free:
@@ -45,7 +50,7 @@ class SimulatedEngine(Engine):
                 + self._tokens * settings.seconds_per_output_token
             )
         self.steps += 1
-        return Answer(simulated_text(key, self._tokens), prompt_tokens, self._tokens, "stop")
+        return Answer(simulated_text(name, self._tokens), prompt_tokens, self._tokens, "stop")
 
     def is_saturated(self) -> bool:
         return self._free.locked()
@@ -79,5 +84,5 @@ class SimulatedPreparer(Preparer):
     def start(self) -> None:
         """Nothing to load."""
 
-    def prepare(self, llm_input: dict[str, Any], key: str) -> dict[str, Any]:
-        return llm_input
+    def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+        return llm_inputs

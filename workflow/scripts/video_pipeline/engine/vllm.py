@@ -13,7 +13,15 @@ from typing import Any
 
 from video_pipeline.budget import check_budget
 from video_pipeline.config import Config
-from video_pipeline.engine.base import Answer, Engine, EngineDead, Preparer, RequestRefused
+from video_pipeline.engine.base import (
+    FREE,
+    Answer,
+    Constraints,
+    Engine,
+    EngineDead,
+    Preparer,
+    RequestRefused,
+)
 from video_pipeline.errors import UserError
 
 # vLLM must start its engine process by spawn: this process has threads.
@@ -26,7 +34,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMError
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.registry import renderer_from_config
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.tokenizers.registry import cached_tokenizer_from_config
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -43,6 +52,9 @@ _DEFAULTS = {
 
 # What vLLM raises for settings that cannot work.
 _REFUSALS = (ValueError, TypeError, OSError, VLLMError)
+
+_SHARED_MEDIA_GB = 2
+"""Holds the prepared media of one sample in a decode process, for its next question."""
 
 _PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
@@ -61,6 +73,7 @@ class VllmEngine(Engine):
             "vllm", config.vllm.arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)]
         )
         self._sampling = _sampling_params(config)
+        self._sampling_under: dict[Constraints, SamplingParams] = {FREE: self._sampling}
         try:
             engine_args = AsyncEngineArgs(**arguments)
             # offline use: vLLM then chooses batch sizes for throughput
@@ -96,9 +109,40 @@ class VllmEngine(Engine):
                 "process said stands above"
             ) from error
 
-    async def generate(self, key: str, request: Any) -> Answer:
+    def check(self, constraints: Constraints) -> None:
+        self._sampling_of(constraints)
+
+    def _sampling_of(self, constraints: Constraints) -> SamplingParams:
+        if constraints not in self._sampling_under:
+            sampling = self._sampling.clone()
+            if constraints.max_tokens is not None:
+                sampling.max_tokens = constraints.max_tokens
+            if constraints.json_schema is not None:
+                # else a model may fill its answer with spaces, which JSON allows
+                sampling.structured_outputs = StructuredOutputsParams(
+                    json=constraints.json_schema, disable_any_whitespace=True
+                )
+            model_config = self._vllm_config.model_config
+            try:
+                sampling.verify(
+                    model_config,
+                    self._vllm_config.speculative_config,
+                    self._vllm_config.structured_outputs_config,
+                    cached_tokenizer_from_config(model_config),
+                )
+            except _REFUSALS as error:
+                raise UserError(f"vLLM refuses the task's output_schema: {error}") from error
+            self._sampling_under[constraints] = sampling
+        return self._sampling_under[constraints]
+
+    async def generate(
+        self, name: str, request: Any, constraints: Constraints = FREE
+    ) -> Answer:
+        sampling = self._sampling_of(constraints)
         try:
-            outputs = self._llm.generate(request, self._sampling, request_id=key)
+            outputs = self._llm.generate(
+                request, sampling, request_id=name, lora_request=self._lora
+            )
             (output,) = [output async for output in outputs]
         except EngineDeadError as error:
             raise EngineDead(str(error)) from error
@@ -148,33 +192,43 @@ class Renderer(Preparer):
         self._vllm_config = vllm_config
 
     def start(self) -> None:
+        # the configuration of this process alone: the engine's own caches stay as they are
+        media = self._vllm_config.model_config.multimodal_config
+        if media is not None:
+            media.mm_processor_cache_gb = _SHARED_MEDIA_GB
         self._renderer = renderer_from_config(self._vllm_config)
+        self._shared_media = self._renderer._mm_processor_only_cache
 
-    def prepare(self, llm_input: dict[str, Any], key: str) -> Any:
-        media = llm_input.get("multi_modal_data") or {}
+    def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
         # Without names of our own each process counts its items from 1, two different videos
         # share a name, and the encoder cache answers for the wrong one.
-        uuids = {
-            modality: [f"{key}-{modality}-{number}" for number in range(_count(items))]
-            for modality, items in media.items()
-        }
+        names: dict[int, str] = {}
+        requests = {}
         try:
-            prompt = parse_model_prompt(
-                self._vllm_config.model_config, {**llm_input, "multi_modal_uuids": uuids}
-            )
-            (engine_input,) = self._renderer.render_cmpl([prompt])
-            vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
-            for video in (engine_input.get("mm_kwargs") or {}).get("video", []):
-                if "second_per_grid_ts" in video:
-                    per_second = getattr(vision, "tokens_per_second", 1.0)
-                    _round_as_transformers(video, per_second)
+            for part, llm_input in llm_inputs.items():
+                uuids = {
+                    modality: [
+                        names.setdefault(id(item), f"{key}-{modality}-{len(names)}")
+                        for item in (items if isinstance(items, list) else [items])
+                    ]
+                    for modality, items in (llm_input.get("multi_modal_data") or {}).items()
+                }
+                requests[part] = self._render({**llm_input, "multi_modal_uuids": uuids})
         except Exception as error:
             raise RequestRefused(type(error).__name__, str(error)) from error
+        finally:
+            if self._shared_media is not None:
+                self._shared_media.clear_cache()
+        return requests
+
+    def _render(self, llm_input: dict[str, Any]) -> Any:
+        prompt = parse_model_prompt(self._vllm_config.model_config, llm_input)
+        (engine_input,) = self._renderer.render_cmpl([prompt], skip_mm_cache=True)
+        vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
+        for video in (engine_input.get("mm_kwargs") or {}).get("video", []):
+            if "second_per_grid_ts" in video:
+                _round_as_transformers(video, getattr(vision, "tokens_per_second", 1.0))
         return engine_input
-
-
-def _count(items: Any) -> int:
-    return len(items) if isinstance(items, list) else 1
 
 
 def check_names(section: str, given: Iterable[str], known: list[str]) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any
+
+from pydantic import BaseModel
 
 from video_pipeline.errors import TaskError, where
 
 RESERVED_FIELDS = frozenset({"input", "output_text"})
 """Fields of an output record that are not the task's; so are all that start with ``__``."""
+
+WHOLE = ""
+"""The part of a sample about which a task asks one thing only."""
+
+Messages = list[dict[str, Any]]
+Schema = type[BaseModel] | dict[str, Any]
 
 
 class Task(ABC):
@@ -17,62 +27,142 @@ class Task(ABC):
     Attributes:
         name: The name in ``run.task``.
         dataset_name: The dataset that reads the samples of this task.
+        output_schema: A pydantic model or a JSON Schema that every answer must follow, or None for
+            free text. The engine is held to it, and :meth:`parse` gets the object.
         params: ``task_params`` of the configuration.
     """
 
     name: str = ""
     dataset_name: str = "qwen_video"
+    output_schema: Schema | None = None
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         self.params = params or {}
 
     @abstractmethod
-    def build_messages(self, sample: dict[str, Any]) -> list[dict[str, Any]]:
-        """The conversation for ``sample``, in the form that Qwen's chat templates take.
+    def build_messages(self, sample: dict[str, Any]) -> Messages | dict[str, Messages]:
+        """The conversation for ``sample``, in the form that Qwen's chat templates take; or several
+        by name, which share one reading of the video.
 
         ``sample`` is the input object plus ``__key`` and ``__video_uri``. The result must be the
         same each time: randomness must be seeded from ``sample["__key"]``.
         """
 
-    def parse(self, generated_text: str, sample: dict[str, Any]) -> dict[str, Any]:
-        """Fields of the output record, from what the model said. An exception makes the sample an
-        error record of stage ``parse``; the text is kept."""
+    def schema(self, part: str) -> Schema | None:
+        """What the answer to the conversation named ``part`` must follow: :attr:`output_schema`,
+        unless a task has another one for each."""
+        return self.output_schema
+
+    def parse(self, generated_text: Any, sample: dict[str, Any]) -> dict[str, Any]:
+        """Fields of the output record, from what the model said: text, or with a schema the object
+        (an instance of the pydantic model, or what the JSON holds). Of several conversations each
+        is parsed alone; ``sample["__part"]`` names it, and its fields go under that name. An
+        exception makes the sample an error record of stage ``parse``; the text is kept."""
         return {}
 
-    def messages(self, sample: dict[str, Any]) -> list[dict[str, Any]]:
-        """:meth:`build_messages`, checked. Raises :class:`TaskError` naming the sample."""
+    def conversations(self, sample: dict[str, Any]) -> dict[str, Messages]:
+        """:meth:`build_messages`, checked, by name; one that has no name goes under :data:`WHOLE`.
+
+        Raises :class:`TaskError` naming the sample.
+        """
         try:
-            messages = self.build_messages(sample)
+            built = self.build_messages(sample)
         except Exception as error:
             raise TaskError(
                 f"task {self.name!r}: build_messages failed for sample {sample['__key']!r}: "
                 f"{type(error).__name__}: {error} ({where(error)})"
             ) from error
-        if not (
-            isinstance(messages, list)
-            and messages
-            and all(isinstance(m, dict) and "role" in m and "content" in m for m in messages)
-        ):
-            raise TaskError(
-                f"task {self.name!r}: build_messages must return a list of messages, each with "
-                f"`role` and `content`; for sample {sample['__key']!r} it returned "
-                f"{messages!r:.200}"
-            )
-        return messages
+        named = built if isinstance(built, dict) else {WHOLE: built}
+        for messages in named.values():
+            if not _is_conversation(messages):
+                raise TaskError(
+                    f"task {self.name!r}: build_messages must return a list of messages, each with "
+                    "`role` and `content`, or a dict of such lists; for sample "
+                    f"{sample['__key']!r} it returned {messages!r:.200}"
+                )
+        if isinstance(built, dict):
+            self._check_names(built, "build_messages")
+            if not built or WHOLE in built:
+                raise TaskError(
+                    f"task {self.name!r}: build_messages must name at least one conversation, and "
+                    f"none of them {WHOLE!r}; for sample {sample['__key']!r} it named "
+                    f"{list(built)!r:.200}"
+                )
+        return named
 
-    def parsed(self, generated_text: str, sample: dict[str, Any]) -> dict[str, Any]:
+    def messages(self, sample: dict[str, Any]) -> Messages:
+        """The only conversation about ``sample``. Raises :class:`TaskError` if there are several:
+        see :meth:`conversations`."""
+        named = self.conversations(sample)
+        if WHOLE not in named:
+            raise TaskError(
+                f"task {self.name!r} asks {', '.join(named)} about one sample, and dataset "
+                f"{self.dataset_name!r} can take one conversation only: it should use "
+                "task.conversations(sample)"
+            )
+        return named[WHOLE]
+
+    def json_schema(self, part: str) -> dict[str, Any] | None:
+        """:meth:`schema` as a JSON Schema."""
+        schema = self.schema(part)
+        return _json_schema(schema) if isinstance(schema, type) else schema
+
+    def parsed(
+        self, output_text: str, sample: dict[str, Any], part: str = WHOLE
+    ) -> dict[str, Any]:
         """:meth:`parse`, checked. Raises :class:`TaskError` if the result is no dict or holds a
-        reserved name; what the user's own code raises passes through."""
-        fields = self.parse(generated_text, sample)
-        if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        reserved name, and :class:`ValueError` for a text that does not follow the schema; what the
+        user's own code raises passes through."""
+        schema = self.schema(part)
+        answer = output_text if schema is None else _validated(output_text, schema)
+        fields = self.parse(answer, {**sample, "__part": part} if part else sample)
+        if not isinstance(fields, dict):
             raise TaskError(
                 f"task {self.name!r}: parse must return a dict with text keys, it returned "
                 f"{fields!r:.200}"
             )
-        reserved = sorted(n for n in fields if n.startswith("__") or n in RESERVED_FIELDS)
+        self._check_names(fields, "parse")
+        return fields
+
+    def _check_names(self, named: dict[Any, Any], method: str) -> None:
+        if not all(isinstance(name, str) for name in named):
+            raise TaskError(
+                f"task {self.name!r}: {method} must return a dict with text keys, it returned "
+                f"{named!r:.200}"
+            )
+        reserved = sorted(n for n in named if n.startswith("__") or n in RESERVED_FIELDS)
         if reserved:
             raise TaskError(
-                f"task {self.name!r}: parse returned {', '.join(map(repr, reserved))}; names that "
-                "start with '__', 'input' and 'output_text' are reserved, use another"
+                f"task {self.name!r}: {method} returned {', '.join(map(repr, reserved))}; names "
+                "that start with '__', 'input' and 'output_text' are reserved, use another"
             )
-        return fields
+
+
+def _is_conversation(messages: Any) -> bool:
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and all(isinstance(m, dict) and "role" in m and "content" in m for m in messages)
+    )
+
+
+@cache
+def _json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
+def _validated(output_text: str, schema: Schema) -> Any:
+    """The object in ``output_text``. Raises :class:`ValueError` where it does not follow
+    ``schema``."""
+    if isinstance(schema, type):
+        return schema.model_validate_json(output_text)
+    import jsonschema
+
+    try:
+        answer = json.loads(output_text)
+        jsonschema.validate(answer, schema)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the answer is not JSON: {error}") from error
+    except jsonschema.ValidationError as error:
+        raise ValueError(f"the answer at {error.json_path}: {error.message:.200}") from error
+    return answer
