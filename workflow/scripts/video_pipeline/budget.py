@@ -54,12 +54,12 @@ def visual_tokens(config: Config, patch_size: int) -> int:
 def check_budget(config: Config, patch_size: int) -> None:
     """Raise :class:`UserError`, with the numbers, if the worst case exceeds the model's length."""
     visual = visual_tokens(config, patch_size)
-    needed = visual + TEXT_TOKENS + config.sampling.max_tokens
+    needed = visual + TEXT_TOKENS + config.most_tokens
     if needed > config.vllm.max_model_len:
         raise UserError(
             f"a video can need {visual} visual tokens + {TEXT_TOKENS} for text + "
-            f"{config.sampling.max_tokens} for the answer (sampling.max_tokens) = {needed}, more "
-            f"than vllm.max_model_len: {config.vllm.max_model_len}. Lower vision.total_pixels, "
+            f"{config.most_tokens} for the answer (sampling.max_tokens, run.retry_truncated) = "
+            f"{needed}, more than vllm.max_model_len: {config.vllm.max_model_len}. Lower vision.total_pixels, "
             "vision.max_pixels or vision.max_frames, or raise vllm.max_model_len"
         )
 

@@ -223,6 +223,10 @@ class Vllm(Section):
         32768, ge=1, description="Prompt and answer together, in tokens, at most."
     )
 
+    lora_path: Path | None = Field(
+        None, description="The folder of a LoRA adapter for the model. `null`: none."
+    )
+
     @property
     def gpus_per_job(self) -> int:
         """GPUs that one inference job needs: tensor x pipeline x data parallel."""
@@ -231,7 +235,7 @@ class Vllm(Section):
     @property
     def arguments(self) -> dict[str, Any]:
         """All engine arguments, as they are handed to vLLM."""
-        return self.model_dump()
+        return self.model_dump(exclude={"lora_path"})
 
 
 class Sampling(Section):
@@ -247,6 +251,11 @@ class Run(Section):
     """What is asked, and how the run behaves."""
 
     task: str = Field("describe", min_length=1, description="A registered task.")
+    dataset: str | None = Field(
+        None,
+        min_length=1,
+        description="A registered dataset that reads the samples. `null`: the task's own.",
+    )
     plugins: list[str] = Field(
         [],
         description="Python files or modules to import, so that their tasks and datasets register.",
@@ -266,6 +275,13 @@ class Run(Section):
         gt=0,
         description="Seconds without a sign of life from an engine that has requests, after which "
         "the job fails and is started again.",
+    )
+    retry_truncated: int | None = Field(
+        None,
+        ge=1,
+        description="An answer with an `output_schema` that did not end within "
+        "`sampling.max_tokens` is asked for once more with so many. `null`: it is an error record "
+        "at once.",
     )
     keep_rank_files: bool = Field(False, description="Keep the rank files after consolidation.")
     max_error_rate: float = Field(
@@ -303,6 +319,21 @@ class Config(Section):
         if os.path.abspath(self.data.input_jsonl) == os.path.abspath(self.data.output_jsonl):
             raise ValueError("data.output_jsonl: is the same file as data.input_jsonl")
         return self
+
+    @model_validator(mode="after")
+    def _more_tokens(self) -> Config:
+        more, most = self.run.retry_truncated, self.sampling.max_tokens
+        if more is not None and more <= most:
+            raise ValueError(
+                f"run.retry_truncated: {more} gives a second try no more than "
+                f"sampling.max_tokens: {most}"
+            )
+        return self
+
+    @property
+    def most_tokens(self) -> int:
+        """Upper bound on the tokens of one answer."""
+        return self.run.retry_truncated or self.sampling.max_tokens
 
     @property
     def video_root(self) -> Path:

@@ -116,6 +116,8 @@ def settings_digest(config: Config) -> str:
         engine["model_files"] = _model_files(Path(config.vllm.model))
         if engine["model_files"] is not None:
             del engine["arguments"]["model"]  # its files know it, wherever they lie
+        if config.vllm.lora_path is not None:
+            engine["lora_files"] = _model_files(config.vllm.lora_path)
     settings = {
         "engine": engine,
         "vision": config.vision.model_dump(),

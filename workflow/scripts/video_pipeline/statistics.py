@@ -69,13 +69,16 @@ class JobStatistics:
         """Count a sample that is ready for the engine."""
         self.decode_seconds += prepared.seconds
 
-    def count(self, answer: Answer, prepared: Prepared) -> None:
-        """Count an answered sample."""
-        if self.inferred == 0:
+    def count(self, answer: Answer) -> None:
+        """Count an answer."""
+        if self.completion_tokens == 0:
             self.first_answer_seconds = time.monotonic() - self._started
-        self.inferred += 1
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += answer.completion_tokens
+
+    def count_sample(self, prepared: Prepared) -> None:
+        """Count a sample that was asked about."""
+        self.inferred += 1
         self.video_seconds += prepared.video_seconds
 
     @contextmanager

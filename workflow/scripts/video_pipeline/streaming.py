@@ -12,17 +12,24 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
 from video_pipeline.engine import create_engine
-from video_pipeline.engine.base import Answer, Engine, EngineDead, RequestRefused
+from video_pipeline.engine.base import (
+    Answer,
+    Constraints,
+    Engine,
+    EngineDead,
+    RequestRefused,
+)
 from video_pipeline.journal import JournalWriter
 from video_pipeline.statistics import JobStatistics
 
 if TYPE_CHECKING:
+    from video_pipeline.chunks import Question
     from video_pipeline.inference import Shard
 
 logger = logging.getLogger(__name__)
@@ -176,7 +183,7 @@ class Stream:
             max_preparing=self._num_processes,
         )
         self._engine_ready = asyncio.Event()
-        self._in_engine: dict[str, str] = {}
+        self._in_engine: dict[str, Question] = {}
         self._crashed: list[int] = []
         self._last_try = False
         self._statistics = JobStatistics(shard.rank, min(num_workers, pending))
@@ -247,7 +254,7 @@ class Stream:
                 entry = self._shard.chunk[position]
                 message = f"it was in the engine {count} times when the engine died"
                 error = {"stage": "quarantine", "type": "EngineDead", "message": message}
-                self._fail(journal, entry.key, entry.request, error)
+                self._fail_all(journal, self._shard.questions(position, entry), error)
 
     async def _watch_engine(self, engine: Engine, journal: JournalWriter) -> None:
         """Raise :class:`EngineDead` if the engine has requests and stands still."""
@@ -264,8 +271,8 @@ class Stream:
     def _note_death(self, journal: JournalWriter) -> None:
         """Write down, once, which requests were in the engine when it died."""
         in_engine, self._in_engine = self._in_engine, {}
-        for key, request in in_engine.items():
-            journal.engine_died(key, "", request)
+        for question in in_engine.values():
+            journal.engine_died(*question)
 
     async def _start(self, engine: Engine) -> None:
         """Load the model; meanwhile the decode processes start and prepare the first samples."""
@@ -276,58 +283,111 @@ class Stream:
         self, position: int, engine: Engine, pool: DecodePool, journal: JournalWriter
     ) -> None:
         entry = self._shard.chunk[position]
-        key, request = entry.key, entry.request
+        questions = self._shard.questions(position, entry)
         del entry
         prepared: Prepared | None = None
         try:
             try:
-                prepared = await pool.prepare(position)
+                prepared = await pool.prepare(position, [question.part for question in questions])
             finally:
                 await self._window.prepared(prepared.num_bytes if prepared else 0)
             self._statistics.count_prepared(prepared)
             await self._engine_ready.wait()
-            answer = await self._generate(key, request, engine, prepared, journal)
+            errors = await asyncio.gather(
+                *(self._ask(position, each, engine, prepared, journal) for each in questions)
+            )
         except SampleError as error:
             if error.stage == "crash" and not self._last_try:
+                key = questions[0].key
                 logger.warning("sample %s: %s; it is tried once more, alone", key, error)
                 self._crashed.append(position)
             else:
-                self._fail(journal, key, request, error.as_record())
-        except RequestRefused as error:
-            record = {"stage": "generate", "type": error.type, "message": str(error)}
-            self._fail(journal, key, request, record)
+                self._fail_all(journal, questions, error.as_record())
         else:
-            journal.answer(key, "", request, answer.output_text, answer.usage)
-            if self._statistics.inferred < PARSED_AT_ONCE:
-                self._shard.try_parse(position, answer.output_text)
-            self._statistics.count(answer, prepared)
-            self._shard.error_rate.count()
+            self._statistics.count_sample(prepared)
+            self._count(next(filter(None, errors), None))
         finally:
             await self._window.release(prepared.num_bytes if prepared else 0)
 
+    async def _ask(
+        self,
+        position: int,
+        question: Question,
+        engine: Engine,
+        prepared: Prepared,
+        journal: JournalWriter,
+    ) -> dict[str, str] | None:
+        """Have one question answered and write the answer down; the error, if it came to one."""
+        constraints = self._shard.constraints(question.part)
+        request = prepared.requests[question.part]
+        more_tokens = self._shard.config.run.retry_truncated
+        try:
+            answer = await self._generate(question, request, constraints, engine, journal)
+            if answer.is_truncated and constraints.json_schema and more_tokens:
+                constraints = replace(constraints, max_tokens=more_tokens)
+                answer = await self._generate(question, request, constraints, engine, journal)
+        except RequestRefused as error:
+            record = {"stage": "generate", "type": error.type, "message": str(error)}
+            self._fail(journal, question, record)
+            return record
+        self._statistics.count(answer)
+        if answer.is_truncated and constraints.json_schema:
+            # half an object is no answer
+            most = constraints.max_tokens or self._shard.config.sampling.max_tokens
+            message = f"the answer did not end within {most} tokens"
+            record = {"stage": "length", "type": "Truncated", "message": message}
+            self._fail(journal, question, record, **answer.as_record())
+            return record
+        journal.answer(*question, **answer.as_record())
+        if self._statistics.inferred < PARSED_AT_ONCE:
+            self._shard.try_parse(position, question.part, answer.output_text)
+        return None
+
     async def _generate(
-        self, key: str, request: str, engine: Engine, prepared: Prepared, journal: JournalWriter
+        self,
+        question: Question,
+        request: Any,
+        constraints: Constraints,
+        engine: Engine,
+        journal: JournalWriter,
     ) -> Answer:
+        name = f"{question.key}/{question.part}" if question.part else question.key
         async with self._submit:
             self._window.start_clock()
-            self._in_engine[key] = request
+            self._in_engine[name] = question
             try:
                 with self._statistics.engine_busy():
-                    return await engine.generate(key, prepared.request)
+                    return await engine.generate(name, request, constraints)
             except EngineDead:
                 self._note_death(journal)
                 raise
             finally:
-                self._in_engine.pop(key, None)
+                self._in_engine.pop(name, None)
 
-    def _fail(self, journal: JournalWriter, key: str, request: str, error: dict[str, Any]) -> None:
-        journal.error(key, "", request, error)
-        logger.warning("sample %s failed: %s", key, error)
-        self._statistics.failed += 1
+    def _fail_all(
+        self, journal: JournalWriter, questions: list[Question], error: dict[str, str]
+    ) -> None:
+        """Nothing can be asked about a sample: an error for each question, which counts as one."""
+        for question in questions:
+            self._fail(journal, question, error)
+        self._count(error)
+
+    def _fail(
+        self, journal: JournalWriter, question: Question, error: dict[str, str], **answered: Any
+    ) -> None:
+        journal.error(*question, error, **answered)
+        part = f", {question.part}" if question.part else ""
+        logger.warning("sample %s%s failed: %s", question.key, part, error)
+
+    def _count(self, error: dict[str, str] | None) -> None:
+        """Count a finished sample. Raises :class:`UserError` if too many have failed."""
         rate = self._shard.error_rate
         rate.count(error)
-        # this sample is among those that the window holds
-        under_way = self._window.held - 1
+        if error is None:
+            return
+        self._statistics.failed += 1
+        # this sample is among those that the window holds, unless it was put in quarantine unread
+        under_way = max(0, self._window.held - 1)
         if rate.exceeded(under_way):
             reopened = self._shard.reopen_read_failures()
             rate.check(

@@ -63,13 +63,19 @@ class Answer:
     reasoning: str | None = None
 
     @property
-    def usage(self) -> dict[str, Any]:
-        """``__usage`` of the record."""
-        return {
+    def is_truncated(self) -> bool:
+        """Whether the answer was cut off at its last token."""
+        return self.finish_reason == "length"
+
+    def as_record(self) -> dict[str, Any]:
+        """``output_text``, ``usage`` and maybe ``reasoning``, for the journal."""
+        usage = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "finish_reason": self.finish_reason,
         }
+        reasoning = {} if self.reasoning is None else {"reasoning": self.reasoning}
+        return {"output_text": self.output_text, "usage": usage, **reasoning}
 
 
 class Preparer(ABC):

@@ -6,10 +6,11 @@ import asyncio
 import dataclasses
 import difflib
 import inspect
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from video_pipeline.budget import check_budget
 from video_pipeline.config import Config
@@ -30,8 +31,12 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 import torch
 from vllm import SamplingParams
 from vllm.config import VllmConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMError
+from vllm.lora.request import LoRARequest
+from vllm.reasoning import ReasoningParser, ReasoningParserManager
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.registry import renderer_from_config
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -68,7 +73,7 @@ class VllmEngine(Engine):
 
     def __init__(self, config: Config) -> None:
         self.model_name = config.vllm.model
-        arguments = {**_DEFAULTS, **config.vllm.arguments}
+        arguments = {**_DEFAULTS, **_lora_arguments(config), **config.vllm.arguments}
         check_names(
             "vllm", config.vllm.arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)]
         )
@@ -88,6 +93,8 @@ class VllmEngine(Engine):
         if vision is not None and hasattr(vision, "patch_size"):
             check_budget(config, vision.patch_size)
         self.dataset_model = _processor_folder(self._vllm_config)
+        self._lora = _lora_request(config)
+        self._reasoning = _reasoning_parser(self._vllm_config)
         self._llm: AsyncLLM | None = None
         self.waiting: dict[int, int] = {}
 
@@ -152,11 +159,15 @@ class VllmEngine(Engine):
             cause = error.__cause__ or error
             raise RequestRefused(type(cause).__name__, str(cause)) from error
         completion = output.outputs[0]
+        reasoning, text = None, completion.text
+        if self._reasoning is not None:
+            reasoning, text = self._reasoning.extract_reasoning(text, _NO_REQUEST)
         return Answer(
-            completion.text,
+            text or "",
             len(output.prompt_token_ids),
             len(completion.token_ids),
             completion.finish_reason,
+            reasoning,
         )
 
     def is_saturated(self) -> bool:
@@ -238,6 +249,44 @@ def check_names(section: str, given: Iterable[str], known: list[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {section}.{near[0]}?" if near else ""
             raise UserError(f"{section}.{name}: vLLM has no such setting{hint}")
+
+
+_NO_REQUEST = ChatCompletionRequest(messages=[])
+"""Reasoning parsers want to see the request of a chat server; there is none."""
+
+
+def _reasoning_parser(vllm_config: VllmConfig) -> ReasoningParser | None:
+    name = vllm_config.structured_outputs_config.reasoning_parser
+    if not name:
+        return None
+    try:
+        parser = ReasoningParserManager.get_reasoning_parser(name)
+        return parser(cached_tokenizer_from_config(vllm_config.model_config))
+    except (KeyError, *_REFUSALS) as error:
+        raise UserError(f"vLLM refuses vllm.reasoning_parser: {name}: {error}") from error
+
+
+def _lora_arguments(config: Config) -> dict[str, Any]:
+    """What vLLM must know ahead of the adapter in ``vllm.lora_path``."""
+    if config.vllm.lora_path is None:
+        return {}
+    path = config.vllm.lora_path / "adapter_config.json"
+    try:
+        rank = json.loads(path.read_text(encoding="utf-8"))["r"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"vllm.lora_path: {path} does not tell the rank of an adapter ({error}); the folder "
+            "must hold what peft's save_pretrained writes"
+        ) from error
+    fitting = [most for most in get_args(MaxLoRARanks) if most >= rank]
+    if not fitting:
+        raise UserError(f"vllm.lora_path: {path}: rank {rank} is more than vLLM takes")
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(fitting)}
+
+
+def _lora_request(config: Config) -> LoRARequest | None:
+    path = config.vllm.lora_path
+    return LoRARequest(path.name, 1, str(path.absolute())) if path is not None else None
 
 
 def _sampling_params(config: Config) -> SamplingParams:
