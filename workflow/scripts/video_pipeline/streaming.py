@@ -326,8 +326,8 @@ class Stream:
         self._statistics.failed += 1
         rate = self._shard.error_rate
         rate.count(error)
-        # this sample is among those that the window holds
-        under_way = self._window.held - 1
+        # this sample is among those that the window holds, unless it was put in quarantine unread
+        under_way = max(0, self._window.held - 1)
         if rate.exceeded(under_way):
             reopened = self._shard.reopen_read_failures()
             rate.check(
