@@ -121,7 +121,14 @@ def run(work: Path) -> Section:
         "difference of the peaks over the difference in samples, no media, writing of the rank "
         "file included."
     )
-    return Section("Memory", figures, how, "", details)
+    return Section("Memory", figures, how, _LIMITS, details)
+
+
+_LIMITS = (
+    "What the job keeps of a sample are its place in the chunk, its place in the journal, and the "
+    "identity of what was asked; the largest moment is the end, when the journal is read back to "
+    "write the rank file."
+)
 
 
 def _peaks(work: Path, count: int, size: int) -> Peaks:

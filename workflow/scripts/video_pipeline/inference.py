@@ -7,6 +7,7 @@ When the chunk is complete, its rank file is written from the journal, in input 
 from __future__ import annotations
 
 import logging
+import os
 from array import array
 from pathlib import Path
 
@@ -86,13 +87,25 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
         shard = Shard(config, layout, rank, manifest, task)
         if len(shard.pending):
             logger.info("rank %d: %d of %d samples pending", rank, len(shard.pending), len(shard))
+            num_workers = _num_workers(config, threads)
+            share_cores(threads - num_workers)
             with gpus.lease(config.vllm.gpus_per_job), job_processes() as folder:
                 from video_pipeline.streaming import run_stream  # torch, and maybe vLLM
 
-                run_stream(shard, folder, _num_workers(config, threads))
+                run_stream(shard, folder, num_workers)
         else:
             logger.info("rank %d: all %d samples are done", rank, len(shard))
         shard.publish()
+
+
+def share_cores(cores: int) -> None:
+    """Leave ``cores`` to this process and the engine's; the others are for decoding.
+
+    Snakemake has told them to take all cores of the job each. Their threads wait asleep: one that
+    spins, as OpenMP's do by default, takes its core from a decode process.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores))
+    os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def _num_workers(config: Config, threads: int) -> int:

@@ -25,7 +25,7 @@ from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import TaskError, UserError, user_frame, where
 from video_pipeline.tasks.base import WHOLE
 
-SAMPLES_PER_WORKER = 2000
+SAMPLES_PER_WORKER = 10_000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
 
 START_SECONDS = 600.0
