@@ -19,6 +19,11 @@ def register_task(cls: T) -> T:
 
 def get_task(name: str) -> type[Task]:
     """The task registered as ``name``. Raises :class:`UserError` listing those there are."""
-    from video_pipeline.tasks import describe, structured_caption  # noqa: F401  (they register)
+    from video_pipeline.tasks import (  # noqa: F401  (they register)
+        describe,
+        questions,
+        rewrite,
+        structured_caption,
+    )
 
     return _TASKS.get(name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 
-from video_pipeline.tasks.base import Task
+from pydantic import BaseModel, Field
+
+from video_pipeline.tasks.base import Messages, Task
+from video_pipeline.tasks.prompts import Prompt
 from video_pipeline.tasks.registry import register_task
 
 _QUESTION = """\
@@ -17,38 +18,64 @@ Describe this video as one JSON object and nothing else, with these keys:
 "camera": shot size, angle and movement;
 "time_order": a list of what happens, in order."""
 
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
+
+class Subject(BaseModel):
+    """A person, an animal or a thing in the video."""
+
+    type: str
+    appearance: str
+    action: str
+    expression: str
+    position: str = Field(description="Where in the picture.")
+
+
+class Camera(BaseModel):
+    """How the video was taken."""
+
+    shot_size: str
+    angle: str
+    movement: str
+
+
+class Caption(BaseModel):
+    """What is to be seen in a video.
+
+    Attributes:
+        subjects: What matters in it.
+        scene: Where and when it takes place, light and mood.
+        camera: How it was taken.
+        time_order: What happens, in order.
+    """
+
+    subjects: list[Subject] = Field(max_length=16)
+    scene: str
+    camera: Camera
+    time_order: list[str] = Field(max_length=32)
 
 
 @register_task
 class StructuredCaption(Task):
-    """Describe subjects, scene, camera and time order as a JSON object.
-
-    The answer goes under ``caption``; an answer that holds no JSON object is an error of stage
-    ``parse``.
-    """
+    """Describe subjects, scene, camera and time order as a JSON object, which goes under
+    ``caption``. ``task_params.prompt`` or ``prompt_file`` replaces the question."""
 
     name = "structured_caption"
+    output_schema = Caption
 
-    def build_messages(self, sample: dict[str, Any]) -> list[dict[str, Any]]:
+    def __init__(self, params: dict[str, Any] | None = None) -> None:
+        super().__init__(params)
+        self._prompt = Prompt(self.params, "prompt", _QUESTION)
+
+    def build_messages(self, sample: dict[str, Any]) -> Messages:
         return [
             {"role": "system", "content": "You are a careful annotator of videos."},
             {
                 "role": "user",
                 "content": [
                     {"type": "video", "video": sample["__video_uri"]},
-                    {"type": "text", "text": self.params.get("prompt", _QUESTION)},
+                    {"type": "text", "text": self._prompt.render(sample)},
                 ],
             },
         ]
 
-    def parse(self, generated_text: str, sample: dict[str, Any]) -> dict[str, Any]:
-        fenced = _FENCE.search(generated_text)
-        text = fenced.group(1) if fenced else generated_text
-        try:
-            caption = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the answer is not a JSON object: {error}") from error
-        if not isinstance(caption, dict):
-            raise ValueError(f"the answer is JSON, but no object: {text:.80}")
-        return {"caption": caption}
+    def parse(self, generated_text: Caption, sample: dict[str, Any]) -> dict[str, Any]:
+        return {"caption": generated_text.model_dump()}

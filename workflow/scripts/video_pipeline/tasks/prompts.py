@@ -1,0 +1,77 @@
+"""Prompts as data: texts and templates from ``task_params``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from video_pipeline.errors import UserError
+
+FILE = "_file"
+"""``task_params`` with this ending name a file that holds the prompt."""
+
+TEMPLATE_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=False
+)
+
+
+class Prompt:
+    """A text about a sample.
+
+    ``task_params.<name>`` holds the text itself, a Jinja2 template over the fields of the sample
+    (``{{ title }}``, ``{{ previous.description }}``), and ``task_params.<name>_file`` the path of a
+    file: a template if it ends with ``.j2`` or ``.jinja``, else taken as it is. Where neither is
+    given the text is ``default``.
+
+    Raises :class:`UserError` if both are given, for a file that cannot be read, and for a template
+    that is none.
+    """
+
+    def __init__(self, params: dict[str, Any], name: str, default: str | None = None) -> None:
+        self._place = f"task_params.{name}"
+        text, file = params.get(name), params.get(name + FILE)
+        if text is not None and file is not None:
+            raise UserError(f"give either {self._place} or {self._place}{FILE}")
+        is_template = True
+        if file is not None:
+            self._place = str(file)
+            try:
+                text = Path(file).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError, TypeError) as error:
+                raise UserError(f"task_params.{name}{FILE}: cannot read {file}: {error}") from error
+            is_template = Path(file).suffix in TEMPLATE_SUFFIXES
+        elif text is None:
+            text = default
+        if not isinstance(text, str):
+            raise UserError(f"{self._place}: expected a text, got {text!r:.80}")
+        self._text = text
+        self._template: jinja2.Template | None = None
+        if is_template:
+            try:
+                self._template = _ENVIRONMENT.from_string(text)
+            except jinja2.TemplateSyntaxError as error:
+                raise UserError(f"{self._place}, line {error.lineno}: {error.message}") from error
+
+    def render(self, sample: dict[str, Any]) -> str:
+        """The text for ``sample``.
+
+        Raises :class:`ValueError` where the template asks for what the sample does not have.
+        """
+        if self._template is None:
+            return self._text
+        try:
+            return self._template.render(sample)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{self._place}: {error.message}") from error
+
+
+def prompt_files(params: dict[str, Any]) -> list[str]:
+    """The files that ``task_params`` names, whose content the answers depend on."""
+    return [
+        value for name, value in params.items() if name.endswith(FILE) and isinstance(value, str)
+    ]
