@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
@@ -19,6 +20,8 @@ class BaseDataset(Dataset):
 
     Attributes:
         version: Part of the resume fingerprint. Raise it when the inputs a dataset builds change.
+        needs_video: Whether every sample must name a video.
+        video_root: What a relative path in a message is relative to.
         samples: The samples: dicts, the input object plus ``__key`` and ``__video_uri``. Read
             lazily, so keep none.
         task: The task; ``task.messages(sample)`` gives the checked conversation,
@@ -30,6 +33,8 @@ class BaseDataset(Dataset):
     """
 
     version: int = 1
+    needs_video: bool = True
+    video_root: Path = Path()
 
     def __init__(
         self,
@@ -47,6 +52,12 @@ class BaseDataset(Dataset):
         self.video_field = video_field
         self.vision_kwargs = vision_kwargs
         self.params = params
+
+    @classmethod
+    def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:
+        """The input objects that the one in ``sample`` stands for, called by split: usually
+        itself. An exception makes its line a bad one."""
+        return [raw_of(sample)]
 
     def __len__(self) -> int:
         return len(self.samples)

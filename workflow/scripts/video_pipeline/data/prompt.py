@@ -25,7 +25,9 @@ class Prompter:
 
             # said aloud: left to itself, transformers asks at the terminal whether to run the code
             self._processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
-            self.patch_size = self._processor.image_processor.patch_size
+            images = getattr(self._processor, "image_processor", None)  # a text model has none
+            if images is not None:
+                self.patch_size = images.patch_size
 
     def prompt(self, messages: list[dict[str, Any]]) -> str:
         """The text of the prompt, with the vision placeholders of the chat template."""

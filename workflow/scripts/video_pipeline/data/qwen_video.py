@@ -10,18 +10,25 @@ import torch
 from video_pipeline.data.base import BaseDataset, item
 from video_pipeline.data.prompt import Prompter
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.samples import video_uri
 from video_pipeline.tasks.base import Messages
 
 
 @register_dataset("qwen_video")
 class QwenVideoDataset(BaseDataset):
-    """Reads the videos (and images) of the task's messages with
-    ``qwen_vl_utils.process_vision_info``."""
+    """Reads the videos and images of the task's messages with
+    ``qwen_vl_utils.process_vision_info``: any number of each, named by path or address.
+
+    A dataset that shows something else of a sample's video than the whole overrides
+    :meth:`visual`.
+    """
+
+    version = 2
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         sample = self.samples[i]
         conversations = {
-            part: self.with_vision_kwargs(messages, sample)
+            part: [self._complete(message, sample) for message in messages]
             for part, messages in self.task.conversations(sample).items()
         }
         return item(sample, self.llm_inputs(conversations))
@@ -31,12 +38,13 @@ class QwenVideoDataset(BaseDataset):
         """The model's chat template and patch size, loaded when first needed."""
         return Prompter(self.model)
 
-    def with_vision_kwargs(
-        self, messages: Messages, sample: dict[str, Any]
-    ) -> Messages:
-        """``messages`` with the ``vision`` section and the segment of ``sample``
-        (``video_start``, ``video_end``, in seconds) in every video item. What the task put there
-        itself stays."""
+    def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+        """A video or image item of the messages about ``sample``, complete for the reader: with the
+        ``vision`` section, and a video with the segment of the sample (``video_start``,
+        ``video_end``, in seconds). What the task put there itself stays."""
+        if "image" in part:
+            sizes = {name: self.vision_kwargs.get(name) for name in ("min_pixels", "max_pixels")}
+            return {**{name: size for name, size in sizes.items() if size is not None}, **part}
         segment = {
             name: sample[name]
             for name in ("video_start", "video_end")
@@ -44,20 +52,33 @@ class QwenVideoDataset(BaseDataset):
         }
         reader = {"image_patch_size": self.prompter.patch_size}
         defaults = {**self.vision_kwargs, **segment, **reader}
-        return [
-            {**message, "content": [self._with(defaults, part) for part in message["content"]]}
-            if isinstance(message["content"], list)
-            else message
-            for message in messages
-        ]
-
-    @staticmethod
-    def _with(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(part, dict) or "video" not in part:
-            return part
         if "nframes" in part:  # qwen-vl-utils accepts either fps or nframes
-            defaults = {k: v for k, v in defaults.items() if k != "fps"}
+            defaults.pop("fps", None)
         return {**defaults, **part}
+
+    def _complete(self, message: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(message["content"], list):
+            return message
+        return {
+            **message,
+            "content": [
+                self.visual(self._located(part), sample)
+                if isinstance(part, dict) and ("video" in part or "image" in part)
+                else part
+                for part in message["content"]
+            ],
+        }
+
+    def _located(self, part: dict[str, Any]) -> dict[str, Any]:
+        """``part`` with a relative path made absolute: ``__video_uri`` is so already, other fields
+        of a sample need not be."""
+        kind = "video" if "video" in part else "image"
+        named = part[kind]
+        if isinstance(named, str) and not named.startswith("data:"):
+            return {**part, kind: video_uri(named, self.video_root)}
+        if isinstance(named, list):
+            return {**part, kind: [video_uri(image, self.video_root) for image in named]}
+        return part
 
     def llm_inputs(self, conversations: dict[str, Messages]) -> dict[str, dict[str, Any]]:
         """Prompt and media of each conversation. Media that several ask about are read once, and

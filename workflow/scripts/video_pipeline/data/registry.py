@@ -23,6 +23,12 @@ def register_dataset(name: str) -> Callable[[T], T]:
 
 def get_dataset(name: str) -> type[BaseDataset]:
     """The dataset registered as ``name``. Raises :class:`UserError` listing those there are."""
-    from video_pipeline.data import frames, qwen_video  # noqa: F401  (they register)
+    from video_pipeline.data import (  # noqa: F401  (they register)
+        clips,
+        frames,
+        pictures,
+        qwen_video,
+        text,
+    )
 
     return _DATASETS.get(name)

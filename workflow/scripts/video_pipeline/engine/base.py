@@ -119,9 +119,7 @@ class Engine(ABC):
         """Load the model. Raises :class:`UserError` where the user's settings cannot work."""
 
     @abstractmethod
-    async def generate(
-        self, name: str, request: Any, constraints: Constraints = FREE
-    ) -> Answer:
+    async def generate(self, name: str, request: Any, constraints: Constraints = FREE) -> Answer:
         """Answer one request, whose ``name`` no other request has; called for many at once.
 
         Raises :class:`RequestRefused` for this request alone, :class:`EngineDead` for all.

@@ -39,9 +39,7 @@ class SimulatedEngine(Engine):
     def check(self, constraints: Constraints) -> None:
         """It follows no schema: its words are no JSON."""
 
-    async def generate(
-        self, name: str, request: Any, constraints: Constraints = FREE
-    ) -> Answer:
+    async def generate(self, name: str, request: Any, constraints: Constraints = FREE) -> Answer:
         prompt_tokens = count_tokens(request)
         settings = self._settings
         async with self._free:

@@ -142,9 +142,7 @@ class VllmEngine(Engine):
             self._sampling_under[constraints] = sampling
         return self._sampling_under[constraints]
 
-    async def generate(
-        self, name: str, request: Any, constraints: Constraints = FREE
-    ) -> Answer:
+    async def generate(self, name: str, request: Any, constraints: Constraints = FREE) -> Answer:
         sampling = self._sampling_of(constraints)
         try:
             outputs = self._llm.generate(

@@ -107,9 +107,7 @@ class Task(ABC):
         schema = self.schema(part)
         return _json_schema(schema) if isinstance(schema, type) else schema
 
-    def parsed(
-        self, output_text: str, sample: dict[str, Any], part: str = WHOLE
-    ) -> dict[str, Any]:
+    def parsed(self, output_text: str, sample: dict[str, Any], part: str = WHOLE) -> dict[str, Any]:
         """:meth:`parse`, checked. Raises :class:`TaskError` if the result is no dict or holds a
         reserved name, and :class:`ValueError` for a text that does not follow the schema; what the
         user's own code raises passes through."""

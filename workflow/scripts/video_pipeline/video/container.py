@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain
 
 import av
@@ -117,6 +119,24 @@ class Video:
         """Close the file."""
         self._close_container()
         self._file.close()
+
+    def position_at(self, seconds: float) -> int:
+        """Position of the first frame that begins ``seconds`` after the first one, or later.
+
+        Raises:
+            VideoReadError: the video ends before.
+        """
+        wanted = self.stamps[0] + math.ceil(Fraction(seconds) / self.time_base)
+        position = bisect_left(self.stamps, wanted)
+        if position == len(self.stamps):
+            raise VideoReadError(f"it ends after {self.duration:g} s, before {seconds:g} s")
+        return position
+
+    @property
+    def keyframes(self) -> list[int]:
+        """Positions of the frames that can be decoded without others."""
+        stamps = {entry.stamp for entry in self._entries}
+        return [position for position, stamp in enumerate(self.stamps) if stamp in stamps]
 
     def entry_before(self, stamp: int) -> EntryPoint:
         """The last entry point that is not after ``stamp``: where decoding has to start for it."""

@@ -2,7 +2,7 @@
 
 It gives the frames that qwen-vl-utils' own torchcodec reader gives, to the last bit, from less
 work: one thread, no frame decoded or converted in vain, a resize in uint8, and it needs no FFmpeg
-on the system. Two more keys of a video item steer it:
+on the system. Three more keys of a video item steer it:
 
 ``image_patch_size``
     Pixels, as given to ``process_vision_info``. Without it frames leave the reader in their own
@@ -11,6 +11,9 @@ on the system. Two more keys of a video item steer it:
     ``native`` (the default): frames are resized here, with the uint8 kernel that transformers'
     own video processors use, and ``fetch_video`` finds nothing left to resize. ``exact``:
     ``fetch_video`` resizes, bit for bit as without this reader.
+``keyframes``
+    True: the key frames of the video (of its segment) are read, evenly thinned out to
+    ``max_frames``, whatever ``fps`` and ``nframes`` say.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ __all__ = [
     "VideoInfo",
     "VideoReadError",
     "probe",
+    "read_frame",
     "read_video",
     "register_reader",
 ]
@@ -139,6 +143,19 @@ def probe(path: str) -> VideoInfo:
         )
 
 
+def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
+    """The first frame of ``path`` (local, ``file://`` or ``http(s)://``) that begins at ``seconds``
+    or later.
+
+    Raises:
+        VideoReadError: the video cannot be read, or ends before.
+    """
+    with Video(path) as video:
+        first = video.position_at(seconds)
+        (frame,) = _decode(video, [first])
+    return Image.fromarray(frame.numpy())
+
+
 def _backend() -> str:
     return NAME
 
@@ -179,17 +196,31 @@ def _sample(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any
             raise VideoReadError(f"{key}: {ele[key]!r} is not a number of seconds")
     try:
         first, last, count = qwen.calculate_video_frame_range(ele, total, fps)
-        nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=fps)
+        if ele.get("keyframes"):
+            positions = _keyframes(ele, video, first, last)
+        else:
+            nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=fps)
+            positions = torch.linspace(first, last, nframes).round().long().tolist()
     except (AssertionError, ValueError) as error:
         raise VideoReadError(f"cannot sample {total} frames at {fps:g} fps: {error}") from error
-    positions = torch.linspace(first, last, nframes).round().long().tolist()
     metadata = {
         "fps": fps,
         "frames_indices": positions,
         "total_num_frames": count,
         "video_backend": NAME,
     }
-    return positions, metadata, nframes / count * fps
+    return positions, metadata, len(positions) / count * fps
+
+
+def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list[int]:
+    """Positions of the key frames from ``first`` to ``last``, an even number; where there are not
+    two, the last frame is taken, too."""
+    found = [position for position in video.keyframes if first <= position <= last]
+    if len(found) < qwen.FRAME_FACTOR:
+        found = sorted({*(found or [first]), last})
+    most = min(ele.get("max_frames", qwen.FPS_MAX_FRAMES), len(found))
+    chosen = torch.linspace(0, len(found) - 1, qwen.floor_by_factor(most, qwen.FRAME_FACTOR))
+    return [found[number] for number in chosen.round().long().tolist()]
 
 
 def _decode(video: Video, positions: Sequence[int]) -> Iterator[torch.Tensor]:

@@ -1,0 +1,84 @@
+"""The built-in dataset ``clips``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from numbers import Real
+from typing import Any
+
+from video_pipeline.data.base import raw_of
+from video_pipeline.data.qwen_video import QwenVideoDataset
+from video_pipeline.data.registry import register_dataset
+from video_pipeline.video.errors import VideoReadError
+
+CLIP = "clip"
+"""Field of a window's input object: its ``number``, from 0, and ``of`` how many."""
+
+CUT = ("video_start", "video_end", CLIP)
+"""The fields in which the windows of a video differ."""
+
+
+@register_dataset("clips")
+class ClipsDataset(QwenVideoDataset):
+    """Cuts long videos into windows, each a sample of its own with a record of its own; the end of
+    a run puts those of a video together again.
+
+    A window is ``task_params.clip_seconds`` long; a rest shorter than half of that stays with the
+    last one. Or the sample has ``cuts``: the seconds at which the windows after the first begin.
+    ``video_start`` and ``video_end`` bound them all.
+    """
+
+    @classmethod
+    def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:
+        raw = raw_of(sample)
+        begin, end = _seconds(raw, "video_start") or 0.0, _seconds(raw, "video_end")
+        try:
+            if end is None:
+                end = _duration(sample["__video_uri"])
+        except VideoReadError:
+            return [raw]  # it becomes the error record of the whole video
+        inner = raw.get("cuts")
+        if inner is None:
+            inner = _even_cuts(begin, end, _clip_seconds(params))
+        elif not isinstance(inner, list) or not all(_is_number(cut) for cut in inner):
+            raise ValueError(f"cuts: expected a list of seconds, got {inner!r:.80}")
+        edges = [begin, *(cut for cut in sorted(set(inner)) if begin < cut < end), end]
+        windows = list(itertools.pairwise(edges))
+        return [
+            {**raw, **dict(zip(CUT, (*window, {"number": number, "of": len(windows)})))}
+            for number, window in enumerate(windows)
+        ]
+
+
+def _even_cuts(begin: float, end: float, seconds: float) -> list[float]:
+    count = max(1, math.floor((end - begin) / seconds + 0.5))
+    return [round(begin + number * seconds, 6) for number in range(1, count)]
+
+
+def _clip_seconds(params: dict[str, Any]) -> float:
+    seconds = params.get("clip_seconds")
+    if not _is_number(seconds) or seconds <= 0:
+        raise ValueError(
+            f"task_params.clip_seconds: expected the length of a window in seconds, got {seconds!r}"
+        )
+    return seconds
+
+
+def _seconds(raw: dict[str, Any], name: str) -> float | None:
+    value = raw.get(name)
+    if value is not None and not _is_number(value):
+        raise ValueError(f"{name}: {value!r:.80} is not a number of seconds")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _duration(uri: str) -> float:
+    """Seconds of a video, from its packets: headers can be wrong."""
+    from video_pipeline.video.container import Video
+
+    with Video(uri) as video:
+        return round(video.duration, 6)
