@@ -46,8 +46,13 @@ class ClipsDataset(QwenVideoDataset):
         edges = [begin, *(cut for cut in sorted(set(inner)) if begin < cut < end), end]
         windows = list(itertools.pairwise(edges))
         return [
-            {**raw, **dict(zip(CUT, (*window, {"number": number, "of": len(windows)})))}
-            for number, window in enumerate(windows)
+            {
+                **raw,
+                "video_start": start,
+                "video_end": stop,
+                CLIP: {"number": number, "of": len(windows)},
+            }
+            for number, (start, stop) in enumerate(windows)
         ]
 
 

@@ -9,7 +9,8 @@ from video_pipeline.tasks.prompts import Prompt
 from video_pipeline.tasks.registry import register_task
 
 _PROMPT = """\
-Rewrite these notes about a video as one paragraph of fluent prose. Leave nothing out and add nothing.
+Rewrite these notes about a video as one paragraph of fluent prose. Leave nothing out and add
+nothing.
 
 {{ previous.output_text }}"""
 
