@@ -13,7 +13,7 @@ import orjson
 from video_pipeline.journal import Location
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChunkEntry:
     """One line of a chunk.
 
@@ -32,12 +32,12 @@ class ChunkEntry:
     def to_line(self) -> bytes:
         """The entry as a line of a chunk file."""
         done = [self.done.file, self.done.offset, self.done.is_error] if self.done else None
-        return orjson.dumps([self.key, self.request, done, self.raw]) + b"\n"
+        return orjson.dumps([done, self.key, self.request, self.raw]) + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> ChunkEntry:
         """The entry of a line of a chunk file."""
-        key, request, done, raw = orjson.loads(line)
+        done, key, request, raw = orjson.loads(line)
         return cls(key, request, raw, Location(*done) if done else None)
 
 
@@ -65,5 +65,5 @@ class Chunk(Sequence[ChunkEntry]):
         return ChunkEntry.from_line(self._stream.readline())
 
     def __iter__(self) -> Iterator[ChunkEntry]:
-        for position in range(len(self)):
-            yield self[position]
+        with open(self.path, "rb") as stream:
+            yield from map(ChunkEntry.from_line, stream)
