@@ -41,6 +41,21 @@ class ChunkEntry:
         return cls(key, request, raw, Location(*done) if done else None)
 
 
+PENDING = b"[null,"
+"""How the line of an entry starts that is still to be inferred."""
+
+
+def entry_line(key: bytes, request: bytes, raw: bytes) -> bytes:
+    """The line of a pending entry, from its parts: ``key`` and ``raw`` are JSON already."""
+    return b'[null,%b,"%b",%b]\n' % (key, request, raw)
+
+
+def finished_line(line: bytes, file: bytes, offset: int, is_error: bool) -> bytes:
+    """The line of a pending entry, now that its record is there; ``file`` is JSON already."""
+    error = b"true" if is_error else b"false"
+    return b"[[%b,%d,%b],%b" % (file, offset, error, line.removeprefix(PENDING))
+
+
 class Chunk(Sequence[ChunkEntry]):
     """The entries of a chunk file by position; only their offsets are held in memory.
 

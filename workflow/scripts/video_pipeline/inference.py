@@ -31,12 +31,8 @@ from video_pipeline.processes import job_processes
 from video_pipeline.records import ErrorRate, Records
 from video_pipeline.retry import reopen_errors
 from video_pipeline.samples import task_sample
-from video_pipeline.sharding import (
-    TWICE,
-    Manifest,
-    check_deterministic,
-    refuse_live_writers,
-)
+from video_pipeline.scanning import TWICE, check_deterministic
+from video_pipeline.sharding import Manifest, refuse_live_writers
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import load_task
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import zlib
+from bisect import insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,8 @@ class BadLines:
     def add(self, line: int, why: str) -> None:
         """Count ``line`` as bad."""
         self.count += 1
-        if len(self._first) < SHOWN_ERRORS:
-            self._first.append((line, why))
+        insort(self._first, (line, why))
+        del self._first[SHOWN_ERRORS:]
 
     def merge(self, other: BadLines) -> None:
         """Count what ``other`` has counted, too."""
@@ -169,7 +170,8 @@ def read_blocks(path: Path) -> Iterator[bytes]:
                 if end:
                     yield b"".join(pieces).removeprefix(mark)
                     pieces, mark = [data[end:]], b""
-            yield b"".join(pieces).removeprefix(mark)
+            if rest := b"".join(pieces).removeprefix(mark):
+                yield rest
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 

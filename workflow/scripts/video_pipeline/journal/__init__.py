@@ -167,10 +167,13 @@ class JournalIndex:
     A record takes 20 bytes: its *place* (file number << 44 | offset << 1 | is_error), 32 bits of
     its identity, and in one sorted array as many other bits of the identity as leave room for the
     record's number.
+
+    Attributes:
+        indexed: Names of the files that were indexed, by their number.
     """
 
     def __init__(self) -> None:
-        self._files: list[str] = []
+        self.indexed: list[str] = []
         # identity -> names of the files that say that the engine died with it
         self._deaths: dict[bytes, list[str]] = {}
         # what was taken back: (identity, name of the journal file that holds it)
@@ -196,7 +199,7 @@ class JournalIndex:
                 known = None
             place = self._find(name)
             if place != NOWHERE:
-                return self.location(place)
+                return location_at(place, self.indexed)
         return known
 
     def find_all(self, identities: bytes) -> np.ndarray:
@@ -221,14 +224,13 @@ class JournalIndex:
             order, last, check, at = order[go_on], last[go_on], check[go_on], at[go_on] - 1
         return found
 
-    def location(self, place: int) -> Location:
-        """The location of a place."""
-        offset = place >> 1 & (1 << _FILE_SHIFT - 1) - 1
-        return Location(self._files[place >> _FILE_SHIFT], offset, bool(place & 1))
-
     def deaths(self, key: str, part: str, request: str) -> list[str]:
         """The journal files that say that the engine died with this request in it."""
         return self._deaths.get(identity(key, part, request), []) if self._deaths else []
+
+    def __len__(self) -> int:
+        """Finished records; one of a sample that has several counts as often."""
+        return len(self._sorted)
 
     @property
     def files(self) -> list[str]:
@@ -251,8 +253,8 @@ class JournalIndex:
             self._reopened.add((_identity(line[:head_end]), orjson.loads(line)["__reopens"]))
 
     def _add_attempt(self, path: Path) -> None:
-        shifted = len(self._files) << _FILE_SHIFT
-        self._files.append(path.name)
+        shifted = len(self.indexed) << _FILE_SHIFT
+        self.indexed.append(path.name)
         names, places = bytearray(), array("Q")
         for offset, line, head_end in _records(path):
             is_error = False
@@ -309,6 +311,13 @@ class JournalIndex:
         if known is not None and (place & 1 or not known & 1):
             place = self._places[number] = known
         best[check] = place
+
+
+def location_at(place: int, files: list[str]) -> Location:
+    """The location of a place that :meth:`JournalIndex.find_all` gave; ``files`` are the
+    index's."""
+    offset = place >> 1 & (1 << _FILE_SHIFT - 1) - 1
+    return Location(files[place >> _FILE_SHIFT], offset, bool(place & 1))
 
 
 def read_index(
