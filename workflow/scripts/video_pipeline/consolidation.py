@@ -19,11 +19,10 @@ from video_pipeline.errors import UserError
 from video_pipeline.files import replacing, write_text
 from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
-from video_pipeline.plugins import load_plugins
 from video_pipeline.records import Records
 from video_pipeline.sharding import Manifest
 from video_pipeline.statistics import read_statistics, throughput
-from video_pipeline.tasks.registry import get_task
+from video_pipeline.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +89,7 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
 
     Raises :class:`UserError` if the input was not split yet.
     """
-    load_plugins(config.run.plugins)
-    task = get_task(config.run.task)(dict(config.task_params))
+    task = load_task(config)
     manifest = Manifest.read(layout.manifest)
     records = Records(config, task)
     finished = 0
