@@ -290,9 +290,7 @@ def _same_content(line: bytes, other: bytes) -> bool:
     return content_key(one) == content_key(two)
 
 
-def _ranks(
-    table: Table, is_duplicate: np.ndarray, num_shards: int, balance: Balance
-) -> np.ndarray:
+def _ranks(table: Table, is_duplicate: np.ndarray, num_shards: int, balance: Balance) -> np.ndarray:
     """The rank of each entry; of a duplicate, ``num_shards``."""
     is_pending = np.empty(len(is_duplicate), bool)
     for begin in range(0, len(is_pending), BATCH):
@@ -371,11 +369,12 @@ def _log(manifest: Manifest, balance: Balance) -> None:
 
 def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> Path:
     """The folder of the journal that this configuration writes to."""
-    from video_pipeline.data.registry import get_dataset  # imports torch
+    from video_pipeline.data.registry import dataset_of  # imports torch
     from video_pipeline.video import READER_VERSION
 
-    dataset = get_dataset(task.dataset_name)
-    name = fingerprint(config, task.dataset_name, dataset.version, READER_VERSION)
+    dataset = config.run.dataset or task.dataset_name
+    version = dataset_of(config, task).version
+    name = fingerprint(config, dataset, version, READER_VERSION)
     return layout.journal / (f"{name}-{run_id}" if run_id else name)
 
 

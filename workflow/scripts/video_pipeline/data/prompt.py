@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from video_pipeline.budget import SIMULATED_PATCH_SIZE
@@ -21,10 +23,7 @@ class Prompter:
         self._processor = None
         self.patch_size = SIMULATED_PATCH_SIZE
         if model != SIMULATED_MODEL:
-            from transformers import AutoProcessor
-
-            # said aloud: left to itself, transformers asks at the terminal whether to run the code
-            self._processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+            self._processor = _processor(model)
             images = getattr(self._processor, "image_processor", None)  # a text model has none
             if images is not None:
                 self.patch_size = images.patch_size
@@ -39,6 +38,50 @@ class Prompter:
         return self._processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of a prompt.
+
+    Attributes:
+        prompt: All of them.
+        visual: Those that stand for pictures.
+    """
+
+    prompt: int
+    visual: int
+
+
+def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount | None:
+    """What a prompt with its media costs, by the model's own processor; None where there is no
+    model."""
+    if model == SIMULATED_MODEL:
+        return None
+    processor = _processor(model)
+    media = llm_input.get("multi_modal_data") or {}
+    if not media:
+        tokenizer = getattr(processor, "tokenizer", processor)
+        return TokenCount(len(tokenizer(llm_input["prompt"])["input_ids"]), 0)
+    videos = media.get("video") or []
+    inputs = processor(
+        text=[llm_input["prompt"]],
+        images=media.get("image") or None,
+        videos=[frames for frames, _ in videos] or None,
+        video_metadata=[metadata for _, metadata in videos] or None,
+        **{**(llm_input.get("mm_processor_kwargs") or {}), "do_sample_frames": False},
+    )
+    ids = inputs["input_ids"][0]
+    visual = {processor.image_token_id, processor.video_token_id}
+    return TokenCount(len(ids), sum(int(token) in visual for token in ids))
+
+
+@cache
+def _processor(model: str) -> Any:
+    from transformers import AutoProcessor
+
+    # said aloud: left to itself, transformers asks at the terminal whether to run the code
+    return AutoProcessor.from_pretrained(model, trust_remote_code=False)
 
 
 def _text(content: Any) -> str:

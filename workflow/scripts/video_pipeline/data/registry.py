@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
+from video_pipeline.config import Config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.errors import UserError
 from video_pipeline.registry import Registry
+from video_pipeline.tasks.base import Task
 
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
 
@@ -32,3 +35,27 @@ def get_dataset(name: str) -> type[BaseDataset]:
     )
 
     return _DATASETS.get(name)
+
+
+def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
+    """The dataset that reads the samples of ``task``: ``run.dataset``, or the task's own.
+
+    Raises :class:`UserError` if there is no such dataset.
+    """
+    return get_dataset(config.run.dataset or task.dataset_name)
+
+
+def create_dataset(
+    config: Config, task: Task, samples: Sequence[dict[str, Any]], model: str
+) -> BaseDataset:
+    """:func:`dataset_of` over ``samples``, for the processor of ``model``."""
+    dataset = dataset_of(config, task)(
+        samples=samples,
+        task=task,
+        model=model,
+        video_field=config.data.video_field,
+        vision_kwargs=config.vision.video_kwargs(),
+        params=dict(config.task_params),
+    )
+    dataset.video_root = Path(config.video_root)
+    return dataset

@@ -255,7 +255,7 @@ class _Worker:
         import torch
 
         from video_pipeline.chunks import Chunk
-        from video_pipeline.data.registry import get_dataset
+        from video_pipeline.data.registry import create_dataset
         from video_pipeline.data.samples import ChunkSamples
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
@@ -265,14 +265,7 @@ class _Worker:
         limit_access(Access.of(config.data))
         task = load_task(config)
         self._chunk = Chunk(spec.chunk)
-        self._dataset = get_dataset(task.dataset_name)(
-            samples=ChunkSamples(self._chunk, config),
-            task=task,
-            model=spec.model,
-            video_field=config.data.video_field,
-            vision_kwargs=config.vision.video_kwargs(),
-            params=dict(config.task_params),
-        )
+        self._dataset = create_dataset(config, task, ChunkSamples(self._chunk, config), spec.model)
         self._preparer = spec.preparer
         self._preparer.start()
         self._folder = spec.folder

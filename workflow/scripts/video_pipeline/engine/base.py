@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 from video_pipeline.errors import UserError
+from video_pipeline.tasks.base import Task
 
 
 class RequestRefused(Exception):
@@ -39,6 +41,12 @@ class Constraints:
 
     json_schema: str | None = None
     max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, task: Task, part: str) -> Constraints:
+        """What the answer to the conversation of ``task`` named ``part`` is held to."""
+        schema = task.json_schema(part)
+        return cls(None if schema is None else json.dumps(schema, sort_keys=True))
 
 
 FREE = Constraints()

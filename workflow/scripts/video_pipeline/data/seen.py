@@ -1,0 +1,46 @@
+"""What the model sees of a sample: its pictures and their times, from a dataset's ``llm_input``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame of a video, or an image.
+
+    Attributes:
+        image: The pixels, in the size that the model gets.
+        seconds: The frame's time in its video; None for an image.
+    """
+
+    image: Image.Image
+    seconds: float | None
+
+    @property
+    def caption(self) -> str:
+        """For people: the time and the size."""
+        size = f"{self.image.width}x{self.image.height}"
+        return size if self.seconds is None else f"{self.seconds:.2f} s  {size}"
+
+
+def pictures(llm_input: dict[str, Any]) -> list[Picture]:
+    """All pictures in ``llm_input``, images first."""
+    media = llm_input.get("multi_modal_data") or {}
+    images, videos = media.get("image") or [], media.get("video") or []
+    found = [Picture(image, None) for image in _listed(images) if isinstance(image, Image.Image)]
+    for video in _listed(videos):
+        frames, metadata = video if isinstance(video, tuple) else (video, {})
+        indices, fps = metadata.get("frames_indices"), metadata.get("fps")
+        for number, frame in enumerate(frames):
+            index = indices[number] if indices is not None else number
+            seconds = float(index) / fps if fps else None
+            found.append(Picture(Image.fromarray(frame.permute(1, 2, 0).numpy()), seconds))
+    return found
+
+
+def _listed(items: Any) -> list[Any]:
+    return items if isinstance(items, list) else [items]
