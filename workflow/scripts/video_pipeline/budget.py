@@ -60,7 +60,8 @@ def check_budget(config: Config, patch_size: int) -> None:
             f"a video can need {visual} visual tokens + {TEXT_TOKENS} for text + "
             f"{config.most_tokens} for the answer (sampling.max_tokens, run.retry_truncated) = "
             f"{needed}, more than vllm.max_model_len: {config.vllm.max_model_len}. Lower "
-            "vision.total_pixels, vision.max_pixels or vision.max_frames, or raise vllm.max_model_len"
+            "vision.total_pixels, vision.max_pixels or vision.max_frames, or raise "
+            "vllm.max_model_len"
         )
 
 

@@ -79,7 +79,9 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount | None:
 @cache
 def _processor(model: str) -> Any:
     from transformers import AutoProcessor
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # its advice on sampling and resizing: both are done already
     # said aloud: left to itself, transformers asks at the terminal whether to run the code
     return AutoProcessor.from_pretrained(model, trust_remote_code=False)
 

@@ -93,6 +93,10 @@ class VllmEngine(Engine):
         if vision is not None and hasattr(vision, "patch_size"):
             check_budget(config, vision.patch_size)
         self.dataset_model = _processor_folder(self._vllm_config)
+        if "structured_outputs_config" not in arguments:
+            # Else a model may fill its answer with spaces, which JSON allows. Set afterwards: as an
+            # argument vLLM takes it for some of its backends only, and not where it chooses one.
+            self._vllm_config.structured_outputs_config.disable_any_whitespace = True
         self._lora = _lora_request(config)
         self._reasoning = _reasoning_parser(self._vllm_config)
         self._llm: AsyncLLM | None = None
@@ -125,10 +129,7 @@ class VllmEngine(Engine):
             if constraints.max_tokens is not None:
                 sampling.max_tokens = constraints.max_tokens
             if constraints.json_schema is not None:
-                # else a model may fill its answer with spaces, which JSON allows
-                sampling.structured_outputs = StructuredOutputsParams(
-                    json=constraints.json_schema, disable_any_whitespace=True
-                )
+                sampling.structured_outputs = StructuredOutputsParams(json=constraints.json_schema)
             model_config = self._vllm_config.model_config
             try:
                 sampling.verify(
@@ -138,7 +139,10 @@ class VllmEngine(Engine):
                     cached_tokenizer_from_config(model_config),
                 )
             except _REFUSALS as error:
-                raise UserError(f"vLLM refuses the task's output_schema: {error}") from error
+                raise UserError(
+                    f"vLLM refuses the task's output_schema: {error}. Another backend may take it: "
+                    "vllm.structured_outputs_config: {backend: guidance}"
+                ) from error
             self._sampling_under[constraints] = sampling
         return self._sampling_under[constraints]
 
