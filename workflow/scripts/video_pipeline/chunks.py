@@ -1,0 +1,84 @@
+"""Chunks: the samples of one rank, as split wrote them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from video_pipeline.journal import Location
+
+
+@dataclass(slots=True)
+class ChunkEntry:
+    """One line of a chunk.
+
+    Attributes:
+        key: The sample's key.
+        request: Digest of what is asked about it.
+        raw: The input object.
+        done: Where its finished record lay when the input was split, else None.
+    """
+
+    key: str
+    request: str
+    raw: dict[str, Any]
+    done: Location | None
+
+    def to_line(self) -> bytes:
+        """The entry as a line of a chunk file."""
+        done = [self.done.file, self.done.offset, self.done.is_error] if self.done else None
+        return orjson.dumps([done, self.key, self.request, self.raw]) + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> ChunkEntry:
+        """The entry of a line of a chunk file."""
+        done, key, request, raw = orjson.loads(line)
+        return cls(key, request, raw, Location(*done) if done else None)
+
+
+PENDING = b"[null,"
+"""How the line of an entry starts that is still to be inferred."""
+
+
+def entry_line(key: bytes, request: bytes, raw: bytes) -> bytes:
+    """The line of a pending entry, from its parts: ``key`` and ``raw`` are JSON already."""
+    return b'[null,%b,"%b",%b]\n' % (key, request, raw)
+
+
+def finished_line(line: bytes, file: bytes, offset: int, is_error: bool) -> bytes:
+    """The line of a pending entry, now that its record is there; ``file`` is JSON already."""
+    error = b"true" if is_error else b"false"
+    return b"[[%b,%d,%b],%b" % (file, offset, error, line.removeprefix(PENDING))
+
+
+class Chunk(Sequence[ChunkEntry]):
+    """The entries of a chunk file by position; only their offsets are held in memory.
+
+    Attributes:
+        path: The chunk file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream = open(path, "rb")
+        self._offsets = array("Q")
+        offset = 0
+        for line in self._stream:
+            self._offsets.append(offset)
+            offset += len(line)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, position: int) -> ChunkEntry:
+        self._stream.seek(self._offsets[position])
+        return ChunkEntry.from_line(self._stream.readline())
+
+    def __iter__(self) -> Iterator[ChunkEntry]:
+        with open(self.path, "rb") as stream:
+            yield from map(ChunkEntry.from_line, stream)

@@ -167,6 +167,8 @@ def _show_answer(
     if answer.reasoning is not None:
         console.print(f"reasoning: {cli.plain(answer.reasoning)}")
     console.print(cli.plain(answer.output_text))
+    if answer.is_truncated:
+        console.print(f"(cut off after {answer.completion_tokens} tokens: sampling.max_tokens)")
     console.rule("parsed")
     try:
         fields = task.parsed(answer.output_text, sample, part)

@@ -53,6 +53,9 @@ _DEFAULTS = {
     "mm_processor_cache_gb": 0,
     "enable_prefix_caching": False,
     "disable_log_stats": True,
+    # Without spaces, which JSON allows and a model may fill its answer with. vLLM wants the backend
+    # to be named for that: this is the one that it would choose first.
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
 
 # What vLLM raises for settings that cannot work.
@@ -93,10 +96,6 @@ class VllmEngine(Engine):
         if vision is not None and hasattr(vision, "patch_size"):
             check_budget(config, vision.patch_size)
         self.dataset_model = _processor_folder(self._vllm_config)
-        if "structured_outputs_config" not in arguments:
-            # Else a model may fill its answer with spaces, which JSON allows. Set afterwards: as an
-            # argument vLLM takes it for some of its backends only, and not where it chooses one.
-            self._vllm_config.structured_outputs_config.disable_any_whitespace = True
         self._lora = _lora_request(config)
         self._reasoning = _reasoning_parser(self._vllm_config)
         self._llm: AsyncLLM | None = None
@@ -141,7 +140,8 @@ class VllmEngine(Engine):
             except _REFUSALS as error:
                 raise UserError(
                     f"vLLM refuses the task's output_schema: {error}. Another backend may take it: "
-                    "vllm.structured_outputs_config: {backend: guidance}"
+                    "vllm.structured_outputs_config: {backend: guidance, disable_any_whitespace: "
+                    "true}"
                 ) from error
             self._sampling_under[constraints] = sampling
         return self._sampling_under[constraints]

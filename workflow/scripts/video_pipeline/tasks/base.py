@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from video_pipeline.errors import TaskError, where
 
@@ -153,7 +153,12 @@ def _validated(output_text: str, schema: Schema) -> Any:
     """The object in ``output_text``. Raises :class:`ValueError` where it does not follow
     ``schema``."""
     if isinstance(schema, type):
-        return schema.model_validate_json(output_text)
+        try:
+            return schema.model_validate_json(output_text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"])) or "the top"
+            raise ValueError(f"the answer at {place}: {first['msg']}") from error
     import jsonschema
 
     try:
