@@ -31,7 +31,7 @@ STAT_THREADS = 32
 _HEADERS_AT_ONCE = 16
 _SINGLE, _BUNDLES = 100_000, 1_000_000
 
-BATCH = 1 << 16
+BATCH = 1 << 14
 """Samples that are worked on at once where temporary arrays would add up."""
 
 

@@ -56,6 +56,30 @@ def finished_line(line: bytes, file: bytes, offset: int, is_error: bool) -> byte
     return b"[[%b,%d,%b],%b" % (file, offset, error, line.removeprefix(PENDING))
 
 
+def holds_key(line: bytes, key: str) -> bool:
+    """Whether the line of an entry holds ``key``; it is not parsed for that."""
+    begin = len(PENDING) if line.startswith(PENDING) else line.find(b"],") + 2
+    return line.startswith(orjson.dumps(key) + b",", begin)
+
+
+def read_lines(path: Path, num_files: int) -> Iterator[bytes]:
+    """The lines of one of ``num_files`` files that are read at the same time, without keeping any
+    of them open: there may be more ranks than files that may be open."""
+    most = max(_READ_AHEAD_BYTES // num_files, 1 << 16)
+    offset = 0
+    while True:
+        with open(path, "rb") as stream:
+            stream.seek(offset)
+            lines = stream.readlines(most)
+        if not lines:
+            return
+        offset += sum(map(len, lines))
+        yield from lines
+
+
+_READ_AHEAD_BYTES = 1 << 26
+
+
 class Chunk(Sequence[ChunkEntry]):
     """The entries of a chunk file by position; only their offsets are held in memory.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,11 +110,10 @@ class _Ambiguous(Exception):
 def _replace_text(data: bytes, old: str, new: str) -> bytes:
     """The JSON ``data`` with every text equal to ``old`` (an address) replaced by ``new``: what
     :func:`_replace` does, in the bytes. Raises :class:`_Ambiguous`."""
-    parts = data.split(orjson.dumps(old))
-    for before, after in pairwise(parts):
-        if before.endswith(b"\\") or after.startswith(b":"):
-            raise _Ambiguous
-    return orjson.dumps(new).join(parts)
+    text = orjson.dumps(old)
+    if b"\\" + text in data or text + b":" in data:
+        raise _Ambiguous
+    return data.replace(text, orjson.dumps(new))
 
 
 def settings_digest(config: Config) -> str:

@@ -202,12 +202,7 @@ def _zst(file: BinaryIO) -> Iterator[bytes]:
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(line)
-        names = _count_names(value)
-        if (
-            # most lines have no other colons at all, which is quicker to see
-            (line.count(b":") != names and sum(map(line.count, _COLONS)) != names)
-            or _LONG_NUMBER in line.translate(_DIGITS_TO_0)
-        ):
+        if _may_repeat_names(line, value) or _LONG_NUMBER in line.translate(_DIGITS_TO_0):
             json.loads(line, parse_int=_exact_integer, object_pairs_hook=_distinct)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
@@ -216,6 +211,13 @@ def _parse(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _may_repeat_names(line: bytes, value: Any) -> bool:
+    # most lines hold one flat object and no other colons, which is the quickest to see
+    if isinstance(value, dict) and line.count(b":") == len(value):
+        return False
+    return sum(map(line.count, _COLONS)) != _count_names(value)
 
 
 def _count_names(value: Any) -> int:

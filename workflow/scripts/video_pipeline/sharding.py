@@ -85,14 +85,14 @@ class Manifest:
     balance: dict[str, Any] = field(default_factory=dict)
     revived: int = 0
 
-    def read_index(self, rank: int) -> JournalIndex:
-        """What the journal says about the chunk of ``rank`` beyond what split has read: its own
-        attempts, and those of another split that came later (another number of shards, in
-        between)."""
+    def read_index(self, rank: int | None = None) -> JournalIndex:
+        """What the journal says about the chunk of ``rank`` (None: about all chunks) beyond what
+        split has read: its own attempts, and those of another split that came later (another
+        number of shards, in between)."""
         known, ours = frozenset(self.journal_files), f"{ATTEMPTS}{self.split_id}."
         return read_index(
             Path(self.journal),
-            attempt_prefix(self.split_id, rank),
+            ours if rank is None else attempt_prefix(self.split_id, rank),
             lambda name: name not in known and not name.startswith(ours),
         )
 
