@@ -268,7 +268,7 @@ class Splitter:
     @property
     def pending(self) -> list[str]:
         """Keys without a finished record, in no order."""
-        return sorted(e.key for chunk in self.chunks for e in chunk if e.done is None)
+        return sorted(e.key for chunk in self.chunks for e in chunk if not e.done)
 
     @property
     def order(self) -> list[str]:
@@ -282,10 +282,11 @@ class Splitter:
         for rank, chunk in enumerate(self.chunks):
             with JournalWriter(journal, attempt_prefix(self.manifest.split_id, rank)) as writer:
                 for entry in chunk:
-                    if entry.key in finished:
-                        writer.answer(entry.key, "", entry.request, "text", USAGE)
-                    elif entry.key in failed:
-                        writer.error(entry.key, "", entry.request, ERROR)
+                    for question in entry.questions:
+                        if entry.key in finished:
+                            writer.answer(*question, "text", USAGE)
+                        elif entry.key in failed:
+                            writer.error(*question, ERROR)
 
 
 def samples(count: int, **fields: Any) -> list[dict[str, Any]]:

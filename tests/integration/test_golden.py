@@ -179,7 +179,7 @@ class Rig:
 
     def engine_input(self, case: Case, resize: str, key: str = "key") -> Any:
         """What a decode process makes of the case for ``VllmEngine.generate``."""
-        return self.renderer.prepare(self.dataset(case, resize)[0]["llm_input"], key)
+        return self.renderer.prepare({"": self.dataset(case, resize)[0]["llm_input"]}, key)[""]
 
     def request(self, name: str, resize: str) -> Any:
         """What vLLM's engine process is sent for a case."""
@@ -421,7 +421,7 @@ def test_frames_are_sampled_and_resized_once(
     assert by_us.sizes == [(source, tuple(expected.shape[-2:]))] * case.frames
 
     with Resizes() as by_processor:
-        rig.renderer.prepare(llm_input, "key")
+        rig.renderer.prepare({"": llm_input}, "key")
     assert by_processor.sizes == []
     assert calls == []
 
@@ -493,7 +493,7 @@ async def through_processes(
     shared, chunk = folder / "shared", folder / "chunk.jsonl"
     shared.mkdir(parents=True)
     entries = [
-        ChunkEntry(f"{num_workers}-{number}", "", {"path": str(video)}, None)
+        ChunkEntry(f"{num_workers}-{number}", {"": ""}, {"path": str(video)}, {})
         for number, video in enumerate(videos)
     ]
     chunk.write_bytes(b"".join(entry.to_line() for entry in entries))
@@ -507,8 +507,8 @@ async def through_processes(
     pool = DecodePool(spec, num_workers, timeout_s=300.0)
 
     async def answer(position: int) -> str:
-        prepared = await pool.prepare(position)
-        return (await rig.engine.generate(entries[position].key, prepared.request)).output_text
+        prepared = await pool.prepare(position, [""])
+        return (await rig.engine.generate(entries[position].key, prepared.requests[""])).output_text
 
     try:
         return await asyncio.gather(*(answer(position) for position in range(len(videos))))

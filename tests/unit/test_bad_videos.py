@@ -50,7 +50,7 @@ def read(here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         pool = DecodePool(spec, 2, timeout)
 
         async def all_samples() -> list:
-            jobs = [pool.prepare(position) for position in range(len(paths))]
+            jobs = [pool.prepare(position, [""]) for position in range(len(paths))]
             return await asyncio.gather(*jobs, return_exceptions=True)
 
         try:
@@ -369,5 +369,5 @@ def test_fuzz(read: Callable[..., Results], tmp_path: Path) -> None:
 
 
 def frames(result: Prepared | SampleError) -> np.ndarray:
-    ((pixels, _),) = result.request["multi_modal_data"]["video"]
+    ((pixels, _),) = result.requests[""]["multi_modal_data"]["video"]
     return pixels.numpy()

@@ -12,7 +12,7 @@ from video_pipeline.identity import (
     NEUTRAL_ENGINE_ARGUMENTS,
     content_key,
     fingerprint,
-    request_digest,
+    request_digests,
 )
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.describe import Describe
@@ -20,7 +20,7 @@ from video_pipeline.tasks.describe import Describe
 
 def digest(task: Task, root: str = "/data", video: str = "a.mp4", **fields) -> str:
     sample = {"path": video, **fields, "__key": "k", "__video_uri": os.path.join(root, video)}
-    return request_digest(task, sample, video)
+    return request_digests(task, sample, video)[""]
 
 
 class Saying(Task):

@@ -11,13 +11,13 @@ from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import load_config
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.records import ErrorRate, Records
-from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.base import WHOLE, Task
 from video_pipeline.tasks.describe import Describe
 from video_pipeline.tasks.structured_caption import StructuredCaption
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "finish_reason": "stop"}
 RAW = {"path": "a.mp4", "title": "t"}
-ENTRY = ChunkEntry("key", "r" * 32, RAW, None)
+ENTRY = ChunkEntry("key", {WHOLE: "r" * 32}, RAW, {})
 
 
 class Parsing(Task):
@@ -35,7 +35,7 @@ class Parsing(Task):
 def build(task: Task, text: str = "some text", **settings) -> dict:
     journaled = {"__key": "key", "__part": "", "__request": "r", "output_text": text}
     records = Records(load_config(settings), task)
-    return records.build(ENTRY, {**journaled, "__usage": USAGE})
+    return records.build(ENTRY, {WHOLE: {**journaled, "__usage": USAGE}})
 
 
 def build_parsed(parse, text: str = "some text") -> dict:
@@ -63,7 +63,7 @@ def test_a_simulated_record_says_so():
 def test_an_error_record_of_the_journal():
     error = {"stage": "read", "type": "ValueError", "message": "no"}
     record = Records(load_config({"vllm": {"model": "m"}}), Describe()).build(
-        ENTRY, {"__key": "key", "__part": "", "__request": "r", "__error": error}
+        ENTRY, {WHOLE: {"__key": "key", "__part": "", "__request": "r", "__error": error}}
     )
     assert record == {
         "__key": "key",
@@ -78,7 +78,7 @@ def test_an_error_record_of_the_journal():
 def test_an_error_after_the_answer_keeps_the_answer():
     error = {"stage": "length", "type": "Length", "message": "cut off"}
     journaled = {"__key": "key", "__error": error, "output_text": "half", "__usage": USAGE}
-    record = Records(load_config({}), Describe()).build(ENTRY, journaled)
+    record = Records(load_config({}), Describe()).build(ENTRY, {WHOLE: journaled})
     assert (record["output_text"], record["__usage"]) == ("half", USAGE)
 
 
@@ -168,12 +168,12 @@ def test_a_models_odd_json_costs_only_its_sample(case):
 
 
 def test_parse_cannot_change_the_input():
-    entry = ChunkEntry("key", "r" * 32, {"path": "a.mp4", "tags": ["b", "a"]}, None)
+    entry = ChunkEntry("key", {WHOLE: "r" * 32}, {"path": "a.mp4", "tags": ["b", "a"]}, {})
     task = Parsing({"parse": lambda text, sample: {"first": sorted(sample["tags"])[0]}})
     sorting = Parsing({"parse": lambda text, sample: sample["tags"].sort() or {}})
     for each in (task, sorting):
         record = Records(load_config({}), each).build(
-            entry, {"output_text": "x", "__usage": USAGE, "__key": "key"}
+            entry, {WHOLE: {"output_text": "x", "__usage": USAGE, "__key": "key"}}
         )
         assert record["input"]["tags"] == ["b", "a"]
 
@@ -181,24 +181,121 @@ def test_parse_cannot_change_the_input():
 # --- structured captions -----------------------------------------------------------------------
 
 
+CAPTION = {
+    "subjects": [],
+    "scene": "rain",
+    "camera": {"shot_size": "wide", "angle": "low", "movement": "none"},
+    "time_order": ["it rains"],
+}
+
+
+def test_a_structured_caption():
+    assert build(StructuredCaption(), json.dumps(CAPTION))["caption"] == CAPTION
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        '{"scene": "rain"}',
-        ' {"scene": "rain"}\n',
-        '```json\n{"scene": "rain"}\n```',
-        'Here it is:\n```\n{"scene": "rain"}\n```\nThat was it.',
+        ("", "the answer at the top: Invalid JSON"),
+        ('{"scene": ', "the answer at the top: Invalid JSON"),
+        ('["scene"]', "the answer at the top: Input should be an object"),
+        (json.dumps({**CAPTION, "camera": {}}), "the answer at camera.shot_size: Field required"),
     ],
 )
-def test_a_structured_caption(text):
-    assert build(StructuredCaption(), text)["caption"] == {"scene": "rain"}
-
-
-@pytest.mark.parametrize("text", ["", "It rains.", '{"scene": ', '["scene"]', "null"])
-def test_no_structured_caption(text):
+def test_no_structured_caption(text, message):
     error = build(StructuredCaption(), text)["__error"]
     assert error["stage"] == "parse"
-    assert "JSON" in error["message"]
+    assert error["message"].startswith(message)
+
+
+class Counting(Task):
+    """A task with a JSON Schema of its own."""
+
+    name = "counting"
+    output_schema: ClassVar = {
+        "type": "object",
+        "properties": {"people": {"type": "integer"}},
+        "required": ["people"],
+    }
+
+    def build_messages(self, sample):
+        return [{"role": "user", "content": "How many?"}]
+
+    def parse(self, generated_text, sample):
+        return {"twice": 2 * generated_text["people"]}
+
+
+def test_parse_gets_the_object_of_a_json_schema():
+    assert build(Counting(), '{"people": 4}')["twice"] == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("four", "the answer is not JSON"),
+        ('{"people": "four"}', "the answer at $.people: 'four' is not of type 'integer'"),
+    ],
+)
+def test_an_answer_that_does_not_follow_its_json_schema(text, message):
+    error = build(Counting(), text)["__error"]
+    assert error["stage"] == "parse"
+    assert error["message"].startswith(message)
+
+
+# --- several questions -------------------------------------------------------------------------
+
+
+class Asking(Task):
+    """Two questions; the answer to the second must be a number."""
+
+    name = "asking"
+
+    def build_messages(self, sample):
+        return {name: [{"role": "user", "content": name}] for name in ("what", "many")}
+
+    def parse(self, generated_text, sample):
+        if sample["__part"] == "many":
+            return {"count": int(generated_text)}
+        return {"answer": generated_text}
+
+
+ASKED = ChunkEntry("key", {"what": "r" * 32, "many": "s" * 32}, RAW, {})
+
+
+def answered(text: str, **more: Any) -> dict[str, Any]:
+    return {"output_text": text, "__usage": USAGE, **more}
+
+
+def test_one_record_has_all_answers():
+    journaled = {"what": answered("A cat.", __reasoning="Hm."), "many": answered("3")}
+    record = Records(load_config({}), Asking()).build(ASKED, journaled)
+    assert record == {
+        "__key": "key",
+        "__status": "ok",
+        "__task": "asking",
+        "__model": load_config({}).vllm.model,
+        "__usage": {
+            "prompt_tokens": 2 * USAGE["prompt_tokens"],
+            "completion_tokens": 2 * USAGE["completion_tokens"],
+            "finish_reason": "stop",
+        },
+        "input": RAW,
+        "output_text": {"what": "A cat.", "many": "3"},
+        "__reasoning": {"what": "Hm."},
+        "what": {"answer": "A cat."},
+        "many": {"count": 3},
+    }
+
+
+def test_an_answer_that_fails_keeps_the_others():
+    journaled = {"what": answered("A cat."), "many": answered("some")}
+    record = Records(load_config({}), Asking()).build(ASKED, journaled)
+    assert record["__status"] == "error"
+    assert record["__error"]["stage"] == "parse"
+    assert record["__error"]["message"].startswith("many: invalid literal for int()")
+    assert record["output_text"] == {"what": "A cat.", "many": "some"}
+    assert record["what"] == {"answer": "A cat."}
+    assert "many" not in record
 
 
 # --- the error rate ----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def failed(splitting):
                 if int(entry.key) >= 4:
                     stage = ["read", "timeout", "crash", "generate"][int(entry.key) - 4]
                     error = {"stage": stage, "type": "X", "message": "x"}
-                    journal.error(entry.key, "", entry.request, error)
+                    journal.error(*entry.questions[0], error)
     Plan(2).write(splitting.layout.plan)
     return splitting
 

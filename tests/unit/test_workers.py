@@ -33,7 +33,7 @@ def prepare(here, tmp_path):
         pool = DecodePool(spec, workers, timeout)
 
         async def all_samples():
-            jobs = [pool.prepare(position) for position in range(len(entries))]
+            jobs = [pool.prepare(position, [""]) for position in range(len(entries))]
             return await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 100)
 
         try:
@@ -83,7 +83,7 @@ def test_bad_samples_cost_only_themselves(prepare):
     assert "exit code 7" in str(results[3])
     assert "raise ValueError" in str(results[6])  # without a text of its own: the line
     assert "plugin.py, line" in str(results[6])
-    assert results[0].request["prompt"] == "x" * 40
+    assert results[0].requests[""]["prompt"] == "x" * 40
     assert results[0].num_bytes > 0
     assert results[0].seconds >= 0
 
@@ -111,11 +111,11 @@ def test_memory_is_limited(prepare):
 
 def test_a_process_that_is_killed_between_two_samples_costs_nothing(pool):
     async def main():
-        await pool.prepare(0)
+        await pool.prepare(0, [""])
         (process,) = multiprocessing.active_children()
         process.kill()
         process.join()
-        await pool.prepare(1)
+        await pool.prepare(1, [""])
         (other,) = multiprocessing.active_children()
         assert other.pid != process.pid
 
@@ -125,7 +125,7 @@ def test_a_process_that_is_killed_between_two_samples_costs_nothing(pool):
 def test_processes_are_renewed(here, prepare, monkeypatch):
     monkeypatch.setattr(workers, "SAMPLES_PER_WORKER", 2)
     here.edit_plugin('"prompt": "x" * 40', '"prompt": str(os.getpid())')
-    pids = [result.request["prompt"] for result in prepare(samples(5))]
+    pids = [result.requests[""]["prompt"] for result in prepare(samples(5))]
     assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
 
 
@@ -211,16 +211,16 @@ def test_large_samples_arrive_whole(here, prepare):
     )
     results = prepare(samples(12), workers=2)
     for number, result in enumerate(results):
-        assert result.request["frames"].shape == (9, 99)
-        assert set(result.request["frames"].flatten().tolist()) == {number}
+        assert result.requests[""]["frames"].shape == (9, 99)
+        assert set(result.requests[""]["frames"].flatten().tolist()) == {number}
         assert result.num_bytes > 9 * 99 * 8
-        assert result.request["threads"] == 1
+        assert result.requests[""]["threads"] == 1
 
 
 def test_stopping_ends_the_processes(pool):
     async def one_and_stop():
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(pool.prepare(2), 0.2)
+            await asyncio.wait_for(pool.prepare(2, [""]), 0.2)
 
     asyncio.run(one_and_stop())
     pool.stop()

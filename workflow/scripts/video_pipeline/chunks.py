@@ -6,11 +6,26 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from video_pipeline.journal import Location
+from video_pipeline.journal import JournalIndex, Location
+from video_pipeline.tasks.base import WHOLE
+
+
+class Question(NamedTuple):
+    """What is asked about a sample: one thing, or one of several.
+
+    Attributes:
+        key: The sample's key.
+        part: Name of the conversation, :data:`WHOLE` if it is the only one.
+        request: Digest of it.
+    """
+
+    key: str
+    part: str
+    request: str
 
 
 @dataclass(slots=True)
@@ -19,26 +34,46 @@ class ChunkEntry:
 
     Attributes:
         key: The sample's key.
-        request: Digest of what is asked about it.
+        requests: Digest of what is asked about it, by the name of the conversation.
         raw: The input object.
-        done: Where its finished record lay when the input was split, else None.
+        done: Where its finished records lay when the input was split, by the same names.
     """
 
     key: str
-    request: str
+    requests: dict[str, str]
     raw: dict[str, Any]
-    done: Location | None
+    done: dict[str, Location]
+
+    @property
+    def questions(self) -> list[Question]:
+        """All that is asked about the sample."""
+        return [Question(self.key, part, request) for part, request in self.requests.items()]
+
+    def find(self, index: JournalIndex) -> dict[str, Location]:
+        """Where the finished records are, by part: what split knew, and what ``index`` knows."""
+        found = {}
+        for question in self.questions:
+            place = index.find(*question, self.done.get(question.part))
+            if place is not None:
+                found[question.part] = place
+        return found
 
     def to_line(self) -> bytes:
         """The entry as a line of a chunk file."""
-        done = [self.done.file, self.done.offset, self.done.is_error] if self.done else None
-        return orjson.dumps([done, self.key, self.request, self.raw]) + b"\n"
+        requests: Any = self.requests
+        done: Any = self.done or None
+        if WHOLE in requests:
+            requests, done = requests[WHOLE], done and done[WHOLE]
+        return orjson.dumps([done, self.key, requests, self.raw]) + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> ChunkEntry:
         """The entry of a line of a chunk file."""
-        done, key, request, raw = orjson.loads(line)
-        return cls(key, request, raw, Location(*done) if done else None)
+        done, key, requests, raw = orjson.loads(line)
+        if isinstance(requests, str):
+            return cls(key, {WHOLE: requests}, raw, {WHOLE: Location(*done)} if done else {})
+        places = {part: Location(*place) for part, place in (done or {}).items()}
+        return cls(key, requests, raw, places)
 
 
 PENDING = b"[null,"
@@ -46,7 +81,8 @@ PENDING = b"[null,"
 
 
 def entry_line(key: bytes, request: bytes, raw: bytes) -> bytes:
-    """The line of a pending entry, from its parts: ``key`` and ``raw`` are JSON already."""
+    """The line of a pending entry with one question, from its fields: ``key`` and ``raw`` are JSON
+    already."""
     return b'[null,%b,"%b",%b]\n' % (key, request, raw)
 
 
@@ -58,7 +94,11 @@ def finished_line(line: bytes, file: bytes, offset: int, is_error: bool) -> byte
 
 def holds_key(line: bytes, key: str) -> bool:
     """Whether the line of an entry holds ``key``; it is not parsed for that."""
-    begin = len(PENDING) if line.startswith(PENDING) else line.find(b"],") + 2
+    if line.startswith(PENDING):
+        begin = len(PENDING)
+    else:
+        end = b"]}," if line.startswith(b"[{") else b"],"
+        begin = line.find(end) + len(end)
     return line.startswith(orjson.dumps(key) + b",", begin)
 
 

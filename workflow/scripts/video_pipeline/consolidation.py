@@ -92,9 +92,10 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
         chunks = [read_lines(layout.chunk(rank), len(ranks)) for rank in ranks]
         for rank in array("I", layout.order.read_bytes()):
             entry = ChunkEntry.from_line(next(chunks[rank]))
-            done = index.find(entry.key, "", entry.request, entry.done)
-            if done is not None:
-                output.write(orjson.dumps(records.build(entry, reader.read(done))) + b"\n")
+            done = entry.find(index)
+            if len(done) == len(entry.requests):
+                journaled = {part: reader.read(place) for part, place in done.items()}
+                output.write(orjson.dumps(records.build(entry, journaled)) + b"\n")
                 finished += 1
     logger.info("%s: %d of %d samples", layout.partial, finished, manifest.samples)
 

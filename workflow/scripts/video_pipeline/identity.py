@@ -75,22 +75,35 @@ def content_key(raw: dict[str, Any]) -> str:
         raise ValueError(f"cannot be written as JSON: {error}") from None
 
 
-def request_digest(task: Task, sample: dict[str, Any], video: str) -> str:
-    """Digest of what ``task`` asks about ``sample``: 32 hex digits.
+def request_digests(task: Task, sample: dict[str, Any], video: Any) -> dict[str, str]:
+    """Digests of what ``task`` asks about ``sample``, 32 hex digits each, by the name of the
+    conversation.
 
-    ``video`` is the path as the input has it. It stands for the absolute address in the digest, so
-    that a dataset may move to another folder.
+    ``video`` is the path as the input has it (or a list of paths, or None). It stands for the
+    absolute address in the digest, so that a dataset may move to another folder.
 
     Raises :class:`TaskError` if ``build_messages`` fails or returns what JSON cannot carry.
     """
-    messages, address = task.messages(sample), sample["__video_uri"]
     segment = [sample.get("video_start"), sample.get("video_end")]
+    address = sample["__video_uri"]
+    digests = {}
+    for part, messages in task.conversations(sample).items():
+        asked = {"messages": messages, "segment": segment, "video": video}
+        schema = task.json_schema(part)
+        if schema is not None:
+            asked["schema"] = schema
+        digests[part] = _request_digest(task, asked, address, video)
+    return digests
+
+
+def _request_digest(task: Task, asked: dict[str, Any], address: Any, video: Any) -> str:
     try:
         try:
-            asked = {"messages": messages, "segment": segment, "video": video}
+            if not isinstance(address, str):
+                raise _Ambiguous
             return _digest(_replace_text(orjson.dumps(asked, option=_PLAIN), address, video))
         except (TypeError, _Ambiguous):
-            asked = {**asked, "messages": _replace(messages, address, video)}
+            asked = {**asked, "messages": _replace(asked["messages"], address, video)}
             return _digest(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
     except TypeError as error:
         raise TaskError(
@@ -171,13 +184,16 @@ def _model_files(folder: Path) -> list[list[Any]] | None:
     return entries
 
 
-def _replace(value: Any, old: str, new: str) -> Any:
-    """``value`` with every text equal to ``old`` replaced by ``new``, however deep."""
+def _replace(value: Any, old: Any, new: Any) -> Any:
+    """``value`` with everything equal to ``old`` (a text or a list of texts; None: nothing)
+    replaced by ``new``, however deep."""
+    if old is not None and value == old:
+        return new
     if isinstance(value, dict):
         return {name: _replace(entry, old, new) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_replace(entry, old, new) for entry in value]
-    return new if value == old else value
+    return value
 
 
 def _digest(data: bytes) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from video_pipeline import gpus
-from video_pipeline.chunks import Chunk
+from video_pipeline.chunks import Chunk, Question
 from video_pipeline.config import Config
 from video_pipeline.engine.base import EngineDead
 from video_pipeline.errors import TaskError, UserError
@@ -137,22 +137,31 @@ class Shard:
         self.error_rate = ErrorRate(config.run.max_error_rate)
         self.pending = array("Q")
         self.deaths: dict[int, int] = {}
+        self._open_parts: dict[int, frozenset[str]] = {}
         index = self._index()
         for position, entry in enumerate(self.chunk):
-            done = index.find(entry.key, "", entry.request, entry.done)
-            if done is None:
-                self.pending.append(position)
-                if deaths := index.deaths(entry.key, "", entry.request):
-                    self.deaths[position] = len(deaths)
-            else:
+            done = entry.find(index)
+            if len(done) == len(entry.requests):
                 self.error_rate.finished += 1
-                self.error_rate.failed += done.is_error
+                self.error_rate.failed += any(place.is_error for place in done.values())
+                continue
+            self.pending.append(position)
+            if done:
+                self._open_parts[position] = frozenset(entry.requests.keys() - done.keys())
+            deaths = max(len(index.deaths(*question)) for question in entry.questions)
+            if deaths:
+                self.deaths[position] = deaths
 
     def __len__(self) -> int:
         return len(self.chunk)
 
     def _index(self) -> JournalIndex:
         return self._manifest.read_index(self.rank)
+
+    def questions(self, position: int) -> list[Question]:
+        """What is still to be asked about a pending sample."""
+        questions, parts = self.chunk[position].questions, self._open_parts.get(position)
+        return [each for each in questions if parts is None or each.part in parts]
 
     def open_journal(self) -> JournalWriter:
         """A new journal file for this attempt."""
@@ -166,16 +175,16 @@ class Shard:
         for position in self.pending[:TWICE]:
             entry = self.chunk[position]
             sample = task_sample(entry.key, entry.raw, self.config)
-            video = entry.raw[self.config.data.video_field]
-            check_deterministic(self.task, sample, video, entry.request)
+            video = entry.raw.get(self.config.data.video_field)
+            check_deterministic(self.task, sample, video, entry.requests)
 
-    def try_parse(self, position: int, output_text: str) -> None:
+    def try_parse(self, position: int, part: str, output_text: str) -> None:
         """Parse one answer. Raises :class:`TaskError` if the task breaks its contract; what else
         goes wrong becomes the sample's error record later."""
         entry = self.chunk[position]
         sample = task_sample(entry.key, entry.raw, self.config)
         try:
-            self.task.parsed(output_text, sample)
+            self.task.parsed(output_text, sample, part)
         except TaskError:
             raise
         except Exception as error:
@@ -197,10 +206,11 @@ class Shard:
         rate = ErrorRate(self.config.run.max_error_rate)
         with JournalReader(self._journal) as reader, replacing(self._rank_file) as stream:
             for entry in self.chunk:
-                done = index.find(entry.key, "", entry.request, entry.done)
-                if done is None:
+                done = entry.find(index)
+                if len(done) < len(entry.requests):
                     raise RuntimeError(f"sample {entry.key} has no record, though the job is over")
-                record = records.build(entry, reader.read(done))
+                journaled = {part: reader.read(place) for part, place in done.items()}
+                record = records.build(entry, journaled)
                 rate.count(record.get("__error"))
                 stream.write(orjson.dumps(record) + b"\n")
             rate.check(f"rank {self.rank}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -14,7 +14,7 @@ from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.errors import TaskError, UserError, where
 from video_pipeline.journal import clean_text
 from video_pipeline.samples import task_sample
-from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.base import WHOLE, Task
 
 FIRST_LOOK = 20
 """The error rate is looked at from this many failures on."""
@@ -32,24 +32,13 @@ class Records:
         simulated = config.run.engine == "simulated"
         self._model = SIMULATED_MODEL if simulated else config.vllm.model
 
-    def build(self, entry: ChunkEntry, journaled: dict[str, Any]) -> dict[str, Any]:
-        """The output record of a sample, from its record in the journal.
+    def build(self, entry: ChunkEntry, journaled: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The output record of a sample, from its records in the journal, by part.
 
         Raises :class:`TaskError` if ``parse`` returns a reserved name or no dict.
         """
-        answered = {n: journaled[n] for n in ("__usage", "output_text") if n in journaled}
-        error = journaled.get("__error")
-        fields: dict[str, Any] = {}
-        if error is None:
-            # a copy: what parse does to its sample must not change the record's input
-            sample = task_sample(entry.key, copy.deepcopy(entry.raw), self._config)
-            try:
-                fields = self._task.parsed(journaled["output_text"], sample)
-                orjson.dumps(fields)
-            except TaskError:
-                raise
-            except Exception as failure:
-                error, fields = _parse_error(failure), {}
+        views = {part: self._view(entry, part, journaled[part]) for part in entry.requests}
+        error, answered, fields = views[WHOLE] if WHOLE in views else _together(views)
         known = {"__task": self._task.name, "__model": self._model}
         if error is not None:
             return {
@@ -59,16 +48,70 @@ class Records:
                 **known,
                 "input": entry.raw,
                 **answered,
+                **fields,
             }
+        usage = {"__usage": answered.pop("__usage")}
         return {
             "__key": entry.key,
             "__status": "ok",
             **known,
-            "__usage": answered["__usage"],
+            **usage,
             "input": entry.raw,
-            "output_text": answered["output_text"],
+            **answered,
             **fields,
         }
+
+    def _view(self, entry: ChunkEntry, part: str, journaled: dict[str, Any]) -> _View:
+        answered = {n: journaled[n] for n in _ANSWERED if n in journaled}
+        error = journaled.get("__error")
+        if error is not None:
+            return _View(error, answered, {})
+        # a copy: what parse does to its sample must not change the record's input
+        sample = task_sample(entry.key, copy.deepcopy(entry.raw), self._config)
+        try:
+            fields = self._task.parsed(journaled["output_text"], sample, part)
+            orjson.dumps(fields)
+        except TaskError:
+            raise
+        except Exception as failure:
+            return _View(_parse_error(failure), answered, {})
+        return _View(None, answered, fields)
+
+
+_ANSWERED = ("__usage", "output_text", "__reasoning")
+
+
+class _View(NamedTuple):
+    """What came of one question: an error or not, what the model said, and the task's fields."""
+
+    error: dict[str, str] | None
+    answered: dict[str, Any]
+    fields: dict[str, Any]
+
+
+def _together(views: dict[str, _View]) -> _View:
+    """What came of several questions: the first error, texts and fields under the names of the
+    questions, and the sum of their tokens."""
+    answered: dict[str, Any] = {}
+    usages = [view.answered["__usage"] for view in views.values() if "__usage" in view.answered]
+    if usages:
+        answered["__usage"] = {
+            name: sum(usage[name] for usage in usages)
+            for name in ("prompt_tokens", "completion_tokens")
+        }
+        reasons = {usage["finish_reason"] for usage in usages}
+        answered["__usage"]["finish_reason"] = "length" if "length" in reasons else "stop"
+    for name in ("output_text", "__reasoning"):
+        said = {part: v.answered[name] for part, v in views.items() if name in v.answered}
+        if said:
+            answered[name] = said
+    error = None
+    for part, view in views.items():
+        if view.error is not None:
+            error = {**view.error, "message": f"{part}: {view.error['message']}"}
+            break
+    fields = {part: view.fields for part, view in views.items() if view.error is None}
+    return _View(error, answered, fields)
 
 
 def _parse_error(error: Exception) -> dict[str, str]:

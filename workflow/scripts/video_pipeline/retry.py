@@ -55,18 +55,21 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
 
 
 def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]) -> int:
-    """Append a reopen record for every error of ``chunk`` whose stage is among ``stages``."""
+    """Append a reopen record for every error of ``chunk`` whose stage is among ``stages``; returns
+    how many samples they belong to."""
     count = 0
     with JournalReader(journal) as reader, JournalWriter(journal, REOPENS) as writer:
         for entry in chunk:
-            done = index.find(entry.key, "", entry.request, entry.done)
-            if done is None or not done.is_error:
-                continue
-            if reader.read(done)["__error"]["stage"] in stages:
-                deaths = index.deaths(entry.key, "", entry.request)
-                for file in {done.file, *deaths}:
-                    writer.reopen(entry.key, "", entry.request, file)
-                count += 1
+            places, reopened = entry.find(index), 0
+            for question in entry.questions:
+                place = places.get(question.part)
+                if place is None or not place.is_error:
+                    continue
+                if reader.read(place)["__error"]["stage"] in stages:
+                    for file in {place.file, *index.deaths(*question)}:
+                        writer.reopen(*question, file)
+                    reopened = 1
+            count += reopened
     return count
 
 

@@ -102,8 +102,12 @@ class InputReader:
         bad: Bad lines.
     """
 
-    def __init__(self, data: Data, lines: Iterable[bytes], first: int = 1) -> None:
-        """``first``: number of the first of ``lines``."""
+    def __init__(
+        self, data: Data, lines: Iterable[bytes], first: int = 1, *, needs_video: bool = True
+    ) -> None:
+        """``first``: number of the first of ``lines``; ``needs_video``: a sample without one is
+        bad."""
+        self._needs_video = needs_video
         self._source = enumerate(lines, start=first)
         self._video_field = data.video_field
         self._id_field = data.id_field
@@ -126,17 +130,24 @@ class InputReader:
                 self._check_video(raw)
                 if raw is not value:
                     text = orjson.dumps(raw)
-                yield InputSample(number, self._key(raw), raw, text)
+                yield InputSample(number, self.key(raw), raw, text)
             except ValueError as error:
                 self.bad.add(number, str(error))
 
     def _check_video(self, raw: dict[str, Any]) -> None:
         video = raw.get(self._video_field)
-        if not isinstance(video, str) or not video:
+        if isinstance(video, str) and video:
+            if "://" in video:
+                video_uri(video, "/")
+        elif isinstance(video, list) and video and all(isinstance(v, str) and v for v in video):
+            for each in video:
+                video_uri(each, "/")
+        elif self._needs_video or video is not None:
             got = f"got {video!r:.80}" if self._video_field in raw else "it is missing"
-            raise ValueError(f"no video: field {self._video_field!r} must be a path, {got}")
-        if "://" in video:
-            video_uri(video, "/")
+            raise ValueError(
+                f"no video: field {self._video_field!r} must be a path, or a list of paths of "
+                f"images, {got}"
+            )
         for field in ("video_start", "video_end"):
             value = raw.get(field)
             if value is not None and (
@@ -144,7 +155,8 @@ class InputReader:
             ):
                 raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
-    def _key(self, raw: dict[str, Any]) -> str:
+    def key(self, raw: dict[str, Any]) -> str:
+        """``__key`` of a sample. Raises :class:`ValueError` if its id is none."""
         if self._id_field is None:
             return content_key(raw)
         value = raw.get(self._id_field)
@@ -286,6 +298,12 @@ def video_uri(video: str, root: str) -> str:
 
 
 def task_sample(key: str, raw: dict[str, Any], config: Config) -> dict[str, Any]:
-    """What tasks and datasets see: the input object plus ``__key`` and ``__video_uri``."""
-    uri = video_uri(raw[config.data.video_field], config.video_root)
+    """What tasks and datasets see: the input object plus ``__key`` and ``__video_uri``: the address
+    of its video, a list of addresses, or None."""
+    video = raw.get(config.data.video_field)
+    uri: Any = None
+    if isinstance(video, str):
+        uri = video_uri(video, config.video_root)
+    elif isinstance(video, list):
+        uri = [video_uri(each, config.video_root) for each in video]
     return {**raw, "__key": key, "__video_uri": uri}

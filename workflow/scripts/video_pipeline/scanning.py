@@ -6,25 +6,38 @@ import multiprocessing
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import orjson
 
 from video_pipeline.balance import known_weight
-from video_pipeline.chunks import entry_line
+from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
-from video_pipeline.identity import request_digest
-from video_pipeline.journal import identity_of_json
-from video_pipeline.samples import BadLines, InputReader, read_blocks, task_sample
-from video_pipeline.tasks.base import Task
+from video_pipeline.identity import request_digests
+from video_pipeline.journal import identity, identity_of_json
+from video_pipeline.samples import (
+    BadLines,
+    InputReader,
+    InputSample,
+    read_blocks,
+    task_sample,
+)
+from video_pipeline.tasks.base import WHOLE, Task
 from video_pipeline.tasks.registry import load_task
+from video_pipeline.video.access import Access, limit_access
+
+if TYPE_CHECKING:
+    from video_pipeline.data.base import BaseDataset
 
 TWICE = 100
 """How many samples have their messages built twice, to see that they come out the same."""
+
+_EXPANDING_THREADS = 16
 
 _AHEAD = 3
 """Blocks that are on their way for each process: enough that none waits."""
@@ -39,7 +52,9 @@ class ScannedBlock:
         sizes: Bytes of each entry.
         numbers: The line of the input that each entry comes from.
         hashes: 32 bits of a hash of each key.
-        identities: 16 bytes for each entry, see :meth:`JournalIndex.find_all`; empty if not wanted.
+        identities: 16 bytes for each question, see :meth:`JournalIndex.find_all`; empty if not
+            wanted.
+        questions: How many there are about each entry; empty if one about each.
         uris: The address of each video.
         weights: What is known of each entry's weight, see :func:`known_weight`.
         lines: Lines that are not blank.
@@ -52,6 +67,7 @@ class ScannedBlock:
     numbers: array = field(default_factory=lambda: array("I"))
     hashes: array = field(default_factory=lambda: array("I"))
     identities: bytes = b""
+    questions: array = field(default_factory=lambda: array("I"))
     uris: list[str] = field(default_factory=list)
     weights: array = field(default_factory=lambda: array("d"))
     lines: int = 0
@@ -59,13 +75,45 @@ class ScannedBlock:
     bad: BadLines = field(default_factory=BadLines)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the dataset wants of the samples.
+
+    Attributes:
+        needs_video: A sample without a video is bad.
+        expands: A sample may stand for several.
+    """
+
+    needs_video: bool = True
+    expands: bool = False
+
+    @classmethod
+    def of(cls, dataset: type[BaseDataset]) -> Reading:
+        """What ``dataset`` wants."""
+        expands = dataset.expand.__func__ is not _base_dataset().expand.__func__
+        return cls(dataset.needs_video, expands)
+
+
+def _base_dataset() -> type[BaseDataset]:
+    from video_pipeline.data.base import BaseDataset  # imports torch
+
+    return BaseDataset
+
+
 class Scanner:
     """Reads blocks of the input, and asks the task what it asks about each sample."""
 
-    def __init__(self, config: Config, with_identities: bool) -> None:
+    def __init__(self, config: Config, with_identities: bool, reading: Reading) -> None:
         self._config = config
         self._task = load_task(config)
         self._with_identities = with_identities
+        self._needs_video = reading.needs_video
+        self._dataset: type[BaseDataset] | None = None
+        if reading.expands:
+            from video_pipeline.data.registry import dataset_of  # imports torch
+
+            limit_access(Access.of(config.data))
+            self._dataset = dataset_of(config, self._task)
 
     def scan(self, block: bytes, first: int, twice: int) -> ScannedBlock:
         """Scan the whole lines in ``block``, the first of which is line ``first`` of the input.
@@ -73,50 +121,83 @@ class Scanner:
         The messages of the first ``twice`` samples are built twice. Raises :class:`TaskError`.
         """
         config, task = self._config, self._task
-        reader = InputReader(config.data, block.split(b"\n"), first)
+        reader = InputReader(config.data, block.split(b"\n"), first, needs_video=self._needs_video)
         scanned = ScannedBlock()
         entries, identities = [], []
-        for sample in reader:
+        for sample in self._expanded(reader) if self._dataset else reader:
             raw = sample.raw
             weight = known_weight(raw, config.data.balance)
             asked = task_sample(sample.key, raw, config)
             uri = asked["__video_uri"]
-            request = ""
+            requests = {WHOLE: ""}
             if not reader.bad.count:  # else nobody will ask
-                video = raw[config.data.video_field]
+                video = raw.get(config.data.video_field)
                 try:
-                    request = request_digest(task, asked, video)
+                    requests = request_digests(task, asked, video)
                     if len(entries) < twice:
-                        check_deterministic(task, asked, video, request)
+                        check_deterministic(task, asked, video, requests)
                 except TaskError as error:
                     raise TaskError(
                         f"{config.data.input_jsonl}, line {sample.line}: {error}"
                     ) from error
             key = orjson.dumps(sample.key)
-            if self._with_identities:
-                identities.append(identity_of_json(key, b'""', request.encode()))
-            entry = entry_line(key, request.encode(), sample.text)
+            if WHOLE in requests:
+                request = requests[WHOLE].encode()
+                if self._with_identities:
+                    identities.append(identity_of_json(key, b'""', request))
+                entry = entry_line(key, request, sample.text)
+            else:
+                if self._with_identities:
+                    identities += [identity(sample.key, *one) for one in requests.items()]
+                    scanned.questions.append(len(requests))
+                entry = ChunkEntry(sample.key, requests, raw, {}).to_line()
             entries.append(entry)
             scanned.sizes.append(len(entry))
             scanned.numbers.append(sample.line)
             scanned.hashes.append(crc32(key))
-            scanned.uris.append(uri)
+            scanned.uris.append(uri if isinstance(uri, str) else "")
             scanned.weights.append(weight)
         scanned.entries, scanned.identities = b"".join(entries), b"".join(identities)
         scanned.lines, scanned.left_out, scanned.bad = reader.lines, reader.left_out, reader.bad
         return scanned
 
+    def _expanded(self, reader: InputReader) -> Iterator[InputSample]:
+        """The samples that those of ``reader`` stand for; their files are looked at in threads."""
+        samples = list(reader)
+        with ThreadPoolExecutor(_EXPANDING_THREADS) as threads:
+            futures = [threads.submit(self._expand, sample) for sample in samples]
+        for sample, future in zip(samples, futures, strict=True):
+            try:
+                found = future.result()
+            except ValueError as error:
+                reader.bad.add(sample.line, str(error))
+                continue
+            if len(found) == 1 and found[0] == sample.raw:
+                yield sample
+                continue
+            for raw in found:
+                key = reader.key(raw)
+                if self._config.data.id_field is not None:  # all have that of the whole
+                    key = f"{key}@{raw.get('video_start')}-{raw.get('video_end')}"
+                yield InputSample(sample.line, key, raw, orjson.dumps(raw))
 
-def scan(config: Config, with_identities: bool, num_processes: int) -> Iterator[ScannedBlock]:
+    def _expand(self, sample: InputSample) -> list[dict[str, Any]]:
+        asked = task_sample(sample.key, sample.raw, self._config)
+        return self._dataset.expand(asked, dict(self._config.task_params))
+
+
+def scan(
+    config: Config, with_identities: bool, reading: Reading, num_processes: int
+) -> Iterator[ScannedBlock]:
     """Scan the input block by block, in order; an input of more than one block in
-    ``num_processes`` processes.
+    ``num_processes`` processes. ``reading`` is what the dataset wants.
 
     Raises :class:`UserError` where it cannot be read, and :class:`TaskError`.
     """
     blocks = _numbered_blocks(config)
     head = list(islice(blocks, 2))
     if num_processes == 1 or len(head) < 2:
-        scanner = Scanner(config, with_identities)
+        scanner = Scanner(config, with_identities, reading)
         for numbered in (*head, *blocks):
             yield scanner.scan(*numbered)
         return
@@ -124,7 +205,7 @@ def scan(config: Config, with_identities: bool, num_processes: int) -> Iterator[
         num_processes,
         multiprocessing.get_context("spawn"),
         initializer=_start,
-        initargs=(config, with_identities),
+        initargs=(config, with_identities, reading),
     ) as pool:
         waiting: deque[Future[ScannedBlock]] = deque()
         try:
@@ -150,18 +231,20 @@ _scanner: Scanner
 """Of a scanning process."""
 
 
-def _start(config: Config, with_identities: bool) -> None:
+def _start(config: Config, with_identities: bool, reading: Reading) -> None:
     global _scanner
-    _scanner = Scanner(config, with_identities)
+    _scanner = Scanner(config, with_identities, reading)
 
 
 def _scan(block: bytes, first: int, twice: int) -> ScannedBlock:
     return _scanner.scan(block, first, twice)
 
 
-def check_deterministic(task: Task, sample: dict, video: str, request: str) -> None:
+def check_deterministic(
+    task: Task, sample: dict[str, Any], video: Any, requests: dict[str, str]
+) -> None:
     """Raise :class:`TaskError` if building the messages of ``sample`` again gives others."""
-    if request_digest(task, sample, video) != request:
+    if request_digests(task, sample, video) != requests:
         raise TaskError(
             f"task {task.name!r}: build_messages gave two different conversations for sample "
             f"{sample['__key']!r}; resume needs the same one each time. If it draws at random, "

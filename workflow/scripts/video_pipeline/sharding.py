@@ -37,7 +37,7 @@ from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked
 from video_pipeline.processes import job_processes
 from video_pipeline.samples import BadLines
-from video_pipeline.scanning import scan
+from video_pipeline.scanning import Reading, ScannedBlock, scan
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import load_task
 
@@ -117,6 +117,8 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     Raises :class:`UserError` for bad lines, for a configuration that cannot work, and while
     another process writes to the same output.
     """
+    from video_pipeline.data.registry import dataset_of  # imports torch
+
     task = load_task(config)
     check_budget_of_model(config)
     refuse_live_writers(layout)
@@ -136,7 +138,8 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     try:
         table = Table(scratch / "table")
         bad, balance = BadLines(), Balance(config.data.balance)
-        _fill(table, config, index, num_processes, manifest, bad, balance)
+        reading = Reading.of(dataset_of(config, task))
+        _fill(table, config, reading, index, num_processes, manifest, bad, balance)
         files = index.indexed
         del index  # the arrays that follow take its room
         is_duplicate = _find_duplicates(table, config, bad)
@@ -208,6 +211,7 @@ class Table:
 def _fill(
     table: Table,
     config: Config,
+    reading: Reading,
     index: JournalIndex,
     num_processes: int,
     manifest: Manifest,
@@ -219,12 +223,14 @@ def _fill(
             stack.enter_context(job_processes())
         append = stack.enter_context(table.writing())
         weigher = stack.enter_context(Weigher(config.data, num_processes))
-        for block in scan(config, len(index) > 0, num_processes):
+        for block in scan(config, len(index) > 0, reading, num_processes):
             manifest.lines += block.lines
             manifest.left_out += block.left_out
             bad.merge(block.bad)
             if len(index):
                 places = index.find_all(block.identities)
+                if block.questions:
+                    places = _settle(block, places, index.indexed)
             else:
                 places = np.full(len(block.sizes), NOWHERE, np.uint64)
             weights = np.asarray(block.weights)
@@ -239,6 +245,34 @@ def _fill(
                 weights=weights,
             )
         balance.looked_up, balance.seconds = weigher.looked_up, weigher.seconds
+
+
+SETTLED = NOWHERE - 1
+"""The place of an entry with several questions that are all finished; the entry says where."""
+
+
+def _settle(block: ScannedBlock, places: np.ndarray, files: list[str]) -> np.ndarray:
+    """Write into the entries of ``block``, about which there are several questions each, which of
+    those are finished; returns one place for each entry."""
+    settled = np.full(len(block.questions), NOWHERE, np.uint64)
+    lines, begin = block.entries.splitlines(keepends=True), 0
+    for number, count in enumerate(block.questions):
+        found = places[begin : begin + count]
+        begin += count
+        if (found == NOWHERE).all():
+            continue
+        entry = ChunkEntry.from_line(lines[number])
+        entry.done = {
+            part: location_at(int(place), files)
+            for part, place in zip(entry.requests, found, strict=True)
+            if place != NOWHERE
+        }
+        lines[number] = entry.to_line()
+        block.sizes[number] = len(lines[number])
+        if len(entry.done) == count:
+            settled[number] = SETTLED
+    block.entries = b"".join(lines)
+    return settled
 
 
 def _find_duplicates(table: Table, config: Config, bad: BadLines) -> np.ndarray:
@@ -325,7 +359,7 @@ def _write_chunks(
         for begin in range(0, len(ranks), BATCH):
             lines = list(islice(entries, BATCH))
             part, places = ranks[begin : begin + BATCH], table.read("places", begin, BATCH)
-            for at in np.flatnonzero(places != NOWHERE).tolist():
+            for at in np.flatnonzero(places < SETTLED).tolist():
                 file, offset, is_error = location_at(int(places[at]), names)
                 lines[at] = finished_line(lines[at], file, offset, is_error)
             dealt: list[list[bytes]] = [[] for _ in num_samples]

@@ -194,6 +194,8 @@ class Stream:
         shard.check_requests()
         shard.error_rate.check(f"rank {shard.rank}")
         engine = create_engine(shard.config)
+        for part in {question.part for question in shard.questions(shard.pending[0])}:
+            engine.check(Constraints.of(shard.task, part))
         self._window.engine_is_saturated = lambda: self._submit.locked() or engine.is_saturated()
         spec = WorkerSpec(
             config=shard.config,
@@ -251,10 +253,9 @@ class Stream:
     def _quarantine(self, journal: JournalWriter) -> None:
         for position, count in self._shard.deaths.items():
             if count >= QUARANTINE_DEATHS:
-                entry = self._shard.chunk[position]
                 message = f"it was in the engine {count} times when the engine died"
                 error = {"stage": "quarantine", "type": "EngineDead", "message": message}
-                self._fail_all(journal, self._shard.questions(position, entry), error)
+                self._fail_all(journal, self._shard.questions(position), error)
 
     async def _watch_engine(self, engine: Engine, journal: JournalWriter) -> None:
         """Raise :class:`EngineDead` if the engine has requests and stands still."""
@@ -282,9 +283,7 @@ class Stream:
     async def _infer_one(
         self, position: int, engine: Engine, pool: DecodePool, journal: JournalWriter
     ) -> None:
-        entry = self._shard.chunk[position]
-        questions = self._shard.questions(position, entry)
-        del entry
+        questions = self._shard.questions(position)
         prepared: Prepared | None = None
         try:
             try:
@@ -318,7 +317,7 @@ class Stream:
         journal: JournalWriter,
     ) -> dict[str, str] | None:
         """Have one question answered and write the answer down; the error, if it came to one."""
-        constraints = self._shard.constraints(question.part)
+        constraints = Constraints.of(self._shard.task, question.part)
         request = prepared.requests[question.part]
         more_tokens = self._shard.config.run.retry_truncated
         try:

@@ -74,6 +74,13 @@ def clean_text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _answered(
+    output_text: str, usage: dict[str, Any], reasoning: str | None = None
+) -> dict[str, Any]:
+    thought = {} if reasoning is None else {"__reasoning": clean_text(reasoning)}
+    return {"output_text": clean_text(output_text), "__usage": usage, **thought}
+
+
 class JournalWriter:
     """Appends records to a new file of its own, each by one ``write`` call. The file's name starts
     with ``prefix``: :func:`attempt_prefix`, or :data:`REOPENS`.
@@ -89,19 +96,26 @@ class JournalWriter:
         self._write({"__journal": VERSION, **holder()})
 
     def answer(
-        self, key: str, part: str, request: str, output_text: str, usage: dict[str, Any]
+        self,
+        key: str,
+        part: str,
+        request: str,
+        output_text: str,
+        usage: dict[str, Any],
+        reasoning: str | None = None,
     ) -> None:
-        """Append what the model said. ``usage``: token counts and ``finish_reason``."""
-        text = clean_text(output_text)
-        self._record(key, part, request, {"output_text": text, "__usage": usage})
+        """Append what the model said, and thought before if it is one that thinks. ``usage``: token
+        counts and ``finish_reason``."""
+        self._record(key, part, request, _answered(output_text, usage, reasoning))
 
     def error(
         self, key: str, part: str, request: str, error: dict[str, str], **answered: Any
     ) -> None:
-        """Append an error with ``stage``, ``type`` and ``message``; ``answered`` holds
-        ``output_text`` and ``__usage`` where the model had answered."""
+        """Append an error with ``stage``, ``type`` and ``message``; where the model had answered,
+        ``answered`` are further arguments of :meth:`answer`."""
         error = {name: clean_text(text) for name, text in error.items()}
-        self._record(key, part, request, {"__error": error, **answered})
+        more = _answered(**answered) if answered else {}
+        self._record(key, part, request, {"__error": error, **more})
 
     def engine_died(self, key: str, part: str, request: str) -> None:
         """Note that the engine died with this request in it."""
