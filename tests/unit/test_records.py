@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+from typing import Any, ClassVar
 
 import orjson
 import pytest
