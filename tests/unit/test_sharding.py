@@ -59,8 +59,8 @@ def test_pending_and_finished_are_dealt_out_evenly(splitting):
     assert splitting.pending == ["11", "3", "5", "7", "9"]
     assert splitting.order == keys(12)
     done = {entry.key: entry.done for chunk in splitting.chunks for entry in chunk if entry.done}
-    assert done["1"].is_error
-    assert not done["0"].is_error
+    assert done["1"][""].is_error
+    assert not done["0"][""].is_error
 
 
 def test_what_is_done_depends_on_the_request_not_on_the_rest(splitting):

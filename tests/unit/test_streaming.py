@@ -199,7 +199,7 @@ def test_simulated_answers_are_made_from_the_key():
     assert first.output_text != other.output_text
     assert len(first.output_text.split()) == first.completion_tokens == 16
     assert first.prompt_tokens == 10
-    assert first.usage["finish_reason"] == "stop"
+    assert first.as_record()["usage"]["finish_reason"] == "stop"
 
 
 def test_simulated_answers_have_the_length_asked_for():

@@ -68,7 +68,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def frames_of(folder: str) -> None:
-    look([{"video": FramesDataset.images_of(Path(folder))}])
+    look([{"video": FramesDataset.images_of(folder)}])
 
 
 def look(items: list[dict]) -> None:
@@ -127,7 +127,7 @@ def test_a_folder_that_lies_elsewhere_is_not_listed(folders: Path) -> None:
     (folders / "secrets").mkdir()
     for name in ("secrets", "allowed2/frames", "allowed/folder_link/frames", "nowhere"):
         with pytest.raises(VideoReadError, match="outside the folders"):
-            FramesDataset.images_of(folders / name)
+            FramesDataset.images_of(str(folders / name))
 
 
 def test_roots(folders: Path) -> None:
