@@ -145,13 +145,16 @@ def check_machine(config: Config, num_shards: int, limit: int | None) -> None:
     """Compare the jobs that Snakemake will start on this machine with the devices here; ``limit``
     is ``--resources gpu=N``, None where it was not given.
 
-    Raises :class:`UserError` if more jobs would start at once than devices allow; without a limit,
-    where that is the default, it is a warning: the jobs wait for each other.
+    Raises :class:`UserError` if there are too few devices for one job, or for the jobs that the
+    limit lets start at once. Without a limit that is a warning: the jobs wait for each other.
     """
     needed = gpus_needed(config)
     found = devices() if needed else []
-    at_once = jobs_at_once(num_shards, limit, config.vllm.gpus_per_job)
-    if not found or at_once * needed <= len(found):
+    if not found:
+        return
+    _check_number(found, needed)
+    at_once = jobs_at_once(num_shards, limit, needed)
+    if at_once * needed <= len(found):
         return
     names = ", ".join(device.name for device in found)
     if limit is not None:
@@ -165,6 +168,14 @@ def check_machine(config: Config, num_shards: int, limit: int | None) -> None:
         "others, and hold cores meanwhile; --resources gpu=%d starts only as many as can run",
         *(at_once, len(found), names, len(found)),
     )
+
+
+def _check_number(found: list[Device], needed: int) -> None:
+    if len(found) < needed:
+        raise UserError(
+            f"one inference job needs {needed} GPUs, but this process may use only "
+            f"{len(found)}: {', '.join(map(str, found))}"
+        )
 
 
 @contextmanager
@@ -183,11 +194,7 @@ def lease(count: int, memory_share: float = MEMORY_SHARE) -> Iterator[list[Devic
     if not candidates:
         yield []
         return
-    if len(candidates) < count:
-        raise UserError(
-            f"one inference job needs {count} GPUs, but this process may use only "
-            f"{len(candidates)}: {', '.join(map(str, candidates))}"
-        )
+    _check_number(candidates, count)
     token = uuid.uuid4().hex
     locks = _wait_for(candidates, count, memory_share, token)
     logger.info("GPU %s", ", ".join(map(str, locks)))
@@ -309,12 +316,9 @@ def _try_lease(
 
 def _leased_by(device: Device) -> str:
     """For people: who has the lease."""
-    text = f"leased by {describe_holder(device.lock_file)}"
-    return (
-        text
-        if holder_lives(device.lock_file)
-        else (f"{text}, which is gone, but its engine is not: see `fuser -v {device.lock_file}`")
-    )
+    path = device.lock_file
+    gone = f", which is gone, but its engine is not: see `fuser -v {path}`"
+    return f"leased by {describe_holder(path)}{'' if holder_lives(path) else gone}"
 
 
 def _write_holder(lock: TextIO, token: str) -> None:
