@@ -83,28 +83,6 @@ def test_a_lock_with_no_name_in_it(tmp_path, text):
     assert describe_holder(tmp_path / "a.lock") == "an unknown process"
 
 
-CHILD_THAT_OUTLIVES = """
-    import subprocess
-    from video_pipeline.locks import try_lock
-    stream = try_lock(Path("a.lock"), inheritable={inheritable})
-    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"],
-                             stdin=sys.stdin, stdout=subprocess.DEVNULL, close_fds=False)
-    print("ready", flush=True)
-    sys.stdin.close()
-"""
-
-
-@pytest.mark.parametrize("inheritable", [True, False])
-def test_only_an_inheritable_lock_passes_to_children(tmp_path, process, inheritable):
-    parent = process(CHILD_THAT_OUTLIVES.format(inheritable=inheritable))
-    assert parent.stdout.readline() == "ready\n"
-    parent.wait()
-    assert is_locked(tmp_path / "a.lock") == inheritable
-    parent.stdin.close()  # the grandchild ends with it
-    wait_until(lambda: not is_locked(tmp_path / "a.lock"), "the grandchild is gone")
-    parent.stdin = None
-
-
 def test_a_second_holder_waits_and_says_for_whom(tmp_path, process, caplog):
     child = process(HOLD)
     assert child.stdout.readline() == "ready\n"

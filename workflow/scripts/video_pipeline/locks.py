@@ -47,11 +47,10 @@ def _read_holder(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def try_lock(path: Path, *, inheritable: bool = False) -> TextIO | None:
+def try_lock(path: Path) -> TextIO | None:
     """Lock ``path`` for this process, or return None if another process holds it.
 
     The kernel frees the lock when the file is closed or the process is gone, however it ended.
-    ``inheritable``: child processes started by exec hold the lock too, until the last is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = open(path, "a+", encoding="utf-8")
@@ -60,7 +59,6 @@ def try_lock(path: Path, *, inheritable: bool = False) -> TextIO | None:
     except BlockingIOError:
         stream.close()
         return None
-    os.set_inheritable(stream.fileno(), inheritable)
     stream.truncate(0)
     stream.write(json.dumps(holder()))
     stream.flush()
