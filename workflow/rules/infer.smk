@@ -10,7 +10,7 @@ rule infer:
     retries: 3
     conda:
         "../../envs/gpu.yaml"
-    threads: gpu_job_threads()
+    threads: gpu_job_threads
     resources:
         gpu=CONFIG.vllm.gpus_per_job,
         attempt=lambda wildcards, attempt: attempt,

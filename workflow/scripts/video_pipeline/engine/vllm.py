@@ -24,6 +24,7 @@ from video_pipeline.engine.base import (
     RequestRefused,
 )
 from video_pipeline.errors import UserError
+from video_pipeline.gpus import LeaseHolder
 
 # vLLM must start its engine process by spawn: this process has threads.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -64,6 +65,8 @@ _REFUSALS = (ValueError, TypeError, OSError, VLLMError)
 _SHARED_MEDIA_GB = 2
 """Holds the prepared media of one sample in a decode process, for its next question."""
 
+_LEASE_HOLDER = f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}"
+
 _PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
 
@@ -76,10 +79,20 @@ class VllmEngine(Engine):
 
     def __init__(self, config: Config) -> None:
         self.model_name = config.vllm.model
-        arguments = {**_DEFAULTS, **_lora_arguments(config), **config.vllm.arguments}
         check_names(
             "vllm", config.vllm.arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)]
         )
+        if config.vllm.arguments.get("worker_extension_cls"):
+            raise UserError(
+                "vllm.worker_extension_cls: is in use, so that vLLM's workers keep the lease of "
+                "their GPUs; nothing here calls another extension"
+            )
+        arguments = {
+            **_DEFAULTS,
+            **_lora_arguments(config),
+            **config.vllm.arguments,
+            "worker_extension_cls": _LEASE_HOLDER,
+        }
         self._sampling = _sampling_params(config)
         self._sampling_under: dict[Constraints, SamplingParams] = {FREE: self._sampling}
         try:
