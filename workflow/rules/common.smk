@@ -66,8 +66,10 @@ def ranks():
 
 
 def gpu_job_threads():
-    """An even share of the cores, so that they do not bind before the GPUs do."""
-    return max(1, workflow.cores // PLAN.num_shards) if workflow.cores else 1
+    """An even share of the cores, so that they do not bind before the GPUs do. A cluster's profile
+    says it with `set-threads`: `--cores` is not for its jobs."""
+    cores = workflow.resource_settings.cores
+    return max(1, cores // PLAN.num_shards) if cores else 1
 
 
 def command(script):
