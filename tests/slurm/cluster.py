@@ -12,6 +12,7 @@ as root, a SLURM that lets a user run his own daemons.
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import shutil
 import signal
@@ -19,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 NODES = 2
@@ -144,8 +145,7 @@ class Cluster:
             program = shutil.which(name, path=_PATH)
             wrapper = folder / "bin" / name
             wrapper.write_text(
-                f"#!/bin/sh\nSLURM_CONF={shlex.quote(f'{folder}/slurm.conf')} exec {program} "
-                '"$@"\n'
+                f'#!/bin/sh\nSLURM_CONF={shlex.quote(f"{folder}/slurm.conf")} exec {program} "$@"\n'
             )
             wrapper.chmod(0o755)
 
@@ -175,16 +175,14 @@ class Cluster:
     def run(self, *command: str) -> str:
         """Run one of SLURM's commands; returns what it printed."""
         return subprocess.run(
-            command, env=self.environment, stdout=subprocess.PIPE, text=True, check=True
+            command, env=self.environment, stdout=subprocess.PIPE, text=True, check=True, timeout=60
         ).stdout
 
     def stop(self) -> None:
         """Cancel all jobs and end the daemons."""
-        if len(self._daemons) > 2:
-            with ExitStack() as stack:
-                stack.callback(lambda: None)
-                self.run("scancel", "--user", _user())
-                self._wait("the end of all jobs", '[ -z "$(squeue -h)" ]')
+        with suppress(subprocess.SubprocessError, RuntimeError):  # it may be down already
+            self.run("scancel", f"--user={_user()}")
+            self._wait("the end of all jobs", '[ -z "$(squeue -h)" ]')
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
@@ -192,7 +190,7 @@ class Cluster:
 
 
 def _user() -> str:
-    return subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def _free_ports(address: str, count: int) -> list[int]:
@@ -205,7 +203,9 @@ def _free_ports(address: str, count: int) -> list[int]:
 
 if __name__ == "__main__":
     cluster = Cluster(Path(sys.argv[1]))
-    print(f"export PATH={cluster.environment['PATH']} SLURM_CONF={cluster.environment['SLURM_CONF']}")
+    print(
+        f"export PATH={cluster.environment['PATH']} SLURM_CONF={cluster.environment['SLURM_CONF']}"
+    )
     try:
         signal.pause()
     except KeyboardInterrupt:
