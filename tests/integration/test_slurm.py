@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 
 import psutil
 import pytest
+import yaml
 from helpers import PROJECT, Run, keys, read_jsonl, samples, wait_until
 from slurm.cluster import GPUS, NODES, Cluster, missing_programs
 
@@ -25,8 +28,9 @@ pytestmark = pytest.mark.skipif(
 RANKS = 4
 COUNT = 5 * RANKS - 1  # rank 3 has no gate
 GATES = range(4 * RANKS, COUNT)
+PROFILE_FOLDER = PROJECT / "profiles" / "slurm"
 PROFILE = (
-    *("--workflow-profile", str(PROJECT / "profiles" / "slurm")),
+    *("--workflow-profile", str(PROFILE_FOLDER)),
     *("--resources", f"gpu={RANKS}"),
     # the profile's own are for a cluster, not for a test
     *("--slurm-init-seconds-before-status-checks", "1"),
@@ -40,6 +44,7 @@ class Job:
 
     id: str
     rule: str
+    cpus: str
     state: str
 
 
@@ -100,7 +105,7 @@ def story(tmp_path_factory, cluster):
     )
 
     def jobs() -> list[Job]:
-        listed = cluster.run("squeue", "-h", "--states=all", "--sort=i", "-o", "%i %k %T")
+        listed = cluster.run("squeue", "-h", "--states=all", "--sort=i", "-o", "%i %k %C %T")
         story.jobs = [Job(*line.split()) for line in listed.splitlines()]
         return story.jobs
 
@@ -112,7 +117,7 @@ def story(tmp_path_factory, cluster):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cluster.environment.items():
             patch.setenv(name, value)
-        main = run.start_snakemake(*PROFILE)
+        main = start(run)
         try:
             wait_until(lambda: len(run.answers()) == COUNT - len(GATES), "all is at the gates")
             assert all(running(rank, 1) for rank in range(3)), jobs()
@@ -133,7 +138,7 @@ def story(tmp_path_factory, cluster):
             main.kill()
             main.wait()
             story.killed_at = jobs()
-            main = run.start_snakemake(*PROFILE)
+            main = start(run)
             wait_until(
                 lambda: all("waiting for host" in log_of(run, rank) for rank in range(3)),
                 "the duplicates wait",
@@ -141,17 +146,37 @@ def story(tmp_path_factory, cluster):
             assert all(job in jobs() for job in story.killed_at)
             (run.folder / "open").touch()
             wait_until(lambda: main.poll() is not None, "the run is over")
-            assert main.returncode == 0, said.read_text()
+            assert main.returncode == 0, said(run)
         finally:
             main.kill()
             main.wait()
         before = len(jobs())
-        story.again = run.snakemake(*PROFILE)
+        assert start(run).wait() == 0
+        story.again = said(run)
         story.jobs_again = len(jobs()) - before
     for line in (run.folder / "devices.txt").read_text().splitlines():
         job, node, devices = line.split()
         story.devices[job].add((node, devices))
     return story
+
+
+def start(run: Run) -> subprocess.Popen[bytes]:
+    """Start Snakemake in the background, as the README says: without ``--cores``."""
+    with open(run.folder / "said.txt", "wb") as log:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")),
+                *("--configfile", "my.yaml", *PROFILE),
+            ],
+            cwd=run.folder,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def said(run: Run) -> str:
+    """What the last Snakemake has said."""
+    return (run.folder / "said.txt").read_text(encoding="utf-8")
 
 
 def process_of(run: Run, rank: int) -> psutil.Process:
@@ -185,6 +210,12 @@ def test_each_job_has_a_device_of_its_own(story):
     assert len(devices) == len(set(devices)) == RANKS
     known = {(f"node{n}", str(gpu)) for n in range(1, NODES + 1) for gpu in range(GPUS)}
     assert set(devices) <= known
+
+
+def test_each_job_has_the_cores_of_the_profile(story):
+    profile = yaml.safe_load((PROFILE_FOLDER / "profile.yaml").read_text())
+    cores = str(profile["set-threads"]["infer"])
+    assert {job.cpus for rank in range(RANKS) for job in story.of(rank)} == {cores}
 
 
 def test_what_fails_is_cancelled_or_has_no_time_left_is_submitted_again(story):
