@@ -114,53 +114,47 @@ def story(tmp_path_factory, cluster):
         jobs()
         return [job.state for job in story.of(rank)[number - 1 :]] == ["RUNNING"]
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.environment.items():
-            patch.setenv(name, value)
-        main = start(run)
-        try:
-            wait_until(lambda: len(run.answers()) == COUNT - len(GATES), "all is at the gates")
-            assert all(running(rank, 1) for rank in range(3)), jobs()
-            os.kill(process_of(run, 0).pid, signal.SIGKILL)
-            cluster.run("scancel", story.of(1)[0].id)
-            cluster.run("scontrol", "update", f"JobId={story.of(2)[0].id}", "TimeLimit=0")
-            wait_until(
-                lambda: all(
-                    running(rank, 2) and "1 of 5 samples pending" in log_of(run, rank)
-                    for rank in range(3)
-                ),
-                "the three are submitted again",
-            )
-            said = run.folder / "background.log"
-            wait_until(
-                lambda: "(Rule: infer)" in said.read_text(), "it is seen that rank 3 is done"
-            )
-            main.kill()
-            main.wait()
-            story.killed_at = jobs()
-            main = start(run)
-            wait_until(
-                lambda: all("waiting for host" in log_of(run, rank) for rank in range(3)),
-                "the duplicates wait",
-            )
-            assert all(job in jobs() for job in story.killed_at)
-            (run.folder / "open").touch()
-            wait_until(lambda: main.poll() is not None, "the run is over")
-            assert main.returncode == 0, said(run)
-        finally:
-            main.kill()
-            main.wait()
-        before = len(jobs())
-        assert start(run).wait() == 0
-        story.again = said(run)
-        story.jobs_again = len(jobs()) - before
+    main = start(run, cluster)
+    try:
+        wait_until(lambda: len(run.answers()) == COUNT - len(GATES), "all is at the gates")
+        assert all(running(rank, 1) for rank in range(3)), jobs()
+        os.kill(process_of(run, 0).pid, signal.SIGKILL)
+        cluster.run("scancel", story.of(1)[0].id)
+        cluster.run("scontrol", "update", f"JobId={story.of(2)[0].id}", "TimeLimit=0")
+        wait_until(
+            lambda: all(
+                running(rank, 2) and "1 of 5 samples pending" in log_of(run, rank)
+                for rank in range(3)
+            ),
+            "the three are submitted again",
+            240,
+        )
+        wait_until(lambda: "(Rule: infer)" in said(run), "it is seen that rank 3 is done")
+        main.kill()
+        main.wait()
+        story.killed_at = jobs()
+        main = start(run, cluster)
+        wait_until(
+            lambda: all("waiting for host" in log_of(run, rank) for rank in range(3)),
+            "the duplicates wait",
+        )
+        assert all(job in jobs() for job in story.killed_at)
+        (run.folder / "open").touch()
+        assert main.wait(timeout=120) == 0, said(run)
+    finally:
+        main.kill()
+        main.wait()
+    before = len(jobs())
+    assert start(run, cluster).wait(timeout=120) == 0
+    story.again = said(run)
+    story.jobs_again = len(jobs()) - before
     for line in (run.folder / "devices.txt").read_text().splitlines():
         job, node, devices = line.split()
         story.devices[job].add((node, devices))
     return story
 
 
-def start(run: Run) -> subprocess.Popen[bytes]:
+def start(run: Run, cluster: Cluster) -> subprocess.Popen[bytes]:
     """Start Snakemake in the background, as the README says: without ``--cores``."""
     with open(run.folder / "said.txt", "wb") as log:
         return subprocess.Popen(
@@ -169,6 +163,7 @@ def start(run: Run) -> subprocess.Popen[bytes]:
                 *("--configfile", "my.yaml", *PROFILE),
             ],
             cwd=run.folder,
+            env=cluster.environment,
             stdout=log,
             stderr=log,
         )

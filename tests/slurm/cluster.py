@@ -5,8 +5,7 @@ By hand, from the root of the repository::
 
     python tests/slurm/cluster.py /tmp/slurm     # prints what to `source`; Ctrl-C stops it
 
-Needs the packages munge, slurmctld, slurmd and slurm-client (Debian, Ubuntu), and, unless it runs
-as root, a SLURM that lets a user run his own daemons.
+Needs the packages munge, slurmctld, slurmd and slurm-client (Debian, Ubuntu), but not to be root.
 """
 
 from __future__ import annotations
