@@ -179,6 +179,11 @@ class Run:
         """The command line of one of ``workflow/scripts``, on the configuration file."""
         return [sys.executable, str(SCRIPTS / name), "--config", "my.yaml", *arguments]
 
+    def module(self, name: str, *arguments: str, succeeds: bool = True) -> str:
+        """Run a module of the library as a command, on the configuration file."""
+        command = [sys.executable, "-m", f"video_pipeline.{name}", *arguments]
+        return self._checked([*command, "--configfile", "my.yaml"], succeeds)
+
     def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
         """Start one of ``workflow/scripts`` in the background."""
         return self._in_background(self.command(name, *arguments))

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shlex
@@ -12,18 +13,12 @@ sys.path.insert(0, str(SCRIPTS))
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.gpus import check_machine
-from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
-from video_pipeline.plan import (
-    check_job_gpus,
-    job_threads,
-    jobs_at_once,
-    read_plan,
-    resolve_plan,
-    revive_chunks,
-)
+from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.plugins import plugin_files
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
+from video_pipeline.stages import resolve_stages
+from video_pipeline.tasks.prompts import prompt_files
 
 own_jobs()
 
@@ -34,33 +29,26 @@ def given_gpus():
     return gpus.value if gpus is not None else None
 
 
-def set_gpus():
+def set_gpus(stage):
     """`--set-resources infer:gpu=N`, or None where it was not given."""
-    gpus = workflow.resource_settings.overwrite_resources.get("infer", {}).get("gpu")
+    given = workflow.resource_settings.overwrite_resources
+    gpus = given.get(stage.rule("infer"), {}).get("gpu")
     return gpus.raw if gpus is not None else None
 
 
 def resolve():
-    """The typed configuration, the plan of this invocation and the layout of its files."""
+    """The stages of this invocation: one without a name where the configuration has none."""
     try:
         typed = load_config(config)
-        check_job_gpus(typed, set_gpus())
-        plan = resolve_plan(
-            typed,
-            Layout.of(typed, 0).plan,
-            gpus=given_gpus(),
-            is_main=workflow.is_main_process,
-        )
-        layout = Layout.of(typed, plan.num_shards)
-        last = read_plan(layout.plan)
-        if workflow.is_main_process and last and last.num_shards != plan.num_shards:
-            revive_chunks(layout.manifest)
+        stages = resolve_stages(typed, gpus=given_gpus(), is_main=workflow.is_main_process)
+        for stage in stages:
+            check_job_gpus(stage.config, set_gpus(stage))
     except UserError as error:
         raise WorkflowError(str(error))
-    return typed, plan, layout
+    return stages
 
 
-CONFIG, PLAN, LAYOUT = resolve()
+STAGES = resolve()
 
 
 wildcard_constraints:
@@ -68,24 +56,31 @@ wildcard_constraints:
 
 
 def get_final_output():
-    return [LAYOUT.output, LAYOUT.summary, LAYOUT.errors]
+    layouts = [stage.layout for stage in STAGES]
+    return [path for files in layouts for path in (files.output, files.summary, files.errors)]
 
 
-def rank_files():
+def rank_files(stage):
     """The rank files, removed after consolidation unless they are to be kept."""
-    path = str(LAYOUT.rank_file("{rank}"))
-    return path if CONFIG.run.keep_rank_files else temp(path)
+    path = str(stage.layout.rank_file("{rank}"))
+    return path if stage.config.run.keep_rank_files else temp(path)
 
 
-def ranks():
-    return range(PLAN.num_shards)
+def user_files(stage):
+    """The user's own code and prompts, which the answers depend on."""
+    files = plugin_files(stage.config.run.plugins)
+    return [*files, *prompt_files(stage.config.task_params)]
 
 
-def gpu_job_threads(wildcards):
+def gpu_job_threads(stage):
     """An even share of the cores; a function, because the executor is known only later."""
-    gpus = given_gpus() if workflow.local_exec else None
-    at_once = jobs_at_once(PLAN.num_shards, gpus, CONFIG.vllm.gpus_per_job)
-    return job_threads(workflow.resource_settings.cores, at_once, gpus_bind=gpus is not None)
+
+    def threads(wildcards):
+        gpus = given_gpus() if workflow.local_exec else None
+        at_once = jobs_at_once(stage.plan.num_shards, gpus, stage.config.vllm.gpus_per_job)
+        return job_threads(workflow.resource_settings.cores, at_once, gpus_bind=gpus is not None)
+
+    return threads
 
 
 def command(script):
@@ -97,61 +92,80 @@ def command(script):
     return lambda wildcards, input: shlex.join([python, str(SCRIPTS / script)])
 
 
-def spec(*sections):
-    """What a job depends on, as one value: Snakemake compares params as a set of values."""
-    settings = CONFIG.model_dump(mode="json")
-    return json.dumps(
-        {"plan": vars(PLAN), **{name: settings[name] for name in sections}}, sort_keys=True
-    )
+def spec(stage, *sections):
+    """What a job depends on, as one value: Snakemake compares params as a set of values. A digest,
+    because it takes the braces of a prompt's template for wildcards."""
+    text = json.dumps(stage.spec(*sections), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def is_reader():
     """Whether this invocation only looks at the output, maybe while another one works on it."""
     targets = set(workflow.dag_settings.targets)
-    return bool(targets) and targets <= {"partial"}
+    return bool(targets) and targets <= {stage.rule("partial") for stage in STAGES}
 
 
 def begin():
-    """Take the output for this invocation, and write down, beside it, what was decided."""
+    """Take the outputs for this invocation, and write down, beside them, what was decided."""
     if workflow.is_main_process and not is_reader():
-        global run_lock
-        run_lock = try_lock(LAYOUT.run_lock)
-        if run_lock is None:
-            raise WorkflowError(
-                f"another snakemake is at work on {LAYOUT.output}: "
-                f"{describe_holder(LAYOUT.run_lock)}. Wait for it or stop it, then run again."
-            )
-        if workflow.local_exec:
-            try:
-                check_machine(CONFIG, PLAN.num_shards, given_gpus())
-            except UserError as error:
-                raise WorkflowError(str(error))
+        for stage in STAGES:
+            take(stage)
         stop_jobs_on_signals()
-        PLAN.write(LAYOUT.plan)
-        LAYOUT.config.write_text(CONFIG.to_yaml(), encoding="utf-8")
+
+
+run_locks = []
+
+
+def take(stage):
+    layout = stage.layout
+    lock = try_lock(layout.run_lock)
+    if lock is None:
+        raise WorkflowError(
+            f"another snakemake is at work on {layout.output}: "
+            f"{describe_holder(layout.run_lock)}. Wait for it or stop it, then run again."
+        )
+    run_locks.append(lock)
+    if workflow.local_exec:
+        try:
+            check_machine(stage.config, stage.plan.num_shards, given_gpus())
+        except UserError as error:
+            raise WorkflowError(str(error))
+    stage.plan.write(layout.plan)
+    layout.config.write_text(stage.config.to_yaml(), encoding="utf-8")
 
 
 def explain_failure():
     if workflow.is_main_process:
+        logs = sorted({str(stage.layout.log("split").parent) for stage in STAGES})
         print(
-            f"\nWhat failed is in the logs under {LAYOUT.log('split').parent}/; what is done is in "
+            f"\nWhat failed is in the logs under {', '.join(logs)}/; what is done is in "
             "the journal.\nMend the cause and run the same command again: only what is missing "
             "is inferred.",
             file=sys.stderr,
         )
-        missing = [rank for rank in ranks() if not LAYOUT.rank_file(rank).exists()]
-        if missing and LAYOUT.manifest.exists():
-            print(
-                f"Shards that are not finished: {', '.join(map(str, missing))} "
-                f"(of {PLAN.num_shards}). One of them here, by hand, from {os.getcwd()}:\n"
-                f"  {shlex.join(shard_by_hand(missing[0]))}",
-                file=sys.stderr,
-            )
+        for stage in STAGES:
+            explain_missing(stage)
 
 
-def shard_by_hand(rank):
+def explain_missing(stage):
+    layout = stage.layout
+    missing = [rank for rank in stage.ranks if not layout.rank_file(rank).exists()]
+    if missing and layout.manifest.exists() and not layout.output.exists():
+        print(
+            f"Shards that are not finished: {', '.join(map(str, missing))} "
+            f"(of {stage.plan.num_shards}). One of them here, by hand, from {os.getcwd()}:\n"
+            f"  {shlex.join(shard_by_hand(stage, missing[0]))}",
+            file=sys.stderr,
+        )
+
+
+def shard_by_hand(stage, rank):
     """The command line that infers one shard without Snakemake, with all cores of this machine."""
-    options = {"config": LAYOUT.config, "num-shards": PLAN.num_shards, "rank": rank}
+    options = {
+        "config": stage.layout.config,
+        "num-shards": stage.plan.num_shards,
+        "rank": rank,
+    }
     options["threads"] = os.cpu_count()
     named = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     return [sys.executable, str(SCRIPTS / "infer.py"), *named]

@@ -1,23 +1,27 @@
-rule split:
-    input:
-        samples=CONFIG.data.input_jsonl,
-        plugins=plugin_files(CONFIG.run.plugins),
-    output:
-        chunks=[LAYOUT.chunk(rank) for rank in ranks()],
-        order=LAYOUT.order,
-        manifest=LAYOUT.manifest,
-    log:
-        LAYOUT.log("split"),
-    conda:
-        "../../envs/gpu.yaml"
-    threads: 8
-    params:
-        run=command("split.py"),
-        config=LAYOUT.config,
-        num_shards=PLAN.num_shards,
-        run_id=PLAN.run_id,
-        spec=spec("data", "vision", "vllm", "sampling", "run", "task_params"),
-    shell:
-        "{params.run} --config {params.config:q}"
-        " --num-shards {params.num_shards} --run-id={params.run_id:q} --threads {threads}"
-        " > {log:q} 2>&1"
+for stage in STAGES:
+
+    rule:
+        name:
+            stage.rule("split")
+        input:
+            samples=stage.config.data.input_jsonl,
+            user_files=user_files(stage),
+        output:
+            chunks=[stage.layout.chunk(rank) for rank in stage.ranks],
+            order=stage.layout.order,
+            manifest=stage.layout.manifest,
+        log:
+            stage.layout.log("split"),
+        conda:
+            "../../envs/gpu.yaml"
+        threads: 8
+        params:
+            run=command("split.py"),
+            config=stage.layout.config,
+            num_shards=stage.plan.num_shards,
+            run_id=stage.plan.run_id,
+            spec=spec(stage, "data", "vision", "vllm", "sampling", "run", "task_params"),
+        shell:
+            "{params.run} --config {params.config:q}"
+            " --num-shards {params.num_shards} --run-id={params.run_id:q} --threads {threads}"
+            " > {log:q} 2>&1"

@@ -9,9 +9,11 @@ light: no torch, no vLLM.
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import json
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -321,6 +323,13 @@ class Config(Section):
         {}, description="Handed to the task as `task.params` and to the dataset as `params`."
     )
 
+    stages: list[dict[str, Any]] = Field(
+        [],
+        description="Runs of which each goes on with what the one before said: a list of sections "
+        "with a `name` each, laid over the sections above. A stage reads the output of the one "
+        "before, the last one writes `data.output_jsonl`.",
+    )
+
     @model_validator(mode="after")
     def _different_files(self) -> Config:
         if os.path.abspath(self.data.input_jsonl) == os.path.abspath(self.data.output_jsonl):
@@ -347,9 +356,64 @@ class Config(Section):
         """The absolute folder that relative video paths are relative to."""
         return str((self.data.video_root or self.data.input_jsonl.parent).absolute())
 
+    def by_stage(self) -> list[tuple[str, Config]]:
+        """The name and the own configuration of each stage; without stages, of the only one.
+
+        Raises :class:`UserError` for a stage that cannot be.
+        """
+        if not self.stages:
+            return [("", self)]
+        shared = self.model_dump(exclude={"stages"})
+        shared["data"]["video_root"] = self.data.video_root or self.data.input_jsonl.parent
+        names: list[str] = []
+        configs: list[Config] = []
+        for number, overlay in enumerate(self.stages):
+            name = overlay.get("name")
+            if not isinstance(name, str) or not _STAGE_NAME.fullmatch(name) or name in names:
+                raise UserError(
+                    f"stages[{number}].name: got {name!r}, expected a name of its own, of letters, "
+                    "digits and _"
+                )
+            own = {section: keys for section, keys in overlay.items() if section != "name"}
+            merged = _overlaid(copy.deepcopy(shared), own)
+            given = overlay.get("data") or {}
+            if configs and "input_jsonl" not in given:
+                merged["data"]["input_jsonl"] = configs[-1].data.output_jsonl
+            if number < len(self.stages) - 1 and "output_jsonl" not in given:
+                output = self.data.output_jsonl
+                stem = output.name.removesuffix(".jsonl")
+                merged["data"]["output_jsonl"] = output.with_name(f"{stem}.{name}.jsonl")
+            try:
+                configs.append(load_config(merged))
+            except UserError as error:
+                raise UserError(f"stage {name}: {error}") from None
+            names.append(name)
+        writers: dict[Path, str] = {}
+        for name, config in zip(names, configs, strict=True):
+            other = writers.setdefault(config.data.output_jsonl, name)
+            if other != name:
+                raise UserError(
+                    f"stages: {other} and {name} write the same output, "
+                    f"{config.data.output_jsonl}; give one another data.output_jsonl"
+                )
+        return list(zip(names, configs, strict=True))
+
     def to_yaml(self) -> str:
         """The resolved configuration, as YAML that :func:`load_config` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_STAGE_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+
+
+def _overlaid(base: Any, overlay: Any) -> Any:
+    """``base`` with the keys of ``overlay`` in place of its own, section by section."""
+    if not (isinstance(base, dict) and isinstance(overlay, dict)):
+        return overlay
+    return {
+        **base,
+        **{key: _overlaid(base.get(key), value) for key, value in overlay.items()},
+    }
 
 
 Run.model_rebuild()
@@ -456,6 +520,10 @@ _HEADER = """\
 _SCHEMA_LINE = "# yaml-language-server: $schema=schema.json\n"
 
 
+_LOOSE = {"task_params": "{}", "stages": "[]"}
+"""What is no section, and its default."""
+
+
 def _sections() -> list[tuple[str, type[Section], dict[str, Any]]]:
     defaults = Config().model_dump(mode="json")
     return [
@@ -474,8 +542,9 @@ def default_yaml() -> str:
             value = json.dumps(defaults[key])
             lines.append(f"  # {_one_line(field.description)}\n  {key}: {value}")
         lines.append("")
-    description = _one_line(Config.model_fields["task_params"].description)
-    lines.append(f"# {description}\ntask_params: {{}}\n")
+    for name, value in _LOOSE.items():
+        description = _one_line(Config.model_fields[name].description)
+        lines.append(f"# {description}\n{name}: {value}\n")
     return "\n".join(lines)
 
 
@@ -504,7 +573,9 @@ def reference_markdown() -> str:
                 lines.append(
                     f"| `{key}` | `{json.dumps(defaults[key])}` | {_one_line(field.description)} |"
                 )
-    lines += ["", "## `task_params`", "", Config.model_fields["task_params"].description, ""]
+    for name in _LOOSE:
+        lines += ["", f"## `{name}`", "", Config.model_fields[name].description]
+    lines.append("")
     return "\n".join(lines)
 
 

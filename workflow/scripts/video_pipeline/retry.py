@@ -84,7 +84,8 @@ def main() -> None:
     config = load_config(args.configfile)
     if args.directory:
         os.chdir(args.directory)
-    count = retry(config, (args.stage,) if args.stage else STAGES)
+    stages = (args.stage,) if args.stage else STAGES
+    count = sum(retry(own, stages) for _, own in config.by_stage())
     print(
         f"{count} failed sample(s) are open again; run snakemake to infer them"
         if count

@@ -1,0 +1,88 @@
+"""Stages: one run goes on where the one before ends."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import Run, read_jsonl, samples
+
+
+@pytest.fixture
+def staged(run: Run) -> Run:
+    """Two stages with the simulated engine; the second reads what the first said."""
+    run.configure(data={"output_jsonl": "results/out.jsonl"}, run={"max_error_rate": 1.0})
+    run.settings["stages"] = [
+        {"name": "ask"},
+        {
+            "name": "prose",
+            "data": {"num_shards": 1},
+            "run": {"task": "rewrite"},
+            "task_params": {"prompt": "Rewrite {{ id }}: {{ previous.answer }}"},
+        },
+    ]
+    run.configure()
+    return run
+
+
+def test_a_second_stage_works_on_what_the_first_said(staged):
+    entries = samples(6)
+    entries[2]["do"] = "raise"
+    staged.write_samples(entries)
+    staged.snakemake()
+    first = read_jsonl(staged.folder / "results" / "out.ask.jsonl")
+    assert [record["__status"] for record in first] == ["ok", "ok", "error", "ok", "ok", "ok"]
+    records = staged.records()
+    assert [record["input"]["id"] for record in records] == [0, 1, 3, 4, 5]
+    assert all(record["__task"] == "rewrite" and record["text"] for record in records)
+    assert records[0]["input"]["previous"]["answer"] == first[0]["answer"]
+    assert staged.summary()["samples"]["left_out"] == 1
+    assert "Nothing to be done" in staged.snakemake()
+
+    # an edited prompt of the second stage infers nothing of the first again
+    before = staged.reads()
+    staged.settings["stages"][1]["task_params"]["prompt"] = "Judge {{ id }}: {{ previous.answer }}"
+    staged.configure()
+    staged.snakemake()
+    assert staged.reads() == before
+    assert len(staged.records()) == 5
+
+
+def test_retry_reaches_every_stage(staged):
+    entries = samples(4, do="storage")
+    staged.write_samples(entries)
+    staged.snakemake()
+    assert staged.records() == []
+    (staged.folder / "storage").touch()
+    assert "4 failed sample(s) are open again" in staged.module("retry")
+    staged.snakemake()
+    assert len(staged.records()) == 4
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"run": {}}], "stages[0].name: got None"),
+        ([{"name": "a"}, {"name": "a"}], "stages[1].name: got 'a'"),
+        ([{"name": "a", "run": {"tsak": "x"}}], "stage a: configuration:\n  run.tsak: unknown key"),
+        (
+            [
+                {"name": "a", "data": {"output_jsonl": "results/out.jsonl"}},
+                {"name": "b", "data": {"input_jsonl": "samples.jsonl"}},
+            ],
+            "stages: a and b write the same output",
+        ),
+    ],
+)
+def test_stages_that_cannot_be(run, stages, message):
+    run.write_samples(samples(1))
+    run.settings["stages"] = stages
+    run.configure()
+    assert message in run.snakemake("-n", succeeds=False)
+
+
+def test_a_prompt_that_asks_for_what_is_not_there_is_named(staged):
+    staged.write_samples(samples(2))
+    staged.settings["stages"][1]["task_params"]["prompt"] = "{{ previous.no_such_field }}"
+    staged.configure()
+    printed = staged.snakemake(succeeds=False)
+    assert "has no attribute 'no_such_field'" in printed
+    assert "out.ask.jsonl, line 1" in printed

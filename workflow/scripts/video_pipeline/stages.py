@@ -1,0 +1,59 @@
+"""Stages: runs of which each goes on where the one before ends. A plain run is one stage without a
+name. Imported while Snakemake parses the workflow: keep it light.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from video_pipeline.config import Config
+from video_pipeline.layout import Layout
+from video_pipeline.plan import Plan, read_plan, resolve_plan, revive_chunks
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of an invocation.
+
+    Attributes:
+        name: Its name in ``stages``; empty for a plain run.
+        config: Its own, complete configuration.
+        plan: How it is split.
+        layout: Where its files lie.
+    """
+
+    name: str
+    config: Config
+    plan: Plan
+    layout: Layout
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of its inference jobs."""
+        return range(self.plan.num_shards)
+
+    def rule(self, rule: str) -> str:
+        """The name of one of its rules: ``infer``, and ``infer_caption`` in a stage."""
+        return f"{rule}_{self.name}" if self.name else rule
+
+    def spec(self, *sections: str) -> dict[str, Any]:
+        """What a job of the stage depends on: the plan and some sections of the configuration."""
+        settings = self.config.model_dump(mode="json")
+        return {"plan": vars(self.plan), **{name: settings[name] for name in sections}}
+
+
+def resolve_stages(config: Config, *, gpus: int | None, is_main: bool) -> list[Stage]:
+    """The stages of an invocation, in order; arguments as in :func:`resolve_plan`.
+
+    Raises :class:`UserError` for settings that cannot work.
+    """
+    stages = []
+    for name, own in config.by_stage():
+        plan = resolve_plan(own, Layout.of(own, 0).plan, gpus=gpus, is_main=is_main)
+        layout = Layout.of(own, plan.num_shards)
+        last = read_plan(layout.plan)
+        if is_main and last and last.num_shards != plan.num_shards:
+            revive_chunks(layout.manifest)
+        stages.append(Stage(name, own, plan, layout))
+    return stages
