@@ -22,6 +22,7 @@ from video_pipeline.records import Records
 from video_pipeline.sharding import Manifest
 from video_pipeline.statistics import read_statistics, throughput
 from video_pipeline.tasks.registry import load_task
+from video_pipeline.windows import by_video
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,10 @@ def consolidate(config: Config, layout: Layout) -> None:
                     f"{layout.rank_file(rank)} holds more records than its chunk. Remove it and "
                     "run snakemake again; nothing is inferred twice"
                 )
+    if manifest.expanded:
+        with open(layout.output, "rb") as output, replacing(layout.videos) as videos:
+            for video in by_video(map(orjson.loads, output)):
+                videos.write(orjson.dumps(video) + b"\n")
     tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     summary = _summary(config, layout, manifest, statuses, tokens)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")

@@ -50,6 +50,11 @@ class Layout:
         return self.beside(".partial.jsonl")
 
     @property
+    def videos(self) -> Path:
+        """Where long videos were cut into windows: one line for each video, with its windows."""
+        return self.beside(".videos.jsonl")
+
+    @property
     def config(self) -> Path:
         """The resolved configuration."""
         return self.beside(".config.yaml")

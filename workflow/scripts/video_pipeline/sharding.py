@@ -66,6 +66,7 @@ class Manifest:
         rank_pending: Pending samples of each rank.
         journal_files: Files of the journal that split has read.
         balance: How even the pending samples are spread, see :class:`Balance`.
+        expanded: Whether a line of the input may stand for several samples.
         revived: How often these chunks came back after another number of shards.
     """
 
@@ -83,6 +84,7 @@ class Manifest:
     rank_pending: list[int] = field(default_factory=list)
     journal_files: list[str] = field(default_factory=list)
     balance: dict[str, Any] = field(default_factory=dict)
+    expanded: bool = False
     revived: int = 0
 
     def read_index(self, rank: int | None = None) -> JournalIndex:
@@ -139,6 +141,7 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
         table = Table(scratch / "table")
         bad, balance = BadLines(), Balance(config.data.balance)
         reading = Reading.of(dataset_of(config, task))
+        manifest.expanded = reading.expands
         _fill(table, config, reading, index, num_processes, manifest, bad, balance)
         files = index.indexed
         del index  # the arrays that follow take its room

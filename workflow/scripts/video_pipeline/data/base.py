@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
@@ -34,7 +33,7 @@ class BaseDataset(Dataset):
 
     version: int = 1
     needs_video: bool = True
-    video_root: Path = Path()
+    video_root: str = ""
 
     def __init__(
         self,

@@ -11,12 +11,7 @@ from video_pipeline.data.base import raw_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.video.errors import VideoReadError
-
-CLIP = "clip"
-"""Field of a window's input object: its ``number``, from 0, and ``of`` how many."""
-
-CUT = ("video_start", "video_end", CLIP)
-"""The fields in which the windows of a video differ."""
+from video_pipeline.windows import CLIP
 
 
 @register_dataset("clips")

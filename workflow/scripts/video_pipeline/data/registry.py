@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from video_pipeline.config import Config
@@ -57,5 +56,5 @@ def create_dataset(
         vision_kwargs=config.vision.video_kwargs(),
         params=dict(config.task_params),
     )
-    dataset.video_root = Path(config.video_root)
+    dataset.video_root = config.video_root
     return dataset

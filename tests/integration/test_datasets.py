@@ -1,0 +1,228 @@
+"""The built-in datasets beside ``qwen_video``, on real clips through the whole workflow."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from helpers import Run, read_jsonl
+from PIL import Image
+from video_pipeline.config import load_config
+from video_pipeline.data.prompt import SIMULATED_MODEL
+from video_pipeline.data.registry import create_dataset
+from video_pipeline.data.seen import pictures
+from video_pipeline.samples import task_sample
+from video_pipeline.tasks.registry import load_task
+from video_pipeline.video.reader import probe
+
+SIZE = 112
+
+
+def write_clip(path: Path, seconds: int, *, fps: int = 10, keyframes_every: int = 10) -> Path:
+    """A clip whose picture number ``n`` is grey, ``2 n`` bright."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.options = {"qp": "1", "sc_threshold": "0"}
+        stream.codec_context.gop_size = keyframes_every
+        stream.codec_context.max_b_frames = 0
+        for number in range(seconds * fps):
+            picture = np.full((SIZE, SIZE, 3), 2 * number, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def seen(run: Run, sample: dict, dataset: str, **params) -> list:
+    """The pictures that the model would see of ``sample``."""
+    config = load_config(
+        {
+            "data": {"input_jsonl": run.folder / "samples.jsonl"},
+            "run": {"engine": "simulated", "dataset": dataset},
+            "vision": {"fps": 2.0, "max_frames": 4},
+            "task_params": params,
+        }
+    )
+    task = load_task(config)
+    samples = [task_sample("key", sample, config)]
+    return pictures(create_dataset(config, task, samples, SIMULATED_MODEL)[0]["llm_input"])
+
+
+def brightness(picture) -> int:
+    return round(float(np.asarray(picture.image).mean()) / 2)
+
+
+@pytest.fixture
+def clip(run: Run) -> Path:
+    return write_clip(run.folder / "clip.mp4", 6)
+
+
+def test_the_first_frame_is_an_image(run, clip):
+    (picture,) = seen(run, {"path": "clip.mp4"}, "first_frame")
+    assert (picture.seconds, brightness(picture)) == (None, 0)
+
+
+def test_the_first_frame_of_a_segment(run, clip):
+    (picture,) = seen(run, {"path": "clip.mp4", "video_start": 2.5}, "first_frame")
+    assert brightness(picture) == 25
+
+
+def test_key_frames_with_their_times(run, clip):
+    found = seen(run, {"path": "clip.mp4"}, "keyframes")
+    # six key frames, a second apart, thinned out to four
+    assert [picture.seconds for picture in found] == [0.0, 2.0, 3.0, 5.0]
+    assert [brightness(picture) for picture in found] == [0, 20, 30, 50]
+
+
+def test_key_frames_of_a_segment(run, clip):
+    found = seen(run, {"path": "clip.mp4", "video_start": 1.5, "video_end": 3.9}, "keyframes")
+    assert [brightness(picture) for picture in found] == [20, 30]
+
+
+def test_one_key_frame_is_not_enough(run):
+    write_clip(run.folder / "one.mp4", 2, keyframes_every=100)
+    found = seen(run, {"path": "one.mp4"}, "keyframes")
+    assert [brightness(picture) for picture in found] == [0, 19]
+
+
+def write_images(folder: Path, count: int) -> list[str]:
+    folder.mkdir()
+    for number in range(count):
+        Image.new("RGB", (SIZE, SIZE), (2 * number,) * 3).save(folder / f"{number:03}.png")
+    (folder / "notes.txt").write_text("no image")
+    return sorted(f"{folder.name}/{path.name}" for path in folder.glob("*.png"))
+
+
+@pytest.mark.parametrize("named", ["images", "images/*.png", "images/00[0-3].png", None])
+def test_frames_of_a_folder_a_pattern_and_a_list(run, named):
+    images = write_images(run.folder / "images", 4)
+    sample = {"path": named or images[::-1], "frames_fps": 4}
+    found = seen(run, sample, "frames")
+    assert [brightness(p) for p in found] == ([0, 1, 2, 3] if named else [3, 2, 1, 0])
+    assert [picture.seconds for picture in found] == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_a_pattern_that_names_nothing(run):
+    with pytest.raises(ValueError, match=r"\*\.png names 0 image\(s\), at least 2 are needed"):
+        seen(run, {"path": "nothing/*.png"}, "frames")
+
+
+def test_an_image(run):
+    write_images(run.folder / "images", 1)
+    (picture,) = seen(run, {"path": "images/000.png"}, "image")
+    assert picture.seconds is None
+
+
+TWO_VIDEOS = """
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.registry import register_task
+
+@register_task
+class Compare(Task):
+    name = "compare"
+
+    def build_messages(self, sample):
+        return [{"role": "user", "content": [
+            {"type": "video", "video": sample["__video_uri"]},
+            {"type": "video", "video": sample["other"], "nframes": 2},
+            {"type": "image", "image": sample["poster"]},
+            {"type": "text", "text": "Which is brighter?"},
+        ]}]
+"""
+
+
+def test_several_videos_and_an_image_in_one_conversation(here):
+    write_clip(here.folder / "clip.mp4", 6)
+    write_clip(here.folder / "other.mp4", 1)
+    write_images(here.folder / "images", 1)
+    here.write_plugin(TWO_VIDEOS)
+    config = load_config(
+        {
+            "run": {"engine": "simulated", "task": "compare", "plugins": ["plugin.py"]},
+            "vision": {"max_frames": 4},
+        }
+    )
+    # paths beside the video's are relative to the same folder
+    raw = {"path": "clip.mp4", "other": "other.mp4", "poster": "images/000.png"}
+    sample = task_sample("key", raw, config)
+    item = create_dataset(config, load_task(config), [sample], SIMULATED_MODEL)[0]
+    found = pictures(item["llm_input"])
+    assert [brightness(picture) for picture in found] == [0, 0, 20, 39, 59, 0, 9]
+
+
+# --- clips ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cut(run: Run, clip: Path) -> Run:
+    """A run over clips of two seconds, with the real reader and the simulated engine."""
+    run.configure(
+        data={"id_field": "id"},
+        run={"task": "describe", "dataset": "clips", "plugins": [], "max_error_rate": 1.0},
+        task_params={"clip_seconds": 2},
+    )
+    write_clip(run.folder / "short.mp4", 1)
+    (run.folder / "broken.mp4").write_bytes(clip.read_bytes()[:500])
+    return run
+
+
+def test_windows_have_records_and_come_together_again(cut):
+    assert probe(str(cut.folder / "clip.mp4")).duration == 6.0
+    cut.write_samples(
+        [
+            {"id": "long", "path": "clip.mp4", "title": "t"},
+            {"id": "broken", "path": "broken.mp4"},
+            {"id": "cuts", "path": "clip.mp4", "cuts": [4.5, 1]},
+            {"id": "short", "path": "short.mp4"},
+        ]
+    )
+    cut.snakemake()
+    records = cut.records()
+    windows = [
+        (r["input"]["id"], r["input"].get("video_start"), r["input"].get("video_end"))
+        for r in records
+    ]
+    assert windows == [
+        ("long", 0.0, 2.0),
+        ("long", 2.0, 4.0),
+        ("long", 4.0, 6.0),
+        ("broken", None, None),
+        ("cuts", 0.0, 1),
+        ("cuts", 1, 4.5),
+        ("cuts", 4.5, 6.0),
+        ("short", 0.0, 1.0),
+    ]
+    assert len({record["__key"] for record in records}) == 8
+    assert [record["__status"] for record in records].count("error") == 1
+
+    videos = read_jsonl(cut.folder / "results" / "out.videos.jsonl")
+    assert [video["input"] for video in videos] == [
+        {"id": "long", "path": "clip.mp4", "title": "t"},
+        {"id": "broken", "path": "broken.mp4"},
+        {"id": "cuts", "path": "clip.mp4", "cuts": [4.5, 1]},
+        {"id": "short", "path": "short.mp4"},
+    ]
+    assert [len(video["clips"]) for video in videos] == [3, 1, 3, 1]
+    assert videos[0]["clips"][1]["description"] == records[1]["description"]
+    assert videos[1]["clips"][0]["__error"]["stage"] == "read"
+    assert "Nothing to be done" in cut.snakemake()
+
+
+@pytest.mark.parametrize(
+    ("sample", "seconds", "message"),
+    [
+        ({"path": "clip.mp4"}, 0, "task_params.clip_seconds: expected the length of a window"),
+        ({"path": "clip.mp4", "cuts": "1,2"}, 2, "line 1: cuts: expected a list of seconds"),
+    ],
+)
+def test_cuts_that_cannot_be(cut, sample, seconds, message):
+    cut.configure(task_params={"clip_seconds": seconds})
+    cut.write_samples([{"id": "a", **sample}])
+    cut.snakemake(succeeds=False)
+    assert message in cut.log("split")
