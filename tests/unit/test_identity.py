@@ -13,6 +13,7 @@ from video_pipeline.identity import (
     content_key,
     fingerprint,
     request_digests,
+    settings_digest,
 )
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.describe import Describe
@@ -138,7 +139,7 @@ def test_the_key_is_pinned():
 
 
 def print_of(name="qwen_video", version=1, reader=1, **sections) -> str:
-    return fingerprint(load_config(sections), name, version, reader)
+    return fingerprint(settings_digest(load_config(sections)), name, version, reader)
 
 
 def test_the_fingerprint_is_stable():

@@ -61,7 +61,7 @@ class ChunkEntry:
     def to_line(self) -> bytes:
         """The entry as a line of a chunk file."""
         requests: Any = self.requests
-        done: Any = self.done or None
+        done: Any = {part: list(place) for part, place in self.done.items()} or None
         if WHOLE in requests:
             requests, done = requests[WHOLE], done and done[WHOLE]
         return orjson.dumps([done, self.key, requests, self.raw]) + b"\n"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +130,9 @@ def _replace_text(data: bytes, old: str, new: str) -> bytes:
     return data.replace(text, orjson.dumps(new))
 
 
-def settings_digest(config: Config) -> str:
-    """Digest of the settings that change an answer: 32 hex digits.
+def settings_digest(config: Config, in_messages: Collection[str] = ()) -> str:
+    """Digest of the settings that change an answer: 32 hex digits. ``in_messages`` names the
+    ``task_params`` that act on the task's messages alone: request digests hold what they do.
 
     A local model is known by the names, sizes and modification times of its files; a model of the
     hub by its name and ``vllm.revision``.
@@ -153,18 +155,15 @@ def settings_digest(config: Config) -> str:
         "engine": engine,
         "vision": config.vision.model_dump(),
         "sampling": config.sampling.model_dump(),
-        "params": config.task_params,
+        "params": {k: v for k, v in config.task_params.items() if k not in in_messages},
     }
     return _digest(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
 
 
-def fingerprint(
-    config: Config, dataset_name: str, dataset_version: int, reader_version: int
-) -> str:
-    """Digest of everything but the sample that changes an answer: 32 hex digits."""
-    return _digest(
-        orjson.dumps([settings_digest(config), dataset_name, dataset_version, reader_version])
-    )
+def fingerprint(settings: str, dataset_name: str, dataset_version: int, reader_version: int) -> str:
+    """Digest of everything but the sample that changes an answer: 32 hex digits. ``settings`` is
+    the :func:`settings_digest`."""
+    return _digest(orjson.dumps([settings, dataset_name, dataset_version, reader_version]))
 
 
 def _model_files(folder: Path) -> list[list[Any]] | None:

@@ -73,7 +73,10 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
     with waiting_lock(layout.lock(rank), logger):
         refuse_live_writers(layout, of_other_plans=True)
         manifest = Manifest.read(layout.manifest)
-        if (manifest.task, manifest.settings) != (task.name, settings_digest(config)):
+        if (manifest.task, manifest.settings) != (
+            task.name,
+            settings_digest(config, task.in_messages),
+        ):
             raise UserError(
                 f"the settings have changed since the input was split ({layout.manifest}), or the "
                 "model's files have; run snakemake again with `--forcerun split`"

@@ -131,7 +131,7 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
         num_shards=layout.num_shards,
         task=task.name,
         journal=str(journal),
-        settings=settings_digest(config),
+        settings=settings_digest(config, task.in_messages),
         journal_files=index.files,
     )
     scratch = layout.chunks.with_name(f".{layout.chunks.name}.tmp")
@@ -411,7 +411,8 @@ def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> P
 
     dataset = config.run.dataset or task.dataset_name
     version = dataset_of(config, task).version
-    name = fingerprint(config, dataset, version, READER_VERSION)
+    settings = settings_digest(config, task.in_messages)
+    name = fingerprint(settings, dataset, version, READER_VERSION)
     return layout.journal / (f"{name}-{run_id}" if run_id else name)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import SIMULATED_MODEL
-from video_pipeline.engine.base import FREE, Answer, Constraints, Engine, Preparer
+from video_pipeline.engine.base import FREE, Answer, Constraints, Engine, Preparer, RequestRefused
 
 _PIXELS_PER_TOKEN = 28 * 28 * 2
 
@@ -40,6 +40,8 @@ class SimulatedEngine(Engine):
         """It follows no schema: its words are no JSON."""
 
     async def generate(self, name: str, request: Any, constraints: Constraints = FREE) -> Answer:
+        if not isinstance(request.get("prompt"), str):
+            raise RequestRefused("ValueError", "the request has no prompt")
         prompt_tokens = count_tokens(request)
         settings = self._settings
         async with self._free:

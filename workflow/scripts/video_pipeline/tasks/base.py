@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -29,12 +30,15 @@ class Task(ABC):
         dataset_name: The dataset that reads the samples of this task.
         output_schema: A pydantic model or a JSON Schema that every answer must follow, or None for
             free text. The engine is held to it, and :meth:`parse` gets the object.
+        in_messages: The ``task_params`` that act on :meth:`build_messages` alone. Changing one of
+            them asks again only what then reads otherwise; changing another one, everything.
         params: ``task_params`` of the configuration.
     """
 
     name: str = ""
     dataset_name: str = "qwen_video"
     output_schema: Schema | None = None
+    in_messages: Collection[str] = ()
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         self.params = params or {}

@@ -15,6 +15,7 @@ class Describe(Task):
     question."""
 
     name = "describe"
+    in_messages = ("prompt", "prompt_file")
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         super().__init__(params)

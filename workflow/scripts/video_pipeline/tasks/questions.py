@@ -24,6 +24,7 @@ class Questions(Task):
     """
 
     name = "questions"
+    in_messages = ("questions",)
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         super().__init__(params)

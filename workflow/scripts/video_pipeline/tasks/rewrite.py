@@ -25,6 +25,7 @@ class Rewrite(Task):
 
     name = "rewrite"
     dataset_name = "text"
+    in_messages = ("prompt", "prompt_file")
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         super().__init__(params)

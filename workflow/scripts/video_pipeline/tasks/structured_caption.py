@@ -60,6 +60,7 @@ class StructuredCaption(Task):
 
     name = "structured_caption"
     output_schema = Caption
+    in_messages = ("prompt", "prompt_file")
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         super().__init__(params)

@@ -1,0 +1,93 @@
+"""Several questions about a sample: one reading, one record, and resume by question."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from helpers import Run, read_jsonl, samples
+
+# Counts what is read; the sample's `fails` names a question that the engine refuses.
+PLUGIN = """\
+from pathlib import Path
+
+from video_pipeline.data.base import item
+from video_pipeline.data.registry import register_dataset
+from video_pipeline.data.text import TextDataset
+
+HERE = Path(__file__).parent
+
+
+@register_dataset("counted")
+class Counted(TextDataset):
+    def __getitem__(self, i):
+        sample = self.samples[i]
+        with open(HERE / "reads.txt", "a") as stream:
+            stream.write(sample["__key"] + "\\n")
+        found = super().__getitem__(i)
+        for part in sample.get("fails", []):
+            if not (HERE / "mended").exists():
+                del found["llm_inputs"][part]["prompt"]
+        return found
+"""
+
+
+@pytest.fixture
+def asking(run: Run) -> Run:
+    run.write_plugin(PLUGIN)
+    run.configure(
+        run={"task": "questions", "dataset": "counted"},
+        task_params={"questions": {"what": "What is it?", "who": "Who is it?"}},
+    )
+    return run
+
+
+def asked(run: Run) -> Counter[tuple[str, str]]:
+    """How often each question about each sample was answered, by all journals."""
+    return Counter(
+        (record["__key"], record["__part"])
+        for path in (run.folder / "results" / ".journal" / "out").rglob("attempt.*.jsonl")
+        for record in read_jsonl(path)
+        if "output_text" in record
+    )
+
+
+def test_a_new_question_is_asked_alone(asking):
+    asking.write_samples(samples(4))
+    asking.snakemake()
+    assert [sorted(record["output_text"]) for record in asking.records()] == [["what", "who"]] * 4
+    assert asking.reads() == Counter({str(number): 1 for number in range(4)})
+    first = asking.records()
+
+    asking.configure(task_params={"questions": {"what": "What is it?", "where": "Where is it?"}})
+    asking.snakemake()
+    expected = Counter({(str(n), part): 1 for n in range(4) for part in ("what", "who", "where")})
+    assert asked(asking) == expected
+    for record, before in zip(asking.records(), first, strict=True):
+        assert record["what"] == before["what"]
+        assert record["where"]["answer"] == record["output_text"]["where"]
+        assert "who" not in record
+
+    # all three answers are in the journal: nothing is read or asked again
+    reads = asking.reads()
+    asking.configure(task_params={"questions": {"who": "Who is it?", "where": "Where is it?"}})
+    asking.snakemake()
+    assert asked(asking) == expected
+    assert asking.reads() == reads
+    assert asking.records()[0]["who"] == first[0]["who"]
+
+
+def test_one_question_that_fails_is_retried_alone(asking):
+    asking.configure(run={"max_error_rate": 1.0})
+    entries = samples(3)
+    entries[1]["fails"] = ["who"]
+    asking.write_samples(entries)
+    asking.snakemake()
+    failed = asking.records()[1]
+    assert failed["__status"] == "error"
+    (asking.folder / "mended").touch()
+    assert "1 failed sample(s) are open again" in asking.module("retry")
+    asking.snakemake()
+    record = asking.records()[1]
+    assert record["__status"] == "ok"
+    assert set(asked(asking).values()) == {1}
