@@ -22,6 +22,7 @@ RUN_ELSEWHERE = {
     "make test": "what runs this test",
     "pip install -r envs/gpu.txt": "test_install.py",
     "pip install -e .": "test_install.py",
+    "snakemake --workflow-profile profiles/mine --configfile my.yaml": "test_slurm.py",
 }
 
 
@@ -58,7 +59,8 @@ def checkout(tmp_path_factory) -> Path:
 def test_commands_run_as_they_stand(checkout):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     todo = commands()
-    first, retry, second, partial = todo  # a command more in the README needs an expectation here
+    # a command more in the README needs an expectation here
+    first, retry, second, partial, one_shard, by_hand, copy, plan = todo
     output = checkout / "results/output.describe.jsonl"
 
     def run(command: str) -> str:
@@ -81,6 +83,16 @@ def test_commands_run_as_they_stand(checkout):
     run(second)
     statuses = [json.loads(line)["__status"] for line in output.read_text().splitlines()]
     assert statuses == ["ok", "ok"]
+
+    for one in (one_shard, by_hand):
+        rank_file = checkout / "results/output.describe.rank3.jsonl"
+        rank_file.unlink(missing_ok=True)
+        run(one)
+        assert rank_file.exists()
+
+    run(copy)
+    # the profile's gpu=8 is the number of shards so far: rank 3 is an input, and nothing is left
+    assert "Nothing to be done" in run(plan)
 
 
 def test_python_examples_register():

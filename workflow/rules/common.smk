@@ -1,4 +1,5 @@
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -66,8 +67,10 @@ def ranks():
 
 
 def gpu_job_threads():
-    """An even share of the cores, so that they do not bind before the GPUs do."""
-    return max(1, workflow.cores // PLAN.num_shards) if workflow.cores else 1
+    """An even share of the cores, so that they do not bind before the GPUs do. A cluster's profile
+    says it with `set-threads`: `--cores` is not for its jobs."""
+    cores = workflow.resource_settings.cores
+    return max(1, cores // PLAN.num_shards) if cores else 1
 
 
 def command(script):
@@ -116,3 +119,19 @@ def explain_failure():
             "is inferred.",
             file=sys.stderr,
         )
+        missing = [rank for rank in ranks() if not LAYOUT.rank_file(rank).exists()]
+        if missing and LAYOUT.manifest.exists():
+            print(
+                f"Shards that are not finished: {', '.join(map(str, missing))} "
+                f"(of {PLAN.num_shards}). One of them here, by hand, from {os.getcwd()}:\n"
+                f"  {shlex.join(shard_by_hand(missing[0]))}",
+                file=sys.stderr,
+            )
+
+
+def shard_by_hand(rank):
+    """The command line that infers one shard without Snakemake, with all cores of this machine."""
+    options = {"config": LAYOUT.config, "num-shards": PLAN.num_shards, "rank": rank}
+    options["threads"] = os.cpu_count()
+    named = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    return [sys.executable, str(SCRIPTS / "infer.py"), *named]

@@ -7,7 +7,8 @@ rule infer:
         rank_files(),
     log:
         LAYOUT.log("infer.rank{rank}"),
-    retries: 3
+    # A job on a cluster runs a Snakemake of its own, which would try again inside of the job.
+    retries: 3 if workflow.is_main_process else 0
     conda:
         "../../envs/gpu.yaml"
     threads: gpu_job_threads()

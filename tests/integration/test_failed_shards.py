@@ -1,0 +1,53 @@
+"""Shards that fail: what failed, only that again, and one by hand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from helpers import keys, samples
+
+
+@pytest.fixture
+def failed(run):
+    """Three shards, of which 1 and 2 have failed; once ``mended`` is there, they would not."""
+    run.edit_plugin(
+        '        return {"answer"',
+        """\
+        if sample.get("do") == "break" and not (HERE / "mended").exists():
+            return {"input": "a name that is reserved"}
+        return {"answer\"""",
+    )
+    run.configure(data={"num_shards": 3})
+    run.write_samples({**one, "do": "break" if one["id"] in (1, 2) else None} for one in samples(6))
+    run.out = run.snakemake(succeeds=False)
+    return run
+
+
+def planned(run) -> set[str]:
+    """The jobs that would run."""
+    out = run.snakemake("-n")
+    ranks = re.findall(r"^    output: results/out\.(rank\d)\.jsonl", out, re.MULTILINE)
+    return {*ranks, *re.findall(r"^rule (split|consolidate):", out, re.MULTILINE)}
+
+
+def test_only_failed_shards_run_again(failed):
+    run = failed
+    assert "Shards that are not finished: 1, 2 (of 3)" in run.out
+    assert "are reserved" in run.log("infer.rank1")
+    assert planned(run) == {"rank1", "rank2", "consolidate"}
+
+    (run.folder / "mended").touch()
+    run.snakemake("results/out.rank2.jsonl")
+    assert planned(run) == {"rank1", "consolidate"}
+
+    by_hand = run.out[run.out.index("by hand, from") :].splitlines()[1]
+    assert "--rank 1" in by_hand
+    subprocess.run(shlex.split(by_hand), cwd=run.folder, check=True)
+    assert planned(run) == {"consolidate"}
+
+    run.snakemake()
+    assert [record["__key"] for record in run.records()] == keys(6)
+    assert run.answers() == dict.fromkeys(keys(6), 1)
