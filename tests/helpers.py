@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -332,3 +333,13 @@ def processes_with(variable: str, value: str) -> list[int]:
         except psutil.Error:
             continue
     return found
+
+
+def lock_holders(path: Path) -> set[int]:
+    """Ids of the processes that have a lock on this file, as the kernel lists them."""
+    if not path.exists():
+        return set()
+    device, inode = path.stat().st_dev, path.stat().st_ino
+    name = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+    locks = (entry.split() for entry in Path("/proc/locks").read_text().splitlines())
+    return {int(lock[4]) for lock in locks if lock[1] == "FLOCK" and lock[5] == name}

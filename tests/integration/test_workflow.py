@@ -89,6 +89,18 @@ def test_the_number_of_shards_follows_the_gpus_and_is_kept(run):
     assert json.loads((chunks / "plan.json").read_text())["num_shards"] == 3
 
 
+def test_cores_follow_the_jobs_that_run_at_once(run):
+    run.configure(data={"num_shards": 6}, vllm={"tensor_parallel_size": 2})
+    run.write_samples(samples(6))
+    out = run.snakemake("-n", "--cores", "8", "--resources", "gpu=4")
+    assert out.count("threads: 4\n") == 6
+    out = run.snakemake(
+        "-n", "--resources", "gpu=4", "--set-resources", "infer:gpu=8", succeeds=False
+    )
+    assert "infer:gpu=8: one inference job needs 2 GPU(s)" in out
+    assert "Traceback" not in out
+
+
 def test_a_job_that_starts_snakemake_again_sees_the_same_plan(run):
     """As the executors of clusters do: a child without the command line's resources. It must not
     start a journal of its own either."""

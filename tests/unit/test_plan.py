@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
-from video_pipeline.plan import Plan, resolve_plan
+from video_pipeline.plan import (
+    Plan,
+    check_job_gpus,
+    job_threads,
+    jobs_at_once,
+    resolve_plan,
+)
 
 
 @pytest.fixture
@@ -76,3 +82,35 @@ def test_a_broken_plan_is_named(path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"plan\.json"):
         resolve_plan(auto(), path, gpus=None, is_main=True)
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "gpus", "gpus_per_job", "cores", "at_once", "threads"),
+    [
+        (8, 8, 1, 64, 8, 8),
+        (8, 2, 1, 64, 2, 32),  # four waves
+        (8, 4, 2, 64, 2, 32),
+        (2, 8, 1, 64, 2, 32),
+        (3, 3, 1, 10, 3, 3),
+        (2, 2, 1, 1, 2, 0),  # one core starts both all the same
+        (4, None, 1, 64, 4, 16),
+        (4, None, 1, 2, 4, 1),  # only cores bind
+        (4, None, 1, None, 4, 1),  # a cluster
+    ],
+)
+def test_cores_do_not_bind_before_gpus(num_shards, gpus, gpus_per_job, cores, at_once, threads):
+    assert jobs_at_once(num_shards, gpus, gpus_per_job) == at_once
+    assert job_threads(cores, at_once, gpus_bind=gpus is not None) == threads
+    if gpus is not None:
+        assert at_once * threads <= cores
+
+
+@pytest.mark.parametrize("given", [None, 2, "2"])
+def test_gpus_of_a_job_as_they_are(given):
+    check_job_gpus(auto(tensor_parallel_size=2), given)
+
+
+@pytest.mark.parametrize("given", [0, 1, 3, "attempt"])
+def test_gpus_of_a_job_that_its_engine_does_not_take(given):
+    with pytest.raises(UserError, match=rf"infer:gpu={given}: one inference job needs 2 GPU"):
+        check_job_gpus(auto(tensor_parallel_size=2), given)

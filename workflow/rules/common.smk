@@ -11,9 +11,17 @@ sys.path.insert(0, str(SCRIPTS))
 
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
+from video_pipeline.gpus import check_machine
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
-from video_pipeline.plan import read_plan, resolve_plan, revive_chunks
+from video_pipeline.plan import (
+    check_job_gpus,
+    job_threads,
+    jobs_at_once,
+    read_plan,
+    resolve_plan,
+    revive_chunks,
+)
 from video_pipeline.plugins import plugin_files
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
 
@@ -26,10 +34,17 @@ def given_gpus():
     return gpus.value if gpus is not None else None
 
 
+def set_gpus():
+    """`--set-resources infer:gpu=N`, or None where it was not given."""
+    gpus = workflow.resource_settings.overwrite_resources.get("infer", {}).get("gpu")
+    return gpus.raw if gpus is not None else None
+
+
 def resolve():
     """The typed configuration, the plan of this invocation and the layout of its files."""
     try:
         typed = load_config(config)
+        check_job_gpus(typed, set_gpus())
         plan = resolve_plan(
             typed,
             Layout.of(typed, 0).plan,
@@ -66,11 +81,11 @@ def ranks():
     return range(PLAN.num_shards)
 
 
-def gpu_job_threads():
-    """An even share of the cores, so that they do not bind before the GPUs do. A cluster's profile
-    says it with `set-threads`: `--cores` is not for its jobs."""
-    cores = workflow.resource_settings.cores
-    return max(1, cores // PLAN.num_shards) if cores else 1
+def gpu_job_threads(wildcards):
+    """An even share of the cores; a function, because the executor is known only later."""
+    gpus = given_gpus() if workflow.local_exec else None
+    at_once = jobs_at_once(PLAN.num_shards, gpus, CONFIG.vllm.gpus_per_job)
+    return job_threads(workflow.resource_settings.cores, at_once, gpus_bind=gpus is not None)
 
 
 def command(script):
@@ -106,6 +121,11 @@ def begin():
                 f"another snakemake is at work on {LAYOUT.output}: "
                 f"{describe_holder(LAYOUT.run_lock)}. Wait for it or stop it, then run again."
             )
+        if workflow.local_exec:
+            try:
+                check_machine(CONFIG, PLAN.num_shards, given_gpus())
+            except UserError as error:
+                raise WorkflowError(str(error))
         stop_jobs_on_signals()
         PLAN.write(LAYOUT.plan)
         LAYOUT.config.write_text(CONFIG.to_yaml(), encoding="utf-8")

@@ -11,7 +11,7 @@ rule infer:
     retries: 3 if workflow.is_main_process else 0
     conda:
         "../../envs/gpu.yaml"
-    threads: gpu_job_threads()
+    threads: gpu_job_threads
     resources:
         gpu=CONFIG.vllm.gpus_per_job,
         attempt=lambda wildcards, attempt: attempt,

@@ -89,7 +89,7 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
             logger.info("rank %d: %d of %d samples pending", rank, len(shard.pending), len(shard))
             num_workers = _num_workers(config, threads)
             share_cores(threads - num_workers)
-            with gpus.lease(config.vllm.gpus_per_job), job_processes() as folder:
+            with gpus.lease_for(config), job_processes() as folder:
                 from video_pipeline.streaming import run_stream  # torch, and maybe vLLM
 
                 run_stream(shard, folder, num_workers)

@@ -24,19 +24,33 @@ def holder() -> dict[str, Any]:
 
 def describe_holder(path: Path) -> str:
     """``host h, process 12, job 7`` of the process that locked ``path`` last."""
-    try:
-        who = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    who = _read_holder(path)
+    if who is None:
         return "an unknown process"
     job = f", job {who['job']}" if "job" in who else ""
     return f"host {who['host']}, process {who['pid']}{job}"
 
 
-def try_lock(path: Path, *, inheritable: bool = False) -> TextIO | None:
+def holder_lives(path: Path) -> bool:
+    """Whether the process that locked ``path`` last may still be there."""
+    import psutil
+
+    who = _read_holder(path)
+    return who is None or who["host"] != socket.gethostname() or psutil.pid_exists(who["pid"])
+
+
+def _read_holder(path: Path) -> dict[str, Any] | None:
+    try:
+        who = json.loads(path.read_text(encoding="utf-8"))
+        return who if isinstance(who["host"], str) and isinstance(who["pid"], int) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def try_lock(path: Path) -> TextIO | None:
     """Lock ``path`` for this process, or return None if another process holds it.
 
     The kernel frees the lock when the file is closed or the process is gone, however it ended.
-    ``inheritable``: child processes started by exec hold the lock too, until the last is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = open(path, "a+", encoding="utf-8")
@@ -45,7 +59,6 @@ def try_lock(path: Path, *, inheritable: bool = False) -> TextIO | None:
     except BlockingIOError:
         stream.close()
         return None
-    os.set_inheritable(stream.fileno(), inheritable)
     stream.truncate(0)
     stream.write(json.dumps(holder()))
     stream.flush()

@@ -61,6 +61,38 @@ def resolve_plan(config: Config, path: Path, *, gpus: int | None, is_main: bool)
     return Plan(num_shards, run_id="" if config.data.resume else uuid.uuid4().hex[:12])
 
 
+def check_job_gpus(config: Config, overwritten: object) -> None:
+    """``overwritten`` is what ``--set-resources infer:gpu=N`` says, None where it is not given.
+
+    Raises :class:`UserError` unless it is what a job needs: Snakemake lowers a larger number to its
+    limit without a word, and the job leases what its engine needs all the same.
+    """
+    needed = config.vllm.gpus_per_job
+    if overwritten is not None and str(overwritten) != str(needed):
+        raise UserError(
+            f"--set-resources infer:gpu={overwritten}: one inference job needs {needed} GPU(s) "
+            "(tensor x pipeline x data parallel of the section vllm), which Snakemake is told "
+            "already; leave it out, or change vllm.tensor_parallel_size"
+        )
+
+
+def jobs_at_once(num_shards: int, gpus: int | None, gpus_per_job: int) -> int:
+    """How many inference jobs Snakemake starts at a time, as far as GPUs bind; ``gpus`` is
+    ``--resources gpu=N``, None where it was not given."""
+    return num_shards if gpus is None else min(num_shards, gpus // gpus_per_job)
+
+
+def job_threads(cores: int | None, at_once: int, *, gpus_bind: bool) -> int:
+    """An even share of ``--cores`` for each of the inference jobs that run at once.
+
+    Where GPUs bind (``--resources gpu=N`` on this machine), cores must not: with fewer cores than
+    jobs a share is 0, so that Snakemake starts them all the same.
+    """
+    if cores is None:
+        return 1
+    return max(0 if gpus_bind else 1, cores // at_once)
+
+
 def revive_chunks(manifest: Path) -> None:
     """Change the manifest of a number of shards that was used before and comes back.
 

@@ -15,6 +15,7 @@ from video_pipeline.budget import check_budget
 from video_pipeline.config import Config
 from video_pipeline.engine.base import Answer, Engine, EngineDead, Preparer, RequestRefused
 from video_pipeline.errors import UserError
+from video_pipeline.gpus import LeaseHolder
 
 # vLLM must start its engine process by spawn: this process has threads.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -44,6 +45,8 @@ _DEFAULTS = {
 # What vLLM raises for settings that cannot work.
 _REFUSALS = (ValueError, TypeError, OSError, VLLMError)
 
+_LEASE_HOLDER = f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}"
+
 _PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
 
@@ -56,10 +59,15 @@ class VllmEngine(Engine):
 
     def __init__(self, config: Config) -> None:
         self.model_name = config.vllm.model
-        arguments = {**_DEFAULTS, **config.vllm.arguments}
         check_names(
             "vllm", config.vllm.arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)]
         )
+        if config.vllm.arguments.get("worker_extension_cls"):
+            raise UserError(
+                "vllm.worker_extension_cls: is in use, so that vLLM's workers keep the lease of "
+                "their GPUs; nothing here calls another extension"
+            )
+        arguments = {**_DEFAULTS, **config.vllm.arguments, "worker_extension_cls": _LEASE_HOLDER}
         self._sampling = _sampling_params(config)
         try:
             engine_args = AsyncEngineArgs(**arguments)
