@@ -58,8 +58,8 @@ def consolidate(config: Config, layout: Layout) -> None:
                 )
             output.write(line)
             usage = record.get("__usage") or {}
-            prompt_tokens += usage.get("prompt_tokens", 0)
-            completion_tokens += usage.get("completion_tokens", 0)
+            prompt_tokens += usage.get("prompt_tokens") or 0
+            completion_tokens += usage.get("completion_tokens") or 0
             error = record.get("__error")
             statuses[f"error: {error['stage']}" if error else "ok"] += 1
             if error:

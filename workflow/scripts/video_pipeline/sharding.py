@@ -290,9 +290,7 @@ def _same_content(line: bytes, other: bytes) -> bool:
     return content_key(one) == content_key(two)
 
 
-def _ranks(
-    table: Table, is_duplicate: np.ndarray, num_shards: int, balance: Balance
-) -> np.ndarray:
+def _ranks(table: Table, is_duplicate: np.ndarray, num_shards: int, balance: Balance) -> np.ndarray:
     """The rank of each entry; of a duplicate, ``num_shards``."""
     is_pending = np.empty(len(is_duplicate), bool)
     for begin in range(0, len(is_pending), BATCH):
