@@ -6,7 +6,6 @@ what Snakemake needs to plan; and how evenly split deals out.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -65,9 +64,11 @@ rule consolidate:
 
 @dataclass
 class Cost:
-    """What a step took: wall seconds, and peak bytes of its main process and of all of them."""
+    """What a step took: wall seconds, CPU seconds of all its processes, and peak bytes of its main
+    process and of all of them."""
 
     seconds: float
+    cpu: float
     main: int = 0
     tree: int = 0
 
@@ -92,6 +93,7 @@ def run(work: Path) -> Section:
         raise RuntimeError("a restart with everything done has inferred something")
     infer = Cost(
         sum(cost.seconds for cost in infers),
+        sum(cost.cpu for cost in infers),
         max(cost.main for cost in infers),
         max(cost.tree for cost in infers),
     )
@@ -159,19 +161,22 @@ def run(work: Path) -> Section:
         "all infer jobs, everything done": infer,
         "consolidate": consolidate,
     }
-    details = [["", "seconds", "µs a line", "main process, MB", "all processes, MB"]] + [
+    details = [
+        ["", "seconds", "µs a line", "CPU, µs a line", "main process, MB", "all processes, MB"]
+    ] + [
         [
             name,
             f"{cost.seconds:.1f}",
             f"{cost.seconds / LINES * 1e6:.2f}",
+            f"{cost.cpu / LINES * 1e6:.2f}",
             f"{cost.main / 1e6:.0f}" if cost.main else "",
             f"{cost.tree / 1e6:.0f}" if cost.tree else "",
         ]
         for name, cost in steps.items()
     ]
     details += [
-        [f"`snakemake -n`, {MANY_RANKS:,} shards", f"{ours:.1f}", "", "", ""],
-        [f"`snakemake -n`, bare workflow of {MANY_RANKS:,} jobs", f"{bare:.1f}", "", "", ""],
+        [f"`snakemake -n`, {MANY_RANKS:,} shards", f"{ours:.1f}", "", "", "", ""],
+        [f"`snakemake -n`, bare workflow of {MANY_RANKS:,} jobs", f"{bare:.1f}", "", "", "", ""],
     ]
     how = (
         f"{LINES:,} lines of {line_bytes:.0f} bytes as `json.dumps` writes them (path, id, "
@@ -218,15 +223,22 @@ def _write_config(folder: Path, num_ranks: int) -> None:
 
 
 def _loop(folder: Path, what: str, **settings: Any) -> Cost:
-    return Cost(measure("scale_loop", folder / "loop", what=what, **settings)["seconds"])
+    result = measure("scale_loop", folder / "loop", what=what, **settings)
+    return Cost(result["seconds"], result["cpu"])
 
 
 def _step(folder: Path, script: str, *arguments: str) -> Cost:
     watch = Watch()
-    begun = time.monotonic()
+    begun, cpu = time.monotonic(), _cpu_of_children()
     command = [str(SCRIPTS / script), "--config", "config.yaml", "--num-shards", str(RANKS)]
     call([*command, *arguments], folder, watch)
-    return Cost(time.monotonic() - begun, watch.peaks.main, watch.peaks.tree)
+    seconds, cpu = time.monotonic() - begun, _cpu_of_children() - cpu
+    return Cost(seconds, cpu, watch.peaks.main, watch.peaks.tree)
+
+
+def _cpu_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _finish_all(folder: Path) -> None:

@@ -30,9 +30,9 @@ def read_journals(journal: str) -> None:
 def main() -> None:
     settings = settings_of_this_process()
     what = {"plain_loop": plain_loop, "read_journals": read_journals}[settings.pop("what")]
-    begun = time.monotonic()
+    begun, cpu = time.monotonic(), time.process_time()
     what(**settings)
-    hand_back({"seconds": time.monotonic() - begun})
+    hand_back({"seconds": time.monotonic() - begun, "cpu": time.process_time() - cpu})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from zlib import crc32
 
 import orjson
@@ -117,7 +117,7 @@ def scan(config: Config, with_identities: bool, num_processes: int) -> Iterator[
     head = list(islice(blocks, 2))
     if num_processes == 1 or len(head) < 2:
         scanner = Scanner(config, with_identities)
-        for numbered in (*head, *blocks):
+        for numbered in chain(head, blocks):
             yield scanner.scan(*numbered)
         return
     with ProcessPoolExecutor(
@@ -128,7 +128,7 @@ def scan(config: Config, with_identities: bool, num_processes: int) -> Iterator[
     ) as pool:
         waiting: deque[Future[ScannedBlock]] = deque()
         try:
-            for numbered in (*head, *blocks):
+            for numbered in chain(head, blocks):
                 waiting.append(pool.submit(_scan, *numbered))
                 if len(waiting) == _AHEAD * num_processes:
                     yield waiting.popleft().result()
