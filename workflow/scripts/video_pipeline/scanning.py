@@ -73,7 +73,7 @@ class Scanner:
         The messages of the first ``twice`` samples are built twice. Raises :class:`TaskError`.
         """
         config, task = self._config, self._task
-        reader = InputReader(config.data, block.split(b"\n"), first)
+        reader = InputReader(config.data, block, first)
         scanned = ScannedBlock()
         entries, identities = [], []
         for sample in reader:
