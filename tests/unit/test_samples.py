@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
-from video_pipeline.samples import InputReader, read_lines, task_sample, video_uri
+from video_pipeline.samples import InputReader, read_blocks, task_sample, video_uri
 
 GOOD = b'{"path": "a.mp4"}'
 
@@ -22,7 +22,8 @@ def reader(tmp_path):
     def make(data: bytes, name: str = "samples.jsonl", **settings) -> InputReader:
         path = tmp_path / name
         path.write_bytes(data)
-        return InputReader(load_config({"data": {"input_jsonl": str(path), **settings}}))
+        data = load_config({"data": {"input_jsonl": str(path), **settings}}).data
+        return InputReader(data, b"".join(read_blocks(path)))
 
     return make
 
@@ -31,7 +32,7 @@ def complaint(reader: InputReader) -> str:
     """What the user is told about bad input."""
     list(reader)
     with pytest.raises(UserError) as caught:
-        reader.raise_errors()
+        reader.bad.raise_any(Path())
     return str(caught.value)
 
 
@@ -57,7 +58,7 @@ FORMS = {
 def test_forms_of_files(reader, name):
     read = reader(FORMS[name], name)
     assert [sample.raw["path"] for sample in read] == ["a.mp4", "b.mp4"]
-    read.raise_errors()
+    read.bad.raise_any(Path())
     assert read.lines == 2
 
 
@@ -65,7 +66,7 @@ def test_an_empty_file_has_no_samples(reader):
     for data in (b"", b"\n\n"):
         read = reader(data)
         assert list(read) == []
-        read.raise_errors()
+        read.bad.raise_any(Path())
 
 
 def test_line_numbers_count_blank_lines(reader):
@@ -104,7 +105,7 @@ def test_a_file_that_is_not_compressed_is_an_error(reader, name):
 
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.jsonl"):
-        list(read_lines(tmp_path / "nothing.jsonl"))
+        list(read_blocks(tmp_path / "nothing.jsonl"))
 
 
 # --- lines -------------------------------------------------------------------------------------
@@ -162,9 +163,9 @@ def test_a_bad_line_is_named(reader, case):
     line, said = BAD_LINES[case]
     read = reader(GOOD + b"\n" + line + b"\n" + b'{"path": "c.mp4"}\n')
     assert [sample.raw["path"] for sample in read] == ["a.mp4", "c.mp4"]
-    assert read.num_errors == 1
+    assert read.bad.count == 1
     with pytest.raises(UserError) as caught:
-        read.raise_errors()
+        read.bad.raise_any(Path())
     assert "line 2: " in str(caught.value)
     assert said in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -234,7 +235,7 @@ def test_other_names_of_the_path(reader):
 
 def keys_of(reader: InputReader) -> list[str]:
     keys = [sample.key for sample in reader]
-    reader.raise_errors()
+    reader.bad.raise_any(Path())
     return keys
 
 
@@ -275,7 +276,7 @@ def test_an_output_is_an_input(reader):
     plain = {"path": "c", "id": 3}
     read = reader("\n".join(map(json.dumps, [ok, error, plain])).encode(), id_field="id")
     first, second = read
-    read.raise_errors()
+    read.bad.raise_any(Path())
     previous = {"__key": "k", "__status": "ok", "__task": "t", "x": 2}
     assert first.raw == {"path": "a", "id": 1, "previous": previous}
     assert first.key == "1"
@@ -318,7 +319,7 @@ def test_a_sample_with_a_field_called_input_is_a_sample(reader):
     ],
 )
 def test_addresses(video, uri):
-    assert video_uri(video, Path("/root")) == uri
+    assert video_uri(video, "/root") == uri
 
 
 @pytest.mark.parametrize(
@@ -326,7 +327,7 @@ def test_addresses(video, uri):
 )
 def test_addresses_that_are_refused(video):
     with pytest.raises(ValueError, match=r".+"):
-        video_uri(video, Path("/root"))
+        video_uri(video, "/root")
 
 
 def test_what_a_task_sees(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ rule split:
         LAYOUT.log("split"),
     conda:
         "../../envs/gpu.yaml"
-    threads: 1
+    threads: 8
     params:
         run=command("split.py"),
         config=LAYOUT.config,
@@ -19,4 +19,5 @@ rule split:
         spec=spec("data", "vision", "vllm", "sampling", "run", "task_params"),
     shell:
         "{params.run} --config {params.config:q}"
-        " --num-shards {params.num_shards} --run-id={params.run_id:q} > {log:q} 2>&1"
+        " --num-shards {params.num_shards} --run-id={params.run_id:q} --threads {threads}"
+        " > {log:q} 2>&1"

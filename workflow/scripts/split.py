@@ -14,9 +14,10 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks")
     parser.add_argument("--run-id", default="", help="names the journal if data.resume is false")
+    parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
     args = parser.parse_args()
     config = load_config(args.config)
-    split(config, Layout.of(config, args.num_shards), args.run_id)
+    split(config, Layout.of(config, args.num_shards), args.run_id, args.threads)
 
 
 if __name__ == "__main__":

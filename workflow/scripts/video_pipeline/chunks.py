@@ -13,7 +13,7 @@ import orjson
 from video_pipeline.journal import Location
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChunkEntry:
     """One line of a chunk.
 
@@ -32,13 +32,52 @@ class ChunkEntry:
     def to_line(self) -> bytes:
         """The entry as a line of a chunk file."""
         done = [self.done.file, self.done.offset, self.done.is_error] if self.done else None
-        return orjson.dumps([self.key, self.request, done, self.raw]) + b"\n"
+        return orjson.dumps([done, self.key, self.request, self.raw]) + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> ChunkEntry:
         """The entry of a line of a chunk file."""
-        key, request, done, raw = orjson.loads(line)
+        done, key, request, raw = orjson.loads(line)
         return cls(key, request, raw, Location(*done) if done else None)
+
+
+PENDING = b"[null,"
+"""How the line of an entry starts that is still to be inferred."""
+
+
+def entry_line(key: bytes, request: bytes, raw: bytes) -> bytes:
+    """The line of a pending entry, from its parts: ``key`` and ``raw`` are JSON already."""
+    return b'[null,%b,"%b",%b]\n' % (key, request, raw)
+
+
+def finished_line(line: bytes, file: bytes, offset: int, is_error: bool) -> bytes:
+    """The line of a pending entry, now that its record is there; ``file`` is JSON already."""
+    error = b"true" if is_error else b"false"
+    return b"[[%b,%d,%b],%b" % (file, offset, error, line.removeprefix(PENDING))
+
+
+def holds_key(line: bytes, key: str) -> bool:
+    """Whether the line of an entry holds ``key``; it is not parsed for that."""
+    begin = len(PENDING) if line.startswith(PENDING) else line.find(b"],") + 2
+    return line.startswith(orjson.dumps(key) + b",", begin)
+
+
+def read_lines(path: Path, num_files: int) -> Iterator[bytes]:
+    """The lines of one of ``num_files`` files that are read at the same time, without keeping any
+    of them open: there may be more ranks than files that may be open."""
+    most = max(min(_READ_AHEAD_BYTES // num_files, 1 << 20), 1 << 16)
+    offset = 0
+    while True:
+        with open(path, "rb") as stream:
+            stream.seek(offset)
+            lines = stream.readlines(most)
+        if not lines:
+            return
+        offset += sum(map(len, lines))
+        yield from lines
+
+
+_READ_AHEAD_BYTES = 1 << 26
 
 
 class Chunk(Sequence[ChunkEntry]):
@@ -65,5 +104,5 @@ class Chunk(Sequence[ChunkEntry]):
         return ChunkEntry.from_line(self._stream.readline())
 
     def __iter__(self) -> Iterator[ChunkEntry]:
-        for position in range(len(self)):
-            yield self[position]
+        with open(self.path, "rb") as stream:
+            yield from map(ChunkEntry.from_line, stream)

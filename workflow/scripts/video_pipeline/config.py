@@ -12,6 +12,7 @@ import argparse
 import difflib
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -100,6 +101,12 @@ class Data(Section):
         "auto",
         description="How many chunks, and so how many inference jobs. `auto`: (GPUs given to "
         "Snakemake) // (GPUs per job), at least 1.",
+    )
+    balance: Literal["count", "size", "duration"] = Field(
+        "size",
+        description="By what the pending samples are dealt out, so that all jobs end together: "
+        "their number, the sizes of their files, or their seconds (the field `duration` of a "
+        "sample; where it is missing, the header of its file is read).",
     )
     num_workers: Auto | int = Field(
         "auto",
@@ -304,10 +311,10 @@ class Config(Section):
             raise ValueError("data.output_jsonl: is the same file as data.input_jsonl")
         return self
 
-    @property
-    def video_root(self) -> Path:
+    @cached_property
+    def video_root(self) -> str:
         """The absolute folder that relative video paths are relative to."""
-        return (self.data.video_root or self.data.input_jsonl.parent).absolute()
+        return str((self.data.video_root or self.data.input_jsonl.parent).absolute())
 
     def to_yaml(self) -> str:
         """The resolved configuration, as YAML that :func:`load_config` reads back."""

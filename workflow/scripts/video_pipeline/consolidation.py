@@ -7,23 +7,21 @@ import json
 import logging
 from array import array
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from video_pipeline.chunks import Chunk, ChunkEntry
+from video_pipeline.chunks import ChunkEntry, holds_key, read_lines
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.files import replacing, write_text
 from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
-from video_pipeline.plugins import load_plugins
 from video_pipeline.records import Records
 from video_pipeline.sharding import Manifest
 from video_pipeline.statistics import read_statistics, throughput
-from video_pipeline.tasks.registry import get_task
+from video_pipeline.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -38,48 +36,41 @@ def consolidate(config: Config, layout: Layout) -> None:
     or is another sample's.
     """
     manifest = Manifest.read(layout.manifest)
-    order = array("I", layout.order.read_bytes())
-    statuses: Counter[str] = Counter()
-    tokens: Counter[str] = Counter()
-    with ExitStack() as stack:
-        failed = stack.enter_context(replacing(layout.errors))
-        output = stack.enter_context(replacing(layout.output))
-        pairs = [
-            (
-                stack.enter_context(open(layout.chunk(rank), "rb")),
-                stack.enter_context(open(layout.rank_file(rank), "rb")),
-            )
-            for rank in range(manifest.num_shards)
-        ]
-        positions = [0] * manifest.num_shards
-        for rank in order:
-            chunk, records = pairs[rank]
+    stages: Counter[str] = Counter()
+    prompt_tokens = completion_tokens = 0
+    ranks = range(manifest.num_shards)
+    chunks = [read_lines(layout.chunk(rank), 2 * len(ranks)) for rank in ranks]
+    rank_files = [read_lines(layout.rank_file(rank), 2 * len(ranks)) for rank in ranks]
+    positions = [0] * len(ranks)
+    with replacing(layout.errors) as failed, replacing(layout.output) as output:
+        for rank in array("I", layout.order.read_bytes()):
+            entry = next(chunks[rank])
+            line = next(rank_files[rank], b"")
             positions[rank] += 1
-            entry = ChunkEntry.from_line(chunk.readline())
-            line = records.readline()
             record = _parse(line)
-            if record.get("__key") != entry.key:
+            key = record.get("__key")
+            if not (isinstance(key, str) and holds_key(entry, key)):
                 found = repr(record.get("__key", line[:40])) if line else "the end of the file"
                 raise UserError(
                     f"{layout.rank_file(rank)}, line {positions[rank]}: expected sample "
-                    f"{entry.key!r}, found {found}. Remove this rank file and run snakemake again; "
-                    "nothing is inferred twice"
+                    f"{ChunkEntry.from_line(entry).key!r}, found {found}. Remove this rank file "
+                    "and run snakemake again; nothing is inferred twice"
                 )
-            error = record.get("__error")
-            statuses[f"error: {error['stage']}" if error else "ok"] += 1
-            tokens.update(
-                {n: v for n, v in record.get("__usage", {}).items() if isinstance(v, int)}
-            )
             output.write(line)
-            if error:
-                failed.write(orjson.dumps(entry.raw) + b"\n")
-        for rank, (_, records) in enumerate(pairs):
-            if records.readline():
+            usage = record.get("__usage") or {}
+            prompt_tokens += usage.get("prompt_tokens") or 0
+            completion_tokens += usage.get("completion_tokens") or 0
+            if error := record.get("__error"):
+                stages[error["stage"]] += 1
+                failed.write(orjson.dumps(ChunkEntry.from_line(entry).raw) + b"\n")
+        for rank, records in enumerate(rank_files):
+            if next(records, None) is not None:
                 raise UserError(
                     f"{layout.rank_file(rank)} holds more records than its chunk. Remove it and "
                     "run snakemake again; nothing is inferred twice"
                 )
-    summary = _summary(config, layout, manifest, statuses, tokens)
+    tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    summary = _summary(config, layout, manifest, stages, tokens)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     logger.info("%s: %s", layout.output, summary["samples"])
 
@@ -90,17 +81,17 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
 
     Raises :class:`UserError` if the input was not split yet.
     """
-    load_plugins(config.run.plugins)
-    task = get_task(config.run.task)(dict(config.task_params))
+    task = load_task(config)
     manifest = Manifest.read(layout.manifest)
     records = Records(config, task)
     finished = 0
     with JournalReader(Path(manifest.journal)) as reader, replacing(layout.partial) as output:
-        chunks = [iter(Chunk(layout.chunk(rank))) for rank in range(manifest.num_shards)]
-        indexes = [manifest.read_index(rank) for rank in range(manifest.num_shards)]
+        index = manifest.read_index()
+        ranks = range(manifest.num_shards)
+        chunks = [read_lines(layout.chunk(rank), len(ranks)) for rank in ranks]
         for rank in array("I", layout.order.read_bytes()):
-            entry = next(chunks[rank])
-            done = indexes[rank].find(entry.key, "", entry.request, entry.done)
+            entry = ChunkEntry.from_line(next(chunks[rank]))
+            done = index.find(entry.key, "", entry.request, entry.done)
             if done is not None:
                 output.write(orjson.dumps(records.build(entry, reader.read(done))) + b"\n")
                 finished += 1
@@ -120,15 +111,14 @@ def _summary(
     config: Config,
     layout: Layout,
     manifest: Manifest,
-    statuses: Counter[str],
-    tokens: Counter[str],
+    stages: Counter[str],
+    tokens: dict[str, int],
 ) -> dict[str, Any]:
     jobs = [
         job
         for rank in range(manifest.num_shards)
         for job in read_statistics(layout.statistics(rank))
     ]
-    failures = {s.removeprefix("error: "): n for s, n in statuses.items() if s != "ok"}
     return {
         "output": str(layout.output),
         "task": manifest.task,
@@ -138,14 +128,11 @@ def _summary(
             "distinct": manifest.samples,
             "duplicates": manifest.duplicates,
             "left_out": manifest.left_out,
-            "ok": statuses["ok"],
-            "error": sum(failures.values()),
-            "errors_by_stage": failures,
+            "ok": manifest.samples - stages.total(),
+            "error": stages.total(),
+            "errors_by_stage": dict(stages),
         },
-        "usage": {
-            "prompt_tokens": tokens["prompt_tokens"],
-            "completion_tokens": tokens["completion_tokens"],
-        },
+        "usage": tokens,
         "throughput": throughput(jobs),
         "jobs": jobs,
     }

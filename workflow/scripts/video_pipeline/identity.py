@@ -83,19 +83,37 @@ def request_digest(task: Task, sample: dict[str, Any], video: str) -> str:
 
     Raises :class:`TaskError` if ``build_messages`` fails or returns what JSON cannot carry.
     """
-    messages = task.messages(sample)
-    asked = {
-        "messages": _replace(messages, sample["__video_uri"], video),
-        "video": video,
-        "segment": [sample.get("video_start"), sample.get("video_end")],
-    }
+    messages, address = task.messages(sample), sample["__video_uri"]
+    segment = [sample.get("video_start"), sample.get("video_end")]
     try:
-        return _digest(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
+        try:
+            asked = {"messages": messages, "segment": segment, "video": video}
+            return _digest(_replace_text(orjson.dumps(asked, option=_PLAIN), address, video))
+        except (TypeError, _Ambiguous):
+            asked = {**asked, "messages": _replace(messages, address, video)}
+            return _digest(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
     except TypeError as error:
         raise TaskError(
             f"task {task.name!r}: build_messages must return plain text, numbers, lists and dicts "
             f"({error})"
         ) from error
+
+
+# what only looks like text or a dict is for the slower, exact way
+_PLAIN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
+
+
+class _Ambiguous(Exception):
+    """Bytes that look like a certain text, but may be a part of another, or a name."""
+
+
+def _replace_text(data: bytes, old: str, new: str) -> bytes:
+    """The JSON ``data`` with every text equal to ``old`` (an address) replaced by ``new``: what
+    :func:`_replace` does, in the bytes. Raises :class:`_Ambiguous`."""
+    text = orjson.dumps(old)
+    if (b"\\" in data and b"\\" + text in data) or text + b":" in data:
+        raise _Ambiguous
+    return data.replace(text, orjson.dumps(new))
 
 
 def settings_digest(config: Config) -> str:

@@ -28,19 +28,14 @@ from video_pipeline.journal import (
 )
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
-from video_pipeline.plugins import load_plugins
 from video_pipeline.processes import job_processes
 from video_pipeline.records import ErrorRate, Records
 from video_pipeline.retry import reopen_errors
 from video_pipeline.samples import task_sample
-from video_pipeline.sharding import (
-    TWICE,
-    Manifest,
-    check_deterministic,
-    refuse_live_writers,
-)
+from video_pipeline.scanning import TWICE, check_deterministic
+from video_pipeline.sharding import Manifest, refuse_live_writers
 from video_pipeline.tasks.base import Task
-from video_pipeline.tasks.registry import get_task
+from video_pipeline.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +69,7 @@ def infer(config: Config, layout: Layout, rank: int, threads: int, attempt: int 
 def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
     """A second job of the same rank waits for the first and infers what that left. With nothing
     pending no GPU is taken and no model loaded."""
-    load_plugins(config.run.plugins)
-    task = get_task(config.run.task)(dict(config.task_params))
+    task = load_task(config)
     with waiting_lock(layout.lock(rank), logger):
         refuse_live_writers(layout, of_other_plans=True)
         manifest = Manifest.read(layout.manifest)

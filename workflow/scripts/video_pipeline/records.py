@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +41,7 @@ class Records:
         fields: dict[str, Any] = {}
         if error is None:
             # a copy: what parse does to its sample must not change the record's input
-            sample = task_sample(entry.key, copy.deepcopy(entry.raw), self._config)
+            sample = task_sample(entry.key, orjson.loads(orjson.dumps(entry.raw)), self._config)
             try:
                 fields = self._task.parsed(journaled["output_text"], sample)
                 orjson.dumps(fields)

@@ -43,8 +43,8 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
     manifest = Manifest.read(layout.manifest)
     journal = Path(manifest.journal)
     total = 0
+    index = manifest.read_index()
     for rank in range(manifest.num_shards):
-        index = manifest.read_index(rank)
         count = reopen_errors(Chunk(layout.chunk(rank)), index, journal, stages)
         if count:
             layout.rank_file(rank).unlink(missing_ok=True)

@@ -4,126 +4,149 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from bisect import insort
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import orjson
 import zstandard
 
-from video_pipeline.config import Config
+from video_pipeline.config import Config, Data
 from video_pipeline.errors import UserError
 from video_pipeline.identity import content_key
 
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
 
+_BLOCK_BYTES = 1 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
+_SEGMENT = {"video_start", "video_end"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile("://[^/@]*@")
 # orjson reads integers up to 64 bits exactly and turns larger ones into floats without a word;
-# only lines with so long a run of digits need the slower, exact check.
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+# only blocks with a run of 19 digits need the slower, exact check.
 # It also keeps the last of two entries of one name without a word. A colon follows each name, so
 # only lines that have more colons than names (texts may hold some) need the slower check.
 _COLONS = (b'":', b" :", b"\t:", b"\r:")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InputSample:
     """One line of the input.
 
     Attributes:
         line: Line number, from 1.
         key: ``__key`` of the sample: its id, or a hash of its content.
-        content: Hash of the content.
         raw: The object of the line; for a record of a consolidated output, its ``input`` with the
             rest under ``previous``.
+        text: ``raw`` as JSON, on one line.
     """
 
     line: int
     key: str
-    content: str
     raw: dict[str, Any]
+    text: bytes
+
+
+class BadLines:
+    """What is wrong with an input, in the order of its lines.
+
+    Attributes:
+        count: How many lines are bad; the messages of the first :data:`SHOWN_ERRORS` are kept.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[tuple[int, str]] = []
+
+    def add(self, line: int, why: str) -> None:
+        """Count ``line`` as bad."""
+        self.count += 1
+        insort(self._first, (line, why))
+        del self._first[SHOWN_ERRORS:]
+
+    def merge(self, other: BadLines) -> None:
+        """Count what ``other`` has counted, too."""
+        self.count += other.count
+        self._first = sorted(self._first + other._first)[:SHOWN_ERRORS]
+
+    def raise_any(self, path: Path) -> None:
+        """Raise :class:`UserError` naming the bad lines of ``path``, if there are any."""
+        if self.count:
+            more = self.count - len(self._first)
+            raise UserError(
+                "\n  ".join(
+                    [
+                        f"{path}: {self.count} bad line(s); nothing was started. "
+                        "Mend or remove them and run again.",
+                        *(f"line {line}: {why}" for line, why in self._first),
+                        *([f"... and {more} more"] if more else []),
+                    ]
+                )
+            )
 
 
 class InputReader:
-    """Iterates over the valid samples of an input file and counts what is wrong with the others.
+    """Iterates over the valid samples in a block of an input, and notes what is wrong with its
+    other lines.
 
     Attributes:
         lines: Lines read that were not blank.
         left_out: Error records of an earlier run's output, which are no samples.
-        num_errors: Bad lines, and samples that contradict an earlier one (see :meth:`reject`).
+        bad: Bad lines.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._path = config.data.input_jsonl
-        self._video_field = config.data.video_field
-        self._id_field = config.data.id_field
+    def __init__(self, data: Data, block: bytes, first: int = 1) -> None:
+        """``block``: whole lines, the first of which is line ``first`` of the input."""
+        self._block = block
+        self._first = first
+        self._video_field = data.video_field
+        self._id_field = data.id_field
         self.lines = 0
         self.left_out = 0
-        self.num_errors = 0
-        self._messages: list[str] = []
+        self.bad = BadLines()
 
     def __iter__(self) -> Iterator[InputSample]:
-        for number, line in enumerate(read_lines(self._path), start=1):
-            if not line.strip():
+        check_numbers = _has_long_number(self._block)
+        for number, line in enumerate(self._block.split(b"\n"), start=self._first):
+            text = line.strip(b" \t\r\n")  # what JSON takes for space
+            if not text or text.isspace():
                 continue
             self.lines += 1
             try:
-                raw = _unwrap(_parse(line))
+                value = _parse(text, check_numbers)
+                raw = _unwrap(value)
                 if raw is None:
                     self.left_out += 1
                     continue
                 self._check_video(raw)
-                content = content_key(raw)
-                yield InputSample(number, self._key(raw, content), content, raw)
+                if raw is not value:
+                    text = orjson.dumps(raw)
+                yield InputSample(number, self._key(raw), raw, text)
             except ValueError as error:
-                self.reject(number, str(error))
-
-    def reject(self, line: int, why: str) -> None:
-        """Count ``line`` as bad; :meth:`raise_errors` reports it."""
-        self.num_errors += 1
-        if len(self._messages) < SHOWN_ERRORS:
-            self._messages.append(f"line {line}: {why}")
-
-    def raise_errors(self) -> None:
-        """Raise :class:`UserError` naming the bad lines, if there were any."""
-        if self.num_errors:
-            more = self.num_errors - len(self._messages)
-            tail = [f"... and {more} more"] if more else []
-            raise UserError(
-                "\n  ".join(
-                    [
-                        f"{self._path}: {self.num_errors} bad line(s); nothing was started. "
-                        "Mend or remove them and run again.",
-                        *self._messages,
-                        *tail,
-                    ]
-                )
-            )
+                self.bad.add(number, str(error))
 
     def _check_video(self, raw: dict[str, Any]) -> None:
         video = raw.get(self._video_field)
         if not isinstance(video, str) or not video:
             got = f"got {video!r:.80}" if self._video_field in raw else "it is missing"
             raise ValueError(f"no video: field {self._video_field!r} must be a path, {got}")
-        video_uri(video, Path("/"))
-        for field in ("video_start", "video_end"):
-            value = raw.get(field)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
+        if "://" in video:
+            video_uri(video, "/")
+        for field in _SEGMENT & raw.keys():
+            value = raw[field]
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
                 raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
-    def _key(self, raw: dict[str, Any], content: str) -> str:
+    def _key(self, raw: dict[str, Any]) -> str:
         if self._id_field is None:
-            return content
+            return content_key(raw)
         value = raw.get(self._id_field)
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
@@ -131,52 +154,55 @@ class InputReader:
         return str(value)
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a plain, ``.gz`` or ``.zst`` file, without a leading byte-order mark.
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 1 MB that end where a line ends,
+    without a leading byte-order mark.
 
     Raises :class:`UserError` where the file cannot be read.
     """
     try:
-        with open(path, "rb", buffering=1 << 20) as file:
-            for number, line in enumerate(_decompressed(path, file)):
-                yield line.removeprefix(_UTF8_BOM) if number == 0 else line
+        with open(path, "rb", buffering=0) as file:
+            pieces: list[bytes] = [b""]  # of a line that is not over yet
+            mark = _UTF8_BOM
+            for data in _decompressed(path, file):
+                end = data.rfind(b"\n") + 1
+                pieces.append(data[:end] if end else data)
+                if end:
+                    yield b"".join(pieces).removeprefix(mark)
+                    pieces, mark = [data[end:]], b""
+            if rest := b"".join(pieces).removeprefix(mark):
+                yield rest
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def _decompressed(path: Path, file: BinaryIO) -> Iterable[bytes]:
-    """The lines of an open file, whatever its suffix says it is compressed with."""
-    if path.suffix == ".gz":
-        return gzip.open(file, "rb")
+def _decompressed(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of an open file, whatever its suffix says it is compressed with."""
     if path.suffix == ".zst":
-        return _zst_lines(file)
-    return file
+        return _zst(file)
+    stream = gzip.open(file, "rb") if path.suffix == ".gz" else file
+    return iter(lambda: stream.read(_BLOCK_BYTES), b"")
 
 
-def _zst_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of the zstd frames in ``file``. Raises :class:`EOFError` if the last is cut off
+def _zst(file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of the zstd frames in ``file``. Raises :class:`EOFError` if the last is cut off
     (zstandard's own stream reader takes that for the end)."""
-    frame, begun, rest = zstandard.ZstdDecompressor().decompressobj(), False, b""
-    while data := file.read(1 << 20):
+    frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+    while data := file.read(_BLOCK_BYTES):
         while data:
-            lines = (rest + frame.decompress(data)).split(b"\n")
-            rest = lines.pop()
-            yield from (line + b"\n" for line in lines)
+            yield frame.decompress(data)
             data, begun = b"", True
             if frame.eof:
                 data, begun = frame.unused_data, False
                 frame = zstandard.ZstdDecompressor().decompressobj()
     if begun:
         raise EOFError("Compressed file ended before the end-of-stream marker was reached")
-    if rest:
-        yield rest
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def _parse(line: bytes, check_numbers: bool) -> dict[str, Any]:
     try:
         value = orjson.loads(line)
-        colons = sum(map(line.count, _COLONS))
-        if _LONG_NUMBER.search(line) or colons != _count_names(value):
+        if check_numbers or _may_repeat_names(line, value):
             json.loads(line, parse_int=_exact_integer, object_pairs_hook=_distinct)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
@@ -185,6 +211,21 @@ def _parse(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _has_long_number(block: bytes) -> bool:
+    """Whether 19 digits stand in a row somewhere."""
+    run = np.frombuffer(block, np.uint8) - 48 < 10
+    for step in (1, 2, 4, 8, 3):  # both ends of a run of 2, 4, 8, 16, 19
+        run = run[:-step] & run[step:]
+    return bool(run.any())
+
+
+def _may_repeat_names(line: bytes, value: Any) -> bool:
+    # most lines hold one flat object and no other colons, which is the quickest to see
+    if isinstance(value, dict) and line.count(b":") == len(value):
+        return False
+    return sum(map(line.count, _COLONS)) != _count_names(value)
 
 
 def _count_names(value: Any) -> int:
@@ -234,13 +275,15 @@ def _unwrap(value: dict[str, Any]) -> dict[str, Any] | None:
     return {**sample, "previous": said}
 
 
-def video_uri(video: str, root: Path) -> str:
+def video_uri(video: str, root: str) -> str:
     """The address of a video: ``http(s)://`` as it is, everything else as an absolute local path.
 
     Raises :class:`ValueError` for another scheme or a ``file://`` of another host.
     """
-    if not _SCHEME.match(video):
-        return os.path.join(root, video)
+    if "://" not in video or not _SCHEME.match(video):
+        if video.startswith("/"):
+            return video
+        return root + video if root.endswith("/") else f"{root}/{video}"
     parts = urlsplit(video)
     if parts.scheme.lower() in ("http", "https"):
         return video

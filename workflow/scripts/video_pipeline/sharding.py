@@ -8,35 +8,43 @@ import os
 import shutil
 import time
 import uuid
-from array import array
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import orjson
 
+from video_pipeline.balance import BATCH, Balance, Weigher, deal, sorted_with_positions
 from video_pipeline.budget import check_budget_of_model
-from video_pipeline.chunks import ChunkEntry
+from video_pipeline.chunks import ChunkEntry, finished_line
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import UserError
 from video_pipeline.files import write_text
-from video_pipeline.identity import fingerprint, request_digest, settings_digest
-from video_pipeline.journal import ATTEMPTS, JournalIndex, attempt_prefix, read_index
+from video_pipeline.identity import content_key, fingerprint, settings_digest
+from video_pipeline.journal import (
+    ATTEMPTS,
+    NOWHERE,
+    JournalIndex,
+    attempt_prefix,
+    location_at,
+    read_index,
+)
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked
-from video_pipeline.plugins import load_plugins
-from video_pipeline.samples import InputReader, task_sample
+from video_pipeline.processes import job_processes
+from video_pipeline.samples import BadLines
+from video_pipeline.scanning import scan
 from video_pipeline.tasks.base import Task
-from video_pipeline.tasks.registry import get_task
+from video_pipeline.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0
 """The jobs of a Snakemake that was killed end within this time."""
-
-TWICE = 100
-"""How many samples have their messages built twice, to see that they come out the same."""
 
 
 @dataclass
@@ -57,6 +65,7 @@ class Manifest:
         rank_samples: Samples of each rank.
         rank_pending: Pending samples of each rank.
         journal_files: Files of the journal that split has read.
+        balance: How even the pending samples are spread, see :class:`Balance`.
         revived: How often these chunks came back after another number of shards.
     """
 
@@ -73,16 +82,17 @@ class Manifest:
     rank_samples: list[int] = field(default_factory=list)
     rank_pending: list[int] = field(default_factory=list)
     journal_files: list[str] = field(default_factory=list)
+    balance: dict[str, Any] = field(default_factory=dict)
     revived: int = 0
 
-    def read_index(self, rank: int) -> JournalIndex:
-        """What the journal says about the chunk of ``rank`` beyond what split has read: its own
-        attempts, and those of another split that came later (another number of shards, in
-        between)."""
+    def read_index(self, rank: int | None = None) -> JournalIndex:
+        """What the journal says about the chunk of ``rank`` (None: about all chunks) beyond what
+        split has read: its own attempts, and those of another split that came later (another
+        number of shards, in between)."""
         known, ours = frozenset(self.journal_files), f"{ATTEMPTS}{self.split_id}."
         return read_index(
             Path(self.journal),
-            attempt_prefix(self.split_id, rank),
+            ours if rank is None else attempt_prefix(self.split_id, rank),
             lambda name: name not in known and not name.startswith(ours),
         )
 
@@ -97,89 +107,243 @@ class Manifest:
             ) from None
 
 
-def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
+def split(config: Config, layout: Layout, run_id: str = "", num_processes: int = 1) -> Manifest:
     """Split the input into ``layout.num_shards`` chunks and write the manifest.
 
-    Pending samples are dealt out evenly, finished ones too; each chunk stays in input order. On
-    bad input nothing is written.
+    Pending samples are balanced (:mod:`video_pipeline.balance`), finished ones are dealt out
+    evenly; each chunk stays in input order. On bad input nothing is written. An input of more than
+    a MB or so is scanned in ``num_processes`` processes.
 
     Raises :class:`UserError` for bad lines, for a configuration that cannot work, and while
     another process writes to the same output.
     """
-    load_plugins(config.run.plugins)
-    task = get_task(config.run.task)(dict(config.task_params))
+    task = load_task(config)
     check_budget_of_model(config)
     refuse_live_writers(layout)
     journal = journal_folder(config, layout, task, run_id)
     index = read_index(journal)
-
     manifest = Manifest(
         split_id=uuid.uuid4().hex[:12],
         num_shards=layout.num_shards,
         task=task.name,
         journal=str(journal),
         settings=settings_digest(config),
+        journal_files=index.files,
     )
-    manifest.rank_samples = [0] * layout.num_shards
-    manifest.rank_pending = [0] * layout.num_shards
-    manifest.journal_files = index.files
-    order = array("I")
-    seen: dict[str, tuple[str, int]] = {}
-    reader = InputReader(config)
     scratch = layout.chunks.with_name(f".{layout.chunks.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed
     scratch.mkdir(parents=True)
     try:
-        with ExitStack() as stack:
-            chunks = [
-                stack.enter_context(open(scratch / layout.chunk(rank).name, "wb", 1 << 16))
-                for rank in range(layout.num_shards)
-            ]
-            for sample in reader:
-                known, line = seen.setdefault(sample.key, (sample.content, sample.line))
-                if manifest.samples < len(seen):
-                    manifest.samples += 1
-                else:
-                    manifest.duplicates += 1
-                    if known != sample.content:
-                        reader.reject(
-                            sample.line,
-                            f"id {sample.key!r:.80} stands on line {line} with other content",
-                        )
-                    continue
-                if reader.num_errors:
-                    continue
-                # written down before the task sees it, which may change it
-                raw = orjson.Fragment(orjson.dumps(sample.raw))
-                asked = task_sample(sample.key, sample.raw, config)
-                video = sample.raw[config.data.video_field]
-                try:
-                    request = request_digest(task, asked, video)
-                    if manifest.samples <= TWICE:
-                        check_deterministic(task, asked, video, request)
-                except TaskError as error:
-                    raise TaskError(
-                        f"{config.data.input_jsonl}, line {sample.line}: {error}"
-                    ) from error
-                done = index.find(sample.key, "", request)
-                if done is None:
-                    rank = manifest.pending % layout.num_shards
-                    manifest.pending += 1
-                    manifest.rank_pending[rank] += 1
-                else:
-                    rank = (manifest.samples - manifest.pending) % layout.num_shards
-                manifest.rank_samples[rank] += 1
-                order.append(rank)
-                chunks[rank].write(ChunkEntry(sample.key, request, raw, done).to_line())
-        reader.raise_errors()
-        manifest.lines, manifest.left_out = reader.lines, reader.left_out
-        (scratch / layout.order.name).write_bytes(order.tobytes())
+        table = Table(scratch / "table")
+        bad, balance = BadLines(), Balance(config.data.balance)
+        _fill(table, config, index, num_processes, manifest, bad, balance)
+        files = index.indexed
+        del index  # the arrays that follow take its room
+        is_duplicate = _find_duplicates(table, config, bad)
+        bad.raise_any(config.data.input_jsonl)
+        ranks = _ranks(table, is_duplicate, manifest.num_shards, balance)
+        _write_chunks(table, ranks, files, manifest, scratch, layout)
+        ranks[~is_duplicate].tofile(scratch / layout.order.name)
+        manifest.duplicates = int(is_duplicate.sum())
+        manifest.samples, manifest.pending = sum(manifest.rank_samples), sum(manifest.rank_pending)
+        manifest.balance = balance.as_dict()
+        table.remove()
         layout.chunks.mkdir(parents=True, exist_ok=True)
         for entry in sorted(scratch.iterdir()):
             os.replace(entry, layout.chunks / entry.name)
         write_text(layout.manifest, json.dumps(asdict(manifest), indent=2) + "\n")
     finally:
         shutil.rmtree(scratch)
+    _log(manifest, balance)
+    return manifest
+
+
+class Table:
+    """What split knows of each entry of the input, in files: the entries themselves as lines of a
+    chunk, and columns of numbers. In memory they would be most of what split holds.
+
+    Attributes:
+        entries: The file of the entries, in the order of the input, duplicates included.
+    """
+
+    COLUMNS: ClassVar = {
+        "sizes": np.uint32,  # bytes of the entry
+        "numbers": np.uint32,  # line of the input
+        "hashes": np.uint32,  # of the key
+        "places": np.uint64,  # in the journal
+        "weights": np.float32,
+    }
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+        self.entries = folder / "entries.jsonl"
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[..., None]]:
+        """Yields a function that appends entries, and an array for each column."""
+        with ExitStack() as stack:
+            entries = stack.enter_context(open(self.entries, "wb", buffering=0))
+            files = {
+                name: stack.enter_context(open(self._folder / name, "wb")) for name in self.COLUMNS
+            }
+
+            def append(lines: bytes, **columns: Any) -> None:
+                entries.write(lines)
+                for name, column in columns.items():
+                    files[name].write(np.asarray(column, self.COLUMNS[name]))
+
+            yield append
+
+    def read(self, name: str, begin: int = 0, count: int = -1) -> np.ndarray:
+        """``count`` values of a column from ``begin`` on; all by default."""
+        kind = np.dtype(self.COLUMNS[name])
+        return np.fromfile(self._folder / name, kind, count, offset=begin * kind.itemsize)
+
+    def remove(self) -> None:
+        """Remove the files."""
+        shutil.rmtree(self._folder)
+
+
+def _fill(
+    table: Table,
+    config: Config,
+    index: JournalIndex,
+    num_processes: int,
+    manifest: Manifest,
+    bad: BadLines,
+    balance: Balance,
+) -> None:
+    with ExitStack() as stack:
+        if num_processes > 1 or config.data.balance == "duration":
+            stack.enter_context(job_processes())
+        append = stack.enter_context(table.writing())
+        weigher = stack.enter_context(Weigher(config.data, num_processes))
+        for block in scan(config, len(index) > 0, num_processes):
+            manifest.lines += block.lines
+            manifest.left_out += block.left_out
+            bad.merge(block.bad)
+            if len(index):
+                places = index.find_all(block.identities)
+            else:
+                places = np.full(len(block.sizes), NOWHERE, np.uint64)
+            weights = np.asarray(block.weights)
+            if not bad.count:
+                weights = weigher.weigh(block.uris, weights, places == NOWHERE)
+            append(
+                block.entries,
+                sizes=block.sizes,
+                numbers=block.numbers,
+                hashes=block.hashes,
+                places=places,
+                weights=weights,
+            )
+        balance.looked_up, balance.seconds = weigher.looked_up, weigher.seconds
+
+
+def _find_duplicates(table: Table, config: Config, bad: BadLines) -> np.ndarray:
+    """Which entries repeat an earlier one (a mask); one id with two contents is added to ``bad``.
+
+    Keys are compared where their hashes are equal, so that no hash decides.
+    """
+    pairs = sorted_with_positions(table.read("hashes"))
+    is_duplicate = np.zeros(len(pairs), bool)
+    again = np.zeros(len(pairs), bool)  # the same hash as the one before
+    for begin in range(0, len(pairs), BATCH):
+        hashes = pairs[begin : begin + BATCH + 1] >> np.uint64(32)
+        again[begin + 1 : begin + len(hashes)] = hashes[1:] == hashes[:-1]
+    suspects = np.flatnonzero(again)
+    if not len(suspects):
+        return is_duplicate
+    numbers, sizes = table.read("numbers"), table.read("sizes")
+    ends = np.cumsum(sizes, dtype=np.uint64)
+    with open(table.entries, "rb") as entries:
+
+        def read(at: int) -> tuple[int, bytes]:
+            position = int(pairs[at] & np.uint64(0xFFFFFFFF))
+            size = int(sizes[position])
+            return position, os.pread(entries.fileno(), size, int(ends[position]) - size)
+
+        first: dict[str, tuple[int, bytes]] = {}  # by key, of those that share a hash
+        for at in suspects.tolist():
+            if not again[at - 1]:
+                position, line = read(at - 1)
+                first = {ChunkEntry.from_line(line).key: (position, line)}
+            position, line = read(at)
+            key = ChunkEntry.from_line(line).key
+            known, earlier = first.setdefault(key, (position, line))
+            if known == position:
+                continue
+            is_duplicate[position] = True
+            if config.data.id_field is not None and not _same_content(line, earlier):
+                bad.add(
+                    int(numbers[position]),
+                    f"id {key!r:.80} stands on line {numbers[known]} with other content",
+                )
+    return is_duplicate
+
+
+def _same_content(line: bytes, other: bytes) -> bool:
+    if line == other:
+        return True
+    one, two = ChunkEntry.from_line(line).raw, ChunkEntry.from_line(other).raw
+    return content_key(one) == content_key(two)
+
+
+def _ranks(table: Table, is_duplicate: np.ndarray, num_shards: int, balance: Balance) -> np.ndarray:
+    """The rank of each entry; of a duplicate, ``num_shards``."""
+    is_pending = np.empty(len(is_duplicate), bool)
+    for begin in range(0, len(is_pending), BATCH):
+        places = table.read("places", begin, BATCH)
+        is_pending[begin : begin + BATCH] = places == NOWHERE
+    is_finished = ~(is_pending | is_duplicate)
+    is_pending &= ~is_duplicate
+    dealt = deal(table.read("weights")[is_pending], num_shards, balance)
+    ranks = np.full(len(is_pending), num_shards, np.uint32)
+    ranks[is_pending] = dealt
+    evenly = np.arange(num_shards, dtype=np.uint32)
+    ranks[is_finished] = np.resize(evenly, np.count_nonzero(is_finished))
+    return ranks
+
+
+def _write_chunks(
+    table: Table,
+    ranks: np.ndarray,
+    files: list[str],
+    manifest: Manifest,
+    folder: Path,
+    layout: Layout,
+) -> None:
+    """Deal the entries out, as they are, and count them."""
+    paths = [folder / layout.chunk(rank).name for rank in range(manifest.num_shards)]
+    for path in paths:
+        path.touch()
+    names = [orjson.dumps(name) for name in files]
+    num_samples = np.zeros(manifest.num_shards + 1, int)
+    num_pending = np.zeros(manifest.num_shards + 1, int)
+    with open(table.entries, "rb", buffering=1 << 20) as entries:
+        for begin in range(0, len(ranks), BATCH):
+            lines = list(islice(entries, BATCH))
+            part, places = ranks[begin : begin + BATCH], table.read("places", begin, BATCH)
+            for at in np.flatnonzero(places != NOWHERE).tolist():
+                file, offset, is_error = location_at(int(places[at]), names)
+                lines[at] = finished_line(lines[at], file, offset, is_error)
+            dealt: list[list[bytes]] = [[] for _ in num_samples]
+            for line, rank in zip(lines, part.tolist(), strict=True):
+                dealt[rank].append(line)
+            # opened anew each time: there may be more ranks than files that may be open
+            for path, chunk in zip(paths, dealt, strict=False):
+                if chunk:
+                    with open(path, "ab", buffering=0) as stream:
+                        stream.write(b"".join(chunk))
+            num_samples += np.bincount(part, minlength=len(num_samples))
+            num_pending += np.bincount(part[places == NOWHERE], minlength=len(num_pending))
+    manifest.rank_samples, manifest.rank_pending = (
+        numbers[:-1].tolist() for numbers in (num_samples, num_pending)
+    )
+
+
+def _log(manifest: Manifest, balance: Balance) -> None:
     logger.info(
         "%d samples (%d lines, %d duplicates, %d failed earlier and left out), %d pending, "
         "in %d chunk(s)",
@@ -190,7 +354,17 @@ def split(config: Config, layout: Layout, run_id: str = "") -> Manifest:
         manifest.pending,
         manifest.num_shards,
     )
-    return manifest
+    logger.info(
+        "balanced by %s: the longest rank is %.3f times the mean (%.3f if split by count); "
+        "%d file(s) looked up in %.1f s, %d pending of unknown %s, which count as the median",
+        balance.by,
+        balance.longest,
+        balance.longest_by_count,
+        balance.looked_up,
+        balance.seconds,
+        balance.unknown,
+        balance.by,
+    )
 
 
 def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> Path:
@@ -201,16 +375,6 @@ def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> P
     dataset = get_dataset(task.dataset_name)
     name = fingerprint(config, task.dataset_name, dataset.version, READER_VERSION)
     return layout.journal / (f"{name}-{run_id}" if run_id else name)
-
-
-def check_deterministic(task: Task, sample: dict[str, Any], video: str, request: str) -> None:
-    """Raise :class:`TaskError` if building the messages of ``sample`` again gives others."""
-    if request_digest(task, sample, video) != request:
-        raise TaskError(
-            f"task {task.name!r}: build_messages gave two different conversations for sample "
-            f"{sample['__key']!r}; resume needs the same one each time. If it draws at random, "
-            "seed it from the key: random.Random(sample['__key'])"
-        )
 
 
 def refuse_live_writers(layout: Layout, *, of_other_plans: bool = False) -> None:

@@ -253,15 +253,13 @@ class _Worker:
         from video_pipeline.chunks import Chunk
         from video_pipeline.data.registry import get_dataset
         from video_pipeline.data.samples import ChunkSamples
-        from video_pipeline.plugins import load_plugins
-        from video_pipeline.tasks.registry import get_task
+        from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
 
         torch.set_num_threads(1)
         config = spec.config
         limit_access(Access.of(config.data))
-        load_plugins(config.run.plugins)
-        task = get_task(config.run.task)(dict(config.task_params))
+        task = load_task(config)
         self._chunk = Chunk(spec.chunk)
         self._dataset = get_dataset(task.dataset_name)(
             samples=ChunkSamples(self._chunk, config),

@@ -18,17 +18,19 @@ Only this module writes records.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import re
+import sys
 import time
 import uuid
-from collections import Counter
+from array import array
+from bisect import bisect_right
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import orjson
 
 from video_pipeline.errors import UserError
@@ -36,12 +38,10 @@ from video_pipeline.locks import holder
 
 VERSION = 1
 
-_TEXT = rb'"(?:[^"\\]|\\.)*"'
-_RECORD = re.compile(
-    rb'\{"__key":(' + _TEXT + rb'),"__part":(' + _TEXT + rb'),"__request":"([0-9a-f]{32})",'
-    rb'"(output_text|__error|__engine_died|__reopens)":'
-)
-
+_KEY = b'{"__key":'
+_REQUEST = b'","__request":"'
+# from the start of _REQUEST to the end of the digest's 32 hex digits
+_TO_END_OF_HEAD = len(_REQUEST) + 32
 
 ATTEMPTS = "attempt."
 REOPENS = "reopen."
@@ -54,12 +54,18 @@ def attempt_prefix(split_id: str, rank: int) -> str:
 
 def identity(key: str, part: str, request: str) -> bytes:
     """16 bytes that stand for (key, part, request digest)."""
-    return _identity(orjson.dumps(key), orjson.dumps(part), request.encode())
+    return identity_of_json(orjson.dumps(key), orjson.dumps(part), request.encode())
 
 
-def _identity(key: bytes, part: bytes, request: bytes) -> bytes:
-    """Over the JSON forms, so that scanning a line decodes nothing; orjson writes both sides."""
-    return hashlib.blake2b(b"\0".join((key, part, request)), digest_size=16).digest()
+def identity_of_json(key: bytes, part: bytes, request: bytes) -> bytes:
+    """:func:`identity` of a key and a part that are JSON already."""
+    return _identity(b'{"__key":%b,"__part":%b,"__request":"%b' % (key, part, request))
+
+
+def _identity(head: bytes) -> bytes:
+    """Over a record's line up to the end of the digest, so that scanning a line decodes nothing;
+    orjson writes both sides."""
+    return blake2b(head, digest_size=16).digest()
 
 
 def clean_text(text: str) -> str:
@@ -134,8 +140,7 @@ class JournalWriter:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """Where a record lies.
 
     Attributes:
@@ -149,19 +154,34 @@ class Location:
     is_error: bool
 
 
-@dataclass
-class JournalIndex:
-    """Which (key, part, request digest) are finished, and where their records lie."""
+NOWHERE = (1 << 64) - 1
+"""The place of a record that is not there."""
 
-    _files: list[str] = field(default_factory=list)
-    # identity -> file number << 44 | offset << 1 | is_error: one integer instead of an object
-    _places: dict[bytes, int] = field(default_factory=dict)
-    # identity -> names of the files that say that the engine died with it
-    _deaths: dict[bytes, list[str]] = field(default_factory=dict)
-    # what was taken back: (identity, name of the journal file that holds it)
-    _reopened: set[tuple[bytes, str]] = field(default_factory=set)
-    # the files that are there: somebody may have removed some
-    _present: frozenset[str] = frozenset()
+_FILE_SHIFT = 44
+_BATCH = 1 << 16
+
+
+class JournalIndex:
+    """Which (key, part, request digest) are finished, and where their records lie.
+
+    A record takes 20 bytes: its *place* (file number << 44 | offset << 1 | is_error), 32 bits of
+    its identity, and in one sorted array as many other bits of the identity as leave room for the
+    record's number.
+
+    Attributes:
+        indexed: Names of the files that were indexed, by their number.
+    """
+
+    def __init__(self) -> None:
+        self.indexed: list[str] = []
+        # identity -> names of the files that say that the engine died with it
+        self._deaths: dict[bytes, list[str]] = {}
+        # what was taken back: (identity, name of the journal file that holds it)
+        self._reopened: set[tuple[bytes, str]] = set()
+        # the files that are there: somebody may have removed some
+        self._present: frozenset[str] = frozenset()
+        self._sorted, self._checks, self._places = array("Q"), array("I"), array("Q")
+        self._number_mask = 0
 
     def find(
         self, key: str, part: str, request: str, known: Location | None = None
@@ -171,48 +191,133 @@ class JournalIndex:
         ``known`` is where the record lay when somebody looked earlier. An ok record beats an
         error record, and a reopened error counts for nothing.
         """
-        name = identity(key, part, request)
-        if known is not None and (
-            known.file not in self._present
-            or (known.is_error and (name, known.file) in self._reopened)
-        ):
+        if known is not None and known.file not in self._present:
             known = None
-        place = self._places.get(name)
-        if place is None or (known is not None and not known.is_error):
-            return known
-        return Location(self._files[place >> 44], place >> 1 & (1 << 43) - 1, bool(place & 1))
+        if known is None or known.is_error:
+            name = identity(key, part, request)
+            if known is not None and (name, known.file) in self._reopened:
+                known = None
+            place = self._find(name)
+            if place != NOWHERE:
+                return location_at(place, self.indexed)
+        return known
+
+    def find_all(self, identities: bytes) -> np.ndarray:
+        """The places of the final records of many identities, 16 bytes each; :data:`NOWHERE` for
+        those that are still to be done."""
+        names = np.frombuffer(identities, np.uint64).reshape(-1, 2)
+        found = np.full(len(names), NOWHERE, np.uint64)
+        if not len(self._sorted):
+            return found
+        ordered, checks, places = map(np.asarray, (self._sorted, self._checks, self._places))
+        mask = np.uint64(self._number_mask)
+        order = np.argsort(names[:, 0])  # neighbours in memory are found faster
+        last, check = names[order, 0] | mask, names[order, 1].astype(np.uint32)
+        at = np.searchsorted(ordered, last, "right") - 1
+        while len(order):
+            candidates = ordered[at]
+            numbers = candidates & mask
+            is_it = (checks[numbers] == check) & (candidates | mask == last) & (at >= 0)
+            found[order[is_it]] = places[numbers[is_it]]
+            # another identity may share the sorted bits
+            go_on = ~is_it & (candidates | mask == last) & (at > 0)
+            order, last, check, at = order[go_on], last[go_on], check[go_on], at[go_on] - 1
+        return found
 
     def deaths(self, key: str, part: str, request: str) -> list[str]:
         """The journal files that say that the engine died with this request in it."""
-        return self._deaths.get(identity(key, part, request), [])
+        return self._deaths.get(identity(key, part, request), []) if self._deaths else []
+
+    def __len__(self) -> int:
+        """Finished records; one of a sample that has several counts as often."""
+        return len(self._sorted)
 
     @property
     def files(self) -> list[str]:
         """Names of the files that were there, indexed or not."""
         return sorted(self._present)
 
-    def add(self, path: Path) -> None:
-        """Index the records of one journal file."""
-        if path.name.startswith(REOPENS):
-            self._reopened |= {
-                (_identity(match[1], match[2], match[3]), orjson.loads(match.string)["__reopens"])
-                for _, match in _records(path)
-            }
-            return
-        number = len(self._files)
-        self._files.append(path.name)
-        for offset, match in _records(path):
-            name = _identity(match[1], match[2], match[3])
-            known = self._places.get(name)
-            if match[4] in (b"__error", b"__engine_died") and (name, path.name) in self._reopened:
-                continue
-            if match[4] == b"__engine_died":
-                self._deaths.setdefault(name, []).append(path.name)
-            elif match[4] == b"__error":
-                if known is None:
-                    self._places[name] = number << 44 | offset << 1 | 1
-            elif known is None or known & 1:
-                self._places[name] = number << 44 | offset << 1
+    def _find(self, name: bytes) -> int:
+        first, check = int.from_bytes(name[:8], sys.byteorder), name[8:12]
+        last = first | self._number_mask
+        at = bisect_right(self._sorted, last) - 1
+        while at >= 0 and self._sorted[at] | self._number_mask == last:
+            number = self._sorted[at] & self._number_mask
+            if self._checks[number] == int.from_bytes(check, sys.byteorder):
+                return self._places[number]
+            at -= 1
+        return NOWHERE
+
+    def _add_reopens(self, path: Path) -> None:
+        for _, line, head_end in _records(path):
+            self._reopened.add((_identity(line[:head_end]), orjson.loads(line)["__reopens"]))
+
+    def _add_attempt(self, path: Path) -> None:
+        shifted = len(self.indexed) << _FILE_SHIFT
+        self.indexed.append(path.name)
+        names, places = bytearray(), array("Q")
+        for offset, line, head_end in _records(path):
+            is_error = False
+            if not line.startswith(_OUTPUT_TEXT, head_end):
+                is_error = True
+                name = _identity(line[:head_end])
+                if (name, path.name) in self._reopened:
+                    continue
+                if line.startswith(_ENGINE_DIED, head_end):
+                    self._deaths.setdefault(name, []).append(path.name)
+                    continue
+            names += _identity(line[:head_end])
+            places.append(shifted | offset << 1 | is_error)
+            if len(places) == _BATCH:
+                self._append(names, places)
+                names, places = bytearray(), array("Q")
+        self._append(names, places)
+
+    def _append(self, names: bytearray, places: array) -> None:
+        columns = np.frombuffer(names, np.uint64).reshape(-1, 2)
+        self._sorted.frombytes(columns[:, 0].tobytes())
+        self._checks.frombytes(columns[:, 1].astype(np.uint32).tobytes())
+        self._places.extend(places)
+
+    def _sort(self) -> None:
+        """Make the index ready to be asked."""
+        count = len(self._sorted)
+        self._number_mask = (1 << count.bit_length()) - 1
+        mask, ordered = np.uint64(self._number_mask), np.asarray(self._sorted)
+        ordered |= mask
+        for begin in range(0, count, _BATCH):
+            end = min(begin + _BATCH, count)
+            ordered[begin:end] ^= mask ^ np.arange(begin, end, dtype=np.uint64)
+        ordered.sort()
+        self._settle(ordered, mask)
+
+    def _settle(self, ordered: np.ndarray, mask: np.uint64) -> None:
+        """Where an identity has several records, let the last that is found be the one that
+        counts: the first answer, or else the first error."""
+        same = np.zeros(len(ordered), bool)
+        for begin in range(0, len(ordered) - 1, _BATCH):
+            bits = ordered[begin : begin + _BATCH + 1] | mask
+            same[begin + 1 : begin + len(bits)] = bits[1:] == bits[:-1]
+        best: dict[int, int] = {}  # check -> place, of the records that share the sorted bits
+        for at in np.flatnonzero(same):
+            if not same[at - 1]:
+                best.clear()
+                self._improve(best, int(ordered[at - 1] & mask))
+            self._improve(best, int(ordered[at] & mask))
+
+    def _improve(self, best: dict[int, int], number: int) -> None:
+        check, place = self._checks[number], self._places[number]
+        known = best.get(check)
+        if known is not None and (place & 1 or not known & 1):
+            place = self._places[number] = known
+        best[check] = place
+
+
+def location_at(place: int, files: list[str]) -> Location:
+    """The location of a place that :meth:`JournalIndex.find_all` gave; ``files`` are the
+    index's."""
+    offset = place >> 1 & (1 << _FILE_SHIFT - 1) - 1
+    return Location(files[place >> _FILE_SHIFT], offset, bool(place & 1))
 
 
 def read_index(
@@ -230,33 +335,43 @@ def read_index(
         # first what is taken back, so that no error of it is indexed
         for name in names:
             if name.startswith(REOPENS):
-                index.add(folder / name)
+                index._add_reopens(folder / name)
         for name in names:
             if name.startswith(attempts) or (
                 others is not None and name.startswith(ATTEMPTS) and others(name)
             ):
-                index.add(folder / name)
+                index._add_attempt(folder / name)
+        index._sort()
     return index
 
 
 def count_records(path: Path) -> Counter[str]:
     """How many records of each kind a journal file holds: ``output_text``, ``__error``,
     ``__engine_died`` and ``__reopens``."""
-    return Counter(match[4].decode() for _, match in _records(path))
+    kinds = Counter(
+        line[head_end + 3 : line.index(b'"', head_end + 3)] for _, line, head_end in _records(path)
+    )
+    return Counter({kind.decode(): count for kind, count in kinds.items()})
 
 
-def _records(path: Path) -> Iterator[tuple[int, re.Match[bytes]]]:
-    """(offset, match of the line's start) of every whole record of a journal file."""
+_OUTPUT_TEXT = b'","output_text":'
+_ENGINE_DIED = b'","__engine_died":'
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """(offset, line, length of its head) of every whole record of a journal file. The head ends
+    with the request digest."""
     with open(path, "rb", buffering=1 << 20) as stream:
         first = stream.readline()
         _check_version(path, first)
         offset = len(first)
         for line in stream:
             # a second record on the line: a write was cut off and another followed
-            if line.endswith(b"}\n") and line.rfind(b'{"__key":') == 0:
-                match = _RECORD.match(line)
-                if match:
-                    yield offset, match
+            if line.endswith(b"}\n") and line.rfind(_KEY) == 0:
+                # no text can hold these bytes: its quotes are escaped
+                at = line.find(_REQUEST)
+                if at > 0:
+                    yield offset, line, at + _TO_END_OF_HEAD
             offset += len(line)
 
 
@@ -273,16 +388,18 @@ def _check_version(path: Path, line: bytes) -> None:
 
 
 class JournalReader:
-    """Reads records at their :class:`Location`; keeps the files it has opened open."""
+    """Reads records at their :class:`Location`; keeps the files it read last open."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._streams: dict[str, BinaryIO] = {}
+        self._streams: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def read(self, location: Location) -> dict[str, Any]:
         """The record at ``location``."""
         stream = self._streams.get(location.file)
         if stream is None:
+            if len(self._streams) == _MOST_OPEN:
+                self._streams.popitem(last=False)[1].close()
             stream = self._streams[location.file] = open(self._folder / location.file, "rb")
         stream.seek(location.offset)
         return orjson.loads(stream.readline())
@@ -297,3 +414,6 @@ class JournalReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_MOST_OPEN = 256

@@ -23,9 +23,8 @@ from video_pipeline.config import Config, load_config
 from video_pipeline.journal import count_records
 from video_pipeline.layout import Layout
 from video_pipeline.plan import read_plan
-from video_pipeline.plugins import load_plugins
 from video_pipeline.sharding import journal_folder, refuse_live_writers
-from video_pipeline.tasks.registry import get_task
+from video_pipeline.tasks.registry import load_task
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ class Journal:
 
 def journals(config: Config, layout: Layout) -> list[Journal]:
     """The journals of an output, the oldest first."""
-    load_plugins(config.run.plugins)
-    task = get_task(config.run.task)(dict(config.task_params))
+    task = load_task(config)
     plan = read_plan(layout.plan)
     current = journal_folder(config, layout, task, plan.run_id if plan else "")
     found = []

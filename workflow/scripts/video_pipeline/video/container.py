@@ -53,6 +53,24 @@ def stamp_of(item: Packet | Frame) -> int | None:
     return item.pts if item.pts is not None else item.dts
 
 
+def header_seconds(uri: str) -> float | None:
+    """How long the header of a local file says its video lasts, in seconds; None where it does not
+    say. No packet is read beyond those that FFmpeg looks at to know the streams.
+
+    Raises:
+        VideoReadError: as :class:`Video` does.
+    """
+    with MediaFile(uri) as file:
+        try:
+            with av.open(f"file:{file.path}", options=_OPTIONS, metadata_errors="ignore") as opened:
+                stream = opened.streams.best("video")
+                if stream is not None and stream.duration:
+                    return float(stream.duration * stream.time_base)
+                return opened.duration / av.time_base if opened.duration else None
+        except FFmpegError as error:
+            raise VideoReadError(explain(error)) from error
+
+
 @dataclass(frozen=True)
 class EntryPoint:
     """A packet that decoding can start from.

@@ -1,0 +1,169 @@
+"""Scanning: the lines of the input become the entries of chunks, block by block, in processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from zlib import crc32
+
+import orjson
+
+from video_pipeline.balance import known_weight
+from video_pipeline.chunks import entry_line
+from video_pipeline.config import Config
+from video_pipeline.errors import TaskError
+from video_pipeline.identity import request_digest
+from video_pipeline.journal import identity_of_json
+from video_pipeline.samples import BadLines, InputReader, read_blocks, task_sample
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.registry import load_task
+
+TWICE = 100
+"""How many samples have their messages built twice, to see that they come out the same."""
+
+_AHEAD = 3
+"""Blocks that are on their way for each process: enough that none waits."""
+
+
+@dataclass
+class ScannedBlock:
+    """What a block of the input holds.
+
+    Attributes:
+        entries: Lines of a chunk, none of them done yet.
+        sizes: Bytes of each entry.
+        numbers: The line of the input that each entry comes from.
+        hashes: 32 bits of a hash of each key.
+        identities: 16 bytes for each entry, see :meth:`JournalIndex.find_all`; empty if not wanted.
+        uris: The address of each video.
+        weights: What is known of each entry's weight, see :func:`known_weight`.
+        lines: Lines that are not blank.
+        left_out: Error records of an earlier run's output, which are no samples.
+        bad: Bad lines.
+    """
+
+    entries: bytes = b""
+    sizes: array = field(default_factory=lambda: array("I"))
+    numbers: array = field(default_factory=lambda: array("I"))
+    hashes: array = field(default_factory=lambda: array("I"))
+    identities: bytes = b""
+    uris: list[str] = field(default_factory=list)
+    weights: array = field(default_factory=lambda: array("d"))
+    lines: int = 0
+    left_out: int = 0
+    bad: BadLines = field(default_factory=BadLines)
+
+
+class Scanner:
+    """Reads blocks of the input, and asks the task what it asks about each sample."""
+
+    def __init__(self, config: Config, with_identities: bool) -> None:
+        self._config = config
+        self._task = load_task(config)
+        self._with_identities = with_identities
+
+    def scan(self, block: bytes, first: int, twice: int) -> ScannedBlock:
+        """Scan the whole lines in ``block``, the first of which is line ``first`` of the input.
+
+        The messages of the first ``twice`` samples are built twice. Raises :class:`TaskError`.
+        """
+        config, task = self._config, self._task
+        reader = InputReader(config.data, block, first)
+        scanned = ScannedBlock()
+        entries, identities = [], []
+        for sample in reader:
+            raw = sample.raw
+            weight = known_weight(raw, config.data.balance)
+            asked = task_sample(sample.key, raw, config)
+            uri = asked["__video_uri"]
+            request = ""
+            if not reader.bad.count:  # else nobody will ask
+                video = raw[config.data.video_field]
+                try:
+                    request = request_digest(task, asked, video)
+                    if len(entries) < twice:
+                        check_deterministic(task, asked, video, request)
+                except TaskError as error:
+                    raise TaskError(
+                        f"{config.data.input_jsonl}, line {sample.line}: {error}"
+                    ) from error
+            key = orjson.dumps(sample.key)
+            if self._with_identities:
+                identities.append(identity_of_json(key, b'""', request.encode()))
+            entry = entry_line(key, request.encode(), sample.text)
+            entries.append(entry)
+            scanned.sizes.append(len(entry))
+            scanned.numbers.append(sample.line)
+            scanned.hashes.append(crc32(key))
+            scanned.uris.append(uri)
+            scanned.weights.append(weight)
+        scanned.entries, scanned.identities = b"".join(entries), b"".join(identities)
+        scanned.lines, scanned.left_out, scanned.bad = reader.lines, reader.left_out, reader.bad
+        return scanned
+
+
+def scan(config: Config, with_identities: bool, num_processes: int) -> Iterator[ScannedBlock]:
+    """Scan the input block by block, in order; an input of more than one block in
+    ``num_processes`` processes.
+
+    Raises :class:`UserError` where it cannot be read, and :class:`TaskError`.
+    """
+    blocks = _numbered_blocks(config)
+    head = list(islice(blocks, 2))
+    if num_processes == 1 or len(head) < 2:
+        scanner = Scanner(config, with_identities)
+        for numbered in chain(head, blocks):
+            yield scanner.scan(*numbered)
+        return
+    with ProcessPoolExecutor(
+        num_processes,
+        multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(config, with_identities),
+    ) as pool:
+        waiting: deque[Future[ScannedBlock]] = deque()
+        try:
+            for numbered in chain(head, blocks):
+                waiting.append(pool.submit(_scan, *numbered))
+                if len(waiting) == _AHEAD * num_processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _numbered_blocks(config: Config) -> Iterator[tuple[bytes, int, int]]:
+    """Arguments of :meth:`Scanner.scan`."""
+    first, twice = 1, TWICE
+    for block in read_blocks(config.data.input_jsonl):
+        yield block, first, twice
+        first, twice = first + block.count(b"\n"), 0
+
+
+_scanner: Scanner
+"""Of a scanning process."""
+
+
+def _start(config: Config, with_identities: bool) -> None:
+    global _scanner
+    _scanner = Scanner(config, with_identities)
+
+
+def _scan(block: bytes, first: int, twice: int) -> ScannedBlock:
+    return _scanner.scan(block, first, twice)
+
+
+def check_deterministic(task: Task, sample: dict, video: str, request: str) -> None:
+    """Raise :class:`TaskError` if building the messages of ``sample`` again gives others."""
+    if request_digest(task, sample, video) != request:
+        raise TaskError(
+            f"task {task.name!r}: build_messages gave two different conversations for sample "
+            f"{sample['__key']!r}; resume needs the same one each time. If it draws at random, "
+            "seed it from the key: random.Random(sample['__key'])"
+        )
