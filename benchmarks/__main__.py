@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = ("reader", "steady", "simulated", "memory")
+FAMILIES = ("reader", "steady", "simulated", "memory", "scale")
 
 
 def main() -> None:

@@ -272,6 +272,7 @@ def test_an_engine_keeps_the_lease_of_its_killed_job(machine, job):
     for index in (0, 1):
         assert lock_holders(there.lock_file(index)) == {parent.pid, int(engine)}
     psutil.Process(parent.pid).suspend()  # or it would start another watch process
+    clean_up = watch.cmdline()
     watch.kill()
     parent.kill()
     parent.wait()
@@ -284,8 +285,7 @@ def test_an_engine_keeps_the_lease_of_its_killed_job(machine, job):
     psutil.Process(int(engine)).kill()
     assert len(devices_of(waiting)) == 1
     assert int(decode) in marked_processes(mark)
-    for pid in marked_processes(mark):
-        psutil.Process(pid).kill()
+    subprocess.run(clean_up, stdin=subprocess.DEVNULL, check=True)
 
 
 def test_a_job_that_ends_frees_its_devices_after_its_engine(machine, job):
@@ -384,11 +384,12 @@ def test_hidden_devices(machine, monkeypatch, visible, names):
     assert [device.name for device in gpus.devices()] == names
 
 
-@pytest.mark.parametrize("visible", ["2", "GPU-", "GPU-none"])
+@pytest.mark.parametrize("visible", ["2", "GPU-a", "GPU-none"])
 def test_a_device_that_is_not_there(machine, monkeypatch, visible):
-    there = machine(2)
+    """Nor is one whose name two devices begin with."""
+    machine(2).answer("gpus", "0, GPU-a1\n1, GPU-a2\n")
     monkeypatch.setenv(gpus.VISIBLE, f"0,{visible}")
-    with pytest.raises(UserError, match=rf"no GPU {visible}, but 0 \({there.uuids[0]}\), 1 \("):
+    with pytest.raises(UserError, match=rf"no GPU {visible}, but 0 \(GPU-a1\), 1 \(GPU-a2\)"):
         gpus.devices()
 
 
@@ -466,9 +467,9 @@ def test_every_user_may_lock_a_device(machine):
 
 
 @pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to", "mkdir", "fifo"])
-def test_a_lock_file_that_is_something_else(machine, tmp_path, kind):
+def test_a_lock_file_that_is_something_else(machine, kind):
     there = machine(1)
-    precious = tmp_path / "precious"
+    precious = gpus.FOLDER / f"precious.{there.uuids[0]}"
     precious.write_text("mine")
     path = there.lock_file(0)
     if kind == "fifo":
@@ -482,7 +483,9 @@ def test_a_lock_file_that_is_something_else(machine, tmp_path, kind):
             pass
     finally:
         path.rmdir() if kind == "mkdir" else path.unlink()
-    assert precious.read_text() == "mine"
+        text = precious.read_text()
+        precious.unlink()
+    assert text == "mine"
 
 
 # --- jobs and their machine ---------------------------------------------------------------------

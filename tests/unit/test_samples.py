@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,9 @@ def reader(tmp_path):
         path = tmp_path / name
         path.write_bytes(data)
         data = load_config({"data": {"input_jsonl": str(path), **settings}}).data
-        return InputReader(data, lines_of(path))
+        return InputReader(data, b"".join(read_blocks(path)))
 
     return make
-
-
-def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a file, as they come when blocks are split."""
-    for block in read_blocks(path):
-        yield from block.removesuffix(b"\n").split(b"\n")
 
 
 def complaint(reader: InputReader) -> str:

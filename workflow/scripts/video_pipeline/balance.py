@@ -117,7 +117,7 @@ class Weigher:
         if by == "count":
             return weights
         look = wanted if by == "size" else wanted & np.isnan(weights)
-        places = [at for at in np.flatnonzero(look) if not uris[at][:4].lower() == "http"]
+        places = [at for at in np.flatnonzero(look) if uris[at][:4].lower() != "http"]
         if places:
             begun = time.monotonic()
             files = [uris[at] for at in places]

@@ -105,7 +105,7 @@ def holds_key(line: bytes, key: str) -> bool:
 def read_lines(path: Path, num_files: int) -> Iterator[bytes]:
     """The lines of one of ``num_files`` files that are read at the same time, without keeping any
     of them open: there may be more ranks than files that may be open."""
-    most = max(_READ_AHEAD_BYTES // num_files, 1 << 16)
+    most = max(min(_READ_AHEAD_BYTES // num_files, 1 << 20), 1 << 16)
     offset = 0
     while True:
         with open(path, "rb") as stream:

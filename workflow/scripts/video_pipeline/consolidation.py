@@ -37,7 +37,7 @@ def consolidate(config: Config, layout: Layout) -> None:
     or is another sample's.
     """
     manifest = Manifest.read(layout.manifest)
-    statuses: Counter[str] = Counter()
+    stages: Counter[str] = Counter()
     prompt_tokens = completion_tokens = 0
     ranks = range(manifest.num_shards)
     chunks = [read_lines(layout.chunk(rank), 2 * len(ranks)) for rank in ranks]
@@ -59,11 +59,10 @@ def consolidate(config: Config, layout: Layout) -> None:
                 )
             output.write(line)
             usage = record.get("__usage") or {}
-            prompt_tokens += usage.get("prompt_tokens", 0)
-            completion_tokens += usage.get("completion_tokens", 0)
-            error = record.get("__error")
-            statuses[f"error: {error['stage']}" if error else "ok"] += 1
-            if error:
+            prompt_tokens += usage.get("prompt_tokens") or 0
+            completion_tokens += usage.get("completion_tokens") or 0
+            if error := record.get("__error"):
+                stages[error["stage"]] += 1
                 failed.write(orjson.dumps(ChunkEntry.from_line(entry).raw) + b"\n")
         for rank, records in enumerate(rank_files):
             if next(records, None) is not None:
@@ -76,7 +75,7 @@ def consolidate(config: Config, layout: Layout) -> None:
             for video in by_video(map(orjson.loads, output)):
                 videos.write(orjson.dumps(video) + b"\n")
     tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-    summary = _summary(config, layout, manifest, statuses, tokens)
+    summary = _summary(config, layout, manifest, stages, tokens)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     logger.info("%s: %s", layout.output, summary["samples"])
 
@@ -118,7 +117,7 @@ def _summary(
     config: Config,
     layout: Layout,
     manifest: Manifest,
-    statuses: Counter[str],
+    stages: Counter[str],
     tokens: dict[str, int],
 ) -> dict[str, Any]:
     jobs = [
@@ -126,7 +125,6 @@ def _summary(
         for rank in range(manifest.num_shards)
         for job in read_statistics(layout.statistics(rank))
     ]
-    failures = {s.removeprefix("error: "): n for s, n in statuses.items() if s != "ok"}
     return {
         "output": str(layout.output),
         "task": manifest.task,
@@ -136,9 +134,9 @@ def _summary(
             "distinct": manifest.samples,
             "duplicates": manifest.duplicates,
             "left_out": manifest.left_out,
-            "ok": statuses["ok"],
-            "error": sum(failures.values()),
-            "errors_by_stage": failures,
+            "ok": manifest.samples - stages.total(),
+            "error": stages.total(),
+            "errors_by_stage": dict(stages),
         },
         "usage": tokens,
         "throughput": throughput(jobs),

@@ -3,7 +3,7 @@
 A device is leased by a lock (``flock``) on a file named after its UUID, in a folder that all users
 of the machine share. The job holds the lock, and so does every process of the engine that can hold
 the device (:func:`hold_lease`); the kernel frees it when the last of them is gone, however they
-ended. Jobs take devices one at a time, so that a job gets all that it needs or none.
+ended. Jobs take their turns at choosing, so that each gets all that it needs or none.
 """
 
 from __future__ import annotations

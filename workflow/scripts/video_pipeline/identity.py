@@ -125,7 +125,7 @@ def _replace_text(data: bytes, old: str, new: str) -> bytes:
     """The JSON ``data`` with every text equal to ``old`` (an address) replaced by ``new``: what
     :func:`_replace` does, in the bytes. Raises :class:`_Ambiguous`."""
     text = orjson.dumps(old)
-    if b"\\" + text in data or text + b":" in data:
+    if (b"\\" in data and b"\\" + text in data) or text + b":" in data:
         raise _Ambiguous
     return data.replace(text, orjson.dumps(new))
 

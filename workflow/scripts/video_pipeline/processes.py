@@ -53,6 +53,9 @@ def job_processes() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="video-pipeline-", dir=parent))
     watch = _WatchProcess(mark, folder)
     os.environ[MARK] = mark
+    # vLLM names its processes with setproctitle, which writes the name over their environment, and
+    # so over the mark, unless it is told not to
+    os.environ.setdefault("SPT_NOENV", "1")
     try:
         yield folder
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,7 +66,7 @@ class Records:
         if error is not None:
             return _View(error, answered, {})
         # a copy: what parse does to its sample must not change the record's input
-        sample = task_sample(entry.key, copy.deepcopy(entry.raw), self._config)
+        sample = task_sample(entry.key, orjson.loads(orjson.dumps(entry.raw)), self._config)
         try:
             fields = self._task.parsed(journaled["output_text"], sample, part)
             orjson.dumps(fields)

@@ -7,12 +7,13 @@ import json
 import re
 import zlib
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import orjson
 import zstandard
 
@@ -25,15 +26,14 @@ SHOWN_ERRORS = 20
 
 _BLOCK_BYTES = 1 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
+_SEGMENT = {"video_start", "video_end"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile("://[^/@]*@")
 # orjson reads integers up to 64 bits exactly and turns larger ones into floats without a word;
-# only lines with so long a run of digits need the slower, exact check.
-_LONG_NUMBER = b"0" * 19
+# only blocks with a run of 19 digits need the slower, exact check.
 # It also keeps the last of two entries of one name without a word. A colon follows each name, so
 # only lines that have more colons than names (texts may hold some) need the slower check.
 _COLONS = (b'":', b" :", b"\t:", b"\r:")
-_DIGITS_TO_0 = bytes.maketrans(b"123456789", b"000000000")
 
 
 @dataclass(slots=True)
@@ -93,8 +93,8 @@ class BadLines:
 
 
 class InputReader:
-    """Iterates over the valid samples among the lines of an input, and notes what is wrong with
-    the others.
+    """Iterates over the valid samples in a block of an input, and notes what is wrong with its
+    other lines.
 
     Attributes:
         lines: Lines read that were not blank.
@@ -103,12 +103,13 @@ class InputReader:
     """
 
     def __init__(
-        self, data: Data, lines: Iterable[bytes], first: int = 1, *, needs_video: bool = True
+        self, data: Data, block: bytes, first: int = 1, *, needs_video: bool = True
     ) -> None:
-        """``first``: number of the first of ``lines``; ``needs_video``: a sample without one is
-        bad."""
+        """``block``: whole lines, the first of which is line ``first`` of the input;
+        ``needs_video``: a sample without one is bad."""
         self._needs_video = needs_video
-        self._source = enumerate(lines, start=first)
+        self._block = block
+        self._first = first
         self._video_field = data.video_field
         self._id_field = data.id_field
         self.lines = 0
@@ -116,13 +117,14 @@ class InputReader:
         self.bad = BadLines()
 
     def __iter__(self) -> Iterator[InputSample]:
-        for number, line in self._source:
+        check_numbers = _has_long_number(self._block)
+        for number, line in enumerate(self._block.split(b"\n"), start=self._first):
             text = line.strip(b" \t\r\n")  # what JSON takes for space
-            if not text.strip():
+            if not text or text.isspace():
                 continue
             self.lines += 1
             try:
-                value = _parse(text)
+                value = _parse(text, check_numbers)
                 raw = _unwrap(value)
                 if raw is None:
                     self.left_out += 1
@@ -148,11 +150,9 @@ class InputReader:
                 f"no video: field {self._video_field!r} must be a path, or a list of paths of "
                 f"images, {got}"
             )
-        for field in ("video_start", "video_end"):
-            value = raw.get(field)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
+        for field in _SEGMENT & raw.keys():
+            value = raw[field]
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
                 raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
     def key(self, raw: dict[str, Any]) -> str:
@@ -211,10 +211,10 @@ def _zst(file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("Compressed file ended before the end-of-stream marker was reached")
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def _parse(line: bytes, check_numbers: bool) -> dict[str, Any]:
     try:
         value = orjson.loads(line)
-        if _may_repeat_names(line, value) or _LONG_NUMBER in line.translate(_DIGITS_TO_0):
+        if check_numbers or _may_repeat_names(line, value):
             json.loads(line, parse_int=_exact_integer, object_pairs_hook=_distinct)
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
@@ -223,6 +223,14 @@ def _parse(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _has_long_number(block: bytes) -> bool:
+    """Whether 19 digits stand in a row somewhere."""
+    run = np.frombuffer(block, np.uint8) - 48 < 10
+    for step in (1, 2, 4, 8, 3):  # both ends of a run of 2, 4, 8, 16, 19
+        run = run[:-step] & run[step:]
+    return bool(run.any())
 
 
 def _may_repeat_names(line: bytes, value: Any) -> bool:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -121,7 +121,7 @@ class Scanner:
         The messages of the first ``twice`` samples are built twice. Raises :class:`TaskError`.
         """
         config, task = self._config, self._task
-        reader = InputReader(config.data, block.split(b"\n"), first, needs_video=self._needs_video)
+        reader = InputReader(config.data, block, first, needs_video=self._needs_video)
         scanned = ScannedBlock()
         entries, identities = [], []
         for sample in self._expanded(reader) if self._dataset else reader:
@@ -198,7 +198,7 @@ def scan(
     head = list(islice(blocks, 2))
     if num_processes == 1 or len(head) < 2:
         scanner = Scanner(config, with_identities, reading)
-        for numbered in (*head, *blocks):
+        for numbered in chain(head, blocks):
             yield scanner.scan(*numbered)
         return
     with ProcessPoolExecutor(
@@ -209,7 +209,7 @@ def scan(
     ) as pool:
         waiting: deque[Future[ScannedBlock]] = deque()
         try:
-            for numbered in (*head, *blocks):
+            for numbered in chain(head, blocks):
                 waiting.append(pool.submit(_scan, *numbered))
                 if len(waiting) == _AHEAD * num_processes:
                     yield waiting.popleft().result()
