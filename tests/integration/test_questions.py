@@ -91,3 +91,41 @@ def test_one_question_that_fails_is_retried_alone(asking):
     record = asking.records()[1]
     assert record["__status"] == "ok"
     assert set(asked(asking).values()) == {1}
+
+
+SCHEMA = """
+from video_pipeline.tasks.questions import Questions
+from video_pipeline.tasks.registry import register_task
+
+@register_task
+class Strict(Questions):
+    name = "strict"
+
+    def schema(self, part):
+        return {"type": "string"} if part == "who" else None
+"""
+
+
+def test_an_answer_with_a_schema_that_does_not_end_is_asked_for_once_more(asking):
+    asking.write_plugin(PLUGIN + SCHEMA)
+    asking.configure(
+        run={"task": "strict", "max_error_rate": 1.0, "simulated": {"output_tokens": 9}},
+        sampling={"max_tokens": 4},
+    )
+    asking.write_samples(samples(1))
+    asking.snakemake()
+    (record,) = asking.records()
+    assert record["__error"]["stage"] == "length"
+    assert record["__error"]["message"] == "who: the answer did not end within 4 tokens"
+    assert len(record["output_text"]["who"].split()) == 4
+    # free text may be cut off
+    assert record["what"]["answer"] == record["output_text"]["what"]
+
+    # more tokens: after `retry` only that question is asked again
+    asking.configure(run={"retry_truncated": 12})
+    assert "1 failed sample(s) are open again" in asking.module("retry", "--stage", "length")
+    asking.snakemake()
+    (record,) = asking.records()
+    assert len(record["output_text"]["who"].split()) == 9
+    assert record["__error"]["stage"] == "parse"  # the simulated engine's words are no JSON
+    assert asked(asking) == {("0", "what"): 1, ("0", "who"): 1}

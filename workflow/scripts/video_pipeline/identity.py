@@ -12,6 +12,7 @@ its *request digest*:
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -92,7 +93,7 @@ def request_digests(task: Task, sample: dict[str, Any], video: Any) -> dict[str,
         asked = {"messages": messages, "segment": segment, "video": video}
         schema = task.json_schema(part)
         if schema is not None:
-            asked["schema"] = schema
+            asked["schema"] = json.dumps(schema)  # its order is that of the answer
         digests[part] = _request_digest(task, asked, address, video)
     return digests
 

@@ -46,7 +46,8 @@ class Constraints:
     def of(cls, task: Task, part: str) -> Constraints:
         """What the answer to the conversation of ``task`` named ``part`` is held to."""
         schema = task.json_schema(part)
-        return cls(None if schema is None else json.dumps(schema, sort_keys=True))
+        # in the schema's own order, in which the answer will be written
+        return cls(None if schema is None else json.dumps(schema))
 
 
 FREE = Constraints()

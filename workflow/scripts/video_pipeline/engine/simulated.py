@@ -27,7 +27,7 @@ class SimulatedEngine(Engine):
 
     def __init__(self, config: Config) -> None:
         self._settings = config.run.simulated
-        self._tokens = min(config.run.simulated.output_tokens, config.sampling.max_tokens)
+        self._max_tokens = config.sampling.max_tokens
         self._free = asyncio.Semaphore(config.run.simulated.concurrency)
 
     def preparer(self) -> Preparer:
@@ -44,13 +44,15 @@ class SimulatedEngine(Engine):
             raise RequestRefused("ValueError", "the request has no prompt")
         prompt_tokens = count_tokens(request)
         settings = self._settings
+        tokens = min(settings.output_tokens, constraints.max_tokens or self._max_tokens)
         async with self._free:
             await asyncio.sleep(
                 prompt_tokens * settings.seconds_per_prompt_token
-                + self._tokens * settings.seconds_per_output_token
+                + tokens * settings.seconds_per_output_token
             )
         self.steps += 1
-        return Answer(simulated_text(name, self._tokens), prompt_tokens, self._tokens, "stop")
+        reason = "stop" if tokens == settings.output_tokens else "length"
+        return Answer(simulated_text(name, tokens), prompt_tokens, tokens, reason)
 
     def is_saturated(self) -> bool:
         return self._free.locked()

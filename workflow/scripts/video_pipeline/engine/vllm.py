@@ -31,7 +31,7 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 import torch
 from vllm import SamplingParams
-from vllm.config import VllmConfig
+from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -96,6 +96,8 @@ class VllmEngine(Engine):
         self._sampling = _sampling_params(config)
         self._sampling_under: dict[Constraints, SamplingParams] = {FREE: self._sampling}
         try:
+            structured = StructuredOutputsConfig(**arguments["structured_outputs_config"])
+            arguments["structured_outputs_config"] = structured
             engine_args = AsyncEngineArgs(**arguments)
             # offline use: vLLM then chooses batch sizes for throughput
             self._vllm_config = engine_args.create_engine_config(UsageContext.LLM_CLASS)
@@ -174,16 +176,21 @@ class VllmEngine(Engine):
             cause = error.__cause__ or error
             raise RequestRefused(type(cause).__name__, str(cause)) from error
         completion = output.outputs[0]
-        reasoning, text = None, completion.text
-        if self._reasoning is not None:
-            reasoning, text = self._reasoning.extract_reasoning(text, _NO_REQUEST)
+        reasoning, text = self.split(completion.text)
         return Answer(
-            text or "",
+            text,
             len(output.prompt_token_ids),
             len(completion.token_ids),
             completion.finish_reason,
             reasoning,
         )
+
+    def split(self, text: str) -> tuple[str | None, str]:
+        """What a model that thinks has thought, and its answer; None and ``text`` of any other."""
+        if self._reasoning is None:
+            return None, text
+        reasoning, answer = self._reasoning.extract_reasoning(text, _NO_REQUEST)
+        return (reasoning or "").strip(), (answer or "").strip()
 
     def is_saturated(self) -> bool:
         return any(self.waiting.values())
