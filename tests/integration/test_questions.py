@@ -128,4 +128,4 @@ def test_an_answer_with_a_schema_that_does_not_end_is_asked_for_once_more(asking
     (record,) = asking.records()
     assert len(record["output_text"]["who"].split()) == 9
     assert record["__error"]["stage"] == "parse"  # the simulated engine's words are no JSON
-    assert asked(asking) == {("0", "what"): 1, ("0", "who"): 1}
+    assert asked(asking) == {("0", "what"): 1, ("0", "who"): 2}
