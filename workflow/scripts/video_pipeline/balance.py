@@ -28,6 +28,7 @@ second (support.google.com/youtube/answer/1722171)."""
 STAT_THREADS = 32
 """On a network file system `stat` is nearly all waiting."""
 
+_TOO_LONG = 1e8  # seconds: 3 years
 _HEADERS_AT_ONCE = 16
 _SINGLE, _BUNDLES = 100_000, 1_000_000
 
@@ -78,8 +79,8 @@ def known_weight(raw: dict[str, Any], by: str) -> float:
         end = whole if end is None else min(end, whole)
     if end is None:
         return math.nan
-    seconds = float(end) - float(begin or 0)
-    if seconds <= 0:  # the reader will say so
+    seconds = end - (begin or 0)
+    if not 0 < seconds < _TOO_LONG:  # the reader will say what is wrong with it
         return math.nan
     return seconds * BYTES_PER_SECOND if by == "size" else seconds
 
@@ -112,22 +113,18 @@ class Weigher:
     def weigh(self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """The weights of the ``wanted`` (a mask) among some videos, NaN where one is not to be had;
         ``known`` is what :func:`known_weight` said."""
-        weights = np.array(known, np.float64)
         by = self._data.balance
-        if by == "count":
-            return weights
-        look = wanted if by == "size" else wanted & np.isnan(weights)
+        look = wanted if by == "size" else wanted & np.isnan(known)
         places = [at for at in np.flatnonzero(look) if uris[at][:4].lower() != "http"]
-        if places:
-            begun = time.monotonic()
-            files = [uris[at] for at in places]
-            found = self._sizes(files) if by == "size" else self._durations(files)
-            # of a segment the smaller one counts; fmin passes over NaN
-            weights[places] = np.where(np.isnan(found), np.nan, np.fmin(weights[places], found))
-            self.looked_up += len(places)
-            self.seconds += time.monotonic() - begun
-        if by == "size":
-            weights[~look | np.isin(np.arange(len(weights)), places, invert=True)] = np.nan
+        if not places:
+            return known
+        begun = time.monotonic()
+        files = [uris[at] for at in places]
+        found = self._sizes(files) if by == "size" else self._durations(files)
+        weights = known.copy()
+        weights[places] = np.fmin(known[places], found)  # the one that is there, or the smaller one
+        self.looked_up += len(places)
+        self.seconds += time.monotonic() - begun
         return weights
 
     def _sizes(self, files: list[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from math import isnan
 from zlib import crc32
 
 import orjson
@@ -40,7 +41,7 @@ class ScannedBlock:
         numbers: The line of the input that each entry comes from.
         hashes: 32 bits of a hash of each key.
         identities: 16 bytes for each entry, see :meth:`JournalIndex.find_all`; empty if not wanted.
-        uris: The address of each video.
+        uris: The address of each video; empty where its file need not be looked at.
         weights: What is known of each entry's weight, see :func:`known_weight`.
         lines: Lines that are not blank.
         left_out: Error records of an earlier run's output, which are no samples.
@@ -76,11 +77,12 @@ class Scanner:
         reader = InputReader(config.data, block, first)
         scanned = ScannedBlock()
         entries, identities = [], []
+        by = config.data.balance
         for sample in reader:
             raw = sample.raw
-            weight = known_weight(raw, config.data.balance)
+            weight = known_weight(raw, by)
             asked = task_sample(sample.key, raw, config)
-            uri = asked["__video_uri"]
+            uri = asked["__video_uri"] if by == "size" or isnan(weight) else ""
             request = ""
             if not reader.bad.count:  # else nobody will ask
                 video = raw[config.data.video_field]

@@ -227,7 +227,7 @@ def _fill(
                 places = index.find_all(block.identities)
             else:
                 places = np.full(len(block.sizes), NOWHERE, np.uint64)
-            weights = np.asarray(block.weights)
+            weights = np.asarray(block.weights, np.float64)
             if not bad.count:
                 weights = weigher.weigh(block.uris, weights, places == NOWHERE)
             append(
