@@ -156,11 +156,11 @@ class Weigher:
 
 
 def _sizes(files: list[str]) -> np.ndarray:
-    """The size of each file in bytes, NaN where there is none."""
+    """The size of each file in bytes, at least 1, NaN where there is no file."""
     sizes = np.full(len(files), np.nan)
     for number, file in enumerate(files):
         try:
-            sizes[number] = os.stat(file).st_size
+            sizes[number] = max(os.stat(file).st_size, 1)
         except (OSError, ValueError):
             continue
     return sizes
@@ -183,7 +183,7 @@ def deal(weights: np.ndarray, num_ranks: int, balance: Balance) -> np.ndarray:
     """The rank of each pending sample, longest processing time first (Graham 1969): the heaviest
     that is left goes to the rank that has least.
 
-    ``weights`` are float32; those that are unknown (NaN) are replaced by the median. Fills in
+    ``weights`` are float32 and positive; those that are unknown (NaN) are replaced by the median. Fills in
     ``balance``.
     """
     unknown = np.isnan(weights)

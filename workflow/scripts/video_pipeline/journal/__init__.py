@@ -416,4 +416,5 @@ class JournalReader:
         self.close()
 
 
-_MOST_OPEN = 256
+_MOST_OPEN = 32
+"""Files; a process may have as few as 256 open (macOS), and chunks, sockets and devices need some."""
