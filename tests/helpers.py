@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -312,10 +313,12 @@ def read_jsonl(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
 
 @contextmanager
 def few_open_files(more: int) -> Iterator[None]:
-    """Within the block this process may open about ``more`` files beyond those that are open."""
+    """Within the block this process may open ``more`` files beyond those that are open."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + more, limits[1]))
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    free = (number for number in count() if number not in taken)
+    lowest = next(islice(free, more, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
     try:
         yield
     finally:

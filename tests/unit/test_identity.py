@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 
 import pytest
 from video_pipeline.config import load_config
@@ -135,7 +136,14 @@ def test_the_request_digest_is_pinned():
 
 
 class Text(str):
-    """Not plain text."""
+    """Counts as text."""
+
+
+@dataclass
+class Holder:
+    """What orjson writes as a dict, and is none."""
+
+    video: str
 
 
 ADDRESSES = ["/data/a.mp4", '/da"ta\\/ü.mp4', "http://h/a.mp4?x=1", "", '"']
@@ -144,6 +152,7 @@ MESSAGES = {
     "a part of a text": lambda uri: [f"see {uri}", f'"{uri}"', f"{uri}:", f'\\"{uri}', f'"{uri}'],
     "a name": lambda uri: [{uri: 1}, {"a": {uri: uri}}],
     "not plain": lambda uri: [Text(uri), {"a": Text("other")}],
+    "a dataclass": lambda uri: [Holder(uri), uri],
     "other things": lambda uri: [None, True, 1.5, 7, {}, []],
 }
 
