@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -120,7 +122,19 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     task = load_task(config)
     check_budget_of_model(config)
     refuse_live_writers(layout)
-    journal = journal_folder(config, layout, task, run_id)
+    with ExitStack() as stack:
+        if num_processes > 1 or config.data.balance == "duration":
+            stack.enter_context(job_processes())
+        return _split(config, layout, task, run_id, num_processes)
+
+
+def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processes: int) -> Manifest:
+    if num_processes > 1:
+        # torch stays in a process of its own: it would be half of what this one holds
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            journal = pool.submit(_load_journal_folder, config, layout, run_id).result()
+    else:
+        journal = journal_folder(config, layout, task, run_id)
     index = read_index(journal)
     manifest = Manifest(
         split_id=uuid.uuid4().hex[:12],
@@ -214,11 +228,7 @@ def _fill(
     bad: BadLines,
     balance: Balance,
 ) -> None:
-    with ExitStack() as stack:
-        if num_processes > 1 or config.data.balance == "duration":
-            stack.enter_context(job_processes())
-        append = stack.enter_context(table.writing())
-        weigher = stack.enter_context(Weigher(config.data, num_processes))
+    with table.writing() as append, Weigher(config.data, num_processes) as weigher:
         for block in scan(config, len(index) > 0, num_processes):
             manifest.lines += block.lines
             manifest.left_out += block.left_out
@@ -375,6 +385,10 @@ def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> P
     dataset = get_dataset(task.dataset_name)
     name = fingerprint(config, task.dataset_name, dataset.version, READER_VERSION)
     return layout.journal / (f"{name}-{run_id}" if run_id else name)
+
+
+def _load_journal_folder(config: Config, layout: Layout, run_id: str) -> Path:
+    return journal_folder(config, layout, load_task(config), run_id)
 
 
 def refuse_live_writers(layout: Layout, *, of_other_plans: bool = False) -> None:

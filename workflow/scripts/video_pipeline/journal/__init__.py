@@ -417,4 +417,4 @@ class JournalReader:
 
 
 _MOST_OPEN = 32
-"""Files; a process may have as few as 256 open (macOS), and chunks, sockets and devices need some."""
+"""Journal files; a process may have 1,024 files open on most systems, 256 on some."""
