@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
 from helpers import samples
 from video_pipeline import balance
-from video_pipeline.balance import BYTES_PER_SECOND, Balance, deal
+from video_pipeline.balance import BYTES_PER_SECOND, Balance, Weigher, deal
+from video_pipeline.config import Data
 from video_pipeline.testing.clips import write_clip
 
 
@@ -56,6 +58,33 @@ def test_unknown_weights_are_the_median():
 def test_nothing_to_go_by(weights):
     ranks = deal(np.array(weights, np.float32), 2, Balance("size"))
     assert ranks.tolist() == [0, 1, 0, 1, 0][: len(weights)]
+
+
+class Fragile:
+    """Processes that die of a file called ``bad``."""
+
+    started = 0
+
+    def __init__(self, *_: object, **__: object) -> None:
+        Fragile.started += 1
+
+    def map(self, function, slices):
+        if any("bad" in part for part in slices):
+            raise BrokenProcessPool
+        return [[float(file) for file in part] for part in slices]
+
+    def shutdown(self) -> None:
+        pass
+
+
+def test_a_file_that_kills_its_reader_costs_only_itself(monkeypatch):
+    monkeypatch.setattr(balance, "ProcessPoolExecutor", Fragile)
+    files = [*map(str, range(100)), "bad", *map(str, range(101, 200))]
+    with Weigher(Data(balance="duration"), 2) as weigher:
+        found = weigher.weigh(files, np.full(200, math.nan), np.ones(200, bool))
+    assert np.flatnonzero(np.isnan(found)).tolist() == [100]
+    assert np.nansum(found) == sum(range(200)) - 100
+    assert 1 < Fragile.started < 20
 
 
 # --- through split -----------------------------------------------------------------------------

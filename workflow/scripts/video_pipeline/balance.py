@@ -18,7 +18,6 @@ import numpy as np
 
 from video_pipeline.config import Data
 from video_pipeline.video.access import Access, limit_access
-from video_pipeline.video.errors import VideoReadError
 
 BYTES_PER_SECOND = 1_000_000
 """The size of a file says nothing about a short segment of it, so a segment weighs no more than its
@@ -140,19 +139,17 @@ class Weigher:
                 initializer=limit_access,
                 initargs=(Access.of(self._data),),
             )
-        found = np.full(len(files), np.nan)
         starts = range(0, len(files), _HEADERS_AT_ONCE)
-        futures = [
-            self._processes.submit(_durations, files[at : at + _HEADERS_AT_ONCE]) for at in starts
-        ]
-        for at, future in zip(starts, futures, strict=True):
-            try:
-                part = future.result()
-            except BrokenProcessPool:  # a file that kills its reader is the reader's affair, later
-                self._processes = None
-            else:
-                found[at : at + len(part)] = part
-        return found
+        slices = [files[at : at + _HEADERS_AT_ONCE] for at in starts]
+        try:
+            return np.concatenate(list(self._processes.map(_durations, slices)))
+        except BrokenProcessPool:  # a file kills its reader: it is found by halves
+            self._processes = None
+        if len(files) == 1:
+            return np.array([math.nan])
+        middle = len(files) // 2
+        halves = files[:middle], files[middle:]
+        return np.concatenate([self._durations(half) for half in halves])
 
 
 def _sizes(files: list[str]) -> np.ndarray:
@@ -174,7 +171,7 @@ def _durations(files: list[str]) -> list[float]:
     for file in files:
         try:
             found.append(header_seconds(file) or math.nan)
-        except VideoReadError:
+        except Exception:  # whatever it is, the reader will say so
             found.append(math.nan)
     return found
 
@@ -183,8 +180,8 @@ def deal(weights: np.ndarray, num_ranks: int, balance: Balance) -> np.ndarray:
     """The rank of each pending sample, longest processing time first (Graham 1969): the heaviest
     that is left goes to the rank that has least.
 
-    ``weights`` are float32 and positive; those that are unknown (NaN) are replaced by the median. Fills in
-    ``balance``.
+    ``weights`` are float32 and positive; those that are unknown (NaN) are replaced by the median.
+    Fills in ``balance``.
     """
     unknown = np.isnan(weights)
     balance.unknown = int(unknown.sum())

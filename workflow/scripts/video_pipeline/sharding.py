@@ -197,7 +197,7 @@ class Table:
     def writing(self) -> Iterator[Callable[..., None]]:
         """Yields a function that appends entries, and an array for each column."""
         with ExitStack() as stack:
-            entries = stack.enter_context(open(self.entries, "wb", buffering=0))
+            entries = stack.enter_context(open(self.entries, "wb"))
             files = {
                 name: stack.enter_context(open(self._folder / name, "wb")) for name in self.COLUMNS
             }
@@ -344,7 +344,7 @@ def _write_chunks(
             # opened anew each time: there may be more ranks than files that may be open
             for path, chunk in zip(paths, dealt, strict=False):
                 if chunk:
-                    with open(path, "ab", buffering=0) as stream:
+                    with open(path, "ab") as stream:
                         stream.write(b"".join(chunk))
             num_samples += np.bincount(part, minlength=len(num_samples))
             num_pending += np.bincount(part[places == NOWHERE], minlength=len(num_pending))
