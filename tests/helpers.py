@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -257,12 +260,14 @@ class Splitter:
     def __init__(self, run) -> None:
         self.run = run
 
-    def __call__(self, entries=None, num_shards: int = 2, run_id: str = "") -> Splitter:
+    def __call__(
+        self, entries=None, num_shards: int = 2, run_id: str = "", num_processes: int = 1
+    ) -> Splitter:
         if entries is not None:
             self.run.write_samples(entries)
         config = self.run.config
         self.layout = Layout.of(config, num_shards)
-        self.manifest = split(config, self.layout, run_id)
+        self.manifest = split(config, self.layout, run_id, num_processes)
         self.chunks = [list(Chunk(self.layout.chunk(rank))) for rank in range(num_shards)]
         return self
 
@@ -310,6 +315,20 @@ def read_jsonl(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")
     assert torn or lines[-1] == ""
     return [json.loads(line) for line in lines[:-1]]
+
+
+@contextmanager
+def few_open_files(more: int) -> Iterator[None]:
+    """Within the block this process may open ``more`` files beyond those that are open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    free = (number for number in count() if number not in taken)
+    lowest = next(islice(free, more, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:

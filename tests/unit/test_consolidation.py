@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers import ERROR, keys, read_jsonl, samples
-from video_pipeline.consolidation import consolidate
+from helpers import ERROR, few_open_files, keys, read_jsonl, samples
+from video_pipeline.consolidation import consolidate, consolidate_partial
 from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
 
@@ -146,3 +146,27 @@ def test_the_output_is_an_input(finished):
     assert raw["path"] == "1.mp4"
     assert raw["previous"]["answer"] == "text"
     assert json.dumps(raw).count('"path"') == 1
+
+
+def test_more_ranks_than_files_may_be_open(splitting):
+    splitting(samples(150), 1).finish(*keys(150)[1:], failed=("0",))
+    splitting(num_shards=120)
+    for rank in range(120):
+        infer(splitting.run.config, splitting.layout, rank, 1)
+    with few_open_files(40):
+        consolidate_partial(splitting.run.config, splitting.layout)
+        consolidate(splitting.run.config, splitting.layout)
+    assert [record["__key"] for record in splitting.run.records()] == keys(150)
+    assert read_jsonl(splitting.layout.partial) == splitting.run.records()
+
+
+def test_rank_files_of_many_blocks(splitting, monkeypatch):
+    """They are read in pieces, each of at least 64 kB."""
+    monkeypatch.setattr("video_pipeline.chunks._READ_AHEAD_BYTES", 1)
+    entries = [{**sample, "caption": "x" * 5000} for sample in samples(100)]
+    splitting(entries, 1).finish(*keys(100))
+    splitting(num_shards=2)
+    for rank in range(2):
+        infer(splitting.run.config, splitting.layout, rank, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    assert [record["input"] for record in splitting.run.records()] == entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 
 import pytest
 from video_pipeline.config import load_config
@@ -17,6 +18,7 @@ from video_pipeline.identity import (
 )
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.describe import Describe
+from video_pipeline.tasks.structured_caption import StructuredCaption
 
 
 def digest(task: Task, root: str = "/data", video: str = "a.mp4", **fields) -> str:
@@ -125,6 +127,55 @@ def test_an_error_inside_a_library_names_the_users_line():
         digest(saying(fails))
     line = fails.__code__.co_firstlineno + 1
     assert f"{__file__}, line {line}" in str(caught.value)
+
+
+def test_the_request_digest_is_pinned():
+    """Changing it would infer everybody's finished samples again."""
+    odd = {"video": 'clips/"ü\\.mp4', "video_start": 1.5, "video_end": 3}
+    assert digest(Describe()) == "3305d1cbb29606a6569b729ecc00de8c"
+    assert digest(StructuredCaption(), **odd) == "31219c7a6624c09d9a490a9765fb12fb"
+
+
+class Text(str):
+    """Counts as text."""
+
+
+@dataclass
+class Holder:
+    """What orjson writes as a dict, and is none."""
+
+    video: str
+
+
+ADDRESSES = ["/data/a.mp4", '/da"ta\\/ü.mp4', "http://h/a.mp4?x=1", "", '"']
+MESSAGES = {
+    "the address": lambda uri: [uri, {"video": uri}, [[uri]], (uri,)],
+    "a part of a text": lambda uri: [f"see {uri}", f'"{uri}"', f"{uri}:", f'\\"{uri}', f'"{uri}'],
+    "a name": lambda uri: [{uri: 1}, {"a": {uri: uri}}],
+    "not plain": lambda uri: [Text(uri), {"a": Text("other")}],
+    "a dataclass": lambda uri: [Holder(uri), uri],
+    "other things": lambda uri: [None, True, 1.5, 7, {}, []],
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+@pytest.mark.parametrize("uri", ADDRESSES)
+def test_only_whole_texts_equal_to_the_address_are_replaced(case, uri):
+    """By the definition: messages that hold the path instead have the same digest."""
+    messages = MESSAGES[case](uri)
+
+    def replaced(value):
+        if isinstance(value, dict):
+            return {name: replaced(entry) for name, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [replaced(entry) for entry in value]
+        return "PATH" if value == uri else value
+
+    sample = {"__key": "k", "__video_uri": uri}
+    there = {"__key": "k", "__video_uri": "/nowhere"}
+    asked = saying(lambda _: [{"role": "user", "content": messages}])
+    expected = saying(lambda _: [{"role": "user", "content": replaced(messages)}])
+    assert request_digest(asked, sample, "PATH") == request_digest(expected, there, "PATH")
 
 
 # --- the key -----------------------------------------------------------------------------------

@@ -6,14 +6,18 @@ import os
 
 import orjson
 import pytest
-from helpers import read_jsonl
+from helpers import few_open_files, read_jsonl
+from video_pipeline import journal
 from video_pipeline.errors import UserError
 from video_pipeline.journal import (
     ATTEMPTS,
+    NOWHERE,
     REOPENS,
     JournalReader,
     JournalWriter,
     attempt_prefix,
+    identity,
+    location_at,
     read_index,
 )
 
@@ -255,3 +259,52 @@ def test_records_are_what_orjson_reads(folder):
     path = write(folder, ("a", "one"))
     for line in path.read_bytes().splitlines():
         orjson.loads(line)
+
+
+def test_many_are_found_as_one_is(folder, monkeypatch):
+    """Also where identities share most of their bits, and records come again."""
+    real = journal._identity
+    monkeypatch.setattr(
+        journal, "_identity", lambda head: bytes(7) + real(head)[:1] + real(head)[:8]
+    )
+    records = [(f"k{number % 700}", None if number % 3 else "text") for number in range(1500)]
+    write(folder, *records[:800])
+    write(folder, *records[800:])
+    first: dict[str, tuple[bool, int]] = {}
+    for number, (key, text) in enumerate(records):
+        if key not in first or (first[key][0] and text is not None):
+            first[key] = (text is None, number)
+    index = read_index(folder)
+    names = [f"k{number}" for number in range(800)]
+    places = index.find_all(b"".join(identity(name, "", REQUEST) for name in names))
+    lines = {name: read_jsonl(folder / name) for name in index.indexed}
+    offsets = {
+        name: dict(zip(starts_of(folder / name), range(len(lines[name])), strict=True))
+        for name in lines
+    }
+    for name, place in zip(names, places.tolist(), strict=True):
+        one = index.find(name, "", REQUEST)
+        if name not in first:
+            assert (one, place) == (None, NOWHERE)
+            continue
+        assert location_at(place, index.indexed) == one
+        number = offsets[one.file][one.offset] - 1 + 800 * index.indexed.index(one.file)
+        assert (one.is_error, number) == first[name]
+
+
+def starts_of(path):
+    """Offset of each line of a file."""
+    sizes = [len(line) for line in path.read_bytes().splitlines(keepends=True)]
+    return [sum(sizes[:number]) for number in range(len(sizes))]
+
+
+def test_more_journals_than_files_may_be_open(folder):
+    for number in range(80):
+        write(folder, (f"k{number}", str(number)))
+    index = read_index(folder)
+    with few_open_files(40), JournalReader(folder) as reader:
+        texts = [
+            reader.read(index.find(f"k{number}", "", REQUEST))["output_text"]
+            for number in [*range(80), *range(80)]
+        ]
+    assert texts == [*map(str, range(80)), *map(str, range(80))]

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import Splitter, keys, read_jsonl, samples
+from helpers import Splitter, few_open_files, keys, read_jsonl, samples
 from video_pipeline.config import load_config
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.layout import Layout
@@ -132,6 +132,66 @@ def test_one_id_with_two_contents_stops_the_run(splitting, second):
 def test_both_lines_of_one_id_are_named(splitting):
     with pytest.raises(UserError, match=r"line 1\b"):
         splitting([{"id": 0, "path": "a.mp4"}, {"id": 0, "path": "b.mp4"}])
+
+
+@pytest.mark.parametrize("id_field", ["id", None])
+def test_no_hash_decides_what_is_a_duplicate(splitting, monkeypatch, id_field):
+    """All keys have the same hash."""
+    monkeypatch.setattr("video_pipeline.scanning.crc32", lambda key: 7)
+    splitting.run.configure(data={"id_field": id_field})
+    entries = [*samples(9), *reversed(samples(5)), *samples(12)]
+    splitting(entries)
+    assert splitting.manifest.samples == 12
+    assert splitting.manifest.duplicates == 14
+    expected = [*samples(9), *samples(12)[9:]]
+    raws = {e.key: e.raw for chunk in splitting.chunks for e in chunk}
+    assert [raws[key] for key in splitting.order] == expected
+    if id_field:
+        with pytest.raises(
+            UserError, match=r"2 bad line.*\n  line 15: id '3' .* line 4 with.*\n  li"
+        ):
+            splitting([*entries[:14], {"id": 3, "path": "x"}, {"id": 11, "path": "y"}, *entries])
+
+
+def many(count: int) -> list[dict]:
+    """Samples of more than 1 MB together."""
+    return [{**sample, "caption": "x" * 3000} for sample in samples(count)]
+
+
+def test_blocks_and_processes_change_nothing(splitting):
+    entries = [*many(900), *many(30), *samples(1000)[950:]]
+    splitting(entries, 3).finish(*keys(1000)[::7])
+    first = splitting(num_shards=3).chunks
+    assert len(splitting.order) == 950
+    assert splitting.order == [*keys(900), *keys(1000)[950:]]
+    assert splitting(num_shards=3, num_processes=2).chunks == first
+    assert (splitting.manifest.duplicates, splitting.manifest.lines) == (30, 980)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_lines_are_counted_across_blocks(splitting, num_processes):
+    lines = [json.dumps(sample) for sample in many(900)]
+    lines[650] = "x"
+    lines += ["", json.dumps({"id": 0, "path": "b"}), "y"]
+    (splitting.run.folder / "samples.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        splitting(num_processes=num_processes)
+    found = [line.split(":")[0] for line in str(caught.value).split("\n")[1:]]
+    assert found == ["  line 651", "  line 902", "  line 903"]
+    assert "id '0' stands on line 1 " in str(caught.value)
+
+
+def test_an_error_of_a_task_crosses_processes(splitting):
+    splitting.run.edit_plugin("sample.get('hint', '')", "sample['caption'][2999]")
+    with pytest.raises(TaskError, match=r"IndexError.*plugin\.py, line"):
+        splitting([*many(900), {"id": 1000, "path": "a", "caption": "short"}], num_processes=2)
+
+
+def test_more_ranks_than_files_may_be_open(splitting):
+    entries = samples(150)
+    with few_open_files(40):
+        splitting(entries, 120)
+        assert splitting.order == keys(150)
 
 
 # --- bad input ---------------------------------------------------------------------------------

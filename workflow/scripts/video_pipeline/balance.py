@@ -18,7 +18,6 @@ import numpy as np
 
 from video_pipeline.config import Data
 from video_pipeline.video.access import Access, limit_access
-from video_pipeline.video.errors import VideoReadError
 
 BYTES_PER_SECOND = 1_000_000
 """The size of a file says nothing about a short segment of it, so a segment weighs no more than its
@@ -28,6 +27,7 @@ second (support.google.com/youtube/answer/1722171)."""
 STAT_THREADS = 32
 """On a network file system `stat` is nearly all waiting."""
 
+_TOO_LONG = 1e8  # seconds: 3 years
 _HEADERS_AT_ONCE = 16
 _SINGLE, _BUNDLES = 100_000, 1_000_000
 
@@ -78,8 +78,8 @@ def known_weight(raw: dict[str, Any], by: str) -> float:
         end = whole if end is None else min(end, whole)
     if end is None:
         return math.nan
-    seconds = float(end) - float(begin or 0)
-    if seconds <= 0:  # the reader will say so
+    seconds = end - (begin or 0)
+    if not 0 < seconds < _TOO_LONG:  # the reader will say what is wrong with it
         return math.nan
     return seconds * BYTES_PER_SECOND if by == "size" else seconds
 
@@ -112,22 +112,18 @@ class Weigher:
     def weigh(self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """The weights of the ``wanted`` (a mask) among some videos, NaN where one is not to be had;
         ``known`` is what :func:`known_weight` said."""
-        weights = np.array(known, np.float64)
         by = self._data.balance
-        if by == "count":
-            return weights
-        look = wanted if by == "size" else wanted & np.isnan(weights)
+        look = wanted if by == "size" else wanted & np.isnan(known)
         places = [at for at in np.flatnonzero(look) if uris[at][:4].lower() != "http"]
-        if places:
-            begun = time.monotonic()
-            files = [uris[at] for at in places]
-            found = self._sizes(files) if by == "size" else self._durations(files)
-            # of a segment the smaller one counts; fmin passes over NaN
-            weights[places] = np.where(np.isnan(found), np.nan, np.fmin(weights[places], found))
-            self.looked_up += len(places)
-            self.seconds += time.monotonic() - begun
-        if by == "size":
-            weights[~look | np.isin(np.arange(len(weights)), places, invert=True)] = np.nan
+        if not places:
+            return known
+        begun = time.monotonic()
+        files = [uris[at] for at in places]
+        found = self._sizes(files) if by == "size" else self._durations(files)
+        weights = known.copy()
+        weights[places] = np.fmin(known[places], found)  # the one that is there, or the smaller one
+        self.looked_up += len(places)
+        self.seconds += time.monotonic() - begun
         return weights
 
     def _sizes(self, files: list[str]) -> np.ndarray:
@@ -143,27 +139,25 @@ class Weigher:
                 initializer=limit_access,
                 initargs=(Access.of(self._data),),
             )
-        found = np.full(len(files), np.nan)
         starts = range(0, len(files), _HEADERS_AT_ONCE)
-        futures = [
-            self._processes.submit(_durations, files[at : at + _HEADERS_AT_ONCE]) for at in starts
-        ]
-        for at, future in zip(starts, futures, strict=True):
-            try:
-                part = future.result()
-            except BrokenProcessPool:  # a file that kills its reader is the reader's affair, later
-                self._processes = None
-            else:
-                found[at : at + len(part)] = part
-        return found
+        slices = [files[at : at + _HEADERS_AT_ONCE] for at in starts]
+        try:
+            return np.concatenate(list(self._processes.map(_durations, slices)))
+        except BrokenProcessPool:  # a file kills its reader: it is found by halves
+            self._processes = None
+        if len(files) == 1:
+            return np.array([math.nan])
+        middle = len(files) // 2
+        halves = files[:middle], files[middle:]
+        return np.concatenate([self._durations(half) for half in halves])
 
 
 def _sizes(files: list[str]) -> np.ndarray:
-    """The size of each file in bytes, NaN where there is none."""
+    """The size of each file in bytes, at least 1, NaN where there is no file."""
     sizes = np.full(len(files), np.nan)
     for number, file in enumerate(files):
         try:
-            sizes[number] = os.stat(file).st_size
+            sizes[number] = max(os.stat(file).st_size, 1)
         except (OSError, ValueError):
             continue
     return sizes
@@ -177,7 +171,7 @@ def _durations(files: list[str]) -> list[float]:
     for file in files:
         try:
             found.append(header_seconds(file) or math.nan)
-        except VideoReadError:
+        except Exception:  # whatever it is, the reader will say so
             found.append(math.nan)
     return found
 
@@ -186,8 +180,8 @@ def deal(weights: np.ndarray, num_ranks: int, balance: Balance) -> np.ndarray:
     """The rank of each pending sample, longest processing time first (Graham 1969): the heaviest
     that is left goes to the rank that has least.
 
-    ``weights`` are float32; those that are unknown (NaN) are replaced by the median. Fills in
-    ``balance``.
+    ``weights`` are float32 and positive; those that are unknown (NaN) are replaced by the median.
+    Fills in ``balance``.
     """
     unknown = np.isnan(weights)
     balance.unknown = int(unknown.sum())

@@ -114,8 +114,8 @@ def _request_digest(task: Task, asked: dict[str, Any], address: Any, video: Any)
         ) from error
 
 
-# what only looks like text or a dict is for the slower, exact way
-_PLAIN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
+# a dataclass is no dict to _replace
+_PLAIN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
 
 
 class _Ambiguous(Exception):

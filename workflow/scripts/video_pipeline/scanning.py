@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from math import isnan
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -55,7 +56,7 @@ class ScannedBlock:
         identities: 16 bytes for each question, see :meth:`JournalIndex.find_all`; empty if not
             wanted.
         questions: How many there are about each entry; empty if one about each.
-        uris: The address of each video.
+        uris: The address of each video; empty where its file need not be looked at.
         weights: What is known of each entry's weight, see :func:`known_weight`.
         lines: Lines that are not blank.
         left_out: Error records of an earlier run's output, which are no samples.
@@ -124,11 +125,14 @@ class Scanner:
         reader = InputReader(config.data, block, first, needs_video=self._needs_video)
         scanned = ScannedBlock()
         entries, identities = [], []
+        by = config.data.balance
         for sample in self._expanded(reader) if self._dataset else reader:
             raw = sample.raw
-            weight = known_weight(raw, config.data.balance)
+            weight = known_weight(raw, by)
             asked = task_sample(sample.key, raw, config)
             uri = asked["__video_uri"]
+            if not isinstance(uri, str) or not (by == "size" or isnan(weight)):
+                uri = ""
             requests = {WHOLE: ""}
             if not reader.bad.count:  # else nobody will ask
                 video = raw.get(config.data.video_field)
@@ -155,7 +159,7 @@ class Scanner:
             scanned.sizes.append(len(entry))
             scanned.numbers.append(sample.line)
             scanned.hashes.append(crc32(key))
-            scanned.uris.append(uri if isinstance(uri, str) else "")
+            scanned.uris.append(uri)
             scanned.weights.append(weight)
         scanned.entries, scanned.identities = b"".join(entries), b"".join(identities)
         scanned.lines, scanned.left_out, scanned.bad = reader.lines, reader.left_out, reader.bad

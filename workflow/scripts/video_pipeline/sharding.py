@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -119,12 +121,22 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     Raises :class:`UserError` for bad lines, for a configuration that cannot work, and while
     another process writes to the same output.
     """
-    from video_pipeline.data.registry import dataset_of  # imports torch
-
     task = load_task(config)
     check_budget_of_model(config)
     refuse_live_writers(layout)
-    journal = journal_folder(config, layout, task, run_id)
+    with ExitStack() as stack:
+        if num_processes > 1 or config.data.balance == "duration":
+            stack.enter_context(job_processes())
+        return _split(config, layout, task, run_id, num_processes)
+
+
+def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processes: int) -> Manifest:
+    if num_processes > 1:
+        # torch stays in a process of its own: it would be half of what this one holds
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            journal, reading = pool.submit(_look_at_dataset, config, layout, run_id).result()
+    else:
+        journal, reading = _look_at_dataset(config, layout, run_id)
     index = read_index(journal)
     manifest = Manifest(
         split_id=uuid.uuid4().hex[:12],
@@ -133,6 +145,7 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
         journal=str(journal),
         settings=settings_digest(config, task.in_messages),
         journal_files=index.files,
+        expanded=reading.expands,
     )
     scratch = layout.chunks.with_name(f".{layout.chunks.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed
@@ -140,8 +153,6 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     try:
         table = Table(scratch / "table")
         bad, balance = BadLines(), Balance(config.data.balance)
-        reading = Reading.of(dataset_of(config, task))
-        manifest.expanded = reading.expands
         _fill(table, config, reading, index, num_processes, manifest, bad, balance)
         files = index.indexed
         del index  # the arrays that follow take its room
@@ -189,7 +200,7 @@ class Table:
     def writing(self) -> Iterator[Callable[..., None]]:
         """Yields a function that appends entries, and an array for each column."""
         with ExitStack() as stack:
-            entries = stack.enter_context(open(self.entries, "wb", buffering=0))
+            entries = stack.enter_context(open(self.entries, "wb"))
             files = {
                 name: stack.enter_context(open(self._folder / name, "wb")) for name in self.COLUMNS
             }
@@ -221,11 +232,7 @@ def _fill(
     bad: BadLines,
     balance: Balance,
 ) -> None:
-    with ExitStack() as stack:
-        if num_processes > 1 or config.data.balance == "duration":
-            stack.enter_context(job_processes())
-        append = stack.enter_context(table.writing())
-        weigher = stack.enter_context(Weigher(config.data, num_processes))
+    with table.writing() as append, Weigher(config.data, num_processes) as weigher:
         for block in scan(config, len(index) > 0, reading, num_processes):
             manifest.lines += block.lines
             manifest.left_out += block.left_out
@@ -236,7 +243,7 @@ def _fill(
                     places = _settle(block, places, index.indexed)
             else:
                 places = np.full(len(block.sizes), NOWHERE, np.uint64)
-            weights = np.asarray(block.weights)
+            weights = np.asarray(block.weights, np.float64)
             if not bad.count:
                 weights = weigher.weigh(block.uris, weights, places == NOWHERE)
             append(
@@ -371,7 +378,7 @@ def _write_chunks(
             # opened anew each time: there may be more ranks than files that may be open
             for path, chunk in zip(paths, dealt, strict=False):
                 if chunk:
-                    with open(path, "ab", buffering=0) as stream:
+                    with open(path, "ab") as stream:
                         stream.write(b"".join(chunk))
             num_samples += np.bincount(part, minlength=len(num_samples))
             num_pending += np.bincount(part[places == NOWHERE], minlength=len(num_pending))
@@ -414,6 +421,14 @@ def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> P
     settings = settings_digest(config, task.in_messages)
     name = fingerprint(settings, dataset, version, READER_VERSION)
     return layout.journal / (f"{name}-{run_id}" if run_id else name)
+
+
+def _look_at_dataset(config: Config, layout: Layout, run_id: str) -> tuple[Path, Reading]:
+    from video_pipeline.data.registry import dataset_of  # imports torch
+
+    task = load_task(config)
+    reading = Reading.of(dataset_of(config, task))
+    return journal_folder(config, layout, task, run_id), reading
 
 
 def refuse_live_writers(layout: Layout, *, of_other_plans: bool = False) -> None:

@@ -430,4 +430,5 @@ class JournalReader:
         self.close()
 
 
-_MOST_OPEN = 256
+_MOST_OPEN = 32
+"""Journal files; a process may have 1,024 files open on most systems, 256 on some."""

@@ -1,0 +1,182 @@
+"""Balance: what samples weigh, and that ranks end together."""
+
+from __future__ import annotations
+
+import math
+import os
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import pytest
+from helpers import samples
+from video_pipeline import balance
+from video_pipeline.balance import BYTES_PER_SECOND, Balance, Weigher, deal
+from video_pipeline.config import Data
+from video_pipeline.testing.clips import write_clip
+
+
+def heavy_tailed(count: int) -> np.ndarray:
+    """Log-normal durations, sigma 1."""
+    return np.random.default_rng(0).lognormal(2.5, 1.0, count).astype(np.float32)
+
+
+def loads(weights, ranks, num_ranks) -> np.ndarray:
+    return np.bincount(ranks, weights, num_ranks)
+
+
+@pytest.mark.parametrize("num_ranks", [8, 64])
+@pytest.mark.parametrize(("single", "bundles"), [(100_000, 1_000_000), (1000, 2000)])
+def test_ranks_end_together(monkeypatch, num_ranks, single, bundles):
+    """Also where the lighter samples are dealt out in bundles, as of millions."""
+    monkeypatch.setattr(balance, "_SINGLE", single)
+    monkeypatch.setattr(balance, "_BUNDLES", bundles)
+    weights, report = heavy_tailed(10_000), Balance("duration")
+    ours = loads(weights, deal(weights, num_ranks, report), num_ranks)
+    by_count = loads(weights, np.arange(10_000) % num_ranks, num_ranks)
+    assert ours.max() / ours.mean() <= 1.03
+    assert report.longest == pytest.approx(ours.max() / ours.mean())
+    assert report.longest_by_count == pytest.approx(by_count.max() / by_count.mean())
+    assert report.longest_by_count > 1.03
+
+
+def test_the_heaviest_goes_where_least_is():
+    """By hand: 9 | 7 + 2 | 6 + 3, 1 to the first of the least."""
+    weights = np.array([2, 9, 3, 7, 1, 6], np.float32)
+    assert deal(weights, 3, Balance("size")).tolist() == [1, 0, 2, 1, 0, 2]
+
+
+def test_unknown_weights_are_the_median():
+    weights = np.array([math.nan, 1, 5, 100, math.nan], np.float32)
+    report = Balance("size")
+    ranks = deal(weights, 2, report)
+    assert weights.tolist() == [5, 1, 5, 100, 5]
+    assert report.unknown == 2
+    assert ranks.tolist() == [1, 1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("weights", [[], [math.nan] * 5, [2.0] * 5])
+def test_nothing_to_go_by(weights):
+    ranks = deal(np.array(weights, np.float32), 2, Balance("size"))
+    assert ranks.tolist() == [0, 1, 0, 1, 0][: len(weights)]
+
+
+class Fragile:
+    """Processes that die of a file called ``bad``."""
+
+    started = 0
+
+    def __init__(self, *_: object, **__: object) -> None:
+        Fragile.started += 1
+
+    def map(self, function, slices):
+        if any("bad" in part for part in slices):
+            raise BrokenProcessPool
+        return [[float(file) for file in part] for part in slices]
+
+    def shutdown(self) -> None:
+        pass
+
+
+def test_a_file_that_kills_its_reader_costs_only_itself(monkeypatch):
+    monkeypatch.setattr(balance, "ProcessPoolExecutor", Fragile)
+    files = [*map(str, range(100)), "bad", *map(str, range(101, 200))]
+    with Weigher(Data(balance="duration"), 2) as weigher:
+        found = weigher.weigh(files, np.full(200, math.nan), np.ones(200, bool))
+    assert np.flatnonzero(np.isnan(found)).tolist() == [100]
+    assert np.nansum(found) == sum(range(200)) - 100
+    assert 1 < Fragile.started < 20
+
+
+# --- through split -----------------------------------------------------------------------------
+
+
+def weights_of_ranks(splitting, weight) -> list[float]:
+    return [sum(weight(entry.raw) for entry in chunk) for chunk in splitting.chunks]
+
+
+def test_only_pending_samples_are_weighed(splitting):
+    splitting.run.configure(data={"balance": "duration"})
+    entries = [{**e, "duration": 1000 if e["id"] < 4 else e["id"]} for e in samples(40)]
+    splitting(entries, 2).finish("0", "1", "2")
+    splitting(num_shards=2)
+    pending = [
+        sum(e.raw["duration"] for e in chunk if e.done is None) for chunk in splitting.chunks
+    ]
+    assert sorted(pending) == [sum(range(4, 40)), 1000]
+    assert splitting.order == [str(number) for number in range(40)]
+    assert splitting.manifest.rank_pending == [1, 36]
+    assert sum(splitting.manifest.rank_samples) == 40
+
+
+def test_sizes_of_files(splitting):
+    """One large file against many small ones; what has no size counts as the median."""
+    for number in range(9):
+        size = 900 if number == 3 else 100
+        (splitting.run.folder / f"{number}.mp4").write_bytes(bytes(size))
+    web = [{"id": 9, "path": "http://host.invalid/a.mp4"}, {"id": 10, "path": "gone.mp4"}]
+    splitting([*samples(9), *web], 2)
+    (alone,) = (chunk for chunk in splitting.keys if "3" in chunk)
+    assert alone in (["3"], ["3", "10"])
+    assert {
+        "by": "size",
+        "looked_up": 10,
+        "unknown": 2,
+    }.items() <= splitting.manifest.balance.items()
+    splitting.finish("0", "1", "3")
+    assert splitting(num_shards=2).manifest.balance["looked_up"] == 7
+
+
+def test_empty_files_are_spread_too(splitting):
+    for number in range(6):
+        (splitting.run.folder / f"{number}.mp4").touch()
+    assert splitting(samples(6), 3).manifest.rank_pending == [2, 2, 2]
+
+
+def test_short_segments_of_a_long_file(splitting):
+    (splitting.run.folder / "long.mp4").touch()
+    (splitting.run.folder / "short.mp4").touch()
+    os.truncate(splitting.run.folder / "long.mp4", 1000 * BYTES_PER_SECOND)  # takes no room
+    os.truncate(splitting.run.folder / "short.mp4", 10 * BYTES_PER_SECOND)
+    entries = [
+        *({"id": n, "path": "long.mp4", "video_start": n, "video_end": n + 1} for n in range(10)),
+        {"id": 10, "path": "short.mp4"},
+        {"id": 11, "path": "short.mp4", "video_start": 100, "video_end": 900},
+    ]
+    splitting(entries, 3)
+    assert sorted(map(sorted, splitting.keys), key=len) == [["10"], ["11"], sorted("0123456789")]
+
+
+def test_lengths_from_headers(splitting):
+    splitting.run.configure(data={"balance": "duration"})
+    for number, seconds in enumerate([4, 1, 1, 1, 1]):
+        write_clip(splitting.run.folder / f"{number}.mp4", seconds=seconds, fps=10)
+    (splitting.run.folder / "5.mp4").write_bytes(b"no video")
+    splitting(samples(6), 2, num_processes=1)
+    assert sorted(map(len, splitting.chunks)) == [2, 4]
+    counts = {"by": "duration", "looked_up": 6, "unknown": 1}
+    assert counts.items() <= splitting.manifest.balance.items()
+    assert splitting.manifest.balance["longest"] == pytest.approx(10 / 9, abs=0.01)
+    splitting.run.configure(data={"balance": "count"})
+    assert splitting(num_shards=2).keys == [["0", "2", "4"], ["1", "3", "5"]]
+    assert splitting.manifest.balance["looked_up"] == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "by", "weight"),
+    [
+        ({"duration": 7}, "count", 1.0),
+        ({"duration": 7}, "duration", 7.0),
+        ({"duration": "7"}, "duration", math.nan),
+        ({"duration": True}, "duration", math.nan),
+        ({"duration": 7, "video_start": 2}, "duration", 5.0),
+        ({"duration": 7, "video_start": 2, "video_end": 60}, "duration", 5.0),
+        ({"video_start": 2, "video_end": 3.5}, "duration", 1.5),
+        ({"video_start": 3, "video_end": 2}, "duration", math.nan),
+        ({"video_end": 1e300}, "duration", math.nan),
+        ({}, "duration", math.nan),
+        ({"duration": 7}, "size", math.nan),
+        ({"video_start": 2, "video_end": 3.5}, "size", 1.5 * BYTES_PER_SECOND),
+    ],
+)
+def test_what_a_sample_says(raw, by, weight):
+    assert balance.known_weight(raw, by) == pytest.approx(weight, nan_ok=True)
