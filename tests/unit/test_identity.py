@@ -175,7 +175,7 @@ def test_only_whole_texts_equal_to_the_address_are_replaced(case, uri):
     there = {"__key": "k", "__video_uri": "/nowhere"}
     asked = saying(lambda _: [{"role": "user", "content": messages}])
     expected = saying(lambda _: [{"role": "user", "content": replaced(messages)}])
-    assert request_digest(asked, sample, "PATH") == request_digest(expected, there, "PATH")
+    assert request_digests(asked, sample, "PATH") == request_digests(expected, there, "PATH")
 
 
 # --- the key -----------------------------------------------------------------------------------
