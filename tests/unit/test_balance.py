@@ -100,7 +100,7 @@ def test_only_pending_samples_are_weighed(splitting):
     splitting(entries, 2).finish("0", "1", "2")
     splitting(num_shards=2)
     pending = [
-        sum(e.raw["duration"] for e in chunk if e.done is None) for chunk in splitting.chunks
+        sum(e.raw["duration"] for e in chunk if not e.done) for chunk in splitting.chunks
     ]
     assert sorted(pending) == [sum(range(4, 40)), 1000]
     assert splitting.order == [str(number) for number in range(40)]
