@@ -99,9 +99,7 @@ def test_only_pending_samples_are_weighed(splitting):
     entries = [{**e, "duration": 1000 if e["id"] < 4 else e["id"]} for e in samples(40)]
     splitting(entries, 2).finish("0", "1", "2")
     splitting(num_shards=2)
-    pending = [
-        sum(e.raw["duration"] for e in chunk if not e.done) for chunk in splitting.chunks
-    ]
+    pending = [sum(e.raw["duration"] for e in chunk if not e.done) for chunk in splitting.chunks]
     assert sorted(pending) == [sum(range(4, 40)), 1000]
     assert splitting.order == [str(number) for number in range(40)]
     assert splitting.manifest.rank_pending == [1, 36]
