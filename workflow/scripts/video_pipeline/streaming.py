@@ -8,6 +8,7 @@ is held at once is bounded in bytes.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import time
@@ -292,9 +293,12 @@ class Stream:
                 await self._window.prepared(prepared.num_bytes if prepared else 0)
             self._statistics.count_prepared(prepared)
             await self._engine_ready.wait()
-            errors = await asyncio.gather(
-                *(self._ask(position, each, engine, prepared, journal) for each in questions)
-            )
+            # a group, so that none is left that writes to a journal when another one fails
+            async with asyncio.TaskGroup() as asked:
+                answers = [
+                    asked.create_task(self._ask(position, each, engine, prepared, journal))
+                    for each in questions
+                ]
         except SampleError as error:
             if error.stage == "crash" and not self._last_try:
                 key = questions[0].key
@@ -303,8 +307,10 @@ class Stream:
             else:
                 self._fail_all(journal, questions, error.as_record())
         else:
-            self._statistics.count_sample(prepared)
-            self._count(next(filter(None, errors), None))
+            errors = [error for error in (answer.result() for answer in answers) if error]
+            if len(errors) < len(questions):
+                self._statistics.count_sample(prepared)
+            self._count(errors[0] if errors else None)
         finally:
             await self._window.release(prepared.num_bytes if prepared else 0)
 
@@ -350,7 +356,7 @@ class Stream:
         engine: Engine,
         journal: JournalWriter,
     ) -> Answer:
-        name = f"{question.key}/{question.part}" if question.part else question.key
+        name = json.dumps(question[:2]) if question.part else question.key
         async with self._submit:
             self._window.start_clock()
             self._in_engine[name] = question
