@@ -50,7 +50,10 @@ def prepared_requests(config: Any, engine: Any, paths: list[str]) -> dict[str, A
     inputs = {path: dataset[number]["llm_input"] for number, path in enumerate(distinct)}
     preparer = engine.preparer()
     preparer.start()
-    return {f"request {i}": preparer.prepare(inputs[p], f"clip {i}") for i, p in enumerate(paths)}
+    return {
+        f"request {i}": preparer.prepare({"": inputs[p]}, f"clip {i}")[""]
+        for i, p in enumerate(paths)
+    }
 
 
 async def answer_all(engine: Any, requests: dict[str, Any]) -> dict[str, Any]:

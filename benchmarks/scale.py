@@ -255,7 +255,7 @@ def _finish_all(folder: Path) -> None:
         prefix = attempt_prefix(manifest.split_id, rank)
         with JournalWriter(folder / manifest.journal, prefix) as journal:
             for entry in Chunk(chunks / f"rank{rank}.jsonl"):
-                journal.answer(entry.key, "", entry.request, text, usage)
+                journal.answer(*entry.questions[0], text, usage)
 
 
 def _planning(folder: Path) -> tuple[float, float]:

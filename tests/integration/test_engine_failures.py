@@ -24,7 +24,7 @@ def asked(monkeypatch) -> Counter[str]:
     counts.kill, counts.hang = set(), set()
     alive = SimulatedEngine.generate
 
-    async def generate(self, key, request):
+    async def generate(self, key, request, constraints):
         counts[key] += 1
         if key in counts.hang:
             await asyncio.Event().wait()
@@ -36,7 +36,7 @@ def asked(monkeypatch) -> Counter[str]:
         await asyncio.sleep(0.05)
         if getattr(self, "dead", False):
             raise EngineDead("killed on purpose")
-        return await alive(self, key, request)
+        return await alive(self, key, request, constraints)
 
     counts.together = 0
     monkeypatch.setattr(SimulatedEngine, "generate", generate)
