@@ -122,11 +122,11 @@ from video_pipeline.engine.simulated import SimulatedEngine
 _alive = SimulatedEngine.generate
 
 
-async def _generate(self, key, request):
+async def _generate(self, key, request, constraints):
     if not (HERE / "engine died").exists():
         (HERE / "engine died").touch()
         raise EngineDead("killed on purpose")
-    return await _alive(self, key, request)
+    return await _alive(self, key, request, constraints)
 
 
 SimulatedEngine.generate = _generate
