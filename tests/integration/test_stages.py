@@ -16,6 +16,8 @@ def staged(run: Run) -> Run:
             "name": "prose",
             "data": {"num_shards": 1},
             "run": {"task": "rewrite"},
+            # less than a video needs: this stage reads none
+            "vllm": {"max_model_len": 4096},
             "task_params": {"prompt": "Rewrite {{ id }}: {{ previous.answer }}"},
         },
     ]

@@ -119,6 +119,7 @@ class Shard:
         task: The task.
         chunk: The entries of the chunk.
         rank: The rank.
+        with_videos: Whether the dataset reads videos.
         pending: Positions in the chunk that are still to be inferred, in input order.
         deaths: Of the pending samples that were in an engine when it died, how often.
         error_rate: Failures among the finished samples.
@@ -131,6 +132,7 @@ class Shard:
         self.config = config
         self.task = task
         self.rank = rank
+        self.with_videos = manifest.with_videos
         self.chunk = Chunk(layout.chunk(rank))
         self.statistics_path = layout.statistics(rank)
         self._rank_file = layout.rank_file(rank)

@@ -69,6 +69,7 @@ class Manifest:
         journal_files: Files of the journal that split has read.
         balance: How even the pending samples are spread, see :class:`Balance`.
         expanded: Whether a line of the input may stand for several samples.
+        with_videos: Whether the dataset reads videos.
         revived: How often these chunks came back after another number of shards.
     """
 
@@ -87,6 +88,7 @@ class Manifest:
     journal_files: list[str] = field(default_factory=list)
     balance: dict[str, Any] = field(default_factory=dict)
     expanded: bool = False
+    with_videos: bool = True
     revived: int = 0
 
     def read_index(self, rank: int | None = None) -> JournalIndex:
@@ -122,7 +124,6 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     another process writes to the same output.
     """
     task = load_task(config)
-    check_budget_of_model(config)
     refuse_live_writers(layout)
     with ExitStack() as stack:
         if num_processes > 1 or config.data.balance == "duration":
@@ -137,6 +138,8 @@ def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processe
             journal, reading = pool.submit(_look_at_dataset, config, layout, run_id).result()
     else:
         journal, reading = _look_at_dataset(config, layout, run_id)
+    if reading.needs_video:
+        check_budget_of_model(config)
     index = read_index(journal)
     manifest = Manifest(
         split_id=uuid.uuid4().hex[:12],
@@ -146,6 +149,7 @@ def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processe
         settings=settings_digest(config, task.in_messages),
         journal_files=index.files,
         expanded=reading.expands,
+        with_videos=reading.needs_video,
     )
     scratch = layout.chunks.with_name(f".{layout.chunks.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed

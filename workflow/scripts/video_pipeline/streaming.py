@@ -194,7 +194,7 @@ class Stream:
         shard = self._shard
         shard.check_requests()
         shard.error_rate.check(f"rank {shard.rank}")
-        engine = create_engine(shard.config)
+        engine = create_engine(shard.config, with_videos=shard.with_videos)
         for part in {question.part for question in shard.questions(shard.pending[0])}:
             engine.check(Constraints.of(shard.task, part))
         self._window.engine_is_saturated = lambda: self._submit.locked() or engine.is_saturated()

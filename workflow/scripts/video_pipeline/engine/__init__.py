@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from video_pipeline.engine.base import Engine
 
 
-def create_engine(config: Config) -> Engine:
-    """The engine of ``run.engine``, configured but not started."""
+def create_engine(config: Config, *, with_videos: bool = True) -> Engine:
+    """The engine of ``run.engine``, configured but not started; ``with_videos``: the longest video
+    must fit into its model."""
     if config.run.engine == "simulated":
         from video_pipeline.engine.simulated import SimulatedEngine
 
         return SimulatedEngine(config)
     from video_pipeline.engine.vllm import VllmEngine
 
-    return VllmEngine(config)
+    return VllmEngine(config, with_videos=with_videos)

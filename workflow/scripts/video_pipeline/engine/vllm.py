@@ -77,7 +77,9 @@ class VllmEngine(Engine):
         waiting: How many requests wait in the scheduler of each data-parallel engine.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, with_videos: bool = True) -> None:
+        """Raises :class:`UserError` for settings that vLLM refuses and, ``with_videos``, where the
+        longest video does not fit into the model."""
         self.model_name = config.vllm.model
         check_names(
             "vllm", config.vllm.arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)]
@@ -108,7 +110,7 @@ class VllmEngine(Engine):
         except _REFUSALS as error:
             raise UserError(f"vLLM refuses the section vllm: {error}") from error
         vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
-        if vision is not None and hasattr(vision, "patch_size"):
+        if with_videos and hasattr(vision, "patch_size"):
             check_budget(config, vision.patch_size)
         self.dataset_model = _processor_folder(self._vllm_config)
         self._lora = _lora_request(config)
