@@ -189,7 +189,14 @@ def run(work: Path) -> Section:
         "proportional set sizes, sampled twice a second. *Planning*: `snakemake -n`, the faster of "
         f"two. *Balance*: {HEAVY_TAILED:,} samples, log-normal durations, sigma {SIGMA:g}, seeded."
     )
-    return Section("Millions of samples", figures, how, "", details)
+    limits = (
+        "Split: Python's own work on each line. Of a line's CPU in a scanning process a third is "
+        "reading it (parse, names that are there twice, video, id), more than a third its request "
+        "digest (the task's messages, their JSON, blake2b), the rest its entry, its "
+        "weight and the way to the other process; cores divide it. Consolidate: the parse of each "
+        "record, which is twice as long as a line of the input, and moving it."
+    )
+    return Section("Millions of samples", figures, how, limits, details)
 
 
 def _write_input(path: Path) -> None:
