@@ -47,6 +47,11 @@ def test_a_second_stage_works_on_what_the_first_said(staged):
     assert staged.reads() == before
     assert len(staged.records()) == 5
 
+    # the journals of all stages are in use
+    used = staged.journals()
+    assert "0.0 MB are gone" in staged.module("journal", "prune")
+    assert staged.journals() == used
+
 
 def test_retry_reaches_every_stage(staged):
     entries = samples(4, do="storage")
@@ -57,6 +62,16 @@ def test_retry_reaches_every_stage(staged):
     assert "4 failed sample(s) are open again" in staged.module("retry")
     staged.snakemake()
     assert len(staged.records()) == 4
+
+
+def test_retry_where_a_stage_was_never_begun(staged):
+    entries = samples(2)
+    entries[1]["do"] = "raise"
+    staged.write_samples(entries)
+    staged.settings["stages"][1]["task_params"]["prompt"] = "{{ previous.no_such_field }}"
+    staged.configure()
+    staged.snakemake(succeeds=False)
+    assert "1 failed sample(s) are open again" in staged.module("retry")
 
 
 @pytest.mark.parametrize(

@@ -328,3 +328,20 @@ def test_chunks_read_back(splitting):
     splitting(odd, 1)
     assert splitting.chunks[0][0].raw == odd[0]
     assert len(read_jsonl(splitting.layout.chunk(0))) == 1
+
+
+def test_one_question_about_some_samples_and_several_about_others(splitting):
+    question = """return [{"role": "user", "content": f"What happens? {sample.get('hint', '')}"}]"""
+    splitting.run.edit_plugin(
+        question,
+        'one = [{"role": "user", "content": "What happens?"}]\n'
+        '        return {"what": one, "why": one} if sample["id"] % 2 else one',
+    )
+    splitting(samples(6)).finish("0", "1", "5")
+    path = splitting.run.folder / "samples.jsonl"
+    path.write_bytes(path.read_bytes().replace(b", ", b",\r"))  # which JSON takes for space
+    splitting(num_shards=3)
+    assert splitting.pending == ["2", "3", "4"]
+    assert splitting.order == keys(6)
+    parts = {e.key: sorted(e.done) for chunk in splitting.chunks for e in chunk if e.done}
+    assert parts == {"0": [""], "1": ["what", "why"], "5": ["what", "why"]}

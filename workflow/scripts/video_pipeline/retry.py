@@ -33,10 +33,11 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
 
     Raises :class:`UserError` if nothing has run yet, or while a run is on.
     """
+    if not _has_run(config):
+        output = config.data.output_jsonl
+        raise UserError(f"{output}: nothing has run yet, there is nothing to retry")
     plan = read_plan(Layout.of(config, 0).plan)
-    layout = Layout.of(config, plan.num_shards if plan else 0)
-    if plan is None or not layout.manifest.exists():
-        raise UserError(f"{layout.output}: nothing has run yet, there is nothing to retry")
+    layout = Layout.of(config, plan.num_shards)
     if plan.run_id:
         raise UserError("data.resume is false: every invocation starts from nothing anyway")
     refuse_live_writers(layout)
@@ -52,6 +53,11 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
     if total:
         layout.output.unlink(missing_ok=True)
     return total
+
+
+def _has_run(config: Config) -> bool:
+    plan = read_plan(Layout.of(config, 0).plan)
+    return plan is not None and Layout.of(config, plan.num_shards).manifest.exists()
 
 
 def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]) -> int:
@@ -85,7 +91,9 @@ def main() -> None:
     if args.directory:
         os.chdir(args.directory)
     stages = (args.stage,) if args.stage else STAGES
-    count = sum(retry(own, stages) for _, own in config.by_stage())
+    first, *later = (own for _, own in config.by_stage())
+    # a stage is not begun before the one ahead of it has ended
+    count = sum(retry(own, stages) for own in (first, *filter(_has_run, later)))
     print(
         f"{count} failed sample(s) are open again; run snakemake to infer them"
         if count

@@ -55,7 +55,8 @@ class ScannedBlock:
         hashes: 32 bits of a hash of each key.
         identities: 16 bytes for each question, see :meth:`JournalIndex.find_all`; empty if not
             wanted.
-        questions: How many there are about each entry; empty if one about each.
+        questions: How many conversations with a name there are about each entry, 0 if one without;
+            empty if ``identities`` is.
         uris: The address of each video; empty where its file need not be looked at.
         weights: What is known of each entry's weight, see :func:`known_weight`.
         lines: Lines that are not blank.
@@ -149,6 +150,7 @@ class Scanner:
                 request = requests[WHOLE].encode()
                 if self._with_identities:
                     identities.append(identity_of_json(key, b'""', request))
+                    scanned.questions.append(0)
                 entry = entry_line(key, request, sample.text)
             else:
                 if self._with_identities:

@@ -243,7 +243,7 @@ def _fill(
             bad.merge(block.bad)
             if len(index):
                 places = index.find_all(block.identities)
-                if block.questions:
+                if any(block.questions):
                     places = _settle(block, places, index.indexed)
             else:
                 places = np.full(len(block.sizes), NOWHERE, np.uint64)
@@ -266,14 +266,16 @@ SETTLED = NOWHERE - 1
 
 
 def _settle(block: ScannedBlock, places: np.ndarray, files: list[str]) -> np.ndarray:
-    """Write into the entries of ``block``, about which there are several questions each, which of
-    those are finished; returns one place for each entry."""
+    """Write into the entries of ``block`` about which there are several questions which of those
+    are finished; returns one place for each entry."""
     settled = np.full(len(block.questions), NOWHERE, np.uint64)
-    lines, begin = block.entries.splitlines(keepends=True), 0
+    lines, begin = _lines(block.entries), 0
     for number, count in enumerate(block.questions):
-        found = places[begin : begin + count]
-        begin += count
-        if (found == NOWHERE).all():
+        found = places[begin : begin + max(count, 1)]
+        begin += len(found)
+        if count == 0:
+            settled[number] = found[0]
+        if count == 0 or (found == NOWHERE).all():
             continue
         entry = ChunkEntry.from_line(lines[number])
         entry.done = {
@@ -287,6 +289,11 @@ def _settle(block: ScannedBlock, places: np.ndarray, files: list[str]) -> np.nda
             settled[number] = SETTLED
     block.entries = b"".join(lines)
     return settled
+
+
+def _lines(entries: bytes) -> list[bytes]:
+    """The lines in ``entries``; a carriage return ends none: in JSON it is a space."""
+    return [line + b"\n" for line in entries.split(b"\n")[:-1]]
 
 
 def _find_duplicates(table: Table, config: Config, bad: BadLines) -> np.ndarray:

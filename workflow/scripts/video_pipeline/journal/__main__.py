@@ -88,10 +88,11 @@ def prune(config: Config, layout: Layout, *, dry_run: bool = False) -> list[Jour
 
 def _table(found: list[Journal]) -> Table:
     table = Table(box=None)
-    for name in ("journal", "answers", "errors", "MB", "last written", ""):
+    for name in ("output", "journal", "answers", "errors", "MB", "last written", ""):
         table.add_column(name, no_wrap=True)
     for journal in found:
         table.add_row(
+            journal.folder.parent.name,
             journal.folder.name,
             str(journal.answers),
             str(journal.errors),
@@ -117,12 +118,16 @@ def main() -> None:
     config = load_config(args.configfile)
     if args.directory:
         os.chdir(args.directory)
-    layout = Layout.of(config, 0)
+    stages = [own for _, own in config.by_stage()]
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if args.command == "stats":
-        console.print(_table(journals(config, layout)))
+        console.print(_table([j for own in stages for j in journals(own, Layout.of(own, 0))]))
         return
-    gone = prune(config, layout, dry_run=args.dry_run)
+    gone = [
+        journal
+        for own in stages
+        for journal in prune(own, Layout.of(own, 0), dry_run=args.dry_run)
+    ]
     console.print(_table(gone))
     size = sum(journal.num_bytes for journal in gone) / 1e6
     console.print(f"{size:.1f} MB {'can go' if args.dry_run else 'are gone'}")
