@@ -124,9 +124,7 @@ def main() -> None:
         console.print(_table([j for own in stages for j in journals(own, Layout.of(own, 0))]))
         return
     gone = [
-        journal
-        for own in stages
-        for journal in prune(own, Layout.of(own, 0), dry_run=args.dry_run)
+        journal for own in stages for journal in prune(own, Layout.of(own, 0), dry_run=args.dry_run)
     ]
     console.print(_table(gone))
     size = sum(journal.num_bytes for journal in gone) / 1e6
