@@ -39,13 +39,13 @@ def write_clip(path: Path, seconds: int, *, fps: int = 10, keyframes_every: int 
     return path
 
 
-def seen(run: Run, sample: dict, dataset: str, **params) -> list:
+def seen(run: Run, sample: dict, dataset: str, vision: dict | None = None, **params) -> list:
     """The pictures that the model would see of ``sample``."""
     config = load_config(
         {
             "data": {"input_jsonl": run.folder / "samples.jsonl"},
             "run": {"engine": "simulated", "dataset": dataset},
-            "vision": {"fps": 2.0, "max_frames": 4},
+            "vision": vision or {"fps": 2.0, "max_frames": 4},
             "task_params": params,
         }
     )
@@ -78,6 +78,22 @@ def test_key_frames_with_their_times(run, clip):
     # six key frames, a second apart, thinned out to four
     assert [picture.seconds for picture in found] == [0.0, 2.0, 3.0, 5.0]
     assert [brightness(picture) for picture in found] == [0, 20, 30, 50]
+
+
+def test_key_frames_are_no_more_than_nframes(run, clip):
+    found = seen(run, {"path": "clip.mp4"}, "keyframes", {"nframes": 2})
+    assert [brightness(picture) for picture in found] == [0, 50]
+
+
+def test_questions_about_a_first_frame_share_it(run, clip):
+    config = load_config(
+        {"run": {"engine": "simulated", "task": "questions", "dataset": "first_frame"}}
+    )
+    sample = task_sample("key", {"path": str(clip)}, config)
+    item = create_dataset(config, load_task(config), [sample], SIMULATED_MODEL)[0]
+    frames = [one["multi_modal_data"]["image"][0] for one in item["llm_inputs"].values()]
+    assert len(frames) == 3
+    assert all(frame is frames[0] for frame in frames)
 
 
 def test_key_frames_of_a_segment(run, clip):
@@ -216,11 +232,45 @@ def test_windows_have_records_and_come_together_again(cut):
     assert "Nothing to be done" in cut.snakemake()
 
 
+def test_segments_of_one_video_stay_apart(cut):
+    cut.configure(data={"id_field": None})
+    lines = [{"path": "clip.mp4", "video_end": 4}, {"path": "clip.mp4", "video_end": 4.5}]
+    cut.write_samples(lines)
+    cut.snakemake()
+    videos = read_jsonl(cut.folder / "results" / "out.videos.jsonl")
+    assert [video["input"] for video in videos] == lines
+    assert [[c["video_end"] for c in video["clips"]] for video in videos] == [[2.0, 4], [2.0, 4.5]]
+    assert len({video["__key"] for video in videos}) == 2
+
+
+def test_a_stage_goes_on_with_windows(cut):
+    """All windows have the id of their video."""
+    cut.settings["stages"] = [
+        {"name": "see"},
+        {"name": "prose", "run": {"task": "rewrite", "dataset": "text"}},
+    ]
+    cut.write_samples([{"id": "long", "path": "clip.mp4"}])
+    cut.configure()
+    cut.snakemake()
+    keys = ["long@0.0-2.0", "long@2.0-4.0", "long@4.0-6.0"]
+    assert [record["__key"] for record in cut.records()] == keys
+
+
+def test_failed_windows_are_an_input(cut):
+    """As ``out.errors.jsonl`` holds them; they are not cut again."""
+    first = {"number": 0, "of": 2, "segment": {}}
+    window = {"id": "a", "path": "clip.mp4", "video_start": 0.0, "video_end": 5.0, "clip": first}
+    cut.write_samples([window])
+    cut.snakemake()
+    assert [(r["__key"], r["input"]) for r in cut.records()] == [("a@0.0-5.0", window)]
+
+
 @pytest.mark.parametrize(
     ("sample", "seconds", "message"),
     [
         ({"path": "clip.mp4"}, 0, "task_params.clip_seconds: expected the length of a window"),
         ({"path": "clip.mp4", "cuts": "1,2"}, 2, "line 1: cuts: expected a list of seconds"),
+        ({"path": "clip.mp4", "clip": "mine"}, 2, "line 1: clip: windows have this field"),
     ],
 )
 def test_cuts_that_cannot_be(cut, sample, seconds, message):

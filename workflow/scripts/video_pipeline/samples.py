@@ -20,6 +20,7 @@ import zstandard
 from video_pipeline.config import Config, Data
 from video_pipeline.errors import UserError
 from video_pipeline.identity import content_key
+from video_pipeline.windows import is_window
 
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
@@ -156,13 +157,16 @@ class InputReader:
                 raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
     def key(self, raw: dict[str, Any]) -> str:
-        """``__key`` of a sample. Raises :class:`ValueError` if its id is none."""
+        """``__key`` of a sample: the windows of a video share its id, so their times follow it.
+        Raises :class:`ValueError` if its id is none."""
         if self._id_field is None:
             return content_key(raw)
         value = raw.get(self._id_field)
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
             raise ValueError(f"no id: field {self._id_field!r} must be text or an integer, {got}")
+        if is_window(raw):
+            return f"{value}@{raw.get('video_start')}-{raw.get('video_end')}"
         return str(value)
 
 

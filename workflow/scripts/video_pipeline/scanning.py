@@ -18,7 +18,7 @@ import orjson
 from video_pipeline.balance import known_weight
 from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError
+from video_pipeline.errors import TaskError, UserError
 from video_pipeline.identity import request_digests
 from video_pipeline.journal import identity, identity_of_json
 from video_pipeline.samples import (
@@ -174,18 +174,19 @@ class Scanner:
             futures = [threads.submit(self._expand, sample) for sample in samples]
         for sample, future in zip(samples, futures, strict=True):
             try:
-                found = future.result()
-            except ValueError as error:
-                reader.bad.add(sample.line, str(error))
+                found = [
+                    InputSample(sample.line, reader.key(raw), raw, orjson.dumps(raw))
+                    for raw in future.result()
+                ]
+            except UserError:
+                raise
+            except Exception as error:
+                name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                reader.bad.add(sample.line, f"{name}{error}")
                 continue
-            if len(found) == 1 and found[0] == sample.raw:
-                yield sample
-                continue
-            for raw in found:
-                key = reader.key(raw)
-                if self._config.data.id_field is not None:  # all have that of the whole
-                    key = f"{key}@{raw.get('video_start')}-{raw.get('video_end')}"
-                yield InputSample(sample.line, key, raw, orjson.dumps(raw))
+            if not found:
+                reader.bad.add(sample.line, "the dataset made no sample of it")
+            yield from found
 
     def _expand(self, sample: InputSample) -> list[dict[str, Any]]:
         asked = task_sample(sample.key, sample.raw, self._config)

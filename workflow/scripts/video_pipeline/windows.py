@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from video_pipeline.identity import content_key
 
 CLIP = "clip"
-"""Field of a window's input object: its ``number``, from 0, and ``of`` how many."""
+"""Field of a window's input object: its ``number``, from 0, ``of`` how many, and the ``segment``
+that its line had, if any: the ``video_start`` and ``video_end`` of the whole."""
 
-CUT = ("video_start", "video_end", CLIP)
-"""The fields in which the windows of a video differ."""
+CUT = ("video_start", "video_end")
+"""The other fields in which the windows of a video differ."""
+
+
+def is_window(raw: dict[str, Any]) -> bool:
+    """Whether an input object is a window of a video."""
+    clip = raw.get(CLIP)
+    return isinstance(clip, dict) and {"number", "of", "segment"} == clip.keys()
+
+
+def windows(raw: dict[str, Any], edges: list[float]) -> list[dict[str, Any]]:
+    """The input objects of the windows that ``edges``, in seconds, cut a video into."""
+    segment = {name: raw[name] for name in CUT if name in raw}
+    return [
+        {
+            **raw,
+            "video_start": start,
+            "video_end": stop,
+            CLIP: {"number": number, "of": len(edges) - 1, "segment": segment},
+        }
+        for number, (start, stop) in enumerate(itertools.pairwise(edges))
+    ]
+
+
+def whole(raw: dict[str, Any]) -> dict[str, Any]:
+    """The input object of the video that ``raw`` is a window of: as it was before it was cut."""
+    if not is_window(raw):
+        return raw
+    rest = {name: value for name, value in raw.items() if name not in (*CUT, CLIP)}
+    return {**rest, **raw[CLIP]["segment"]}
 
 
 def by_video(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -23,13 +53,12 @@ def by_video(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     video: dict[str, Any] | None = None
     for record in records:
         raw = record.pop("input")
-        clip = raw.get(CLIP) or {}
-        if video is None or not clip.get("number"):
+        uncut = whole(raw)
+        if video is None or video["input"] != uncut:
             if video is not None:
                 yield video
-            whole = {name: value for name, value in raw.items() if name not in CUT}
-            video = {"__key": content_key(whole), "input": whole, "clips": []}
-        times = {name: raw.get(name) for name in ("video_start", "video_end")}
+            video = {"__key": content_key(uncut), "input": uncut, "clips": []}
+        times = {name: raw.get(name) for name in CUT}
         video["clips"].append({**times, **record})
     if video is not None:
         yield video

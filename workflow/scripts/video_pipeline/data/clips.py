@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from numbers import Real
 from typing import Any
@@ -11,7 +10,7 @@ from video_pipeline.data.base import raw_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.video.errors import VideoReadError
-from video_pipeline.windows import CLIP
+from video_pipeline.windows import CLIP, is_window, windows
 
 
 @register_dataset("clips")
@@ -21,12 +20,16 @@ class ClipsDataset(QwenVideoDataset):
 
     A window is ``task_params.clip_seconds`` long; a rest shorter than half of that stays with the
     last one. Or the sample has ``cuts``: the seconds at which the windows after the first begin.
-    ``video_start`` and ``video_end`` bound them all.
+    ``video_start`` and ``video_end`` bound them all. A window of an earlier run stays as it is.
     """
 
     @classmethod
     def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:
         raw = raw_of(sample)
+        if is_window(raw):
+            return [raw]  # of an earlier run: failed samples, or an output
+        if CLIP in raw:
+            raise ValueError(f"{CLIP}: windows have this field; give yours another name")
         begin, end = _seconds(raw, "video_start") or 0.0, _seconds(raw, "video_end")
         try:
             if end is None:
@@ -39,16 +42,7 @@ class ClipsDataset(QwenVideoDataset):
         elif not isinstance(inner, list) or not all(_is_number(cut) for cut in inner):
             raise ValueError(f"cuts: expected a list of seconds, got {inner!r:.80}")
         edges = [begin, *(cut for cut in sorted(set(inner)) if begin < cut < end), end]
-        windows = list(itertools.pairwise(edges))
-        return [
-            {
-                **raw,
-                "video_start": start,
-                "video_end": stop,
-                CLIP: {"number": number, "of": len(windows)},
-            }
-            for number, (start, stop) in enumerate(windows)
-        ]
+        return windows(raw, edges)
 
 
 def _even_cuts(begin: float, end: float, seconds: float) -> list[float]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @register_dataset("image")
@@ -23,21 +26,32 @@ class ImageDataset(QwenVideoDataset):
 class FirstFrameDataset(QwenVideoDataset):
     """The first frame of the sample's video (of its segment), as an image."""
 
+    _last: tuple[tuple[str, float], Image.Image] | None = None
+
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") == sample["__video_uri"]:
-            from video_pipeline.video.reader import read_frame
-
-            frame = read_frame(part["video"], sample.get("video_start") or 0.0)
+            frame = self._frame(part["video"], sample.get("video_start") or 0.0)
             part = {"type": "image", "image": frame}
         return super().visual(part, sample)
+
+    def _frame(self, uri: str, seconds: float) -> Image.Image:
+        """The same object for all questions about a sample: it is read and encoded once."""
+        from video_pipeline.video.reader import read_frame
+
+        if self._last is None or self._last[0] != (uri, seconds):
+            self._last = (uri, seconds), read_frame(uri, seconds)
+        return self._last[1]
 
 
 @register_dataset("keyframes")
 class KeyframesDataset(QwenVideoDataset):
-    """The key frames of the sample's video (of its segment), at most ``vision.max_frames``: where
-    an encoder saw something new, and cheap to decode."""
+    """The key frames of the sample's video (of its segment), at most ``vision.max_frames``, or
+    ``vision.nframes`` where that is given: where an encoder saw something new, and cheap to
+    decode."""
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") == sample["__video_uri"]:
-            part = {"keyframes": True, **part}
+            nframes = self.vision_kwargs.get("nframes")
+            most = {} if nframes is None else {"max_frames": nframes}
+            part = {"keyframes": True, **most, **part}
         return super().visual(part, sample)

@@ -71,7 +71,10 @@ class Prompt:
 
 
 def prompt_files(params: dict[str, Any]) -> list[str]:
-    """The files that ``task_params`` names, whose content the answers depend on."""
+    """The files that ``task_params`` names, whose content the answers depend on. A name without
+    a file is left to the task, whose affair it may be."""
     return [
-        value for name, value in params.items() if name.endswith(FILE) and isinstance(value, str)
+        value
+        for name, value in params.items()
+        if name.endswith(FILE) and isinstance(value, str) and Path(value).is_file()
     ]
