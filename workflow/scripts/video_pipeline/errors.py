@@ -28,11 +28,20 @@ class TaskError(UserError):
 def user_frame(error: BaseException) -> traceback.FrameSummary:
     """The line that an exception came from: the user's own, if one took part."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
-    return (own or frames)[-1]
+    return ([frame for frame in frames if _is_users(frame)] or frames)[-1]
+
+
+def _is_users(frame: traceback.FrameSummary) -> bool:
+    return not frame.filename.startswith(_NOT_THE_USERS)
 
 
 def where(error: BaseException) -> str:
     """``file, line N`` of :func:`user_frame`."""
     frame = user_frame(error)
     return f"{frame.filename}, line {frame.lineno}"
+
+
+def explain(error: BaseException) -> str:
+    """Type and message of an exception, with the user's line if one took part."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{text} ({where(error)})" if _is_users(user_frame(error)) else text

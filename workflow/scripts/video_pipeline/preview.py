@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from video_pipeline import cli
 from video_pipeline.config import Config, load_config
-from video_pipeline.engine.base import Answer, Constraints
-from video_pipeline.errors import UserError, where
+from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
+from video_pipeline.errors import UserError, explain
+from video_pipeline.gpus import lease_for
+from video_pipeline.processes import job_processes
 from video_pipeline.samples import task_sample
-from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.base import Messages, Task
 from video_pipeline.tasks.registry import load_task
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 KEY = "preview"
 """``__key`` of the sample."""
@@ -46,7 +53,7 @@ def main() -> None:
 
 
 def _config(args: argparse.Namespace) -> Config:
-    config = load_config(args.configfile or {}).model_dump()
+    config = _stage(load_config(args.configfile or {}), args.task).model_dump()
     config["run"]["plugins"] = [*config["run"]["plugins"], *args.plugins]
     if args.task:
         config["run"]["task"] = args.task
@@ -55,6 +62,12 @@ def _config(args: argparse.Namespace) -> Config:
     if args.video:  # as the shell knows it, whatever the samples are relative to
         config["data"]["video_root"] = Path.cwd()
     return load_config(config)
+
+
+def _stage(config: Config, task: str | None) -> Config:
+    """The stage that runs ``task``; the first one if none does."""
+    stages = [own for _, own in config.by_stage()]
+    return next((own for own in stages if own.run.task == task), stages[0])
 
 
 def _raw(args: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -76,44 +89,63 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
     """
     from rich.console import Console
 
-    from video_pipeline.data.registry import create_dataset  # torch
-    from video_pipeline.data.seen import pictures
     from video_pipeline.video.access import Access, limit_access
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     limit_access(Access.of(config.data))
     task = load_task(config)
-    sample = task_sample(KEY, raw, config)
+    sample = _sample(config, task, raw)
     conversations = task.conversations(sample)
-    engine = None
-    if with_engine:
-        from video_pipeline.engine import create_engine
+    with contextlib.ExitStack() as stack:
+        engine = None
+        if with_engine:
+            stack.enter_context(lease_for(config))
+            stack.enter_context(job_processes())
+            engine = _engine(config)
+        model = engine.dataset_model if engine else _model(config)
+        llm_inputs = _llm_inputs(config, task, sample, conversations, model)
+        for part, messages in conversations.items():
+            console.rule(f"messages of {cli.plain(part or task.name)}")
+            _show_json(console, messages)
+            console.rule("prompt")
+            console.print(cli.plain(llm_inputs[part].get("prompt")))
+            console.print(_tokens(model, llm_inputs[part]))
+        _show_pictures(console, llm_inputs.values(), sheet)
+        if engine is not None:
+            constraints = {part: Constraints.of(task, part) for part in llm_inputs}
+            answers = asyncio.run(_answers(engine, llm_inputs, constraints))
+            for part, answer in answers.items():
+                console.rule(f"answer to {cli.plain(part or task.name)}")
+                _show_answer(console, task, sample, part, answer)
 
-        engine = create_engine(config)
-    model = engine.dataset_model if engine else _model(config)
-    dataset = create_dataset(config, task, [sample], model)
+
+def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
+    """What the task and the dataset see; of a sample that stands for several, the first."""
+    from video_pipeline.data.registry import dataset_of  # torch
+
+    dataset = dataset_of(config, task)
+    field = config.data.video_field
+    if dataset.needs_video and not raw.get(field):
+        raise UserError(f"the sample has no video: give --video, or {field!r} in --sample")
     try:
-        item = dataset[0]
+        sample = task_sample(KEY, raw, config)
+        several = dataset.expand(sample, dict(config.task_params))
+        return task_sample(KEY, several[0], config)
     except UserError:
         raise
     except Exception as error:
+        raise UserError(f"the sample cannot be: {explain(error)}") from error
+
+
+def _engine(config: Config) -> Engine:
+    from video_pipeline.engine import create_engine
+
+    try:
+        return create_engine(config)
+    except ImportError as error:
         raise UserError(
-            f"the dataset cannot read the sample: {type(error).__name__}: {error} ({where(error)})"
+            f"vLLM cannot be imported: {error}. --no-engine shows everything but the answer"
         ) from error
-    llm_inputs = item["llm_inputs"] if "llm_inputs" in item else {"": item["llm_input"]}
-    for part, messages in conversations.items():
-        console.rule(f"messages of {part or task.name}")
-        console.print(orjson.dumps(messages, option=orjson.OPT_INDENT_2).decode())
-        console.rule("prompt")
-        console.print(cli.plain(llm_inputs[part]["prompt"]))
-        console.print(_tokens(model, llm_inputs[part]))
-    _show_pictures(console, {p: pictures(i) for p, i in llm_inputs.items()}, sheet)
-    if engine is not None:
-        constraints = {part: Constraints.of(task, part) for part in llm_inputs}
-        answers = asyncio.run(_answers(engine, llm_inputs, constraints))
-        for part, answer in answers.items():
-            console.rule(f"answer to {part or task.name}")
-            _show_answer(console, task, sample, part, answer)
 
 
 def _model(config: Config) -> str:
@@ -122,31 +154,70 @@ def _model(config: Config) -> str:
     return SIMULATED_MODEL if config.run.engine == "simulated" else config.vllm.model
 
 
+def _llm_inputs(
+    config: Config,
+    task: Task,
+    sample: dict[str, Any],
+    conversations: dict[str, Messages],
+    model: str,
+) -> dict[str, dict[str, Any]]:
+    """What the dataset makes of the sample, by conversation."""
+    from video_pipeline.data.base import check_complete, inputs_of
+    from video_pipeline.data.prompt import Prompter
+    from video_pipeline.data.registry import create_dataset
+
+    try:
+        Prompter(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"vllm.model: cannot load the processor of {model}: {error}") from error
+    dataset = create_dataset(config, task, [sample], model)
+    try:
+        item = dataset[0]
+    except UserError:
+        raise
+    except Exception as error:
+        video = sample["__video_uri"]
+        raise UserError(f"the dataset cannot read {video or 'it'}: {explain(error)}") from error
+    llm_inputs = inputs_of(item, dataset, KEY)
+    check_complete(llm_inputs, conversations, dataset, KEY)
+    return llm_inputs
+
+
 def _tokens(model: str, llm_input: dict[str, Any]) -> str:
     from video_pipeline.data.prompt import count_tokens
 
-    count = count_tokens(model, llm_input)
+    try:
+        count = count_tokens(model, llm_input)
+    except Exception as error:  # what a user's own dataset may hand to any processor
+        return f"tokens: the model's processor refuses this input: {explain(error)}"
     if count is None:
         return "tokens: not known without a model"
     return f"tokens: {count.prompt} in the prompt, {count.visual} of them visual"
 
 
-def _show_pictures(console: Any, seen: dict[str, list[Any]], path: Path) -> None:
+def _show_json(console: Console, value: Any) -> None:
+    console.print(cli.plain(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()))
+
+
+def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path: Path) -> None:
+    from video_pipeline.data.seen import pictures
     from video_pipeline.report.contact_sheet import contact_sheet
 
     console.rule("pictures")
-    shown = next((each for each in seen.values() if each), [])
+    # conversations that show the same media share them
+    media = {id(each.get("multi_modal_data")): each for each in llm_inputs}
+    shown = [picture for each in media.values() for picture in pictures(each)]
     for picture in shown:
         console.print(picture.caption)
     if shown:
         contact_sheet([p.image for p in shown], [p.caption for p in shown]).save(path)
-        console.print(f"{len(shown)} pictures: {path}")
+        console.print(f"{len(shown)} pictures: {cli.plain(path)}")
     else:
         console.print("none: the model sees text only")
 
 
 async def _answers(
-    engine: Any, llm_inputs: dict[str, dict[str, Any]], constraints: dict[str, Constraints]
+    engine: Engine, llm_inputs: dict[str, dict[str, Any]], constraints: dict[str, Constraints]
 ) -> dict[str, Answer]:
     try:
         await engine.start()
@@ -157,12 +228,14 @@ async def _answers(
             part: await engine.generate(part or KEY, request, constraints[part])
             for part, request in requests.items()
         }
+    except RequestRefused as error:
+        raise UserError(f"the engine refuses the request: {error.type}: {error}") from error
     finally:
         engine.stop()
 
 
 def _show_answer(
-    console: Any, task: Task, sample: dict[str, Any], part: str, answer: Answer
+    console: Console, task: Task, sample: dict[str, Any], part: str, answer: Answer
 ) -> None:
     if answer.reasoning is not None:
         console.print(f"reasoning: {cli.plain(answer.reasoning)}")
@@ -175,8 +248,8 @@ def _show_answer(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"parse: {type(error).__name__}: {error} ({where(error)})") from error
-    console.print(orjson.dumps(fields, option=orjson.OPT_INDENT_2, default=str).decode())
+        raise UserError(f"parse: {explain(error)}") from error
+    _show_json(console, fields)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
+from video_pipeline.errors import TaskError
 from video_pipeline.tasks.base import WHOLE
 
 if TYPE_CHECKING:
@@ -79,6 +80,41 @@ def item(sample: dict[str, Any], llm_inputs: dict[str, dict[str, Any]]) -> dict[
     """What ``__getitem__`` returns, from the inputs of the sample's conversations."""
     given = {"llm_input": llm_inputs[WHOLE]} if WHOLE in llm_inputs else {"llm_inputs": llm_inputs}
     return {"__key": sample["__key"], "raw": raw_of(sample), **given}
+
+
+def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, Any]]:
+    """The inputs in what ``__getitem__`` of ``dataset`` returned for the sample ``key``, by
+    conversation. Raises :class:`TaskError` where it breaks the contract."""
+    name = type(dataset).__name__
+    given = item if isinstance(item, dict) else {}
+    named = given.get("llm_inputs")
+    inputs = named if isinstance(named, dict) and named else {WHOLE: given.get("llm_input")}
+    if not all(isinstance(llm_input, dict) for llm_input in inputs.values()):
+        raise TaskError(
+            f"dataset {name}: __getitem__ must return a dict with '__key', 'raw' and "
+            f"'llm_input', which is a dict too; it returned {item!r:.200}"
+        )
+    if given.get("__key") != key:
+        raise TaskError(
+            f"dataset {name}: __getitem__ was asked for sample {key!r} and returned "
+            f"{given.get('__key')!r}; give back sample['__key'] as it came"
+        )
+    return inputs
+
+
+def check_complete(
+    inputs: Collection[str], parts: Collection[str], dataset: BaseDataset, key: str
+) -> None:
+    """Raise :class:`TaskError` if the ``inputs`` of the sample ``key`` lack one of the
+    conversations ``parts``."""
+    lacking = sorted(set(parts) - set(inputs))
+    if lacking:
+        missing = ", ".join(filter(None, lacking)) or "the whole sample"
+        raise TaskError(
+            f"dataset {type(dataset).__name__}: __getitem__ returned nothing for {missing} of "
+            f"sample {key!r}, though the task asks about it. A task with named conversations needs "
+            "`llm_inputs`, by name; one without needs `llm_input`"
+        )
 
 
 def raw_of(sample: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
 
@@ -31,15 +33,26 @@ def pictures(llm_input: dict[str, Any]) -> list[Picture]:
     """All pictures in ``llm_input``, images first."""
     media = llm_input.get("multi_modal_data") or {}
     images, videos = media.get("image") or [], media.get("video") or []
-    found = [Picture(image, None) for image in _listed(images) if isinstance(image, Image.Image)]
+    found = [Picture(_image(image), None) for image in _listed(images)]
     for video in _listed(videos):
         frames, metadata = video if isinstance(video, tuple) else (video, {})
+        metadata = metadata or {}
         indices, fps = metadata.get("frames_indices"), metadata.get("fps")
         for number, frame in enumerate(frames):
             index = indices[number] if indices is not None else number
             seconds = float(index) / fps if fps else None
-            found.append(Picture(Image.fromarray(frame.permute(1, 2, 0).numpy()), seconds))
+            found.append(Picture(_image(frame), seconds))
     return found
+
+
+def _image(frame: Any) -> Image.Image:
+    """A frame as vLLM takes it: a tensor (3, height, width), an array (height, width, 3), or a
+    picture already."""
+    if isinstance(frame, Image.Image):
+        return frame
+    if isinstance(frame, torch.Tensor):
+        frame = frame.permute(1, 2, 0).numpy()
+    return Image.fromarray(np.asarray(frame).astype(np.uint8))
 
 
 def _listed(items: Any) -> list[Any]:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.config import Config
+from video_pipeline.data.base import check_complete, inputs_of
 from video_pipeline.data.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import TaskError, UserError, user_frame, where
-from video_pipeline.tasks.base import WHOLE
 
 SAMPLES_PER_WORKER = 10_000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
@@ -276,13 +276,7 @@ class _Worker:
         key = self._chunk[position].key
         read = self._read(position, key)
         llm_inputs = {part: read[part] for part in read if part in parts}
-        if len(llm_inputs) < len(parts):
-            missing = ", ".join(sorted(parts - llm_inputs.keys())) or "the whole sample"
-            raise TaskError(
-                f"dataset {type(self._dataset).__name__}: __getitem__ returned nothing for "
-                f"{missing} of sample {key!r}, though the task asks about it. A task with named "
-                "conversations needs `llm_inputs`, by name; one without needs `llm_input`"
-            )
+        check_complete(llm_inputs, parts, self._dataset, key)
         video_seconds = max(map(_video_seconds, llm_inputs.values()))
         try:
             requests = self._preparer.prepare(llm_inputs, key)
@@ -306,27 +300,7 @@ class _Worker:
             raise
         except (Exception, SystemExit) as error:
             raise SampleError("read", type(error).__name__, _message(error)) from error
-        name = type(self._dataset).__name__
-        inputs = _llm_inputs(item)
-        if not all(isinstance(llm_input, dict) for llm_input in inputs.values()):
-            raise TaskError(
-                f"dataset {name}: __getitem__ must return a dict with '__key', 'raw' and "
-                f"'llm_input', which is a dict too; it returned {item!r:.200}"
-            )
-        if item.get("__key") != key:
-            raise TaskError(
-                f"dataset {name}: __getitem__ was asked for sample {key!r} and returned "
-                f"{item.get('__key')!r}; give back sample['__key'] as it came"
-            )
-        return inputs
-
-
-def _llm_inputs(item: Any) -> dict[str, Any]:
-    """The inputs in what a dataset returned, by part; under :data:`WHOLE` whatever else it is."""
-    if not isinstance(item, dict):
-        return {WHOLE: None}
-    named = item.get("llm_inputs")
-    return named if isinstance(named, dict) and named else {WHOLE: item.get("llm_input")}
+        return inputs_of(item, self._dataset, key)
 
 
 def _message(error: BaseException) -> str:
