@@ -101,7 +101,7 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
         if with_engine:
             stack.enter_context(lease_for(config))
             stack.enter_context(job_processes())
-            engine = _engine(config)
+            engine = _engine(config, task)
         model = engine.dataset_model if engine else _model(config)
         llm_inputs = _llm_inputs(config, task, sample, conversations, model)
         for part, messages in conversations.items():
@@ -137,11 +137,12 @@ def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"the sample cannot be: {explain(error)}") from error
 
 
-def _engine(config: Config) -> Engine:
+def _engine(config: Config, task: Task) -> Engine:
+    from video_pipeline.data.registry import dataset_of
     from video_pipeline.engine import create_engine
 
     try:
-        return create_engine(config)
+        return create_engine(config, with_videos=dataset_of(config, task).needs_video)
     except ImportError as error:
         raise UserError(
             f"vLLM cannot be imported: {error}. --no-engine shows everything but the answer"

@@ -1,0 +1,127 @@
+"""``python -m video_pipeline.preview``: what a task asks and what the model sees."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import SCRIPTS
+from PIL import Image
+from video_pipeline.testing.clips import write_demo_clips
+from video_pipeline.testing.tiny_model import write_tiny_model
+
+PLUGIN = """\
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.registry import register_task
+
+@register_task
+class Mine(Task):
+    name = "mine"
+
+    def build_messages(self, sample):
+        text = BUILD
+        return [{"role": "user", "content": [
+            {"type": "video", "video": sample["__video_uri"]}, {"type": "text", "text": text}]}]
+
+    def parse(self, text, sample):
+        return {"answer": PARSE}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a tiny model, clips, and a vLLM that cannot be imported."""
+    folder = tmp_path_factory.mktemp("preview")
+    write_tiny_model(folder / "model")
+    write_demo_clips(folder)
+    (folder / "broken" / "vllm").mkdir(parents=True)
+    (folder / "broken" / "vllm" / "__init__.py").write_text("raise ImportError('no vLLM here')\n")
+    return folder
+
+
+def preview(folder: Path, *arguments: str, build="'Why?'", parse="text", succeeds=True) -> str:
+    plugin = PLUGIN.replace("BUILD", build).replace("PARSE", parse)
+    (folder / "mine.py").write_text(plugin, encoding="utf-8")
+    paths = os.pathsep.join([str(folder / "broken"), str(SCRIPTS)])
+    done = subprocess.run(
+        [sys.executable, "-m", "video_pipeline.preview", "mine.py", "--task", "mine", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == (0 if succeeds else 1), done.stdout
+    assert "Traceback" not in done.stdout
+    return done.stdout
+
+
+def test_what_the_model_sees_without_vllm(folder):
+    printed = preview(folder, "--video", "h264.mp4", "--model", "model", "--no-engine")
+    assert '"text": "Why?"' in printed
+    assert "<|vision_start|><|video_pad|><|vision_end|>Why?<|im_end|>" in printed
+    times = re.findall(r"^(\d+\.\d\d) s  (\d+)x(\d+)$", printed, re.MULTILINE)
+    assert float(times[0][0]) == 0.0
+    assert [float(t) for t, _, _ in times] == sorted({float(t) for t, _, _ in times})
+    # a token stands for two frames of 28 x 28 pixels
+    width, height = int(times[0][1]), int(times[0][2])
+    visual = len(times) // 2 * (width // 28) * (height // 28)
+    assert f"{visual} of them visual" in printed
+    with Image.open(folder / "preview.png") as sheet:
+        assert sheet.width > 200
+
+
+def test_without_no_engine_it_says_that_vllm_is_missing(folder):
+    printed = preview(folder, "--video", "h264.mp4", "--model", "model", succeeds=False)
+    assert "vLLM cannot be imported: no vLLM here. --no-engine shows everything" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (
+            ["--video", "h264.mp4"],
+            {"build": "sample['title']"},
+            "KeyError: 'title' (.*mine.py, line 9",
+        ),
+        (["--video", "gone.mp4"], {}, "cannot read .*gone.mp4: VideoReadError: No such file"),
+        ([], {}, "the sample has no video: give --video, or 'path' in --sample"),
+        (["--sample", "[1]"], {}, "--sample: expected a JSON object"),
+    ],
+)
+def test_mistakes_are_named(folder, arguments, code, message):
+    printed = preview(folder, *arguments, "--model", "model", "--no-engine", succeeds=False, **code)
+    assert re.search(message.replace("(", r"\("), printed), printed
+
+
+def test_parse_that_fails_names_the_line(folder):
+    (folder / "simulated.yaml").write_text("run: {engine: simulated}\n")
+    printed = preview(
+        folder,
+        *("--video", "h264.mp4", "--configfile", "simulated.yaml"),
+        parse="text.no_such_thing",
+        succeeds=False,
+    )
+    assert re.search(r"parse: AttributeError: .*no_such_thing.* \(.*mine.py, line 14\)", printed)
+
+
+def test_a_hostile_text_stays_text(folder):
+    printed = preview(
+        folder,
+        *(
+            "--video",
+            "h264.mp4",
+            "--model",
+            "model",
+            "--no-engine",
+            "--sample",
+            r'{"t": "\u001b[2J"}',
+        ),
+        build="sample['t']",
+    )
+    assert "\x1b" not in printed
+    assert r"\x1b[2J" in printed
