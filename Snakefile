@@ -22,5 +22,9 @@ onstart:
     begin()
 
 
+onsuccess:
+    show_summary()
+
+
 onerror:
     explain_failure()
