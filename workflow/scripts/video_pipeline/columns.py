@@ -108,17 +108,21 @@ class Column:
         return [*self._fields.values(), *([self._items] if self._items else [])]
 
     @property
+    def is_null(self) -> bool:
+        """Whether there are no values but ``null``."""
+        return not self.is_json and not self._kinds
+
+    @property
     def is_mixed(self) -> bool:
         """Whether whole numbers stand among floats: they are written as floats that equal them."""
         return not self.is_json and self._kinds == {int, float}
 
     @property
     def type(self) -> pa.DataType:
-        """The Arrow type, after :meth:`finish`."""
-        if self.is_json or self._kinds == {str}:
+        """The Arrow type, after :meth:`finish`. Nothing but nulls are nulls of type string: of
+        lists of Arrow's type null, pyarrow 26 reads some back shorter than they were."""
+        if self.is_json or self._kinds <= {str}:
             return pa.string()
-        if not self._kinds:
-            return pa.null()
         if self._kinds == {bool}:
             return pa.bool_()
         if self._kinds == {int}:

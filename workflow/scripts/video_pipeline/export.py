@@ -249,6 +249,8 @@ def _described(columns: Columns) -> Iterator[tuple[str, str, str]]:
             notes = [meaning] if meaning else []
             if column.is_json and path != OTHERS:
                 notes.append("JSON text, because its values have no one type")
+            if column.is_null:
+                notes.append("nothing but `null`")
             if column.is_mixed:
                 notes.append("whole numbers among them are written as floats")
             yield path, kind, "; ".join(notes)
