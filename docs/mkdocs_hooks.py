@@ -11,7 +11,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-FILES = ("README.md", "CHANGELOG.md", "LICENSE", "config/README.md", "config/schema.json")
+FILES = (
+    *("README.md", "CHANGELOG.md", "LICENSE", "config/README.md", "config/schema.json"),
+    "docs/site.css",
+)
 """What belongs to the site beside ``docs/*.md``."""
 
 
