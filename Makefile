@@ -43,7 +43,7 @@ config-docs: venv  ## write config/config.yaml, config/README.md and config/sche
 
 docs: venv  ## build the documentation into site/, with what it needs (envs/docs.txt)
 	@$(BIN)/python -m pip install -qq --no-deps --no-input --disable-pip-version-check -r envs/docs.txt
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html; to search in it, too: $(BIN)/python -m http.server -d site"
 
 clean:  ## remove the demo, the built documentation and caches; .venv stays

@@ -73,11 +73,13 @@ def test_the_links_are_found():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_what_follows_in_a_list_is_indented_by_four(page):
-    """The hub takes two spaces as well, the site makes other paragraphs or prose of code."""
+    """The hub takes two spaces as well, the site makes other paragraphs or prose of code. It also
+    wants a blank line before a list."""
     text = page.read_text(encoding="utf-8")
     fences = re.findall(r"^( *)```", text, re.MULTILINE)
     paragraphs = re.findall(r"\n\n( +)(?![*-] )\S", prose(page))
     assert {len(indent) for indent in [*fences, *paragraphs]} <= {0, 4}
+    assert re.findall(r"^(?:    |[^ *\n-]).*\n[*-] .*", prose(page), re.MULTILINE) == []
 
 
 def test_what_docs_needs_is_complete():
