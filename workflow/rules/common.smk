@@ -57,7 +57,9 @@ wildcard_constraints:
 
 def get_final_output():
     layouts = [stage.layout for stage in STAGES]
-    return [path for files in layouts for path in (files.output, files.summary, files.errors)]
+    cards = [stage.layout.card for stage in STAGES if "parquet" in stage.config.run.formats]
+    files = [path for files in layouts for path in (files.output, files.summary, files.errors)]
+    return [*files, *cards]
 
 
 def rank_files(stage):
