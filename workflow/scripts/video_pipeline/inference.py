@@ -11,8 +11,6 @@ import os
 from array import array
 from pathlib import Path
 
-import orjson
-
 from video_pipeline import gpus
 from video_pipeline.chunks import Chunk, Question
 from video_pipeline.config import Config
@@ -179,8 +177,9 @@ class Shard:
         """
         for position in self.pending[:TWICE]:
             entry = self.chunk[position]
-            sample = task_sample(entry.key, entry.raw, self.config)
-            video = entry.raw.get(self.config.data.video_field)
+            raw = entry.raw
+            sample = task_sample(entry.key, raw, self.config)
+            video = raw.get(self.config.data.video_field)
             check_deterministic(self.task, sample, video, entry.requests)
 
     def try_parse(self, position: int, part: str, output_text: str) -> None:
@@ -215,7 +214,7 @@ class Shard:
                 if len(done) < len(entry.requests):
                     raise RuntimeError(f"sample {entry.key} has no record, though the job is over")
                 journaled = {part: reader.read(place) for part, place in done.items()}
-                record = records.build(entry, journaled)
-                rate.count(record.get("__error"))
-                stream.write(orjson.dumps(record) + b"\n")
+                line, error = records.build(entry, journaled)
+                rate.count(error)
+                stream.write(line)
             rate.check(f"rank {self.rank}")

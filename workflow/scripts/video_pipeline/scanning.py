@@ -153,7 +153,7 @@ class Scanner:
                 if self._with_identities:
                     identities += [identity(sample.key, *one) for one in requests.items()]
                     scanned.questions.append(len(requests))
-                entries.append(ChunkEntry(sample.key, requests, raw, {}).to_line())
+                entries.append(ChunkEntry(sample.key, requests, sample.text, {}).to_line())
             keys.append(key)
             scanned.numbers.append(sample.line)
             scanned.weights.append(weight)

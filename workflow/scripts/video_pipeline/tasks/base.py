@@ -127,16 +127,17 @@ class Task(ABC):
         return fields
 
     def _check_names(self, named: dict[Any, Any], method: str) -> None:
-        if not all(isinstance(name, str) for name in named):
-            raise TaskError(
-                f"task {self.name!r}: {method} must return a dict with text keys, it returned "
-                f"{named!r:.200}"
-            )
-        reserved = sorted(n for n in named if n.startswith("__") or n in RESERVED_FIELDS)
+        for name in named:
+            if not isinstance(name, str):
+                raise TaskError(
+                    f"task {self.name!r}: {method} must return a dict with text keys, it returned "
+                    f"{named!r:.200}"
+                )
+        reserved = [n for n in named if n.startswith("__") or n in RESERVED_FIELDS]
         if reserved:
             raise TaskError(
-                f"task {self.name!r}: {method} returned {', '.join(map(repr, reserved))}; names "
-                "that start with '__', 'input' and 'output_text' are reserved, use another"
+                f"task {self.name!r}: {method} returned {', '.join(map(repr, sorted(reserved)))}; "
+                "names that start with '__', 'input' and 'output_text' are reserved, use another"
             )
 
 
