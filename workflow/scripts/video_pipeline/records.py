@@ -29,7 +29,8 @@ class Records:
         self._config = config
         self._task = task
         simulated = config.run.engine == "simulated"
-        self._model = SIMULATED_MODEL if simulated else config.vllm.model
+        model = SIMULATED_MODEL if simulated else config.vllm.model
+        self._known = {"__task": task.name, "__model": model}
 
     def build(
         self, entry: ChunkEntry, journaled: dict[str, dict[str, Any]]
@@ -39,19 +40,19 @@ class Records:
 
         Raises :class:`TaskError` if ``parse`` returns a reserved name or no dict.
         """
-        views = {part: self._view(entry, part, journaled[part]) for part in entry.requests}
-        view = views[WHOLE] if WHOLE in views else _together(views)
-        record: dict[str, Any] = {"__key": entry.key, "__status": "ok"}
-        if view.error is not None:
-            record = {"__key": entry.key, "__status": "error", "__error": view.error}
-        record |= {"__task": self._task.name, "__model": self._model}
+        if WHOLE in entry.requests:
+            view = self._view(entry, WHOLE, journaled[WHOLE])
+        else:
+            parts = entry.requests
+            view = _together({part: self._view(entry, part, journaled[part]) for part in parts})
         if view.error is None:
-            record["__usage"] = view.answered["__usage"]
-        # as it stands in the chunk, whatever parse did to its sample
-        record["input"] = orjson.Fragment(entry.text)
-        for name, said in view.answered.items():
-            record.setdefault(name, said)
-        line = orjson.dumps(record)
+            usage = view.answered["__usage"]
+            head = {"__key": entry.key, "__status": "ok", **self._known, "__usage": usage}
+        else:
+            head = {"__key": entry.key, "__status": "error", "__error": view.error, **self._known}
+        # the input as it stands in the chunk, whatever parse did to its sample
+        raw = orjson.Fragment(entry.text)
+        line = orjson.dumps({**head, "input": raw, **view.answered})
         if view.fields != _NO_FIELDS:
             line = b"%b,%b" % (line[:-1], view.fields[1:])
         return line + b"\n", view.error
