@@ -27,7 +27,8 @@ SHOWN_ERRORS = 20
 
 _BLOCK_BYTES = 1 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
-_SEGMENT = {"video_start", "video_end"}
+_SEGMENT = ("video_start", "video_end")
+_SECONDS = {int, float}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile("://[^/@]*@")
 # orjson reads integers up to 64 bits exactly and turns larger ones into floats without a word;
@@ -151,9 +152,9 @@ class InputReader:
                 f"no video: field {self._video_field!r} must be a path, or a list of paths of "
                 f"images, {got}"
             )
-        for field in _SEGMENT & raw.keys():
-            value = raw[field]
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
+        for field in _SEGMENT:
+            value = raw.get(field)
+            if value is not None and type(value) not in _SECONDS:
                 raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
     def key(self, raw: dict[str, Any]) -> str:

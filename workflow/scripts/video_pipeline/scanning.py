@@ -125,18 +125,15 @@ class Scanner:
         config, task = self._config, self._task
         reader = InputReader(config.data, block, first, needs_video=self._needs_video)
         scanned = ScannedBlock()
-        entries, identities = [], []
-        by = config.data.balance
+        entries, keys, identities = [], [], []
+        by, video_field = config.data.balance, config.data.video_field
         for sample in self._expanded(reader) if self._dataset else reader:
             raw = sample.raw
             weight = known_weight(raw, by)
             asked = task_sample(sample.key, raw, config)
-            uri = asked["__video_uri"]
-            if not isinstance(uri, str) or not (by == "size" or isnan(weight)):
-                uri = ""
             requests = {WHOLE: ""}
             if not reader.bad.count:  # else nobody will ask
-                video = raw.get(config.data.video_field)
+                video = raw.get(video_field)
                 try:
                     requests = request_digests(task, asked, video)
                     if len(entries) < twice:
@@ -151,18 +148,19 @@ class Scanner:
                 if self._with_identities:
                     identities.append(identity_of_json(key, b'""', request))
                     scanned.questions.append(0)
-                entry = entry_line(key, request, sample.text)
+                entries.append(entry_line(key, request, sample.text))
             else:
                 if self._with_identities:
                     identities += [identity(sample.key, *one) for one in requests.items()]
                     scanned.questions.append(len(requests))
-                entry = ChunkEntry(sample.key, requests, raw, {}).to_line()
-            entries.append(entry)
-            scanned.sizes.append(len(entry))
+                entries.append(ChunkEntry(sample.key, requests, sample.text, {}).to_line())
+            keys.append(key)
             scanned.numbers.append(sample.line)
-            scanned.hashes.append(crc32(key))
-            scanned.uris.append(uri)
             scanned.weights.append(weight)
+            uri = asked["__video_uri"] if by == "size" or isnan(weight) else ""
+            scanned.uris.append(uri if isinstance(uri, str) else "")
+        scanned.sizes.extend(map(len, entries))
+        scanned.hashes.extend(map(crc32, keys))
         scanned.entries, scanned.identities = b"".join(entries), b"".join(identities)
         scanned.lines, scanned.left_out, scanned.bad = reader.lines, reader.left_out, reader.bad
         return scanned

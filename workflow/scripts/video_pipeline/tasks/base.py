@@ -127,25 +127,27 @@ class Task(ABC):
         return fields
 
     def _check_names(self, named: dict[Any, Any], method: str) -> None:
-        if not all(isinstance(name, str) for name in named):
-            raise TaskError(
-                f"task {self.name!r}: {method} must return a dict with text keys, it returned "
-                f"{named!r:.200}"
-            )
-        reserved = sorted(n for n in named if n.startswith("__") or n in RESERVED_FIELDS)
+        for name in named:
+            if not isinstance(name, str):
+                raise TaskError(
+                    f"task {self.name!r}: {method} must return a dict with text keys, it returned "
+                    f"{named!r:.200}"
+                )
+        reserved = [n for n in named if n.startswith("__") or n in RESERVED_FIELDS]
         if reserved:
             raise TaskError(
-                f"task {self.name!r}: {method} returned {', '.join(map(repr, reserved))}; names "
-                "that start with '__', 'input' and 'output_text' are reserved, use another"
+                f"task {self.name!r}: {method} returned {', '.join(map(repr, sorted(reserved)))}; "
+                "names that start with '__', 'input' and 'output_text' are reserved, use another"
             )
 
 
 def _is_conversation(messages: Any) -> bool:
-    return (
-        isinstance(messages, list)
-        and bool(messages)
-        and all(isinstance(m, dict) and "role" in m and "content" in m for m in messages)
-    )
+    if not isinstance(messages, list):
+        return False
+    for message in messages:  # of each sample: all() takes twice as long
+        if not (isinstance(message, dict) and "role" in message and "content" in message):
+            return False
+    return bool(messages)
 
 
 @cache

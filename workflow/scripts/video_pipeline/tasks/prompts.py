@@ -18,6 +18,8 @@ TEMPLATE_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=False
 )
+_MARKS = ("{{", "{%", "{#")
+"""Where none of these stands, a template is a text."""
 
 
 class Prompt:
@@ -56,6 +58,10 @@ class Prompt:
                 self._template = _ENVIRONMENT.from_string(text)
             except jinja2.TemplateSyntaxError as error:
                 raise UserError(f"{self._place}, line {error.lineno}: {error.message}") from error
+            # jinja2's own mapping is copied for each sample, by Python code
+            self._template.globals = dict(self._template.globals)
+            if not any(mark in text for mark in _MARKS):
+                self._text, self._template = self._template.render(), None
 
     def render(self, sample: dict[str, Any]) -> str:
         """The text for ``sample``.
