@@ -181,7 +181,9 @@ class Shard:
             entry = self.chunk[position]
             sample = task_sample(entry.key, entry.raw, self.config)
             video = entry.raw.get(self.config.data.video_field)
-            check_deterministic(self.task, sample, video, entry.requests)
+            check_deterministic(
+                self.task, sample, video, entry.requests, self._manifest.sample_fields
+            )
 
     def try_parse(self, position: int, part: str, output_text: str) -> None:
         """Parse one answer. Raises :class:`TaskError` if the task breaks its contract; what else

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -84,16 +84,28 @@ class Reading:
     Attributes:
         needs_video: A sample without a video is bad.
         expands: A sample may stand for several.
+        sample_fields: Fields of a sample that change its input, beside the messages.
     """
 
     needs_video: bool = True
     expands: bool = False
+    sample_fields: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, dataset: type[BaseDataset]) -> Reading:
-        """What ``dataset`` wants."""
+        """What ``dataset`` wants. Raises :class:`TaskError` for what is no list of fields."""
         expands = dataset.expand.__func__ is not _base_dataset().expand.__func__
-        return cls(dataset.needs_video, expands)
+        return cls(dataset.needs_video, expands, _sample_fields(dataset))
+
+
+def _sample_fields(dataset: type[BaseDataset]) -> tuple[str, ...]:
+    fields = dataset.sample_fields
+    if isinstance(fields, str) or not all(isinstance(name, str) for name in fields):
+        raise TaskError(
+            f"dataset {dataset.__name__}: sample_fields must be a tuple of names, such as "
+            f'("fps",); got {fields!r}'
+        )
+    return tuple(fields)
 
 
 def _base_dataset() -> type[BaseDataset]:
@@ -110,6 +122,7 @@ class Scanner:
         self._task = load_task(config)
         self._with_identities = with_identities
         self._needs_video = reading.needs_video
+        self._sample_fields = reading.sample_fields
         self._dataset: type[BaseDataset] | None = None
         if reading.expands:
             from video_pipeline.data.registry import dataset_of  # imports torch
@@ -138,9 +151,9 @@ class Scanner:
             if not reader.bad.count:  # else nobody will ask
                 video = raw.get(config.data.video_field)
                 try:
-                    requests = request_digests(task, asked, video)
+                    requests = request_digests(task, asked, video, self._sample_fields)
                     if len(entries) < twice:
-                        check_deterministic(task, asked, video, requests)
+                        check_deterministic(task, asked, video, requests, self._sample_fields)
                 except TaskError as error:
                     raise TaskError(
                         f"{config.data.input_jsonl}, line {sample.line}: {error}"
@@ -248,10 +261,14 @@ def _scan(block: bytes, first: int, twice: int) -> ScannedBlock:
 
 
 def check_deterministic(
-    task: Task, sample: dict[str, Any], video: Any, requests: dict[str, str]
+    task: Task,
+    sample: dict[str, Any],
+    video: Any,
+    requests: dict[str, str],
+    sample_fields: Collection[str] = (),
 ) -> None:
     """Raise :class:`TaskError` if building the messages of ``sample`` again gives others."""
-    if request_digests(task, sample, video) != requests:
+    if request_digests(task, sample, video, sample_fields) != requests:
         raise TaskError(
             f"task {task.name!r}: build_messages gave two different conversations for sample "
             f"{sample['__key']!r}; resume needs the same one each time. If it draws at random, "

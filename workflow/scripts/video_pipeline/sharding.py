@@ -70,6 +70,7 @@ class Manifest:
         balance: How even the pending samples are spread, see :class:`Balance`.
         expanded: Whether a line of the input may stand for several samples.
         with_videos: Whether the dataset reads videos.
+        sample_fields: Fields of a sample that the dataset reads, beside the messages.
         revived: How often these chunks came back after another number of shards.
     """
 
@@ -89,6 +90,7 @@ class Manifest:
     balance: dict[str, Any] = field(default_factory=dict)
     expanded: bool = False
     with_videos: bool = True
+    sample_fields: list[str] = field(default_factory=list)
     revived: int = 0
 
     def read_index(self, rank: int | None = None) -> JournalIndex:
@@ -150,6 +152,7 @@ def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processe
         journal_files=index.files,
         expanded=reading.expands,
         with_videos=reading.needs_video,
+        sample_fields=list(reading.sample_fields),
     )
     scratch = layout.chunks.with_name(f".{layout.chunks.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed

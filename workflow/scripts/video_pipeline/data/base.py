@@ -21,6 +21,9 @@ class BaseDataset(Dataset):
     Attributes:
         version: Part of the resume fingerprint. Raise it when the inputs a dataset builds change.
         needs_video: Whether every sample must name a video.
+        sample_fields: Fields of a sample that :meth:`__getitem__` reads, beside those that the
+            task's messages show, the video, ``video_start`` and ``video_end``. Where the value of
+            one changes, the sample is inferred again.
         video_root: What a relative path in a message is relative to.
         samples: The samples: dicts, the input object plus ``__key`` and ``__video_uri``. Read
             lazily, so keep none.
@@ -34,6 +37,7 @@ class BaseDataset(Dataset):
 
     version: int = 1
     needs_video: bool = True
+    sample_fields: tuple[str, ...] = ()
     video_root: str = ""
 
     def __init__(
