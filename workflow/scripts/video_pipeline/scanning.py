@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 from array import array
 from collections import deque
@@ -18,7 +19,7 @@ import orjson
 from video_pipeline.balance import known_weight
 from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import TaskError, UserError, explain
 from video_pipeline.identity import request_digests
 from video_pipeline.journal import identity, identity_of_json
 from video_pipeline.samples import (
@@ -28,7 +29,7 @@ from video_pipeline.samples import (
     read_blocks,
     task_sample,
 )
-from video_pipeline.tasks.base import WHOLE, Task
+from video_pipeline.tasks.base import WHOLE, Task, checked_names
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.video.access import Access, limit_access
 
@@ -94,18 +95,14 @@ class Reading:
     @classmethod
     def of(cls, dataset: type[BaseDataset]) -> Reading:
         """What ``dataset`` wants. Raises :class:`TaskError` for what is no list of fields."""
+        name = f"dataset {dataset.__name__}"
+        if not isinstance(inspect.getattr_static(dataset, "expand"), classmethod):
+            raise TaskError(
+                f"{name}: expand must be a classmethod: @classmethod, (cls, sample, params)"
+            )
         expands = dataset.expand.__func__ is not _base_dataset().expand.__func__
-        return cls(dataset.needs_video, expands, _sample_fields(dataset))
-
-
-def _sample_fields(dataset: type[BaseDataset]) -> tuple[str, ...]:
-    fields = dataset.sample_fields
-    if isinstance(fields, str) or not all(isinstance(name, str) for name in fields):
-        raise TaskError(
-            f"dataset {dataset.__name__}: sample_fields must be a tuple of names, such as "
-            f'("fps",); got {fields!r}'
-        )
-    return tuple(fields)
+        fields = checked_names(dataset.sample_fields, f"{name}: sample_fields")
+        return cls(dataset.needs_video, expands, fields)
 
 
 def _base_dataset() -> type[BaseDataset]:
@@ -194,16 +191,16 @@ class Scanner:
             except UserError:
                 raise
             except Exception as error:
-                name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                reader.bad.add(sample.line, f"{name}{error}")
+                bug = not isinstance(error, ValueError)
+                reader.bad.add(sample.line, explain(error) if bug else str(error))
                 continue
-            if not found:
-                reader.bad.add(sample.line, "the dataset made no sample of it")
             yield from found
 
     def _expand(self, sample: InputSample) -> list[dict[str, Any]]:
+        from video_pipeline.data.base import expanded  # imports torch
+
         asked = task_sample(sample.key, sample.raw, self._config)
-        return self._dataset.expand(asked, dict(self._config.task_params))
+        return expanded(self._dataset, asked, dict(self._config.task_params))
 
 
 def scan(

@@ -438,10 +438,12 @@ def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> P
 
 
 def _look_at_dataset(config: Config, layout: Layout, run_id: str) -> tuple[Path, Reading]:
-    from video_pipeline.data.registry import dataset_of  # imports torch
+    from video_pipeline.data.registry import check_params, dataset_of  # imports torch
 
     task = load_task(config)
-    reading = Reading.of(dataset_of(config, task))
+    dataset = dataset_of(config, task)
+    check_params(config, task, dataset)
+    reading = Reading.of(dataset)
     return journal_folder(config, layout, task, run_id), reading
 
 

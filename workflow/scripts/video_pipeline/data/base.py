@@ -86,6 +86,22 @@ def item(sample: dict[str, Any], llm_inputs: dict[str, dict[str, Any]]) -> dict[
     return {"__key": sample["__key"], "raw": raw_of(sample), **given}
 
 
+def expanded(
+    dataset: type[BaseDataset], sample: dict[str, Any], params: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """:meth:`BaseDataset.expand`, checked: input objects. Raises :class:`TaskError` if it returns
+    something else and :class:`ValueError` if it returns none."""
+    found = dataset.expand(sample, params)
+    if not isinstance(found, list) or not all(isinstance(raw, dict) for raw in found):
+        raise TaskError(
+            f"dataset {dataset.__name__}: expand must return a list of input objects (dicts), it "
+            f"returned {found!r:.200}"
+        )
+    if not found:
+        raise ValueError("the dataset made no sample of it")
+    return [raw_of(raw) for raw in found]
+
+
 def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, Any]]:
     """The inputs in what ``__getitem__`` of ``dataset`` returned for the sample ``key``, by
     conversation. Raises :class:`TaskError` where it breaks the contract."""
