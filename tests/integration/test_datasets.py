@@ -8,9 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from helpers import Run, read_jsonl
+from helpers import Run, read_jsonl, samples
 from PIL import Image
 from video_pipeline.config import load_config
+from video_pipeline.data.clips import ClipsDataset
 from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.data.seen import pictures
@@ -113,6 +114,14 @@ def write_images(folder: Path, count: int) -> list[str]:
         Image.new("RGB", (SIZE, SIZE), (2 * number,) * 3).save(folder / f"{number:03}.png")
     (folder / "notes.txt").write_text("no image")
     return sorted(f"{folder.name}/{path.name}" for path in folder.glob("*.png"))
+
+
+def test_another_rate_of_frames_is_another_request(splitting):
+    splitting.run.configure(run={"task": "describe", "dataset": "frames", "plugins": []})
+    entries = [{**sample, "frames_fps": 2} for sample in samples(3)]
+    splitting(entries).finish("0", "1", "2")
+    entries[1]["frames_fps"] = 4
+    assert splitting(entries).pending == ["1"]
 
 
 @pytest.mark.parametrize("named", ["images", "images/*.png", "images/00[0-3].png", None])
@@ -230,6 +239,40 @@ def test_windows_have_records_and_come_together_again(cut):
     assert videos[0]["clips"][1]["description"] == records[1]["description"]
     assert videos[1]["clips"][0]["__error"]["stage"] == "read"
     assert "Nothing to be done" in cut.snakemake()
+
+
+def test_windows_share_no_frame(cut):
+    """Also where a cut falls between two frames, and whatever the length of a frame."""
+    write_clip(cut.folder / "odd.mp4", 2, fps=24)
+    for path, cuts in (("clip.mp4", [2, 2.25, 4.1, 5.3]), ("odd.mp4", [1 / 3, 0.7, 1.5])):
+        config = load_config(
+            {
+                "data": {"input_jsonl": cut.folder / "samples.jsonl"},
+                "run": {"engine": "simulated", "dataset": "clips"},
+                "vision": {"fps": 100.0},  # every frame, less one where their number is odd
+                "task_params": {"clip_seconds": 2},
+            }
+        )
+        task = load_task(config)
+        sample = task_sample("key", {"path": path, "cuts": cuts}, config)
+        windows = [
+            task_sample("key", raw, config)
+            for raw in ClipsDataset.expand(sample, config.task_params)
+        ]
+        dataset = create_dataset(config, task, windows, SIMULATED_MODEL)
+        times = [[p.seconds for p in pictures(item["llm_input"])] for item in dataset]
+        for window, seen in zip(windows, times, strict=True):
+            assert window["video_start"] <= seen[0] <= seen[-1] < window["video_end"]
+        frames = sum(len(seen) for seen in times)
+        assert frames >= probe(str(cut.folder / path)).frames - len(windows)
+
+
+def test_a_window_of_one_frame(cut):
+    cut.write_samples([{"id": "a", "path": "clip.mp4", "cuts": [2, 2.1]}])
+    cut.snakemake()
+    errors = [record.get("__error", {}).get("message") for record in cut.records()]
+    assert "the segment has 1 frame, at least 2 are needed" in errors.pop(1)
+    assert errors == [None, None]
 
 
 def test_segments_of_one_video_stay_apart(cut):

@@ -194,7 +194,8 @@ class Shard:
             raw = entry.raw
             sample = task_sample(entry.key, raw, self.config)
             video = raw.get(self.config.data.video_field)
-            check_deterministic(self.task, sample, video, entry.requests)
+            fields = self._manifest.sample_fields
+            check_deterministic(self.task, sample, video, entry.requests, fields)
 
     def try_parse(self, position: int, part: str, output_text: str) -> None:
         """Parse one answer. Raises :class:`TaskError` if the task breaks its contract; what else

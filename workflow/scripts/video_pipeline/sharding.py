@@ -70,6 +70,7 @@ class Manifest:
         balance: How even the pending samples are spread, see :class:`Balance`.
         expanded: Whether a line of the input may stand for several samples.
         with_videos: Whether the dataset reads videos.
+        sample_fields: Fields of a sample that the dataset reads, beside the messages.
         revived: How often these chunks came back after another number of shards.
     """
 
@@ -89,6 +90,7 @@ class Manifest:
     balance: dict[str, Any] = field(default_factory=dict)
     expanded: bool = False
     with_videos: bool = True
+    sample_fields: list[str] = field(default_factory=list)
     revived: int = 0
 
     def read_index(self, rank: int | None = None) -> JournalIndex:
@@ -150,6 +152,7 @@ def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processe
         journal_files=index.files,
         expanded=reading.expands,
         with_videos=reading.needs_video,
+        sample_fields=list(reading.sample_fields),
     )
     scratch = layout.chunks.with_name(f".{layout.chunks.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed
@@ -435,10 +438,12 @@ def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> P
 
 
 def _look_at_dataset(config: Config, layout: Layout, run_id: str) -> tuple[Path, Reading]:
-    from video_pipeline.data.registry import dataset_of  # imports torch
+    from video_pipeline.data.registry import check_params, dataset_of  # imports torch
 
     task = load_task(config)
-    reading = Reading.of(dataset_of(config, task))
+    dataset = dataset_of(config, task)
+    check_params(config, task, dataset)
+    reading = Reading.of(dataset)
     return journal_folder(config, layout, task, run_id), reading
 
 

@@ -21,7 +21,15 @@ class ClipsDataset(QwenVideoDataset):
     A window is ``task_params.clip_seconds`` long; a rest shorter than half of that stays with the
     last one. Or the sample has ``cuts``: the seconds at which the windows after the first begin.
     ``video_start`` and ``video_end`` bound them all. A window of an earlier run stays as it is.
+    A window ends before the frame at its ``video_end``, which is the first of the next one.
     """
+
+    version = QwenVideoDataset.version + 1
+
+    def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+        if "video" in part and is_window(sample):
+            part = {"half_open": True, **part}
+        return super().visual(part, sample)
 
     @classmethod
     def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ class FramesDataset(QwenVideoDataset):
     dropped, so ``vision.fps`` and ``vision.max_frames`` do not thin them out.
     """
 
+    sample_fields = ("frames_fps",)
+
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") != sample["__video_uri"]:
             return super().visual(part, sample)

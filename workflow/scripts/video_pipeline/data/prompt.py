@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
 from video_pipeline.budget import SIMULATED_PATCH_SIZE
+from video_pipeline.errors import TaskError
 
 SIMULATED_MODEL = "simulated"
 """Stands for the model where none is loaded: a plain ChatML prompt."""
@@ -29,7 +31,12 @@ class Prompter:
                 self.patch_size = images.patch_size
 
     def prompt(self, messages: list[dict[str, Any]]) -> str:
-        """The text of the prompt, with the vision placeholders of the chat template."""
+        """The text of the prompt, with the vision placeholders of the chat template.
+
+        Raises :class:`TaskError` for a part of a message that the template would pass over.
+        """
+        for message in messages:
+            _check_parts(message)
         if self._processor is None:
             turns = (
                 f"<|im_start|>{m['role']}\n{_text(m['content'])}<|im_end|>\n" for m in messages
@@ -38,6 +45,22 @@ class Prompter:
         return self._processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
+
+
+_PARTS = ("text", "video", "image", "image_url")
+
+
+def _check_parts(message: dict[str, Any]) -> None:
+    parts = message["content"]
+    for part in parts if isinstance(parts, list) else []:
+        if not (isinstance(part, dict) and part.keys() & set(_PARTS)):
+            names = part if isinstance(part, dict) else ()
+            near = [close for name in names for close in get_close_matches(name, _PARTS, n=1)]
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TaskError(
+                "build_messages: a part of a message must be a dict with one of "
+                f"{', '.join(map(repr, _PARTS))}, got {part!r:.200}{hint}"
+            )
 
 
 @dataclass(frozen=True)

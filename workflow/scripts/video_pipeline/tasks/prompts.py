@@ -72,8 +72,20 @@ class Prompt:
             return self._text
         try:
             return self._template.render(sample)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"{self._place}: {error.message}") from error
+        except jinja2.UndefinedError as error:
+            raise ValueError(
+                f"{self._place}: {error.message}; there are {', '.join(_fields_of(sample))}"
+            ) from error
+        except Exception as error:  # whatever an expression does
+            raise ValueError(f"{self._place}: {type(error).__name__}: {error}") from error
+
+
+def _fields_of(sample: dict[str, Any]) -> list[str]:
+    """What a template can ask for: the fields of a sample and of the record before it."""
+    previous = sample.get("previous")
+    said = previous if isinstance(previous, dict) else {}
+    names = [*sample, *(f"previous.{name}" for name in said)]
+    return [name for name in names if not name.startswith(("__", "previous.__"))]
 
 
 def prompt_files(params: dict[str, Any]) -> list[str]:

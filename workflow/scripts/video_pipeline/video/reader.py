@@ -2,7 +2,7 @@
 
 It gives the frames that qwen-vl-utils' own torchcodec reader gives, to the last bit, from less
 work: one thread, no frame decoded or converted in vain, a resize in uint8, and it needs no FFmpeg
-on the system. Three more keys of a video item steer it:
+on the system. Four more keys of a video item steer it:
 
 ``image_patch_size``
     Pixels, as given to ``process_vision_info``. Without it frames leave the reader in their own
@@ -11,6 +11,9 @@ on the system. Three more keys of a video item steer it:
     ``native`` (the default): frames are resized here, with the uint8 kernel that transformers'
     own video processors use, and ``fetch_video`` finds nothing left to resize. ``exact``:
     ``fetch_video`` resizes, bit for bit as without this reader.
+``half_open``
+    True: the segment ends before the frame at ``video_end``, so that segments that follow each
+    other share none. To qwen-vl-utils that frame is the last one. Needs ``video_end``.
 ``keyframes``
     True: the key frames of the video (of its segment) are read, evenly thinned out to
     ``max_frames``, whatever ``fps`` and ``nframes`` say.
@@ -196,6 +199,12 @@ def _sample(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any
             raise VideoReadError(f"{key}: {ele[key]!r} is not a number of seconds")
     try:
         first, last, count = qwen.calculate_video_frame_range(ele, total, fps)
+        if ele.get("half_open") and last >= ele["video_end"] * fps:
+            last, count = last - 1, count - 1
+            if count < qwen.FRAME_FACTOR:
+                raise ValueError(
+                    f"the segment has 1 frame, at least {qwen.FRAME_FACTOR} are needed"
+                )
         if ele.get("keyframes"):
             positions = _keyframes(ele, video, first, last)
         else:
