@@ -18,6 +18,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.files import replacing, write_text
 from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
+from video_pipeline.progress import Progress
 from video_pipeline.records import Records
 from video_pipeline.sharding import Manifest
 from video_pipeline.statistics import OVER_TIME, cost, read_statistics, throughput
@@ -43,8 +44,13 @@ def consolidate(config: Config, layout: Layout) -> None:
     chunks = [read_lines(layout.chunk(rank), 2 * len(ranks)) for rank in ranks]
     rank_files = [read_lines(layout.rank_file(rank), 2 * len(ranks)) for rank in ranks]
     positions = [0] * len(ranks)
-    with replacing(layout.errors) as failed, replacing(layout.output) as output:
-        for rank in array("I", layout.order.read_bytes()):
+    order = array("I", layout.order.read_bytes())
+    with (
+        Progress(layout.progress("consolidate"), "consolidate", "samples", len(order)) as progress,
+        replacing(layout.errors) as failed,
+        replacing(layout.output) as output,
+    ):
+        for rank in progress.each(order):
             entry = next(chunks[rank])
             line = next(rank_files[rank], b"")
             positions[rank] += 1

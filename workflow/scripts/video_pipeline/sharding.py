@@ -38,6 +38,7 @@ from video_pipeline.journal import (
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked
 from video_pipeline.processes import job_processes
+from video_pipeline.progress import Progress
 from video_pipeline.samples import BadLines
 from video_pipeline.scanning import Reading, ScannedBlock, scan
 from video_pipeline.tasks.base import Task
@@ -130,10 +131,18 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     with ExitStack() as stack:
         if num_processes > 1 or config.data.balance == "duration":
             stack.enter_context(job_processes())
-        return _split(config, layout, task, run_id, num_processes)
+        progress = stack.enter_context(Progress(layout.progress("split"), "split", "lines"))
+        return _split(config, layout, task, run_id, num_processes, progress)
 
 
-def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processes: int) -> Manifest:
+def _split(
+    config: Config,
+    layout: Layout,
+    task: Task,
+    run_id: str,
+    num_processes: int,
+    progress: Progress,
+) -> Manifest:
     if num_processes > 1:
         # torch stays in a process of its own: it would be half of what this one holds
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -160,7 +169,7 @@ def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processe
     try:
         table = Table(scratch / "table")
         bad, balance = BadLines(), Balance(config.data.balance)
-        _fill(table, config, reading, index, num_processes, manifest, bad, balance)
+        _fill(table, config, reading, index, num_processes, manifest, bad, balance, progress)
         files = index.indexed
         del index  # the arrays that follow take its room
         is_duplicate = _find_duplicates(table, config, bad)
@@ -238,9 +247,11 @@ def _fill(
     manifest: Manifest,
     bad: BadLines,
     balance: Balance,
+    progress: Progress,
 ) -> None:
     with table.writing() as append, Weigher(config.data, num_processes) as weigher:
         for block in scan(config, len(index) > 0, reading, num_processes):
+            progress.advance(block.lines)
             manifest.lines += block.lines
             manifest.left_out += block.left_out
             bad.merge(block.bad)
