@@ -57,7 +57,8 @@ wildcard_constraints:
 
 def get_final_output():
     layouts = [stage.layout for stage in STAGES]
-    return [path for files in layouts for path in (files.output, files.summary, files.errors)]
+    names = ("output", "summary", "errors", "report")
+    return [getattr(files, name) for files in layouts for name in names]
 
 
 def rank_files(stage):
