@@ -23,5 +23,9 @@ onstart:
     begin()
 
 
+onsuccess:
+    show_summary()
+
+
 onerror:
     explain_failure()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 
 import pytest
 from helpers import samples
@@ -154,7 +153,7 @@ def test_after_the_last_read_the_engine_is_what_is_left(monkeypatch):
 def job(rank: int, decode: float, engine: float, **more) -> dict:
     statistics = JobStatistics(rank, num_workers=2, inferred=10, seconds=decode + engine, **more)
     statistics.limits = {"decode": decode, "engine": engine}
-    return asdict(statistics)
+    return statistics.as_dict()
 
 
 def test_the_summary_says_what_bounds_the_run():

@@ -135,6 +135,18 @@ def take(stage):
     layout.config.write_text(stage.config.to_yaml(), encoding="utf-8")
 
 
+def show_summary():
+    """The summaries of the outputs that are there now, as tables."""
+    if workflow.is_main_process and not is_reader():
+        from rich.console import Console
+
+        from video_pipeline.report.summary import summary_table
+
+        for stage in STAGES:
+            if stage.layout.summary.exists():
+                Console(stderr=True).print(summary_table(stage.layout.summary))
+
+
 def explain_failure():
     if workflow.is_main_process:
         logs = sorted({str(stage.layout.log("split").parent) for stage in STAGES})

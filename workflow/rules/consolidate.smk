@@ -24,7 +24,7 @@ for stage in STAGES:
             spec=spec(stage, "data", "run"),
         shell:
             "{params.run} --config {params.config:q}"
-            " --num-shards {params.num_shards} > {log:q} 2>&1"
+            " --num-shards {params.num_shards} 2>&1 | tee {log:q}"
 
     # What is finished so far, while `infer` jobs run elsewhere or after they have failed.
     rule:

@@ -24,4 +24,4 @@ for stage in STAGES:
         shell:
             "{params.run} --config {params.config:q}"
             " --num-shards {params.num_shards} --run-id={params.run_id:q} --threads {threads}"
-            " > {log:q} 2>&1"
+            " 2>&1 | tee {log:q}"

@@ -20,7 +20,7 @@ from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
 from video_pipeline.records import Records
 from video_pipeline.sharding import Manifest
-from video_pipeline.statistics import read_statistics, throughput
+from video_pipeline.statistics import OVER_TIME, cost, read_statistics, throughput
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.windows import by_video
 
@@ -140,5 +140,6 @@ def _summary(
         },
         "usage": tokens,
         "throughput": throughput(jobs),
-        "jobs": jobs,
+        "cost": cost(jobs),
+        "jobs": [{n: job[n] for n in job if n not in OVER_TIME} for job in jobs],
     }

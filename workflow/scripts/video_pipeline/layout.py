@@ -86,6 +86,10 @@ class Layout:
         """What the inference jobs of one rank spent."""
         return self.chunks / f"rank{rank}.statistics.json"
 
+    def progress(self, step: str) -> Path:
+        """How far a step is that is no inference."""
+        return self._all_chunks / f"{step}.progress.json"
+
     def failure(self, rank: int) -> Path:
         """Why the last inference job of one rank failed, if another attempt would fail, too."""
         return self.chunks / f"rank{rank}.failure.txt"

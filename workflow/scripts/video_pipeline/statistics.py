@@ -1,20 +1,74 @@
-"""What an inference job spent, for the summary."""
+"""What an inference job spends, written down while it runs: for the summary, the report and whoever
+watches the run."""
 
 from __future__ import annotations
 
 import json
+import math
+import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from video_pipeline.files import write_text
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from video_pipeline.data.workers import Prepared
     from video_pipeline.engine.base import Answer
+
+
+MOST_STEPS = 120
+"""Steps of a :class:`Series`; when there are more, two become one."""
+
+BINS_PER_OCTAVE = 4
+"""Bins of a histogram between a time and its double."""
+
+SHORTEST_SECONDS = 1e-3
+"""What takes less is counted in the first bin of a histogram."""
+
+OVER_TIME = ("series", "histograms")
+"""The parts of a job's statistics that are for charts."""
+
+State = Literal["starting", "running", "done", "failed"]
+
+
+class Series:
+    """What was counted in each step of time, from the begin of the job on. The steps grow with the
+    run, so that a day takes no more room than a minute.
+
+    Attributes:
+        step: Seconds of a step.
+        columns: A value for each step, by name.
+    """
+
+    NAMES = ("inferred", "failed", "tokens", "busy", "decode", "engine")
+
+    def __init__(self) -> None:
+        self.step = 1.0
+        self.columns: dict[str, list[float]] = {name: [] for name in self.NAMES}
+
+    def add(self, seconds: float, **counts: float) -> None:
+        """Add ``counts`` to the step that ``seconds`` after the begin lie in."""
+        while seconds >= self.step * MOST_STEPS:
+            self.step *= 2
+            for name, column in self.columns.items():
+                self.columns[name] = [sum(column[at : at + 2]) for at in range(0, len(column), 2)]
+        at = int(seconds / self.step)
+        for name, column in self.columns.items():
+            column.extend([0.0] * (at + 1 - len(column)))
+            column[at] += counts.get(name, 0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """``step``, and a list for each name."""
+        rounded = {name: [round(v, 3) for v in column] for name, column in self.columns.items()}
+        return {"step": self.step, **rounded}
+
+
+def time_bin(seconds: float) -> int:
+    """The bin of a histogram: those of four times their seconds differ by 8."""
+    return math.floor(BINS_PER_OCTAVE * math.log2(max(seconds, SHORTEST_SECONDS)))
 
 
 @dataclass
@@ -24,8 +78,21 @@ class JobStatistics:
     Attributes:
         rank: The rank.
         num_workers: Decode processes.
+        host: The machine.
+        gpus: Devices that the job holds.
+        samples: Samples of the chunk.
+        pending: Of these, to be inferred when the attempt began.
+        state: How far it is. An attempt that was killed stays what it was.
+        started_at: When it had its devices, in Unix seconds.
+        ready_at: When the first request went to the engine, in Unix seconds.
+        updated_at: When this was written down, in Unix seconds.
         inferred: Samples answered.
         failed: Samples that failed.
+        finished: Samples of the chunk that are done, those of earlier attempts included.
+        finished_failed: Of these, how many failed.
+        errors: Failed samples by stage.
+        last_error: ``key``, ``stage``, ``type``, ``message`` of the last that failed, and ``at`` in
+            Unix seconds.
         prompt_tokens: Tokens of the prompts, visual ones included.
         completion_tokens: Tokens of the answers.
         seconds: From the first request to the last answer: without the start of the model and of
@@ -37,12 +104,27 @@ class JobStatistics:
             engine and to write its answers down.
         video_seconds: Length of the videos of the answered samples.
         limits: Of ``seconds``, how many the run was waiting for ``decode`` or for the ``engine``.
+        series: The same over time: ``busy``, ``decode`` and ``engine`` are seconds in a step.
+        histograms: ``decode_seconds`` (of a sample in its decode process) and ``engine_seconds``
+            (of a request): how many, by :func:`time_bin`.
     """
 
     rank: int
     num_workers: int
+    host: str = field(default_factory=socket.gethostname)
+    gpus: int = 0
+    samples: int = 0
+    pending: int = 0
+    state: State = "starting"
+    started_at: float = field(default_factory=time.time)
+    ready_at: float | None = None
+    updated_at: float = 0.0
     inferred: int = 0
     failed: int = 0
+    finished: int = 0
+    finished_failed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    last_error: dict[str, Any] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
@@ -51,23 +133,56 @@ class JobStatistics:
     first_answer_seconds: float = 0.0
     feeding_cpu_seconds: float = 0.0
     video_seconds: float = 0.0
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "engine": 0.0})
+    series: Series = field(default_factory=Series)
+    histograms: dict[str, Counter[int]] = field(
+        default_factory=lambda: {"decode_seconds": Counter(), "engine_seconds": Counter()}
+    )
 
     def __post_init__(self) -> None:
+        self._begun = time.monotonic()
         self._started: float | None = None
         self._cpu_started = 0.0
         self._in_engine = 0
         self._busy_since = 0.0
+        self._in_series: Counter[str] = Counter()
 
-    def finish(self) -> None:
-        """The last answer is in the journal."""
+    def tick(self, limits: dict[str, float]) -> None:
+        """Bring the times up to now; ``limits`` is the window's. What is new since the last call
+        goes to the end of ``series``: a second apart, calls are as fine as it can show."""
+        now = time.monotonic()
+        self.updated_at = time.time()
         if self._started is not None:
-            self.seconds = time.monotonic() - self._started
+            self.seconds = now - self._started
             self.feeding_cpu_seconds = time.process_time() - self._cpu_started
+        if self._in_engine:
+            self.engine_busy_seconds += now - self._busy_since
+            self._busy_since = now
+        self.limits = dict(limits)
+        counted = Counter(
+            inferred=self.inferred,
+            failed=self.failed,
+            tokens=self.prompt_tokens + self.completion_tokens,
+            busy=self.engine_busy_seconds,
+            **self.limits,
+        )
+        self.series.add(now - self._begun, **{n: counted[n] - self._in_series[n] for n in counted})
+        self._in_series = counted
+
+    def end(self, state: State) -> None:
+        """The job has given up its devices."""
+        self.state, self.updated_at = state, time.time()
 
     def count_prepared(self, prepared: Prepared) -> None:
         """Count a sample that is ready for the engine."""
         self.decode_seconds += prepared.seconds
+        self.histograms["decode_seconds"][time_bin(prepared.seconds)] += 1
+
+    def count_error(self, key: str, error: dict[str, str]) -> None:
+        """Count the sample ``key`` as failed, for ``error``."""
+        self.failed += 1
+        self.errors[error["stage"]] += 1
+        self.last_error = {"key": key, **error, "at": time.time()}
 
     def count(self, answer: Answer) -> None:
         """Count an answer."""
@@ -84,27 +199,39 @@ class JobStatistics:
     @contextmanager
     def engine_busy(self) -> Iterator[None]:
         """The engine has a request while the block runs; blocks may overlap."""
+        begun = time.monotonic()
         if self._in_engine == 0:
-            self._busy_since = time.monotonic()
+            self._busy_since = begun
         if self._started is None:
-            self._started = time.monotonic()
+            self._started = begun
             self._cpu_started = time.process_time()
+            self.state, self.ready_at = "running", time.time()
         self._in_engine += 1
         try:
             yield
         finally:
             self._in_engine -= 1
+            ended = time.monotonic()
+            self.histograms["engine_seconds"][time_bin(ended - begun)] += 1
             if self._in_engine == 0:
-                self.engine_busy_seconds += time.monotonic() - self._busy_since
+                self.engine_busy_seconds += ended - self._busy_since
 
-    def append_to(self, path: Path) -> None:
-        """Add this attempt to the list in the JSON file ``path``."""
-        write_text(path, json.dumps([*read_statistics(path), asdict(self)], indent=2) + "\n")
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**values, "series": self.series.as_dict()}
+
+    def to_json(self, earlier: list[dict[str, Any]]) -> str:
+        """The content of a statistics file: the ``earlier`` attempts, and this one."""
+        return json.dumps([*earlier, self.as_dict()]) + "\n"
 
 
 def read_statistics(path: Path) -> list[dict[str, Any]]:
     """The attempts in ``path``, none if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
 
 
 def throughput(jobs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,4 +270,24 @@ def throughput(jobs: list[dict[str, Any]]) -> dict[str, Any]:
         "bound": (
             "decode-bound: give it more cores" if waits["decode"] > waits["engine"] else "GPU-bound"
         ),
+    }
+
+
+def cost(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a run took, from the statistics of its jobs: all attempts count, those that failed and
+    those that were killed, too."""
+    spans = sorted((job["started_at"], job["updated_at"]) for job in jobs if "started_at" in job)
+    wall, until = 0.0, 0.0
+    for begin, end in spans:
+        wall += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    held = sum(j["gpus"] * (j["updated_at"] - j["started_at"]) for j in jobs if "started_at" in j)
+    # on a machine without GPUs, a job is what there is one of
+    running = sum(max(job.get("gpus", 0), 1) * job["seconds"] for job in jobs)
+    inferred = sum(job["inferred"] for job in jobs)
+    return {
+        "wall_seconds": round(wall, 1),
+        "gpu_hours": round(held / 3600, 4),
+        "video_hours": round(sum(job["video_seconds"] for job in jobs) / 3600, 4),
+        "videos_per_second_per_gpu": round(inferred / running, 3) if running else 0.0,
     }

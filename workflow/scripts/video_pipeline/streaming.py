@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +27,11 @@ from video_pipeline.engine.base import (
     EngineDead,
     RequestRefused,
 )
+from video_pipeline.files import write_text
+from video_pipeline.gpus import gpus_needed
 from video_pipeline.journal import JournalWriter
-from video_pipeline.statistics import JobStatistics
+from video_pipeline.progress import Pace, describe_pace, describe_samples
+from video_pipeline.statistics import JobStatistics, State, read_statistics
 
 if TYPE_CHECKING:
     from video_pipeline.chunks import Question
@@ -40,6 +44,12 @@ SYNC_SECONDS = 5.0
 
 PROGRESS_SECONDS = 60.0
 """How often a line of progress is logged."""
+
+TICK_SECONDS = 1.0
+"""How often what the job spends is looked at."""
+
+STATISTICS_SECONDS = 5.0
+"""How often it is written down, for whoever watches."""
 
 SPARE_WORKERS = 1
 """Decode processes beyond those asked for. A process takes about 6 s to start; with a spare one, a
@@ -142,6 +152,11 @@ class Window:
             self.held_bytes -= num_bytes
             self._changed.notify()
 
+    def limits_now(self) -> dict[str, float]:
+        """``limits``, up to now."""
+        self._account()
+        return self.limits
+
     def all_admitted(self) -> None:
         """No more samples will come, for now."""
         self._account()
@@ -187,7 +202,14 @@ class Stream:
         self._in_engine: dict[str, Question] = {}
         self._crashed: list[int] = []
         self._last_try = False
-        self._statistics = JobStatistics(shard.rank, min(num_workers, pending))
+        self._statistics = JobStatistics(
+            shard.rank,
+            min(num_workers, pending),
+            gpus=gpus_needed(config),
+            samples=len(shard),
+            pending=pending,
+        )
+        self._earlier_attempts = read_statistics(shard.statistics_path)
 
     async def run(self) -> None:
         """Infer all pending samples of the shard."""
@@ -206,20 +228,41 @@ class Stream:
             folder=self._folder,
         )
         pool = DecodePool(spec, self._num_processes, shard.config.data.sample_timeout_s)
+        state: State = "failed"
         try:
             with shard.open_journal() as journal:
                 await self._infer_all(engine, pool, journal)
+            state = "done"
         finally:
+            self._tick()
             pool.stop()
             engine.stop()
-            self._statistics.limits = self._window.limits
-            self._statistics.append_to(shard.statistics_path)
+            self._statistics.end(state)
+            write_text(shard.statistics_path, self._statistics.to_json(self._earlier_attempts))
+
+    def _tick(self) -> None:
+        """Bring the statistics up to now."""
+        rate, statistics = self._shard.error_rate, self._statistics
+        statistics.finished, statistics.finished_failed = rate.finished, rate.failed
+        statistics.tick(self._window.limits_now())
+
+    async def _keep_statistics(self) -> None:
+        """Write down what the job spends while it runs, until cancelled."""
+        written = -math.inf
+        while True:
+            self._tick()
+            if time.monotonic() - written >= STATISTICS_SECONDS:
+                written = time.monotonic()
+                text = self._statistics.to_json(self._earlier_attempts)
+                await asyncio.to_thread(write_text, self._shard.statistics_path, text)
+            await asyncio.sleep(TICK_SECONDS)
 
     async def _infer_all(self, engine: Engine, pool: DecodePool, journal: JournalWriter) -> None:
         async with asyncio.TaskGroup() as group:
             helpers = [
                 group.create_task(_every(SYNC_SECONDS, journal.sync)),
                 group.create_task(_every(PROGRESS_SECONDS, self._log_progress)),
+                group.create_task(self._keep_statistics()),
                 group.create_task(self._watch_engine(engine, journal)),
             ]
             self._quarantine(journal)
@@ -234,7 +277,7 @@ class Stream:
             await start
             for helper in helpers:
                 helper.cancel()
-        self._statistics.finish()
+        self._tick()
         self._log_progress()
 
     def _rounds(self) -> Iterator[tuple[Iterable[int], int]]:
@@ -310,7 +353,7 @@ class Stream:
             errors = [error for error in (answer.result() for answer in answers) if error]
             if len(errors) < len(questions):
                 self._statistics.count_sample(prepared)
-            self._count(errors[0] if errors else None)
+            self._count(questions[0].key, errors[0] if errors else None)
         finally:
             await self._window.release(prepared.num_bytes if prepared else 0)
 
@@ -375,7 +418,7 @@ class Stream:
         """Nothing can be asked about a sample: an error for each question, which counts as one."""
         for question in questions:
             self._fail(journal, question, error)
-        self._count(error)
+        self._count(questions[0].key, error)
 
     def _fail(
         self, journal: JournalWriter, question: Question, error: dict[str, str], **answered: Any
@@ -384,13 +427,13 @@ class Stream:
         part = f", {question.part}" if question.part else ""
         logger.warning("sample %s%s failed: %s", question.key, part, error)
 
-    def _count(self, error: dict[str, str] | None) -> None:
-        """Count a finished sample. Raises :class:`UserError` if too many have failed."""
+    def _count(self, key: str, error: dict[str, str] | None) -> None:
+        """Count the finished sample ``key``. Raises :class:`UserError` if too many have failed."""
         rate = self._shard.error_rate
         rate.count(error)
         if error is None:
             return
-        self._statistics.failed += 1
+        self._statistics.count_error(key, error)
         # this sample is among those that the window holds, unless it was put in quarantine unread
         under_way = max(0, self._window.held - 1)
         if rate.exceeded(under_way):
@@ -403,12 +446,12 @@ class Stream:
 
     def _log_progress(self) -> None:
         rate, window = self._shard.error_rate, self._window
+        left = len(self._shard) - rate.finished
         logger.info(
-            "rank %d: %d of %d done, %d failed; %d being read, %d ready or in the engine (%.1f MB)",
+            "rank %d: %s; %s; %d being read, %d ready or in the engine (%.1f MB)",
             self._shard.rank,
-            rate.finished,
-            len(self._shard),
-            rate.failed,
+            describe_samples(rate.finished, len(self._shard), rate.failed),
+            describe_pace(Pace.of([self._statistics.as_dict()]), left),
             window.preparing,
             window.held,
             window.held_bytes / 1e6,

@@ -1,0 +1,179 @@
+"""How far a run is, from its files alone."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import time
+
+import pytest
+from helpers import Splitter, samples
+from rich.console import Console
+from video_pipeline import watch as module
+from video_pipeline.consolidation import consolidate
+from video_pipeline.errors import UserError
+from video_pipeline.inference import infer
+from video_pipeline.plan import Plan
+from video_pipeline.progress import Progress
+from video_pipeline.statistics import JobStatistics, Series
+from video_pipeline.watch import RankView, RunView, lines, look, screen, watch
+
+
+@pytest.fixture
+def split_run(splitting: Splitter) -> Splitter:
+    """A run with two ranks that was split: one sample of rank 1 fails."""
+    entries = [*samples(5), {"id": "bad", "path": "bad.mp4", "do": "raise"}]
+    splitting(entries)
+    Plan(2).write(splitting.layout.plan)
+    return splitting
+
+
+def run_rank(splitting: Splitter, rank: int) -> None:
+    infer(splitting.run.config, splitting.layout, rank, threads=2)
+
+
+def states(view: RunView) -> list[tuple[str, int, int, int]]:
+    return [(each.state, each.finished, each.samples, each.failed) for each in view.ranks]
+
+
+def write_statistics(splitting: Splitter, rank: int, **values) -> None:
+    """What a job of a rank says of itself that began a moment ago."""
+    statistics = JobStatistics(rank, 1, samples=3, state="running", **values)
+    if "updated_at" not in values:
+        statistics.updated_at = time.time()
+    splitting.layout.statistics(rank).write_text(statistics.to_json([]))
+
+
+def shown(*views: tuple[str, RunView], height: int = 50) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=160, force_terminal=False).print(screen(views, height))
+    return stream.getvalue()
+
+
+def test_before_anything_has_run(here):
+    here.write_samples(samples(3))
+    assert look(here.config).state == "not begun"
+    assert "not begun" in shown(("", look(here.config)))
+
+
+def test_a_run_from_its_begin_to_its_end(split_run):
+    config, layout = split_run.run.config, split_run.layout
+    assert states(look(config)) == [("waiting", 0, 3, 0), ("waiting", 0, 3, 0)]
+    run_rank(split_run, 1)
+    view = look(config)
+    assert states(view) == [("waiting", 0, 3, 0), ("done", 3, 3, 1)]
+    assert view.state == "1 waiting, 1 done"
+    assert view.last_error[1]["message"] == "no such clip"
+    assert (view.total.finished, view.total.samples, view.total.failed) == (3, 6, 1)
+    text = shown(("", view))
+    assert "3 of 6  50.0%" in text
+    assert "last error, 0 s ago: rank 1, sample bad: read: ValueError: no such clip" in text
+    run_rank(split_run, 0)
+    consolidate(config, layout)
+    view = look(config)
+    assert view.is_over
+    assert "done" in shown(("", view))
+    assert re.search(r"answered\s+│\s+5 │", shown(("", view)))
+
+
+def test_a_running_job(split_run):
+    series, now = Series(), time.time()
+    series.add(15.0, inferred=20, tokens=500, decode=7, engine=3)
+    write_statistics(
+        split_run, 0, finished=2, started_at=now - 20, ready_at=now - 10, series=series
+    )
+    view = look(split_run.run.config)
+    assert states(view)[0] == ("running", 2, 3, 0)
+    assert view.total.pace.samples_per_second == pytest.approx(2, rel=0.1)
+    (line,) = lines("", view)
+    assert "2 of 6 (33.3%) done, 0 failed; 2.0" in line
+    assert "2 s left, decode-bound; 1 running, 1 waiting" in line
+    assert "decode-bound" in shown(("", view))
+
+
+def test_a_job_that_was_killed_is_silent(split_run):
+    write_statistics(split_run, 0, finished=1)
+    assert look(split_run.run.config).ranks[0].state == "running"
+    write_statistics(split_run, 0, finished=1, updated_at=(long_ago := time.time() - 300))
+    # split again since: what an earlier split's job said does not count
+    assert states(look(split_run.run.config))[0] == ("waiting", 0, 3, 0)
+    os.utime(split_run.layout.manifest, (long_ago - 1, long_ago - 1))
+    rank = look(split_run.run.config).ranks[0]
+    assert (rank.state, rank.note) == ("silent", "no sign of life for 5 min")
+    assert "  rank 0 silent: 1 of 3 (33.3%): no sign of life for 5 min" in lines(
+        "", look(split_run.run.config)
+    )
+
+
+def test_a_job_that_failed_says_why(split_run):
+    split_run.layout.failure(0).write_text("rank 0: the disk is full\nmore")
+    rank = look(split_run.run.config).ranks[0]
+    assert (rank.state, rank.note) == ("failed", "rank 0: the disk is full\nmore")
+    assert "rank 0: the disk is full" in shown(("", look(split_run.run.config)))
+    assert lines("", look(split_run.run.config))[1:] == [
+        "  rank 0 failed: 0 of 3 (0.0%): rank 0: the disk is full"
+    ]
+
+
+def test_other_steps_are_shown(split_run):
+    layout, config = split_run.layout, split_run.run.config
+    with Progress(layout.progress("split"), "split", "lines") as progress:
+        progress.advance(7)
+        assert look(config).state == "splitting"
+        assert "split: 7 lines" in shown(("", look(config)))
+        assert "split: 7 lines" in lines("", look(config))[0]
+    assert look(config).state == "2 waiting"
+    with Progress(layout.progress("consolidate"), "consolidate", "samples", 6):
+        assert look(config).state == "consolidating"
+        assert "consolidate: 0 of 6 (0.0%) samples" in shown(("", look(config)))
+
+
+def test_of_many_ranks_those_that_need_a_look_are_shown(split_run):
+    ranks = [RankView(rank, "waiting", 10, 0) for rank in range(1000)]
+    ranks[700] = RankView(700, "failed", 10, 3, note="the disk is full")
+    text = shown(("", RunView(split_run.layout, "running", ranks)), height=20)
+    assert len(text.splitlines()) <= 20
+    assert "rank 700" in text
+    assert "988 more" in text
+
+
+def test_texts_from_samples_cannot_move_the_cursor(split_run):
+    error = {"key": "a\x1b[2J", "stage": "read", "type": "E", "message": "m\nx", "at": time.time()}
+    view = RunView(split_run.layout, "running", [RankView(0, "running", 1, 0, last_error=error)])
+    for text in (shown(("", view)), "\n".join(lines("", view))):
+        assert "\x1b[2J" not in text
+        assert "m\\nx" in text
+
+
+def test_without_a_terminal_lines_are_printed_until_the_end(split_run, monkeypatch):
+    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.0)
+    config = split_run.run.config
+    stream = io.StringIO()
+    looks = iter([lambda: None, lambda: run_rank(split_run, 0), lambda: run_rank(split_run, 1)])
+
+    def sleep(seconds: float) -> None:
+        next(looks, lambda: consolidate(config, split_run.layout))()
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    watch(config, once=False, console=Console(file=stream, soft_wrap=True))
+    text = stream.getvalue()
+    assert "0 of 6 (0.0%) done" in text
+    assert "3 of 6 (50.0%) done" in text
+    assert re.search(r"answered\s+│\s+5 │", text)
+
+
+def test_stages_are_shown_one_after_the_other(here):
+    here.write_samples(samples(3))
+    here.settings["stages"] = [{"name": "one"}, {"name": "two"}]
+    here.configure()
+    stream = io.StringIO()
+    watch(here.config, once=True, console=Console(file=stream, soft_wrap=True))
+    assert "one: not begun" in stream.getvalue()
+    assert "two: not begun" in stream.getvalue()
+
+
+def test_a_folder_that_is_not_there(here, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["watch", "--configfile", "my.yaml", "--directory", "nowhere"])
+    with pytest.raises(UserError, match="nowhere"):
+        module.main()

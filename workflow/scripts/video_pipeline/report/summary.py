@@ -1,0 +1,57 @@
+"""The summary of a run as a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from video_pipeline.cli import plain
+from video_pipeline.progress import duration
+
+
+def summary_table(path: Path) -> Table:
+    """The table of the summary in ``path``."""
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    table = Table(title=plain(summary["output"]), show_header=False, title_justify="left")
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    for number, section in enumerate(_sections(summary)):
+        if number:
+            table.add_section()
+        for name, value in section:
+            table.add_row(name, value)
+    return table
+
+
+def _sections(summary: dict[str, Any]) -> list[list[tuple[str, str]]]:
+    samples, usage = summary["samples"], summary["usage"]
+    counts = [
+        ("samples", f"{samples['distinct']:,}"),
+        ("answered", f"{samples['ok']:,}"),
+        ("failed", f"{samples['error']:,}"),
+        *((f"  {stage}", f"{n:,}") for stage, n in sorted(samples["errors_by_stage"].items())),
+    ]
+    for name, words in (("duplicates", "duplicate lines"), ("left_out", "left out")):
+        if samples[name]:
+            counts.append((words, f"{samples[name]:,}"))
+    tokens = [
+        ("prompt tokens", f"{usage['prompt_tokens']:,}"),
+        ("answer tokens", f"{usage['completion_tokens']:,}"),
+    ]
+    pace, cost = summary["throughput"], summary["cost"]
+    if "seconds" not in pace:
+        return [counts, tokens, [("this run", pace["bound"])]]
+    unit = "GPU" if cost["gpu_hours"] else "job"
+    spent = [
+        ("video-hours", f"{cost['video_hours']:,.2f}"),
+        ("wall time", duration(cost["wall_seconds"])),
+        ("GPU-hours", f"{cost['gpu_hours']:,.2f}"),
+        ("videos/s", f"{pace['videos_per_second']:,.2f}"),
+        (f"videos/s per {unit}", f"{cost['videos_per_second_per_gpu']:,.2f}"),
+        ("tokens/s", f"{pace['tokens_per_second']:,.0f}"),
+        ("engine busy", f"{pace['engine_busy_share']:.1%}"),
+        ("bound", pace["bound"]),
+    ]
+    return [counts, tokens, spent]
