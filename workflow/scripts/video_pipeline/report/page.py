@@ -27,8 +27,9 @@ from markupsafe import Markup
 from video_pipeline.config import Config
 from video_pipeline.files import write_text
 from video_pipeline.layout import Layout
+from video_pipeline.progress import duration
 from video_pipeline.report.records import MOST_ERRORS, Tally, card
-from video_pipeline.report.timeline import duration, time_line
+from video_pipeline.report.timeline import time_line
 from video_pipeline.statistics import read_statistics
 
 logger = logging.getLogger(__name__)

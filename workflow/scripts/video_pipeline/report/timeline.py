@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from video_pipeline.progress import duration
+
 PAUSE_SECONDS = 60.0
 """Where nobody is at work for so long, and for a twentieth of the whole, the time axis is cut."""
 
@@ -270,17 +272,3 @@ def _remarks(ranks: list[dict[str, Any]]) -> list[str]:
             f"{retried:,} of {len(ranks):,} ranks were started more than once."
         )
     return remarks
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``, ``3 d 4 h``."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
