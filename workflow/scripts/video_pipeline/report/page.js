@@ -144,33 +144,41 @@ function curves() {
   }
 }
 
+/** Labels below the bars between `edges`: at whole powers of two of a second, or at every so many. */
+function barTicks(edges, text) {
+  const places = edges.slice(0, -1).map((edge, i) => [i / (edges.length - 1), text(edge), edge]);
+  const octaves = places.filter(([, , edge]) => Math.abs(Math.log2(edge) - Math.round(Math.log2(edge))) < 1e-3);
+  const chosen = text === duration && octaves.length > 1 ? octaves : places;
+  return chosen.filter((_, i) => i % Math.ceil(chosen.length / 7) === 0);
+}
+
 function histograms() {
-  for (const { title, unit, edges, counts, total, quantiles } of data.histograms) {
+  for (const { title, of, unit, edges, counts, total, quantiles } of data.histograms) {
     if (!total) {
       $("histograms").append(html("figure", {}, html("h3", {}, title),
         html("p", { class: "hint" }, "Not known.")));
       continue;
     }
-    const text = unit === "seconds" ? duration : (value) => whole.format(value);
+    const isTime = unit === "seconds";
+    const text = isTime ? duration : (value) => whole.format(value);
     const most = nice(Math.max(...counts));
     const shapes = counts.map((count, i) =>
       svg("rect", { x: i + 0.06, width: 0.88, y: 1 - count / most, height: count / most, class: "block" }));
     for (const value of Object.values(quantiles)) {
-      const bar = Math.max(edges.findLastIndex((edge) => edge <= value), 0);
-      const x = Math.min(bar + (value - edges[bar]) / ((edges[bar + 1] ?? value + 1) - edges[bar]), counts.length);
+      const bar = edges.findLastIndex((edge, i) => edge <= value && i < counts.length);
+      const x = bar + (value - edges[bar]) / (edges[bar + 1] - edges[bar]);
       shapes.push(svg("line", { x1: x, x2: x, y1: 0, y2: 1, class: "quantile" }));
     }
-    // ticks at whole powers of two of a second, or at every so many bars
-    const every = Math.max(1, Math.ceil(edges.length / 6));
-    const ticks = edges.map((edge, i) => [i / counts.length, text(edge), i]).filter(([, , i]) => i % every === 0);
     const marks = Object.entries(quantiles).map(([name, value]) => `${name} ${text(value)}`).join(" · ");
+    const caption = `${whole.format(total)} ${of} · ${marks}${isTime ? "" : " tokens"}`;
     $("histograms").append(figure({
-      title, most, width: counts.length, shapes, ticks,
-      caption: `${whole.format(total)} in all · ${marks} · in ${unit}, up: how many`,
-      label: `Histogram: ${title}. ${marks}`,
+      title, caption, most, width: counts.length, shapes, label: `Histogram: ${title}. ${caption}`,
+      ticks: barTicks(edges, text),
       says: (share) => {
         const at = Math.floor(share * counts.length);
-        return `${text(edges[at])} – ${text(edges[at + 1])}: ${whole.format(counts[at])}`;
+        const last = isTime ? edges[at + 1] : edges[at + 1] - 1;
+        const range = last === edges[at] ? text(last) : `${text(edges[at])} – ${text(last)}`;
+        return `${range}: ${whole.format(counts[at])} ${of}`;
       },
     }));
   }

@@ -14,8 +14,9 @@ import logging
 import math
 import re
 import time
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from video_pipeline.layout import Layout
 from video_pipeline.progress import duration
 from video_pipeline.report.records import MOST_ERRORS, Tally, card
 from video_pipeline.report.timeline import time_line
-from video_pipeline.statistics import read_statistics
+from video_pipeline.statistics import BINS_PER_OCTAVE, read_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +64,14 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         "samples": {**summary["samples"], "truncated": tally.truncated},
         "usage": summary["usage"],
+        "cost": summary["cost"],
         "throughput": summary["throughput"],
         "time": time_line(jobs),
         "histograms": [
-            _seconds_histogram("Reading and preparing a sample", "decode_seconds", jobs),
-            _seconds_histogram("A request in the engine", "engine_seconds", jobs),
-            _token_histogram("Tokens of the prompts, visual ones included", tally.prompt_tokens),
-            _token_histogram("Tokens of the answers", tally.completion_tokens),
+            _seconds_histogram("Reading and preparing a sample", "samples", "decode_seconds", jobs),
+            _seconds_histogram("A request in the engine", "requests", "engine_seconds", jobs),
+            _token_histogram("Tokens of a prompt, visual ones included", tally.prompt_tokens),
+            _token_histogram("Tokens of an answer", tally.completion_tokens),
         ],
         "classes": sorted(map(vars, tally.classes.values()), key=lambda each: -each["count"]),
         "gallery": {
@@ -87,75 +89,93 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
 def _cards(
     config: Config, chosen: list[dict[str, Any]], tally: Tally, threads: int
 ) -> list[dict[str, Any]]:
-    """The records of the gallery, failed ones first, with their sheets."""
-    seen = [*tally.seen_errors, *chosen]
+    """The records of the gallery, with their sheets; the failed ones come last."""
+    seen = [*chosen, *tally.seen_errors]
     sheets: dict[str, dict[str, Any]] = {}
     if seen:
         from video_pipeline.report.gallery import make_sheets  # torch
 
         made = make_sheets(config, seen, threads)
         sheets = {each["__key"]: vars(sheet) for each, sheet in zip(seen, made, strict=True)}
-    cards = [*tally.errors, *(card(record, config) for record in chosen)]
+    cards = [*(card(record, config) for record in chosen), *tally.errors]
     return [{**each, **sheets.get(each["key"], {})} for each in cards]
 
 
 # --- histograms ----------------------------------------------------------------------------------
 
 
-def _seconds_histogram(title: str, name: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """From the jobs' counts by floor(4 log2(seconds))."""
+def _seconds_histogram(
+    title: str, unit: str, name: str, jobs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """From the jobs' counts by :func:`time_bin`."""
     counts: Counter[int] = Counter()
     for job in jobs:
-        for bin_number, count in ((job.get("histograms") or {}).get(name) or {}).items():
-            counts[int(bin_number)] += count
-    bins = range(min(counts), max(counts) + 1) if counts else range(0)
-    edges = [round(2 ** (number / 4), 6) for number in (*bins, bins.stop)] if counts else []
-    return _histogram(title, "seconds", edges, [counts[number] for number in bins])
+        for number, count in ((job.get("histograms") or {}).get(name) or {}).items():
+            counts[int(number)] += count
+    bins = range(min(counts), max(counts) + 2) if counts else range(0)
+    edges = [round(2 ** (number / BINS_PER_OCTAVE), 6) for number in bins]
+    bars = [counts[number] for number in bins[:-1]]
+    return _histogram(title, unit, "seconds", edges, bars, _within(edges, bars))
 
 
 def _token_histogram(title: str, counts: Counter[int]) -> dict[str, Any]:
     """From the number of samples by their number of tokens."""
-    if not counts:
-        return _histogram(title, "tokens", [], [])
-    low, high = min(counts), max(counts)
+    low, high = (min(counts), max(counts)) if counts else (0, -1)
     width = _nice_width((high - low + 1) / TOKEN_BINS)
     first = low // width
     bars = [0] * (high // width - first + 1)
     for tokens, count in counts.items():
         bars[tokens // width - first] += count
     edges = [(first + number) * width for number in range(len(bars) + 1)]
-    return _histogram(title, "tokens", edges, bars)
+    values = sorted(counts)
+    below = list(accumulate(counts[value] for value in values))
+    return _histogram(
+        title,
+        "samples",
+        "tokens",
+        edges,
+        bars,
+        lambda share: values[bisect_left(below, share * below[-1])],
+    )
 
 
 def _nice_width(width: float) -> int:
     """The next 1, 2 or 5 times a power of ten."""
-    power = 10 ** max(0, math.floor(math.log10(max(width, 1))))
-    return next(int(n * power) for n in (1, 2, 5, 10) if n * power >= width)
+    power = 10 ** math.floor(math.log10(max(width, 1)))
+    return next(n * power for n in (1, 2, 5, 10) if n * power >= width)
 
 
-def _histogram(title: str, unit: str, edges: list[float], counts: list[int]) -> dict[str, Any]:
+def _histogram(
+    title: str,
+    of: str,
+    unit: str,
+    edges: list[float],
+    counts: list[int],
+    quantile: Callable[[float], float],
+) -> dict[str, Any]:
+    shares = {"median": 0.5, "95 %": 0.95, "99 %": 0.99}
     return {
         "title": title,
+        "of": of,
         "unit": unit,
         "edges": edges,
         "counts": counts,
         "total": sum(counts),
-        "quantiles": {
-            name: _quantile(edges, counts, share)
-            for name, share in (("median", 0.5), ("95 %", 0.95), ("99 %", 0.99))
-        }
-        if counts
-        else {},
+        "quantiles": {n: quantile(share) for n, share in shares.items()} if any(counts) else {},
     }
 
 
-def _quantile(edges: list[float], counts: list[int], share: float) -> float:
-    """Where ``share`` of the samples lie below, taken as evenly spread within a bar."""
+def _within(edges: list[float], counts: list[int]) -> Callable[[float], float]:
+    """Quantiles of what is known by its bin: taken as evenly spread within it."""
     below = list(accumulate(counts, initial=0))
-    wanted = share * below[-1]
-    number = min(bisect_right(below, wanted) - 1, len(counts) - 1)
-    within = (wanted - below[number]) / counts[number] if counts[number] else 0.0
-    return round(edges[number] + within * (edges[number + 1] - edges[number]), 4)
+
+    def quantile(share: float) -> float:
+        wanted = share * below[-1]
+        number = bisect_left(below, wanted, lo=1) - 1
+        part = (wanted - below[number]) / counts[number]
+        return round(edges[number] + part * (edges[number + 1] - edges[number]), 4)
+
+    return quantile
 
 
 # --- HTML ----------------------------------------------------------------------------------------
