@@ -21,6 +21,7 @@ const svg = (name, attributes = {}, ...children) =>
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 const number = (value) => (value >= 100 ? whole : short).format(value);
 const percent = (share) => (share === null ? "–" : `${Math.round(100 * share)} %`);
 
@@ -37,10 +38,10 @@ function duration(seconds) {
     .map(([count, unit]) => `${count} ${unit}`).join(" ");
 }
 
-/** The next 1, 2 or 5 times a power of ten. */
+/** A round number that is not much larger. */
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value || 1));
-  return [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= value * 0.999999);
+  return [1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10].map((factor) => factor * power).find((each) => each >= value * 0.999999);
 }
 
 // --- charts ---------------------------------------------------------------------------------------
@@ -75,7 +76,7 @@ function figure({ title, caption, most, width, shapes, ticks, says, label }) {
   drawing.append(...shapes);
   const chart = html("div", { class: "chart" }, drawing);
   for (const share of [0, 0.5, 1]) {
-    const tick = html("span", { class: "y" }, number(share * most));
+    const tick = html("span", { class: "y" }, compact.format(share * most));
     tick.style.bottom = `${100 * share}%`;
     chart.append(tick);
   }
@@ -242,14 +243,16 @@ function rankBars(row) {
       drawing.append(svg("rect", { x: start + length, y: -0.15, width: seconds / 200, height: 1.3, class: "killed" }));
     }
   }
+  for (const { at } of data.time.pauses) {
+    drawing.append(svg("line", { x1: at, x2: at, y1: -0.15, y2: 1.15, class: "pause" }));
+  }
   return drawing;
 }
 
 function rankNotes(row) {
-  return row.attempts.filter(({ state }) => state !== "done").map(({ state, start, end, error }) => {
+  return row.attempts.filter(({ state }) => state !== "done").map(({ state, start, end }) => {
     const what = state === "failed" ? "failed" : `was killed while ${state}`;
-    const last = error ? `; its last sample error: ${error}` : "";
-    return html("p", { class: "note" }, `An attempt ${what} after ${duration(end - start)}${last}`);
+    return html("p", { class: "note" }, `An attempt ${what}, after ${duration(end - start)}`);
   });
 }
 

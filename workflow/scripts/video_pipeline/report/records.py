@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,9 @@ LONG_TEXT = 20_000
 
 SHORT_TEXT = 500
 """Characters of a message and of a failed sample's texts, at most."""
+
+LINE = 80
+"""Characters of JSON that stay in one line, at most."""
 
 STAGES_SEEN = frozenset({"generate", "length", "parse", "quarantine"})
 """Stages of errors that come after the video was read, so that it can be shown."""
@@ -184,7 +188,19 @@ def _text(value: Any) -> str:
 
 
 def _json(value: Any) -> str:
+    """JSON for people: in one line if it is short, a list of short things with one in each."""
+    line = _line(value)
+    if len(line) <= LINE:
+        return line
+    if isinstance(value, list):
+        lines = [_line(each) for each in value]
+        if max(map(len, lines)) <= LINE:
+            return "[\n" + ",\n".join(f"  {each}" for each in lines) + "\n]"
     return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def cut(text: str, most: int) -> str:

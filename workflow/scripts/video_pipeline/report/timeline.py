@@ -173,23 +173,17 @@ def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
     of the time in which the one or the other kept it from being faster."""
     cells = max(1, min(CELLS, round(attempt.end - attempt.start)))
     width = (attempt.end - attempt.start) / cells
-    shares = {
-        name: _spread([attempt], (name,), attempt.start, width, cells)[0]
-        for name in ("engine", "decode")
-    }
-    last = attempt.job.get("last_error") or {}
+    engine, decode = (
+        "".join(str(min(9, round(9 * seconds / width))) if width else "0" for seconds in row)
+        for row in _spread([attempt], ("engine", "decode"), attempt.start, width, cells)
+    )
     return {
         "start": round(clock.at(attempt.start), 1),
         "ready": round(clock.at(attempt.ready), 1),
         "end": round(clock.at(attempt.end), 1),
         "state": attempt.job.get("state", "done"),
-        **{
-            name: "".join(str(min(9, round(9 * value / width))) if width else "0" for value in cell)
-            for name, cell in shares.items()
-        },
-        "samples": attempt.job.get("samples"),
-        "pending": attempt.job.get("pending"),
-        "error": f"{last['stage']}: {last['message']:.300}" if last else None,
+        "engine": engine,
+        "decode": decode,
     }
 
 
