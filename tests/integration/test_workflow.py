@@ -39,12 +39,13 @@ def test_a_run_from_beginning_to_end(finished):
     # what else is beside it
     results = run.folder / "results"
     assert sorted(path.name for path in results.iterdir() if not path.name.startswith(".")) == [
-        *("out.config.yaml", "out.errors.jsonl", "out.jsonl", "out.summary.json"),
+        *("out.config.yaml", "out.errors.jsonl", "out.jsonl", "out.report.html"),
+        "out.summary.json",
     ]
     assert load_config(results / "out.config.yaml") == run.config
     assert {job["rank"] for job in run.summary()["jobs"]} == {0, 1}
     assert sum(job["inferred"] for job in run.summary()["jobs"]) == 6
-    for name in ("split", "infer.rank0", "infer.rank1", "consolidate"):
+    for name in ("split", "infer.rank0", "infer.rank1", "consolidate", "report"):
         assert f"logs/out/{name}.log" in run.out
         assert "Traceback" not in run.log(name)
 

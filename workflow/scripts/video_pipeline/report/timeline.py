@@ -262,7 +262,7 @@ def _remarks(ranks: list[dict[str, Any]]) -> list[str]:
     if bad:
         retried = sum(1 for row in ranks if row["retries"])
         remarks.append(
-            f"{len(bad):,} {'attempt' if len(bad) == 1 else 'attempts'} failed or were killed; "
+            f"{len(bad):,} {'attempt' if len(bad) == 1 else 'attempts'} did not end well; "
             f"{retried:,} of {len(ranks):,} ranks were started more than once."
         )
     return remarks
