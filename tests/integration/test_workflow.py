@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shlex
 import subprocess
 
@@ -69,6 +70,10 @@ def test_a_run_from_beginning_to_end(finished):
     # a report needs no --resources and changes nothing
     run.snakemake("--report", "report.html")
     assert (run.folder / "report.html").stat().st_size > 1000
+
+    # another gallery makes the page anew, and nothing else
+    run.configure(report={"seed": 7})
+    assert re.findall(r"^rule (\w+):", run.snakemake("-n"), re.MULTILINE) == ["report", "all"]
 
 
 def test_the_number_of_shards_follows_the_gpus_and_is_kept(run):

@@ -34,8 +34,15 @@ PICTURES = 12
 WIDTH = 160
 """Width of each, in pixels."""
 
-QUALITY = 70
-"""Of the WebP. A sheet has 20 to 40 KB."""
+QUALITIES = (75, 60, 45, 30, 15)
+"""Of the WebP: the first one with which a sheet is small enough."""
+
+SHEETS_BYTES = 900_000
+"""What all sheets may have. As base64 in the page, and the page once more so in Snakemake's report,
+they stay below the 2 MiB (``url::kMaxURLChars``) that Chromium opens as a ``data:`` address."""
+
+SHEET_BYTES = (12_000, 40_000)
+"""What one sheet may have, at least and at most, however many there are."""
 
 PROMPT = 4_000
 """Characters of a prompt that are shown, at most."""
@@ -67,8 +74,15 @@ class Sheet:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
 class SheetPreparer(Preparer):
-    """Makes a contact sheet in a decode process, where others make requests for an engine."""
+    """Makes a contact sheet in a decode process, where others make requests for an engine.
+
+    Attributes:
+        most_bytes: Size of the sheet, at most, as far as the worst quality allows.
+    """
+
+    most_bytes: int
 
     def start(self) -> None:
         """Nothing to load."""
@@ -79,14 +93,14 @@ class SheetPreparer(Preparer):
 
         try:
             shown = all_pictures(llm_inputs.values())
-            image = _webp(shown) if shown else None
+            image = _webp(shown, self.most_bytes) if shown else None
         except Exception as error:  # what a user's own dataset may take for a picture
             raise RequestRefused(type(error).__name__, f"no picture: {explain(error)}") from error
         prompts = {part: str(each.get("prompt", "")) for part, each in llm_inputs.items()}
         return {"image": image, "count": len(shown), "prompts": prompts}
 
 
-def _webp(shown: list[Picture]) -> bytes:
+def _webp(shown: list[Picture], most_bytes: int) -> bytes:
     sheet = contact_sheet(
         [picture.image for picture in shown],
         [picture.caption for picture in shown],
@@ -94,8 +108,11 @@ def _webp(shown: list[Picture]) -> bytes:
         width=WIDTH,
         most=PICTURES,
     )
-    stream = io.BytesIO()
-    sheet.save(stream, "WEBP", quality=QUALITY)
+    for quality in QUALITIES:
+        stream = io.BytesIO()
+        sheet.save(stream, "WEBP", quality=quality)
+        if stream.tell() <= most_bytes:
+            break
     return stream.getvalue()
 
 
@@ -128,7 +145,9 @@ def _make_sheets(
         chunk = folder / "chosen.jsonl"
         entries = [ChunkEntry(each["__key"], {}, each["input"], {}) for each in records]
         chunk.write_bytes(b"".join(entry.to_line() for entry in entries))
-        spec = WorkerSpec(config, chunk, _dataset_model(config), SheetPreparer(), folder)
+        low, high = SHEET_BYTES
+        preparer = SheetPreparer(min(max(SHEETS_BYTES // len(records), low), high))
+        spec = WorkerSpec(config, chunk, _dataset_model(config), preparer, folder)
         pool = DecodePool(spec, num_processes, min(SHEET_SECONDS, config.data.sample_timeout_s))
         try:
             return asyncio.run(_all_sheets(config, task, entries, pool))

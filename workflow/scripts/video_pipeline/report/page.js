@@ -2,8 +2,15 @@
 
 // Everything that is data goes into the page as text: by textContent or as an attribute, never as
 // markup.
-const data = JSON.parse(document.getElementById("data").textContent);
+let data;
 const $ = (id) => document.getElementById(id);
+
+/** The data, which lies in the page as base64 of compressed JSON. */
+async function unpacked() {
+  const packed = Uint8Array.from(atob($("data").textContent), (character) => character.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
+}
 
 function build(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -430,6 +437,9 @@ function theme() {
 }
 
 theme();
-curves();
-histograms();
-keys(ranks(), gallery());
+unpacked().then((found) => {
+  data = found;
+  curves();
+  histograms();
+  keys(ranks(), gallery());
+});

@@ -130,7 +130,7 @@ class Tally:
         known.add(record["__key"], cut(error["message"], SHORT_TEXT))
         if len(self.errors) < MOST_ERRORS:
             self.errors.append(card(record, self._config))
-        if error["stage"] in STAGES_SEEN and len(self.seen_errors) < self._num_samples:
+        if error["stage"] in STAGES_SEEN and len(self.seen_errors) < self._num_samples // 4:
             self.seen_errors.append(record)
 
     @property
