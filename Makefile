@@ -42,7 +42,12 @@ bench: venv  ## measure, and write docs/benchmarks.md (an hour on 2 cores; wants
 config-docs: venv  ## write config/config.yaml, config/README.md and config/schema.json
 	$(BIN)/python -m video_pipeline.config config
 
-clean:  ## remove the demo and caches; .venv stays
-	rm -rf $(DEMO) .pytest_cache .ruff_cache
+docs: venv  ## build the documentation into site/, with what it needs (envs/docs.txt)
+	@$(BIN)/python -m pip install -qq --no-deps --no-input --disable-pip-version-check -r envs/docs.txt
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html; to search in it, too: $(BIN)/python -m http.server -d site"
 
-.PHONY: help venv demo test soak lint bench config-docs clean
+clean:  ## remove the demo, the built documentation and caches; .venv stays
+	rm -rf $(DEMO) site .pytest_cache .ruff_cache
+
+.PHONY: help venv demo test soak lint bench config-docs docs clean

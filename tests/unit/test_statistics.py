@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from types import SimpleNamespace
 
 import pytest
 from helpers import samples
 from video_pipeline import statistics as module
+from video_pipeline import streaming
 from video_pipeline.inference import infer
 from video_pipeline.progress import Pace, describe_pace
 from video_pipeline.statistics import (
@@ -169,7 +171,9 @@ def test_jobs_of_an_older_version_have_no_times():
     assert cost([old])["videos_per_second_per_gpu"] == 2
 
 
-def test_a_job_leaves_its_statistics(splitting):
+def test_a_job_leaves_its_statistics_and_says_how_far_it_is(splitting, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(streaming, "PROGRESS_SECONDS", 0.1)
     run = splitting.run
     splitting([*samples(5), {"id": "bad", "path": "bad.mp4", "do": "raise"}], num_shards=1)
     infer(run.config, splitting.layout, 0, threads=2)
@@ -183,3 +187,6 @@ def test_a_job_leaves_its_statistics(splitting):
     assert sum(done["series"]["failed"]) == 1
     assert sum(done["histograms"]["engine_seconds"].values()) == 5
     assert done["started_at"] <= done["ready_at"] <= done["updated_at"]
+    said = [line for line in caplog.messages if line.startswith("rank 0: ") and "videos/s" in line]
+    assert said[0].startswith("rank 0: 0 of 6 (0.0%) done, 0 failed; 0.00 videos/s, 0 tokens/s; ")
+    assert said[-1].startswith("rank 0: 6 of 6 (100.0%) done, 1 failed; ")

@@ -58,7 +58,9 @@ wildcard_constraints:
 def get_final_output():
     layouts = [stage.layout for stage in STAGES]
     names = ("output", "summary", "errors", "report")
-    return [getattr(files, name) for files in layouts for name in names]
+    cards = [stage.layout.card for stage in STAGES if "parquet" in stage.config.run.formats]
+    files = [getattr(layout, name) for layout in layouts for name in names]
+    return [*files, *cards]
 
 
 def rank_files(stage):

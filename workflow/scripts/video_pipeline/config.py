@@ -300,6 +300,21 @@ class Run(Section):
         description="Failed / finished samples of a chunk, looked at from the 20th failure on; a "
         "shard over it stops at once.",
     )
+    formats: list[Literal["jsonl", "parquet"]] = Field(
+        ["jsonl"],
+        description="What the output is written as. `jsonl` is always there; `parquet` writes it "
+        "once more, as a folder of Parquet files with a dataset card, ready for a hub.",
+    )
+
+    @field_validator("formats")
+    @classmethod
+    def _jsonl_is_always_written(cls, formats: list[str]) -> list[str]:
+        if "jsonl" not in formats:
+            raise ValueError(
+                f"run.formats: {formats} lacks jsonl, which is always written (the other formats "
+                "are made of it); add it to the list"
+            )
+        return formats
 
 
 class Simulated(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +33,30 @@ def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``, at once."""
     with replacing(path) as stream:
         stream.write(text.encode("utf-8"))
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Make a temporary folder beside ``path`` that takes its place when the block ends well.
+
+    One process at a time may do so: what a killed one has left is removed first. Files are on the
+    disk before the name is; an exception removes the temporary folder.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    former = path.with_name(f".{path.name}.former")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as stream:
+                    os.fsync(stream.fileno())
+        shutil.rmtree(former, ignore_errors=True)
+        if path.exists():
+            path.rename(former)
+        temporary.rename(path)
+        shutil.rmtree(former, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -60,6 +60,16 @@ class Layout:
         return self.beside(".videos.jsonl")
 
     @property
+    def dataset(self) -> Path:
+        """The folder that can be uploaded to a hub: the output as Parquet, with a card."""
+        return self.beside(".dataset")
+
+    @property
+    def card(self) -> Path:
+        """The dataset card, which is there when the whole folder is."""
+        return self.dataset / "README.md"
+
+    @property
     def config(self) -> Path:
         """The resolved configuration."""
         return self.beside(".config.yaml")
@@ -97,6 +107,11 @@ class Layout:
     def lock(self, rank: int) -> Path:
         """Held by the process that infers one rank."""
         return self.chunks / f"rank{rank}.lock"
+
+    @property
+    def dataset_lock(self) -> Path:
+        """Held by the process that writes :attr:`dataset`."""
+        return self._all_chunks / "dataset.lock"
 
     @property
     def run_lock(self) -> Path:

@@ -38,8 +38,11 @@ class Stage:
         return f"{rule}_{self.name}" if self.name else rule
 
     def spec(self, *sections: str) -> dict[str, Any]:
-        """What a job of the stage depends on: the plan and some sections of the configuration."""
-        settings = self.config.model_dump(mode="json")
+        """What a job of the stage depends on: the plan and some sections of the configuration.
+
+        ``run.formats`` is left out: a format more is a job more, and no other runs again.
+        """
+        settings = self.config.model_dump(mode="json", exclude={"run": {"formats"}})
         return {"plan": vars(self.plan), **{name: settings[name] for name in sections}}
 
 

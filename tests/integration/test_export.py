@@ -1,0 +1,62 @@
+"""``run.formats`` in the workflow: one rule more, and nothing else."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from helpers import keys, samples
+from video_pipeline.config import load_config
+from video_pipeline.errors import UserError
+
+
+def rules_run(printed: str) -> list[str]:
+    """The rules of the jobs in what Snakemake printed, without ``all``."""
+    return [name for name in re.findall(r"^(?:local)?rule (\w+):$", printed, re.M) if name != "all"]
+
+
+def test_parquet_is_one_job_more_for_a_finished_run(run):
+    entries = samples(6, title="é")
+    entries[2]["do"] = "raise"
+    run.write_samples(entries)
+    run.snakemake()
+    before = run.reads()
+    run.configure(run={"formats": ["jsonl", "parquet"]})
+    assert rules_run(run.snakemake()) == ["export"]
+    assert run.reads() == before
+    assert "Nothing to be done" in run.snakemake("-n")
+
+    folder = run.folder / "results" / "out.dataset"
+    found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert found == ["README.md", "data/train-00000-of-00001.parquet"]
+    table = pq.read_table(folder / "data")
+    assert table["__key"].to_pylist() == keys(6)
+    assert table["__status"].to_pylist() == [record["__status"] for record in run.records()]
+    assert table["input"].to_pylist()[2] == {**entries[0], **entries[2]}
+    assert pd.read_parquet(folder / "data")["answer"].notna().sum() == 5
+    assert "| failed in stage `read` | 1 |" in (folder / "README.md").read_text()
+
+
+def test_stages_are_exported_each(run):
+    run.write_samples(samples(2))
+    run.configure(run={"formats": ["jsonl", "parquet"]})
+    run.settings["stages"] = [
+        {"name": "ask"},
+        {
+            "name": "prose",
+            "run": {"task": "rewrite", "formats": ["jsonl"]},
+            "vllm": {"max_model_len": 4096},
+            "task_params": {"prompt": "{{ previous.answer }}"},
+        },
+    ]
+    run.configure()
+    printed = run.snakemake("-n")
+    assert "rule export_ask:" in printed
+    assert "rule export_prose:" not in printed
+
+
+def test_jsonl_cannot_be_left_out():
+    with pytest.raises(UserError, match=r"run\.formats: \['parquet'\] lacks jsonl"):
+        load_config({"run": {"formats": ["parquet"]}})

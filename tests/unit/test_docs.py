@@ -1,0 +1,95 @@
+"""The pages: each is in the site's navigation, and each link leads somewhere, here and there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import PROJECT
+
+PAGES = [
+    *(PROJECT / name for name in ("README.md", "CHANGELOG.md", "config/README.md")),
+    *sorted((PROJECT / "docs").glob("*.md")),
+]
+FENCED = re.compile(r"^( *)(```+).*?^\1\2$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+class Loader(yaml.SafeLoader):
+    """Takes the tags of Python in ``mkdocs.yml`` for nothing."""
+
+
+Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+
+
+def navigation() -> list[str]:
+    """The pages under ``nav``."""
+    site = yaml.load((PROJECT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+
+    def pages(entries):
+        for entry in entries:
+            for target in entry.values():
+                yield from pages(target) if isinstance(target, list) else [target]
+
+    return list(pages(site["nav"]))
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """The relative links of a page: path and anchor, of which one may be empty."""
+    return LINK.findall(re.sub("`[^`\n]+`", "", prose(page)))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as the hub and the site make them."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_is_in_the_navigation_once():
+    assert sorted(navigation()) == sorted(str(page.relative_to(PROJECT)) for page in PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_lead_somewhere(page):
+    for target, anchor in links(page):
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), f"{page}: {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{page}: {target}#{anchor}"
+
+
+def test_the_links_are_found():
+    assert ("docs/tasks.md", "") in links(PROJECT / "README.md")
+    assert ("scale.md", "failed-shards") in links(PROJECT / "docs" / "resume.md")
+    assert "failed-shards" in anchors(PROJECT / "docs" / "scale.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_what_follows_in_a_list_is_indented_by_four(page):
+    """The hub takes two spaces as well, the site makes other paragraphs or prose of code. It also
+    wants a blank line before a list."""
+    text = page.read_text(encoding="utf-8")
+    fences = re.findall(r"^( *)```", text, re.MULTILINE)
+    paragraphs = re.findall(r"\n\n( +)(?![*-] )\S", prose(page))
+    assert {len(indent) for indent in [*fences, *paragraphs]} <= {0, 4}
+    assert re.findall(r"^(?:    |[^ *\n-]).*\n[*-] .*", prose(page), re.MULTILINE) == []
+
+
+def test_what_docs_needs_is_complete():
+    """``make docs`` installs its list without dependencies, over the other two."""
+    names = [
+        re.split("[=;]", line)[0].strip().lower().replace("_", "-")
+        for file in ("cpu.txt", "dev.txt", "docs.txt")
+        for line in (PROJECT / "envs" / file).read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice == set()
+    assert {"mkdocs", "mkdocs-material", "mkdocstrings-python", "griffelib"} <= set(names)

@@ -1,0 +1,24 @@
+for stage in STAGES:
+
+    rule:
+        name:
+            stage.rule("export")
+        input:
+            jsonl=stage.layout.output,
+            summary=stage.layout.summary,
+        # The card alone, not `directory()`: Snakemake would leave a file of its own in the folder.
+        output:
+            stage.layout.card,
+        log:
+            stage.layout.log("export"),
+        conda:
+            "../../envs/gpu.yaml"
+        threads: 1
+        params:
+            run=command("export.py"),
+            config=stage.layout.config,
+            num_shards=stage.plan.num_shards,
+            spec=spec(stage, "data", "vision", "vllm", "sampling", "run", "task_params"),
+        shell:
+            "{params.run} --config {params.config:q}"
+            " --num-shards {params.num_shards} > {log:q} 2>&1"

