@@ -37,11 +37,11 @@ WIDTH = 160
 QUALITIES = (75, 60, 45, 30, 15)
 """Of the WebP: the first one with which a sheet is small enough."""
 
-SHEETS_BYTES = 900_000
+SHEETS_BYTES = 800_000
 """What all sheets may have. As base64 in the page, and the page once more so in Snakemake's report,
 they stay below the 2 MiB (``url::kMaxURLChars``) that Chromium opens as a ``data:`` address."""
 
-SHEET_BYTES = (12_000, 40_000)
+SHEET_BYTES = (10_000, 40_000)
 """What one sheet may have, at least and at most, however many there are."""
 
 PROMPT = 4_000

@@ -15,7 +15,7 @@ import orjson
 from video_pipeline.config import Config
 from video_pipeline.windows import CUT
 
-MOST_ERRORS = 10_000
+MOST_ERRORS = 5_000
 """Failed samples that the page lists; the others are counted."""
 
 MOST_CLASSES = 100

@@ -251,7 +251,7 @@ def _remarks(ranks: list[dict[str, Any]]) -> list[str]:
         remarks.append(
             f"Rank {last} ended last, {duration(later)} after the median of {len(ended):,} ranks."
         )
-    waited = [row for row in ranks if row["waiting_share"]]
+    waited = [row for row in ranks if row["waited"] >= 1]
     if waited:
         most = max(waited, key=lambda row: row["waited"])
         remarks.append(
