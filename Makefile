@@ -22,6 +22,7 @@ demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six cli
 	@echo
 	@echo "output   $(DEMO)/results/output.describe.jsonl  (a random model: its text is noise)"
 	@echo "summary  $(DEMO)/results/output.describe.summary.json"
+	@echo "report   $(DEMO)/results/output.describe.report.html  (open it in a browser)"
 
 test: venv  ## every test
 	@$(BIN)/python -m pytest

@@ -124,6 +124,7 @@ class Run:
                 "num_workers": 1,
             },
             run={"task": "ask", "plugins": ["plugin.py"], "engine": "simulated"},
+            report={"samples": 0},  # no video is read again
         )
 
     # --- what the user writes -------------------------------------------------------------------

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,17 @@ def test_editable_install(own_venv, tmp_path):
         [own_venv, "-P", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.strip()
     assert found.splitlines()[-1] == str(source / "workflow/scripts/video_pipeline/__init__.py")
+
+
+def test_a_wheel_holds_the_page_of_the_report(tmp_path):
+    """What is no Python, too; from a copy, so that no build is left behind."""
+    shutil.copytree(ROOT / "workflow", tmp_path / "source" / "workflow")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / "source")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "-w", tmp_path, tmp_path / "source"], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    pages = {path.name for path in (ROOT / "workflow/scripts/video_pipeline/report").glob("page.*")}
+    assert pages == {"page.css", "page.html.j2", "page.js", "page.py"}
+    assert {f"video_pipeline/report/{page}" for page in pages} <= names

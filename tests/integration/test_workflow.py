@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shlex
 import subprocess
 
@@ -39,12 +40,13 @@ def test_a_run_from_beginning_to_end(finished):
     # what else is beside it
     results = run.folder / "results"
     assert sorted(path.name for path in results.iterdir() if not path.name.startswith(".")) == [
-        *("out.config.yaml", "out.errors.jsonl", "out.jsonl", "out.summary.json"),
+        *("out.config.yaml", "out.errors.jsonl", "out.jsonl", "out.report.html"),
+        "out.summary.json",
     ]
     assert load_config(results / "out.config.yaml") == run.config
     assert {job["rank"] for job in run.summary()["jobs"]} == {0, 1}
     assert sum(job["inferred"] for job in run.summary()["jobs"]) == 6
-    for name in ("split", "infer.rank0", "infer.rank1", "consolidate"):
+    for name in ("split", "infer.rank0", "infer.rank1", "consolidate", "report"):
         assert f"logs/out/{name}.log" in run.out
         assert "Traceback" not in run.log(name)
 
@@ -68,6 +70,10 @@ def test_a_run_from_beginning_to_end(finished):
     # a report needs no --resources and changes nothing
     run.snakemake("--report", "report.html")
     assert (run.folder / "report.html").stat().st_size > 1000
+
+    # another gallery makes the page anew, and nothing else
+    run.configure(report={"seed": 7})
+    assert re.findall(r"^rule (\w+):", run.snakemake("-n"), re.MULTILINE) == ["report", "all"]
 
 
 def test_the_number_of_shards_follows_the_gpus_and_is_kept(run):

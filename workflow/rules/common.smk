@@ -57,8 +57,9 @@ wildcard_constraints:
 
 def get_final_output():
     layouts = [stage.layout for stage in STAGES]
+    names = ("output", "summary", "errors", "report")
     cards = [stage.layout.card for stage in STAGES if "parquet" in stage.config.run.formats]
-    files = [path for files in layouts for path in (files.output, files.summary, files.errors)]
+    files = [getattr(layout, name) for layout in layouts for name in names]
     return [*files, *cards]
 
 

@@ -326,6 +326,18 @@ class Simulated(Section):
     concurrency: int = Field(256, ge=1, description="Requests that are computed at the same time.")
 
 
+class Report(Section):
+    """The page about a run. It changes no answer: another value makes the page anew."""
+
+    samples: int = Field(
+        60,
+        ge=0,
+        description="Answered samples in the gallery, at most, and failed ones of which pictures "
+        "are shown; their videos are read again. 0: no gallery of answers, and no pictures.",
+    )
+    seed: int = Field(0, description="Chooses the samples; another seed, other samples.")
+
+
 class Config(Section):
     """The whole configuration."""
 
@@ -334,6 +346,7 @@ class Config(Section):
     vllm: Vllm = Vllm()
     sampling: Sampling = Sampling()
     run: Run = Run()
+    report: Report = Report()
     task_params: dict[str, Any] = Field(
         {}, description="Handed to the task as `task.params` and to the dataset as `params`."
     )

@@ -45,6 +45,11 @@ class Layout:
         return self.beside(".errors.jsonl")
 
     @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.beside(".report.html")
+
+    @property
     def partial(self) -> Path:
         """The records that are there before the run is over."""
         return self.beside(".partial.jsonl")

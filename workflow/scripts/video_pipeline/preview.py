@@ -208,13 +208,11 @@ def _show_json(console: Console, value: Any) -> None:
 
 
 def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path: Path) -> None:
-    from video_pipeline.data.seen import pictures
+    from video_pipeline.data.seen import all_pictures
     from video_pipeline.report.contact_sheet import contact_sheet
 
     console.rule("pictures")
-    # conversations that show the same media share them
-    media = {id(each.get("multi_modal_data")): each for each in llm_inputs}
-    shown = [picture for each in media.values() for picture in pictures(each)]
+    shown = all_pictures(llm_inputs)
     for picture in shown:
         console.print(picture.caption)
     if shown:

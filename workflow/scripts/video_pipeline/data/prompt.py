@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from video_pipeline.budget import SIMULATED_PATCH_SIZE
@@ -12,6 +13,17 @@ from video_pipeline.errors import TaskError
 
 SIMULATED_MODEL = "simulated"
 """Stands for the model where none is loaded: a plain ChatML prompt."""
+
+_PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+
+
+def processor_folder(model: str, revision: str | None = None) -> str:
+    """A local folder with the processor of ``model``, a folder or a name on the hub."""
+    if Path(model).is_dir():
+        return model
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(model, revision=revision, allow_patterns=_PROCESSOR_FILES)
 
 
 class Prompter:

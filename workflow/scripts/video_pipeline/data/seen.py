@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,12 @@ class Picture:
         """For people: the time and the size."""
         size = f"{self.image.width}x{self.image.height}"
         return size if self.seconds is None else f"{self.seconds:.2f} s  {size}"
+
+
+def all_pictures(llm_inputs: Iterable[dict[str, Any]]) -> list[Picture]:
+    """The pictures of a sample's conversations; those that show the same media share them."""
+    media = {id(each.get("multi_modal_data")): each for each in llm_inputs}
+    return [picture for each in media.values() for picture in pictures(each)]
 
 
 def pictures(llm_input: dict[str, Any]) -> list[Picture]:

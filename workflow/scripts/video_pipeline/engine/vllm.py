@@ -9,11 +9,11 @@ import inspect
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, get_args
 
 from video_pipeline.budget import check_budget
 from video_pipeline.config import Config
+from video_pipeline.data.prompt import processor_folder
 from video_pipeline.engine.base import (
     FREE,
     Answer,
@@ -67,8 +67,6 @@ _SHARED_MEDIA_GB = 2
 
 _LEASE_HOLDER = f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}"
 
-_PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-
 
 class VllmEngine(Engine):
     """vLLM with continuous batching: requests join and leave while others run.
@@ -112,7 +110,8 @@ class VllmEngine(Engine):
         vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
         if with_videos and hasattr(vision, "patch_size"):
             check_budget(config, vision.patch_size)
-        self.dataset_model = _processor_folder(self._vllm_config)
+        model_config = self._vllm_config.model_config
+        self.dataset_model = processor_folder(model_config.model, model_config.revision)
         self._lora = _lora_request(config)
         self._reasoning = _reasoning_parser(self._vllm_config)
         self._llm: AsyncLLM | None = None
@@ -355,15 +354,3 @@ def _round_as_transformers(video: Any, tokens_per_second: float) -> None:
         if torch.equal((patches.double() * (candidate.item() * tokens_per_second)).long(), wanted):
             video["second_per_grid_ts"].data = candidate
             return
-
-
-def _processor_folder(vllm_config: VllmConfig) -> str:
-    """A local folder with the processor of the model, in the revision that vLLM loads."""
-    model_config = vllm_config.model_config
-    if Path(model_config.model).is_dir():
-        return model_config.model
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(
-        model_config.model, revision=model_config.revision, allow_patterns=_PROCESSOR_FILES
-    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
 from video_pipeline.cli import plain
 from video_pipeline.progress import duration
 

@@ -1,0 +1,263 @@
+"""The page about a run in a real browser: it works, nothing leaves it, and what is hostile in the
+data stays text."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+from helpers import Run
+from video_pipeline.testing.clips import DEMO_CLIPS, write_clip
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the page in")
+
+PLUGIN = """\
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.registry import register_task
+
+@register_task
+class Say(Task):
+    name = "say"
+
+    def build_messages(self, sample):
+        video = {"type": "video", "video": sample["__video_uri"]}
+        return [{"role": "user", "content": [video, {"type": "text", "text": "Why?"}]}]
+
+    def parse(self, text, sample):
+        if "fail" in sample:
+            raise ValueError(sample["fail"])
+        return {"caption": sample["say"], sample.get("field", "words"): ["a", "b"]}
+"""
+
+HOSTILE = [
+    "<script>window.hacked = 1</script>",
+    "</script><script>window.hacked = 2</script>",
+    "</textarea></style></title><img src=x onerror='window.hacked = 3'>",
+    "]]> <!-- <script> {{ 7 * 7 }} {% raw %}",
+    "\u202egpj.exe \x00\x07\x1b[2J \u2028 & &amp; \"quoted' `",
+    "https://example.com/ javascript:window.hacked=4",
+]
+
+
+def shown(text: str) -> str:
+    """How a text is to be read on the page: what cannot be seen is an escape."""
+    return re.sub("[\x00-\x1f\u202e\u2028]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    """Thirty clips with harmless captions, and hostile keys, captions, fields, paths and errors."""
+    run = Run(tmp_path_factory.mktemp("report") / "run")
+    run.write_plugin(PLUGIN)
+    run.configure(
+        run={"task": "say", "max_error_rate": 1.0},
+        data={"num_shards": 1},
+        vision={"nframes": 4},
+        report={"samples": 60},
+    )
+    clips = [
+        write_clip(run.folder / name, **DEMO_CLIPS[name]).name for name in ("h264.mp4", "mjpeg.avi")
+    ]
+    harmless = [
+        {"id": n, "path": clips[n % 2], "say": f"Caption number {n}: a square crosses the picture."}
+        for n in range(30)
+    ]
+    hostile = [
+        entry
+        for n, text in enumerate(HOSTILE)
+        for entry in (
+            {"id": f"say {text}", "path": clips[0], "say": text, "field": text},
+            {"id": f"fail {n}", "path": clips[1], "fail": text},
+            {"id": f"gone {n}", "path": f"{text.replace(chr(0), '')}.mp4"},
+        )
+    ]
+    long = {"id": "long", "path": clips[0], "say": "<b>word</b> " * 90_000}
+    run.write_samples([*harmless, *hostile, long])
+    run.snakemake("--resources", "gpu=1")
+    return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(finished, browser):
+    """The page; what it should not do is looked for when the test is over."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
+    address = (finished.folder / "results" / "out.report.html").as_uri()
+    requests, complaints = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page.goto(address)
+    page.locator("article").first.wait_for()
+    yield page
+    assert complaints == []
+    assert {url for url in requests if not url.startswith("data:image/webp")} == {address}
+    assert page.evaluate("typeof window.hacked") == "undefined"
+    page.close()
+
+
+def keys_shown(page) -> list[str]:
+    return page.eval_on_selector_all("article", "all => all.map((one) => one.dataset.key)")
+
+
+def whole_gallery(page) -> list[str]:
+    """The keys of all pages, from the first on."""
+    found = keys_shown(page)
+    following = page.locator("#gallery-pager button", has_text="Next")
+    while following.is_visible() and following.is_enabled():
+        following.click()
+        found += keys_shown(page)
+    return found
+
+
+def test_it_opens_and_counts(opened, finished):
+    summary = finished.summary()["samples"]
+    tiles = opened.locator(".tiles li").all_inner_texts()
+    assert tiles[1].startswith(f"{summary['ok']}\n")
+    assert tiles[2].startswith(f"{summary['error']}\n")
+    rows = opened.locator("table.errors tbody tr")
+    assert sorted(int(text) for text in rows.locator("td.n").all_inner_texts()) == sorted(
+        summary["errors_by_stage"].values()
+    )
+    assert opened.locator("#curves figure").count() == 3
+    assert opened.locator("#histograms .block").count() > 4
+    assert opened.locator("#rank-rows tr").count() == 1
+    assert opened.locator("#rank-rows path.engine").count() == 1
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_what_the_model_saw_is_beside_its_answer(opened):
+    card = opened.locator("article", has_text="Caption number 0:")
+    image = card.locator("img")
+    assert (
+        image.evaluate("async (image) => { await image.decode(); return image.naturalWidth }") > 600
+    )
+    assert "4 pictures" in image.get_attribute("alt")
+    card.locator("button.sheet").click()
+    assert opened.locator("#large img").is_visible()
+    opened.keyboard.press("Escape")
+    assert not opened.locator("#large img").is_visible()
+    card.locator("summary", has_text="Prompt").click()
+    assert card.locator("dd", has_text="Why?").is_visible()
+
+
+def test_all_samples_are_on_its_pages(opened, finished):
+    expected = {shown(record["__key"]) for record in finished.records()}
+    found = whole_gallery(opened)
+    assert len(found) == len(expected)
+    assert set(found) == expected
+    opened.locator("#gallery-pager-below button", has_text="Previous").click()
+    assert opened.locator("#found").inner_text().endswith(f"of {len(expected)} samples")
+
+
+def test_search_and_filters(opened, finished):
+    search = opened.get_by_role("searchbox", name="Search the gallery")
+    search.fill("NUMBER 17:")
+    assert keys_shown(opened) == ["17"]
+    assert opened.locator("article mark").all_inner_texts()[:2] == ["number", "17:"]
+    search.fill("no such file")
+    assert {key.split()[0] for key in whole_gallery(opened)} == {"gone"}
+    search.fill("(unbalanced [.*")
+    assert opened.locator("#found").inner_text() == "Nothing is like this."
+    search.fill("")
+    opened.locator("#show").select_option("failed")
+    assert len(whole_gallery(opened)) == finished.summary()["samples"]["error"]
+    opened.locator("table.errors tr", has_text="parse").get_by_role("button").click()
+    assert {key.split()[0] for key in whole_gallery(opened)} == {"fail"}
+
+
+def test_keys(opened):
+    first = keys_shown(opened)
+    opened.keyboard.press("ArrowRight")
+    assert keys_shown(opened) != first
+    opened.keyboard.press("ArrowLeft")
+    assert keys_shown(opened) == first
+    opened.keyboard.press("/")
+    assert opened.evaluate("document.activeElement.id") == "search"
+    opened.keyboard.type("gone/")
+    assert opened.locator("#search").input_value() == "gone/"
+    opened.keyboard.press("ArrowRight")  # within the text
+    opened.keyboard.press("Escape")
+    assert opened.locator("#search").input_value() == ""
+    assert keys_shown(opened) == first
+    opened.locator("body").press("Tab")
+    assert opened.evaluate("document.activeElement !== document.body")
+
+
+def test_light_and_dark(opened):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = opened.evaluate(paper)
+    opened.get_by_role("button", name="Dark").click()
+    dark = opened.evaluate(paper)
+    assert dark != light
+    opened.get_by_role("button", name="Light").click()
+    assert opened.evaluate(paper) == light
+    opened.reload()
+    opened.locator("article").first.wait_for()
+    opened.emulate_media(color_scheme="dark")
+    assert opened.evaluate(paper) == dark
+
+
+def test_it_fits_on_a_telephone(opened):
+    opened.set_viewport_size({"width": 390, "height": 800})
+    assert opened.evaluate("document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_what_is_hostile_stays_text(opened, number):
+    text = HOSTILE[number]
+    kinds = "[...new Set([...document.querySelectorAll('*')].map((one) => one.localName))]"
+    known = {*opened.evaluate(kinds), "mark"}
+    times = {f"say {text}": 3, f"fail {number}": 1, f"gone {number}": 1}  # say: key, field, caption
+    for key, count in times.items():
+        card = find_card(opened, shown(key))
+        wanted = text.replace(chr(0), "") if key.startswith("gone") else text
+        assert card.text_content().count(shown(wanted)) >= count
+        for summary in card.locator("summary").all():
+            summary.click()
+        opened.locator("#search").fill("window script")  # what is marked is text all the same
+        opened.locator("#search").fill("")
+    assert set(opened.evaluate(kinds)) <= known
+
+
+def find_card(page, key: str):
+    """The card of a sample, on whichever page it is."""
+    page.locator("#show").select_option("answered" if key.startswith("say") else "failed")
+    while key not in keys_shown(page):
+        page.locator("#gallery-pager button", has_text="Next").click()
+    return page.locator("article").nth(keys_shown(page).index(key))
+
+
+def test_a_caption_of_a_megabyte(opened, finished):
+    assert (finished.folder / "results" / "out.report.html").stat().st_size < 3_000_000
+    opened.locator("#search").fill("of 1,080,000 characters")
+    assert keys_shown(opened) == ["long"]
+    assert opened.locator("article b").count() == 0
+
+
+def test_inside_of_snakemakes_report(finished, browser):
+    """It is shown in a frame, from a ``data:`` address, which may not be long."""
+    finished.snakemake("--report", "report.html")
+    page = browser.new_context(offline=True).new_page()
+    page.goto((finished.folder / "report.html").as_uri())
+    page.get_by_text("Results").click()
+    page.locator("tr", has_text="say").get_by_role("link").first.click()
+    frame = page.frame_locator("iframe")
+    frame.get_by_role("link", name="Gallery").click()
+    frame.locator("#search").fill("number 17:")
+    assert frame.locator("article").count() == 1
+    assert "Caption number 17" in frame.locator("article").text_content()
+    page.context.close()

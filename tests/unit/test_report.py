@@ -1,0 +1,312 @@
+"""The page about a run: what it collects, and that a gallery that fails costs only itself."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+
+import pytest
+from helpers import Run, keys, samples
+from video_pipeline.config import load_config
+from video_pipeline.consolidation import consolidate
+from video_pipeline.inference import infer
+from video_pipeline.report import gallery, records
+from video_pipeline.report.gallery import make_sheets
+from video_pipeline.report.page import collect, render, write_report
+from video_pipeline.report.records import Tally, card
+from video_pipeline.report.timeline import time_line
+from video_pipeline.statistics import JobStatistics, read_statistics
+
+CONFIG = load_config({"run": {"engine": "simulated"}, "report": {"samples": 5}})
+
+
+def record(number: int, **fields):
+    """A record of an output."""
+    usage = {"prompt_tokens": 100 + number, "completion_tokens": 10, "finish_reason": "stop"}
+    known = {"__key": str(number), "__status": "ok", "__task": "t", "__model": "m"}
+    return {**known, "__usage": usage, "input": {"path": f"{number}.mp4"}, **fields}
+
+
+def failed(number: int, stage: str = "read", message: str = "no such clip"):
+    error = {"stage": stage, "type": "ValueError", "message": message}
+    known = {"__key": str(number), "__status": "error", "__error": error}
+    return {**known, "__task": "t", "__model": "m", "input": {"path": f"{number}.mp4"}}
+
+
+def tally(found, config=CONFIG) -> Tally:
+    made = Tally(config)
+    for number, each in enumerate(found):
+        made.add(number, json.dumps(each).encode())
+    return made
+
+
+# --- records -------------------------------------------------------------------------------------
+
+
+def test_chosen_by_the_seed_whatever_the_order():
+    found = [record(number) for number in range(100)]
+    chosen = {each["__key"] for each in tally(found).chosen}
+    assert len(chosen) == 5
+    again = tally(reversed(found)).chosen
+    assert {each["__key"] for each in again} == chosen
+    assert [int(each["__key"]) for each in again] == sorted(map(int, chosen), reverse=True)
+    other = load_config({"report": {"samples": 5, "seed": 1}})
+    assert {each["__key"] for each in tally(found, other).chosen} != chosen
+    # one more sample takes the place of one at most
+    more = {each["__key"] for each in tally([*found, record(100)]).chosen}
+    assert len(more & chosen) >= 4
+    assert tally(found, load_config({"report": {"samples": 0}})).chosen == []
+
+
+def test_errors_are_counted_by_class_and_listed_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr(records, "MOST_ERRORS", 3)
+    monkeypatch.setattr(records, "MOST_CLASSES", 2)
+    errors = [failed(n, message=f"message {n % 5}") for n in range(6)]
+    made = tally([*errors, failed(6, "parse"), failed(7, "crash"), failed(8, "parse")])
+    assert (made.ok, made.failed) == (0, 9)
+    assert {name: each.count for name, each in made.classes.items()} == {
+        ("read", "ValueError"): 6,
+        ("other", ""): 3,
+    }
+    assert made.classes["read", "ValueError"].examples == [
+        ("0", "message 0"),
+        ("1", "message 1"),
+        ("2", "message 2"),
+    ]
+    assert [each["key"] for each in made.errors] == ["0", "1", "2"]
+    # of what could not be read there is nothing to see
+    assert [each["__key"] for each in made.seen_errors] == ["6"]
+
+
+def test_a_card_of_several_answers():
+    shown = card(
+        record(
+            1,
+            input={"path": "1.mp4", "video_start": 2, "video_end": 4.5},
+            output_text={"one": "the same", "two": '{"mood": "calm"}'},
+            one={"answer": "the same"},
+            two={"mood": "calm", "tags": ["a", "b"], "boxes": [[1, 2], [3, 4]]},
+            __reasoning={"two": "hm"},
+        ),
+        CONFIG,
+    )
+    assert shown["fields"] == [
+        ["one · answer", "the same"],
+        ["two · mood", "calm"],
+        ["two · tags", "• a\n• b"],
+        ["two · boxes", "[[1, 2], [3, 4]]"],
+    ]
+    # what a field says already is not said twice
+    assert shown["said"] == [["output_text · two", '{"mood": "calm"}']]
+    assert shown["reasoning"] == [["reasoning · two", "hm"]]
+    assert shown["span"] == [2, 4.5]
+    assert shown["usage"] == [101, 10, "stop"]
+
+
+def test_long_texts_are_cut_and_say_so():
+    shown = card(record(1, caption="x" * 10**6), CONFIG)
+    ((_, text),) = shown["fields"]
+    assert text.endswith("(the first 20,000 of 1,000,000 characters)")
+    assert len(text) < 20_100
+
+
+# --- time line -----------------------------------------------------------------------------------
+
+
+def job(rank: int, start: float, seconds: float, **fields):
+    """The statistics of an attempt that began at ``start`` and ran for ``seconds``."""
+    made = JobStatistics(rank, 1, host=f"node{rank}", started_at=start)
+    made.ready_at, made.updated_at, made.state = start + 10, start + seconds, "done"
+    steps = int(seconds)
+    series = {
+        "step": 1.0,
+        **{name: [0.0] * steps for name in ("failed", "tokens", "busy")},
+        "inferred": [2] * steps,
+        "decode": [0.5] * steps,
+        "engine": [0.25] * steps,
+    }
+    made.inferred = 2 * steps
+    made.limits = {"decode": 0.5 * steps, "engine": 0.25 * steps}
+    return {**made.as_dict(), "series": series, **fields}
+
+
+def test_time_line_of_ranks():
+    line = time_line([job(0, 1000.0, 40), job(1, 1000.0, 100)])
+    assert (line["seconds"], line["began"], line["ended"]) == (100, 1000, 1100)
+    assert line["pauses"] == []
+    first, second = line["ranks"]
+    assert (first["ended"], second["ended"]) == (40, 100)
+    assert first["host"] == "node0"
+    assert first["waiting_share"] == pytest.approx(2 / 3, abs=1e-4)
+    (bar,) = first["attempts"]
+    assert (bar["start"], bar["ready"], bar["end"], bar["state"]) == (0, 10, 40, "done")
+    assert set(bar["decode"]) == {"4"}  # half of nine, to the even digit
+    assert set(bar["engine"]) == {"2"}
+    curves = line["curves"]
+    assert curves["inferred"][:40] == [4] * 40
+    assert curves["inferred"][40:100] == [2] * 60
+    assert (curves["jobs"][0], curves["jobs"][99]) == (2, 1)
+    assert line["remarks"] == [
+        "Rank 1 ended last, 30 s after the median of 2 ranks.",
+        "Rank 1 waited longest for decoding: 50 s, 67% of its time.",
+    ]
+
+
+def test_pauses_are_cut_out_and_nothing_is_lost():
+    """A killed attempt, and one on the next day."""
+    jobs = [job(0, 1000.0, 100, state="running"), job(0, 90_000.0, 50), job(1, 90_010.0, 50)]
+    line = time_line(jobs)
+    assert line["seconds"] == 160
+    assert line["pauses"] == [{"at": 100, "seconds": 88_900}]
+    curves = line["curves"]
+    samples = sum(rate * curves["width"] for rate in curves["inferred"])
+    assert samples == pytest.approx(sum(each["inferred"] for each in jobs), rel=0.02)
+    killed, again = line["ranks"][0]["attempts"]
+    assert (killed["state"], again["start"]) == ("running", 100)
+    assert line["remarks"][-1].startswith("1 attempt did not end well; 1 of 2 ranks")
+
+
+def test_statistics_of_an_older_version_have_no_times():
+    old = {"rank": 0, "num_workers": 1, "inferred": 3, "failed": 1, "seconds": 2.0, "limits": {}}
+    line = time_line([old])
+    assert (line["seconds"], line["unknown"]) == (0, 1)
+    (row,) = line["ranks"]
+    assert (row["inferred"], row["ended"], row["attempts"]) == (3, None, [])
+
+
+def test_an_attempt_that_never_had_a_request():
+    line = time_line([job(0, 1000.0, 5, ready_at=None, state="starting")])
+    (bar,) = line["ranks"][0]["attempts"]
+    assert (bar["ready"], bar["end"]) == (5, 5)
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(splitting):
+    """Six samples that an earlier run answered."""
+    splitting(samples(6), 1).finish(*keys(6))
+    splitting(num_shards=1)
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    return splitting
+
+
+def embedded(html: str):
+    """The data in a page."""
+    packed = re.search(r'<script type="text/plain" id="data">([A-Za-z0-9+/=]*)</script>', html)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def test_the_page_counts_what_the_summary_counts(splitting, monkeypatch):
+    run = splitting.run
+    run.configure(report={"samples": 3})
+    bad = {2: "raise", 5: "raise"}
+    splitting([{**each, "do": bad.get(each["id"])} for each in samples(8)], 1)
+    infer(run.config, splitting.layout, 0, 1)
+    consolidate(run.config, splitting.layout)
+    monkeypatch.setattr(
+        gallery, "make_sheets", lambda config, seen, n: [gallery.Sheet()] * len(seen)
+    )
+    layout = splitting.layout
+    write_report(run.config, layout, 1)
+    data = embedded(layout.report.read_text(encoding="utf-8"))
+    summary = run.summary()
+    assert data["samples"] == {**summary["samples"], "truncated": 0}
+    assert data["usage"] == summary["usage"]
+    assert data["gallery"]["answered"] == summary["samples"]["ok"] == 6
+    assert data["gallery"]["failed"] == data["gallery"]["listed"] == 2
+    assert [(each["stage"], each["type"], each["count"]) for each in data["classes"]] == [
+        ("read", "ValueError", 2)
+    ]
+    assert [each["key"] for each in data["cards"] if each.get("failed")] == ["2", "5"]
+    assert len(data["cards"]) == 3 + 2
+    jobs = read_statistics(layout.statistics(0))
+    assert sum(row["inferred"] for row in data["time"]["ranks"]) == 6
+    assert sum(row["failed"] for row in data["time"]["ranks"]) == 2
+    reading, engine, prompts, answers = data["histograms"]
+    assert reading["total"] == sum(sum(j["histograms"]["decode_seconds"].values()) for j in jobs)
+    assert engine["total"] == prompts["total"] == answers["total"] == 6
+    assert answers["quantiles"] == {"median": 16, "95 %": 16, "99 %": 16}
+    assert prompts["edges"][0] <= prompts["quantiles"]["median"] < prompts["edges"][-1]
+
+
+HOSTILE = [
+    "<script>window.hacked = 1</script>",
+    "</script><script>window.hacked = 2</script>",
+    "</textarea></style></title><img src=x onerror='window.hacked = 3'>",
+    "]]> <!-- <script> -->",
+    "\u202egpj.exe \x00\x07\x1b[2J \u2028 & &amp; \"quoted' `",
+]
+
+
+def test_whatever_comes_from_outside_is_data(finished):
+    data = collect(finished.run.config, finished.layout, 1)
+    for number, text in enumerate(HOSTILE):
+        data["cards"].append({"key": text, "path": text, "fields": [[text, text]], "input": text})
+        examples = [[text, text]]
+        data["classes"].append({"stage": "read", "type": text, "count": 1, "examples": examples})
+        data[("title", "task", "model", "output", "errors_file")[number]] = text
+    html = render(data)
+    shown = embedded(html)
+    assert [each["key"] for each in shown["cards"][-5:]] == [
+        *HOSTILE[:4],
+        "\\u202egpj.exe \\u0000\\u0007\\u001b[2J \\u2028 & &amp; \"quoted' `",
+    ]
+    # two scripts and nothing else: the data and the page's own
+    assert html.count("<script") == html.count("</script") == 2
+    assert "<img src=x" not in html
+    assert "<!--" not in html
+    assert not re.search("[\x00-\x08\u2028\u202e]", html)
+
+
+def test_the_policy_lets_nothing_out(finished):
+    html = render(collect(finished.run.config, finished.layout, 1))
+    policy = re.search('Content-Security-Policy" content="(.*?)"', html)[1].replace("&#39;", "'")
+    rules = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert rules["img-src"] == "data:"
+    assert all(rules[name].startswith("'sha256-") for name in ("style-src", "script-src"))
+    assert not re.findall(
+        r"""(?:src|href)\s*=\s*["']?(?!#|data:)\w+""", html.partition("<script>")[0]
+    )
+
+
+# --- the gallery ---------------------------------------------------------------------------------
+
+
+def test_a_sample_that_kills_its_reader_costs_its_sheet_only(here: Run):
+    bad = {1: "die", 2: "raise", 3: "hang"}
+    here.configure(data={"sample_timeout_s": 8.0})
+    config = here.config
+    found = [record(n, input={**each, "do": bad.get(n)}) for n, each in enumerate(samples(6))]
+    pictures = {"prompt": "x", "multi_modal_data": {"image": ["no picture"]}}
+    found[4]["input"]["returns"] = {"llm_input": pictures}
+    sheets = make_sheets(config, found, 2)
+    assert sheets[4].problem.startswith("no picture: ValueError")
+    del sheets[4]
+    assert [sheet.problem for sheet in sheets] == [
+        None,
+        "the decode process died (exit code 7)",
+        "no such clip",
+        "not ready after 8 s",
+        None,
+    ]
+    assert sheets[0].prompts == sheets[4].prompts == {"": "x" * 40}
+    assert {(sheet.image, sheet.count) for sheet in sheets} == {(None, 0)}
+
+
+def test_a_gallery_that_cannot_be_made_is_no_failure(here: Run):
+    here.edit_plugin('dataset_name = "plain"', 'dataset_name = "gone"')
+    problems = {sheet.problem for sheet in make_sheets(here.config, [record(0), record(1)], 1)}
+    assert len(problems) == 1
+    assert "gone" in problems.pop()
+
+
+def test_a_storage_that_hangs_ends_the_gallery(here: Run, monkeypatch):
+    monkeypatch.setattr(gallery, "GALLERY_SECONDS", 0.1)
+    (sheet,) = make_sheets(here.config, [record(0, input={"path": "0.mp4", "do": "hang"})], 1)
+    assert sheet.problem == "not made: the gallery took longer than 0.1 s"

@@ -1,0 +1,218 @@
+"""What the page shows of the output's records: counts of all, some answers, the errors."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from video_pipeline.config import Config
+from video_pipeline.windows import CUT
+
+MOST_ERRORS = 5_000
+"""Failed samples that the page lists; the others are counted."""
+
+MOST_CLASSES = 100
+"""Rows of the table of errors; what is left shares the last one."""
+
+EXAMPLES = 3
+"""Different messages that are shown of a class of errors."""
+
+LONG_TEXT = 20_000
+"""Characters of an answer, at most."""
+
+SHORT_TEXT = 500
+"""Characters of a message and of a failed sample's texts, at most."""
+
+LINE = 80
+"""Characters of JSON that stay in one line, at most."""
+
+STAGES_SEEN = frozenset({"generate", "length", "parse", "quarantine"})
+"""Stages of errors that come after the video was read, so that it can be shown."""
+
+
+@dataclass
+class ErrorClass:
+    """Errors of one stage and type.
+
+    Attributes:
+        stage: ``__error.stage``.
+        type: ``__error.type``.
+        count: How many samples have it.
+        examples: Keys and messages of the first of them, each message once.
+    """
+
+    stage: str
+    type: str
+    count: int = 0
+    examples: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, key: str, message: str) -> None:
+        """Count the error of a sample."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES and message not in {seen for _, seen in self.examples}:
+            self.examples.append((key, message))
+
+
+class Tally:
+    """What one pass over the output finds; it holds no more than the page shows.
+
+    Attributes:
+        ok: How many samples were answered.
+        failed: How many failed.
+        truncated: How many answers were cut off at their last token.
+        prompt_tokens: How many samples have how many, likewise ``completion_tokens``.
+        classes: The errors by stage and type.
+        errors: Cards of the first failed samples.
+        seen_errors: Records of the first failed samples of which there is something to see.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._num_samples = config.report.samples
+        self._seed = config.report.seed
+        self._chosen: list[tuple[int, int, bytes]] = []
+        self.ok = self.failed = self.truncated = 0
+        self.prompt_tokens: Counter[int] = Counter()
+        self.completion_tokens: Counter[int] = Counter()
+        self.classes: dict[tuple[str, str], ErrorClass] = {}
+        self.errors: list[dict[str, Any]] = []
+        self.seen_errors: list[dict[str, Any]] = []
+
+    @classmethod
+    def of(cls, output: Path, config: Config) -> Tally:
+        """The tally of a consolidated output, with ``report.samples`` answered ones chosen by the
+        hash of their keys and ``report.seed``: the same ones in whichever order they come."""
+        tally = cls(config)
+        with open(output, "rb") as stream:
+            for number, line in enumerate(stream):
+                tally.add(number, line)
+        return tally
+
+    def add(self, number: int, line: bytes) -> None:
+        """Count the record in line ``number`` of the output."""
+        record = orjson.loads(line)
+        usage = record.get("__usage") or {}
+        if usage:
+            self.prompt_tokens[usage["prompt_tokens"]] += 1
+            self.completion_tokens[usage["completion_tokens"]] += 1
+            self.truncated += usage["finish_reason"] == "length"
+        if record["__status"] == "ok":
+            self.ok += 1
+            self._maybe_choose(record["__key"], number, line)
+        else:
+            self.failed += 1
+            self._add_error(record)
+
+    def _maybe_choose(self, key: str, number: int, line: bytes) -> None:
+        """Keep the answered samples whose hashes are smallest."""
+        if not self._num_samples:
+            return
+        digest = hashlib.blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
+        entry = (-int.from_bytes(digest), number, line)
+        if len(self._chosen) < self._num_samples:
+            heapq.heappush(self._chosen, entry)
+        elif entry > self._chosen[0]:
+            heapq.heapreplace(self._chosen, entry)
+
+    def _add_error(self, record: dict[str, Any]) -> None:
+        error = record["__error"]
+        name = (error["stage"], error["type"])
+        if name not in self.classes and len(self.classes) >= MOST_CLASSES - 1:
+            name = ("other", "")
+        known = self.classes.setdefault(name, ErrorClass(*name))
+        known.add(record["__key"], cut(error["message"], SHORT_TEXT))
+        if len(self.errors) < MOST_ERRORS:
+            self.errors.append(card(record, self._config))
+        if error["stage"] in STAGES_SEEN and len(self.seen_errors) < self._num_samples // 4:
+            self.seen_errors.append(record)
+
+    @property
+    def chosen(self) -> list[dict[str, Any]]:
+        """The chosen records, in input order."""
+        return [orjson.loads(line) for _, _, line in sorted(self._chosen, key=lambda e: e[1])]
+
+
+def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
+    """What the page shows of a record, as texts; a failed one is kept short, for there may be many
+    of them."""
+    failed = record["__status"] == "error"
+    most = SHORT_TEXT if failed else LONG_TEXT
+    raw = record["input"]
+    fields = _fields({name: value for name, value in record.items() if _is_answer(name)})
+    shown = {value for _, value in fields}
+    said = [pair for pair in _fields({"output_text": record.get("output_text")}) if pair[1]]
+    card = {
+        "key": record["__key"],
+        "failed": failed,
+        "path": _text(raw.get(config.data.video_field)),
+        "span": [raw.get(name) for name in CUT] if any(name in raw for name in CUT) else None,
+        "input": _json(raw),
+        "fields": fields,
+        # often a field of the task holds the same
+        "said": [pair for pair in said if pair[1].strip() not in shown],
+        "reasoning": _fields({"reasoning": record.get("__reasoning")}),
+        "usage": list((record.get("__usage") or {}).values()),
+        "error": list(record["__error"].values()) if failed else None,
+    }
+    return {name: _cut_all(value, most) for name, value in card.items() if value}
+
+
+def _is_answer(name: str) -> bool:
+    return not name.startswith("__") and name not in ("input", "output_text")
+
+
+def _fields(named: dict[str, Any]) -> list[list[str]]:
+    """Names and texts; what is in a dict goes under ``outer · inner``."""
+    texts = []
+    for name, value in named.items():
+        if isinstance(value, dict) and value:
+            texts += [[f"{name} · {inner}", text] for inner, text in _fields(value)]
+        elif value is not None:
+            texts.append([name, _text(value)])
+    return texts
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return "\n".join(f"• {each}" for each in value)
+    return "" if value is None else _json(value)
+
+
+def _json(value: Any) -> str:
+    """JSON for people: in one line if it is short, a list of short things with one in each."""
+    line = _line(value)
+    if len(line) <= LINE:
+        return line
+    if isinstance(value, list):
+        lines = [_line(each) for each in value]
+        if max(map(len, lines)) <= LINE:
+            return "[\n" + ",\n".join(f"  {each}" for each in lines) + "\n]"
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def cut(text: str, most: int) -> str:
+    """``text``; of a longer one the first ``most`` characters, and how many there are."""
+    if len(text) <= most:
+        return text
+    return f"{text[:most]} … (the first {most:,} of {len(text):,} characters)"
+
+
+def _cut_all(value: Any, most: int) -> Any:
+    if isinstance(value, str):
+        return cut(value, most)
+    if isinstance(value, list):
+        return [_cut_all(each, most) for each in value]
+    return value
