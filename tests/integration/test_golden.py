@@ -494,9 +494,7 @@ async def through_processes(
     shared, chunk = folder / "shared", folder / "chunk.jsonl"
     shared.mkdir(parents=True)
     entries = [
-        ChunkEntry(
-            f"{num_workers}-{number}", {"": ""}, orjson.dumps({"path": str(video)}), {}
-        )
+        ChunkEntry(f"{num_workers}-{number}", {"": ""}, orjson.dumps({"path": str(video)}), {})
         for number, video in enumerate(videos)
     ]
     chunk.write_bytes(b"".join(entry.to_line() for entry in entries))
