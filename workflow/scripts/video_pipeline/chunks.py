@@ -6,7 +6,6 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,15 +158,11 @@ class Chunk(Sequence[ChunkEntry]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stream = open(path, "rb")
-
-    @cached_property
-    def _offsets(self) -> array[int]:
-        offsets, offset = array("Q"), 0
-        with open(self.path, "rb") as stream:
-            for line in stream:
-                offsets.append(offset)
-                offset += len(line)
-        return offsets
+        self._offsets = array("Q")
+        offset = 0
+        for line in self._stream:
+            self._offsets.append(offset)
+            offset += len(line)
 
     def __len__(self) -> int:
         return len(self._offsets)

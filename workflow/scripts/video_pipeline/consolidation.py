@@ -125,7 +125,7 @@ def _usage_of_ok(line: bytes, entry: bytes) -> dict[str, Any] | None:
         return None
     if line.find(_KEY, end + len(_INPUT) + len(raw)) >= 0:  # another record begins on the line
         return None
-    return _parse(line[begin + len(_USAGE) : end])
+    return _parse(line[begin + len(_USAGE) : end]) or None
 
 
 # no text can hold these bytes: its quotes are escaped

@@ -25,7 +25,7 @@ from video_pipeline.windows import is_window
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SEGMENT = ("video_start", "video_end")
 _SECONDS = {int, float}
@@ -163,7 +163,11 @@ class InputReader:
         if self._id_field is None:
             return content_key(raw)
         value = raw.get(self._id_field)
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        if isinstance(value, str):
+            is_id = value != ""
+        else:
+            is_id = isinstance(value, int) and not isinstance(value, bool)
+        if not is_id:
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
             raise ValueError(f"no id: field {self._id_field!r} must be text or an integer, {got}")
         if is_window(raw):
@@ -172,7 +176,7 @@ class InputReader:
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 1 MB that end where a line ends,
+    """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 256 kB that end where a line ends,
     without a leading byte-order mark.
 
     Raises :class:`UserError` where the file cannot be read.

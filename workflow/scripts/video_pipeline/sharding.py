@@ -121,7 +121,7 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
 
     Pending samples are balanced (:mod:`video_pipeline.balance`), finished ones are dealt out
     evenly; each chunk stays in input order. On bad input nothing is written. An input of more than
-    a MB or so is scanned in ``num_processes`` processes.
+    one block is scanned in ``num_processes`` processes.
 
     Raises :class:`UserError` for bad lines, for a configuration that cannot work, and while
     another process writes to the same output.
