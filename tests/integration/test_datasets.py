@@ -15,6 +15,7 @@ from video_pipeline.data.clips import ClipsDataset
 from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.data.seen import pictures
+from video_pipeline.errors import UserError
 from video_pipeline.samples import task_sample
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.video.reader import probe
@@ -136,6 +137,13 @@ def test_frames_of_a_folder_a_pattern_and_a_list(run, named):
 def test_a_pattern_that_names_nothing(run):
     with pytest.raises(ValueError, match=r"\*\.png names 0 image\(s\), at least 2 are needed"):
         seen(run, {"path": "nothing/*.png"}, "frames")
+
+
+@pytest.mark.parametrize("fps", ["fast", 0, -1, True])
+def test_a_rate_of_frames_that_cannot_be(run, fps):
+    write_images(run.folder / "images", 2)
+    with pytest.raises(ValueError, match=f"frames_fps: {fps!r} is no number of images a second"):
+        seen(run, {"path": "images", "frames_fps": fps}, "frames")
 
 
 def test_an_image(run):
@@ -275,6 +283,14 @@ def test_a_window_of_one_frame(cut):
     assert errors == [None, None]
 
 
+@pytest.mark.parametrize("seconds", [None, 0, -1, "2", float("nan")])
+def test_a_length_of_windows_that_cannot_be(cut, seconds):
+    """It is no fault of the sample."""
+    sample = {"path": "clip.mp4", "__key": "k", "__video_uri": str(cut.folder / "clip.mp4")}
+    with pytest.raises(UserError, match=r"task_params.clip_seconds: expected the length"):
+        ClipsDataset.expand(sample, {"clip_seconds": seconds})
+
+
 def test_segments_of_one_video_stay_apart(cut):
     cut.configure(data={"id_field": None})
     lines = [{"path": "clip.mp4", "video_end": 4}, {"path": "clip.mp4", "video_end": 4.5}]
@@ -311,7 +327,7 @@ def test_failed_windows_are_an_input(cut):
 @pytest.mark.parametrize(
     ("sample", "seconds", "message"),
     [
-        ({"path": "clip.mp4"}, 0, "task_params.clip_seconds: expected the length of a window"),
+        ({"path": "clip.mp4"}, 0, "error: task_params.clip_seconds: expected the length"),
         ({"path": "clip.mp4", "cuts": "1,2"}, 2, "line 1: cuts: expected a list of seconds"),
         ({"path": "clip.mp4", "clip": "mine"}, 2, "line 1: clip: windows have this field"),
     ],

@@ -182,6 +182,15 @@ def test_what_the_built_in_tasks_take_is_known():
     )
 
 
+@pytest.mark.parametrize("question", [3, "{{ titel }}"])
+def test_a_question_that_cannot_be_is_named(splitting, question):
+    splitting.run.configure(
+        run={"task": "questions", "plugins": []}, task_params={"questions": {"what": question}}
+    )
+    with pytest.raises(UserError, match=r"task_params\.questions\.what: "):
+        splitting([{"id": 1, "path": "a.mp4"}])
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 from video_pipeline.data.base import raw_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.errors import UserError
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.windows import CLIP, is_window, windows
 
@@ -60,8 +61,8 @@ def _even_cuts(begin: float, end: float, seconds: float) -> list[float]:
 
 def _clip_seconds(params: dict[str, Any]) -> float:
     seconds = params.get("clip_seconds")
-    if not _is_number(seconds) or seconds <= 0:
-        raise ValueError(
+    if not _is_number(seconds) or not seconds > 0:
+        raise UserError(
             f"task_params.clip_seconds: expected the length of a window in seconds, got {seconds!r}"
         )
     return seconds

@@ -34,8 +34,16 @@ class Prompt:
     that is none.
     """
 
-    def __init__(self, params: dict[str, Any], name: str, default: str | None = None) -> None:
-        self._place = f"task_params.{name}"
+    def __init__(
+        self,
+        params: dict[str, Any],
+        name: str,
+        default: str | None = None,
+        *,
+        place: str = "task_params",
+    ) -> None:
+        """``place``: where ``params`` stand, for messages."""
+        self._place = f"{place}.{name}"
         text, file = params.get(name), params.get(name + FILE)
         if text is not None and file is not None:
             raise UserError(f"give either {self._place} or {self._place}{FILE}")
@@ -45,7 +53,7 @@ class Prompt:
             try:
                 text = Path(file).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError, TypeError) as error:
-                raise UserError(f"task_params.{name}{FILE}: cannot read {file}: {error}") from error
+                raise UserError(f"{place}.{name}{FILE}: cannot read {file}: {error}") from error
             is_template = Path(file).suffix in TEMPLATE_SUFFIXES
         elif text is None:
             text = default
