@@ -10,6 +10,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/split.smk"
 include: "workflow/rules/infer.smk"
 include: "workflow/rules/consolidate.smk"
+include: "workflow/rules/plan.smk"
 
 
 rule all:

@@ -9,11 +9,12 @@ import inspect
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from functools import cached_property
 from typing import Any, get_args
 
 from video_pipeline.budget import check_budget
 from video_pipeline.config import Config
+from video_pipeline.data.prompt import processor_folder
 from video_pipeline.engine.base import (
     FREE,
     Answer,
@@ -37,6 +38,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMError
 from vllm.lora.request import LoRARequest
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.encoder_budget import MultiModalBudget
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.registry import renderer_from_config
@@ -66,8 +69,6 @@ _SHARED_MEDIA_GB = 2
 """Holds the prepared media of one sample in a decode process, for its next question."""
 
 _LEASE_HOLDER = f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}"
-
-_PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
 
 class VllmEngine(Engine):
@@ -112,11 +113,21 @@ class VllmEngine(Engine):
         vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
         if with_videos and hasattr(vision, "patch_size"):
             check_budget(config, vision.patch_size)
-        self.dataset_model = _processor_folder(self._vllm_config)
+        model_config = self._vllm_config.model_config
+        self.dataset_model = processor_folder(model_config.model, model_config.revision)
         self._lora = _lora_request(config)
         self._reasoning = _reasoning_parser(self._vllm_config)
         self._llm: AsyncLLM | None = None
         self.waiting: dict[int, int] = {}
+
+    @cached_property
+    def max_item_tokens(self) -> int | None:
+        """What vLLM sets its encoder cache to: ``max_num_batched_tokens`` (whose default depends on
+        the device), or the largest item that the model's processor gives where that is more."""
+        if not self._vllm_config.model_config.is_multimodal_model:
+            return None
+        budget = MultiModalBudget(self._vllm_config, MULTIMODAL_REGISTRY, enable_cache=False)
+        return budget.encoder_cache_size
 
     def preparer(self) -> Preparer:
         return Renderer(self._vllm_config)
@@ -355,15 +366,3 @@ def _round_as_transformers(video: Any, tokens_per_second: float) -> None:
         if torch.equal((patches.double() * (candidate.item() * tokens_per_second)).long(), wanted):
             video["second_per_grid_ts"].data = candidate
             return
-
-
-def _processor_folder(vllm_config: VllmConfig) -> str:
-    """A local folder with the processor of the model, in the revision that vLLM loads."""
-    model_config = vllm_config.model_config
-    if Path(model_config.model).is_dir():
-        return model_config.model
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(
-        model_config.model, revision=model_config.revision, allow_patterns=_PROCESSOR_FILES
-    )
