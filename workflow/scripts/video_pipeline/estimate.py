@@ -231,7 +231,8 @@ def _plan(own: Config, config: Config, layout: Layout, threads: int) -> dict[str
         positions = sorted(random.Random(SEED).sample(positions, config.plan.samples))
     with job_processes() as folder, replacing(layout.plan_samples) as lines:
         findings = Findings(config, lines)
-        _look(own, chunk, positions, folder, threads, findings)
+        if positions:
+            _look(own, chunk, positions, folder, threads, findings)
     return _report(config, layout, manifest, findings)
 
 
@@ -249,16 +250,13 @@ def _look(
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
     spec = WorkerSpec(own, chunk.path, model, CountingPreparer(model), folder)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn) as engine:
-        asked = None if simulated else engine.submit(_max_item_tokens, own)
-        pool = DecodePool(spec, min(threads, len(positions)) or 1, own.data.sample_timeout_s)
-        try:
-            if asked is not None:
-                findings.max_item_tokens, findings.why_unknown = _answer(asked)
-            asyncio.run(_look_at_all(pool, chunk, positions, threads * AHEAD, findings))
-        finally:
-            pool.stop()
+    pool = DecodePool(spec, min(threads, len(positions)), own.data.sample_timeout_s)
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
+            asked = None if simulated else engine.submit(_max_item_tokens, own)
+            asyncio.run(_look_at_all(pool, chunk, positions, threads * AHEAD, findings, asked))
+    finally:
+        pool.stop()
 
 
 def _max_item_tokens(config: Config) -> int | None:
@@ -270,23 +268,21 @@ def _max_item_tokens(config: Config) -> int | None:
     return create_engine(config, with_videos=False).max_item_tokens
 
 
-def _answer(asked: Future[int | None]) -> tuple[int | None, str]:
-    """The answer, or why there is none: on a machine without a GPU a vLLM built for one may not
-    start."""
-    try:
-        return asked.result(), ""
-    except Exception as error:
-        return None, str(error) if isinstance(error, UserError) else explain(error)
-
-
 async def _look_at_all(
-    pool: DecodePool, chunk: Chunk, positions: Sequence[int], ahead: int, findings: Findings
+    pool: DecodePool,
+    chunk: Chunk,
+    positions: Sequence[int],
+    ahead: int,
+    findings: Findings,
+    max_item_tokens: Future[int | None] | None,
 ) -> None:
     """Count one sample after the other, ``ahead`` of them at once, and note what is found, in
     their order."""
     progress = asyncio.create_task(_log_progress(findings, len(positions)))
     waiting: deque[asyncio.Task[Found]] = deque()
     try:
+        if max_item_tokens is not None:
+            await findings.ask(max_item_tokens)
         for position in positions:
             waiting.append(asyncio.create_task(_look_at(pool, position, chunk[position])))
             if len(waiting) == ahead:
@@ -294,7 +290,7 @@ async def _look_at_all(
         while waiting:
             findings.note(await waiting.popleft())
     finally:
-        pool.stop()
+        pool.stop()  # else the threads that wait for its processes hold asyncio.run up
         for task in (progress, *waiting):
             task.cancel()
 
@@ -320,7 +316,7 @@ async def _log_progress(findings: Findings, total: int) -> None:
     while True:
         await asyncio.sleep(PROGRESS_SECONDS)
         rate = findings.looked_at / (time.monotonic() - begun)
-        left = f"{(total - findings.looked_at) / rate / 60:.1f} min left" if rate else "starting"
+        left = f"{(total - findings.looked_at) / rate / 60:.1f} min left" if rate else "starting up"
         logger.info(
             "looked at %d of %d samples, %.1f a second, %s; %d unreadable",
             findings.looked_at,
@@ -409,6 +405,14 @@ class Findings:
         else:
             line |= {"readable": True, **self._note_readable(found)}
         self._lines.write(orjson.dumps(line) + b"\n")
+
+    async def ask(self, max_item_tokens: Future[int | None]) -> None:
+        """Wait for what another process says. On a machine without a GPU a vLLM that was built for
+        one may not know."""
+        try:
+            self.max_item_tokens = await asyncio.wrap_future(max_item_tokens)
+        except Exception as error:
+            self.why_unknown = str(error) if isinstance(error, UserError) else explain(error)
 
     @property
     def prompts_per_sample(self) -> float:
@@ -677,13 +681,13 @@ def show(report: dict[str, Any]) -> None:
         if not bins:
             continue
         console.rule(title)
-        table = Table.grid(padding=(0, 1))
+        table = Table.grid(padding=(0, 2))
         for justify in ("right", "right", "left"):
             table.add_column(justify=justify, no_wrap=True)
         most = max(each["count"] for each in bins)
         for each in bins:
             bar = Bar(most, 0, each["count"], width=40)
-            table.add_row(f"{each['from']:,g} -", f"{each['to']:,g}", f"{each['count']:,}", bar)
+            table.add_row(f"{each['from']:,g} to {each['to']:,g}", f"{each['count']:,}", bar)
         console.print(table)
 
 
@@ -709,10 +713,12 @@ def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{error['count']:,}".rjust(10), f"{kind:.300} (such as {error['example']})"
     if len(report["errors"]) > SHOWN_KINDS:
         yield "", f"and {len(report['errors']) - SHOWN_KINDS} other kinds"
+    from rich import filesize
+
     videos, tokens = report["videos"], report["tokens"]
     if seconds := videos["seconds"]:
-        yield "seconds", _spread(seconds)
-        yield "hours", f"{seconds['total'] / 3600:,.2f}; files of {videos['bytes'] / 1e9:,.3f} GB"
+        yield "seconds of video", _spread(seconds)
+        yield "files", f"{filesize.decimal(videos['bytes'])}, counted once for each sample"
         yield "sizes", _ranking(videos["sizes"])
         yield "codecs", _ranking(videos["codecs"])
     if tokens["prompt"]:
