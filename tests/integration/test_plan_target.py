@@ -13,11 +13,10 @@ def report(run: Run, name: str = "out") -> dict:
 
 def test_a_plan_beside_a_live_run(run):
     run.write_samples(samples(30))
-    slow = {"seconds_per_output_token": 0.5, "output_tokens": 1, "concurrency": 1}
-    run.configure(run={"simulated": slow})
+    run.configure(run={"simulated": {"seconds_per_output_token": 600.0}})
     main = run.start_snakemake()
     try:
-        wait_until(lambda: len(run.answers()) >= 1, "a sample is done")
+        wait_until(run.reads, "a sample is read")
         resolved = run.folder / "results" / "out.config.yaml"
         before = resolved.read_bytes()
         run.configure(plan={"samples": 10})
@@ -36,17 +35,13 @@ def test_a_plan_beside_a_live_run(run):
 
 def test_a_plan_changes_nothing_about_a_run(run):
     run.write_samples(samples(3))
-    run.snakemake("plan")  # nothing was split
-    assert not run.output.exists()
-    assert not run.journals()
     run.snakemake()
     tokens = [record["__usage"]["prompt_tokens"] for record in run.records()]
-    found = read_jsonl(run.folder / "results" / "out.plan.jsonl")
-    assert [line["prompt_tokens"] for line in found] == tokens
     run.configure(plan={"price_per_gpu_hour": 2.5})
     run.snakemake("plan")
-    # now there is a run that was measured
-    assert report(run)["expected"]["cost"] > 0
+    found = read_jsonl(run.folder / "results" / "out.plan.jsonl")
+    assert [line["prompt_tokens"] for line in found] == tokens
+    assert report(run)["expected"]["cost"] > 0  # by what the run has measured
     assert "Nothing to be done" in run.snakemake()
 
 
@@ -61,7 +56,8 @@ def test_of_stages_those_whose_input_is_there(run):
         },
     ]
     run.configure()
-    printed = run.snakemake("plan")
+    printed = run.snakemake("plan")  # nothing was split
+    assert not list(run.folder.glob("results/.journal/*"))
     assert report(run, "out.ask")["samples"]["distinct"] == 2
     assert "results/out.jsonl: left out, a stage before it has to write its input" in printed
     assert not (run.folder / "results" / "out.plan.json").exists()

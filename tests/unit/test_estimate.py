@@ -65,7 +65,10 @@ def material(tmp_path_factory):
 VIDEOS = ("wide.mp4", "turned.mp4", "slow.mkv", "vp9.webm")
 CASES = [
     *({"path": name, "vision": {"fps": 2.0}} for name in VIDEOS),
-    *({"path": name, "vision": {"fps": 5.7, "max_frames": 9}} for name in VIDEOS),
+    *(
+        {"path": name, "vision": {"fps": 5.7, "max_frames": 9, "total_pixels": 40 * 784}}
+        for name in VIDEOS
+    ),
     *({"path": name, "vision": {"nframes": 6, "max_pixels": 9 * 784}} for name in VIDEOS),
     {"path": "slow.mkv", "video_start": 1.3, "video_end": 4.9},
     {"path": "wide.mp4", "vision": {"resize": "exact", "total_pixels": 40 * 784}},
@@ -199,6 +202,13 @@ def test_a_random_sample_stands_for_all(plan, here):
     assert expected["cost"] == pytest.approx(3 * 250 / 3600)
 
 
+def test_progress_is_told_while_it_works(plan, monkeypatch, caplog):
+    monkeypatch.setattr(estimate, "PROGRESS_SECONDS", 0.01)
+    caplog.set_level("INFO")
+    plan(samples(4))
+    assert "4 samples to look at, starting up" in caplog.text
+
+
 def test_no_readable_sample(plan, capsys):
     report, _ = plan(samples(3, do="raise"))
     assert report["tokens"]["prompt"] is None
@@ -318,7 +328,7 @@ def test_what_is_over_the_limits(tokens, flags):
     findings.note(found(tokens))
     line = orjson.loads(findings._lines.getvalue())
     assert line["flags"] == flags
-    assert list(findings.flagged) == flags
+    assert findings.flagged == dict.fromkeys(flags, 1)
     refused = bool(set(flags) - {"answer_may_be_cut"})
     assert findings.refused == refused
     assert findings.tokens_to_run == (0 if refused else tokens.prompt)

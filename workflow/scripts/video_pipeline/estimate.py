@@ -42,7 +42,7 @@ from video_pipeline.sharding import Manifest, split
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset
-    from video_pipeline.data.workers import DecodePool
+    from video_pipeline.data.workers import DecodePool, WorkerSpec
     from video_pipeline.video.reader import VideoInfo
 
 logger = logging.getLogger(__name__)
@@ -244,19 +244,16 @@ def _look(
     threads: int,
     findings: Findings,
 ) -> None:
-    """Have the samples at ``positions`` counted."""
-    from video_pipeline.data.workers import DecodePool, WorkerSpec  # torch
+    """Have the samples at ``positions`` counted, while another process asks the engine for its
+    limit."""
+    from video_pipeline.data.workers import WorkerSpec  # torch
 
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
     spec = WorkerSpec(own, chunk.path, model, CountingPreparer(model), folder)
-    pool = DecodePool(spec, min(threads, len(positions)), own.data.sample_timeout_s)
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
-            asked = None if simulated else engine.submit(_max_item_tokens, own)
-            asyncio.run(_look_at_all(pool, chunk, positions, threads * AHEAD, findings, asked))
-    finally:
-        pool.stop()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
+        limit = None if simulated else engine.submit(_max_item_tokens, own)
+        asyncio.run(_look_at_all(spec, chunk, positions, threads, findings, limit))
 
 
 def _max_item_tokens(config: Config) -> int | None:
@@ -269,28 +266,31 @@ def _max_item_tokens(config: Config) -> int | None:
 
 
 async def _look_at_all(
-    pool: DecodePool,
+    spec: WorkerSpec,
     chunk: Chunk,
     positions: Sequence[int],
-    ahead: int,
+    threads: int,
     findings: Findings,
-    max_item_tokens: Future[int | None] | None,
+    limit: Future[int | None] | None,
 ) -> None:
-    """Count one sample after the other, ``ahead`` of them at once, and note what is found, in
-    their order."""
+    """Count the samples, many at once, and note what is found in their order."""
+    from video_pipeline.data.workers import DecodePool
+
+    timeout_s = spec.config.data.sample_timeout_s
+    pool = DecodePool(spec, min(threads, len(positions)), timeout_s)
     progress = asyncio.create_task(_log_progress(findings, len(positions)))
     waiting: deque[asyncio.Task[Found]] = deque()
     try:
-        if max_item_tokens is not None:
-            await findings.ask(max_item_tokens)
+        if limit is not None:
+            await findings.ask(limit)
         for position in positions:
             waiting.append(asyncio.create_task(_look_at(pool, position, chunk[position])))
-            if len(waiting) == ahead:
+            if len(waiting) == threads * AHEAD:
                 findings.note(await waiting.popleft())
         while waiting:
             findings.note(await waiting.popleft())
     finally:
-        pool.stop()  # else the threads that wait for its processes hold asyncio.run up
+        pool.stop()  # its threads end with their processes
         for task in (progress, *waiting):
             task.cancel()
 
@@ -315,14 +315,18 @@ async def _log_progress(findings: Findings, total: int) -> None:
     begun = time.monotonic()
     while True:
         await asyncio.sleep(PROGRESS_SECONDS)
-        rate = findings.looked_at / (time.monotonic() - begun)
-        left = f"{(total - findings.looked_at) / rate / 60:.1f} min left" if rate else "starting up"
+        done = findings.looked_at
+        if not done:
+            begun = time.monotonic()
+            logger.info("%d samples to look at, starting up", total)
+            continue
+        rate = done / (time.monotonic() - begun)
         logger.info(
-            "looked at %d of %d samples, %.1f a second, %s; %d unreadable",
-            findings.looked_at,
+            "looked at %d of %d samples, %.1f a second, %.1f min left; %d unreadable",
+            done,
             total,
             rate,
-            left,
+            (total - done) / rate / 60,
             findings.unreadable,
         )
 
