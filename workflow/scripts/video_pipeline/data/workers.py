@@ -295,7 +295,7 @@ class _Worker:
     def _read(self, position: int, key: str) -> dict[str, dict[str, Any]]:
         """What the dataset made of a sample: its ``llm_input`` by part."""
         try:
-            item = self._dataset[position]
+            item = self._preparer.read(self._dataset, position)
         except UserError:
             raise
         except (Exception, SystemExit) as error:
