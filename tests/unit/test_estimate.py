@@ -307,7 +307,7 @@ def findings_of(max_item_tokens=None) -> Findings:
 
 def found(*tokens: TokenCount, media: tuple[Medium, ...] = (), seconds: float = 0.0) -> Found:
     counted = {str(number): Counted(one, media) for number, one in enumerate(tokens)}
-    entry = ChunkEntry("key", dict.fromkeys(counted, ""), {"path": "a.mp4"}, {})
+    entry = ChunkEntry("key", dict.fromkeys(counted, ""), b'{"path": "a.mp4"}', {})
     return Found(entry, seconds, counted)
 
 
