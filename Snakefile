@@ -12,6 +12,7 @@ include: "workflow/rules/infer.smk"
 include: "workflow/rules/consolidate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/export.smk"
+include: "workflow/rules/plan.smk"
 
 
 rule all:

@@ -8,12 +8,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from helpers import Run, read_jsonl
+from helpers import Run, read_jsonl, samples
 from PIL import Image
 from video_pipeline.config import load_config
+from video_pipeline.data.clips import ClipsDataset
 from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.data.seen import pictures
+from video_pipeline.errors import UserError
 from video_pipeline.samples import task_sample
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.video.reader import probe
@@ -115,6 +117,14 @@ def write_images(folder: Path, count: int) -> list[str]:
     return sorted(f"{folder.name}/{path.name}" for path in folder.glob("*.png"))
 
 
+def test_another_rate_of_frames_is_another_request(splitting):
+    splitting.run.configure(run={"task": "describe", "dataset": "frames", "plugins": []})
+    entries = [{**sample, "frames_fps": 2} for sample in samples(3)]
+    splitting(entries).finish("0", "1", "2")
+    entries[1]["frames_fps"] = 4
+    assert splitting(entries).pending == ["1"]
+
+
 @pytest.mark.parametrize("named", ["images", "images/*.png", "images/00[0-3].png", None])
 def test_frames_of_a_folder_a_pattern_and_a_list(run, named):
     images = write_images(run.folder / "images", 4)
@@ -127,6 +137,13 @@ def test_frames_of_a_folder_a_pattern_and_a_list(run, named):
 def test_a_pattern_that_names_nothing(run):
     with pytest.raises(ValueError, match=r"\*\.png names 0 image\(s\), at least 2 are needed"):
         seen(run, {"path": "nothing/*.png"}, "frames")
+
+
+@pytest.mark.parametrize("fps", ["fast", 0, -1, True])
+def test_a_rate_of_frames_that_cannot_be(run, fps):
+    write_images(run.folder / "images", 2)
+    with pytest.raises(ValueError, match=f"frames_fps: {fps!r} is no number of images a second"):
+        seen(run, {"path": "images", "frames_fps": fps}, "frames")
 
 
 def test_an_image(run):
@@ -232,6 +249,48 @@ def test_windows_have_records_and_come_together_again(cut):
     assert "Nothing to be done" in cut.snakemake()
 
 
+def test_windows_share_no_frame(cut):
+    """Also where a cut falls between two frames, and whatever the length of a frame."""
+    write_clip(cut.folder / "odd.mp4", 2, fps=24)
+    for path, cuts in (("clip.mp4", [2, 2.25, 4.1, 5.3]), ("odd.mp4", [1 / 3, 0.7, 1.5])):
+        config = load_config(
+            {
+                "data": {"input_jsonl": cut.folder / "samples.jsonl"},
+                "run": {"engine": "simulated", "dataset": "clips"},
+                "vision": {"fps": 100.0},  # every frame, less one where their number is odd
+                "task_params": {"clip_seconds": 2},
+            }
+        )
+        task = load_task(config)
+        sample = task_sample("key", {"path": path, "cuts": cuts}, config)
+        windows = [
+            task_sample("key", raw, config)
+            for raw in ClipsDataset.expand(sample, config.task_params)
+        ]
+        dataset = create_dataset(config, task, windows, SIMULATED_MODEL)
+        times = [[p.seconds for p in pictures(item["llm_input"])] for item in dataset]
+        for window, seen in zip(windows, times, strict=True):
+            assert window["video_start"] <= seen[0] <= seen[-1] < window["video_end"]
+        frames = sum(len(seen) for seen in times)
+        assert frames >= probe(str(cut.folder / path)).frames - len(windows)
+
+
+def test_a_window_of_one_frame(cut):
+    cut.write_samples([{"id": "a", "path": "clip.mp4", "cuts": [2, 2.1]}])
+    cut.snakemake()
+    errors = [record.get("__error", {}).get("message") for record in cut.records()]
+    assert "the segment has 1 frame, at least 2 are needed" in errors.pop(1)
+    assert errors == [None, None]
+
+
+@pytest.mark.parametrize("seconds", [None, 0, -1, "2", float("nan")])
+def test_a_length_of_windows_that_cannot_be(cut, seconds):
+    """It is no fault of the sample."""
+    sample = {"path": "clip.mp4", "__key": "k", "__video_uri": str(cut.folder / "clip.mp4")}
+    with pytest.raises(UserError, match=r"task_params.clip_seconds: expected the length"):
+        ClipsDataset.expand(sample, {"clip_seconds": seconds})
+
+
 def test_segments_of_one_video_stay_apart(cut):
     cut.configure(data={"id_field": None})
     lines = [{"path": "clip.mp4", "video_end": 4}, {"path": "clip.mp4", "video_end": 4.5}]
@@ -268,7 +327,7 @@ def test_failed_windows_are_an_input(cut):
 @pytest.mark.parametrize(
     ("sample", "seconds", "message"),
     [
-        ({"path": "clip.mp4"}, 0, "task_params.clip_seconds: expected the length of a window"),
+        ({"path": "clip.mp4"}, 0, "error: task_params.clip_seconds: expected the length"),
         ({"path": "clip.mp4", "cuts": "1,2"}, 2, "line 1: cuts: expected a list of seconds"),
         ({"path": "clip.mp4", "clip": "mine"}, 2, "line 1: clip: windows have this field"),
     ],

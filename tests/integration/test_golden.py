@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import torch
 from golden_reference import Reference
@@ -493,7 +494,7 @@ async def through_processes(
     shared, chunk = folder / "shared", folder / "chunk.jsonl"
     shared.mkdir(parents=True)
     entries = [
-        ChunkEntry(f"{num_workers}-{number}", {"": ""}, {"path": str(video)}, {})
+        ChunkEntry(f"{num_workers}-{number}", {"": ""}, orjson.dumps({"path": str(video)}), {})
         for number, video in enumerate(videos)
     ]
     chunk.write_bytes(b"".join(entry.to_line() for entry in entries))

@@ -103,3 +103,12 @@ def test_a_prompt_that_asks_for_what_is_not_there_is_named(staged):
     printed = staged.snakemake(succeeds=False)
     assert "has no attribute 'no_such_field'" in printed
     assert "out.ask.jsonl, line 1" in printed
+
+
+def test_a_mistake_in_the_second_stage_stops_the_first(staged):
+    staged.write_samples(samples(2))
+    staged.settings["stages"][1]["run"]["dataset"] = "txet"
+    staged.configure()
+    printed = staged.snakemake("--until", "split_ask", succeeds=False)
+    assert "the stage that writes results/out.jsonl: no dataset is called 'txet'" in printed
+    assert "did you mean 'text'?" in printed

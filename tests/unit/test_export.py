@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -325,8 +326,13 @@ def test_a_torn_line_is_named_and_nothing_is_left(tmp_path):
         export(config, layout)
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
+def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch):
     target = tmp_path / "set"
+    removed = []
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda path, **how: (removed.append(path), rmtree(path, **how))
+    )
     (tmp_path / ".set.tmp").mkdir()
     (tmp_path / ".set.tmp" / "left by a killed one").touch()
     for content in ("old", "new"):
@@ -338,6 +344,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
         raise ZeroDivisionError(folder)
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert target not in removed  # a process killed meanwhile would leave a part of it
 
 
 def test_the_last_column_of_a_full_table_is_a_map():

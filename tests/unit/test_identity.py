@@ -77,6 +77,17 @@ def test_fields_that_are_asked_about_do():
     assert digest(task, title="x") == digest(task, title="x")
 
 
+def test_fields_that_the_dataset_reads_do():
+    def read(*names, **fields):
+        sample = {"path": "a.mp4", **fields, "__key": "k", "__video_uri": "/data/a.mp4"}
+        return request_digests(Describe(), sample, "a.mp4", names)[""]
+
+    assert read("fps", fps=1) != read("fps", fps=2) != read("fps", fps=None)
+    assert read("fps", "end", fps=1) == read("end", "fps", fps=1, title="x")
+    # those that have none keep the digest they always had
+    assert read("fps", title="x") == digest(Describe())
+
+
 def test_parts_cannot_run_into_each_other():
     one = saying(lambda _: [{"role": "user", "content": ["ab", "c"]}])
     two = saying(lambda _: [{"role": "user", "content": ["a", "bc"]}])

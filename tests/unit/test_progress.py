@@ -11,23 +11,24 @@ from video_pipeline.progress import Progress, duration, read_step, share
 
 
 def test_a_step_says_how_far_it_is(tmp_path: Path, monkeypatch, caplog):
-    monkeypatch.setattr(module, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LOG_SECONDS", -1.0)
     caplog.set_level(logging.INFO)
     path = tmp_path / "split.progress.json"
     assert read_step(path) is None
     with Progress(path, "split", "lines", total=5000) as progress:
-        assert (read_step(path)["state"], read_step(path)["done"]) == ("running", 0)
+        assert read_step(path)["done"] == 0
         assert list(progress.each(range(5000))) == list(range(5000))
-    assert (read_step(path)["state"], read_step(path)["done"]) == ("done", 5000)
+        assert read_step(path)["done"] == 5000
+    assert read_step(path) is None
     assert caplog.messages[0].startswith("split: 1,024 of 5,000 (20.5%) lines, ")
     assert caplog.messages[-1].startswith("split: 5,000 of 5,000 (100.0%) lines, ")
 
 
-def test_a_step_that_fails_says_so(tmp_path: Path):
+def test_a_step_that_fails_leaves_nothing(tmp_path: Path):
     path = tmp_path / "split.progress.json"
     with pytest.raises(ZeroDivisionError), Progress(path, "split", "lines") as progress:
         list(progress.each(1 / (7 - number) for number in range(10)))
-    assert read_step(path)["state"] == "failed"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_quick_step_is_silent(tmp_path: Path, caplog):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from av.error import FFmpegError
+from PIL import Image
 from qwen_vl_utils import process_vision_info
 from qwen_vl_utils import vision_process as qwen
 from torchvision import transforms
@@ -386,12 +387,82 @@ def test_a_tensor_of_whole_frames(clips: Path) -> None:
     assert torch.equal(frames, frames.to(torch.uint8).float())
 
 
+# --- measuring -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"fps": 2.0},
+        {"fps": 7.3, "max_frames": 10, "min_pixels": 3136, "total_pixels": 40 * 28 * 28},
+        {"nframes": 6, "patch_size": 16},
+        {"fps": 4.0, "resize": "exact", "min_pixels": 3136, "total_pixels": 40 * 28 * 28},
+        {"fps": 5.0, "video_start": 0.7, "video_end": 1.6},
+        {"keyframes": True},
+        {"fps": 2.0, "min_pixels": 300 * 28 * 28, "max_pixels": 301 * 28 * 28},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", CLIPS)
+def test_measured_is_as_read(clips: Path, name: str, item: dict) -> None:
+    frames, metadata = read(clips / name, **item)
+    with reader.measuring():
+        sizes, measured = read(clips / name, **item)
+    assert sizes.is_meta
+    assert not frames.is_meta
+    assert sizes.shape == frames.shape
+    assert measured == metadata
+    assert measured.info == probe(str(clips / name))
+    assert not read(clips / name, **item)[0].is_meta  # it is over
+
+
+def test_measuring_decodes_one_frame(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = reader._decode
+
+    def counted(video: Video, positions: list[int]) -> Iterator[torch.Tensor]:
+        decoded.append(list(positions))
+        return decode(video, positions)
+
+    monkeypatch.setattr(reader, "_decode", counted)
+    path = clips / "h264.mp4"
+    with Video(str(path)) as video:
+        keyframes = video.keyframes
+    with reader.measuring():
+        read(path, fps=8.0)
+        read(path, fps=8.0, video_start=1.1)
+    assert decoded == [[0], [max(key for key in keyframes if key <= 33)]]
+    assert decoded[1] != [0]
+
+
+def test_measured_images_are_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 256, (123, 457, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = {"type": "image", "image": str(path), "max_pixels": 40 * 28 * 28}
+    messages = [{"role": "user", "content": [content]}]
+    (seen,), _ = process_vision_info(messages)
+    path.write_bytes(path.read_bytes()[:200])  # the header and little else
+    with reader.measuring():
+        (measured,), _ = process_vision_info(messages)
+    assert measured.size == seen.size
+    with pytest.raises(VideoReadError, match="truncated"):
+        process_vision_info(messages)
+
+
 # --- probe -----------------------------------------------------------------------------------
 
 
 def test_probe(clips: Path) -> None:
-    assert probe(str(clips / "h264.mp4")) == reader.VideoInfo(
-        frames=FRAMES, fps=30.0, duration=2.0, width=WIDTH, height=HEIGHT, codec="h264"
+    path = clips / "h264.mp4"
+    assert probe(str(path)) == reader.VideoInfo(
+        frames=FRAMES,
+        fps=30.0,
+        duration=2.0,
+        width=WIDTH,
+        height=HEIGHT,
+        codec="h264",
+        num_bytes=path.stat().st_size,
     )
     turned = probe(f"file://{clips / 'rotated.mp4'}")
     assert (turned.width, turned.height) == (HEIGHT, WIDTH)

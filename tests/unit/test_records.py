@@ -19,7 +19,7 @@ from video_pipeline.tasks.structured_caption import StructuredCaption
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "finish_reason": "stop"}
 RAW = {"path": "a.mp4", "title": "t"}
-ENTRY = ChunkEntry("key", {WHOLE: "r" * 32}, RAW, {})
+ENTRY = ChunkEntry("key", {WHOLE: "r" * 32}, orjson.dumps(RAW), {})
 
 
 class Parsing(Task):
@@ -34,10 +34,18 @@ class Parsing(Task):
         return self.params["parse"](generated_text, sample)
 
 
+def record_of(task: Task, entry: ChunkEntry, journaled: dict, **settings) -> dict:
+    """The record that stands in the line, which must name its error."""
+    line, error = Records(load_config(settings), task).build(entry, journaled)
+    record = orjson.loads(line)
+    assert line.endswith(b"}\n")
+    assert record.get("__error") == error
+    return record
+
+
 def build(task: Task, text: str = "some text", **settings) -> dict:
     journaled = {"__key": "key", "__part": "", "__request": "r", "output_text": text}
-    records = Records(load_config(settings), task)
-    return records.build(ENTRY, {WHOLE: {**journaled, "__usage": USAGE}})
+    return record_of(task, ENTRY, {WHOLE: {**journaled, "__usage": USAGE}}, **settings)
 
 
 def build_parsed(parse, text: str = "some text") -> dict:
@@ -64,9 +72,8 @@ def test_a_simulated_record_says_so():
 
 def test_an_error_record_of_the_journal():
     error = {"stage": "read", "type": "ValueError", "message": "no"}
-    record = Records(load_config({"vllm": {"model": "m"}}), Describe()).build(
-        ENTRY, {WHOLE: {"__key": "key", "__part": "", "__request": "r", "__error": error}}
-    )
+    journaled = {"__key": "key", "__part": "", "__request": "r", "__error": error}
+    record = record_of(Describe(), ENTRY, {WHOLE: journaled}, vllm={"model": "m"})
     assert record == {
         "__key": "key",
         "__status": "error",
@@ -80,7 +87,7 @@ def test_an_error_record_of_the_journal():
 def test_an_error_after_the_answer_keeps_the_answer():
     error = {"stage": "length", "type": "Length", "message": "cut off"}
     journaled = {"__key": "key", "__error": error, "output_text": "half", "__usage": USAGE}
-    record = Records(load_config({}), Describe()).build(ENTRY, {WHOLE: journaled})
+    record = record_of(Describe(), ENTRY, {WHOLE: journaled})
     assert (record["output_text"], record["__usage"]) == ("half", USAGE)
 
 
@@ -170,13 +177,13 @@ def test_a_models_odd_json_costs_only_its_sample(case):
 
 
 def test_parse_cannot_change_the_input():
-    entry = ChunkEntry("key", {WHOLE: "r" * 32}, {"path": "a.mp4", "tags": ["b", "a"]}, {})
+    text = b'{"path": "a.mp4", "tags": ["b", "a"]}'
+    entry = ChunkEntry("key", {WHOLE: "r" * 32}, text, {})
     task = Parsing({"parse": lambda text, sample: {"first": sorted(sample["tags"])[0]}})
     sorting = Parsing({"parse": lambda text, sample: sample["tags"].sort() or {}})
     for each in (task, sorting):
-        record = Records(load_config({}), each).build(
-            entry, {WHOLE: {"output_text": "x", "__usage": USAGE, "__key": "key"}}
-        )
+        journaled = {"output_text": "x", "__usage": USAGE, "__key": "key"}
+        record = record_of(each, entry, {WHOLE: journaled})
         assert record["input"]["tags"] == ["b", "a"]
 
 
@@ -261,7 +268,7 @@ class Asking(Task):
         return {"answer": generated_text}
 
 
-ASKED = ChunkEntry("key", {"what": "r" * 32, "many": "s" * 32}, RAW, {})
+ASKED = ChunkEntry("key", {"what": "r" * 32, "many": "s" * 32}, orjson.dumps(RAW), {})
 
 
 def answered(text: str, **more: Any) -> dict[str, Any]:
@@ -270,7 +277,7 @@ def answered(text: str, **more: Any) -> dict[str, Any]:
 
 def test_one_record_has_all_answers():
     journaled = {"what": answered("A cat.", __reasoning="Hm."), "many": answered("3")}
-    record = Records(load_config({}), Asking()).build(ASKED, journaled)
+    record = record_of(Asking(), ASKED, journaled)
     assert record == {
         "__key": "key",
         "__status": "ok",
@@ -291,7 +298,7 @@ def test_one_record_has_all_answers():
 
 def test_an_answer_that_fails_keeps_the_others():
     journaled = {"what": answered("A cat."), "many": answered("some")}
-    record = Records(load_config({}), Asking()).build(ASKED, journaled)
+    record = record_of(Asking(), ASKED, journaled)
     assert record["__status"] == "error"
     assert record["__error"]["stage"] == "parse"
     assert record["__error"]["message"].startswith("many: invalid literal for int()")

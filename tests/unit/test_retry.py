@@ -109,8 +109,11 @@ def test_the_command_line(failed):
     assert pending(failed) == ["5"]
 
 
-def test_a_sample_that_is_opened_is_not_published(failed):
-    """Its rank file cannot be written from the journal any more."""
+@pytest.mark.parametrize("found_finished", [False, True])
+def test_a_sample_that_is_opened_is_not_published(failed, found_finished):
+    """Its rank file cannot be written from the journal any more, whatever split has found."""
+    if found_finished:
+        assert pending(failed) == []
     retry(failed.run.config, ("read",))
     failed.run.configure(run={"max_error_rate": 1.0})
     infer(failed.run.config, failed.layout, 0, 1)

@@ -12,6 +12,7 @@ import pytest
 from helpers import Splitter, few_open_files, keys, read_jsonl, samples
 from video_pipeline.config import load_config
 from video_pipeline.errors import TaskError, UserError
+from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
 from video_pipeline.locks import try_lock
 from video_pipeline.sharding import Manifest
@@ -261,6 +262,31 @@ def forget(splitting: Splitter) -> None:
 
     del sys.modules["video_pipeline_plugin_plugin"]
     del _TASKS._classes["ask"]
+
+
+READS = "class Plain(BaseDataset):\n    sample_fields = %s\n"
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_fields_that_only_the_dataset_reads(splitting, num_processes):
+    """An edited one makes the sample pending, and those without it stay done."""
+    splitting.run.edit_plugin("class Plain(BaseDataset):\n", READS % '("speed",)')
+    entries = samples(4)
+    entries[1]["speed"] = entries[2]["speed"] = 1
+    splitting(entries, num_processes=num_processes).finish(*keys(4))
+    assert splitting(num_processes=num_processes).pending == []
+    entries[2]["speed"] = 2
+    entries[3]["title"] = "of no concern"
+    assert splitting(entries, num_processes=num_processes).pending == ["2"]
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    infer(splitting.run.config, splitting.layout, 1, 1)
+    assert splitting.run.reads() == {"2": 1}
+
+
+def test_sample_fields_that_are_one_text(splitting):
+    splitting.run.edit_plugin("class Plain(BaseDataset):\n", READS % '("speed")')
+    with pytest.raises(UserError, match=r'Plain: sample_fields must be a tuple .*\("fps",\)'):
+        splitting(samples(1))
 
 
 def test_a_task_cannot_change_the_input(splitting):

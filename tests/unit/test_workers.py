@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import re
 
 import pytest
 from helpers import samples
@@ -86,6 +87,15 @@ def test_bad_samples_cost_only_themselves(prepare):
     assert results[0].requests[""]["prompt"] == "x" * 40
     assert results[0].num_bytes > 0
     assert results[0].seconds >= 0
+
+
+def test_a_slip_in_a_dataset_names_its_line(here, prepare):
+    """Which a text that is meant for people does not need."""
+    here.edit_plugin('sample.get("do")', '{"a": "raise"}[sample["do"]]')
+    entries = [{**sample, "do": do} for sample, do in zip(samples(2), "ab", strict=True)]
+    meant, slip = prepare(entries)
+    assert str(meant) == "no such clip"
+    assert re.fullmatch(r"'b' \(.*plugin.py, line \d+\)", str(slip))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
+from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
 from video_pipeline.locks import describe_holder, try_lock
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
@@ -105,11 +106,14 @@ def spec(stage, *sections):
 def is_reader():
     """Whether this invocation only looks at the output, maybe while another one works on it."""
     targets = set(workflow.dag_settings.targets)
-    return bool(targets) and targets <= {stage.rule("partial") for stage in STAGES}
+    return bool(targets) and targets <= {"plan", *(stage.rule("partial") for stage in STAGES)}
 
 
 def begin():
     """Take the outputs for this invocation, and write down, beside them, what was decided."""
+    if workflow.is_main_process and "plan" in workflow.dag_settings.targets:
+        for stage in STAGES:
+            write_text(stage.layout.plan_config, stage.config.to_yaml())
     if workflow.is_main_process and not is_reader():
         for stage in STAGES:
             take(stage)

@@ -17,8 +17,6 @@ for stage in STAGES:
         params:
             run=command("export.py"),
             config=stage.layout.config,
-            num_shards=stage.plan.num_shards,
             spec=spec(stage, "data", "vision", "vllm", "sampling", "run", "task_params"),
         shell:
-            "{params.run} --config {params.config:q}"
-            " --num-shards {params.num_shards} > {log:q} 2>&1"
+            "{params.run} --config {params.config:q} > {log:q} 2>&1"

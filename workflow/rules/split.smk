@@ -1,4 +1,4 @@
-for stage in STAGES:
+for number, stage in enumerate(STAGES):
 
     rule:
         name:
@@ -20,8 +20,10 @@ for stage in STAGES:
             config=stage.layout.config,
             num_shards=stage.plan.num_shards,
             run_id=stage.plan.run_id,
+            later=[later.layout.config for later in STAGES[number + 1 :]],
             spec=spec(stage, "data", "vision", "vllm", "sampling", "run", "task_params"),
         shell:
             "{params.run} --config {params.config:q}"
             " --num-shards {params.num_shards} --run-id={params.run_id:q} --threads {threads}"
+            " --later {params.later:q}"
             " 2>&1 | tee {log:q}"

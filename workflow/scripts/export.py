@@ -12,10 +12,8 @@ from video_pipeline.layout import Layout
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
-    parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
-    args = parser.parse_args()
-    config = load_config(args.config)
-    export(config, Layout.of(config, args.num_shards))
+    config = load_config(parser.parse_args().config)
+    export(config, Layout.of(config, 0))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from video_pipeline import cli
 from video_pipeline.config import load_config
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import split
+from video_pipeline.stages import check_stages
 
 
 def main() -> None:
@@ -15,8 +16,13 @@ def main() -> None:
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks")
     parser.add_argument("--run-id", default="", help="names the journal if data.resume is false")
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
+    parser.add_argument(
+        "--later", type=Path, nargs="*", default=[], help="the configurations of later stages"
+    )
     args = parser.parse_args()
     config = load_config(args.config)
+    if args.later:
+        check_stages([load_config(path) for path in args.later])
     split(config, Layout.of(config, args.num_shards), args.run_id, args.threads)
 
 

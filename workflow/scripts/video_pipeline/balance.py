@@ -74,7 +74,8 @@ def known_weight(raw: dict[str, Any], by: str) -> float:
     if by == "size" and begin is None and end is None:
         return math.nan
     whole = raw.get("duration")
-    if isinstance(whole, int | float) and not isinstance(whole, bool) and 0 < whole < math.inf:
+    is_number = isinstance(whole, float) or (isinstance(whole, int) and type(whole) is not bool)
+    if is_number and 0 < whole < math.inf:
         end = whole if end is None else min(end, whole)
     if end is None:
         return math.nan

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,14 +37,19 @@ class ChunkEntry:
     Attributes:
         key: The sample's key.
         requests: Digest of what is asked about it, by the name of the conversation.
-        raw: The input object.
+        text: The input object, as JSON.
         done: Where its finished records lay when the input was split, by the same names.
     """
 
     key: str
     requests: dict[str, str]
-    raw: dict[str, Any]
+    text: bytes
     done: dict[str, Location]
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The input object, parsed anew each time."""
+        return orjson.loads(self.text)
 
     @property
     def questions(self) -> list[Question]:
@@ -52,10 +59,10 @@ class ChunkEntry:
     def find(self, index: JournalIndex) -> dict[str, Location]:
         """Where the finished records are, by part: what split knew, and what ``index`` knows."""
         found = {}
-        for question in self.questions:
-            place = index.find(*question, self.done.get(question.part))
+        for part, request in self.requests.items():
+            place = index.find(self.key, part, request, self.done.get(part))
             if place is not None:
-                found[question.part] = place
+                found[part] = place
         return found
 
     def to_line(self) -> bytes:
@@ -64,20 +71,33 @@ class ChunkEntry:
         done: Any = {part: list(place) for part, place in self.done.items()} or None
         if WHOLE in requests:
             requests, done = requests[WHOLE], done and done[WHOLE]
-        return orjson.dumps([done, self.key, requests, self.raw]) + b"\n"
+        return orjson.dumps([done, self.key, requests, orjson.Fragment(self.text)]) + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> ChunkEntry:
-        """The entry of a line of a chunk file."""
-        done, key, requests, raw = orjson.loads(line)
-        if isinstance(requests, str):
-            return cls(key, {WHOLE: requests}, raw, {WHOLE: Location(*done)} if done else {})
-        places = {part: Location(*place) for part, place in (done or {}).items()}
-        return cls(key, requests, raw, places)
+        """The entry of a line of a chunk file. The input object is not parsed."""
+        head = _ONE_QUESTION.match(line)
+        if head is not None:
+            file, offset, is_error, key, request = head.groups()
+            done = {}
+            if file is not None:
+                done[WHOLE] = Location(file.decode(), int(offset), is_error == b"true")
+            requests = {WHOLE: request.decode()}
+            return cls(orjson.loads(key), requests, line[head.end() : -len(_END)], done)
+        places, key, requests, raw = orjson.loads(line)
+        done = {part: Location(*place) for part, place in (places or {}).items()}
+        return cls(key, requests, orjson.dumps(raw), done)
 
 
 PENDING = b"[null,"
 """How the line of an entry starts that is still to be inferred."""
+
+# place of its record, key, digest; the input object follows
+_ONE_QUESTION = re.compile(
+    rb'\[(?:null|\["([^"\\]*)",(\d+),(true|false)\]),'
+    rb'("[^"\\]*(?:\\.[^"\\]*)*"),"([0-9a-f]{32})",'
+)
+_END = b"]\n"
 
 
 def entry_line(key: bytes, request: bytes, raw: bytes) -> bytes:
@@ -92,29 +112,37 @@ def finished_line(line: bytes, file: bytes, offset: int, is_error: bool) -> byte
     return b"[[%b,%d,%b],%b" % (file, offset, error, line.removeprefix(PENDING))
 
 
-def holds_key(line: bytes, key: str) -> bool:
-    """Whether the line of an entry holds ``key``; it is not parsed for that."""
-    if line.startswith(PENDING):
-        begin = len(PENDING)
-    else:
-        end = b"]}," if line.startswith(b"[{") else b"],"
-        begin = line.find(end) + len(end)
-    return line.startswith(orjson.dumps(key) + b",", begin)
+def input_of(line: bytes, key: bytes) -> bytes | None:
+    """The input object in the line of an entry, as JSON, if the entry has this ``key`` (JSON, too)
+    and one question; else None. Nothing is parsed."""
+    begin = len(PENDING) if line.startswith(PENDING) else line.find(b"],") + 2
+    if not line.startswith(key + b',"', begin):
+        return None
+    return line[begin + len(key) + _AFTER_KEY : -len(_END)]
+
+
+_AFTER_KEY = len(',"",') + 32  # a request digest
 
 
 def read_lines(path: Path, num_files: int) -> Iterator[bytes]:
     """The lines of one of ``num_files`` files that are read at the same time, without keeping any
     of them open: there may be more ranks than files that may be open."""
-    most = max(min(_READ_AHEAD_BYTES // num_files, 1 << 20), 1 << 16)
+    most = max(min(_READ_AHEAD_BYTES // num_files, 1 << 18), 1 << 16)
     offset = 0
     while True:
         with open(path, "rb") as stream:
             stream.seek(offset)
-            lines = stream.readlines(most)
-        if not lines:
+            data = stream.read(most)
+        if len(data) < most:
+            yield from BytesIO(data)
             return
-        offset += sum(map(len, lines))
-        yield from lines
+        end = data.rfind(b"\n") + 1
+        if not end:  # one line is longer than that
+            most *= 2
+            continue
+        offset += end
+        # not splitlines: one line at a time takes the room of the one before
+        yield from BytesIO(data[:end])
 
 
 _READ_AHEAD_BYTES = 1 << 26

@@ -317,6 +317,44 @@ class Run(Section):
         return formats
 
 
+class Planning(Section):
+    """What `snakemake plan` looks at and reckons with. It changes nothing about a run."""
+
+    samples: int | None = Field(
+        None,
+        ge=1,
+        description="Look at so many samples, drawn at random (always the same ones); totals are "
+        "scaled up. `null`: at all of them.",
+    )
+    prompt_tokens_per_second: float | None = Field(
+        None,
+        gt=0,
+        description="Prompt tokens that one GPU takes in a second. `null`: as measured by an "
+        "earlier run of the same output, or no GPU-hours.",
+    )
+    completion_tokens_per_second: float | None = Field(
+        None, gt=0, description="Tokens of answers that one GPU writes in a second. Likewise."
+    )
+    expected_completion_tokens: float | None = Field(
+        None,
+        gt=0,
+        description="Tokens of an answer, on average. `null`: as measured by an earlier run, or "
+        "`sampling.max_tokens`, the worst case.",
+    )
+    price_per_gpu_hour: float | None = Field(
+        None, ge=0, description="In any currency. `null`: no cost."
+    )
+
+    @model_validator(mode="after")
+    def _both_rates(self) -> Planning:
+        if (self.prompt_tokens_per_second is None) != (self.completion_tokens_per_second is None):
+            raise ValueError(
+                "plan: give both plan.prompt_tokens_per_second and "
+                "plan.completion_tokens_per_second, or neither"
+            )
+        return self
+
+
 class Simulated(Section):
     """How long the simulated engine pretends to compute."""
 
@@ -347,6 +385,7 @@ class Config(Section):
     sampling: Sampling = Sampling()
     run: Run = Run()
     report: Report = Report()
+    plan: Planning = Planning()
     task_params: dict[str, Any] = Field(
         {}, description="Handed to the task as `task.params` and to the dataset as `params`."
     )

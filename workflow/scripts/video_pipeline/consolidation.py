@@ -12,12 +12,13 @@ from typing import Any
 
 import orjson
 
-from video_pipeline.chunks import ChunkEntry, holds_key, read_lines
+from video_pipeline.chunks import ChunkEntry, input_of, read_lines
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.files import replacing, write_text
 from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
+from video_pipeline.progress import Progress
 from video_pipeline.records import Records
 from video_pipeline.sharding import Manifest
 from video_pipeline.statistics import OVER_TIME, cost, read_statistics, throughput
@@ -43,27 +44,33 @@ def consolidate(config: Config, layout: Layout) -> None:
     chunks = [read_lines(layout.chunk(rank), 2 * len(ranks)) for rank in ranks]
     rank_files = [read_lines(layout.rank_file(rank), 2 * len(ranks)) for rank in ranks]
     positions = [0] * len(ranks)
-    with replacing(layout.errors) as failed, replacing(layout.output) as output:
-        for rank in array("I", layout.order.read_bytes()):
+    order = array("I", layout.order.read_bytes())
+    with (
+        Progress(layout.progress("consolidate"), "consolidate", "samples", len(order)) as progress,
+        replacing(layout.errors) as failed,
+        replacing(layout.output) as output,
+    ):
+        for rank in progress.each(order):
             entry = next(chunks[rank])
             line = next(rank_files[rank], b"")
             positions[rank] += 1
-            record = _parse(line)
-            key = record.get("__key")
-            if not (isinstance(key, str) and holds_key(entry, key)):
-                found = repr(record.get("__key", line[:40])) if line else "the end of the file"
-                raise UserError(
-                    f"{layout.rank_file(rank)}, line {positions[rank]}: expected sample "
-                    f"{ChunkEntry.from_line(entry).key!r}, found {found}. Remove this rank file "
-                    "and run snakemake again; nothing is inferred twice"
-                )
+            usage = _usage_of_ok(line, entry)
+            if usage is None:
+                expected, record = ChunkEntry.from_line(entry), _parse(line)
+                if record.get("__key") != expected.key:
+                    found = repr(record.get("__key", line[:40])) if line else "the end of the file"
+                    raise UserError(
+                        f"{layout.rank_file(rank)}, line {positions[rank]}: expected sample "
+                        f"{expected.key!r}, found {found}. Remove this rank file "
+                        "and run snakemake again; nothing is inferred twice"
+                    )
+                usage = record.get("__usage") or {}
+                if error := record.get("__error"):
+                    stages[error["stage"]] += 1
+                    failed.write(expected.text + b"\n")
             output.write(line)
-            usage = record.get("__usage") or {}
             prompt_tokens += usage.get("prompt_tokens") or 0
             completion_tokens += usage.get("completion_tokens") or 0
-            if error := record.get("__error"):
-                stages[error["stage"]] += 1
-                failed.write(orjson.dumps(ChunkEntry.from_line(entry).raw) + b"\n")
         for rank, records in enumerate(rank_files):
             if next(records, None) is not None:
                 raise UserError(
@@ -99,9 +106,31 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
             done = entry.find(index)
             if len(done) == len(entry.requests):
                 journaled = {part: reader.read(place) for part, place in done.items()}
-                output.write(orjson.dumps(records.build(entry, journaled)) + b"\n")
+                output.write(records.build(entry, journaled)[0])
                 finished += 1
     logger.info("%s: %d of %d samples", layout.partial, finished, manifest.samples)
+
+
+def _usage_of_ok(line: bytes, entry: bytes) -> dict[str, Any] | None:
+    """``__usage`` of the record of an answer, if its line is whole and begins as ``infer`` writes
+    it for this entry of the chunk, input object included; else None. No more of it is parsed: that
+    would take most of the time."""
+    after_key = line.find(_OK)
+    if after_key < 0 or not (line.startswith(_KEY) and line.endswith(b"}\n")):
+        return None
+    raw = input_of(entry, line[len(_KEY) : after_key])
+    begin = line.find(_USAGE, after_key)
+    end = line.find(_INPUT, begin)
+    if raw is None or begin < 0 or not line.startswith(raw, end + len(_INPUT)):
+        return None
+    if line.find(_KEY, end + len(_INPUT) + len(raw)) >= 0:  # another record begins on the line
+        return None
+    return _parse(line[begin + len(_USAGE) : end]) or None
+
+
+# no text can hold these bytes: its quotes are escaped
+_KEY, _OK = b'{"__key":', b',"__status":"ok",'
+_USAGE, _INPUT = b',"__usage":', b',"input":'
 
 
 def _parse(line: bytes) -> dict[str, Any]:

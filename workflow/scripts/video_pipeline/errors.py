@@ -41,7 +41,12 @@ def where(error: BaseException) -> str:
     return f"{frame.filename}, line {frame.lineno}"
 
 
+def place_of(error: BaseException) -> str:
+    """`` (file, line N)``: the user's line that an exception came from; empty if none took part."""
+    return f" ({where(error)})" if _is_users(user_frame(error)) else ""
+
+
 def explain(error: BaseException) -> str:
     """Type and message of an exception, with the user's line if one took part."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{text} ({where(error)})" if _is_users(user_frame(error)) else text
+    return f"{text}{place_of(error)}"

@@ -77,23 +77,29 @@ def content_key(raw: dict[str, Any]) -> str:
         raise ValueError(f"cannot be written as JSON: {error}") from None
 
 
-def request_digests(task: Task, sample: dict[str, Any], video: Any) -> dict[str, str]:
+def request_digests(
+    task: Task, sample: dict[str, Any], video: Any, sample_fields: Collection[str] = ()
+) -> dict[str, str]:
     """Digests of what ``task`` asks about ``sample``, 32 hex digits each, by the name of the
     conversation.
 
     ``video`` is the path as the input has it (or a list of paths, or None). It stands for the
-    absolute address in the digest, so that a dataset may move to another folder.
+    absolute address in the digest, so that a dataset may move to another folder. ``sample_fields``
+    are those that the dataset reads; a sample without any has the digest that it has without them.
 
     Raises :class:`TaskError` if ``build_messages`` fails or returns what JSON cannot carry.
     """
     segment = [sample.get("video_start"), sample.get("video_end")]
     address = sample["__video_uri"]
+    read = {name: sample[name] for name in sample_fields if name in sample}
     digests = {}
     for part, messages in task.conversations(sample).items():
         asked = {"messages": messages, "segment": segment, "video": video}
         schema = task.json_schema(part)
         if schema is not None:
             asked["schema"] = json.dumps(schema)  # its order is that of the answer
+        if read:
+            asked["fields"] = read
         digests[part] = _request_digest(task, asked, address, video)
     return digests
 

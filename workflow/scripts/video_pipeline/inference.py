@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from array import array
+from contextlib import suppress
 from pathlib import Path
-
-import orjson
 
 from video_pipeline import gpus
 from video_pipeline.chunks import Chunk, Question
@@ -82,6 +81,12 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
                 "model's files have; run snakemake again with `--forcerun split`"
             )
         shard = Shard(config, layout, rank, manifest, task)
+        if not manifest.rank_pending[rank]:
+            with suppress(Unfinished):  # then something was opened again, or is gone
+                shard.publish()
+                logger.info("rank %d: all %d samples are done", rank, manifest.rank_samples[rank])
+                return
+        shard.find_pending()
         if len(shard.pending):
             logger.info("rank %d: %d of %d samples pending", rank, len(shard.pending), len(shard))
             num_workers = _num_workers(config, threads)
@@ -109,6 +114,10 @@ def _num_workers(config: Config, threads: int) -> int:
     if config.data.num_workers != "auto":
         return config.data.num_workers
     return max(1, threads - 1)
+
+
+class Unfinished(Exception):
+    """A sample of the chunk has no record."""
 
 
 class Shard:
@@ -143,6 +152,9 @@ class Shard:
         self.pending = array("Q")
         self.deaths: dict[int, int] = {}
         self._open_parts: dict[int, frozenset[str]] = {}
+
+    def find_pending(self) -> None:
+        """Fill in ``pending``, ``deaths`` and ``error_rate``."""
         index = self._index()
         for position, entry in enumerate(self.chunk):
             done = entry.find(index)
@@ -179,9 +191,11 @@ class Shard:
         """
         for position in self.pending[:TWICE]:
             entry = self.chunk[position]
-            sample = task_sample(entry.key, entry.raw, self.config)
-            video = entry.raw.get(self.config.data.video_field)
-            check_deterministic(self.task, sample, video, entry.requests)
+            raw = entry.raw
+            sample = task_sample(entry.key, raw, self.config)
+            video = raw.get(self.config.data.video_field)
+            fields = self._manifest.sample_fields
+            check_deterministic(self.task, sample, video, entry.requests, fields)
 
     def try_parse(self, position: int, part: str, output_text: str) -> None:
         """Parse one answer. Raises :class:`TaskError` if the task breaks its contract; what else
@@ -204,7 +218,8 @@ class Shard:
     def publish(self) -> None:
         """Write the rank file: the journal's records, parsed, in the order of the chunk.
 
-        Raises :class:`UserError` if more than ``run.max_error_rate`` of them are errors.
+        Raises :class:`Unfinished` if a sample has no record, and :class:`UserError` if more than
+        ``run.max_error_rate`` of them are errors.
         """
         index = self._index()
         records = Records(self.config, self.task)
@@ -213,9 +228,9 @@ class Shard:
             for entry in self.chunk:
                 done = entry.find(index)
                 if len(done) < len(entry.requests):
-                    raise RuntimeError(f"sample {entry.key} has no record, though the job is over")
+                    raise Unfinished(f"sample {entry.key} has no record, though the job is over")
                 journaled = {part: reader.read(place) for part, place in done.items()}
-                record = records.build(entry, journaled)
-                rate.count(record.get("__error"))
-                stream.write(orjson.dumps(record) + b"\n")
+                line, error = records.build(entry, journaled)
+                rate.count(error)
+                stream.write(line)
             rate.check(f"rank {self.rank}")

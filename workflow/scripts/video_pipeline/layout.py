@@ -70,6 +70,31 @@ class Layout:
         return self.dataset / "README.md"
 
     @property
+    def plan_report(self) -> Path:
+        """What the run will take, see :mod:`video_pipeline.estimate`."""
+        return self.beside(".plan.json")
+
+    @property
+    def plan_samples(self) -> Path:
+        """The same of each sample that was looked at: one line for each."""
+        return self.beside(".plan.jsonl")
+
+    @property
+    def plan_config(self) -> Path:
+        """The resolved configuration that ``plan`` reads: a live run may have another one."""
+        return self._all_chunks / "plan.config.yaml"
+
+    @property
+    def plan_scratch(self) -> Path:
+        """The folder that ``plan`` works in."""
+        return self._all_chunks / "plan"
+
+    @property
+    def plan_lock(self) -> Path:
+        """Held by the process that makes the plan."""
+        return self._all_chunks / "plan.lock"
+
+    @property
     def config(self) -> Path:
         """The resolved configuration."""
         return self.beside(".config.yaml")

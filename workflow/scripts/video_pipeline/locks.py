@@ -83,7 +83,7 @@ def waiting_lock(path: Path, log: Any) -> Iterator[bool]:
     stream = try_lock(path)
     waited = stream is None
     if waited:
-        log.warning("waiting for %s, which is at work on the same", describe_holder(path))
+        log.warning("waiting for %s, which is at work on this already", describe_holder(path))
     while stream is None:
         time.sleep(_POLL_SECONDS)
         stream = try_lock(path)

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from video_pipeline.errors import UserError, where
+from video_pipeline.errors import UserError, explain, place_of
 
 
 def plugin_files(plugins: list[str]) -> list[Path]:
@@ -26,13 +26,13 @@ def load_plugins(plugins: list[str]) -> None:
                 _load_file(Path(plugin))
             else:
                 importlib.import_module(plugin)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"plugin {plugin} failed on import: {type(error).__name__}: {error} "
-                f"({where(error)})"
-            ) from error
+        except UserError as error:
+            place = place_of(error)
+            if not place:
+                raise
+            raise UserError(f"plugin {plugin}: {error}{place}") from error
+        except (Exception, SystemExit) as error:
+            raise UserError(f"plugin {plugin} failed on import: {explain(error)}") from error
 
 
 def _load_file(path: Path) -> None:

@@ -19,8 +19,10 @@ from video_pipeline.config import Config, load_config
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
 from video_pipeline.errors import UserError, explain
 from video_pipeline.gpus import lease_for
+from video_pipeline.identity import request_digests
 from video_pipeline.processes import job_processes
 from video_pipeline.samples import task_sample
+from video_pipeline.scanning import Reading, check_deterministic
 from video_pipeline.tasks.base import Messages, Task
 from video_pipeline.tasks.registry import load_task
 
@@ -96,6 +98,8 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
     task = load_task(config)
     sample = _sample(config, task, raw)
     conversations = task.conversations(sample)
+    video = sample.get(config.data.video_field)
+    check_deterministic(task, sample, video, request_digests(task, sample, video))
     with contextlib.ExitStack() as stack:
         engine = None
         if with_engine:
@@ -121,15 +125,18 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
 
 def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
     """What the task and the dataset see; of a sample that stands for several, the first."""
-    from video_pipeline.data.registry import dataset_of  # torch
+    from video_pipeline.data.base import expanded  # torch
+    from video_pipeline.data.registry import check_params, dataset_of
 
     dataset = dataset_of(config, task)
+    check_params(config, task, dataset)
+    Reading.of(dataset)
     field = config.data.video_field
     if dataset.needs_video and not raw.get(field):
         raise UserError(f"the sample has no video: give --video, or {field!r} in --sample")
     try:
         sample = task_sample(KEY, raw, config)
-        several = dataset.expand(sample, dict(config.task_params))
+        several = expanded(dataset, sample, dict(config.task_params))
         return task_sample(KEY, several[0], config)
     except UserError:
         raise

@@ -27,10 +27,8 @@ T = TypeVar("T")
 
 
 class Progress:
-    """A step of the workflow that may take minutes. It logs a line now and then, and keeps a small
-    file for :mod:`video_pipeline.watch`.
-
-    Use it as a context manager; after an exception the file says that the step failed.
+    """A step of the workflow that may take minutes. It logs a line now and then, and while it is
+    on, as a context manager, it keeps a small file for :mod:`video_pipeline.watch`.
     """
 
     def __init__(self, path: Path, step: str, unit: str, total: int | None = None) -> None:
@@ -47,11 +45,11 @@ class Progress:
         self._silent_until = time.monotonic() + LOG_SECONDS
 
     def __enter__(self) -> Progress:
-        self._write("running")
+        self._write()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._write("done" if kind is None else "failed")
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
 
     def advance(self, count: int = 1) -> None:
         """``count`` more are done."""
@@ -59,7 +57,7 @@ class Progress:
         now = time.monotonic()
         if now < self._next:
             return
-        self._write("running")
+        self._write()
         self._next = now + LOG_SECONDS / 2
         if now >= self._silent_until:
             self._silent_until = now + LOG_SECONDS
@@ -72,13 +70,13 @@ class Progress:
             yield from batch
             self.advance(len(batch))
 
-    def _write(self, state: str) -> None:
-        content = {**self._state, "state": state, "updated_at": time.time()}
+    def _write(self) -> None:
+        content = {**self._state, "updated_at": time.time()}
         write_text(self._path, json.dumps(content) + "\n")
 
 
 def read_step(path: Path) -> dict[str, Any] | None:
-    """What a :class:`Progress` has written, None if there is none."""
+    """How far the :class:`Progress` is that writes ``path``, None if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -29,63 +29,61 @@ class Records:
         self._config = config
         self._task = task
         simulated = config.run.engine == "simulated"
-        self._model = SIMULATED_MODEL if simulated else config.vllm.model
+        model = SIMULATED_MODEL if simulated else config.vllm.model
+        self._known = {"__task": task.name, "__model": model}
 
-    def build(self, entry: ChunkEntry, journaled: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """The output record of a sample, from its records in the journal, by part.
+    def build(
+        self, entry: ChunkEntry, journaled: dict[str, dict[str, Any]]
+    ) -> tuple[bytes, dict[str, str] | None]:
+        """The output record of a sample as a line, from its records in the journal, by part; and
+        its error, if it is one.
 
         Raises :class:`TaskError` if ``parse`` returns a reserved name or no dict.
         """
-        views = {part: self._view(entry, part, journaled[part]) for part in entry.requests}
-        error, answered, fields = views[WHOLE] if WHOLE in views else _together(views)
-        known = {"__task": self._task.name, "__model": self._model}
-        if error is not None:
-            return {
-                "__key": entry.key,
-                "__status": "error",
-                "__error": error,
-                **known,
-                "input": entry.raw,
-                **answered,
-                **fields,
-            }
-        usage = {"__usage": answered.pop("__usage")}
-        return {
-            "__key": entry.key,
-            "__status": "ok",
-            **known,
-            **usage,
-            "input": entry.raw,
-            **answered,
-            **fields,
-        }
+        if WHOLE in entry.requests:
+            view = self._view(entry, WHOLE, journaled[WHOLE])
+        else:
+            parts = entry.requests
+            view = _together({part: self._view(entry, part, journaled[part]) for part in parts})
+        if view.error is None:
+            usage = view.answered["__usage"]
+            head = {"__key": entry.key, "__status": "ok", **self._known, "__usage": usage}
+        else:
+            head = {"__key": entry.key, "__status": "error", "__error": view.error, **self._known}
+        # the input as it stands in the chunk, whatever parse did to its sample
+        raw = orjson.Fragment(entry.text)
+        line = orjson.dumps({**head, "input": raw, **view.answered})
+        if view.fields != _NO_FIELDS:
+            line = b"%b,%b" % (line[:-1], view.fields[1:])
+        return line + b"\n", view.error
 
     def _view(self, entry: ChunkEntry, part: str, journaled: dict[str, Any]) -> _View:
         answered = {n: journaled[n] for n in _ANSWERED if n in journaled}
         error = journaled.get("__error")
         if error is not None:
-            return _View(error, answered, {})
-        # a copy: what parse does to its sample must not change the record's input
-        sample = task_sample(entry.key, orjson.loads(orjson.dumps(entry.raw)), self._config)
+            return _View(error, answered)
+        sample = task_sample(entry.key, entry.raw, self._config)
         try:
-            fields = self._task.parsed(journaled["output_text"], sample, part)
-            orjson.dumps(fields)
+            fields = orjson.dumps(self._task.parsed(journaled["output_text"], sample, part))
         except TaskError:
             raise
         except Exception as failure:
-            return _View(_parse_error(failure), answered, {})
+            return _View(_parse_error(failure), answered)
         return _View(None, answered, fields)
 
 
 _ANSWERED = ("__usage", "output_text", "__reasoning")
+_NO_FIELDS = b"{}"
 
 
-class _View(NamedTuple):
-    """What came of one question: an error or not, what the model said, and the task's fields."""
+@dataclass(slots=True)
+class _View:
+    """What came of one question: an error or not, what the model said, and the task's fields as
+    JSON."""
 
     error: dict[str, str] | None
     answered: dict[str, Any]
-    fields: dict[str, Any]
+    fields: bytes = _NO_FIELDS
 
 
 def _together(views: dict[str, _View]) -> _View:
@@ -109,8 +107,8 @@ def _together(views: dict[str, _View]) -> _View:
         if view.error is not None:
             error = {**view.error, "message": f"{part}: {view.error['message']}"}
             break
-    fields = {part: view.fields for part, view in views.items() if view.error is None}
-    return _View(error, answered, fields)
+    fields = {part: orjson.Fragment(v.fields) for part, v in views.items() if v.error is None}
+    return _View(error, answered, orjson.dumps(fields))
 
 
 def _parse_error(error: Exception) -> dict[str, str]:

@@ -32,7 +32,11 @@ class Registry(Generic[T]):
         """Register ``cls`` as ``name``. Raises :class:`UserError` where that cannot be."""
         if not isinstance(name, str) or not name:
             raise UserError(f"{_place(cls)}: give the {self._kind} a name")
-        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        missing = [
+            method  # also of classes that are no ABC, as datasets of torch
+            for method in dir(cls)
+            if getattr(getattr(cls, method, None), "__isabstractmethod__", False)
+        ]
         if missing:
             raise UserError(
                 f"{self._kind} {name!r}: {_place(cls)} must define {', '.join(missing)}"
@@ -43,7 +47,7 @@ class Registry(Generic[T]):
             )
         known = self._classes.get(name)
         if known is not None and known is not cls and not _is_stale(known):
-            users = [found for found in (known, cls) if not _is_built_in(found)]
+            users = [found for found in (known, cls) if not is_built_in(found)]
             if len(users) == 2:
                 raise UserError(
                     f"two {self._kind}s are called {name!r}: {_place(known)} and {_place(cls)}; "
@@ -70,13 +74,14 @@ class Registry(Generic[T]):
         )
 
 
-def _is_built_in(cls: type) -> bool:
+def is_built_in(cls: type) -> bool:
+    """Whether a class is the project's own."""
     return cls.__module__.startswith(_BUILT_IN)
 
 
 def _is_stale(cls: type) -> bool:
     """Whether the module of ``cls`` was loaded anew since."""
-    if _is_built_in(cls):
+    if is_built_in(cls):
         return False
     module = sys.modules.get(cls.__module__)
     return module is not None and getattr(module, cls.__name__, None) is not cls

@@ -25,9 +25,10 @@ from video_pipeline.windows import is_window
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 _UTF8_BOM = b"\xef\xbb\xbf"
-_SEGMENT = {"video_start", "video_end"}
+_SEGMENT = ("video_start", "video_end")
+_SECONDS = {int, float}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile("://[^/@]*@")
 # orjson reads integers up to 64 bits exactly and turns larger ones into floats without a word;
@@ -151,9 +152,9 @@ class InputReader:
                 f"no video: field {self._video_field!r} must be a path, or a list of paths of "
                 f"images, {got}"
             )
-        for field in _SEGMENT & raw.keys():
-            value = raw[field]
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
+        for field in _SEGMENT:
+            value = raw.get(field)
+            if value is not None and type(value) not in _SECONDS:
                 raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
     def key(self, raw: dict[str, Any]) -> str:
@@ -162,7 +163,11 @@ class InputReader:
         if self._id_field is None:
             return content_key(raw)
         value = raw.get(self._id_field)
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        if isinstance(value, str):
+            is_id = value != ""
+        else:
+            is_id = isinstance(value, int) and not isinstance(value, bool)
+        if not is_id:
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
             raise ValueError(f"no id: field {self._id_field!r} must be text or an integer, {got}")
         if is_window(raw):
@@ -171,7 +176,7 @@ class InputReader:
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 1 MB that end where a line ends,
+    """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 256 kB that end where a line ends,
     without a leading byte-order mark.
 
     Raises :class:`UserError` where the file cannot be read.

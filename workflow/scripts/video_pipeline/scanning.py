@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -18,7 +19,7 @@ import orjson
 from video_pipeline.balance import known_weight
 from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import TaskError, UserError, explain
 from video_pipeline.identity import request_digests
 from video_pipeline.journal import identity, identity_of_json
 from video_pipeline.samples import (
@@ -28,7 +29,7 @@ from video_pipeline.samples import (
     read_blocks,
     task_sample,
 )
-from video_pipeline.tasks.base import WHOLE, Task
+from video_pipeline.tasks.base import WHOLE, Task, checked_names
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.video.access import Access, limit_access
 
@@ -84,16 +85,24 @@ class Reading:
     Attributes:
         needs_video: A sample without a video is bad.
         expands: A sample may stand for several.
+        sample_fields: Fields of a sample that change its input, beside the messages.
     """
 
     needs_video: bool = True
     expands: bool = False
+    sample_fields: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, dataset: type[BaseDataset]) -> Reading:
-        """What ``dataset`` wants."""
+        """What ``dataset`` wants. Raises :class:`TaskError` for what is no list of fields."""
+        name = f"dataset {dataset.__name__}"
+        if not isinstance(inspect.getattr_static(dataset, "expand"), classmethod):
+            raise TaskError(
+                f"{name}: expand must be a classmethod: @classmethod, (cls, sample, params)"
+            )
         expands = dataset.expand.__func__ is not _base_dataset().expand.__func__
-        return cls(dataset.needs_video, expands)
+        fields = checked_names(dataset.sample_fields, f"{name}: sample_fields")
+        return cls(dataset.needs_video, expands, fields)
 
 
 def _base_dataset() -> type[BaseDataset]:
@@ -110,6 +119,7 @@ class Scanner:
         self._task = load_task(config)
         self._with_identities = with_identities
         self._needs_video = reading.needs_video
+        self._sample_fields = reading.sample_fields
         self._dataset: type[BaseDataset] | None = None
         if reading.expands:
             from video_pipeline.data.registry import dataset_of  # imports torch
@@ -125,22 +135,19 @@ class Scanner:
         config, task = self._config, self._task
         reader = InputReader(config.data, block, first, needs_video=self._needs_video)
         scanned = ScannedBlock()
-        entries, identities = [], []
-        by = config.data.balance
+        entries, keys, identities = [], [], []
+        by, video_field = config.data.balance, config.data.video_field
         for sample in self._expanded(reader) if self._dataset else reader:
             raw = sample.raw
             weight = known_weight(raw, by)
             asked = task_sample(sample.key, raw, config)
-            uri = asked["__video_uri"]
-            if not isinstance(uri, str) or not (by == "size" or isnan(weight)):
-                uri = ""
             requests = {WHOLE: ""}
             if not reader.bad.count:  # else nobody will ask
-                video = raw.get(config.data.video_field)
+                video = raw.get(video_field)
                 try:
-                    requests = request_digests(task, asked, video)
+                    requests = request_digests(task, asked, video, self._sample_fields)
                     if len(entries) < twice:
-                        check_deterministic(task, asked, video, requests)
+                        check_deterministic(task, asked, video, requests, self._sample_fields)
                 except TaskError as error:
                     raise TaskError(
                         f"{config.data.input_jsonl}, line {sample.line}: {error}"
@@ -151,18 +158,19 @@ class Scanner:
                 if self._with_identities:
                     identities.append(identity_of_json(key, b'""', request))
                     scanned.questions.append(0)
-                entry = entry_line(key, request, sample.text)
+                entries.append(entry_line(key, request, sample.text))
             else:
                 if self._with_identities:
                     identities += [identity(sample.key, *one) for one in requests.items()]
                     scanned.questions.append(len(requests))
-                entry = ChunkEntry(sample.key, requests, raw, {}).to_line()
-            entries.append(entry)
-            scanned.sizes.append(len(entry))
+                entries.append(ChunkEntry(sample.key, requests, sample.text, {}).to_line())
+            keys.append(key)
             scanned.numbers.append(sample.line)
-            scanned.hashes.append(crc32(key))
-            scanned.uris.append(uri)
             scanned.weights.append(weight)
+            uri = asked["__video_uri"] if by == "size" or isnan(weight) else ""
+            scanned.uris.append(uri if isinstance(uri, str) else "")
+        scanned.sizes.extend(map(len, entries))
+        scanned.hashes.extend(map(crc32, keys))
         scanned.entries, scanned.identities = b"".join(entries), b"".join(identities)
         scanned.lines, scanned.left_out, scanned.bad = reader.lines, reader.left_out, reader.bad
         return scanned
@@ -181,16 +189,16 @@ class Scanner:
             except UserError:
                 raise
             except Exception as error:
-                name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                reader.bad.add(sample.line, f"{name}{error}")
+                bug = not isinstance(error, ValueError)
+                reader.bad.add(sample.line, explain(error) if bug else str(error))
                 continue
-            if not found:
-                reader.bad.add(sample.line, "the dataset made no sample of it")
             yield from found
 
     def _expand(self, sample: InputSample) -> list[dict[str, Any]]:
+        from video_pipeline.data.base import expanded  # imports torch
+
         asked = task_sample(sample.key, sample.raw, self._config)
-        return self._dataset.expand(asked, dict(self._config.task_params))
+        return expanded(self._dataset, asked, dict(self._config.task_params))
 
 
 def scan(
@@ -248,10 +256,14 @@ def _scan(block: bytes, first: int, twice: int) -> ScannedBlock:
 
 
 def check_deterministic(
-    task: Task, sample: dict[str, Any], video: Any, requests: dict[str, str]
+    task: Task,
+    sample: dict[str, Any],
+    video: Any,
+    requests: dict[str, str],
+    sample_fields: Collection[str] = (),
 ) -> None:
     """Raise :class:`TaskError` if building the messages of ``sample`` again gives others."""
-    if request_digests(task, sample, video) != requests:
+    if request_digests(task, sample, video, sample_fields) != requests:
         raise TaskError(
             f"task {task.name!r}: build_messages gave two different conversations for sample "
             f"{sample['__key']!r}; resume needs the same one each time. If it draws at random, "

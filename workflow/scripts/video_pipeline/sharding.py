@@ -38,6 +38,7 @@ from video_pipeline.journal import (
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked
 from video_pipeline.processes import job_processes
+from video_pipeline.progress import Progress
 from video_pipeline.samples import BadLines
 from video_pipeline.scanning import Reading, ScannedBlock, scan
 from video_pipeline.tasks.base import Task
@@ -70,6 +71,7 @@ class Manifest:
         balance: How even the pending samples are spread, see :class:`Balance`.
         expanded: Whether a line of the input may stand for several samples.
         with_videos: Whether the dataset reads videos.
+        sample_fields: Fields of a sample that the dataset reads, beside the messages.
         revived: How often these chunks came back after another number of shards.
     """
 
@@ -89,6 +91,7 @@ class Manifest:
     balance: dict[str, Any] = field(default_factory=dict)
     expanded: bool = False
     with_videos: bool = True
+    sample_fields: list[str] = field(default_factory=list)
     revived: int = 0
 
     def read_index(self, rank: int | None = None) -> JournalIndex:
@@ -118,7 +121,7 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
 
     Pending samples are balanced (:mod:`video_pipeline.balance`), finished ones are dealt out
     evenly; each chunk stays in input order. On bad input nothing is written. An input of more than
-    a MB or so is scanned in ``num_processes`` processes.
+    one block is scanned in ``num_processes`` processes.
 
     Raises :class:`UserError` for bad lines, for a configuration that cannot work, and while
     another process writes to the same output.
@@ -128,10 +131,18 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     with ExitStack() as stack:
         if num_processes > 1 or config.data.balance == "duration":
             stack.enter_context(job_processes())
-        return _split(config, layout, task, run_id, num_processes)
+        progress = stack.enter_context(Progress(layout.progress("split"), "split", "lines"))
+        return _split(config, layout, task, run_id, num_processes, progress)
 
 
-def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processes: int) -> Manifest:
+def _split(
+    config: Config,
+    layout: Layout,
+    task: Task,
+    run_id: str,
+    num_processes: int,
+    progress: Progress,
+) -> Manifest:
     if num_processes > 1:
         # torch stays in a process of its own: it would be half of what this one holds
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -150,6 +161,7 @@ def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processe
         journal_files=index.files,
         expanded=reading.expands,
         with_videos=reading.needs_video,
+        sample_fields=list(reading.sample_fields),
     )
     scratch = layout.chunks.with_name(f".{layout.chunks.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed
@@ -157,7 +169,7 @@ def _split(config: Config, layout: Layout, task: Task, run_id: str, num_processe
     try:
         table = Table(scratch / "table")
         bad, balance = BadLines(), Balance(config.data.balance)
-        _fill(table, config, reading, index, num_processes, manifest, bad, balance)
+        _fill(table, config, reading, index, num_processes, manifest, bad, balance, progress)
         files = index.indexed
         del index  # the arrays that follow take its room
         is_duplicate = _find_duplicates(table, config, bad)
@@ -235,9 +247,11 @@ def _fill(
     manifest: Manifest,
     bad: BadLines,
     balance: Balance,
+    progress: Progress,
 ) -> None:
     with table.writing() as append, Weigher(config.data, num_processes) as weigher:
         for block in scan(config, len(index) > 0, reading, num_processes):
+            progress.advance(block.lines)
             manifest.lines += block.lines
             manifest.left_out += block.left_out
             bad.merge(block.bad)
@@ -435,10 +449,12 @@ def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> P
 
 
 def _look_at_dataset(config: Config, layout: Layout, run_id: str) -> tuple[Path, Reading]:
-    from video_pipeline.data.registry import dataset_of  # imports torch
+    from video_pipeline.data.registry import check_params, dataset_of  # imports torch
 
     task = load_task(config)
-    reading = Reading.of(dataset_of(config, task))
+    dataset = dataset_of(config, task)
+    check_params(config, task, dataset)
+    reading = Reading.of(dataset)
     return journal_folder(config, layout, task, run_id), reading
 
 

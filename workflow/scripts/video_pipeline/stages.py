@@ -4,12 +4,16 @@ name. Imported while Snakemake parses the workflow: keep it light.
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from video_pipeline.config import Config
+from video_pipeline.errors import UserError
 from video_pipeline.layout import Layout
 from video_pipeline.plan import Plan, read_plan, resolve_plan, revive_chunks
+from video_pipeline.processes import job_processes
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,35 @@ class Stage:
         """
         settings = self.config.model_dump(mode="json", exclude={"run": {"formats"}})
         return {"plan": vars(self.plan), **{name: settings[name] for name in sections}}
+
+
+def check_stages(configs: list[Config]) -> None:
+    """Look at the task and the dataset of each stage in ``configs``: what is wrong with a later one
+    is known before the first has used a GPU.
+
+    Raises :class:`UserError` naming the stage by its output.
+    """
+    # a process for each: the plugins of two stages may have the same names
+    spawn = multiprocessing.get_context("spawn")
+    with job_processes(), ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        for config in configs:
+            try:
+                pool.submit(_check, config).result()
+            except UserError as error:
+                raise UserError(
+                    f"the stage that writes {config.data.output_jsonl}: {error}"
+                ) from error
+
+
+def _check(config: Config) -> None:
+    from video_pipeline.data.registry import check_params, dataset_of  # imports torch
+    from video_pipeline.scanning import Reading
+    from video_pipeline.tasks.registry import load_task
+
+    task = load_task(config)
+    dataset = dataset_of(config, task)
+    check_params(config, task, dataset)
+    Reading.of(dataset)
 
 
 def resolve_stages(config: Config, *, gpus: int | None, is_main: bool) -> list[Stage]:

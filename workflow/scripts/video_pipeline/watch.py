@@ -151,9 +151,8 @@ def look(config: Config) -> RunView:
 
 def _running(layout: Layout, name: str) -> dict[str, Any] | None:
     step = read_step(layout.progress(name))
-    if step is None or step["state"] != "running":
-        return None
-    return step if time.time() - step["updated_at"] < SILENT_SECONDS else None
+    is_alive = step is not None and time.time() - step["updated_at"] < SILENT_SECONDS
+    return step if is_alive else None  # else it was killed
 
 
 def _newer(path: Path, than: float) -> bool:

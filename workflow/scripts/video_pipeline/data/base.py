@@ -21,6 +21,9 @@ class BaseDataset(Dataset):
     Attributes:
         version: Part of the resume fingerprint. Raise it when the inputs a dataset builds change.
         needs_video: Whether every sample must name a video.
+        sample_fields: Fields of a sample that :meth:`__getitem__` reads, beside those that the
+            task's messages show, the video, ``video_start`` and ``video_end``. Where the value of
+            one changes, the sample is inferred again.
         video_root: What a relative path in a message is relative to.
         samples: The samples: dicts, the input object plus ``__key`` and ``__video_uri``. Read
             lazily, so keep none.
@@ -34,6 +37,7 @@ class BaseDataset(Dataset):
 
     version: int = 1
     needs_video: bool = True
+    sample_fields: tuple[str, ...] = ()
     video_root: str = ""
 
     def __init__(
@@ -80,6 +84,22 @@ def item(sample: dict[str, Any], llm_inputs: dict[str, dict[str, Any]]) -> dict[
     """What ``__getitem__`` returns, from the inputs of the sample's conversations."""
     given = {"llm_input": llm_inputs[WHOLE]} if WHOLE in llm_inputs else {"llm_inputs": llm_inputs}
     return {"__key": sample["__key"], "raw": raw_of(sample), **given}
+
+
+def expanded(
+    dataset: type[BaseDataset], sample: dict[str, Any], params: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """:meth:`BaseDataset.expand`, checked: input objects. Raises :class:`TaskError` if it returns
+    something else and :class:`ValueError` if it returns none."""
+    found = dataset.expand(sample, params)
+    if not isinstance(found, list) or not all(isinstance(raw, dict) for raw in found):
+        raise TaskError(
+            f"dataset {dataset.__name__}: expand must return a list of input objects (dicts), it "
+            f"returned {found!r:.200}"
+        )
+    if not found:
+        raise ValueError("the dataset made no sample of it")
+    return [raw_of(raw) for raw in found]
 
 
 def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, Any]]:

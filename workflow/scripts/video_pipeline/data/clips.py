@@ -9,6 +9,7 @@ from typing import Any
 from video_pipeline.data.base import raw_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.errors import UserError
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.windows import CLIP, is_window, windows
 
@@ -21,7 +22,15 @@ class ClipsDataset(QwenVideoDataset):
     A window is ``task_params.clip_seconds`` long; a rest shorter than half of that stays with the
     last one. Or the sample has ``cuts``: the seconds at which the windows after the first begin.
     ``video_start`` and ``video_end`` bound them all. A window of an earlier run stays as it is.
+    A window ends before the frame at its ``video_end``, which is the first of the next one.
     """
+
+    version = QwenVideoDataset.version + 1
+
+    def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+        if "video" in part and is_window(sample):
+            part = {"half_open": True, **part}
+        return super().visual(part, sample)
 
     @classmethod
     def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:
@@ -52,8 +61,8 @@ def _even_cuts(begin: float, end: float, seconds: float) -> list[float]:
 
 def _clip_seconds(params: dict[str, Any]) -> float:
     seconds = params.get("clip_seconds")
-    if not _is_number(seconds) or seconds <= 0:
-        raise ValueError(
+    if not _is_number(seconds) or not seconds > 0:
+        raise UserError(
             f"task_params.clip_seconds: expected the length of a window in seconds, got {seconds!r}"
         )
     return seconds

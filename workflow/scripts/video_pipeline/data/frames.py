@@ -23,10 +23,17 @@ class FramesDataset(QwenVideoDataset):
     dropped, so ``vision.fps`` and ``vision.max_frames`` do not thin them out.
     """
 
+    sample_fields = ("frames_fps",)
+
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") != sample["__video_uri"]:
             return super().visual(part, sample)
-        fps = float(sample.get("frames_fps") or self.vision_kwargs.get("fps") or 2.0)
+        fps = sample.get("frames_fps")
+        if fps is None:
+            fps = self.vision_kwargs.get("fps", 2.0)
+        elif isinstance(fps, bool) or not isinstance(fps, int | float) or not fps > 0:
+            raise ValueError(f"frames_fps: {fps!r:.80} is no number of images a second")
+        fps = float(fps)
         images = self.images_of(part["video"])
         part = {**part, "video": images, "sample_fps": fps, "raw_fps": fps}
         return super().visual(part, {})

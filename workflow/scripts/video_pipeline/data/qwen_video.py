@@ -88,10 +88,11 @@ class QwenVideoDataset(BaseDataset):
         read: dict[str, dict[str, Any]] = {}
         inputs = {}
         for part, messages in conversations.items():
+            prompt = self.prompter.prompt(messages)
             media = repr(extract_vision_info(messages))
             if media not in read:
                 read[media] = self.read(messages)
-            inputs[part] = {"prompt": self.prompter.prompt(messages), **read[media]}
+            inputs[part] = {"prompt": prompt, **read[media]}
         return inputs
 
     def read(self, messages: Messages) -> dict[str, Any]:

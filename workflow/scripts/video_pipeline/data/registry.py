@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from video_pipeline.config import Config
 from video_pipeline.data.base import BaseDataset
-from video_pipeline.errors import UserError
-from video_pipeline.registry import Registry
+from video_pipeline.errors import TaskError, UserError, explain
+from video_pipeline.registry import Registry, is_built_in
 from video_pipeline.tasks.base import Task
 
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
+
+PARAMS = ("prompt", "prompt_file", "questions", "clip_seconds")
+"""The ``task_params`` of the built-in tasks and datasets."""
 
 T = TypeVar("T", bound=type[BaseDataset])
 
@@ -44,17 +48,42 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
     return get_dataset(config.run.dataset or task.dataset_name)
 
 
+def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None:
+    """Raise :class:`UserError`, with the nearest name, for ``task_params`` that nothing takes. A
+    user's own task or dataset may take any; the built-in ones know each other's, because stages
+    share them."""
+    if not (is_built_in(type(task)) and is_built_in(dataset)):
+        return
+    for name in config.task_params:
+        if name not in PARAMS:
+            near = difflib.get_close_matches(name, PARAMS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UserError(
+                f"task_params.{name}: no built-in task or dataset takes that; {hint}"
+                f"known: {', '.join(PARAMS)}"
+            )
+
+
 def create_dataset(
     config: Config, task: Task, samples: Sequence[dict[str, Any]], model: str
 ) -> BaseDataset:
     """:func:`dataset_of` over ``samples``, for the processor of ``model``."""
-    dataset = dataset_of(config, task)(
-        samples=samples,
-        task=task,
-        model=model,
-        video_field=config.data.video_field,
-        vision_kwargs=config.vision.video_kwargs(),
-        params=dict(config.task_params),
-    )
+    cls = dataset_of(config, task)
+    try:
+        dataset = cls(
+            samples=samples,
+            task=task,
+            model=model,
+            video_field=config.data.video_field,
+            vision_kwargs=config.vision.video_kwargs(),
+            params=dict(config.task_params),
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"dataset {cls.__name__}: its __init__ failed: {explain(error)}. It must take what "
+            "BaseDataset's takes: def __init__(self, **given), and super().__init__(**given)"
+        ) from error
     dataset.video_root = config.video_root
     return dataset

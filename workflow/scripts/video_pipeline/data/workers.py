@@ -23,7 +23,7 @@ from video_pipeline.config import Config
 from video_pipeline.data.base import check_complete, inputs_of
 from video_pipeline.data.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
-from video_pipeline.errors import TaskError, UserError, user_frame, where
+from video_pipeline.errors import TaskError, UserError, place_of, user_frame, where
 
 SAMPLES_PER_WORKER = 10_000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
@@ -295,7 +295,7 @@ class _Worker:
     def _read(self, position: int, key: str) -> dict[str, dict[str, Any]]:
         """What the dataset made of a sample: its ``llm_input`` by part."""
         try:
-            item = self._dataset[position]
+            item = self._preparer.read(self._dataset, position)
         except UserError:
             raise
         except (Exception, SystemExit) as error:
@@ -303,12 +303,17 @@ class _Worker:
         return inputs_of(item, self._dataset, key)
 
 
+_SLIPS = (LookupError, TypeError, AttributeError, NameError)
+"""Nobody raises these to say what is wrong with a sample."""
+
+
 def _message(error: BaseException) -> str:
-    """The error's text; where it has none, the line that raised it."""
+    """The error's text, with the user's line if it looks like a slip there; where it has none, the
+    line that raised it."""
     if isinstance(error, MemoryError):
         return "not enough memory; the limit of a decode process is data.worker_memory_gb"
     if str(error):
-        return str(error)
+        return f"{error}{place_of(error)}" if isinstance(error, _SLIPS) else str(error)
     return f"{user_frame(error).line} ({where(error)})"
 
 

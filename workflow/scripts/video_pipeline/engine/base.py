@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from video_pipeline.errors import UserError
 from video_pipeline.tasks.base import Task
+
+if TYPE_CHECKING:
+    from video_pipeline.data.base import BaseDataset
 
 
 class RequestRefused(Exception):
@@ -94,6 +97,10 @@ class Preparer(ABC):
     def start(self) -> None:
         """Load what is needed; called once in each decode process."""
 
+    def read(self, dataset: BaseDataset, position: int) -> Any:
+        """Have ``dataset`` make an item of the sample at ``position``."""
+        return dataset[position]
+
     @abstractmethod
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
         """Turn what a dataset made of the sample ``key``, an ``llm_input`` for each of its parts,
@@ -108,11 +115,13 @@ class Engine(ABC):
     Attributes:
         model_name: ``__model`` of the records.
         dataset_model: ``model`` of the datasets.
+        max_item_tokens: Visual tokens of the largest image or video it takes; None: any.
         steps: A number that grows while the engine computes, and stands still if it is stuck.
     """
 
     model_name: str
     dataset_model: str
+    max_item_tokens: int | None = None
     steps: int = 0
 
     @abstractmethod

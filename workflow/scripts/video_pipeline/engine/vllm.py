@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, get_args
 
 from video_pipeline.budget import check_budget
@@ -37,6 +38,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMError
 from vllm.lora.request import LoRARequest
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.encoder_budget import MultiModalBudget
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.registry import renderer_from_config
@@ -116,6 +119,15 @@ class VllmEngine(Engine):
         self._reasoning = _reasoning_parser(self._vllm_config)
         self._llm: AsyncLLM | None = None
         self.waiting: dict[int, int] = {}
+
+    @cached_property
+    def max_item_tokens(self) -> int | None:
+        """What vLLM sets its encoder cache to: ``max_num_batched_tokens`` (whose default depends on
+        the device), or the largest item that the model's processor gives where that is more."""
+        if not self._vllm_config.model_config.is_multimodal_model:
+            return None
+        budget = MultiModalBudget(self._vllm_config, MULTIMODAL_REGISTRY, enable_cache=False)
+        return budget.encoder_cache_size
 
     def preparer(self) -> Preparer:
         return Renderer(self._vllm_config)

@@ -414,7 +414,9 @@ class JournalReader:
         if stream is None:
             if len(self._streams) == _MOST_OPEN:
                 self._streams.popitem(last=False)[1].close()
-            stream = self._streams[location.file] = open(self._folder / location.file, "rb")
+            stream = self._streams[location.file] = open(
+                self._folder / location.file, "rb", buffering=_READ_AHEAD
+            )
         stream.seek(location.offset)
         return orjson.loads(stream.readline())
 
@@ -430,5 +432,6 @@ class JournalReader:
         self.close()
 
 
+_READ_AHEAD = 1 << 16  # records are mostly asked for in the order in which they lie
 _MOST_OPEN = 32
 """Journal files; a process may have 1,024 files open on most systems, 256 on some."""

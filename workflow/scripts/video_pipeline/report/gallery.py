@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import SIMULATED_MODEL, processor_folder
@@ -143,7 +145,9 @@ def _make_sheets(
     num_processes = min(num_processes, math.ceil(len(records) / SHEETS_PER_WORKER))
     with job_processes() as folder:
         chunk = folder / "chosen.jsonl"
-        entries = [ChunkEntry(each["__key"], {}, each["input"], {}) for each in records]
+        entries = [
+            ChunkEntry(each["__key"], {}, orjson.dumps(each["input"]), {}) for each in records
+        ]
         chunk.write_bytes(b"".join(entry.to_line() for entry in entries))
         low, high = SHEET_BYTES
         preparer = SheetPreparer(min(max(SHEETS_BYTES // len(records), low), high))

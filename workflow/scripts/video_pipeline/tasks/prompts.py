@@ -18,6 +18,8 @@ TEMPLATE_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=False
 )
+_MARKS = ("{{", "{%", "{#")
+"""Where none of these stands, a template is a text."""
 
 
 class Prompt:
@@ -32,8 +34,16 @@ class Prompt:
     that is none.
     """
 
-    def __init__(self, params: dict[str, Any], name: str, default: str | None = None) -> None:
-        self._place = f"task_params.{name}"
+    def __init__(
+        self,
+        params: dict[str, Any],
+        name: str,
+        default: str | None = None,
+        *,
+        place: str = "task_params",
+    ) -> None:
+        """``place``: where ``params`` stand, for messages."""
+        self._place = f"{place}.{name}"
         text, file = params.get(name), params.get(name + FILE)
         if text is not None and file is not None:
             raise UserError(f"give either {self._place} or {self._place}{FILE}")
@@ -43,7 +53,7 @@ class Prompt:
             try:
                 text = Path(file).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError, TypeError) as error:
-                raise UserError(f"task_params.{name}{FILE}: cannot read {file}: {error}") from error
+                raise UserError(f"{place}.{name}{FILE}: cannot read {file}: {error}") from error
             is_template = Path(file).suffix in TEMPLATE_SUFFIXES
         elif text is None:
             text = default
@@ -56,6 +66,10 @@ class Prompt:
                 self._template = _ENVIRONMENT.from_string(text)
             except jinja2.TemplateSyntaxError as error:
                 raise UserError(f"{self._place}, line {error.lineno}: {error.message}") from error
+            # jinja2's own mapping is copied for each sample, by Python code
+            self._template.globals = dict(self._template.globals)
+            if not any(mark in text for mark in _MARKS):
+                self._text, self._template = self._template.render(), None
 
     def render(self, sample: dict[str, Any]) -> str:
         """The text for ``sample``.
@@ -66,8 +80,20 @@ class Prompt:
             return self._text
         try:
             return self._template.render(sample)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"{self._place}: {error.message}") from error
+        except jinja2.UndefinedError as error:
+            raise ValueError(
+                f"{self._place}: {error.message}; there are {', '.join(_fields_of(sample))}"
+            ) from error
+        except Exception as error:  # whatever an expression does
+            raise ValueError(f"{self._place}: {type(error).__name__}: {error}") from error
+
+
+def _fields_of(sample: dict[str, Any]) -> list[str]:
+    """What a template can ask for: the fields of a sample and of the record before it."""
+    previous = sample.get("previous")
+    said = previous if isinstance(previous, dict) else {}
+    names = [*sample, *(f"previous.{name}" for name in said)]
+    return [name for name in names if not name.startswith(("__", "previous.__"))]
 
 
 def prompt_files(params: dict[str, Any]) -> list[str]:

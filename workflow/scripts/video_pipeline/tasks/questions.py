@@ -33,7 +33,9 @@ class Questions(Task):
             raise UserError(
                 f"task_params.questions: expected questions by name, got {questions!r:.80}"
             )
-        self._prompts = {name: Prompt(questions, name) for name in questions}
+        self._prompts = {
+            name: Prompt(questions, name, place="task_params.questions") for name in questions
+        }
 
     def build_messages(self, sample: dict[str, Any]) -> dict[str, Messages]:
         # the video comes first: what follows it differs, and the engine shares what comes before

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from video_pipeline.errors import TaskError, UserError, explain
 from video_pipeline.plugins import load_plugins
 from video_pipeline.registry import Registry
-from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.base import Task, checked_names
 
 if TYPE_CHECKING:
     from video_pipeline.config import Config
@@ -37,4 +38,15 @@ def load_task(config: Config) -> Task:
     """The task that a configuration asks for, after its plugins were imported. Raises
     :class:`UserError` where one cannot be, or no task has that name."""
     load_plugins(config.run.plugins)
-    return get_task(config.run.task)(dict(config.task_params))
+    name = config.run.task
+    try:
+        task = get_task(name)(dict(config.task_params))
+    except UserError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"task {name!r}: its __init__ failed: {explain(error)}. It is called with "
+            "task_params, and hands them on: super().__init__(params)"
+        ) from error
+    checked_names(task.in_messages, f"task {name!r}: in_messages")
+    return task

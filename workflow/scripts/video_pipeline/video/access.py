@@ -132,8 +132,9 @@ def _check_regular(path: str) -> None:
         raise VideoReadError("file is empty (0 bytes)")
 
 
-def read_image(uri: str) -> Image.Image:
-    """The image at a local path, ``file://``, ``http(s)://`` or in ``data:image/...;base64,``.
+def read_image(uri: str, *, with_pixels: bool = True) -> Image.Image:
+    """The image at a local path, ``file://``, ``http(s)://`` or in ``data:image/...;base64,``;
+    without ``with_pixels`` a black one of the same size: its header is all that is read.
 
     Raises:
         VideoReadError: it cannot be read, or may not.
@@ -143,20 +144,22 @@ def read_image(uri: str) -> Image.Image:
             data = base64.b64decode(uri[header.end() :])
         except binascii.Error as error:
             raise VideoReadError(f"image: not base64 ({error})") from None
-        return _decode(io.BytesIO(data))
+        return _decode(io.BytesIO(data), with_pixels)
     try:
         file = MediaFile(uri)
     except VideoReadError as error:
         raise VideoReadError(f"image: {error}") from error
     with file:
-        return _decode(file.path)
+        return _decode(file.path, with_pixels)
 
 
-def _decode(source: str | io.BytesIO) -> Image.Image:
+def _decode(source: str | io.BytesIO, with_pixels: bool) -> Image.Image:
     Image.init()
     known = [name for name in IMAGE_FORMATS if name in Image.OPEN]
     try:
         with Image.open(source, formats=known) as image:
+            if not with_pixels:
+                return Image.new("RGB", image.size)
             image.load()
             return image
     except UnidentifiedImageError:

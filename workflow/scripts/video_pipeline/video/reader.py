@@ -2,7 +2,7 @@
 
 It gives the frames that qwen-vl-utils' own torchcodec reader gives, to the last bit, from less
 work: one thread, no frame decoded or converted in vain, a resize in uint8, and it needs no FFmpeg
-on the system. Three more keys of a video item steer it:
+on the system. Four more keys of a video item steer it:
 
 ``image_patch_size``
     Pixels, as given to ``process_vision_info``. Without it frames leave the reader in their own
@@ -11,17 +11,25 @@ on the system. Three more keys of a video item steer it:
     ``native`` (the default): frames are resized here, with the uint8 kernel that transformers'
     own video processors use, and ``fetch_video`` finds nothing left to resize. ``exact``:
     ``fetch_video`` resizes, bit for bit as without this reader.
+``half_open``
+    True: the segment ends before the frame at ``video_end``, so that segments that follow each
+    other share none. To qwen-vl-utils that frame is the last one. Needs ``video_end``.
 ``keyframes``
     True: the key frames of the video (of its segment) are read, evenly thinned out to
     ``max_frames``, whatever ``fps`` and ``nframes`` say.
+
+Within :func:`measuring` it samples and sizes as ever, but gives frames without pixels.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -39,8 +47,10 @@ from video_pipeline.video.resize import frame_size, resize_frame
 
 __all__ = [
     "READER_VERSION",
+    "MeasuredMetadata",
     "VideoInfo",
     "VideoReadError",
+    "measuring",
     "probe",
     "read_frame",
     "read_video",
@@ -72,6 +82,7 @@ class VideoInfo:
         width: Of a frame as it is displayed, after rotation, in pixels.
         height: Likewise.
         codec: FFmpeg's name, such as ``h264``.
+        num_bytes: Size of the file.
     """
 
     frames: int
@@ -80,6 +91,38 @@ class VideoInfo:
     width: int
     height: int
     codec: str
+    num_bytes: int
+
+
+class MeasuredMetadata(dict[str, Any]):
+    """The metadata of a video read within :func:`measuring`.
+
+    Attributes:
+        info: What its file holds.
+    """
+
+    def __init__(self, metadata: dict[str, Any], info: VideoInfo) -> None:
+        super().__init__(metadata)
+        self.info = info
+
+
+_is_measuring = False
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """Within the block, in all threads, videos and images are read for their sizes alone.
+
+    Of a video every packet is read, frames are chosen and sized as ever, and one is decoded: it
+    tells how the picture is turned. Frames come out on torch's device ``meta``, where a tensor has
+    a shape and no values. Of an image the header is read, and it comes out black.
+    """
+    global _is_measuring
+    before, _is_measuring = _is_measuring, True
+    try:
+        yield
+    finally:
+        _is_measuring = before
 
 
 def register_reader() -> None:
@@ -110,8 +153,8 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
             ``resized_width`` are set in it.
 
     Returns:
-        Frames (uint8, frames x 3 x height x width), their metadata and the frames per second they
-        were sampled at.
+        Frames (uint8, frames x 3 x height x width), their metadata (:class:`MeasuredMetadata` while
+        :func:`measuring`) and the frames per second they were sampled at.
 
     Raises:
         VideoReadError: the video cannot be read, or not enough frames can be sampled from it.
@@ -120,6 +163,11 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
         raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
     with Video(ele["video"]) as video:
         positions, metadata, sample_fps = _sample(ele, video)
+        if _is_measuring:
+            info = _info(video, _entry_position(video, positions[0]))
+            size = _target_size(ele, len(positions), info.height, info.width)
+            frames = torch.empty((len(positions), 3, *size), dtype=torch.uint8, device="meta")
+            return frames, MeasuredMetadata(metadata, info), sample_fps
         frames = _stack(_decode(video, positions), len(positions), ele)
     return frames, metadata, sample_fps
 
@@ -132,15 +180,27 @@ def probe(path: str) -> VideoInfo:
         VideoReadError: the video cannot be read.
     """
     with Video(path) as video:
-        height, width, _ = next(_decode(video, [0])).shape
-        return VideoInfo(
-            frames=len(video.stamps),
-            fps=video.fps,
-            duration=video.duration,
-            width=width,
-            height=height,
-            codec=video.decoder.codec.canonical_name,
-        )
+        return _info(video, 0)
+
+
+def _info(video: Video, position: int) -> VideoInfo:
+    """What ``video`` holds, with the size of the frame at ``position``."""
+    height, width, _ = next(_decode(video, [position])).shape
+    return VideoInfo(
+        frames=len(video.stamps),
+        fps=video.fps,
+        duration=video.duration,
+        width=width,
+        height=height,
+        codec=video.decoder.codec.canonical_name,
+        num_bytes=os.path.getsize(video.url.removeprefix("file:")),
+    )
+
+
+def _entry_position(video: Video, position: int) -> int:
+    """The frame that decoding starts with to reach ``position``: no other need be decoded."""
+    entry = video.entry_before(video.stamps[position])
+    return min(bisect_left(video.stamps, entry.stamp), position)
 
 
 def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
@@ -164,7 +224,7 @@ def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image
     """qwen-vl-utils' own function, but for an image that is named: we open that."""
     image = ele["image"] if "image" in ele else ele["image_url"]
     if isinstance(image, str):
-        ele = {**ele, "image": read_image(image)}
+        ele = {**ele, "image": read_image(image, with_pixels=not _is_measuring)}
     return _stock_fetch_image(ele, image_patch_size)
 
 
@@ -196,6 +256,12 @@ def _sample(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any
             raise VideoReadError(f"{key}: {ele[key]!r} is not a number of seconds")
     try:
         first, last, count = qwen.calculate_video_frame_range(ele, total, fps)
+        if ele.get("half_open") and last >= ele["video_end"] * fps:
+            last, count = last - 1, count - 1
+            if count < qwen.FRAME_FACTOR:
+                raise ValueError(
+                    f"the segment has 1 frame, at least {qwen.FRAME_FACTOR} are needed"
+                )
         if ele.get("keyframes"):
             positions = _keyframes(ele, video, first, last)
         else:
@@ -248,13 +314,12 @@ def _decode(video: Video, positions: Sequence[int]) -> Iterator[torch.Tensor]:
 def _stack(frames: Iterator[torch.Tensor], count: int, ele: dict[str, Any]) -> torch.Tensor:
     """All ``count`` frames in one tensor, resized one by one: those of a long video in full size
     would take gigabytes."""
-    resizes = ele.get("resize", "native") == "native" and "image_patch_size" in ele
     shape = None
     for number, frame in enumerate(frames):
         if shape is None:
             shape = frame.shape
             height, width, _ = shape
-            size = _pinned_size(ele, count, height, width) if resizes else (height, width)
+            size = _target_size(ele, count, height, width)
             stacked = torch.empty((count, 3, *size), dtype=torch.uint8)
         elif frame.shape != shape:
             raise VideoReadError(
@@ -265,8 +330,11 @@ def _stack(frames: Iterator[torch.Tensor], count: int, ele: dict[str, Any]) -> t
     return stacked
 
 
-def _pinned_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tuple[int, int]:
-    """:func:`frame_size`, made to hold for frames that have this size already."""
+def _target_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) in which frames leave the reader: their own, or :func:`frame_size`, made to
+    hold for frames that have this size already."""
+    if ele.get("resize", "native") != "native" or "image_patch_size" not in ele:
+        return height, width
     size = frame_size(ele, nframes, height, width)
     if frame_size(ele, nframes, *size) != size:
         ele.update(resized_height=size[0], resized_width=size[1])

@@ -1,0 +1,412 @@
+"""The plan: it counts what a run takes, and a bad sample costs only itself."""
+
+from __future__ import annotations
+
+import json
+import random
+from array import array
+from io import BytesIO
+
+import numpy as np
+import orjson
+import pytest
+from helpers import keys, read_jsonl, samples
+from PIL import Image
+from video_pipeline import estimate
+from video_pipeline.chunks import ChunkEntry
+from video_pipeline.config import load_config
+from video_pipeline.data import prompt
+from video_pipeline.data.prompt import TokenCount, count_tokens, processor_folder
+from video_pipeline.data.registry import create_dataset
+from video_pipeline.engine.base import RequestRefused
+from video_pipeline.errors import UserError
+from video_pipeline.estimate import (
+    Counted,
+    CountingPreparer,
+    Findings,
+    Found,
+    Medium,
+    _expected,
+    even_edges,
+    growing_edges,
+    histogram,
+    make_plan,
+    plan_stages,
+    statistics,
+)
+from video_pipeline.layout import Layout
+from video_pipeline.samples import task_sample
+from video_pipeline.sharding import split
+from video_pipeline.tasks.base import WHOLE
+from video_pipeline.tasks.registry import load_task
+from video_pipeline.testing.clips import write_clip
+from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
+from video_pipeline.video.reader import VideoInfo
+
+# --- tokens ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """A folder with a model of each family, clips of different shapes, and an image."""
+    folder = tmp_path_factory.mktemp("material")
+    for family in FAMILIES:
+        write_tiny_model(folder / family, family)
+    write_clip(folder / "wide.mp4", width=320, height=96, seconds=3.0)
+    write_clip(folder / "turned.mp4", width=160, height=96, seconds=1.0, rotation=90)
+    write_clip(folder / "slow.mkv", width=130, height=98, fps=7, seconds=6.0)
+    write_clip(folder / "vp9.webm", codec="libvpx-vp9", width=96, height=160, seconds=2.5)
+    noise = np.random.default_rng(0).integers(0, 256, (100, 177, 3), np.uint8)
+    for number in range(3):
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    return folder
+
+
+VIDEOS = ("wide.mp4", "turned.mp4", "slow.mkv", "vp9.webm")
+CASES = [
+    *({"path": name, "vision": {"fps": 2.0}} for name in VIDEOS),
+    *(
+        {"path": name, "vision": {"fps": 5.7, "max_frames": 9, "total_pixels": 40 * 784}}
+        for name in VIDEOS
+    ),
+    *({"path": name, "vision": {"nframes": 6, "max_pixels": 9 * 784}} for name in VIDEOS),
+    {"path": "slow.mkv", "video_start": 1.3, "video_end": 4.9},
+    {"path": "wide.mp4", "vision": {"resize": "exact", "total_pixels": 40 * 784}},
+    {"path": "wide.mp4", "dataset": "keyframes"},
+    {"path": "wide.mp4", "dataset": "first_frame"},
+    {"path": "0.png", "dataset": "image"},
+    {"path": ["0.png", "1.png", "2.png"], "dataset": "frames"},
+    {"path": "wide.mp4", "dataset": "text"},
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case}")
+def test_measured_tokens_are_those_of_the_pixels(material, family, case, monkeypatch):
+    case = dict(case)
+    config = load_config(
+        {
+            "data": {"video_root": str(material)},
+            "vision": {"min_pixels": 3136, **case.pop("vision", {})},
+            "run": {"dataset": case.pop("dataset", None)},
+        }
+    )
+    model = str(material / family)
+    sample = task_sample("key", case, config)
+    dataset = create_dataset(config, load_task(config), [sample], model)
+    preparer = CountingPreparer(model)
+    preparer.start()
+    (counted,) = preparer.prepare({WHOLE: preparer.read(dataset, 0)["llm_input"]}, "key").values()
+    pixels = dataset[0]["llm_input"]
+    monkeypatch.setattr(prompt, "_without_pixels", lambda picture: picture)
+    assert counted.tokens == count_tokens(model, pixels)
+    media = pixels.get("multi_modal_data", {})
+    pictures = [len(frames) for frames, _ in media.get("video", [])] or [1] * len(media)
+    assert [each.pictures for each in counted.media] == pictures
+    assert bool(counted.tokens.visual) == bool(media)
+
+
+PIXELS = """
+from video_pipeline.data.qwen_video import QwenVideoDataset
+from video_pipeline.data.registry import register_dataset
+
+
+@register_dataset("plain")
+class Plain(QwenVideoDataset):
+    def read(self, messages):
+        media = super().read(messages)
+        (frames, metadata), = media["multi_modal_data"]["video"]
+        self.brightness = frames.numpy().mean()
+        return media
+"""
+
+
+def test_a_dataset_that_looks_at_pixels_gets_them(here, material):
+    here.write_plugin(PIXELS)
+    here.configure(data={"video_root": str(material)}, run={"task": "describe", "dataset": "plain"})
+    config = here.config
+    task = load_task(config)
+    dataset = create_dataset(
+        config, task, [task_sample("key", {"path": "wide.mp4"}, config)], "simulated"
+    )
+    item = CountingPreparer("simulated").read(dataset, 0)
+    assert dataset.brightness > 0
+    assert not item["llm_input"]["multi_modal_data"]["video"][0][0].is_meta
+
+
+def test_what_the_processor_cannot_take_is_refused(material):
+    preparer = CountingPreparer(str(material / FAMILIES[0]))
+    with pytest.raises(RequestRefused) as refused:
+        preparer.prepare({WHOLE: {"prompt": "x", "multi_modal_data": {"video": [7]}}}, "key")
+    assert refused.value.type == "TypeError"
+
+
+# --- the plan of a run ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(here):
+    """Makes the plan of samples; returns its report and its lines."""
+
+    def call(entries=None, threads: int = 1):
+        if entries is not None:
+            here.write_samples(entries)
+        layout = Layout.of(here.config, 0)
+        make_plan(here.config, layout, threads)
+        assert not layout.plan_scratch.exists()
+        return json.loads(layout.plan_report.read_text()), read_jsonl(layout.plan_samples)
+
+    return call
+
+
+def test_a_bad_sample_costs_only_itself(plan, here):
+    here.configure(data={"sample_timeout_s": 20.0})
+    entries = samples(6)
+    entries[1]["do"], entries[3]["do"], entries[4]["do"] = "raise", "segfault", "hang"
+    report, lines = plan(entries, threads=2)
+    assert [line["key"] for line in lines] == keys(6)
+    assert [line["readable"] for line in lines] == [True, False, True, False, False, True]
+    assert lines[1]["error"] == {
+        "stage": "read",
+        "type": "ValueError",
+        "message": "no such clip",
+    }
+    assert [lines[at]["error"]["stage"] for at in (3, 4)] == ["crash", "timeout"]
+    assert (report["samples"]["readable"], report["samples"]["unreadable"]) == (3, 3)
+    assert sum(error["count"] for error in report["errors"]) == 3
+    assert report["tokens"]["prompt"]["total"] == 30  # 40 characters each
+    # a crash may be an accident: it is tried twice, the others once
+    assert here.reads() == {**dict.fromkeys(keys(6), 1), "1": 2, "3": 2}
+
+
+def test_a_random_sample_stands_for_all(plan, here):
+    here.configure(
+        plan={
+            "samples": 5,
+            "prompt_tokens_per_second": 10,
+            "completion_tokens_per_second": 2,
+            "expected_completion_tokens": 8,
+            "price_per_gpu_hour": 3,
+        }
+    )
+    report, lines = plan(samples(50))
+    drawn = sorted(random.Random(0).sample(range(50), 5))
+    assert [line["key"] for line in lines] == [str(number) for number in drawn]
+    assert report["samples"]["looked_at"] == 5
+    assert report["samples"]["distinct"] == 50
+    assert report["scale"] == 10
+    expected = report["expected"]
+    assert (expected["prompts"], expected["prompt_tokens"]) == (50, 500)
+    assert expected["completion_tokens"] == 400
+    assert expected["gpu_hours"] == pytest.approx((500 / 10 + 400 / 2) / 3600)
+    assert expected["cost"] == pytest.approx(3 * 250 / 3600)
+
+
+def test_progress_is_told_while_it_works(plan, monkeypatch, caplog):
+    monkeypatch.setattr(estimate, "PROGRESS_SECONDS", 0.01)
+    caplog.set_level("INFO")
+    plan(samples(4))
+    assert "4 samples to look at, starting up" in caplog.text
+
+
+def test_no_readable_sample(plan, capsys):
+    report, _ = plan(samples(3, do="raise"))
+    assert report["tokens"]["prompt"] is None
+    assert report["expected"]["prompts"] == 0
+    assert report["errors"] == [
+        {
+            "stage": "read",
+            "type": "ValueError",
+            "message": "no such clip",
+            "count": 3,
+            "example": "0.mp4",
+        }
+    ]
+    assert "read: ValueError: no such clip (such as 0.mp4)" in capsys.readouterr().out
+
+
+def test_an_empty_input(plan, capsys):
+    report, lines = plan([])
+    assert lines == []
+    assert report["samples"]["distinct"] == report["expected"]["prompts"] == 0
+    assert report["histograms"] == {"prompt_tokens": [], "seconds": []}
+    assert "0 (0 lines" in capsys.readouterr().out
+
+
+def test_bad_lines_are_told_as_split_tells_them(plan, here):
+    (here.folder / "samples.jsonl").write_text('{"id": 1, "path": "a.mp4"}\nno JSON\n{"id": 2}\n')
+    with pytest.raises(UserError) as by_plan:
+        plan()
+    with pytest.raises(UserError) as by_split:
+        split(here.config, Layout.of(here.config, 1))
+    assert str(by_plan.value) == str(by_split.value)
+    assert "line 2: not JSON" in str(by_plan.value)
+
+
+def test_a_missing_input(plan):
+    with pytest.raises(UserError, match=r"cannot read samples\.jsonl: .*No such file"):
+        plan()
+
+
+def test_an_input_that_a_stage_has_yet_to_write(here, caplog):
+    here.settings["stages"] = [{"name": "ask"}, {"name": "prose"}]
+    here.configure()
+    here.write_samples(samples(2))
+    configs = [config for _, config in here.config.by_stage()]
+    plan_stages(configs, 1)
+    assert (here.folder / "results/out.ask.plan.json").exists()
+    assert not (here.folder / "results/out.plan.json").exists()
+    assert "results/out.jsonl: left out" in caplog.text
+
+
+def test_a_model_that_is_not_here(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"(?s)no-such/model is no folder.*hf download no-such/mo"):
+        processor_folder("no-such/model", "v1")
+    with pytest.raises(UserError, match="/no/such/folder is no folder here"):
+        processor_folder("/no/such/folder")
+
+
+def test_a_folder_without_a_processor(tmp_path):
+    with pytest.raises(UserError, match=f"cannot load the processor of {tmp_path}"):
+        CountingPreparer(str(tmp_path)).start()
+
+
+def test_an_earlier_run_gives_the_rate(here):
+    job = {"seconds": 10.0, "inferred": 4, "prompt_tokens": 300, "completion_tokens": 100}
+    summary = {"model": "simulated", "jobs": [job, {**job, "seconds": 30.0}]}
+    layout = Layout.of(here.config, 0)
+    layout.summary.parent.mkdir()
+    findings = Findings(here.config, BytesIO())
+    for _ in range(8):
+        findings.note(found(TokenCount(10, 0, 0)))
+    assert _expected(here.config, layout, findings, 1.0)["gpu_hours"] is None
+    layout.summary.write_text(json.dumps(summary))
+    expected = _expected(here.config, layout, findings, 1.0)
+    assert expected["tokens_per_second"] == 20
+    assert expected["completion_tokens"] == 200
+    assert expected["gpu_hours"] == pytest.approx((80 + 200) / 20 / 3600)
+    assert "out.summary.json" in expected["formula"]
+    layout.summary.write_text(json.dumps({**summary, "model": "another"}))
+    assert _expected(here.config, layout, findings, 1.0)["gpu_hours"] is None
+
+
+# --- what is made of it --------------------------------------------------------------------------
+
+
+def findings_of(max_item_tokens=None) -> Findings:
+    config = load_config(
+        {"vllm": {"max_model_len": 1000}, "sampling": {"max_tokens": 100}, "data": {}}
+    )
+    findings = Findings(config, BytesIO())
+    findings.max_item_tokens = max_item_tokens
+    return findings
+
+
+def found(*tokens: TokenCount, media: tuple[Medium, ...] = (), seconds: float = 0.0) -> Found:
+    counted = {str(number): Counted(one, media) for number, one in enumerate(tokens)}
+    entry = ChunkEntry("key", dict.fromkeys(counted, ""), b'{"path": "a.mp4"}', {})
+    return Found(entry, seconds, counted)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "flags"),
+    [
+        (TokenCount(900, 50, 50), []),
+        (TokenCount(901, 50, 50), ["answer_may_be_cut"]),
+        (TokenCount(999, 50, 50), ["answer_may_be_cut"]),
+        (TokenCount(1000, 50, 50), ["prompt_too_long"]),
+        (TokenCount(500, 300, 200), []),
+        (TokenCount(500, 300, 201), ["item_too_large"]),
+        (TokenCount(1200, 300, 201), ["prompt_too_long", "item_too_large"]),
+    ],
+)
+def test_what_is_over_the_limits(tokens, flags):
+    findings = findings_of(max_item_tokens=200)
+    findings.note(found(tokens))
+    line = orjson.loads(findings._lines.getvalue())
+    assert line["flags"] == flags
+    assert findings.flagged == dict.fromkeys(flags, 1)
+    refused = bool(set(flags) - {"answer_may_be_cut"})
+    assert findings.refused == refused
+    assert findings.tokens_to_run == (0 if refused else tokens.prompt)
+
+
+def test_an_unknown_encoder_cache_flags_nothing():
+    findings = findings_of()
+    findings.note(found(TokenCount(500, 300, 10**9)))
+    assert not findings.flagged
+
+
+def test_several_questions_share_their_media():
+    info = VideoInfo(
+        frames=60, fps=30.0, duration=2.0, width=64, height=48, codec="h264", num_bytes=1000
+    )
+    findings = findings_of()
+    shown = (Medium(8, info), Medium(1, None))
+    findings.note(found(TokenCount(100, 40, 40), TokenCount(950, 40, 40), media=shown, seconds=2))
+    line = orjson.loads(findings._lines.getvalue())
+    assert line["prompt_tokens_of"] == {"0": 100, "1": 950}
+    assert (line["prompt_tokens"], line["visual_tokens"]) == (1050, 80)
+    assert (line["frames"], line["bytes"], line["codec"]) == (9, 1000, "h264")
+    assert (line["width"], line["height"], line["seconds"]) == (64, 48, 2)
+    assert line["flags"] == ["answer_may_be_cut"]
+    assert findings.sizes == {"64x48": 1}
+    assert list(findings.prompt_tokens) == [100, 950]
+
+
+def test_many_kinds_of_errors_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(estimate, "ERROR_KINDS", 3)
+    findings = findings_of()
+    for number in range(10):
+        error = {"stage": "read", "type": "ValueError", "message": f"frame {number}"}
+        findings.note(Found(found().entry, error=error))
+    assert findings.errors.total() == 10
+    assert findings.errors["read", "ValueError", "(other messages)"] == 7
+    assert len(findings.errors) == 4
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "edges"),
+    [
+        (137, 209, [130, 140, 150, 160, 170, 180, 190, 200, 210]),
+        (5, 5, [5, 6]),
+        (0, 9, list(range(11))),
+        (0, 10, [0, 2, 4, 6, 8, 10, 12]),
+        (4000, 12345, [4000, 5000, 6000, 7000, 8000, 9000, 10000, 11000, 12000, 13000]),
+    ],
+)
+def test_even_edges(least, most, edges):
+    assert even_edges(least, most) == edges
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "edges"),
+    [
+        (1.5, 30.0, [1, 2, 5, 10, 20, 50]),
+        (2.0, 2.0, [2, 5]),
+        (0.0001, 0.001, [0, 0.001, 0.002]),
+        (3.0, 7200.0, [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]),
+    ],
+)
+def test_growing_edges(least, most, edges):
+    assert growing_edges(least, most) == edges
+
+
+@pytest.mark.parametrize("edges_of", [even_edges, growing_edges])
+def test_a_histogram_counts_every_value(edges_of):
+    values = array("d", np.random.default_rng(0).lognormal(3, 2, 1000))
+    bins = histogram(values, edges_of)
+    numbers = np.array(values)
+    assert sum(each["count"] for each in bins) == 1000
+    for each in bins:
+        inside = (numbers >= each["from"]) & (numbers < each["to"])
+        assert each["count"] == inside.sum()
+
+
+def test_statistics():
+    figures = statistics(array("q", range(101)))
+    assert figures == {"total": 5050, "min": 0, "median": 50, "p95": 95, "max": 100}
+    assert statistics(array("q")) is None

@@ -1,0 +1,210 @@
+"""Mistakes in a user's tasks and datasets: each is named, with what to do, before a GPU is used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers import Run
+from video_pipeline.config import load_config
+from video_pipeline.errors import UserError
+from video_pipeline.preview import preview
+from video_pipeline.testing.clips import write_clip
+
+TASK = """\
+import random
+from pydantic import BaseModel
+from torch.utils.data import Dataset
+from video_pipeline.data.base import BaseDataset
+from video_pipeline.data.qwen_video import QwenVideoDataset
+from video_pipeline.data.registry import register_dataset
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.registry import register_task
+
+class Model(BaseModel):
+    kind: str
+
+@register_task
+class Mine(Task):
+    name = "mine"
+    dataset_name = "mine"
+    CLASS
+
+    def build_messages(self, sample):
+        video = {"type": "video", "video": sample["__video_uri"]}
+        return [{"role": "user", "content": [video, PART]}]
+
+"""
+DATASET = """
+@register_dataset("mine")
+class Its(QwenVideoDataset):
+"""
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", seconds=1.0)
+
+
+def look(run: Run, clip: Path, plugin: str) -> None:
+    """A preview of the task in ``plugin``, without an engine."""
+    run.write_plugin(plugin)
+    config = load_config({"run": {"task": "mine", "plugins": ["plugin.py"], "engine": "simulated"}})
+    preview(config, {"path": str(clip)}, Path("sheet.png"), with_engine=False)
+
+
+def task(line: str = "", part: str = '{"type": "text", "text": "?"}', dataset="    pass") -> str:
+    return TASK.replace("CLASS", line).replace("PART", part) + DATASET + dataset
+
+
+def test_nothing_is_wrong_with_the_task_itself(here, clip, capsys):
+    look(here, clip, task("output_schema = Model"))
+    assert "4 pictures: sheet.png" in capsys.readouterr().out
+
+
+INIT = "def __init__(self):\n        pass"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("output_schema = 'Model'", "expected a pydantic model .* got 'Model'"),
+        ("output_schema = Model(kind='a')", r"the class, not an object of it.* Model\(kind='a'\)"),
+        ("output_schema = Dataset", r"expected a pydantic model .*Dataset.>"),
+        ("output_schema = {'type': 'objekt'}", r"not a JSON Schema, at \$.type: 'objekt'"),
+        ("output_schema = {'enum': {1}}", "set is not JSON serializable"),
+        ("schema = lambda self, part: {}[part]", r"KeyError: '' \(.*plugin.py, line 17\)"),
+        ("in_messages = ('prompt')", r"in_messages must be a tuple of names, such as \(\"fps\",\)"),
+        (INIT, r"'mine': its __init__ failed: TypeError: .*super\(\).__init__\(params\)"),
+    ],
+)
+def test_a_task_that_cannot_be(here, clip, line, message):
+    with pytest.raises(UserError, match=message):
+        look(here, clip, task(line))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ('{"type": "vidoe", "vidoe": "a.mp4"}', "part of a message .* did you mean 'video'?"),
+        ('"Why?"', "part of a message must be a dict .* got 'Why\\?'"),
+        ('{"type": "text", "text": str(random.random())}', "two different conversations"),
+        ('{"type": "text", "text": Model(kind="a")}', "must return plain text"),
+    ],
+)
+def test_messages_that_cannot_be(here, clip, part, message):
+    with pytest.raises(UserError, match=message):
+        look(here, clip, task(part=part))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("    def __init__(self, samples): ...", r"Its: its __init__ failed: .*\(\*\*given\)"),
+        ("    sample_fields = 'fps'", "Its: sample_fields must be a tuple"),
+        ("    def expand(self, sample, params): ...", "Its: expand must be a classmethod"),
+        ("    expand = classmethod(lambda *_: {})", r"Its: expand must return a list .* \{\}"),
+        ("    expand = classmethod(lambda *_: [])", "the dataset made no sample of it"),
+        ("    expand = classmethod(lambda *_: [{}[1]])", r"KeyError: 1 \(.*plugin.py, line 26\)"),
+        ("    def visual(self, *_): return {}[1]", r"KeyError: 1 \(.*plugin.py, line 26\)"),
+    ],
+)
+def test_a_dataset_that_cannot_be(here, clip, dataset, message):
+    with pytest.raises(UserError, match=message):
+        look(here, clip, task(dataset=dataset))
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        ("import sys\nsys.exit(3)\n", "failed on import: SystemExit: 3 .*plugin.py, line 2"),
+        ("class Mine:\n  def f(self)\n", r"SyntaxError: expected ':' \(plugin.py, line 2\)$"),
+        (
+            task().replace('("mine")\n', "\n"),
+            r"plugin.py: register_dataset needs a name: .*\(.*plugin.py, line 24\)",
+        ),
+        (
+            task(dataset="    pass").replace("(QwenVideoDataset)", "(BaseDataset)"),
+            r"Its must define __getitem__ \(.*plugin.py, line 24\)",
+        ),
+        (
+            task(dataset="    pass").replace("(QwenVideoDataset)", "(Dataset)"),
+            "must be a subclass of BaseDataset",
+        ),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported(here, clip, plugin, message):
+    with pytest.raises(UserError, match=message):
+        look(here, clip, plugin)
+
+
+def test_a_sample_made_of_another_has_its_fields_alone():
+    """What the pipeline adds to a sample is no field of the input."""
+    from video_pipeline.data.base import BaseDataset, expanded
+
+    class Twice(BaseDataset):
+        @classmethod
+        def expand(cls, sample, params):
+            return [{**sample, "n": number} for number in range(2)]
+
+    found = expanded(Twice, {"path": "a.mp4", "__key": "k", "__video_uri": "/a.mp4"}, {})
+    assert found == [{"path": "a.mp4", "n": 0}, {"path": "a.mp4", "n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"promt": "Why?"}, "task_params.promt: .* did you mean 'prompt'"),
+        ({"zzz": 1}, "task_params.zzz: .* known: prompt, prompt_file, questions, clip_seconds"),
+    ],
+)
+def test_params_that_no_built_in_takes(splitting, params, message):
+    splitting.run.configure(run={"task": "describe", "plugins": []}, task_params=params)
+    with pytest.raises(UserError, match=message):
+        splitting([{"id": 1, "path": "a.mp4"}])
+    assert not splitting.layout.manifest.exists()
+
+
+def test_params_of_a_users_own_dataset_are_its_own(splitting):
+    splitting.run.configure(run={"task": "describe", "dataset": "plain"}, task_params={"zzz": 1})
+    assert splitting([{"id": 1, "path": "a.mp4"}]).pending == ["1"]
+
+
+def test_what_the_built_in_tasks_take_is_known():
+    from video_pipeline.data.registry import PARAMS
+    from video_pipeline.tasks.registry import _TASKS, get_task
+
+    get_task("describe")
+    built_in = [t for t in _TASKS._classes.values() if t.__module__.startswith("video_pipeline.")]
+    assert {name for each in built_in for name in each.in_messages} | {"clip_seconds"} == set(
+        PARAMS
+    )
+
+
+@pytest.mark.parametrize("question", [3, "{{ titel }}"])
+def test_a_question_that_cannot_be_is_named(splitting, question):
+    splitting.run.configure(
+        run={"task": "questions", "plugins": []}, task_params={"questions": {"what": question}}
+    )
+    with pytest.raises(UserError, match=r"task_params\.questions\.what: "):
+        splitting([{"id": 1, "path": "a.mp4"}])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (
+            "About {{ titel }}",
+            "task_params.prompt: 'titel' is undefined; there are .*title, previous, previous.said",
+        ),
+        ("{{ previous.sayd }}", "no attribute 'sayd'; there are .*previous.said"),
+        ("{{ title + 1 }}", "task_params.prompt: TypeError: can only concatenate str"),
+        ("{{ title", "task_params.prompt, line 1: unexpected end of template"),
+    ],
+)
+def test_templates_that_cannot_be(splitting, prompt, message):
+    splitting.run.configure(run={"task": "describe", "plugins": []}, task_params={"prompt": prompt})
+    sample = {"id": 1, "path": "a.mp4", "title": "t", "previous": {"__key": "k", "said": "x"}}
+    with pytest.raises(UserError, match=re.compile(message, re.DOTALL)):
+        splitting([sample])

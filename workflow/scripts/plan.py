@@ -1,0 +1,26 @@
+"""Look at the samples, and say what the run will take. No GPU and no model is needed."""
+
+import argparse
+from pathlib import Path
+
+from video_pipeline import cli
+from video_pipeline.config import load_config
+from video_pipeline.estimate import plan_stages
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="the resolved configuration, of each stage",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
+    args = parser.parse_args()
+    plan_stages([load_config(path) for path in args.config], args.threads)
+
+
+if __name__ == "__main__":
+    cli.run(main)

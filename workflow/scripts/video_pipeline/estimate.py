@@ -1,0 +1,781 @@
+"""Plan: what a run will take, found out without a GPU and without the weights of the model.
+
+The samples go through the decode processes of a run (:mod:`video_pipeline.data.workers`), with the
+run's own dataset, but what is read is measured only (:func:`video_pipeline.video.reader.measuring`)
+and the model's processor counts the tokens. A file that crashes or hangs its reader costs itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import time
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+import orjson
+
+from video_pipeline import cli
+from video_pipeline.chunks import Chunk, ChunkEntry
+from video_pipeline.config import Config
+from video_pipeline.data.prompt import SIMULATED_MODEL, TokenCount, processor_folder
+from video_pipeline.engine.base import Preparer, RequestRefused
+from video_pipeline.errors import UserError, explain
+from video_pipeline.files import replacing, write_text
+from video_pipeline.layout import Layout
+from video_pipeline.locks import describe_holder, try_lock
+from video_pipeline.processes import job_processes
+from video_pipeline.sharding import Manifest, split
+
+if TYPE_CHECKING:
+    from video_pipeline.data.base import BaseDataset
+    from video_pipeline.data.workers import DecodePool, WorkerSpec
+    from video_pipeline.video.reader import VideoInfo
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 10.0
+"""How often a line of progress is logged."""
+
+SEED = 0
+"""Of the random sample: asked again, the plan looks at the same samples."""
+
+AHEAD = 64
+"""Samples on their way for each process, at most: one that hangs does not keep the others from
+working, and the lines of the plan stay in the order of the input."""
+
+ERROR_KINDS = 1000
+"""So many different errors are told apart; the lines of the samples hold all."""
+
+SHOWN_KINDS = 10
+"""How many kinds of errors, sizes and codecs are printed."""
+
+FLAGS = {
+    "prompt_too_long": "the prompt alone fills vllm.max_model_len: vLLM refuses it",
+    "answer_may_be_cut": "prompt + longest answer are over vllm.max_model_len",
+    "item_too_large": "an image or a video is larger than vLLM's encoder cache: vLLM refuses it",
+}
+"""What may be wrong with a sample that can be read."""
+
+_REFUSED = frozenset({"prompt_too_long", "item_too_large"})
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A video or image that the model sees.
+
+    Attributes:
+        pictures: Sampled frames; of an image 1.
+        info: What the file of a video holds, where it is known.
+    """
+
+    pictures: int
+    info: VideoInfo | None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One conversation about a sample.
+
+    Attributes:
+        tokens: Its prompt.
+        media: What is shown; objects that several conversations share are the same.
+    """
+
+    tokens: TokenCount
+    media: tuple[Medium, ...]
+
+
+class CountingPreparer(Preparer):
+    """Counts the tokens of what a dataset made of a sample, in place of the engine's part."""
+
+    def __init__(self, model: str) -> None:
+        """``model``: ``dataset_model`` of the engine."""
+        self._model = model
+
+    def start(self) -> None:
+        from video_pipeline.data.prompt import Prompter
+
+        try:
+            Prompter(self._model)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"vllm.model: cannot load the processor of {self._model}: {error}"
+            ) from error
+
+    def read(self, dataset: BaseDataset, position: int) -> Any:
+        """The item of a sample, without pixels; with them where the dataset looks at them."""
+        from video_pipeline.video.reader import VideoReadError, measuring
+
+        with measuring():
+            try:
+                return dataset[position]
+            except (VideoReadError, UserError):
+                raise
+            except Exception as error:  # it fails again below, unless it was for want of pixels
+                logger.debug("measured: %s", error)
+        return dataset[position]
+
+    def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+        media: dict[int, Medium] = {}
+        counted = {}
+        try:
+            for part, llm_input in llm_inputs.items():
+                shown = _items(llm_input)
+                for item in shown:
+                    media.setdefault(id(item), _medium(item))
+                counted[part] = Counted(
+                    self._count(llm_input), tuple(media[id(item)] for item in shown)
+                )
+        except Exception as error:
+            raise RequestRefused(type(error).__name__, str(error)) from error
+        return counted
+
+    def _count(self, llm_input: dict[str, Any]) -> TokenCount:
+        if self._model == SIMULATED_MODEL:
+            from video_pipeline.engine import simulated
+
+            text = simulated.count_tokens({"prompt": llm_input["prompt"]})
+            prompt = simulated.count_tokens(llm_input)
+            return TokenCount(prompt, prompt - text, 0)
+        from video_pipeline.data.prompt import count_tokens
+
+        return count_tokens(self._model, llm_input)
+
+
+def _items(llm_input: dict[str, Any]) -> list[Any]:
+    """The images and videos of an input."""
+    given = (llm_input.get("multi_modal_data") or {}).values()
+    return [item for items in given for item in (items if isinstance(items, list) else [items])]
+
+
+def _medium(item: Any) -> Medium:
+    if not isinstance(item, tuple):
+        return Medium(1, None)
+    frames, metadata = item
+    return Medium(len(frames), getattr(metadata, "info", None))
+
+
+def plan_stages(configs: Sequence[Config], threads: int) -> None:
+    """Make the plan of each stage whose input is there; arguments as in :func:`make_plan`."""
+    for number, config in enumerate(configs):
+        source = config.data.input_jsonl
+        outputs = [other.data.output_jsonl for other in configs[:number]]
+        if source in outputs and not source.exists():
+            logger.warning(
+                "%s: left out, a stage before it has to write its input first: %s",
+                config.data.output_jsonl,
+                source,
+            )
+        else:
+            make_plan(config, Layout.of(config, 0), threads)
+
+
+def make_plan(config: Config, layout: Layout, threads: int) -> None:
+    """Look at the samples of ``config`` in ``threads`` processes; write ``layout.plan_report`` and
+    ``layout.plan_samples`` and print what is in them.
+
+    Raises :class:`UserError` for whatever would stop the run before its first sample, and if the
+    model's processor is not to be had.
+    """
+    lock = try_lock(layout.plan_lock)
+    if lock is None:
+        raise UserError(
+            f"the plan of {layout.output} is being made by {describe_holder(layout.plan_lock)}"
+        )
+    shutil.rmtree(layout.plan_scratch, ignore_errors=True)  # of a plan that was killed
+    try:
+        with lock:
+            own = _own_config(config, layout)
+            report = _plan(own, config, layout, threads)
+    finally:
+        shutil.rmtree(layout.plan_scratch, ignore_errors=True)
+    write_text(layout.plan_report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    show(report)
+
+
+def _own_config(config: Config, layout: Layout) -> Config:
+    """``config`` with a scratch place for an output and, for a model, its processor."""
+    data = config.data.model_copy(
+        update={"output_jsonl": layout.plan_scratch / "plan.jsonl", "balance": "count"}
+    )
+    if config.run.engine == "simulated":
+        return config.model_copy(update={"data": data})
+    folder = processor_folder(config.vllm.model, config.vllm.arguments.get("revision"))
+    vllm = config.vllm.model_copy(update={"model": folder})
+    return config.model_copy(update={"data": data, "vllm": vllm})
+
+
+def _plan(own: Config, config: Config, layout: Layout, threads: int) -> dict[str, Any]:
+    """The report, with the settings of ``config``; ``own`` is what the work is done with."""
+    ours = Layout.of(own, 1)
+    # it would speak of chunks and how they are balanced, of which there are none here
+    logging.getLogger(split.__module__).setLevel(logging.WARNING)
+    manifest = split(own, ours, num_processes=threads)
+    chunk = Chunk(ours.chunk(0))
+    positions: Sequence[int] = range(len(chunk))
+    if config.plan.samples is not None and config.plan.samples < len(chunk):
+        positions = sorted(random.Random(SEED).sample(positions, config.plan.samples))
+    with job_processes() as folder, replacing(layout.plan_samples) as lines:
+        findings = Findings(config, lines)
+        if positions:
+            _look(own, chunk, positions, folder, threads, findings)
+    return _report(config, layout, manifest, findings)
+
+
+def _look(
+    own: Config,
+    chunk: Chunk,
+    positions: Sequence[int],
+    folder: Path,
+    threads: int,
+    findings: Findings,
+) -> None:
+    """Have the samples at ``positions`` counted, while another process asks the engine for its
+    limit."""
+    from video_pipeline.data.workers import WorkerSpec  # torch
+
+    simulated = own.run.engine == "simulated"
+    model = SIMULATED_MODEL if simulated else own.vllm.model
+    spec = WorkerSpec(own, chunk.path, model, CountingPreparer(model), folder)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
+        limit = None if simulated else engine.submit(_max_item_tokens, own)
+        asyncio.run(_look_at_all(spec, chunk, positions, threads, findings, limit))
+
+
+def _max_item_tokens(config: Config) -> int | None:
+    """Visual tokens of the largest item that the engine takes, run in a process of its own: vLLM
+    takes 2 GB, and has much to say."""
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    from video_pipeline.engine import create_engine
+
+    return create_engine(config, with_videos=False).max_item_tokens
+
+
+async def _look_at_all(
+    spec: WorkerSpec,
+    chunk: Chunk,
+    positions: Sequence[int],
+    threads: int,
+    findings: Findings,
+    limit: Future[int | None] | None,
+) -> None:
+    """Count the samples, many at once, and note what is found in their order."""
+    from video_pipeline.data.workers import DecodePool
+
+    timeout_s = spec.config.data.sample_timeout_s
+    pool = DecodePool(spec, min(threads, len(positions)), timeout_s)
+    progress = asyncio.create_task(_log_progress(findings, len(positions)))
+    waiting: deque[asyncio.Task[Found]] = deque()
+    try:
+        if limit is not None:
+            await findings.ask(limit)
+        for position in positions:
+            waiting.append(asyncio.create_task(_look_at(pool, position, chunk[position])))
+            if len(waiting) == threads * AHEAD:
+                findings.note(await waiting.popleft())
+        while waiting:
+            findings.note(await waiting.popleft())
+    finally:
+        pool.stop()  # its threads end with their processes
+        for task in (progress, *waiting):
+            task.cancel()
+
+
+async def _look_at(pool: DecodePool, position: int, entry: ChunkEntry) -> Found:
+    """What a sample costs. One that kills its process is tried once more, as in a run."""
+    from video_pipeline.data.workers import SampleError
+
+    try:
+        try:
+            prepared = await pool.prepare(position, entry.requests)
+        except SampleError as error:
+            if error.stage != "crash":
+                raise
+            prepared = await pool.prepare(position, entry.requests)
+    except SampleError as error:
+        return Found(entry, error=error.as_record())
+    return Found(entry, prepared.video_seconds, prepared.requests)
+
+
+async def _log_progress(findings: Findings, total: int) -> None:
+    begun = time.monotonic()
+    while True:
+        await asyncio.sleep(PROGRESS_SECONDS)
+        done = findings.looked_at
+        if not done:
+            begun = time.monotonic()
+            logger.info("%d samples to look at, starting up", total)
+            continue
+        rate = done / (time.monotonic() - begun)
+        logger.info(
+            "looked at %d of %d samples, %.1f a second, %.1f min left; %d unreadable",
+            done,
+            total,
+            rate,
+            (total - done) / rate / 60,
+            findings.unreadable,
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a sample.
+
+    Attributes:
+        entry: The sample.
+        seconds: Length of its videos (of the segment, where one is given).
+        counted: What each conversation about it costs; empty if it cannot be read.
+        error: ``__error`` of the record that a run would write, if it cannot.
+    """
+
+    entry: ChunkEntry
+    seconds: float = 0.0
+    counted: dict[str, Counted] = field(default_factory=dict)
+    error: dict[str, str] | None = None
+
+    @property
+    def media(self) -> list[Medium]:
+        """Its videos and images, each once."""
+        distinct = {id(each): each for one in self.counted.values() for each in one.media}
+        return list(distinct.values())
+
+    @property
+    def tokens(self) -> list[TokenCount]:
+        """Of each conversation."""
+        return [one.tokens for one in self.counted.values()]
+
+
+class Findings:
+    """What is known of the samples that were looked at; numbers are those of a sample unless they
+    are said to be of a prompt.
+
+    Attributes:
+        max_item_tokens: See :class:`video_pipeline.engine.base.Engine`.
+        why_unknown: Why that is not known, where it is not.
+        looked_at: Samples.
+        unreadable: Of these, those that would become error records.
+        errors: How often each kind of error came, as (stage, type, message).
+        examples: The video of the first sample with that error.
+        prompt_tokens: Of each prompt.
+        visual_tokens: Likewise.
+        refused: Prompts that vLLM would refuse.
+        tokens_to_run: Tokens of all others.
+        flagged: Samples with each of :data:`FLAGS`.
+        seconds: Of each sample with videos.
+        num_bytes: Of all videos together.
+        sizes: Videos of each size, such as ``1920x1080``.
+        codecs: Videos of each codec.
+    """
+
+    def __init__(self, config: Config, lines: BinaryIO) -> None:
+        self._config = config
+        self._lines = lines
+        self.max_item_tokens: int | None = None
+        self.why_unknown = ""
+        self.looked_at = self.unreadable = 0
+        self.errors: Counter[tuple[str, str, str]] = Counter()
+        self.examples: dict[tuple[str, str, str], Any] = {}
+        self.prompt_tokens = array("q")
+        self.visual_tokens = array("q")
+        self.refused = self.tokens_to_run = 0
+        self.flagged: Counter[str] = Counter()
+        self.seconds = array("d")
+        self.num_bytes = 0
+        self.sizes: Counter[str] = Counter()
+        self.codecs: Counter[str] = Counter()
+
+    def note(self, found: Found) -> None:
+        """Count a sample, and write its line."""
+        video = found.entry.raw.get(self._config.data.video_field)
+        line: dict[str, Any] = {"key": found.entry.key, "path": video}
+        self.looked_at += 1
+        if found.error is not None:
+            self._note_error(found.error, video)
+            line |= {"readable": False, "error": found.error}
+        else:
+            line |= {"readable": True, **self._note_readable(found)}
+        self._lines.write(orjson.dumps(line) + b"\n")
+
+    async def ask(self, max_item_tokens: Future[int | None]) -> None:
+        """Wait for what another process says. On a machine without a GPU a vLLM that was built for
+        one may not know."""
+        try:
+            self.max_item_tokens = await asyncio.wrap_future(max_item_tokens)
+        except Exception as error:
+            self.why_unknown = str(error) if isinstance(error, UserError) else explain(error)
+
+    @property
+    def prompts_per_sample(self) -> float:
+        """How many conversations there are about a sample."""
+        readable = self.looked_at - self.unreadable
+        return len(self.prompt_tokens) / readable if readable else 1.0
+
+    def _note_error(self, error: dict[str, str], video: Any) -> None:
+        self.unreadable += 1
+        kind = (error["stage"], error["type"], error["message"])
+        if kind not in self.errors and len(self.errors) >= ERROR_KINDS:
+            kind = (error["stage"], error["type"], "(other messages)")
+        self.errors[kind] += 1
+        self.examples.setdefault(kind, video)
+
+    def _note_readable(self, found: Found) -> dict[str, Any]:
+        flags: set[str] = set()
+        for tokens in found.tokens:
+            wrong = self._flags(tokens)
+            flags |= wrong
+            self.prompt_tokens.append(tokens.prompt)
+            self.visual_tokens.append(tokens.visual)
+            if wrong & _REFUSED:
+                self.refused += 1
+            else:
+                self.tokens_to_run += tokens.prompt
+        self.flagged.update(flags)
+        media = found.media
+        files = [each.info for each in media if each.info is not None]
+        for file in files:
+            self.num_bytes += file.num_bytes
+            self.sizes[f"{file.width}x{file.height}"] += 1
+            self.codecs[file.codec] += 1
+        if found.seconds:
+            self.seconds.append(found.seconds)
+        first = files[0] if files else None
+        several = {part: one.tokens.prompt for part, one in found.counted.items()}
+        return {
+            "seconds": round(found.seconds, 3),
+            "width": first and first.width,
+            "height": first and first.height,
+            "codec": first and first.codec,
+            "bytes": sum(file.num_bytes for file in files) if files else None,
+            "frames": sum(each.pictures for each in media),
+            "prompt_tokens": sum(several.values()),
+            "visual_tokens": sum(tokens.visual for tokens in found.tokens),
+            **({"prompt_tokens_of": several} if len(several) > 1 else {}),
+            "flags": [flag for flag in FLAGS if flag in flags],
+        }
+
+    def _flags(self, tokens: TokenCount) -> set[str]:
+        """What is wrong with a prompt, see :data:`FLAGS`."""
+        most = self._config.vllm.max_model_len
+        flags = set()
+        if tokens.prompt >= most:
+            flags.add("prompt_too_long")
+        elif tokens.prompt + self._config.most_tokens > most:
+            flags.add("answer_may_be_cut")
+        if self.max_item_tokens is not None and tokens.largest > self.max_item_tokens:
+            flags.add("item_too_large")
+        return flags
+
+
+def _report(
+    config: Config, layout: Layout, manifest: Manifest, findings: Findings
+) -> dict[str, Any]:
+    scale = manifest.samples / findings.looked_at if findings.looked_at else 1.0
+    limits = {
+        "max_model_len": config.vllm.max_model_len,
+        "longest_answer": config.most_tokens,
+        "max_item_tokens": findings.max_item_tokens,
+        "max_item_tokens_unknown": findings.why_unknown or None,
+    }
+    return {
+        "output": str(layout.output),
+        "task": manifest.task,
+        "model": config.vllm.model if config.run.engine == "vllm" else config.run.engine,
+        "samples": {
+            "input_lines": manifest.lines,
+            "distinct": manifest.samples,
+            "duplicates": manifest.duplicates,
+            "left_out": manifest.left_out,
+            "looked_at": findings.looked_at,
+            "readable": findings.looked_at - findings.unreadable,
+            "unreadable": findings.unreadable,
+        },
+        "scale": scale,
+        "errors": [
+            {
+                **dict(zip(("stage", "type", "message"), kind, strict=True)),
+                "count": count,
+                "example": findings.examples[kind],
+            }
+            for kind, count in findings.errors.most_common()
+        ],
+        "videos": {
+            "seconds": statistics(findings.seconds),
+            "bytes": findings.num_bytes,
+            "sizes": dict(findings.sizes.most_common()),
+            "codecs": dict(findings.codecs.most_common()),
+        },
+        "tokens": {
+            "prompts": len(findings.prompt_tokens),
+            "prompt": statistics(findings.prompt_tokens),
+            "visual": statistics(findings.visual_tokens),
+        },
+        "limits": limits,
+        "flagged": {flag: findings.flagged[flag] for flag in FLAGS},
+        "expected": _expected(config, layout, findings, scale),
+        "histograms": {
+            "prompt_tokens": histogram(findings.prompt_tokens, even_edges),
+            "seconds": histogram(findings.seconds, growing_edges),
+        },
+    }
+
+
+def statistics(values: array) -> dict[str, Any] | None:
+    """Sum, least, median, 95th percentile and most; None of no values."""
+    if not values:
+        return None
+    numbers = np.frombuffer(values, values.typecode)
+    figures = {
+        "total": numbers.sum(),
+        "min": numbers.min(),
+        "median": np.median(numbers),
+        "p95": np.percentile(numbers, 95),
+        "max": numbers.max(),
+    }
+    return {name: round(figure.item(), 3) for name, figure in figures.items()}
+
+
+def histogram(
+    values: array, edges_of: Callable[[float, float], list[float]]
+) -> list[dict[str, Any]]:
+    """How many values lie from one edge up to the next one, this excluded."""
+    if not values:
+        return []
+    numbers = np.frombuffer(values, values.typecode)
+    edges = edges_of(float(numbers.min()), float(numbers.max()))
+    counts, _ = np.histogram(numbers, [*edges[:-1], math.inf])
+    return [
+        {"from": low, "to": high, "count": count}
+        for (low, high), count in zip(itertools.pairwise(edges), counts.tolist(), strict=True)
+    ]
+
+
+def even_edges(least: float, most: float) -> list[float]:
+    """At most eleven steps of 1, 2, 5, 10, 20, ... each."""
+    fitting = (step for step in _round_numbers() if step >= 1 and step * 10 > most - least)
+    step = int(next(fitting))
+    first, last = math.floor(least / step), math.floor(most / step)
+    return [number * step for number in range(first, last + 2)]
+
+
+def growing_edges(least: float, most: float) -> list[float]:
+    """1, 2 and 5 times powers of ten: lengths of videos differ by orders of magnitude."""
+    edges = [0.0]
+    for edge in _round_numbers():
+        edges = [edge] if edge <= least else [*edges, edge]
+        if edge > most:
+            return edges
+    raise AssertionError("there are round numbers without end")
+
+
+def _round_numbers() -> Iterator[float]:
+    """0.001, 0.002, 0.005, 0.01, ..."""
+    return (float(f"{digit}e{power}") for power in itertools.count(-3) for digit in (1, 2, 5))
+
+
+def _expected(config: Config, layout: Layout, findings: Findings, scale: float) -> dict[str, Any]:
+    """Tokens, GPU-hours and cost of the whole run, as far as they can be told."""
+    settings, earlier = config.plan, _earlier_run(config, layout)
+    prompts = (len(findings.prompt_tokens) - findings.refused) * scale
+    prompt_tokens = findings.tokens_to_run * scale
+    if settings.expected_completion_tokens is not None:
+        each, source = settings.expected_completion_tokens, "plan.expected_completion_tokens"
+    elif earlier is not None:
+        each = earlier.completion_tokens_per_sample / findings.prompts_per_sample
+        source = f"the mean of an earlier run ({layout.summary})"
+    else:
+        each, source = config.sampling.max_tokens, "sampling.max_tokens, the worst case"
+    completion_tokens = prompts * each
+    expected: dict[str, Any] = {
+        "prompts": round(prompts),
+        "prompt_tokens": round(prompt_tokens),
+        "completion_tokens": round(completion_tokens),
+        "completion_tokens_each": each,
+        "completion_tokens_from": source,
+    }
+    if settings.prompt_tokens_per_second is not None:
+        rates = {
+            "prompt_tokens_per_second": settings.prompt_tokens_per_second,
+            "completion_tokens_per_second": settings.completion_tokens_per_second,
+        }
+        reading, writing = rates.values()
+        hours = (prompt_tokens / reading + completion_tokens / writing) / 3600
+        formula = (
+            "(prompt tokens / plan.prompt_tokens_per_second + completion tokens / "
+            "plan.completion_tokens_per_second) / 3600"
+        )
+    elif earlier is not None:
+        rates = {"tokens_per_second": earlier.tokens_per_second}
+        hours = (prompt_tokens + completion_tokens) / earlier.tokens_per_second / 3600
+        formula = (
+            "(prompt tokens + completion tokens) / tokens per second and GPU of an earlier run "
+            f"({layout.summary}) / 3600"
+        )
+    else:
+        return {**expected, "gpu_hours": None, "cost": None}
+    price = settings.price_per_gpu_hour
+    return {
+        **expected,
+        **rates,
+        "gpu_hours": hours,
+        "formula": formula,
+        "price_per_gpu_hour": price,
+        "cost": None if price is None else hours * price,
+    }
+
+
+class _EarlierRun(NamedTuple):
+    """What an earlier run of the same output measured.
+
+    Attributes:
+        tokens_per_second: Of prompts and answers together, of one GPU.
+        completion_tokens_per_sample: The mean.
+    """
+
+    tokens_per_second: float
+    completion_tokens_per_sample: float
+
+
+def _earlier_run(config: Config, layout: Layout) -> _EarlierRun | None:
+    """What the summary beside the output says, if it is one of the same model and inferred any."""
+    if not layout.summary.exists():
+        return None
+    summary = json.loads(layout.summary.read_text(encoding="utf-8"))
+    jobs = [job for job in summary["jobs"] if job["seconds"] > 0 and job["inferred"] > 0]
+    model = config.vllm.model if config.run.engine == "vllm" else config.run.engine
+    if not jobs or summary["model"] != model:
+        return None
+    prompt, completion, seconds, inferred = (
+        sum(job[name] for job in jobs)
+        for name in ("prompt_tokens", "completion_tokens", "seconds", "inferred")
+    )
+    rate = (prompt + completion) / seconds / config.vllm.gpus_per_job
+    return _EarlierRun(rate, completion / inferred)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print a report for people."""
+    from rich.bar import Bar
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.rule(f"plan of {cli.plain(report['output'])}")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column()
+    for name, text in _facts(report):
+        facts.add_row(name, cli.plain(text))
+    console.print(facts)
+    for name, title in (("prompt_tokens", "tokens of a prompt"), ("seconds", "seconds of video")):
+        bins = report["histograms"][name]
+        if not bins:
+            continue
+        console.rule(title)
+        table = Table.grid(padding=(0, 2))
+        for justify in ("right", "right", "left"):
+            table.add_column(justify=justify, no_wrap=True)
+        most = max(each["count"] for each in bins)
+        for each in bins:
+            bar = Bar(most, 0, each["count"], width=40)
+            table.add_row(f"{each['from']:,g} to {each['to']:,g}", f"{each['count']:,}", bar)
+        console.print(table)
+
+
+def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is printed above the histograms: names and texts."""
+    samples, scale = report["samples"], report["scale"]
+    yield "task, model", f"{report['task']}, {report['model']}"
+    yield (
+        "samples",
+        f"{samples['distinct']:,} ({samples['input_lines']:,} lines, "
+        f"{samples['duplicates']:,} repeated, {samples['left_out']:,} left out)",
+    )
+    if scale > 1:
+        yield (
+            "looked at",
+            f"{samples['looked_at']:,} of them, drawn at random; what is said of the run is "
+            f"scaled up by {scale:.4g}",
+        )
+    yield "readable", f"{samples['readable']:,}"
+    yield "unreadable", f"{samples['unreadable']:,}"
+    for error in report["errors"][:SHOWN_KINDS]:
+        kind = f"{error['stage']}: {error['type']}: {error['message']}"
+        yield f"{error['count']:,}".rjust(10), f"{kind:.300} (such as {error['example']})"
+    if len(report["errors"]) > SHOWN_KINDS:
+        yield "", f"and {len(report['errors']) - SHOWN_KINDS} other kinds"
+    from rich import filesize
+
+    videos, tokens = report["videos"], report["tokens"]
+    if seconds := videos["seconds"]:
+        yield "seconds of video", _spread(seconds)
+        yield "files", f"{filesize.decimal(videos['bytes'])}, counted once for each sample"
+        yield "sizes", _ranking(videos["sizes"])
+        yield "codecs", _ranking(videos["codecs"])
+    if tokens["prompt"]:
+        yield "prompts", f"{tokens['prompts']:,}"
+        yield "tokens of a prompt", _spread(tokens["prompt"])
+        yield "of these, visual", _spread(tokens["visual"])
+    yield from _limits(report)
+    yield from _costs(report["expected"])
+
+
+def _limits(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    limits = report["limits"]
+    yield (
+        "limits",
+        f"vllm.max_model_len {limits['max_model_len']:,}, the longest answer "
+        f"{limits['longest_answer']:,}",
+    )
+    if limits["max_item_tokens"] is not None:
+        yield "", f"encoder cache {limits['max_item_tokens']:,} tokens (as vLLM has it here)"
+    elif limits["max_item_tokens_unknown"]:
+        yield "", f"encoder cache: vLLM cannot tell here: {limits['max_item_tokens_unknown']}"
+    for flag, count in report["flagged"].items():
+        if count:
+            yield f"{count:,}".rjust(10), f"{flag}: {FLAGS[flag]}"
+    if not any(report["flagged"].values()):
+        yield "", "no sample is over them"
+
+
+def _costs(expected: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield (
+        "the run",
+        f"{expected['prompts']:,} prompts, {expected['prompt_tokens']:,} tokens; answers of "
+        f"{expected['completion_tokens_each']:,.5g} tokens ({expected['completion_tokens_from']}), "
+        f"{expected['completion_tokens']:,}",
+    )
+    if expected["gpu_hours"] is None:
+        yield (
+            "GPU-hours",
+            "not known: give plan.prompt_tokens_per_second and plan.completion_tokens_per_second",
+        )
+        return
+    yield "GPU-hours", f"{expected['gpu_hours']:,.4g} = {expected['formula']}"
+    if expected["cost"] is not None:
+        yield "cost", f"{expected['cost']:,.2f} at {expected['price_per_gpu_hour']:g} a GPU-hour"
+
+
+def _spread(figures: dict[str, Any]) -> str:
+    names = {"min": "least", "median": "median", "p95": "95 %", "max": "most"}
+    parts = [f"{title} {figures[name]:,.10g}" for name, title in names.items()]
+    return f"{', '.join(parts)}; all {figures['total']:,.10g}"
+
+
+def _ranking(counts: dict[str, int]) -> str:
+    shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:SHOWN_KINDS]]
+    more = len(counts) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
