@@ -96,6 +96,7 @@ def opened(finished, browser):
     page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
     address = (finished.folder / "results" / "out.report.html").as_uri()
     requests, complaints = [], []
+    page.set_default_timeout(10_000)
     page.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -61,7 +61,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
         "errors_file": layout.errors.name,
         "task": summary["task"],
         "model": summary["model"],
-        "written": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "written": _moment(time.time()),
         "samples": {**summary["samples"], "truncated": tally.truncated},
         "usage": summary["usage"],
         "cost": summary["cost"],
@@ -193,7 +193,12 @@ def render(data: dict[str, Any]) -> str:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters |= {"duration": duration, "number": _number, "percent": _percent}
+    environment.filters |= {
+        "duration": duration,
+        "moment": _moment,
+        "number": _number,
+        "percent": _percent,
+    }
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(style)}; "
         f"script-src {_source(script)}; base-uri 'none'; form-action 'none'"
@@ -239,6 +244,10 @@ def _source(text: str) -> str:
     """How a content security policy names an element by its content."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(seconds))
 
 
 def _number(value: float) -> str:
