@@ -215,7 +215,7 @@ class _Process:
                 self._replace()
             except (ProcessDied, TimeoutError) as error:
                 self._bad_starts += 1
-                if self._bad_starts == BAD_STARTS:
+                if self._bad_starts >= BAD_STARTS:
                     raise UserError(
                         f"a decode process died {BAD_STARTS} times before it had a sample "
                         f"({error}); the log above may say why. A dataset or plugin that ends its "
