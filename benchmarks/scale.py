@@ -190,11 +190,13 @@ def run(work: Path) -> Section:
         f"two. *Balance*: {HEAVY_TAILED:,} samples, log-normal durations, sigma {SIGMA:g}, seeded."
     )
     limits = (
-        "Split: Python's own work on each line. Of a line's CPU in a scanning process a third is "
-        "reading it (parse, names that are there twice, video, id), more than a third its request "
-        "digest (the task's messages, their JSON, blake2b), the rest its entry, its "
-        "weight and the way to the other process; cores divide it. Consolidate: the parse of each "
-        "record, which is twice as long as a line of the input, and moving it."
+        "Split: Python's own work on each line. Of a line's CPU in a scanning process a quarter is "
+        "reading it (parse, names that are there twice, video, id), two fifths its request "
+        "digest (the task's messages, their JSON, blake2b), the rest the task's sample, its entry, "
+        "its weight and the way to the other process; cores divide it. Infer with everything done: "
+        "the task's parse of each answer, for which the record of the journal and the sample are "
+        "parsed and the output record is written. Consolidate: moving the records, each more than "
+        "twice as long as a line of the input, and comparing each with its entry of the chunk."
     )
     return Section("Millions of samples", figures, how, limits, details)
 
