@@ -68,6 +68,14 @@ class Prompter:
         )
 
 
+def check_processor(model: str) -> None:
+    """Raise :class:`UserError` if the processor of ``model`` cannot be loaded."""
+    try:
+        Prompter(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"vllm.model: cannot load the processor of {model}: {error}") from error
+
+
 @dataclass(frozen=True)
 class TokenCount:
     """Tokens of a prompt.
