@@ -162,14 +162,14 @@ def plan(here):
 def test_a_bad_sample_costs_only_itself(plan, here):
     here.configure(data={"sample_timeout_s": 20.0})
     entries = samples(6)
-    entries[1]["do"], entries[3]["do"], entries[4]["do"] = "raise", "segfault", "hang"
+    entries[1]["do"], entries[3]["do"], entries[4]["do"] = "surrogate", "segfault", "hang"
     report, lines = plan(entries, threads=2)
     assert [line["key"] for line in lines] == keys(6)
     assert [line["readable"] for line in lines] == [True, False, True, False, False, True]
     assert lines[1]["error"] == {
         "stage": "read",
         "type": "ValueError",
-        "message": "no such clip",
+        "message": "no such clip: caf\\udce9",  # which no JSON can carry as it is
     }
     assert [lines[at]["error"]["stage"] for at in (3, 4)] == ["crash", "timeout"]
     assert (report["samples"]["readable"], report["samples"]["unreadable"]) == (3, 3)

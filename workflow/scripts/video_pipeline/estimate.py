@@ -31,10 +31,17 @@ import orjson
 from video_pipeline import cli
 from video_pipeline.chunks import Chunk, ChunkEntry
 from video_pipeline.config import Config
-from video_pipeline.data.prompt import SIMULATED_MODEL, TokenCount, processor_folder
+from video_pipeline.data.prompt import (
+    SIMULATED_MODEL,
+    TokenCount,
+    check_processor,
+    count_tokens,
+    processor_folder,
+)
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import UserError, explain
 from video_pipeline.files import replacing, write_text
+from video_pipeline.journal import clean_text
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
 from video_pipeline.processes import job_processes
@@ -107,14 +114,7 @@ class CountingPreparer(Preparer):
         self._model = model
 
     def start(self) -> None:
-        from video_pipeline.data.prompt import Prompter
-
-        try:
-            Prompter(self._model)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"vllm.model: cannot load the processor of {self._model}: {error}"
-            ) from error
+        check_processor(self._model)
 
     def read(self, dataset: BaseDataset, position: int) -> Any:
         """The item of a sample, without pixels; with them where the dataset looks at them."""
@@ -151,8 +151,6 @@ class CountingPreparer(Preparer):
             text = simulated.count_tokens({"prompt": llm_input["prompt"]})
             prompt = simulated.count_tokens(llm_input)
             return TokenCount(prompt, prompt - text, 0)
-        from video_pipeline.data.prompt import count_tokens
-
         return count_tokens(self._model, llm_input)
 
 
@@ -188,21 +186,20 @@ def make_plan(config: Config, layout: Layout, threads: int) -> None:
     """Look at the samples of ``config`` in ``threads`` processes; write ``layout.plan_report`` and
     ``layout.plan_samples`` and print what is in them.
 
-    Raises :class:`UserError` for whatever would stop the run before its first sample, and if the
-    model's processor is not to be had.
+    Raises :class:`UserError` where split would (bad lines, a longest prompt that does not fit), for
+    the user's own code, and if the model's processor is not to be had.
     """
     lock = try_lock(layout.plan_lock)
     if lock is None:
         raise UserError(
             f"the plan of {layout.output} is being made by {describe_holder(layout.plan_lock)}"
         )
-    shutil.rmtree(layout.plan_scratch, ignore_errors=True)  # of a plan that was killed
-    try:
-        with lock:
-            own = _own_config(config, layout)
-            report = _plan(own, config, layout, threads)
-    finally:
-        shutil.rmtree(layout.plan_scratch, ignore_errors=True)
+    with lock:
+        shutil.rmtree(layout.plan_scratch, ignore_errors=True)  # of a plan that was killed
+        try:
+            report = _plan(_own_config(config, layout), config, layout, threads)
+        finally:
+            shutil.rmtree(layout.plan_scratch, ignore_errors=True)
     write_text(layout.plan_report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     show(report)
 
@@ -307,7 +304,8 @@ async def _look_at(pool: DecodePool, position: int, entry: ChunkEntry) -> Found:
                 raise
             prepared = await pool.prepare(position, entry.requests)
     except SampleError as error:
-        return Found(entry, error=error.as_record())
+        record = error.as_record()
+        return Found(entry, error={**record, "message": clean_text(record["message"])})
     return Found(entry, prepared.video_seconds, prepared.requests)
 
 

@@ -171,13 +171,10 @@ def _llm_inputs(
 ) -> dict[str, dict[str, Any]]:
     """What the dataset makes of the sample, by conversation."""
     from video_pipeline.data.base import check_complete, inputs_of
-    from video_pipeline.data.prompt import Prompter
+    from video_pipeline.data.prompt import check_processor
     from video_pipeline.data.registry import create_dataset
 
-    try:
-        Prompter(model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"vllm.model: cannot load the processor of {model}: {error}") from error
+    check_processor(model)
     dataset = create_dataset(config, task, [sample], model)
     try:
         item = dataset[0]

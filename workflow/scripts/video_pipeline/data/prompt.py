@@ -89,6 +89,14 @@ def _check_parts(message: dict[str, Any]) -> None:
             )
 
 
+def check_processor(model: str) -> None:
+    """Raise :class:`UserError` if the processor of ``model`` cannot be loaded."""
+    try:
+        Prompter(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"vllm.model: cannot load the processor of {model}: {error}") from error
+
+
 @dataclass(frozen=True)
 class TokenCount:
     """Tokens of a prompt.
