@@ -27,13 +27,10 @@ from video_pipeline.estimate import (
     Found,
     Medium,
     _expected,
-    even_edges,
-    growing_edges,
-    histogram,
     make_plan,
     plan_stages,
-    statistics,
 )
+from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.layout import Layout
 from video_pipeline.samples import task_sample
 from video_pipeline.sharding import split
@@ -406,7 +403,7 @@ def test_a_histogram_counts_every_value(edges_of):
         assert each["count"] == inside.sum()
 
 
-def test_statistics():
-    figures = statistics(array("q", range(101)))
-    assert figures == {"total": 5050, "min": 0, "median": 50, "p95": 95, "max": 100}
-    assert statistics(array("q")) is None
+def test_figures():
+    found = figures(array("q", range(101)))
+    assert found == {"total": 5050, "min": 0, "median": 50, "p95": 95, "max": 100}
+    assert figures(array("q")) is None

@@ -243,7 +243,7 @@ def test_large_outputs_are_cut_into_row_groups_and_files(tmp_path, monkeypatch, 
     caplog.set_level("INFO")
     monkeypatch.setattr(module, "ROW_GROUP_BYTES", 2_000)
     monkeypatch.setattr(module, "FILE_BYTES", 8_000)
-    monkeypatch.setattr(module, "_SAY_SECONDS", -1.0)
+    monkeypatch.setattr("video_pipeline.progress.LOG_SECONDS", -1.0)
     records = [record(number, late=number if number > 150 else None) for number in range(200)]
     layout = exported(tmp_path, records)
     names = sorted(path.name for path in (layout.dataset / "data").iterdir())
@@ -253,8 +253,8 @@ def test_large_outputs_are_cut_into_row_groups_and_files(tmp_path, monkeypatch, 
     ]
     assert pq.ParquetFile(layout.dataset / "data" / names[0]).num_row_groups > 1
     check_round_trip(layout, records)
-    assert "150 of 200 records looked at" in caplog.text
-    assert "150 of 200 records written" in caplog.text
+    assert "look at the columns: 150 of 200 (75.0%) records" in caplog.text
+    assert "write the records: 150 of 200 (75.0%) records" in caplog.text
 
 
 def test_the_card_is_one(tmp_path):

@@ -159,10 +159,7 @@ def _summary(
         "task": manifest.task,
         "model": config.vllm.model if config.run.engine == "vllm" else config.run.engine,
         "samples": {
-            "input_lines": manifest.lines,
-            "distinct": manifest.samples,
-            "duplicates": manifest.duplicates,
-            "left_out": manifest.left_out,
+            **manifest.counts,
             "ok": manifest.samples - stages.total(),
             "error": stages.total(),
             "errors_by_stage": dict(stages),

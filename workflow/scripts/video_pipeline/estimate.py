@@ -8,10 +8,8 @@ and the model's processor counts the tokens. A file that crashes or hangs its re
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
-import math
 import multiprocessing
 import os
 import random
@@ -19,16 +17,14 @@ import shutil
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-import numpy as np
 import orjson
 
-from video_pipeline import cli
 from video_pipeline.chunks import Chunk, ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import (
@@ -41,10 +37,12 @@ from video_pipeline.data.prompt import (
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import UserError, explain
 from video_pipeline.files import replacing, write_text
+from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.journal import clean_text
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
 from video_pipeline.processes import job_processes
+from video_pipeline.report.plan import FLAGS, show_plan
 from video_pipeline.sharding import Manifest, split
 
 if TYPE_CHECKING:
@@ -66,16 +64,6 @@ working, and the lines of the plan stay in the order of the input."""
 
 ERROR_KINDS = 1000
 """So many different errors are told apart; the lines of the samples hold all."""
-
-SHOWN_KINDS = 10
-"""How many kinds of errors, sizes and codecs are printed."""
-
-FLAGS = {
-    "prompt_too_long": "the prompt alone fills vllm.max_model_len: vLLM refuses it",
-    "answer_may_be_cut": "prompt + longest answer are over vllm.max_model_len",
-    "item_too_large": "an image or a video is larger than vLLM's encoder cache: vLLM refuses it",
-}
-"""What may be wrong with a sample that can be read."""
 
 _REFUSED = frozenset({"prompt_too_long", "item_too_large"})
 
@@ -201,7 +189,7 @@ def make_plan(config: Config, layout: Layout, threads: int) -> None:
         finally:
             shutil.rmtree(layout.plan_scratch, ignore_errors=True)
     write_text(layout.plan_report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    show(report)
+    show_plan(report)
 
 
 def _own_config(config: Config, layout: Layout) -> Config:
@@ -493,10 +481,7 @@ def _report(
         "task": manifest.task,
         "model": config.vllm.model if config.run.engine == "vllm" else config.run.engine,
         "samples": {
-            "input_lines": manifest.lines,
-            "distinct": manifest.samples,
-            "duplicates": manifest.duplicates,
-            "left_out": manifest.left_out,
+            **manifest.counts,
             "looked_at": findings.looked_at,
             "readable": findings.looked_at - findings.unreadable,
             "unreadable": findings.unreadable,
@@ -511,15 +496,15 @@ def _report(
             for kind, count in findings.errors.most_common()
         ],
         "videos": {
-            "seconds": statistics(findings.seconds),
+            "seconds": figures(findings.seconds),
             "bytes": findings.num_bytes,
             "sizes": dict(findings.sizes.most_common()),
             "codecs": dict(findings.codecs.most_common()),
         },
         "tokens": {
             "prompts": len(findings.prompt_tokens),
-            "prompt": statistics(findings.prompt_tokens),
-            "visual": statistics(findings.visual_tokens),
+            "prompt": figures(findings.prompt_tokens),
+            "visual": figures(findings.visual_tokens),
         },
         "limits": limits,
         "flagged": {flag: findings.flagged[flag] for flag in FLAGS},
@@ -529,59 +514,6 @@ def _report(
             "seconds": histogram(findings.seconds, growing_edges),
         },
     }
-
-
-def statistics(values: array) -> dict[str, Any] | None:
-    """Sum, least, median, 95th percentile and most; None of no values."""
-    if not values:
-        return None
-    numbers = np.frombuffer(values, values.typecode)
-    figures = {
-        "total": numbers.sum(),
-        "min": numbers.min(),
-        "median": np.median(numbers),
-        "p95": np.percentile(numbers, 95),
-        "max": numbers.max(),
-    }
-    return {name: round(figure.item(), 3) for name, figure in figures.items()}
-
-
-def histogram(
-    values: array, edges_of: Callable[[float, float], list[float]]
-) -> list[dict[str, Any]]:
-    """How many values lie from one edge up to the next one, this excluded."""
-    if not values:
-        return []
-    numbers = np.frombuffer(values, values.typecode)
-    edges = edges_of(float(numbers.min()), float(numbers.max()))
-    counts, _ = np.histogram(numbers, [*edges[:-1], math.inf])
-    return [
-        {"from": low, "to": high, "count": count}
-        for (low, high), count in zip(itertools.pairwise(edges), counts.tolist(), strict=True)
-    ]
-
-
-def even_edges(least: float, most: float) -> list[float]:
-    """At most eleven steps of 1, 2, 5, 10, 20, ... each."""
-    fitting = (step for step in _round_numbers() if step >= 1 and step * 10 > most - least)
-    step = int(next(fitting))
-    first, last = math.floor(least / step), math.floor(most / step)
-    return [number * step for number in range(first, last + 2)]
-
-
-def growing_edges(least: float, most: float) -> list[float]:
-    """1, 2 and 5 times powers of ten: lengths of videos differ by orders of magnitude."""
-    edges = [0.0]
-    for edge in _round_numbers():
-        edges = [edge] if edge <= least else [*edges, edge]
-        if edge > most:
-            return edges
-    raise AssertionError("there are round numbers without end")
-
-
-def _round_numbers() -> Iterator[float]:
-    """0.001, 0.002, 0.005, 0.01, ..."""
-    return (float(f"{digit}e{power}") for power in itertools.count(-3) for digit in (1, 2, 5))
 
 
 def _expected(config: Config, layout: Layout, findings: Findings, scale: float) -> dict[str, Any]:
@@ -662,118 +594,3 @@ def _earlier_run(config: Config, layout: Layout) -> _EarlierRun | None:
     )
     rate = (prompt + completion) / seconds / config.vllm.gpus_per_job
     return _EarlierRun(rate, completion / inferred)
-
-
-def show(report: dict[str, Any]) -> None:
-    """Print a report for people."""
-    from rich.bar import Bar
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.rule(f"plan of {cli.plain(report['output'])}")
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(no_wrap=True)
-    facts.add_column()
-    for name, text in _facts(report):
-        facts.add_row(name, cli.plain(text))
-    console.print(facts)
-    for name, title in (("prompt_tokens", "tokens of a prompt"), ("seconds", "seconds of video")):
-        bins = report["histograms"][name]
-        if not bins:
-            continue
-        console.rule(title)
-        table = Table.grid(padding=(0, 2))
-        for justify in ("right", "right", "left"):
-            table.add_column(justify=justify, no_wrap=True)
-        most = max(each["count"] for each in bins)
-        for each in bins:
-            bar = Bar(most, 0, each["count"], width=40)
-            table.add_row(f"{each['from']:,g} to {each['to']:,g}", f"{each['count']:,}", bar)
-        console.print(table)
-
-
-def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is printed above the histograms: names and texts."""
-    samples, scale = report["samples"], report["scale"]
-    yield "task, model", f"{report['task']}, {report['model']}"
-    yield (
-        "samples",
-        f"{samples['distinct']:,} ({samples['input_lines']:,} lines, "
-        f"{samples['duplicates']:,} repeated, {samples['left_out']:,} left out)",
-    )
-    if scale > 1:
-        yield (
-            "looked at",
-            f"{samples['looked_at']:,} of them, drawn at random; what is said of the run is "
-            f"scaled up by {scale:.4g}",
-        )
-    yield "readable", f"{samples['readable']:,}"
-    yield "unreadable", f"{samples['unreadable']:,}"
-    for error in report["errors"][:SHOWN_KINDS]:
-        kind = f"{error['stage']}: {error['type']}: {error['message']}"
-        yield f"{error['count']:,}".rjust(10), f"{kind:.300} (such as {error['example']})"
-    if len(report["errors"]) > SHOWN_KINDS:
-        yield "", f"and {len(report['errors']) - SHOWN_KINDS} other kinds"
-    from rich import filesize
-
-    videos, tokens = report["videos"], report["tokens"]
-    if seconds := videos["seconds"]:
-        yield "seconds of video", _spread(seconds)
-        yield "files", f"{filesize.decimal(videos['bytes'])}, counted once for each sample"
-        yield "sizes", _ranking(videos["sizes"])
-        yield "codecs", _ranking(videos["codecs"])
-    if tokens["prompt"]:
-        yield "prompts", f"{tokens['prompts']:,}"
-        yield "tokens of a prompt", _spread(tokens["prompt"])
-        yield "of these, visual", _spread(tokens["visual"])
-    yield from _limits(report)
-    yield from _costs(report["expected"])
-
-
-def _limits(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    limits = report["limits"]
-    yield (
-        "limits",
-        f"vllm.max_model_len {limits['max_model_len']:,}, the longest answer "
-        f"{limits['longest_answer']:,}",
-    )
-    if limits["max_item_tokens"] is not None:
-        yield "", f"encoder cache {limits['max_item_tokens']:,} tokens (as vLLM has it here)"
-    elif limits["max_item_tokens_unknown"]:
-        yield "", f"encoder cache: vLLM cannot tell here: {limits['max_item_tokens_unknown']}"
-    for flag, count in report["flagged"].items():
-        if count:
-            yield f"{count:,}".rjust(10), f"{flag}: {FLAGS[flag]}"
-    if not any(report["flagged"].values()):
-        yield "", "no sample is over them"
-
-
-def _costs(expected: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield (
-        "the run",
-        f"{expected['prompts']:,} prompts, {expected['prompt_tokens']:,} tokens; answers of "
-        f"{expected['completion_tokens_each']:,.5g} tokens ({expected['completion_tokens_from']}), "
-        f"{expected['completion_tokens']:,}",
-    )
-    if expected["gpu_hours"] is None:
-        yield (
-            "GPU-hours",
-            "not known: give plan.prompt_tokens_per_second and plan.completion_tokens_per_second",
-        )
-        return
-    yield "GPU-hours", f"{expected['gpu_hours']:,.4g} = {expected['formula']}"
-    if expected["cost"] is not None:
-        yield "cost", f"{expected['cost']:,.2f} at {expected['price_per_gpu_hour']:g} a GPU-hour"
-
-
-def _spread(figures: dict[str, Any]) -> str:
-    names = {"min": "least", "median": "median", "p95": "95 %", "max": "most"}
-    parts = [f"{title} {figures[name]:,.10g}" for name, title in names.items()]
-    return f"{', '.join(parts)}; all {figures['total']:,.10g}"
-
-
-def _ranking(counts: dict[str, int]) -> str:
-    shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:SHOWN_KINDS]]
-    more = len(counts) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import logging
 import re
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +26,7 @@ from video_pipeline.files import replacing_folder
 from video_pipeline.identity import NEUTRAL_ENGINE_ARGUMENTS
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
+from video_pipeline.progress import Progress
 from video_pipeline.tasks.prompts import prompt_files
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ ROW_GROUP_BYTES = 16 << 20
 
 FILE_BYTES = 500_000_000
 """A Parquet file that has so many bytes is full: ``max_shard_size`` of the library ``datasets``."""
-
-_SAY_SECONDS = 5.0
 
 _CONTRACT: dict[str, Any] = {
     "__key": "",
@@ -85,9 +83,9 @@ def export(config: Config, layout: Layout) -> None:
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: is not there yet; run snakemake first") from None
         with output, replacing_folder(layout.dataset) as folder:
-            source = _Output(output, layout.output, summary["samples"]["distinct"])
+            source = _Output(output, layout, summary["samples"]["distinct"])
             columns = Columns(_CONTRACT)
-            for record, _ in source.records("looked at"):
+            for record, _ in source.records("look at the columns"):
                 columns.see(record)
             columns.finish()
             files = _write_parquet(source, columns, folder / "data")
@@ -103,29 +101,28 @@ class _Output:
         count: How many records the last reading found.
     """
 
-    def __init__(self, stream: BinaryIO, path: Path, total: int) -> None:
+    def __init__(self, stream: BinaryIO, layout: Layout, total: int) -> None:
         self._stream = stream
-        self._path = path
+        self._path = layout.output
+        self._progress = layout.progress("export")
         self._total = total
         self.count = 0
 
-    def records(self, done: str) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each record, and how many bytes its line has; the log says how many are ``done``."""
+    def records(self, step: str) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each record, and how many bytes its line has; the log says how far the ``step`` is."""
         self._stream.seek(0)
         self.count = 0
-        said = time.monotonic()
-        for line in self._stream:
-            try:
-                record = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise self._bad_line(str(error)) from None
-            if not isinstance(record, dict):
-                raise self._bad_line("not an object")
-            yield record, len(line)
-            self.count += 1
-            if time.monotonic() - said > _SAY_SECONDS:
-                said = time.monotonic()
-                logger.info("%d of %d records %s", self.count, self._total, done)
+        with Progress(self._progress, step, "records", self._total) as progress:
+            for line in self._stream:
+                try:
+                    record = orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise self._bad_line(str(error)) from None
+                if not isinstance(record, dict):
+                    raise self._bad_line("not an object")
+                yield record, len(line)
+                self.count += 1
+                progress.advance()
 
     def _bad_line(self, why: str) -> UserError:
         return UserError(
@@ -138,7 +135,7 @@ def _write_parquet(source: _Output, columns: Columns, folder: Path) -> int:
     """Write all records into ``folder``, under the hub's names; returns into how many files."""
     folder.mkdir()
     files: list[Path] = []
-    batches = _batches(source.records("written"))
+    batches = _batches(source.records("write the records"))
     batch = next(batches, None)
     while batch is not None:
         files.append(folder / f"{len(files)}.parquet")

@@ -94,6 +94,16 @@ class Manifest:
     sample_fields: list[str] = field(default_factory=list)
     revived: int = 0
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of the lines of the input, for summaries."""
+        return {
+            "input_lines": self.lines,
+            "distinct": self.samples,
+            "duplicates": self.duplicates,
+            "left_out": self.left_out,
+        }
+
     def read_index(self, rank: int | None = None) -> JournalIndex:
         """What the journal says about the chunk of ``rank`` (None: about all chunks) beyond what
         split has read: its own attempts, and those of another split that came later (another
