@@ -46,6 +46,10 @@ def test_a_run_from_beginning_to_end(finished):
     assert load_config(results / "out.config.yaml") == run.config
     assert {job["rank"] for job in run.summary()["jobs"]} == {0, 1}
     assert sum(job["inferred"] for job in run.summary()["jobs"]) == 6
+    # what is seen of it meanwhile, and at the end
+    assert "6 samples (6 lines, 0 duplicates" in run.out
+    assert re.search(r"answered\s+│\s+6 │", run.out)
+    assert re.search(r"wall time\s+│\s+\d+ s │", run.out)
     for name in ("split", "infer.rank0", "infer.rank1", "consolidate", "report"):
         assert f"logs/out/{name}.log" in run.out
         assert "Traceback" not in run.log(name)
