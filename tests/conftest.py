@@ -14,8 +14,10 @@ from helpers import Run, Splitter
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # a shell that runs the tests in the background has Ctrl-C ignored, which jobs would inherit
+    # a shell that runs the tests in the background, or nohup, has these ignored, which jobs would
+    # inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # a job in this process ends, with its children, the resource tracker of multiprocessing
     config.addinivalue_line("filterwarnings", "ignore:resource_tracker")
 

@@ -60,7 +60,7 @@ def test_commands_run_as_they_stand(checkout):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     todo = commands()
     # a command more in the README needs an expectation here
-    first, retry, second, partial, one_shard, by_hand, copy, plan = todo
+    first, ask, look, retry, second, partial, one_shard, by_hand, copy, plan = todo
     output = checkout / "results/output.describe.jsonl"
 
     def run(command: str) -> str:
@@ -74,6 +74,8 @@ def test_commands_run_as_they_stand(checkout):
     cat, long = [json.loads(line) for line in output.read_text().splitlines()]
     assert (cat["__status"], cat["input"]["title"]) == ("ok", "a cat")
     assert long["__error"]["stage"] == "read"  # the second video is not there yet
+    assert re.search(r"\nunreadable +1\n", run(ask))
+    assert re.search(r"failed +│ +1 │", run(look))
 
     write_clip(checkout / "videos/long.mp4", width=64, height=64, fps=2, seconds=100)
     assert "1 failed sample(s) are open again" in run(retry)
