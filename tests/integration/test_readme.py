@@ -74,7 +74,7 @@ def test_commands_run_as_they_stand(checkout):
     cat, long = [json.loads(line) for line in output.read_text().splitlines()]
     assert (cat["__status"], cat["input"]["title"]) == ("ok", "a cat")
     assert long["__error"]["stage"] == "read"  # the second video is not there yet
-    assert re.search(r"\nunreadable +1\n", run(ask))
+    assert re.search(r"\nunreadable +1\b", run(ask))
     assert re.search(r"failed +│ +1 │", run(look))
 
     write_clip(checkout / "videos/long.mp4", width=64, height=64, fps=2, seconds=100)
