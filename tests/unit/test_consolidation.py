@@ -84,7 +84,16 @@ def blank(lines):
     return [lines[0], b"\n", *lines[1:]]
 
 
-DAMAGES = [cut_last, cut_first, empty, add, swap, double, tear, garbage, blank]
+def join(lines):
+    """A write that was cut off, and another record after it."""
+    return [lines[0][:40] + lines[1], *lines[1:]]
+
+
+def other_answer(lines):
+    return [line.replace(b"text", b"taxt") for line in lines]
+
+
+DAMAGES = [cut_last, cut_first, empty, add, swap, double, tear, garbage, blank, join, other_answer]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -103,6 +112,17 @@ def test_a_damaged_rank_file_is_named_and_nothing_is_written(finished, damage):
     assert [record["__key"] for record in finished.run.records()] == keys(10)
 
 
+def test_answers_are_not_parsed(splitting, monkeypatch):
+    splitting(samples(10), 1).finish(*keys(10))
+    splitting(num_shards=2)
+    for rank in range(2):
+        infer(splitting.run.config, splitting.layout, rank, 1)
+    monkeypatch.delattr("video_pipeline.rank_files._parse")
+    monkeypatch.delattr("video_pipeline.chunks.ChunkEntry.from_line")
+    consolidate(splitting.run.config, splitting.layout)
+    assert [record["__key"] for record in splitting.run.records()] == keys(10)
+
+
 def test_a_missing_rank_file_is_named(finished):
     finished.layout.rank_file(2).unlink()
     with pytest.raises((UserError, FileNotFoundError), match=r"out\.rank2\.jsonl"):
@@ -113,6 +133,13 @@ def test_rank_files_of_another_split_do_not_pass(finished):
     """Three rank files lie there, the input is split anew in another order."""
     finished(list(reversed(samples(10))), 3)
     with pytest.raises(UserError, match="expected sample '9', found"):
+        consolidate(finished.run.config, finished.layout)
+
+
+def test_a_rank_file_from_elsewhere_does_not_pass(finished):
+    """Nothing was written down about it."""
+    finished.layout.contents(1).unlink()
+    with pytest.raises(UserError, match=r"out\.rank1\.jsonl: not what was written there"):
         consolidate(finished.run.config, finished.layout)
 
 

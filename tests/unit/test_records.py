@@ -35,11 +35,12 @@ class Parsing(Task):
 
 
 def record_of(task: Task, entry: ChunkEntry, journaled: dict, **settings) -> dict:
-    """The record that stands in the line, which must name its error."""
-    line, error = Records(load_config(settings), task).build(entry, journaled)
-    record = orjson.loads(line)
-    assert line.endswith(b"}\n")
-    assert record.get("__error") == error
+    """The record that stands in the line, whose error and usage are known beside it."""
+    built = Records(load_config(settings), task).build(entry, journaled)
+    record = orjson.loads(built.line)
+    assert built.line.endswith(b"}\n")
+    assert record.get("__error") == built.error
+    assert record.get("__usage") == built.usage
     return record
 
 

@@ -112,21 +112,16 @@ def finished_line(line: bytes, file: bytes, offset: int, is_error: bool) -> byte
     return b"[[%b,%d,%b],%b" % (file, offset, error, line.removeprefix(PENDING))
 
 
-def input_of(line: bytes, key: bytes) -> bytes | None:
-    """The input object in the line of an entry, as JSON, if the entry has this ``key`` (JSON, too)
-    and one question; else None. Nothing is parsed."""
-    begin = len(PENDING) if line.startswith(PENDING) else line.find(b"],") + 2
-    if not line.startswith(key + b',"', begin):
-        return None
-    return line[begin + len(key) + _AFTER_KEY : -len(_END)]
-
-
-_AFTER_KEY = len(',"",') + 32  # a request digest
-
-
 def read_lines(path: Path, num_files: int) -> Iterator[bytes]:
-    """The lines of one of ``num_files`` files that are read at the same time, without keeping any
-    of them open: there may be more ranks than files that may be open."""
+    """The lines of one of ``num_files`` files that are read at the same time, see
+    :func:`line_blocks`."""
+    for block in line_blocks(path, num_files):
+        yield from BytesIO(block)  # one line at a time takes the room of the one before
+
+
+def line_blocks(path: Path, num_files: int) -> Iterator[bytes]:
+    """The whole lines of one of ``num_files`` files that are read at the same time, block by block,
+    without keeping any of them open: there may be more ranks than files that may be open."""
     most = max(min(_READ_AHEAD_BYTES // num_files, 1 << 18), 1 << 16)
     offset = 0
     while True:
@@ -134,15 +129,14 @@ def read_lines(path: Path, num_files: int) -> Iterator[bytes]:
             stream.seek(offset)
             data = stream.read(most)
         if len(data) < most:
-            yield from BytesIO(data)
+            yield data
             return
         end = data.rfind(b"\n") + 1
         if not end:  # one line is longer than that
             most *= 2
             continue
         offset += end
-        # not splitlines: one line at a time takes the room of the one before
-        yield from BytesIO(data[:end])
+        yield data[:end]
 
 
 _READ_AHEAD_BYTES = 1 << 26

@@ -17,7 +17,7 @@ from video_pipeline.chunks import Chunk, Question
 from video_pipeline.config import Config
 from video_pipeline.engine.base import EngineDead
 from video_pipeline.errors import TaskError, UserError
-from video_pipeline.files import replacing, write_text
+from video_pipeline.files import write_text
 from video_pipeline.identity import settings_digest
 from video_pipeline.journal import (
     JournalIndex,
@@ -28,6 +28,7 @@ from video_pipeline.journal import (
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
 from video_pipeline.processes import job_processes
+from video_pipeline.rank_files import writing
 from video_pipeline.records import ErrorRate, Records
 from video_pipeline.retry import reopen_errors
 from video_pipeline.samples import task_sample
@@ -144,7 +145,7 @@ class Shard:
         self.with_videos = manifest.with_videos
         self.chunk = Chunk(layout.chunk(rank))
         self.statistics_path = layout.statistics(rank)
-        self._rank_file = layout.rank_file(rank)
+        self._layout = layout
         self._manifest = manifest
         self._journal = Path(manifest.journal)
         self._attempts = attempt_prefix(manifest.split_id, rank)
@@ -224,13 +225,17 @@ class Shard:
         index = self._index()
         records = Records(self.config, self.task)
         rate = ErrorRate(self.config.run.max_error_rate)
-        with JournalReader(self._journal) as reader, replacing(self._rank_file) as stream:
+        split_id = self._manifest.split_id
+        with (
+            JournalReader(self._journal) as reader,
+            writing(self._layout, self.rank, split_id) as rank_file,
+        ):
             for entry in self.chunk:
                 done = entry.find(index)
                 if len(done) < len(entry.requests):
                     raise Unfinished(f"sample {entry.key} has no record, though the job is over")
                 journaled = {part: reader.read(place) for part, place in done.items()}
-                line, error = records.build(entry, journaled)
-                rate.count(error)
-                stream.write(line)
+                record = records.build(entry, journaled)
+                rate.count(record.error)
+                rank_file.write(record)
             rate.check(f"rank {self.rank}")

@@ -121,6 +121,10 @@ class Layout:
         """What the inference jobs of one rank spent."""
         return self.chunks / f"rank{rank}.statistics.json"
 
+    def contents(self, rank: int) -> Path:
+        """What the rank file of one rank holds."""
+        return self.chunks / f"rank{rank}.contents.json"
+
     def progress(self, step: str) -> Path:
         """How far a step is that is no inference."""
         return self._all_chunks / f"{step}.progress.json"

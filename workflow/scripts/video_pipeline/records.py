@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -19,6 +19,20 @@ FIRST_LOOK = 20
 """The error rate is looked at from this many failures on."""
 
 
+class Record(NamedTuple):
+    """An output record.
+
+    Attributes:
+        line: The record as a line of the output.
+        error: ``__error``, if the sample failed.
+        usage: ``__usage``, if the model has answered.
+    """
+
+    line: bytes
+    error: dict[str, str] | None
+    usage: dict[str, Any] | None
+
+
 class Records:
     """Builds the records of the output.
 
@@ -32,11 +46,8 @@ class Records:
         model = SIMULATED_MODEL if simulated else config.vllm.model
         self._known = {"__task": task.name, "__model": model}
 
-    def build(
-        self, entry: ChunkEntry, journaled: dict[str, dict[str, Any]]
-    ) -> tuple[bytes, dict[str, str] | None]:
-        """The output record of a sample as a line, from its records in the journal, by part; and
-        its error, if it is one.
+    def build(self, entry: ChunkEntry, journaled: dict[str, dict[str, Any]]) -> Record:
+        """The output record of a sample, from its records in the journal, by part.
 
         Raises :class:`TaskError` if ``parse`` returns a reserved name or no dict.
         """
@@ -55,7 +66,7 @@ class Records:
         line = orjson.dumps({**head, "input": raw, **view.answered})
         if view.fields != _NO_FIELDS:
             line = b"%b,%b" % (line[:-1], view.fields[1:])
-        return line + b"\n", view.error
+        return Record(line + b"\n", view.error, view.answered.get("__usage"))
 
     def _view(self, entry: ChunkEntry, part: str, journaled: dict[str, Any]) -> _View:
         answered = {n: journaled[n] for n in _ANSWERED if n in journaled}

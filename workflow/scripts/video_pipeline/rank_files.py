@@ -1,0 +1,166 @@
+"""Rank files: the finished records of a chunk, in its order. What consolidate needs to know of one
+is written down beside its chunk, so that its records need not be parsed again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import zip_longest
+from typing import Any, BinaryIO
+from zlib import crc32
+
+import orjson
+
+from video_pipeline.chunks import ChunkEntry, line_blocks, read_lines
+from video_pipeline.errors import UserError
+from video_pipeline.files import replacing, write_text
+from video_pipeline.layout import Layout
+from video_pipeline.records import Record
+from video_pipeline.sharding import Manifest
+
+_USAGE = ("prompt_tokens", "completion_tokens")
+
+
+@dataclass
+class RankContents:
+    """What a rank file holds.
+
+    Attributes:
+        split_id: The split that wrote its chunk.
+        samples: Records, one a line.
+        num_bytes: Their bytes.
+        crc32: Checksum of all bytes, which tells a damaged file, not one that was forged.
+        errors_by_stage: How many samples failed.
+        usage: Tokens of all records.
+    """
+
+    split_id: str
+    samples: int = 0
+    num_bytes: int = 0
+    crc32: int = 0
+    errors_by_stage: Counter[str] = field(default_factory=Counter)
+    usage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_USAGE, 0)))
+
+    @classmethod
+    def read(cls, layout: Layout, rank: int) -> RankContents | None:
+        """What was written down about the rank file of ``rank``, None if nothing was."""
+        try:
+            values = json.loads(layout.contents(rank).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        counted = {name: Counter(values[name]) for name in ("errors_by_stage", "usage")}
+        return cls(**{**values, **counted})
+
+
+class RankFileWriter:
+    """Writes records to a rank file and counts them in ``contents``."""
+
+    def __init__(self, stream: BinaryIO, contents: RankContents) -> None:
+        self._stream = stream
+        self._contents = contents
+
+    def write(self, record: Record) -> None:
+        """Append a record."""
+        contents = self._contents
+        self._stream.write(record.line)
+        contents.samples += 1
+        contents.num_bytes += len(record.line)
+        contents.crc32 = crc32(record.line, contents.crc32)
+        if record.error is not None:
+            contents.errors_by_stage[record.error["stage"]] += 1
+        if record.usage:
+            for name in _USAGE:
+                contents.usage[name] += record.usage[name]
+
+
+@contextmanager
+def writing(layout: Layout, rank: int, split_id: str) -> Iterator[RankFileWriter]:
+    """Write the rank file of ``rank``. It takes its place when the block ends well, after what it
+    holds was written down."""
+    contents = RankContents(split_id)
+    with replacing(layout.rank_file(rank)) as stream:
+        yield RankFileWriter(stream, contents)
+        write_text(layout.contents(rank), json.dumps(vars(contents)) + "\n")
+
+
+class RankFile:
+    """A rank file to be consolidated.
+
+    Attributes:
+        contents: What it holds.
+    """
+
+    def __init__(self, layout: Layout, manifest: Manifest, rank: int) -> None:
+        """Raises :class:`UserError` where it was not written for the chunks of ``manifest``."""
+        self._layout, self._rank, self._num_ranks = layout, rank, manifest.num_shards
+        contents = RankContents.read(layout, rank)
+        if (
+            contents is None
+            or contents.split_id != manifest.split_id
+            or contents.samples != manifest.rank_samples[rank]
+        ):
+            raise self._fault()
+        self.contents = contents
+
+    def lines(self, failed: BinaryIO) -> Iterator[bytes]:
+        """Its records, one after the other; the samples of those that failed go to ``failed``, as
+        lines of an input.
+
+        Raises :class:`UserError` at its end if it is not what ``infer`` wrote.
+        """
+        lines = self._lines()
+        if not self.contents.errors_by_stage:
+            return lines
+        return self._noting(lines, failed)
+
+    def _lines(self) -> Iterator[bytes]:
+        num_bytes = checksum = 0
+        for block in line_blocks(self._layout.rank_file(self._rank), self._num_ranks):
+            num_bytes += len(block)
+            checksum = crc32(block, checksum)
+            yield from BytesIO(block)  # one line at a time takes the room of the one before
+        if (num_bytes, checksum) != (self.contents.num_bytes, self.contents.crc32):
+            raise self._fault()
+
+    def _noting(self, lines: Iterator[bytes], failed: BinaryIO) -> Iterator[bytes]:
+        entries = read_lines(self._layout.chunk(self._rank), self._num_ranks)
+        for line, entry in zip(lines, entries, strict=False):
+            if _ERROR in line and _parse(line).get("__status") == "error":
+                failed.write(ChunkEntry.from_line(entry).text + b"\n")
+            yield line
+
+    def _fault(self) -> UserError:
+        """What is wrong with the file, found by comparing it with its chunk."""
+        path = self._layout.rank_file(self._rank)
+        entries = read_lines(self._layout.chunk(self._rank), self._num_ranks)
+        what = ": not what was written there"
+        for number, (entry, line) in enumerate(
+            zip_longest(entries, read_lines(path, self._num_ranks)), start=1
+        ):
+            key = entry and ChunkEntry.from_line(entry).key
+            found = line and _parse(line).get("__key", line[:40])
+            if key != found:
+                expected = "the end of the file" if entry is None else f"sample {key!r}"
+                got = "the end of the file" if line is None else repr(found)
+                what = f", line {number}: expected {expected}, found {got}"
+                break
+        return UserError(
+            f"{path}{what}. Remove this rank file and run snakemake again; nothing is inferred "
+            "twice"
+        )
+
+
+_ERROR = b',"__status":"error",'
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """The record of a line, empty if it holds none."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return {}
+    return record if isinstance(record, dict) else {}
