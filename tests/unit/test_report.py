@@ -12,7 +12,7 @@ from helpers import Run, keys, samples
 from video_pipeline.config import load_config
 from video_pipeline.consolidation import consolidate
 from video_pipeline.inference import infer
-from video_pipeline.report import gallery, records
+from video_pipeline.report import gallery, page, records
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.page import collect, render, write_report
 from video_pipeline.report.records import Tally, card
@@ -208,9 +208,7 @@ def test_the_page_counts_what_the_summary_counts(splitting, monkeypatch):
     splitting([{**each, "do": bad.get(each["id"])} for each in samples(8)], 1)
     infer(run.config, splitting.layout, 0, 1)
     consolidate(run.config, splitting.layout)
-    monkeypatch.setattr(
-        gallery, "make_sheets", lambda config, seen, n: [gallery.Sheet()] * len(seen)
-    )
+    monkeypatch.setattr(page, "make_sheets", lambda config, seen, n: [gallery.Sheet()] * len(seen))
     layout = splitting.layout
     write_report(run.config, layout, 1)
     data = embedded(layout.report.read_text(encoding="utf-8"))

@@ -34,6 +34,7 @@ from video_pipeline.data.prompt import (
     count_tokens,
     processor_folder,
 )
+from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import UserError, explain
 from video_pipeline.files import replacing, write_text
@@ -47,7 +48,6 @@ from video_pipeline.sharding import Manifest, split
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset
-    from video_pipeline.data.workers import DecodePool, WorkerSpec
     from video_pipeline.video.reader import VideoInfo
 
 logger = logging.getLogger(__name__)
@@ -231,8 +231,6 @@ def _look(
 ) -> None:
     """Have the samples at ``positions`` counted, while another process asks the engine for its
     limit."""
-    from video_pipeline.data.workers import WorkerSpec  # torch
-
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
     spec = WorkerSpec(own, chunk.path, model, CountingPreparer(model), folder)
@@ -259,8 +257,6 @@ async def _look_at_all(
     limit: Future[int | None] | None,
 ) -> None:
     """Count the samples, many at once, and note what is found in their order."""
-    from video_pipeline.data.workers import DecodePool
-
     timeout_s = spec.config.data.sample_timeout_s
     pool = DecodePool(spec, min(threads, len(positions)), timeout_s)
     progress = asyncio.create_task(_log_progress(findings, len(positions)))
@@ -282,8 +278,6 @@ async def _look_at_all(
 
 async def _look_at(pool: DecodePool, position: int, entry: ChunkEntry) -> Found:
     """What a sample costs. One that kills its process is tried once more, as in a run."""
-    from video_pipeline.data.workers import SampleError
-
     try:
         try:
             prepared = await pool.prepare(position, entry.requests)

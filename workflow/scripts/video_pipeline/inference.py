@@ -93,7 +93,7 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
             num_workers = _num_workers(config, threads)
             share_cores(threads - num_workers)
             with gpus.lease_for(config), job_processes() as folder:
-                from video_pipeline.streaming import run_stream  # torch, and maybe vLLM
+                from video_pipeline.streaming import run_stream
 
                 run_stream(shard, folder, num_workers)
         else:

@@ -46,6 +46,9 @@ from video_pipeline.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
+LARGE_INPUT_BYTES = 10_000_000
+"""What split holds matters for an input larger than this; a smaller one is split the sooner."""
+
 GRACE_SECONDS = 10.0
 """The jobs of a Snakemake that was killed end within this time."""
 
@@ -153,7 +156,7 @@ def _split(
     num_processes: int,
     progress: Progress,
 ) -> Manifest:
-    if num_processes > 1:
+    if num_processes > 1 and _is_large(config.data.input_jsonl):
         # torch stays in a process of its own: it would be half of what this one holds
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             journal, reading = pool.submit(_look_at_dataset, config, layout, run_id).result()
@@ -199,6 +202,10 @@ def _split(
         shutil.rmtree(scratch)
     _log(manifest, balance)
     return manifest
+
+
+def _is_large(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > LARGE_INPUT_BYTES
 
 
 class Table:

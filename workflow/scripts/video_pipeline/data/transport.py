@@ -15,9 +15,10 @@ import pickle
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _ALIGNMENT = 64
 
@@ -45,6 +46,8 @@ class _Pickler(pickle.Pickler):
     """Leaves the data of tensors out of band, as pickle protocol 5 does for numpy arrays."""
 
     def reducer_override(self, value: Any) -> Any:
+        import torch
+
         if isinstance(value, torch.Tensor) and value.device.type == "cpu" and not value.is_sparse:
             data = value.detach().contiguous()
             # as bytes: numpy does not know all of torch's types
@@ -53,6 +56,8 @@ class _Pickler(pickle.Pickler):
 
 
 def _tensor(data: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    import torch  # an engine's process that is given no tensors needs none of it
+
     return torch.from_numpy(data).view(dtype).reshape(shape)
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.config import Config
-from video_pipeline.data.base import check_complete, inputs_of
 from video_pipeline.data.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import TaskError, UserError, place_of, user_frame, where
@@ -272,6 +271,8 @@ class _Worker:
 
     def prepare(self, position: int, parts: frozenset[str]) -> tuple[Parcel, float, float]:
         """The packed requests of a sample, the seconds it took, and the length of its videos."""
+        from video_pipeline.data.base import check_complete
+
         started = time.monotonic()
         key = self._chunk[position].key
         read = self._read(position, key)
@@ -294,6 +295,8 @@ class _Worker:
 
     def _read(self, position: int, key: str) -> dict[str, dict[str, Any]]:
         """What the dataset made of a sample: its ``llm_input`` by part."""
+        from video_pipeline.data.base import inputs_of
+
         try:
             item = self._preparer.read(self._dataset, position)
         except UserError:

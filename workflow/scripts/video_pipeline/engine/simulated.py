@@ -6,8 +6,6 @@ import asyncio
 import hashlib
 from typing import Any
 
-import torch
-
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.engine.base import FREE, Answer, Constraints, Engine, Preparer, RequestRefused
@@ -75,7 +73,7 @@ def count_tokens(llm_input: dict[str, Any]) -> int:
     pixels = sum(
         frames.shape[0] * frames.shape[-2] * frames.shape[-1]
         for frames, _ in llm_input.get("multi_modal_data", {}).get("video", [])
-        if isinstance(frames, torch.Tensor)
+        if hasattr(frames, "shape")
     )
     return len(llm_input["prompt"]) // 4 + pixels // _PIXELS_PER_TOKEN
 

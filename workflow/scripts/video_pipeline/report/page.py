@@ -29,6 +29,7 @@ from video_pipeline.config import Config
 from video_pipeline.files import write_text
 from video_pipeline.layout import Layout
 from video_pipeline.progress import duration
+from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.records import MOST_ERRORS, Tally, card
 from video_pipeline.report.timeline import time_line
 from video_pipeline.statistics import BINS_PER_OCTAVE, read_statistics
@@ -93,8 +94,6 @@ def _cards(
     seen = [*chosen, *tally.seen_errors]
     sheets: dict[str, dict[str, Any]] = {}
     if seen:
-        from video_pipeline.report.gallery import make_sheets  # torch
-
         made = make_sheets(config, seen, threads)
         sheets = {each["__key"]: vars(sheet) for each, sheet in zip(seen, made, strict=True)}
     cards = [*(card(record, config) for record in chosen), *tally.errors]
