@@ -18,14 +18,18 @@ def pytest_configure(config: pytest.Config) -> None:
     # inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    config.addinivalue_line("markers", "two_ranks: its runs have two ranks, which take longer")
     # a job in this process ends, with its children, the resource tracker of multiprocessing
     config.addinivalue_line("filterwarnings", "ignore:resource_tracker")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """A small run in a folder whose name needs quoting."""
-    return Run(tmp_path / "my user's run")
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
+    """A small run in a folder whose name needs quoting; with the mark ``two_ranks`` one of two."""
+    run = Run(tmp_path / "my user's run")
+    if request.node.get_closest_marker("two_ranks"):
+        run.configure(data={"num_shards": 2})
+    return run
 
 
 @pytest.fixture

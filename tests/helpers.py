@@ -120,7 +120,7 @@ class Run:
                 "input_jsonl": "samples.jsonl",
                 "output_jsonl": "results/out.jsonl",
                 "id_field": "id",
-                "num_shards": 2,
+                "num_shards": 1,
                 "num_workers": 1,
             },
             run={"task": "ask", "plugins": ["plugin.py"], "engine": "simulated"},

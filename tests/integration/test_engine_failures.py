@@ -135,7 +135,6 @@ SimulatedEngine.generate = _generate
 
 def test_snakemake_starts_the_job_again(run):
     run.write_plugin((run.folder / "plugin.py").read_text() + DIES_ONCE)
-    run.configure(data={"num_shards": 1})
     run.write_samples(samples(5))
     run.snakemake()
     assert run.answers() == dict.fromkeys(keys(5), 1)

@@ -22,7 +22,6 @@ from video_pipeline.retry import retry
 @pytest.fixture
 def one_shard(splitting):
     """Splits into a single chunk and infers it."""
-    splitting.run.configure(data={"num_shards": 1})
 
     def run(entries=None, **sections):
         splitting.run.configure(**sections)

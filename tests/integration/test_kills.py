@@ -11,6 +11,8 @@ import psutil
 import pytest
 from helpers import Run, keys, processes_with, samples, wait_until
 
+pytestmark = pytest.mark.two_ranks
+
 SLOW = {"seconds_per_output_token": 0.3, "output_tokens": 1, "concurrency": 1}
 COUNT = 40
 

@@ -13,6 +13,8 @@ from video_pipeline.inference import infer
 from video_pipeline.journal.__main__ import journals, prune
 from video_pipeline.locks import try_lock
 
+pytestmark = pytest.mark.two_ranks
+
 
 def journal_command(run, *arguments: str) -> str:
     command = [sys.executable, "-m", "video_pipeline.journal", *arguments]

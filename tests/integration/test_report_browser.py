@@ -54,7 +54,6 @@ def finished(tmp_path_factory) -> Run:
     run.write_plugin(PLUGIN)
     run.configure(
         run={"task": "say", "max_error_rate": 1.0},
-        data={"num_shards": 1},
         vision={"nframes": 4},
         report={"samples": 60},
     )

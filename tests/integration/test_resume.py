@@ -15,6 +15,8 @@ from helpers import PROJECT, Run, keys, samples, wait_until
 from video_pipeline.consolidation import consolidate
 from video_pipeline.inference import infer
 
+pytestmark = pytest.mark.two_ranks
+
 
 @pytest.fixture
 def workflow(tmp_path) -> Path:

@@ -25,6 +25,7 @@ def staged(run: Run) -> Run:
     return run
 
 
+@pytest.mark.two_ranks
 def test_a_second_stage_works_on_what_the_first_said(staged):
     entries = samples(6)
     entries[2]["do"] = "raise"

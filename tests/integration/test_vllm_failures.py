@@ -18,6 +18,7 @@ SETTINGS = {
     "vllm": {"max_model_len": 2048},
     "sampling": {"max_tokens": 400, "ignore_eos": True},
     "run": {"task": "ask_long", "max_in_flight": 1, "engine_timeout_s": 20.0},
+    "report": {"samples": 0},
 }
 TASK = """
 from video_pipeline.tasks.base import Task

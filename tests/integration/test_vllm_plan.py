@@ -54,6 +54,7 @@ def test_planned_tokens_are_those_of_the_run(here: Run, family, monkeypatch):
         vision={"fps": 3.0},
         sampling={"max_tokens": 2},
         run={"task": "questions_of_plan", "plugins": ["plugin.py"]},
+        report={"samples": 0},
     )
     here.write_samples(
         [

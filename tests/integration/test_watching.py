@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from helpers import samples, wait_until
+
+pytestmark = pytest.mark.two_ranks
 
 
 def test_watching_a_live_run(run):

@@ -15,6 +15,8 @@ from video_pipeline.config import load_config
 from video_pipeline.consolidation import consolidate
 from video_pipeline.inference import infer
 
+pytestmark = pytest.mark.two_ranks
+
 DONE = "Nothing to be done"
 
 
