@@ -18,7 +18,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    config.addinivalue_line("markers", "two_ranks: its runs have two ranks, which take longer")
     # a job in this process ends, with its children, the resource tracker of multiprocessing
     config.addinivalue_line("filterwarnings", "ignore:resource_tracker")
 

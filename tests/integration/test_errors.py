@@ -317,6 +317,7 @@ def test_an_unknown_task_and_a_broken_plugin_are_explained(run):
     assert "plugin.py" in run.snakemake(succeeds=False)
 
 
+@pytest.mark.two_ranks
 def test_a_shard_over_the_limit_fails_alone_and_goes_on_later(run):
     """The storage of some videos is away; the other rank is not held up."""
     away = [{**sample, "do": "storage"} for sample in samples(120)[::2]]
