@@ -81,11 +81,15 @@ def run(work: Path) -> Section:
     _write_input(folder / "samples.jsonl")
     line_bytes = (folder / "samples.jsonl").stat().st_size / LINES
     _write_config(folder, RANKS)
-    plain = _loop(folder, "plain_loop", paths=[str(folder / "samples.jsonl")])
+    samples = str(folder / "samples.jsonl")
+    plain = _loop(folder, "plain_loop", paths=[samples])
+    least_split = _loop(folder, "least_split", samples=samples)
     split = _step(folder, "split.py", "--threads", str(os.cpu_count()))
     _finish_all(folder)
     (journal,) = folder.glob("results/.journal/out/*")
-    journal_loop = _loop(folder, "plain_loop", paths=sorted(map(str, journal.iterdir())))
+    journals = sorted(map(str, journal.iterdir()))
+    journal_loop = _loop(folder, "plain_loop", paths=journals)
+    least_publish = _loop(folder, "least_publish", samples=samples, paths=journals)
     index = _loop(folder, "read_journals", journal=str(journal))
     again = _step(folder, "split.py", "--threads", str(os.cpu_count()))
     infers = [_step(folder, "infer.py", "--rank", str(rank)) for rank in range(RANKS)]
@@ -106,6 +110,10 @@ def run(work: Path) -> Section:
     figures = [
         Figure.at_most(
             f"{LINES:,} lines: split / plain loop", split.seconds / plain.seconds, BAR_COST
+        ),
+        Figure.for_comparison(
+            f"the least that resume needs, on {os.cpu_count()} cores / the same",
+            f"{least_split.seconds / os.cpu_count() / plain.seconds:.2f}",
         ),
         Figure.at_most(
             f"{LINES:,} lines: consolidate / plain loop",
@@ -135,6 +143,10 @@ def run(work: Path) -> Section:
             "all infer jobs, everything done / the same",
             f"{infer.seconds / journal_loop.seconds:.2f}",
         ),
+        Figure.for_comparison(
+            "the least that a changed `parse` needs, in one process / the same",
+            f"{least_publish.seconds / journal_loop.seconds:.2f}",
+        ),
         Figure.at_most(f"planning {MANY_RANKS:,} shards / a bare workflow", ours / bare, BAR_PLAN),
         *(
             figure
@@ -154,8 +166,10 @@ def run(work: Path) -> Section:
     ]
     steps = {
         "plain loop over the input": plain,
+        "the least that resume needs": least_split,
         "split, everything pending": split,
         "plain loop over the journals": journal_loop,
+        "the least that a changed `parse` needs": least_publish,
         "reading the journals": index,
         "split, everything done": again,
         "all infer jobs, everything done": infer,
@@ -185,7 +199,10 @@ def run(work: Path) -> Section:
         "one process that parses each line with orjson and writes it back. *Split*, *infer* and "
         "*consolidate* are the real command lines, start of Python and torch included; split may "
         "use all cores. The journal is written through `JournalWriter`, one answer of 300 "
-        "characters a sample; *reading the journals* is what split does with it. *All processes*: "
+        "characters a sample; *reading the journals* is what split does with it. *The least*: "
+        "loops like the plain one that do what no split can leave out (the task's messages and "
+        "their digest, for each line), and no infer (the answer and its sample parsed, the task's "
+        "`parse`, the record written); nothing is checked or looked up. *All processes*: "
         "proportional set sizes, sampled twice a second. *Planning*: `snakemake -n`, the faster of "
         f"two. *Balance*: {HEAVY_TAILED:,} samples, log-normal durations, sigma {SIGMA:g}, seeded."
     )
@@ -196,7 +213,7 @@ def run(work: Path) -> Section:
         "its weight and the way to the other process; cores divide it. Infer with everything done: "
         "the task's parse of each answer, for which the record of the journal and the sample are "
         "parsed and the output record is written. Consolidate: moving the records, each more than "
-        "twice as long as a line of the input, and comparing each with its entry of the chunk."
+        "twice as long as a line of the input, and their checksum."
     )
     return Section("Millions of samples", figures, how, limits, details)
 
