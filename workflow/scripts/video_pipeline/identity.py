@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,10 +132,11 @@ class _Ambiguous(Exception):
 def _replace_text(data: bytes, old: str, new: str) -> bytes:
     """The JSON ``data`` with every text equal to ``old`` (an address) replaced by ``new``: what
     :func:`_replace` does, in the bytes. Raises :class:`_Ambiguous`."""
-    text = orjson.dumps(old)
-    if (b"\\" in data and b"\\" + text in data) or text + b":" in data:
-        raise _Ambiguous
-    return data.replace(text, orjson.dumps(new))
+    pieces = data.split(orjson.dumps(old))
+    for before, after in pairwise(pieces):
+        if before.endswith(b"\\") or after.startswith(b":"):
+            raise _Ambiguous
+    return orjson.dumps(new).join(pieces)
 
 
 def settings_digest(config: Config, in_messages: Collection[str] = ()) -> str:

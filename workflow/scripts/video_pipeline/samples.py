@@ -120,20 +120,26 @@ class InputReader:
 
     def __iter__(self) -> Iterator[InputSample]:
         check_numbers = _has_long_number(self._block)
+        video_field = self._video_field
         for number, line in enumerate(self._block.split(b"\n"), start=self._first):
             text = line.strip(b" \t\r\n")  # what JSON takes for space
             if not text or text.isspace():
                 continue
             self.lines += 1
             try:
-                value = _parse(text, check_numbers)
-                raw = _unwrap(value)
-                if raw is None:
-                    self.left_out += 1
-                    continue
-                self._check_video(raw)
-                if raw is not value:
-                    text = orjson.dumps(raw)
+                raw = value = _parse(text, check_numbers)
+                if "__key" in value:
+                    raw = _unwrap(value)
+                    if raw is None:
+                        self.left_out += 1
+                        continue
+                    if raw is not value:
+                        text = orjson.dumps(raw)
+                video = raw.get(video_field)
+                if type(video) is not str or not video or "://" in video:
+                    self._check_video(raw)
+                if "video_start" in raw or "video_end" in raw:
+                    _check_segment(raw)
                 yield InputSample(number, self.key(raw), raw, text)
             except ValueError as error:
                 self.bad.add(number, str(error))
@@ -141,8 +147,7 @@ class InputReader:
     def _check_video(self, raw: dict[str, Any]) -> None:
         video = raw.get(self._video_field)
         if isinstance(video, str) and video:
-            if "://" in video:
-                video_uri(video, "/")
+            video_uri(video, "/")
         elif isinstance(video, list) and video and all(isinstance(v, str) and v for v in video):
             for each in video:
                 video_uri(each, "/")
@@ -152,10 +157,6 @@ class InputReader:
                 f"no video: field {self._video_field!r} must be a path, or a list of paths of "
                 f"images, {got}"
             )
-        for field in _SEGMENT:
-            value = raw.get(field)
-            if value is not None and type(value) not in _SECONDS:
-                raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
     def key(self, raw: dict[str, Any]) -> str:
         """``__key`` of a sample: the windows of a video share its id, so their times follow it.
@@ -280,13 +281,20 @@ def _exact_integer(literal: str) -> int:
     return value
 
 
+def _check_segment(raw: dict[str, Any]) -> None:
+    for field in _SEGMENT:
+        value = raw.get(field)
+        if value is not None and type(value) not in _SECONDS:
+            raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
+
+
 def _unwrap(value: dict[str, Any]) -> dict[str, Any] | None:
-    """The sample in ``value``; None for an error record of an earlier run.
+    """The sample in ``value``, which has a ``__key``; None for an error record of an earlier run.
 
     A record of a consolidated output holds its sample under ``input``; what the earlier run said
     about it goes under ``previous``.
     """
-    if not ("__key" in value and "__status" in value and isinstance(value.get("input"), dict)):
+    if not ("__status" in value and isinstance(value.get("input"), dict)):
         return value
     if value["__status"] != "ok":
         return None
