@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # what one process of pytest-xdist runs: a file, whose tests may share a fixture, or all of vLLM
     for item in items:
-        name = "vllm" if item.get_closest_marker("vllm") else str(item.path)
+        name = "vllm" if item.get_closest_marker("vllm") else item.path.stem
         item.add_marker(pytest.mark.xdist_group(name))
 
 
