@@ -96,18 +96,19 @@ def other_answer(lines):
 DAMAGES = [cut_last, cut_first, empty, add, swap, double, tear, garbage, blank, join, other_answer]
 
 
+@pytest.mark.parametrize("rank", [0, 1])  # the first one has an error record
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_rank_file_is_named_and_nothing_is_written(finished, damage):
-    path = finished.layout.rank_file(1)
+def test_a_damaged_rank_file_is_named_and_nothing_is_written(finished, damage, rank):
+    path = finished.layout.rank_file(rank)
     path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
     with pytest.raises(UserError) as caught:
         consolidate(finished.run.config, finished.layout)
-    assert "out.rank1.jsonl" in str(caught.value)
+    assert f"out.rank{rank}.jsonl" in str(caught.value)
     assert "Remove" in str(caught.value)
     assert not finished.run.output.exists()
     assert not finished.layout.summary.exists()
     path.unlink()  # what the message says
-    infer(finished.run.config, finished.layout, 1, 1)
+    infer(finished.run.config, finished.layout, rank, 1)
     consolidate(finished.run.config, finished.layout)
     assert [record["__key"] for record in finished.run.records()] == keys(10)
 

@@ -128,8 +128,9 @@ class RankFile:
 
     def _noting(self, lines: Iterator[bytes], failed: BinaryIO) -> Iterator[bytes]:
         entries = read_lines(self._layout.chunk(self._rank), self._num_ranks)
-        for line, entry in zip(lines, entries, strict=False):
-            if _ERROR in line and _parse(line).get("__status") == "error":
+        for line in lines:  # to its end, where it is checked
+            entry = next(entries, None)
+            if entry and _ERROR in line and _parse(line).get("__status") == "error":
                 failed.write(ChunkEntry.from_line(entry).text + b"\n")
             yield line
 
