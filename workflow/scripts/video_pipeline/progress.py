@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from video_pipeline.files import write_text
 
@@ -20,10 +19,6 @@ LOG_SECONDS = 10.0
 
 RECENT_SECONDS = 60.0
 """What counts as the pace of a job: that of its last minute."""
-
-_BATCH = 1024
-
-T = TypeVar("T")
 
 
 class Progress:
@@ -62,13 +57,6 @@ class Progress:
         if now >= self._silent_until:
             self._silent_until = now + LOG_SECONDS
             logger.info("%s: %s", self._state["step"], describe_step(self._state))
-
-    def each(self, items: Iterable[T]) -> Iterator[T]:
-        """The ``items``; those that were taken are done."""
-        rest = iter(items)
-        while batch := list(islice(rest, _BATCH)):
-            yield from batch
-            self.advance(len(batch))
 
     def _write(self) -> None:
         content = {**self._state, "updated_at": time.time()}
