@@ -22,13 +22,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:resource_tracker")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # what one process of pytest-xdist runs: a file, whose tests may share a fixture, or all of vLLM
-    for item in items:
-        name = "vllm" if item.get_closest_marker("vllm") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture
 def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
     """A small run in a folder whose name needs quoting; with the mark ``two_ranks`` one of two."""
