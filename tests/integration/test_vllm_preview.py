@@ -153,11 +153,10 @@ def test_real_vllm_answers(run: Run, material):
         ],
         cwd=run.folder,
         env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     answer, parsed = re.search(
         r"─ answer to describe ─+\n(.*)\n\(cut off after 24 tokens.*─ parsed ─+\n(.*)",
         done.stdout,
