@@ -24,9 +24,8 @@ demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six cli
 	@echo "summary  $(DEMO)/results/output.describe.summary.json"
 	@echo "report   $(DEMO)/results/output.describe.report.html  (open it in a browser)"
 
-test: venv  ## every test: two at a time, then those that need all cores for vLLM
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not vllm"
-	@$(BIN)/python -m pytest -m vllm
+test: venv  ## every test, two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: venv  ## 2,000 samples and 50 random kills: nothing lost, nothing twice (5 minutes)
 	@$(BIN)/python tests/soak.py

@@ -36,8 +36,6 @@ from video_pipeline.tasks.base import Task
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
-pytestmark = pytest.mark.vllm
-
 MAX_TOKENS = 24
 
 VISION = {

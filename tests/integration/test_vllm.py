@@ -13,8 +13,6 @@ import pytest
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 
-pytestmark = pytest.mark.vllm
-
 ROOT = Path(__file__).parents[2]
 OUTPUT = "results/output.describe.jsonl"
 

@@ -12,8 +12,6 @@ import yaml
 from helpers import PROJECT, Run, read_jsonl, wait_until
 from video_pipeline.testing.demo import write_demo
 
-pytestmark = pytest.mark.vllm
-
 # Slow enough to be hit in the midst; one of the questions is longer than the model can take.
 SETTINGS = {
     "data": {"num_shards": 1, "num_workers": 1, "id_field": "id"},

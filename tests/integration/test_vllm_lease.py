@@ -15,8 +15,6 @@ from video_pipeline import gpus
 from video_pipeline.processes import MARK
 from video_pipeline.testing.demo import write_demo
 
-pytestmark = pytest.mark.vllm
-
 # infer.py, for one who has installed vLLM for GPUs
 JOB = f"""
 import runpy, sys

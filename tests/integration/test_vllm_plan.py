@@ -13,8 +13,6 @@ from video_pipeline.layout import Layout
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
-pytestmark = pytest.mark.vllm
-
 DEMO = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text(encoding="utf-8"))
 
 # Two questions about a video, an image, or a video and an image.

@@ -21,8 +21,6 @@ from video_pipeline.errors import UserError
 from video_pipeline.report.contact_sheet import GAP, TEXT
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
-pytestmark = pytest.mark.vllm
-
 FPS, SIZE, THUMB = 10, 112, 200
 
 

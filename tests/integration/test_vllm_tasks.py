@@ -13,8 +13,6 @@ from safetensors.torch import save_file
 from video_pipeline.testing.clips import write_demo_clips
 from video_pipeline.testing.tiny_model import write_tiny_model
 
-pytestmark = pytest.mark.vllm
-
 DEMO = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text(encoding="utf-8"))
 
 
