@@ -92,15 +92,16 @@ def request_digests(
     """
     segment = [sample.get("video_start"), sample.get("video_end")]
     address = sample["__video_uri"]
-    read = {name: sample[name] for name in sample_fields if name in sample}
     digests = {}
     for part, messages in task.conversations(sample).items():
         asked = {"messages": messages, "segment": segment, "video": video}
         schema = task.json_schema(part)
         if schema is not None:
             asked["schema"] = json.dumps(schema)  # its order is that of the answer
-        if read:
-            asked["fields"] = read
+        if sample_fields:
+            read = {name: sample[name] for name in sample_fields if name in sample}
+            if read:
+                asked["fields"] = read
         digests[part] = _request_digest(task, asked, address, video)
     return digests
 

@@ -322,13 +322,18 @@ def video_uri(video: str, root: str) -> str:
     raise ValueError(f"{address!r:.200}: only local paths, file:// and http(s):// are read")
 
 
-def task_sample(key: str, raw: dict[str, Any], config: Config) -> dict[str, Any]:
-    """What tasks and datasets see: the input object plus ``__key`` and ``__video_uri``: the address
-    of its video, a list of addresses, or None."""
-    video = raw.get(config.data.video_field)
-    uri: Any = None
+def video_address(video: Any, root: str) -> str | list[str] | None:
+    """The address of what the video field of a sample holds: a path, or a list of paths of images,
+    whose addresses are a list, too. See :func:`video_uri`."""
     if isinstance(video, str):
-        uri = video_uri(video, config.video_root)
-    elif isinstance(video, list):
-        uri = [video_uri(each, config.video_root) for each in video]
-    return {**raw, "__key": key, "__video_uri": uri}
+        return video_uri(video, root)
+    if isinstance(video, list):
+        return [video_uri(each, root) for each in video]
+    return None
+
+
+def task_sample(key: str, raw: dict[str, Any], config: Config) -> dict[str, Any]:
+    """What tasks and datasets see: the input object plus ``__key`` and ``__video_uri``, the
+    :func:`video_address` of its video."""
+    address = video_address(raw.get(config.data.video_field), config.video_root)
+    return {**raw, "__key": key, "__video_uri": address}

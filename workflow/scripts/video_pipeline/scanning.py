@@ -28,6 +28,7 @@ from video_pipeline.samples import (
     InputSample,
     read_blocks,
     task_sample,
+    video_address,
 )
 from video_pipeline.tasks.base import WHOLE, Task, checked_names
 from video_pipeline.tasks.registry import load_task
@@ -136,18 +137,19 @@ class Scanner:
         reader = InputReader(config.data, block, first, needs_video=self._needs_video)
         scanned = ScannedBlock()
         entries, keys, identities = [], [], []
-        by, video_field = config.data.balance, config.data.video_field
+        by, video_field, root = config.data.balance, config.data.video_field, config.video_root
         for sample in self._expanded(reader) if self._dataset else reader:
             raw = sample.raw
             weight = known_weight(raw, by)
-            asked = task_sample(sample.key, raw, config)
+            video = raw.get(video_field)
+            address = video_address(video, root)
+            raw.update(__key=sample.key, __video_uri=address)  # as task_sample does in a copy
             requests = {WHOLE: ""}
             if not reader.bad.count:  # else nobody will ask
-                video = raw.get(video_field)
                 try:
-                    requests = request_digests(task, asked, video, self._sample_fields)
+                    requests = request_digests(task, raw, video, self._sample_fields)
                     if len(entries) < twice:
-                        check_deterministic(task, asked, video, requests, self._sample_fields)
+                        check_deterministic(task, raw, video, requests, self._sample_fields)
                 except TaskError as error:
                     raise TaskError(
                         f"{config.data.input_jsonl}, line {sample.line}: {error}"
@@ -167,8 +169,8 @@ class Scanner:
             keys.append(key)
             scanned.numbers.append(sample.line)
             scanned.weights.append(weight)
-            uri = asked["__video_uri"] if by == "size" or isnan(weight) else ""
-            scanned.uris.append(uri if isinstance(uri, str) else "")
+            is_wanted = isinstance(address, str) and (by == "size" or isnan(weight))
+            scanned.uris.append(address if is_wanted else "")
         scanned.sizes.extend(map(len, entries))
         scanned.hashes.extend(map(crc32, keys))
         scanned.entries, scanned.identities = b"".join(entries), b"".join(identities)
