@@ -12,7 +12,6 @@ its *request digest*:
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Collection
 from itertools import pairwise
@@ -97,7 +96,7 @@ def request_digests(
         asked = {"messages": messages, "segment": segment, "video": video}
         schema = task.json_schema(part)
         if schema is not None:
-            asked["schema"] = json.dumps(schema)  # its order is that of the answer
+            asked["schema"] = schema
         if sample_fields:
             read = {name: sample[name] for name in sample_fields if name in sample}
             if read:

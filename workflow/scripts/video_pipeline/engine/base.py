@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,9 +47,7 @@ class Constraints:
     @classmethod
     def of(cls, task: Task, part: str) -> Constraints:
         """What the answer to the conversation of ``task`` named ``part`` is held to."""
-        schema = task.json_schema(part)
-        # in the schema's own order, in which the answer will be written
-        return cls(None if schema is None else json.dumps(schema))
+        return cls(task.json_schema(part))
 
 
 FREE = Constraints()

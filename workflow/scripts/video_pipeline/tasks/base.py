@@ -106,8 +106,9 @@ class Task(ABC):
             )
         return named[WHOLE]
 
-    def json_schema(self, part: str) -> dict[str, Any] | None:
-        """:meth:`schema` as a JSON Schema. Raises :class:`TaskError` for what is none."""
+    def json_schema(self, part: str) -> str | None:
+        """:meth:`schema` as a JSON Schema, as JSON in its own order, in which the answer will be
+        written. Raises :class:`TaskError` for what is none."""
         try:
             schema = self.schema(part)
             return None if schema is None else _json_schema(schema)
@@ -164,7 +165,7 @@ def checked_names(names: Any, place: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _json_schema(schema: Any) -> dict[str, Any]:
+def _json_schema(schema: Any) -> str:
     """Raises :class:`TypeError` or :class:`ValueError` for what is no schema."""
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return _model_schema(schema)
@@ -173,13 +174,14 @@ def _json_schema(schema: Any) -> dict[str, Any]:
             "expected a pydantic model (the class, not an object of it) or a JSON Schema (a dict), "
             f"got {schema!r:.200}"
         )
-    _check_schema(json.dumps(schema))
-    return schema
+    text = json.dumps(schema)
+    _check_schema(text)
+    return text
 
 
 @cache
-def _model_schema(model: type[BaseModel]) -> dict[str, Any]:
-    return model.model_json_schema()
+def _model_schema(model: type[BaseModel]) -> str:
+    return json.dumps(model.model_json_schema())
 
 
 @cache
