@@ -110,9 +110,9 @@ def page(sections: Iterable[Section]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench` (`python -m benchmarks`); do not edit. Each figure is a ratio of",
-        "two things measured in the same run on the same machine. `python -m benchmarks reader`",
-        "measures one family again and keeps the rest.",
+        "Written by `make bench` (`python -m benchmarks`); do not edit. Figures of time are",
+        "ratios of two things measured in the same run on the same machine. `python -m benchmarks",
+        "reader` measures one family again and keeps what was measured in the same checkout.",
         "",
         *_table([["figure", "bar", "measured", "met?"], *rows]),
     ]

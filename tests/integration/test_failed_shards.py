@@ -51,3 +51,8 @@ def test_only_failed_shards_run_again(failed):
     run.snakemake()
     assert [record["__key"] for record in run.records()] == keys(6)
     assert run.answers() == dict.fromkeys(keys(6), 1)
+
+    # again, with the output of before still there
+    (run.folder / "mended").unlink()
+    run.write_samples({**one, "do": "break" if one["id"] == 6 else None} for one in samples(9))
+    assert re.search(r"Shards that are not finished: \d \(of 3\)", run.snakemake(succeeds=False))

@@ -81,6 +81,7 @@ def test_retry_where_a_stage_was_never_begun(staged):
         ([{"run": {}}], "stages[0].name: got None"),
         ([{"name": "a"}, {"name": "a"}], "stages[1].name: got 'a'"),
         ([{"name": "a", "run": {"tsak": "x"}}], "stage a: configuration:\n  run.tsak: unknown key"),
+        ([{"name": "a", "data": None}, {"name": "b"}], "stage a: configuration:\n  data: "),
         (
             [
                 {"name": "a", "data": {"output_jsonl": "results/out.jsonl"}},

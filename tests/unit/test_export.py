@@ -269,7 +269,7 @@ def test_the_card_is_one(tmp_path):
         run={"engine": "simulated"},
         task_params={
             "prompt_file": str(prompt),
-            "deep": [{"api_key": "s3cret", "max_tokens": 7}],
+            "deep": [{"api_key": "s3cret", "apiKey": "s3cret", "max_tokens": 7}],
             "x": None,
         },
     )

@@ -10,10 +10,12 @@ import time
 import pytest
 from helpers import Splitter, samples
 from rich.console import Console
+from video_pipeline import retry
 from video_pipeline import watch as module
 from video_pipeline.consolidation import consolidate
 from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
+from video_pipeline.journal import __main__ as journal
 from video_pipeline.plan import Plan
 from video_pipeline.progress import Progress
 from video_pipeline.statistics import JobStatistics, Series
@@ -173,7 +175,12 @@ def test_stages_are_shown_one_after_the_other(here):
     assert "two: not begun" in stream.getvalue()
 
 
-def test_a_folder_that_is_not_there(here, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["watch", "--configfile", "my.yaml", "--directory", "nowhere"])
-    with pytest.raises(UserError, match="nowhere"):
-        module.main()
+@pytest.mark.parametrize(
+    ("main", "command"),
+    [(module.main, ["watch"]), (retry.main, ["retry"]), (journal.main, ["journal", "stats"])],
+)
+def test_a_folder_that_is_not_there(here, monkeypatch, main, command):
+    arguments = ["--configfile", "my.yaml", "--directory", "nowhere"]
+    monkeypatch.setattr("sys.argv", [*command, *arguments])
+    with pytest.raises(UserError, match="--directory nowhere: No such"):
+        main()

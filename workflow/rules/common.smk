@@ -154,7 +154,7 @@ def show_summary():
 
 
 def explain_failure():
-    if workflow.is_main_process:
+    if workflow.is_main_process and not is_reader():
         logs = sorted({str(stage.layout.log("split").parent) for stage in STAGES})
         print(
             f"\nWhat failed is in the logs under {', '.join(logs)}/; what is done is in "
@@ -168,8 +168,8 @@ def explain_failure():
 
 def explain_missing(stage):
     layout = stage.layout
-    missing = [rank for rank in stage.ranks if not layout.rank_file(rank).exists()]
-    if missing and layout.manifest.exists() and not layout.output.exists():
+    missing = layout.unfinished()
+    if missing:
         print(
             f"Shards that are not finished: {', '.join(map(str, missing))} "
             f"(of {stage.plan.num_shards}). One of them here, by hand, from {os.getcwd()}:\n"

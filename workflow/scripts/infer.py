@@ -5,6 +5,7 @@ from pathlib import Path
 
 from video_pipeline import cli
 from video_pipeline.config import load_config
+from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
 
@@ -17,6 +18,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
     parser.add_argument("--attempt", type=int, default=1, help="from 2 on it is a retry")
     args = parser.parse_args()
+    if args.rank not in range(args.num_shards):
+        raise UserError(f"--rank {args.rank}: the ranks are 0 to {args.num_shards - 1}")
     config = load_config(args.config)
     infer(config, Layout.of(config, args.num_shards), args.rank, args.threads, args.attempt)
 

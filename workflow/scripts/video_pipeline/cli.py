@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 from video_pipeline.errors import UserError
@@ -40,6 +42,14 @@ def run(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def enter(folder: Path) -> None:
+    """Make ``folder`` the working directory, as ``--directory`` says. Raises :class:`UserError`."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(f"--directory {folder}: {error.strerror}") from None
 
 
 _CANNOT_WRITE = {

@@ -113,7 +113,7 @@ class Data(Section):
     num_workers: Auto | int = Field(
         "auto",
         description="Decode processes per rank. `auto`: the cores that Snakemake gave the job, "
-        "less one for the engine.",
+        "less one for the engine. From 100 pending samples on there is one more.",
     )
     sample_timeout_s: float = Field(
         300.0,
@@ -370,8 +370,9 @@ class Report(Section):
     samples: int = Field(
         60,
         ge=0,
-        description="Answered samples in the gallery, at most, and failed ones of which pictures "
-        "are shown; their videos are read again. 0: no gallery of answers, and no pictures.",
+        description="Answered samples in the gallery, at most, and a quarter as many failed ones "
+        "of which pictures are shown; their videos are read again. 0: no gallery of answers, and "
+        "no pictures.",
     )
     seed: int = Field(0, description="Chooses the samples; another seed, other samples.")
 
@@ -443,10 +444,11 @@ class Config(Section):
                 )
             own = {section: keys for section, keys in overlay.items() if section != "name"}
             merged = _overlaid(copy.deepcopy(shared), own)
-            given = overlay.get("data") or {}
-            if configs and "input_jsonl" not in given:
+            given = own.get("data", {})
+            is_section = isinstance(given, dict)  # else the message comes from load_config
+            if is_section and configs and "input_jsonl" not in given:
                 merged["data"]["input_jsonl"] = configs[-1].data.output_jsonl
-            if number < len(self.stages) - 1 and "output_jsonl" not in given:
+            if is_section and number < len(self.stages) - 1 and "output_jsonl" not in given:
                 output = self.data.output_jsonl
                 stem = output.name.removesuffix(".jsonl")
                 merged["data"]["output_jsonl"] = output.with_name(f"{stem}.{name}.jsonl")

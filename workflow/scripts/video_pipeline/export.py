@@ -67,7 +67,7 @@ _PACKAGES = (
     *("numpy", "pyarrow"),
 )
 
-_SECRET = re.compile(r"(^|_)(token|password|secret|key|credentials?)$", re.IGNORECASE)
+_SECRET = re.compile(r"(token|password|secret|key|credentials?)$", re.IGNORECASE)
 
 
 def export(config: Config, layout: Layout) -> None:
@@ -198,7 +198,7 @@ def size_category(count: int) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """The configuration that the answers depend on. Paths of this machine are left out, and so are
+    """The configuration that the answers depend on, without the section ``data`` and without
     secrets."""
     engine = {
         name: value

@@ -29,6 +29,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def is_newer(path: Path, than: float) -> bool:
+    """Whether ``path`` is there and was written at the time ``than`` or later."""
+    try:
+        return path.stat().st_mtime >= than
+    except FileNotFoundError:
+        return False
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``, at once."""
     with replacing(path) as stream:

@@ -79,7 +79,8 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
         ):
             raise UserError(
                 f"the settings have changed since the input was split ({layout.manifest}), or the "
-                "model's files have; run snakemake again with `--forcerun split`"
+                "model's files have; run snakemake again with `--forcerun split` (of a stage: "
+                "`--forcerun split_<stage>`)"
             )
         shard = Shard(config, layout, rank, manifest, task)
         if not manifest.rank_pending[rank]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from video_pipeline.config import Config
+from video_pipeline.files import is_newer
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,17 @@ class Layout:
     def chunk(self, rank: int | str) -> Path:
         """The samples of one rank."""
         return self.chunks / f"rank{rank}.jsonl"
+
+    def unfinished(self) -> list[int]:
+        """The ranks whose rank file is not there, or is of earlier chunks; none where the output is
+        there already, or no chunks are."""
+        if not self.manifest.exists():
+            return []
+        split_at = self.manifest.stat().st_mtime
+        if is_newer(self.output, split_at):
+            return []
+        ranks = range(self.num_shards)
+        return [rank for rank in ranks if not is_newer(self.rank_file(rank), split_at)]
 
     def statistics(self, rank: int) -> Path:
         """What the inference jobs of one rank spent."""

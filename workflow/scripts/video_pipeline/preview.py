@@ -213,7 +213,11 @@ def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path:
     for picture in shown:
         console.print(picture.caption)
     if shown:
-        contact_sheet([p.image for p in shown], [p.caption for p in shown]).save(path)
+        sheet = contact_sheet([p.image for p in shown], [p.caption for p in shown])
+        try:
+            sheet.save(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--sheet {path}: {error}") from error
         console.print(f"{len(shown)} pictures: {cli.plain(path)}")
     else:
         console.print("none: the model sees text only")

@@ -6,7 +6,6 @@ python -m video_pipeline.retry --configfile my.yaml [--stage read]
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Container
 from pathlib import Path
 
@@ -89,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.configfile)
     if args.directory:
-        os.chdir(args.directory)
+        cli.enter(args.directory)
     stages = (args.stage,) if args.stage else STAGES
     first, *later = (own for _, own in config.by_stage())
     # a stage is not begun before the one ahead of it has ended

@@ -7,7 +7,6 @@ python -m video_pipeline.watch --configfile my.yaml
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from rich.text import Text
 from video_pipeline import cli
 from video_pipeline.cli import plain
 from video_pipeline.config import Config, load_config
-from video_pipeline.errors import UserError
+from video_pipeline.files import is_newer
 from video_pipeline.layout import Layout
 from video_pipeline.plan import read_plan
 from video_pipeline.progress import (
@@ -137,7 +136,7 @@ def look(config: Config) -> RunView:
         return RunView(layout, "splitting" if step else "not split yet", step=step)
     manifest = Manifest.read(layout.manifest)
     split_at = layout.manifest.stat().st_mtime
-    is_over = _newer(layout.output, split_at)
+    is_over = is_newer(layout.output, split_at)
     ranks = [_rank(layout, manifest, rank, split_at, is_over) for rank in range(plan.num_shards)]
     states = Counter(each.state for each in ranks)
     if is_over:
@@ -153,13 +152,6 @@ def _running(layout: Layout, name: str) -> dict[str, Any] | None:
     step = read_step(layout.progress(name))
     is_alive = step is not None and time.time() - step["updated_at"] < SILENT_SECONDS
     return step if is_alive else None  # else it was killed
-
-
-def _newer(path: Path, than: float) -> bool:
-    try:
-        return path.stat().st_mtime >= than
-    except FileNotFoundError:
-        return False
 
 
 def _rank(
@@ -178,7 +170,7 @@ def _rank(
             silent = time.time() - last["updated_at"]
             if silent > SILENT_SECONDS:
                 view.state, view.note = "silent", f"no sign of life for {duration(silent)}"
-    if is_over or _newer(layout.rank_file(rank), split_at):
+    if is_over or is_newer(layout.rank_file(rank), split_at):
         view.state, view.finished, view.pace, view.note = "done", samples, Pace(), ""
     elif layout.failure(rank).exists():
         view.state, view.pace = "failed", Pace()
@@ -333,9 +325,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.configfile or {})
     if args.directory:
-        if not args.directory.is_dir():
-            raise UserError(f"--directory {args.directory}: no such folder")
-        os.chdir(args.directory)
+        cli.enter(args.directory)
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     try:
         watch(config, once=args.once, console=console)

@@ -110,13 +110,11 @@ class Engine(ABC):
     """Answers requests, many at the same time, in one asyncio loop.
 
     Attributes:
-        model_name: ``__model`` of the records.
         dataset_model: ``model`` of the datasets.
         max_item_tokens: Visual tokens of the largest image or video it takes; None: any.
         steps: A number that grows while the engine computes, and stands still if it is stuck.
     """
 
-    model_name: str
     dataset_model: str
     max_item_tokens: int | None = None
     steps: int = 0

@@ -20,7 +20,6 @@ class SimulatedEngine(Engine):
     records say so: ``__model`` is ``simulated``.
     """
 
-    model_name = SIMULATED_MODEL
     dataset_model = SIMULATED_MODEL
 
     def __init__(self, config: Config) -> None:

@@ -81,7 +81,6 @@ class VllmEngine(Engine):
     def __init__(self, config: Config, *, with_videos: bool = True) -> None:
         """Raises :class:`UserError` for settings that vLLM refuses and, ``with_videos``, where the
         longest video does not fit into the model."""
-        self.model_name = config.vllm.model
         check_names(
             "vllm", config.vllm.arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)]
         )

@@ -7,7 +7,6 @@ python -m video_pipeline.journal prune --configfile my.yaml [--dry-run]
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections import Counter
@@ -117,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.configfile)
     if args.directory:
-        os.chdir(args.directory)
+        cli.enter(args.directory)
     stages = [own for _, own in config.by_stage()]
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if args.command == "stats":

@@ -27,8 +27,8 @@ class Prompt:
 
     ``task_params.<name>`` holds the text itself, a Jinja2 template over the fields of the sample
     (``{{ title }}``, ``{{ previous.description }}``), and ``task_params.<name>_file`` the path of a
-    file: a template if it ends with ``.j2`` or ``.jinja``, else taken as it is. Where neither is
-    given the text is ``default``.
+    file: a template if it ends with one of :data:`TEMPLATE_SUFFIXES`, else taken as it is. Where
+    neither is given the text is ``default``.
 
     Raises :class:`UserError` if both are given, for a file that cannot be read, and for a template
     that is none.
