@@ -59,6 +59,7 @@ _MEANINGS = {
     "__reasoning": "what the model thought before it answered",
     "input": "the sample as it was given",
     "output_text": "what the model said",
+    "damaged": "`true` where a part of the video could not be read, but the frames were",
     OTHERS: "JSON text: the fields for which there were too many names",
 }
 

@@ -75,7 +75,10 @@ class Records:
             return _View(error, answered)
         sample = task_sample(entry.key, entry.raw, self._config)
         try:
-            fields = orjson.dumps(self._task.parsed(journaled["output_text"], sample, part))
+            parsed = self._task.parsed(journaled["output_text"], sample, part)
+            if "damaged" in parsed:  # a field of the task's own goes first
+                answered.pop("damaged", None)
+            fields = orjson.dumps(parsed)
         except TaskError:
             raise
         except Exception as failure:
@@ -83,7 +86,7 @@ class Records:
         return _View(None, answered, fields)
 
 
-_ANSWERED = ("__usage", "output_text", "__reasoning")
+_ANSWERED = ("__usage", "output_text", "__reasoning", "damaged")
 _NO_FIELDS = b"{}"
 
 
@@ -113,6 +116,8 @@ def _together(views: dict[str, _View]) -> _View:
         said = {part: v.answered[name] for part, v in views.items() if name in v.answered}
         if said:
             answered[name] = said
+    if "damaged" not in views and any("damaged" in view.answered for view in views.values()):
+        answered["damaged"] = True
     error = None
     for part, view in views.items():
         if view.error is not None:

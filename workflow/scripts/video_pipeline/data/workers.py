@@ -88,12 +88,14 @@ class Prepared:
         num_bytes: Memory it holds.
         seconds: Time its worker spent on it.
         video_seconds: Length of its videos (of the segment, where one is given).
+        damaged: Whether a video is damaged, though the frames that were wanted came out.
     """
 
     requests: dict[str, Any]
     num_bytes: int
     seconds: float
     video_seconds: float
+    damaged: bool
 
 
 class DecodePool:
@@ -168,8 +170,8 @@ class _Process:
             ) from None
         if isinstance(result, Exception):
             raise result
-        parcel, seconds, video_seconds = result
-        prepared = Prepared(unpack(parcel), parcel.num_bytes, seconds, video_seconds)
+        parcel, *figures = result
+        prepared = Prepared(unpack(parcel), parcel.num_bytes, *figures)
         self._samples += 1
         if self._samples == SAMPLES_PER_WORKER:
             self._replace()
@@ -269,13 +271,16 @@ class _Worker:
         self._preparer.start()
         self._folder = spec.folder
 
-    def prepare(self, position: int, parts: frozenset[str]) -> tuple[Parcel, float, float]:
-        """The packed requests of a sample, the seconds it took, and the length of its videos."""
+    def prepare(self, position: int, parts: frozenset[str]) -> tuple[Parcel, float, float, bool]:
+        """The packed requests of a sample, the seconds it took, the length of its videos, and
+        whether one of them is damaged."""
         from video_pipeline.data.base import check_complete
+        from video_pipeline.video.errors import noting_damage
 
         started = time.monotonic()
         key = self._chunk[position].key
-        read = self._read(position, key)
+        with noting_damage() as damage:
+            read = self._read(position, key)
         llm_inputs = {part: read[part] for part in read if part in parts}
         check_complete(llm_inputs, parts, self._dataset, key)
         video_seconds = max(map(_video_seconds, llm_inputs.values()))
@@ -291,7 +296,7 @@ class _Worker:
                 "enlarge it (docker run --shm-size), or lower vision.total_pixels or "
                 "data.num_workers"
             ) from None
-        return parcel, time.monotonic() - started, video_seconds
+        return parcel, time.monotonic() - started, video_seconds, bool(damage)
 
     def _read(self, position: int, key: str) -> dict[str, dict[str, Any]]:
         """What the dataset made of a sample: its ``llm_input`` by part."""
@@ -360,6 +365,9 @@ def _video_seconds(llm_input: dict[str, Any]) -> float:
     """Length of the videos in ``llm_input``, as far as their metadata tell."""
     total = 0.0
     for video in (llm_input.get("multi_modal_data") or {}).get("video", []):
-        if isinstance(video, tuple) and video[1].get("fps"):
-            total += video[1].get("total_num_frames", 0) / video[1]["fps"]
+        metadata = video[1] if isinstance(video, tuple) else {}
+        if metadata.get("duration") is not None:
+            total += metadata["duration"]
+        elif metadata.get("fps"):
+            total += metadata.get("total_num_frames", 0) / metadata["fps"]
     return total

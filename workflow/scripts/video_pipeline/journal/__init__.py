@@ -75,10 +75,14 @@ def clean_text(text: str) -> str:
 
 
 def _answered(
-    output_text: str, usage: dict[str, Any], reasoning: str | None = None
+    output_text: str, usage: dict[str, Any], reasoning: str | None = None, damaged: bool = False
 ) -> dict[str, Any]:
-    thought = {} if reasoning is None else {"__reasoning": clean_text(reasoning)}
-    return {"output_text": clean_text(output_text), "__usage": usage, **thought}
+    record = {"output_text": clean_text(output_text), "__usage": usage}
+    if reasoning is not None:
+        record["__reasoning"] = clean_text(reasoning)
+    if damaged:
+        record["damaged"] = True
+    return record
 
 
 class JournalWriter:
@@ -103,10 +107,11 @@ class JournalWriter:
         output_text: str,
         usage: dict[str, Any],
         reasoning: str | None = None,
+        damaged: bool = False,
     ) -> None:
         """Append what the model said, and thought before if it is one that thinks. ``usage``: token
-        counts and ``finish_reason``."""
-        self._record(key, part, request, _answered(output_text, usage, reasoning))
+        counts and ``finish_reason``; ``damaged``: whether a video of the sample is."""
+        self._record(key, part, request, _answered(output_text, usage, reasoning, damaged))
 
     def error(
         self, key: str, part: str, request: str, error: dict[str, str], **answered: Any

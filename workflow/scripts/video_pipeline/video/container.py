@@ -11,14 +11,13 @@ from itertools import chain
 
 import av
 from av.error import ArgumentError, FFmpegError
-from av.frame import Frame
 from av.packet import Packet
 from av.stream import Discard
+from av.video.frame import VideoFrame
 
 from video_pipeline.video.access import MediaFile
-from video_pipeline.video.errors import VideoReadError
-
-__all__ = ["EntryPoint", "Video", "VideoReadError", "explain", "stamp_of"]
+from video_pipeline.video.errors import VideoReadError, note_damage
+from video_pipeline.video.timeline import Timeline, stamp_of
 
 MAX_FRAME_PIXELS = 8192 * 4352
 """Pixels of the largest frame that is read: the picture size of levels 6 to 6.2 of H.264 and HEVC
@@ -41,18 +40,31 @@ any name may turn out to be; nor sound, subtitles, single pictures and devices."
 
 _OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 
+SEEKABLE_CODECS = frozenset(
+    {"av1", "dnxhd", "ffv1", "flv1", "h263", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video"}
+    | {"mpeg4", "msmpeg4v2", "msmpeg4v3", "prores", "theora", "vc1", "vp8", "vp9", "vvc"}
+    | {"wmv1", "wmv2", "wmv3"}
+)
+"""FFmpeg's names of the codecs that can be decoded from any key frame on. The decoders of others
+may need what only the first packets say, such as a palette: they are fed from the start."""
+
+ROUNDING_SECONDS = 0.001
+"""How far the times of a file may be from what was meant: those of Matroska are whole
+milliseconds."""
+
+DEFAULT_RATE = Fraction(25)
+"""Frames per second of a raw stream that does not say its rate: FFmpeg's own default."""
+
+EVEN_SHARE = 0.1
+"""Frames whose times are off by at most this share of the time between two frames are taken as
+evenly spaced."""
+
 
 def explain(error: FFmpegError) -> str:
     """What FFmpeg says about ``error``: the last line of its log, where there is one, and the
     name of the exception, such as ``moov atom not found (InvalidDataError)``."""
     message = error.log[2].strip() if error.log else error.strerror
     return f"{message} ({type(error).__name__})"
-
-
-def stamp_of(item: Packet | Frame) -> int | None:
-    """The presentation time of a packet or frame in units of its stream's time base; the decoding
-    time where there is none (AVI has no other). torchcodec does the same."""
-    return item.pts if item.pts is not None else item.dts
 
 
 def header_seconds(uri: str) -> float | None:
@@ -90,12 +102,13 @@ class Video:
     """The best video stream of a file, opened and indexed.
 
     The index comes from reading every packet once, as torchcodec's exact mode does: headers can
-    be wrong about the number of frames, or silent. It costs about 7 microseconds a packet.
+    be wrong about the number of frames, or silent. It costs about 7 microseconds a packet. Where
+    packets do not say their times, as in a raw stream, all frames are decoded once to count them.
 
     Attributes:
         url: What FFmpeg is given to open: always a local file.
         decoder: The codec context of the stream: one thread.
-        stamps: Times of all frames, ascending, in units of ``time_base``.
+        stamps: Times of all frames, ascending, each once, in units of ``time_base``.
         time_base: Seconds in one unit, as a :class:`fractions.Fraction`.
         fps: Frames per second on average: their number / ``duration``, like torchcodec's
             ``average_fps``.
@@ -104,6 +117,10 @@ class Video:
         duration: ``end - begin``.
         start: The first packet of the file.
         position: Ordinal of the packet that :meth:`read` gives next.
+        is_seekable: Whether decoding may start at any key frame.
+        is_counted: Whether frames are known by their number in the order in which the decoder gives
+            them, because their packets do not say their times.
+        damage: What the decoder said when it refused a packet or gave a damaged frame, else None.
     """
 
     def __init__(self, uri: str) -> None:
@@ -117,6 +134,9 @@ class Video:
         # whatever the name looks like: FFmpeg knows more protocols
         self.url = f"file:{self._file.path}"
         self._container = None
+        self._timeline: Timeline | None = None
+        self.is_counted = False
+        self.damage: str | None = None
         try:
             self._open()
             self._index()
@@ -144,17 +164,67 @@ class Video:
         Raises:
             VideoReadError: the video ends before.
         """
-        wanted = self.stamps[0] + math.ceil(Fraction(seconds) / self.time_base)
-        position = bisect_left(self.stamps, wanted)
+        position = bisect_left(self.stamps, self._stamp_at(seconds) - self._rounding)
         if position == len(self.stamps):
             raise VideoReadError(f"it ends after {self.duration:g} s, before {seconds:g} s")
         return position
 
+    def position_shown_at(self, stamp: float) -> int:
+        """Position of the frame that is on the screen at ``stamp``, in units of ``time_base``."""
+        return max(bisect_right(self.stamps, stamp + self._rounding) - 1, 0)
+
+    def stamp_after(self, position: int) -> int:
+        """When the frame at ``position`` makes room for the next one, in units of ``time_base``."""
+        if position + 1 < len(self.stamps):
+            return self.stamps[position + 1]
+        return max(self._end, self.stamps[position] + 1)
+
+    def segment(
+        self, start: float | None, end: float | None, *, half_open: bool = False
+    ) -> tuple[int, int]:
+        """Positions of the first and the last frame that begin between two times.
+
+        Where fewer than two begin there, the first is the one that is on the screen at ``start``.
+
+        Args:
+            start: seconds after the begin of the first frame; None: from there on.
+            end: likewise; None: up to the last frame.
+            half_open: leave a frame out that begins at ``end``.
+
+        Raises:
+            VideoReadError: the video shows nothing between these times.
+        """
+        begin = max(start or 0.0, 0.0)
+        until = self.duration if end is None else end
+        if begin > until or (start and begin >= self.duration):
+            raise VideoReadError(
+                f"there is nothing from {begin:g} s to {until:g} s: it lasts {self.duration:g} s"
+            )
+        first, last = 0, len(self.stamps) - 1
+        if start is not None:
+            first = bisect_left(self.stamps, self._stamp_at(begin) - self._rounding)
+        if end is not None and half_open:
+            last = bisect_left(self.stamps, self._stamp_at(end) - self._rounding) - 1
+        elif end is not None:
+            last = bisect_right(self.stamps, self._stamp_at(end) + self._rounding) - 1
+        if last <= first:
+            first = self.position_shown_at(self._stamp_at(begin))
+        return first, max(first, last)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all frames are as far apart from each other, but for rounding."""
+        first, count = self.stamps[0], len(self.stamps) - 1
+        step = (self.stamps[-1] - first) / max(count, 1)
+        most = max(1.0, EVEN_SHARE * step)
+        return all(
+            abs(stamp - first - number * step) <= most for number, stamp in enumerate(self.stamps)
+        )
+
     @property
     def keyframes(self) -> list[int]:
         """Positions of the frames that can be decoded without others."""
-        stamps = {entry.stamp for entry in self._entries}
-        return [position for position, stamp in enumerate(self.stamps) if stamp in stamps]
+        return [position for position, stamp in enumerate(self.stamps) if stamp in self._keys]
 
     def entry_before(self, stamp: int) -> EntryPoint:
         """The last entry point that is not after ``stamp``: where decoding has to start for it."""
@@ -174,7 +244,35 @@ class Video:
         """The next packet of the stream, in the order of the file. The last one is empty: it makes
         the decoder give up the frames it holds back. Then None."""
         self.position += 1
-        return next(self._packets, None)
+        packet = next(self._packets, None)
+        if packet is not None and self._timeline is not None:
+            self._timeline.correct(packet)
+        return packet
+
+    def decode(self, packet: Packet) -> list[VideoFrame]:
+        """The frames that the decoder gives for ``packet``. One that it refuses gives none; this
+        is noted in ``damage``, and so are frames that it could not decode in full."""
+        try:
+            frames = self.decoder.decode(packet)
+        except FFmpegError as error:
+            self._note(explain(error))
+            return []
+        if any(frame.is_corrupt for frame in frames):
+            self._note("a part of the picture is lost")
+        return frames
+
+    def _note(self, what: str) -> None:
+        if self.damage is None:
+            self.damage = f"damaged near frame {self.position} of {len(self.stamps)}: {what}"
+
+    def _stamp_at(self, seconds: float) -> float:
+        """A time after the begin of the first frame in units of ``time_base``."""
+        return self.stamps[0] + float(Fraction(seconds) / self.time_base)
+
+    @property
+    def _rounding(self) -> float:
+        """By how much a time may be off, in units of ``time_base``."""
+        return min(0.5, float(Fraction(ROUNDING_SECONDS) / self.time_base))
 
     def _close_container(self) -> None:
         if self._container is not None:
@@ -199,36 +297,100 @@ class Video:
                 other.discard = Discard.all
         self._packets: Iterator[Packet] = self._container.demux(self.stream)
         self.position = 0
+        if self._timeline is not None:
+            self._timeline = Timeline(self.stream)
 
     def _index(self) -> None:
         self._prepare_decoder()
         self.time_base = self.stream.time_base
-        self._entries: list[EntryPoint] = []
-        self._can_seek = True
-        shown: list[tuple[int, int]] = []  # begin and end
+        self._timeline = timeline = Timeline(self.stream)
+        entries: list[EntryPoint] = []
+        ends: dict[int, int] = {}  # by begin
+        self.stamps: list[int] = []
+        self._keys: set[int] = set()
+        self.is_seekable = self.decoder.codec.canonical_name in SEEKABLE_CODECS
         while (packet := self.read()) is not None:
             stamp = stamp_of(packet)
             if stamp is None:
                 if packet.size == 0:
                     break
-                raise VideoReadError("its packets carry no timestamps")
-            if packet.is_keyframe or not self._entries:
-                self._entries.append(EntryPoint(stamp, self.position - 1))
+                self.is_counted = True
+                continue
+            # the state of a decoder that a seek would leave behind
+            if packet.has_sidedata("palette") or packet.has_sidedata("new_extradata"):
+                self.is_seekable = False
+            if timeline.is_second_field:
+                if stamp in ends:
+                    ends[stamp] += packet.duration or 0
+                continue
+            if packet.is_keyframe:
+                self._keys.add(stamp)
+            if packet.is_keyframe or not entries:
+                entries.append(EntryPoint(stamp, self.position - 1))
             if not packet.is_discard:  # cut away by an edit list, but needed by later frames
-                shown.append((stamp, stamp + (packet.duration or 0)))
+                if stamp in ends:  # times do not tell the frames apart
+                    self.is_counted = True
+                ends[stamp] = stamp + (packet.duration or 0)
         self._check_complete(packets=self.position - 1)
-        if not shown:
+        if timeline.damage:
+            note_damage(timeline.damage)
+        self._can_seek = timeline.is_regular  # a seek forgets the corrections
+        if timeline.is_regular:
+            self._timeline = None  # nothing to correct
+        self.start = entries[0] if entries else EntryPoint(0, 0)
+        if self.is_counted:
+            self.is_seekable = False
+            ends = self._count(is_timed=bool(entries))
+        if not self.is_seekable:
+            entries, self._can_seek = [self.start], False
+        self._entries = sorted(entries, key=lambda entry: entry.stamp)
+        if ends and not self.is_counted and min(ends) < min(self._keys, default=math.inf):
+            self._drop_unseen(ends)
+        if not ends:
             raise VideoReadError("its video stream has no frames")
-        self.start = self._entries[0]
-        self._entries.sort(key=lambda entry: entry.stamp)
-        self.stamps = sorted(begin for begin, _ in shown)
+        self.stamps = sorted(ends)
         self.begin = self._seconds(self.stamps[0])
-        self.end = self._seconds(max(end for _, end in shown))
+        self._end = max(ends.values())
+        self.end = self._seconds(self._end)
         self.duration = self.end - self.begin
         if self.duration > 0:
             self.fps = len(self.stamps) / self.duration
         else:
             self.fps = float(self.stream.base_rate or 0)
+
+    def _count(self, is_timed: bool) -> dict[int, int]:
+        """Decode all frames, in the order in which they are shown; gives the end of each by its
+        begin. Without a time a frame follows the one before at the rate of the stream."""
+        rate = self.stream.guessed_rate or self.stream.base_rate or DEFAULT_RATE
+        if not is_timed:
+            self.time_base = 1 / rate
+        step = max(1, round(1 / (rate * self.time_base)))
+        ends: dict[int, int] = {}
+        following = None
+        for frame in self._all_frames():
+            stamp = stamp_of(frame) if is_timed else None
+            if stamp is None or (following is not None and stamp <= following - step):
+                stamp = following or 0
+            following = ends[stamp] = stamp + step
+        self._keys = set()
+        return ends
+
+    def _drop_unseen(self, ends: dict[int, int]) -> None:
+        """Drop the frames at the start that no decoder can show, because what they are made from
+        lies before the start: a recording that begins between two key frames."""
+        first = next(self._all_frames(), None)
+        stamp = None if first is None else stamp_of(first)
+        if stamp is not None:
+            for early in [begin for begin in ends if begin < stamp]:
+                del ends[early]
+        self.damage = None
+
+    def _all_frames(self) -> Iterator[VideoFrame]:
+        """What the decoder gives for the whole file."""
+        self._open()
+        self.decoder.flush_buffers()
+        while (packet := self.read()) is not None:
+            yield from self.decode(packet)
 
     def _seconds(self, stamp: int) -> float:
         # in this order, so that the last bit equals torchcodec's

@@ -8,12 +8,12 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 
-from video_pipeline.video.container import Video, VideoReadError, explain, stamp_of
+from video_pipeline.video.container import Video
+from video_pipeline.video.timeline import stamp_of
 
 
 def decode(
@@ -31,33 +31,18 @@ def decode(
             pixel of the frames that come out, but a few files mislead it: those whose packets
             claim to be key frames and are not, and those whose reordering was to be guessed from
             what is dropped. Then a frame is missing. Without, the file is decoded from its start.
-
-    Raises:
-        VideoReadError: a packet is damaged.
     """
-    try:
-        yield from _decode(video, positions, shortcuts)
-    except FFmpegError as error:
-        raise VideoReadError(
-            f"damaged near frame {video.position} of {len(video.stamps)}: {explain(error)}"
-        ) from error
-
-
-def _decode(
-    video: Video, positions: Sequence[int], shortcuts: bool
-) -> Iterator[tuple[int, torch.Tensor]]:
     wanted = {video.stamps[position] for position in positions}
-    decoder = video.decoder
-    drops = shortcuts and decoder.name == "h264"
+    drops = shortcuts and video.decoder.name == "h264" and not video.is_counted
     convert = _ToRgb(video.time_base)
     frames: deque[VideoFrame] = deque()
-    frame, frame_stamp = None, None
+    frame, frame_stamp, number = None, None, 0
     for position in positions:
         stamp = video.stamps[position]
         entry = video.entry_before(stamp) if shortcuts else video.start
         if frame is None or entry.ordinal > video.position:
             video.go_to(entry)
-            decoder.flush_buffers()
+            video.decoder.flush_buffers()
             frames.clear()
         while frame_stamp is None or frame_stamp < stamp:
             while not frames:
@@ -65,10 +50,13 @@ def _decode(
                 if packet is None:
                     return
                 droppable = drops and stamp_of(packet) not in wanted
-                decoder.skip_frame = "NONREF" if droppable else "DEFAULT"
-                frames.extend(decoder.decode(packet))
+                video.decoder.skip_frame = "NONREF" if droppable else "DEFAULT"
+                frames.extend(video.decode(packet))
             frame = frames.popleft()
-            frame_stamp = stamp_of(frame)
+            if video.is_counted:
+                frame_stamp, number = video.stamps[number], number + 1
+            else:
+                frame_stamp = stamp_of(frame)
         yield frame_stamp, convert(frame)
 
 

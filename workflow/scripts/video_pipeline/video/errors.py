@@ -1,6 +1,32 @@
 """What goes wrong with a video."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VideoReadError(ValueError):
     """A video, or an image, that cannot be read or may not be. The message says why, without its
     path or address."""
+
+
+_noted: list[str] = []
+"""Of the present :func:`noting_damage` block."""
+
+
+@contextmanager
+def noting_damage() -> Iterator[list[str]]:
+    """Within the block, in this process, videos that are damaged and could be read all the same add
+    a message each to the list that this yields."""
+    global _noted
+    before, _noted = _noted, []
+    try:
+        yield _noted
+    finally:
+        _noted = before
+
+
+def note_damage(message: str) -> None:
+    """Say that a video is damaged although what was wanted of it could be read."""
+    _noted.append(message)

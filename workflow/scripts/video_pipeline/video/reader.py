@@ -37,12 +37,14 @@ from typing import Any
 
 import av
 import torch
+from av.error import FFmpegError
 from PIL import Image
 from qwen_vl_utils import vision_process as qwen
 
 from video_pipeline.video import READER_VERSION, decode_pyav, decode_torchcodec
 from video_pipeline.video.access import read_image
-from video_pipeline.video.container import Video, VideoReadError
+from video_pipeline.video.container import Video, explain
+from video_pipeline.video.errors import VideoReadError, note_damage
 from video_pipeline.video.resize import frame_size, resize_frame
 
 __all__ = [
@@ -254,28 +256,56 @@ def _sample(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any
     for key in ("video_start", "video_end"):
         if not isinstance(ele.get(key, 0.0), Real | None):
             raise VideoReadError(f"{key}: {ele[key]!r} is not a number of seconds")
+    half_open = bool(ele.get("half_open"))
+    first, last = video.segment(ele.get("video_start"), ele.get("video_end"), half_open=half_open)
+    # one frame that stays on the screen is shown twice
+    count = max(last - first + 1, qwen.FRAME_FACTOR)
     try:
-        first, last, count = qwen.calculate_video_frame_range(ele, total, fps)
-        if ele.get("half_open") and last >= ele["video_end"] * fps:
-            last, count = last - 1, count - 1
-            if count < qwen.FRAME_FACTOR:
-                raise ValueError(
-                    f"the segment has 1 frame, at least {qwen.FRAME_FACTOR} are needed"
-                )
         if ele.get("keyframes"):
             positions = _keyframes(ele, video, first, last)
         else:
-            nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=fps)
-            positions = torch.linspace(first, last, nframes).round().long().tolist()
+            positions = _evenly(ele, video, first, last, count)
     except (AssertionError, ValueError) as error:
         raise VideoReadError(f"cannot sample {total} frames at {fps:g} fps: {error}") from error
+    if video.is_even:
+        metadata = {"fps": fps, "frames_indices": positions, "total_num_frames": count}
+        rate = len(positions) / count * fps
+    else:
+        metadata, rate = _timed(video, positions)
+    return positions, {**metadata, "video_backend": NAME}, rate
+
+
+def _evenly(ele: dict[str, Any], video: Video, first: int, last: int, count: int) -> list[int]:
+    """As many frames from ``first`` to ``last`` as qwen-vl-utils takes. Those of a video of even
+    spacing are evenly spaced by number, as it has them; those of another by time: what is on the
+    screen at each time."""
+    stamps = video.stamps
+    if video.is_even:
+        nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=video.fps)
+        return torch.linspace(first, last, nframes).round().long().tolist()
+    ticks = video.stamp_after(last) - stamps[first]
+    fps = count / float(ticks * video.time_base)
+    nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=fps)
+    times = torch.linspace(stamps[first], stamps[last], nframes, dtype=torch.float64)
+    return [video.position_shown_at(time) for time in times.tolist()]
+
+
+def _timed(video: Video, positions: list[int]) -> tuple[dict[str, Any], float]:
+    """Metadata and rate of a video of uneven spacing. It counts in units of its time base, so that
+    an index divided by ``fps`` is the time of the very picture."""
+    stamps = [video.stamps[position] for position in positions]
+    until = video.stamp_after(positions[-1])
+    ticks = (stamps[-1] if stamps[-1] > stamps[0] else until) - stamps[0]
+    # the first and the last picture are this far apart
+    steps = max(len(positions) - 1, 1)
+    fps = float(1 / video.time_base)
     metadata = {
         "fps": fps,
-        "frames_indices": positions,
-        "total_num_frames": count,
-        "video_backend": NAME,
+        "frames_indices": [stamp - video.stamps[0] for stamp in stamps],
+        "total_num_frames": round(ticks * len(positions) / steps),
+        "duration": float(until - stamps[0]) / fps,
     }
-    return positions, metadata, len(positions) / count * fps
+    return metadata, steps * fps / ticks
 
 
 def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list[int]:
@@ -295,20 +325,44 @@ def _decode(video: Video, positions: Sequence[int]) -> Iterator[torch.Tensor]:
     All decoders give the same pixels, so the fastest is used: PyAV for H.264, whose shortcuts
     torchcodec does not have. It is left where it does not find the very frame that was asked for,
     as torchcodec where a seek goes astray. The last one may put the next frame in the place of
-    one that cannot be decoded, as torchcodec does.
+    another whose packet has a time that no frame has.
+
+    Raises:
+        VideoReadError: one of the frames cannot be decoded.
     """
     decoders = [decode_pyav.decode, partial(decode_pyav.decode, shortcuts=False)]
-    if video.decoder.name != "h264" and decode_torchcodec.is_available():
+    if video.is_seekable and video.decoder.name != "h264" and decode_torchcodec.is_available():
         decoders.insert(0, decode_torchcodec.decode)
     done = 0
-    for decode in decoders:
-        for stamp, frame in decode(video, positions[done:]):
-            if stamp != video.stamps[positions[done]] and decode is not decoders[-1]:
+    try:
+        for decode in decoders:
+            video.damage = None
+            for stamp, frame in decode(video, positions[done:]):
+                position = positions[done]
+                if stamp != video.stamps[position] and not (
+                    decode is decoders[-1] and _may_replace(video, stamp, position)
+                ):
+                    break
+                yield frame
+                done += 1
+            if done == len(positions):
                 break
-            yield frame
-            done += 1
+    except FFmpegError as error:
+        raise VideoReadError(explain(error)) from error
     if done < len(positions):
-        raise VideoReadError(f"{done} of {len(positions)} sampled frames could be decoded")
+        seconds = float((video.stamps[positions[done]] - video.stamps[0]) * video.time_base)
+        why = f"; {video.damage}" if video.damage else ""
+        raise VideoReadError(
+            f"{done} of {len(positions)} sampled frames could be decoded, not that at "
+            f"{seconds:.3f} s{why}"
+        )
+    if video.damage:
+        note_damage(video.damage)
+
+
+def _may_replace(video: Video, stamp: int, position: int) -> bool:
+    """Whether the frame at ``stamp`` is the one after ``position`` and none is lost."""
+    return video.damage is None and bisect_left(video.stamps, stamp) <= position + 1
 
 
 def _stack(frames: Iterator[torch.Tensor], count: int, ele: dict[str, Any]) -> torch.Tensor:

@@ -1,0 +1,173 @@
+"""Fields in H.264: which packets hold the second half of a picture.
+
+An interlaced H.264 stream may code the two fields of a frame as two pictures. MPEG streams, and
+files that were copied from them, carry each in a packet of its own; the decoder makes one frame of
+both. Section numbers are those of Rec. ITU-T H.264 (08/2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_SLICES = (1, 5)  # nal_unit_type of a slice, 5 in an IDR picture (table 7-1)
+_IDR, _SPS = 5, 7
+_HEADER_BYTES = 512
+"""Bytes of a NAL unit that are looked at: a sequence parameter set with scaling lists is shorter,
+and of a slice only the begin of its header is read."""
+
+# profile_idc of the profiles whose parameter sets hold a chroma format (7.3.2.1.1)
+_HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
+
+
+class _Sequence(NamedTuple):
+    """What a sequence parameter set says about slice headers."""
+
+    frame_num_bits: int
+    has_colour_planes: bool
+    has_fields: bool
+
+
+class _Field(NamedTuple):
+    frame_num: int
+    is_bottom: bool
+
+
+class FieldPairs:
+    """Looks at the packets of an H.264 stream in their order, and tells second fields."""
+
+    def __init__(self, extradata: bytes) -> None:
+        """Args:
+        extradata: of the stream: an ``avcC`` box (packets are in its format), or NAL units with
+            start codes.
+        """
+        self._length_bytes = 0
+        self._sequence: _Sequence | None = None
+        self._first: _Field | None = None
+        if extradata[:1] == b"\1":  # avcC, ISO/IEC 14496-15 section 5.3.3.1
+            self._length_bytes = (extradata[4] & 3) + 1
+            if extradata[5] & 31:
+                self._learn(extradata[8 : 8 + int.from_bytes(extradata[6:8])])
+        else:
+            self.is_second(extradata)
+
+    @property
+    def may_come(self) -> bool:
+        """Whether a later packet may be a field: one with start codes may change everything."""
+        return not self._length_bytes or self._sequence is None or self._sequence.has_fields
+
+    def is_second(self, packet: bytes) -> bool:
+        """Whether ``packet`` holds the second field of the frame that the one before began."""
+        first, self._first = self._first, None
+        try:
+            for unit in self._units(packet):
+                kind = unit[0] & 31
+                if kind == _SPS:
+                    self._learn(unit)
+                elif kind in _SLICES:
+                    field = self._field(unit)
+                    is_second = (
+                        first is not None
+                        and field is not None
+                        and kind != _IDR
+                        and field.frame_num == first.frame_num
+                        and field.is_bottom != first.is_bottom
+                    )
+                    self._first = None if is_second else field
+                    return is_second
+        except IndexError:  # a damaged unit ends too early
+            pass
+        return False
+
+    def _units(self, packet: bytes) -> Iterator[bytes]:
+        """The begin of each NAL unit."""
+        at = 0
+        if self._length_bytes:
+            while at + self._length_bytes < len(packet):
+                size = int.from_bytes(packet[at : at + self._length_bytes])
+                at += self._length_bytes
+                if size:
+                    yield packet[at : at + min(size, _HEADER_BYTES)]
+                at += size
+        else:
+            while (at := packet.find(b"\0\0\1", at) + 3) > 2 and at < len(packet):
+                yield packet[at : at + _HEADER_BYTES]
+
+    def _learn(self, unit: bytes) -> None:
+        """Read a sequence parameter set (7.3.2.1.1)."""
+        bits = _Bits(unit[1:])
+        profile = bits.take(8)
+        bits.take(16)  # constraint flags and level
+        bits.number()
+        has_colour_planes = False
+        if profile in _HIGH_PROFILES:
+            chroma_format = bits.number()
+            if chroma_format == 3:
+                has_colour_planes = bool(bits.take(1))
+            bits.number()
+            bits.number()
+            bits.take(1)
+            if bits.take(1):
+                for index in range(8 if chroma_format != 3 else 12):
+                    if bits.take(1):
+                        bits.skip_scaling_list(16 if index < 6 else 64)
+        frame_num_bits = bits.number() + 4
+        order_type = bits.number()
+        if order_type == 0:
+            bits.number()
+        elif order_type == 1:
+            bits.take(1)
+            bits.number()
+            bits.number()
+            for _ in range(bits.number()):
+                bits.number()
+        bits.number()
+        bits.take(1)
+        bits.number()
+        bits.number()
+        self._sequence = _Sequence(frame_num_bits, has_colour_planes, not bits.take(1))
+
+    def _field(self, unit: bytes) -> _Field | None:
+        """The field that a slice is a part of; None for one of a whole frame (7.3.3)."""
+        sequence = self._sequence
+        if sequence is None or not sequence.has_fields:
+            return None
+        bits = _Bits(unit[1:64])
+        for _ in range(3):  # first macroblock, slice type, parameter set
+            bits.number()
+        if sequence.has_colour_planes:
+            bits.take(2)
+        frame_num = bits.take(sequence.frame_num_bits)
+        return _Field(frame_num, bool(bits.take(1))) if bits.take(1) else None
+
+
+class _Bits:
+    """Reads a NAL unit bit by bit. Raises :class:`IndexError` at its end."""
+
+    def __init__(self, unit: bytes) -> None:
+        data = unit.replace(b"\0\0\3", b"\0\0")  # emulation prevention (7.4.1)
+        self._value, self._left = int.from_bytes(data), 8 * len(data)
+
+    def take(self, count: int) -> int:
+        """The next ``count`` bits as a number."""
+        self._left -= count
+        if self._left < 0:
+            raise IndexError
+        return self._value >> self._left & (1 << count) - 1
+
+    def number(self) -> int:
+        """An Exp-Golomb code, ue(v) (9.1)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def skip_scaling_list(self, size: int) -> None:
+        """Pass over a scaling list of ``size`` numbers (7.3.2.1.1.1)."""
+        last = following = 8
+        for _ in range(size):
+            if following:
+                code = self.number()
+                delta = (code + 1) // 2 if code % 2 else -(code // 2)
+                following = (last + delta) % 256
+            last = following or last

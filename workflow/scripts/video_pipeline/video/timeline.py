@@ -1,0 +1,92 @@
+"""The times of a stream's packets, made to go on from the first packet to the last."""
+
+from __future__ import annotations
+
+from av.format import Flags
+from av.frame import Frame
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from video_pipeline.video.h264 import FieldPairs
+
+BACKWARD_SECONDS, FORWARD_SECONDS = 0.1, 10.0
+"""Decoding times that go back by more than the first, or in an MPEG stream away from where they
+should be by more than the second, begin again. ffmpeg's program has the same limits
+(``ts_discontinuity_detect``)."""
+
+_NEAR_JOINT = 16
+"""Packets before a joint that may be marked as damaged because the stream does not go on."""
+
+
+def stamp_of(item: Packet | Frame) -> int | None:
+    """The presentation time of a packet or frame in units of its stream's time base; the decoding
+    time where there is none (AVI has no other). torchcodec does the same."""
+    return item.pts if item.pts is not None else item.dts
+
+
+class Timeline:
+    """Corrects packets one after the other, from the first of a file on.
+
+    Where times begin again, as in pieces that were joined byte by byte, they go on instead, as
+    ffmpeg's program has it. The second field of a frame has the time of the first.
+
+    Attributes:
+        is_regular: Whether no packet has needed a correction yet.
+        is_second_field: Whether the last packet held the second field of a frame.
+    """
+
+    def __init__(self, stream: VideoStream) -> None:
+        self.is_regular = True
+        self.is_second_field = False
+        self._is_mpeg = bool(stream.container.format.flags & Flags.ts_discont.value)
+        self._backward = BACKWARD_SECONDS / stream.time_base
+        self._forward = FORWARD_SECONDS / stream.time_base
+        self._fields: FieldPairs | None = None
+        if stream.codec_context.codec.canonical_name == "h264":
+            self._fields = FieldPairs(stream.codec_context.extradata or b"")
+        self._stamp: int | None = None  # of the last packet
+        self._last: int | None = None  # its decoding time, as the file has it
+        self._next = 0  # where that of the next one should be
+        self._shift = 0
+        self._packets = 0
+        self._damaged: list[int] = []
+
+    @property
+    def damage(self) -> str | None:
+        """Which packet the demuxer has marked as damaged, if any."""
+        return f"packet {self._damaged[0]} is damaged" if self._damaged else None
+
+    def correct(self, packet: Packet) -> None:
+        """Correct the times of the next packet of the file."""
+        self._packets += 1
+        if packet.is_corrupt:
+            self._damaged.append(self._packets)
+        self.is_second_field = (
+            self._fields is not None
+            and self._fields.may_come
+            and self._fields.is_second(bytes(packet))
+        )
+        duration = packet.duration or 0
+        if self.is_second_field:
+            self.is_regular = False
+            packet.pts = packet.dts = self._stamp
+            self._next += duration
+            return
+        if packet.dts is not None:
+            self._go_on(packet.dts)
+            self._last, self._next = packet.dts, packet.dts + duration
+        if self._shift:
+            packet.dts = None if packet.dts is None else packet.dts + self._shift
+            packet.pts = None if packet.pts is None else packet.pts + self._shift
+        self._stamp = stamp_of(packet)
+
+    def _go_on(self, decoding_time: int) -> None:
+        if self._last is None:
+            return
+        gap = decoding_time - self._next
+        if decoding_time + self._backward < self._last or (
+            self._is_mpeg and abs(gap) > self._forward
+        ):
+            self._shift -= gap
+            self.is_regular = False
+            self._damaged = [n for n in self._damaged if n < self._packets - _NEAR_JOINT]
