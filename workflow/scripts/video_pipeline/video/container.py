@@ -11,6 +11,7 @@ from itertools import chain
 
 import av
 from av.error import ArgumentError, FFmpegError
+from av.format import Flags
 from av.packet import Packet
 from av.stream import Discard
 from av.video.frame import VideoFrame
@@ -334,7 +335,9 @@ class Video:
         self._check_complete(packets=self.position - 1)
         if timeline.damage:
             note_damage(timeline.damage)
-        self._can_seek = timeline.is_regular  # a seek forgets the corrections
+        # A seek forgets the corrections; and times that FFmpeg makes up differ after one.
+        has_times = not self._container.format.flags & Flags.no_timestamps.value
+        self._can_seek = has_times and timeline.is_regular
         if timeline.is_regular:
             self._timeline = None  # nothing to correct
         self.start = entries[0] if entries else EntryPoint(0, 0)

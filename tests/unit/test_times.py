@@ -1,0 +1,369 @@
+"""Which pictures the model sees, and at which times, in files whose times are not even."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numbered import number_of, write_fields, write_numbered, write_raw_fields
+from qwen_vl_utils import process_vision_info
+from video_pipeline.data.clips import ClipsDataset
+from video_pipeline.data.seen import pictures
+from video_pipeline.video.container import Video
+from video_pipeline.video.errors import VideoReadError, noting_damage
+from video_pipeline.video.reader import probe, read_frame, read_video, register_reader
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    register_reader()
+
+
+def seen(path: Path, **item: object) -> list[tuple[int, float]]:
+    """Number and told time of the pictures that ``process_vision_info`` gives."""
+    content = {"type": "video", "video": str(path), "resize": "exact", **item}
+    _, videos, _ = process_vision_info(
+        [{"role": "user", "content": [content]}],
+        return_video_kwargs=True,
+        return_video_metadata=True,
+    )
+    shown = pictures({"multi_modal_data": {"video": videos}})
+    return [(number_of(np.asarray(each.image)), each.seconds) for each in shown]
+
+
+def all_numbers(path: Path, **item: object) -> list[int]:
+    with Video(str(path)) as video:
+        count = len(video.stamps)
+    return [number for number, _ in seen(path, nframes=count, **item)]
+
+
+def plain_decode(path: Path) -> list[int]:
+    """What FFmpeg's decoder gives for the whole file."""
+    with av.open(str(path)) as container:
+        return [number_of(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+
+
+# --- a variable rate ---------------------------------------------------------------------------
+
+
+def time_of(number: int) -> float:
+    """Two seconds at 25 pictures a second, then one picture a second."""
+    return number / 25 if number < 50 else number - 48.0
+
+
+@pytest.fixture(scope="module", params=["vfr.mp4", "vfr.mkv"])
+def uneven(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("uneven") / request.param
+    return write_numbered(path, 100, times=[time_of(number) for number in range(100)])
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"nframes": 8},
+        {"fps": 0.5},
+        {"fps": 2.0},
+        {"keyframes": True},
+        {"fps": 1.0, "video_start": 20.0, "video_end": 30.0},
+        {"nframes": 4, "video_start": 0.5, "video_end": 1.5},
+    ],
+    ids=repr,
+)
+def test_told_times_are_those_of_the_pictures(uneven: Path, item: dict) -> None:
+    shown = seen(uneven, **item)
+    assert len(shown) >= 2
+    for number, seconds in shown:
+        assert seconds == pytest.approx(time_of(number), abs=0.002)
+
+
+def test_an_uneven_video_is_sampled_by_time(uneven: Path) -> None:
+    """Each picture is the one on the screen at its time."""
+    shown = seen(uneven, nframes=18)
+    for place, (number, _) in enumerate(shown):
+        wanted = place * 51 / 17
+        assert time_of(number) <= wanted + 0.002 < time_of(number + 1)
+
+
+def test_the_rate_says_how_far_the_pictures_are_apart(uneven: Path) -> None:
+    """Qwen2.5-VL is told nothing else: transformers works it out from the metadata."""
+    from transformers.video_utils import VideoMetadata
+
+    _, metadata, rate = read_video({"video": str(uneven), "nframes": 18})
+    assert rate == pytest.approx(17 / 51)
+    assert VideoMetadata(**metadata).sampled_fps == pytest.approx(rate)
+    assert metadata["duration"] == pytest.approx(52, abs=1.01)  # how long the last one lasts
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "half_open", "expected"),
+    [
+        (20.0, 30.0, False, list(range(68, 79))),
+        (20.0, 30.0, True, list(range(68, 78))),
+        (0.0, 2.0, True, list(range(50))),
+        (1.0, 2.0, False, list(range(25, 51))),
+        (50.5, None, False, [98, 99]),  # only one begins there, so that on the screen comes first
+        (30.2, 30.8, False, [78]),
+        (30.2, 31.0, True, [78]),
+        (30.2, 31.0, False, [78, 79]),
+    ],
+)
+def test_a_segment_holds_the_frames_that_begin_in_it(
+    uneven: Path, start: float, end: float | None, half_open: bool, expected: list[int]
+) -> None:
+    with Video(str(uneven)) as video:
+        first, last = video.segment(start, end, half_open=half_open)
+    assert list(range(first, last + 1)) == expected
+
+
+def test_a_picture_that_stays_on_the_screen_is_shown_twice(uneven: Path) -> None:
+    shown = seen(uneven, fps=2.0, video_start=30.2, video_end=30.8)
+    assert [number for number, _ in shown] == [78, 78]
+
+
+def test_the_first_frame_of_a_segment(uneven: Path) -> None:
+    for seconds, number in ((0.0, 0), (1.0, 25), (20.0, 68), (20.5, 69)):
+        assert number_of(np.asarray(read_frame(str(uneven), seconds))) == number
+
+
+def test_windows_of_an_uneven_video_share_no_picture_and_lose_none(uneven: Path) -> None:
+    sample = {"path": str(uneven), "__key": "k", "__video_uri": str(uneven)}
+    windows = ClipsDataset.expand(sample, {"clip_seconds": 10.0})
+    assert len(windows) == 5
+    shown = []
+    with Video(str(uneven)) as video:
+        for each in windows:
+            first, last = video.segment(each["video_start"], each["video_end"], half_open=True)
+            shown += range(first, last + 1)
+            assert time_of(first) == pytest.approx(each["video_start"])
+    assert shown == list(range(100))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), 30, 60])
+def test_rounded_times_are_even(tmp_path: Path, suffix: str, rate: Fraction) -> None:
+    path = write_numbered(tmp_path / f"even.{suffix}", 100, rate=rate)
+    with Video(str(path)) as video:
+        assert video.is_even
+
+
+def test_one_late_frame_makes_a_video_uneven(tmp_path: Path) -> None:
+    times = [number / 25 + (0.02 if number == 30 else 0) for number in range(60)]
+    with Video(str(write_numbered(tmp_path / "late.mp4", 60, times=times))) as video:
+        assert not video.is_even
+
+
+def test_a_segment_is_exact_where_floats_are_not(tmp_path: Path) -> None:
+    """0.28 * 25 is a little more than 7."""
+    path = write_numbered(tmp_path / "even.mp4", 50)
+    assert [number for number, _ in seen(path, nframes=2, video_start=0.28, video_end=0.56)] == [
+        7,
+        14,
+    ]
+
+
+# --- times that begin again ----------------------------------------------------------------------
+
+JOINED = {
+    "h264.ts": {"options": {"bf": "3", "g": "12"}, "format": "mpegts"},
+    "mpeg2.ts": {"codec": "mpeg2video", "options": {"bf": "2", "b": "2M"}, "format": "mpegts"},
+    "hevc.ts": {
+        "codec": "libx265",
+        "options": {"x265-params": "log-level=none:keyint=12"},
+        "format": "mpegts",
+    },
+    "mpeg2.mpg": {"codec": "mpeg2video", "options": {"bf": "2", "b": "2M"}, "format": "mpeg"},
+    "h264.mkv": {"options": {"bf": "3"}, "format": "matroska"},
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_joined_pieces_follow_each_other(tmp_path: Path, name: str) -> None:
+    pieces = [
+        write_numbered(tmp_path / f"{first}.{name}", 50, first=first, **JOINED[name])
+        for first in (0, 1000, 2000)
+    ]
+    path = tmp_path / name
+    path.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    expected = [first + number for first in (0, 1000, 2000) for number in range(50)]
+    if name == "h264.mkv":  # FFmpeg stops at the third
+        del expected[100:]
+    assert plain_decode(path) == expected
+    assert all_numbers(path) == expected
+    assert probe(str(path)).duration == pytest.approx(len(expected) / 25, abs=0.1)
+    shown = seen(path, nframes=4, video_start=1.0, video_end=3.0)
+    for number, seconds in shown:
+        assert seconds == pytest.approx(2.0 * (number // 1000) + number % 1000 / 25, abs=0.05)
+    with noting_damage() as damage:
+        read_video({"video": str(path), "nframes": 4})
+    assert not damage
+
+
+def test_a_gap_in_a_recording_is_closed_as_ffmpeg_does(tmp_path: Path) -> None:
+    """More than ten seconds in an MPEG stream; in an MP4 a gap is a picture that stays."""
+    times = [number / 25 + (100 if number >= 25 else 0) for number in range(50)]
+    stream = write_numbered(
+        tmp_path / "gap.ts", 50, times=times, format="mpegts", options={"bf": "0"}
+    )
+    assert probe(str(stream)).duration == pytest.approx(2.0, abs=0.1)
+    file = write_numbered(tmp_path / "gap.mp4", 50, times=times)
+    assert probe(str(file)).duration == pytest.approx(102.0, abs=0.1)
+
+
+# --- fields --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packets", ["pair", "each"])
+@pytest.mark.parametrize("format", ["mpegts", "mpeg", "mp4", "matroska"])
+def test_two_fields_are_one_frame(tmp_path: Path, packets: str, format: str) -> None:
+    path = write_fields(tmp_path / "fields.video", 20, packets=packets, format=format)
+    assert plain_decode(path) == list(range(20))
+    info = probe(str(path))
+    # a container may say that the last field lasts as long as a frame
+    assert (info.frames, info.duration) == (20, pytest.approx(0.8, abs=0.041))
+    assert seen(path, nframes=4) == [
+        (number, pytest.approx(number / 25, abs=0.021)) for number in (0, 6, 13, 19)
+    ]
+    assert all_numbers(path) == list(range(20))
+    assert all_numbers(path, keyframes=True) == list(range(20))
+
+
+# --- streams without times -----------------------------------------------------------------------
+
+RAW = {
+    "h264": {"options": {"bf": "3", "g": "12"}},
+    "hevc": {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=12"}},
+    "mpeg2video": {"codec": "mpeg2video", "options": {"bf": "2", "b": "2M"}},
+    "m4v": {"codec": "mpeg4", "options": {"bf": "2", "b": "2M"}},
+    "mjpeg": {"codec": "mjpeg", "pixel_format": "yuvj420p"},
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_a_raw_stream_is_read_at_its_rate(tmp_path: Path, name: str) -> None:
+    path = write_numbered(tmp_path / "raw", 60, format=name, rate=25, **RAW[name])
+    assert seen(path, nframes=4) == [
+        (number, pytest.approx(number / 25, abs=0.001)) for number in (0, 20, 39, 59)
+    ]
+    assert all_numbers(path) == list(range(60))
+    assert probe(str(path)).duration == pytest.approx(60 / 25)
+
+
+def test_a_raw_stream_knows_its_own_rate(tmp_path: Path) -> None:
+    path = write_numbered(tmp_path / "raw", 60, format="h264", rate=50)
+    assert probe(str(path)).fps == pytest.approx(50)
+
+
+def test_raw_fields(tmp_path: Path) -> None:
+    path = write_raw_fields(tmp_path / "raw.h264", 20)
+    assert [number for number, _ in seen(path, nframes=20)] == list(range(20))
+
+
+# --- state in the first packets ------------------------------------------------------------------
+
+STATEFUL = {
+    "palette.nut": {"codec": "rawvideo", "pixel_format": "pal8"},
+    "raw.avi": {"codec": "rawvideo", "pixel_format": "pal8"},
+    "motion.avi": {"codec": "zmbv", "pixel_format": "bgr0"},
+    "animation.mov": {"codec": "qtrle", "pixel_format": "rgb24"},
+    "animation.gif": {"codec": "gif", "pixel_format": "rgb8"},
+    "screen.flv": {"codec": "flashsv", "pixel_format": "bgr24"},
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_decoder_that_needs_the_first_packets_gets_them(tmp_path: Path, name: str) -> None:
+    arguments = STATEFUL[name]
+    palette = arguments["pixel_format"] == "pal8"
+    write = write_palette if palette else write_numbered
+    path = write(tmp_path / name, 40, **({} if palette else arguments))
+    assert [number for number, _ in seen(path, nframes=4)] == [0, 13, 26, 39]
+    shown = seen(path, nframes=2, video_start=0.8)
+    assert [number for number, _ in shown] == [20, 39]
+
+
+def write_palette(path: Path, count: int) -> Path:
+    """Pictures of a palette, which the container gives with the first packet only."""
+    from numbered import SIDE, picture
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("rawvideo", rate=25)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "pal8"
+        levels = np.arange(256, dtype=np.uint8)
+        palette = np.stack([np.full(256, 255, np.uint8), levels, levels, levels], axis=-1)
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray((picture(number), palette), "pal8")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+# --- what is lost --------------------------------------------------------------------------------
+
+
+def damage(path: Path, target: Path, begin: float, end: float) -> Path:
+    """Noise from ``begin`` to ``end``, shares of the file."""
+    data = bytearray(path.read_bytes())
+    chance = random.Random(0)
+    for place in range(int(begin * len(data)), int(end * len(data))):
+        data[place] = chance.randrange(256)
+    target.write_bytes(data)
+    return target
+
+
+def noisy(path: Path, format: str) -> Path:
+    """A clip of key frames each second and enough bytes to damage."""
+    chance = np.random.default_rng(0)
+    options = {"g": "25", "bf": "0", "sc_threshold": "0"}
+    with av.open(str(path), "w", format=format) as container:
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width = stream.height = 128
+        stream.pix_fmt = "yuv420p"
+        for _ in range(200):
+            grain = chance.integers(0, 256, (128, 128), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grain, "gray")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("format", ["mp4", "mpegts"])
+def test_damage_that_no_sampled_frame_needs_is_noted(tmp_path: Path, format: str) -> None:
+    whole = noisy(tmp_path / "whole", format)
+    path = damage(whole, tmp_path / "damaged", 0.40, 0.42)
+    with noting_damage() as noted:
+        frames, _, _ = read_video({"video": str(path), "nframes": 8})
+    assert len(frames) == 8
+    if format == "mpegts":  # the demuxer sees it, wherever it is
+        assert noted
+    with noting_damage() as noted:
+        read_video({"video": str(whole), "nframes": 8})
+    assert not noted
+
+
+def test_damage_on_the_way_is_noted_and_a_lost_frame_is_an_error(tmp_path: Path) -> None:
+    path = damage(noisy(tmp_path / "whole", "mp4"), tmp_path / "damaged", 0.40, 0.42)
+    # from 3.0 s on frames are decoded through the damage, which ends with the second
+    with noting_damage() as noted:
+        read_video({"video": str(path), "nframes": 2, "video_start": 2.9, "video_end": 3.96})
+    assert noted
+    with pytest.raises(VideoReadError, match=r"could be decoded, not that at 3\.\d+ s; damaged"):
+        read_video({"video": str(path), "nframes": 200})
+
+
+def test_a_recording_that_begins_between_two_key_frames(tmp_path: Path) -> None:
+    """Its first frames cannot be decoded: it begins with the first that can, as ffmpeg's does."""
+    whole = write_numbered(
+        tmp_path / "whole.ts", 100, options={"bf": "3", "g": "25"}, format="mpegts"
+    )
+    packets = whole.read_bytes()
+    path = tmp_path / "late.ts"
+    path.write_bytes(packets[188 * (len(packets) // 188 // 3) :])
+    shown = seen(path, nframes=4)
+    assert [number for number, _ in shown][0] == plain_decode(path)[0] > 0
+    first = shown[0][0]
+    for number, seconds in shown:
+        assert seconds == pytest.approx((number - first) / 25, abs=0.001)
