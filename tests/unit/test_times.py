@@ -225,7 +225,7 @@ def test_two_fields_are_one_frame(tmp_path: Path, packets: str, format: str) -> 
     # a container may say that the last field lasts as long as a frame
     assert (info.frames, info.duration) == (20, pytest.approx(0.8, abs=0.041))
     assert seen(path, nframes=4) == [
-        (number, pytest.approx(number / 25, abs=0.021)) for number in (0, 6, 13, 19)
+        (number, pytest.approx(number / 25, abs=0.04)) for number in (0, 6, 13, 19)
     ]
     assert all_numbers(path) == list(range(20))
     assert all_numbers(path, keyframes=True) == list(range(20))
@@ -363,7 +363,7 @@ def test_a_recording_that_begins_between_two_key_frames(tmp_path: Path) -> None:
     path = tmp_path / "late.ts"
     path.write_bytes(packets[188 * (len(packets) // 188 // 3) :])
     shown = seen(path, nframes=4)
-    assert [number for number, _ in shown][0] == plain_decode(path)[0] > 0
     first = shown[0][0]
+    assert first == plain_decode(path)[0] > 0
     for number, seconds in shown:
         assert seconds == pytest.approx((number - first) / 25, abs=0.001)

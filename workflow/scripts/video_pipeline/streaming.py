@@ -384,9 +384,7 @@ class Stream:
             most = constraints.max_tokens or self._shard.config.sampling.max_tokens
             message = f"the answer did not end within {most} tokens"
             record = {"stage": "length", "type": "Truncated", "message": message}
-            self._fail(
-                journal, question, record, **answer.as_record(), damaged=prepared.damaged
-            )
+            self._fail(journal, question, record, **answer.as_record(), damaged=prepared.damaged)
             return record
         journal.answer(*question, **answer.as_record(), damaged=prepared.damaged)
         if self._statistics.inferred < PARSED_AT_ONCE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from av.format import Flags
 from av.frame import Frame
 from av.packet import Packet
@@ -38,15 +40,15 @@ class Timeline:
     def __init__(self, stream: VideoStream) -> None:
         self.is_regular = True
         self.is_second_field = False
-        self._is_mpeg = bool(stream.container.format.flags & Flags.ts_discont.value)
+        is_mpeg = stream.container.format.flags & Flags.ts_discont.value
         self._backward = BACKWARD_SECONDS / stream.time_base
-        self._forward = FORWARD_SECONDS / stream.time_base
+        self._most = FORWARD_SECONDS / stream.time_base if is_mpeg else math.inf
         self._fields: FieldPairs | None = None
         if stream.codec_context.codec.canonical_name == "h264":
             self._fields = FieldPairs(stream.codec_context.extradata or b"")
         self._stamp: int | None = None  # of the last packet
-        self._last: int | None = None  # its decoding time, as the file has it
-        self._next = 0  # where that of the next one should be
+        # of decoding times, as the file has them: where the next should be, and the least it may be
+        self._next, self._least = 0, -math.inf
         self._shift = 0
         self._packets = 0
         self._damaged: list[int] = []
@@ -61,32 +63,33 @@ class Timeline:
         self._packets += 1
         if packet.is_corrupt:
             self._damaged.append(self._packets)
-        self.is_second_field = (
-            self._fields is not None
-            and self._fields.may_come
-            and self._fields.is_second(bytes(packet))
-        )
-        duration = packet.duration or 0
-        if self.is_second_field:
-            self.is_regular = False
-            packet.pts = packet.dts = self._stamp
-            self._next += duration
+        if self._fields is not None and self._is_second_field(packet):
             return
-        if packet.dts is not None:
-            self._go_on(packet.dts)
-            self._last, self._next = packet.dts, packet.dts + duration
+        decoding_time = packet.dts
+        if decoding_time is not None:
+            gap = decoding_time - self._next
+            if decoding_time < self._least or abs(gap) > self._most:
+                self._begin_again(gap)
+            self._next = decoding_time + (packet.duration or 0)
+            self._least = decoding_time - self._backward
         if self._shift:
-            packet.dts = None if packet.dts is None else packet.dts + self._shift
+            packet.dts = None if decoding_time is None else decoding_time + self._shift
             packet.pts = None if packet.pts is None else packet.pts + self._shift
         self._stamp = stamp_of(packet)
 
-    def _go_on(self, decoding_time: int) -> None:
-        if self._last is None:
-            return
-        gap = decoding_time - self._next
-        if decoding_time + self._backward < self._last or (
-            self._is_mpeg and abs(gap) > self._forward
-        ):
+    def _is_second_field(self, packet: Packet) -> bool:
+        """Whether it is one; then it gets the time of the first."""
+        self.is_second_field = self._fields.is_second(bytes(packet))
+        if self.is_second_field:
+            self.is_regular = False
+            packet.pts = packet.dts = self._stamp
+            self._next += packet.duration or 0
+        elif not self._fields.may_come:
+            self._fields = None
+        return self.is_second_field
+
+    def _begin_again(self, gap: int) -> None:
+        if self._stamp is not None:  # else it is the first packet
             self._shift -= gap
             self.is_regular = False
             self._damaged = [n for n in self._damaged if n < self._packets - _NEAR_JOINT]
