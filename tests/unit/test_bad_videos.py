@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from helpers import Run
 from video_pipeline.config import load_config
+from video_pipeline.consolidation import consolidate
 from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
+from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import split
 from video_pipeline.testing.clips import write_clip
@@ -171,7 +173,8 @@ def test_every_kind_has_a_record(read: Callable[..., Results], tmp_path: Path) -
         "one.mp4": "read: video has 1 frame, at least 2 are needed",
         "still.mkv": "ok",
         "one_pixel.mkv": "ok",
-        "16k.gif": "read: damaged near frame 1 of 8: Picture size 16384x16384 is invalid",
+        "16k.gif": "read: 0 of 4 sampled frames could be decoded, not that at 0.000 s; "
+        "damaged near frame 1 of 8: Picture size 16384x16384 is invalid",
         "claim.mp4": "ok",  # the stream itself knows better
     }
     paths = {name: name if name.startswith("/") else f"{tmp_path}/{name}" for name in expected}
@@ -179,6 +182,32 @@ def test_every_kind_has_a_record(read: Callable[..., Results], tmp_path: Path) -
     said = {name: message(results[paths[name]]) for name in expected}
     wrong = {name: text for name, text in said.items() if not text.startswith(expected[name])}
     assert not wrong
+
+
+def test_damage_reaches_the_record(here: Run, tmp_path: Path) -> None:
+    """Noise in the middle of a recording, between the frames that are sampled."""
+    whole = write_clip(tmp_path / "whole.ts", codec="mpeg2video", seconds=4.0)
+    data = bytearray(whole.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = random.Random(0).randbytes(2000)
+    (tmp_path / "damaged.ts").write_bytes(data)
+    here.write_samples(
+        {"id": name, "path": str(tmp_path / name)} for name in ("whole.ts", "damaged.ts")
+    )
+    here.configure(
+        data={"num_shards": 1},
+        run={"task": "describe", "plugins": []},
+        vision={"nframes": 2, "min_pixels": 28 * 28, "max_pixels": 16 * 28 * 28},
+    )
+    config = load_config(here.folder / "my.yaml")
+    layout = Layout.of(config, 1)
+    split(config, layout)
+    infer(config, layout, 0, 1)
+    consolidate(config, layout)
+    good, bad = here.records()
+    assert (good["__status"], bad["__status"]) == ("ok", "ok")
+    assert "damaged" not in good
+    assert bad["damaged"] is True
 
 
 NAMES = [

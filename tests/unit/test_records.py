@@ -92,6 +92,20 @@ def test_an_error_after_the_answer_keeps_the_answer():
     assert (record["output_text"], record["__usage"]) == ("half", USAGE)
 
 
+def test_a_damaged_video_is_named_in_its_record():
+    journaled = {"output_text": "text", "__usage": USAGE, "damaged": True}
+    assert record_of(Describe(), ENTRY, {WHOLE: journaled})["damaged"] is True
+    assert "damaged" not in build(Describe())
+
+
+def test_a_field_of_the_tasks_own_goes_before_the_damage():
+    journaled = {"output_text": "text", "__usage": USAGE, "damaged": True}
+    task = Parsing({"parse": lambda text, sample: {"damaged": "a dent"}})
+    built = Records(load_config({}), task).build(ENTRY, {WHOLE: journaled})
+    assert built.line.count(b'"damaged"') == 1
+    assert orjson.loads(built.line)["damaged"] == "a dent"
+
+
 def test_parse_sees_text_and_sample():
     seen = []
     build_parsed(lambda text, sample: seen.append((text, sample)) or {}, "text")
@@ -295,6 +309,11 @@ def test_one_record_has_all_answers():
         "what": {"answer": "A cat."},
         "many": {"count": 3},
     }
+
+
+def test_a_damaged_video_is_damaged_for_all_questions():
+    journaled = {"what": answered("A cat.", damaged=True), "many": answered("3", damaged=True)}
+    assert record_of(Asking(), ASKED, journaled)["damaged"] is True
 
 
 def test_an_answer_that_fails_keeps_the_others():
