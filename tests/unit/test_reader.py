@@ -192,8 +192,8 @@ def test_shortcuts_change_no_pixel(clips: Path, name: str) -> None:
     with Video(str(clips / name)) as video:
         positions = list(range(0, len(video.stamps), 7))
         plain = list(decode_pyav.decode(video, positions, shortcuts=False))
-        for (_, frame), fast in zip(plain, reader._decode(video, positions), strict=True):
-            assert torch.equal(frame, fast)
+        for (_, shown), fast in zip(plain, reader._decode(video, positions), strict=True):
+            assert torch.equal(shown.pixels, fast.pixels)
 
 
 @pytest.mark.parametrize("name", [name for name in CLIPS if name.endswith((".mp4", ".mkv"))])
@@ -216,8 +216,8 @@ def test_frames_are_those_of_torchcodec(clips: Path, name: str) -> None:
     positions = list(range(0, len(decoder), 5))
     expected = decoder.get_frames_at(positions)
     with Video(str(clips / name)) as video:
-        for position, (stamp, frame) in enumerate(decode_pyav.decode(video, positions)):
-            assert torch.equal(frame.permute(2, 0, 1), expected.data[position])
+        for position, (stamp, shown) in enumerate(decode_pyav.decode(video, positions)):
+            assert torch.equal(shown.pixels.permute(2, 0, 1), expected.data[position])
             seconds = float(stamp * video.time_base)
             assert seconds == pytest.approx(expected.pts_seconds[position].item(), abs=1e-6)
 

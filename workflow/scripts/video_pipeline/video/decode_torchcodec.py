@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-import torch
-
 from video_pipeline.video.container import Video
-
-_PROBED_BYTES = 1 << 20
-"""How much of a file FFmpeg looks at, at most, to guess its format (PROBE_BUF_MAX)."""
-
-_PLAYLIST = re.compile(
-    rb"#EXTM3U|ffconcat|<MPD|<CompositionPlaylist|# VobSub|c=IN IP", re.IGNORECASE
-)
-"""How files start, or what they hold, that FFmpeg takes for a list of other files."""
+from video_pipeline.video.display import Shown, pixel_aspect
+from video_pipeline.video.no_video import may_be_a_playlist
 
 
 @lru_cache(maxsize=1)
@@ -29,15 +20,14 @@ def is_available() -> bool:
     return True
 
 
-def decode(video: Video, positions: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+def decode(video: Video, positions: Sequence[int]) -> Iterator[tuple[int, Shown]]:
     """Like :func:`video_pipeline.video.decode_pyav.decode`; ends early where torchcodec fails.
 
     torchcodec cannot be told which formats to open, and its FFmpeg may take a file for another one
     than PyAV's did. So it is not given a file that could pass for a playlist.
     """
-    with open(video.url.removeprefix("file:"), "rb") as file:
-        if _PLAYLIST.search(file.read(_PROBED_BYTES)):
-            return
+    if may_be_a_playlist(video.url.removeprefix("file:")):
+        return
     from torchcodec.decoders import VideoDecoder
 
     try:
@@ -54,8 +44,11 @@ def decode(video: Video, positions: Sequence[int]) -> Iterator[tuple[int, torch.
             video.end,
         ):
             return  # it takes decoding times for display times in AVI with B-frames, for one
+        if index.rotation is not None:
+            return  # it knows the angle of a display matrix, not whether it mirrors
+        aspect = pixel_aspect(video.stream.sample_aspect_ratio)
         for position in positions:
             frame = decoder.get_frame_at(position)
-            yield round(frame.pts_seconds / video.time_base), frame.data
-    except RuntimeError:
+            yield round(frame.pts_seconds / video.time_base), Shown(frame.data, aspect)
+    except (RuntimeError, ValueError):  # the latter where its FFmpeg knows fewer streams
         return
