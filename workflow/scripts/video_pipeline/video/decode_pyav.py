@@ -17,7 +17,7 @@ from video_pipeline.video.container import Video, VideoReadError, explain, stamp
 from video_pipeline.video.display import Orientation, Shown, pixel_aspect
 
 UPRIGHT = (65536, 0, 0, 0, 65536)
-"""The first five of the nine numbers of a display matrix (16.16 fixed point) that changes nothing."""
+"""Of a display matrix that changes nothing: its first five numbers of nine, 16.16 fixed point."""
 
 
 def decode(
@@ -46,9 +46,7 @@ def decode(
         ) from error
 
 
-def _decode(
-    video: Video, positions: Sequence[int], shortcuts: bool
-) -> Iterator[tuple[int, Shown]]:
+def _decode(video: Video, positions: Sequence[int], shortcuts: bool) -> Iterator[tuple[int, Shown]]:
     wanted = {video.stamps[position] for position in positions}
     decoder = video.decoder
     drops = shortcuts and decoder.name == "h264"
@@ -76,7 +74,7 @@ def _decode(
 
 
 class _ToRgb:
-    """Converts the frames of a video to RGB just as torchcodec 0.12 does, to the last bit, and turns
+    """Converts the frames of a video to RGB just as torchcodec 0.12 does, to the last bit, and has
     them the right way up as ffmpeg does."""
 
     def __init__(self, video: Video) -> None:

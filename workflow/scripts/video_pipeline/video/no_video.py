@@ -1,4 +1,4 @@
-"""What a file is that holds no video, as far as its first bytes tell: for the message of its error."""
+"""What a file is that holds no video, as far as its first bytes tell: for error messages."""
 
 from __future__ import annotations
 
