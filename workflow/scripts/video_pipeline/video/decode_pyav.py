@@ -11,7 +11,6 @@ import torch
 from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange
 
 from video_pipeline.video.container import Video, VideoReadError, explain, stamp_of
 from video_pipeline.video.display import Orientation, Shown, pixel_aspect
@@ -74,8 +73,7 @@ def _decode(video: Video, positions: Sequence[int], shortcuts: bool) -> Iterator
 
 
 class _ToRgb:
-    """Converts the frames of a video to RGB just as torchcodec 0.12 does, to the last bit, and has
-    them the right way up as ffmpeg does."""
+    """Converts the frames of a video to RGB, the right way up, as ffmpeg does, to the last bit."""
 
     def __init__(self, video: Video) -> None:
         self._video = video
@@ -84,42 +82,24 @@ class _ToRgb:
     def __call__(self, frame: VideoFrame) -> Shown:
         """``frame`` as it is shown."""
         orientation = Orientation.of(_display_matrix(frame))
-        limited = self._range_is_ignored(frame, orientation)
-        kind = (frame.width, frame.height, frame.format.name, limited, orientation.degrees)
+        shape = (frame.width, frame.height, frame.format.name, orientation.degrees)
+        kind = (*shape, frame.color_range, frame.colorspace)
         if kind != self._kind:
-            self._kind, self._graph = kind, self._make_graph(*kind)
+            self._kind, self._graph = kind, self._make_graph(*shape)
         self._graph.push(frame)
         pixels = orientation.turn(self._graph.pull().to_ndarray())
         # what the container says goes before what the stream says, and the decoder may know more
         ratio = self._video.stream.sample_aspect_ratio or self._video.decoder.sample_aspect_ratio
         return Shown(torch.from_numpy(pixels), orientation.turn_aspect(pixel_aspect(ratio)))
 
-    @staticmethod
-    def _range_is_ignored(frame: VideoFrame, orientation: Orientation) -> bool:
-        """torchcodec calls swscale itself if the width is a multiple of 32, and then takes the
-        colour range from the pixel format alone: full for yuvj420p, limited for yuv420p."""
-        name = frame.format.name
-        by_swscale = frame.width % 32 == 0 and orientation == Orientation()
-        return (
-            by_swscale
-            and frame.color_range == ColorRange.JPEG
-            and name.startswith("yuv")
-            and not name.startswith("yuvj")
-        )
-
-    def _make_graph(
-        self, width: int, height: int, pixel_format: str, limited: bool, degrees: int
-    ) -> Graph:
+    def _make_graph(self, width: int, height: int, pixel_format: str, degrees: int) -> Graph:
         graph = Graph()
         graph.threads = 1
         source = graph.add_buffer(
             width=width, height=height, format=pixel_format, time_base=self._video.time_base
         )
         rotate = [graph.add("rotate", f"{degrees}*PI/180")] if degrees else []
-        scale = [graph.add("scale", "in_range=limited")] if limited else []
-        graph.link_nodes(
-            source, *rotate, *scale, graph.add("format", "rgb24"), graph.add("buffersink")
-        )
+        graph.link_nodes(source, *rotate, graph.add("format", "rgb24"), graph.add("buffersink"))
         graph.configure()
         return graph
 

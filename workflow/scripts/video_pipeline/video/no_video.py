@@ -32,23 +32,18 @@ _OTHERS = {
 """How other files start that are found under the name of a video, and what they are."""
 
 
-def may_be_a_playlist(path: str) -> bool:
-    """Whether FFmpeg, of whatever version, could take a local file for a list of others."""
-    with open(path, "rb") as file:
-        return _PLAYLIST.search(file.read(_PROBED_BYTES)) is not None
-
-
 def why_no_video(path: str) -> str | None:
     """Why a local file that FFmpeg does not open as a video is none; None if that is not known."""
     if name := image_format(path):
         return f"an image ({name}), not a video: `run.dataset: image` reads images"
     with open(path, "rb") as file:
-        start = file.read(4096)
+        probed = file.read(_PROBED_BYTES)
+    start = probed[:4096]
     for pattern, noun in _OTHERS.items():
         if re.match(pattern, start, re.IGNORECASE | re.DOTALL):
             return f"not a video but {noun}"
     if _is_text(start):
-        if may_be_a_playlist(path):
+        if _PLAYLIST.search(probed):
             return "not a video in one file (playlists and the like are not followed)"
         return "not a video but a text file"
     return "holds sound only, no video" if _SOUND.match(start) else None

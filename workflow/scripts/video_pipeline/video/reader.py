@@ -1,8 +1,10 @@
 """The video reader that ``qwen_vl_utils.process_vision_info`` uses in this pipeline.
 
-It gives the frames that qwen-vl-utils' own torchcodec reader gives, to the last bit, from less
-work: one thread, no frame decoded or converted in vain, a resize in uint8, and it needs no FFmpeg
-on the system. Four more keys of a video item steer it:
+It gives the frames that ffmpeg shows: upright, mirrored where the file says so, with square pixels
+and the colours of their range. Where a file has none of this, they are those of qwen-vl-utils' own
+torchcodec reader, to the last bit, from less work: one thread, no frame decoded or converted in
+vain, a resize in uint8, and it needs no FFmpeg on the system. Four more keys of a video item steer
+it:
 
 ``image_patch_size``
     Pixels, as given to ``process_vision_info``. Without it frames leave the reader in their own
@@ -40,7 +42,7 @@ import torch
 from PIL import Image
 from qwen_vl_utils import vision_process as qwen
 
-from video_pipeline.video import READER_VERSION, decode_pyav, decode_torchcodec
+from video_pipeline.video import READER_VERSION, decode_pyav
 from video_pipeline.video.access import read_image, upright_rgb
 from video_pipeline.video.container import Video, VideoReadError
 from video_pipeline.video.display import Shown
@@ -297,14 +299,10 @@ def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list
 def _decode(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
     """The frames at ``positions``, in ascending order, as they are shown.
 
-    All decoders give the same pixels, so the fastest is used: PyAV for H.264, whose shortcuts
-    torchcodec does not have. It is left where it does not find the very frame that was asked for,
-    as torchcodec where a seek goes astray. The last one may put the next frame in the place of
-    one that cannot be decoded, as torchcodec does.
+    The shortcuts are left where they do not lead to the very frame that was asked for. Without
+    them the next frame may take the place of one that cannot be decoded, as in torchcodec.
     """
     decoders = [decode_pyav.decode, partial(decode_pyav.decode, shortcuts=False)]
-    if video.decoder.name != "h264" and decode_torchcodec.is_available():
-        decoders.insert(0, decode_torchcodec.decode)
     done = 0
     for decode in decoders:
         for stamp, frame in decode(video, positions[done:]):
