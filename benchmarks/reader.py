@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.clips import write_natural_clip
-from benchmarks.report import Figure, Section
+from benchmarks.report import Figure, Section, torchcodec_loads
 
 REPETITIONS = 7
 VISION = {"max_pixels": 256 * 28 * 28, "max_frames": 256}
@@ -57,12 +57,11 @@ CASES = (
 def run(work: Path) -> Section:
     """Measure the four cases."""
     from video_pipeline.testing.tiny_model import write_tiny_model
-    from video_pipeline.video import decode_torchcodec
 
     model = write_tiny_model(work / "model")
     clips = [(case, case.write(work / "clips")) for case in CASES]
     contenders = ["bare", "ours", "stock pyav"]
-    if decode_torchcodec.is_available():
+    if torchcodec_loads():
         contenders.append("stock torchcodec")
     processes = {name: _process(name, str(model)) for name in contenders}
     try:

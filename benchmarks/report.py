@@ -93,14 +93,21 @@ def machine() -> str:
     return ", ".join([*parts, _torchcodec()])
 
 
-def _torchcodec() -> str:
-    from video_pipeline.video.decode_torchcodec import is_available
+def torchcodec_loads() -> bool:
+    """Whether torchcodec loads in this environment."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
 
+
+def _torchcodec() -> str:
     try:
         name = f"torchcodec {version('torchcodec')}"
     except PackageNotFoundError:
         return "torchcodec not installed"
-    return name if is_available() else f"{name} (not loadable: no FFmpeg libraries)"
+    return name if torchcodec_loads() else f"{name} (not loadable: no FFmpeg libraries)"
 
 
 def page(sections: Iterable[Section]) -> str:

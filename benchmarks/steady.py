@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.clips import write_natural_clip
 from benchmarks.jobs import PLUGINS, Job, measure
-from benchmarks.report import Figure, Section
+from benchmarks.report import Figure, Section, torchcodec_loads
 
 CLIPS, REPEATS = 8, 16
 BATCH = 8
@@ -40,7 +40,6 @@ BAR_LOOP, BAR_FLOOR, BAR_FEEDING = 0.55, 1.3, 0.1
 def run(work: Path) -> Section:
     """Measure this project's run, the plain loop and the floor."""
     from video_pipeline.testing.tiny_model import write_tiny_model
-    from video_pipeline.video import decode_torchcodec
 
     cores = len(os.sched_getaffinity(0))
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = THREADS_BIND
@@ -60,7 +59,7 @@ def run(work: Path) -> Section:
             vision=VISION,
             vllm={"model": model, **VLLM},
             sampling=SAMPLING,
-            reader="torchcodec" if decode_torchcodec.is_available() else "pyav",
+            reader="torchcodec" if torchcodec_loads() else "pyav",
             batch_size=BATCH,
             num_workers=workers,
         )

@@ -12,6 +12,7 @@ from helpers import Run, read_jsonl, samples
 from PIL import Image
 from video_pipeline.config import load_config
 from video_pipeline.data.clips import ClipsDataset
+from video_pipeline.data.frames import FramesDataset
 from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.data.seen import pictures
@@ -132,6 +133,71 @@ def test_frames_of_a_folder_a_pattern_and_a_list(run, named):
     found = seen(run, sample, "frames")
     assert [brightness(p) for p in found] == ([0, 1, 2, 3] if named else [3, 2, 1, 0])
     assert [picture.seconds for picture in found] == [0.0, 0.25, 0.5, 0.75]
+
+
+ORDERS = [  # as a person means them
+    [f"frame_{number}.png" for number in (1, 2, 9, 10, 11, 100)],
+    ["a01.png", "a2.png", "a003.png", "a10.png"],
+    ["cam1_shot2_9.png", "cam1_shot2_10.png", "cam1_shot10_1.png", "cam2_shot1_1.png"],
+    ["IMG_1.JPG", "img_2.jpg", "IMG_3.png", "img_10.jpg"],
+    ["\u0661.png", "\u0662.png", "\u0661\u0660.png"],  # Arabic digits
+    ["shot 1.png", "shot 1 (1).png", "shot 2.png"],
+    ["1.png", "1a.png", "1b.png", "2.png"],
+    ["001.png", "01.png", "1.png"],  # of equal value: in the order of characters
+]
+
+
+@pytest.mark.parametrize("names", ORDERS, ids=lambda names: names[0])
+@pytest.mark.parametrize("named", ["images", "images/*"])
+def test_frames_are_in_natural_order(run, names, named):
+    (run.folder / "images").mkdir()
+    for number, name in sorted(enumerate(names), key=str):
+        Image.new("RGB", (SIZE, SIZE), (2 * number,) * 3).save(run.folder / "images" / name, "PNG")
+    found = seen(run, {"path": named}, "frames")
+    # an odd number is made even with the last one
+    assert [brightness(p) for p in found][: len(names)] == list(range(len(names)))
+
+
+def test_frames_of_folders_are_taken_folder_by_folder(tmp_path):
+    names = ["part1/2.png", "part1/10.png", "part1-b/1.png", "part2/1.png", "part10/1.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = FramesDataset.images_of(f"{tmp_path}/**/*.png")
+    assert [str(Path(path).relative_to(tmp_path)) for path in found] == names
+
+
+def test_a_list_of_frames_stays_as_it_is(run):
+    images = write_images(run.folder / "images", 4)
+    listed = [images[2], images[0], images[3], images[1]]
+    found = seen(run, {"path": listed}, "frames")
+    assert [brightness(picture) for picture in found] == [2, 0, 3, 1]
+
+
+def test_the_log_says_once_that_the_order_is_natural(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(FramesDataset, "_order_was_told", False)
+    for folder, names in {"padded": ("01", "02", "10"), "bare": ("1", "2", "10")}.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.png").touch()
+    FramesDataset.images_of(str(tmp_path / "padded"))
+    FramesDataset.images_of([f"{tmp_path}/bare/2.png", f"{tmp_path}/bare/1.png"])
+    assert caplog.messages == []  # the same in both orders, and as given
+    FramesDataset.images_of(str(tmp_path / "bare"))
+    FramesDataset.images_of(f"{tmp_path}/bare/*.png")
+    (message,) = caplog.messages
+    assert f"{tmp_path}/bare: frames are taken in natural order, 2.png before 10.png" in message
+
+
+def test_the_job_log_says_that_the_order_is_natural(run):
+    for number in (1, 2, 10):
+        path = run.folder / "images" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (SIZE, SIZE)).save(path)
+    run.configure(run={"task": "describe", "dataset": "frames", "plugins": []})
+    run.write_samples([{"id": "a", "path": "images"}, {"id": "b", "path": "images/*.png"}])
+    run.snakemake()
+    assert run.log("infer.rank0").count("natural order, 2.png before 10.png") == 1
 
 
 def test_a_pattern_that_names_nothing(run):

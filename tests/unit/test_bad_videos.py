@@ -16,7 +16,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from helpers import Run
+from PIL import Image
 from video_pipeline.config import load_config
 from video_pipeline.consolidation import consolidate
 from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
@@ -25,6 +27,7 @@ from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import split
 from video_pipeline.testing.clips import write_clip
+from video_pipeline.video.reader import VideoReadError, probe, register_reader
 
 Results = dict[str, Prepared | SampleError]
 
@@ -166,10 +169,10 @@ def test_every_kind_has_a_record(read: Callable[..., Results], tmp_path: Path) -
         "nul\0.mp4": "read: its path holds a NUL character",
         "empty.mp4": "read: file is empty (0 bytes)",
         "zeros.mp4": "read: moov atom not found",
-        "text.mp4": "read: ",
+        "text.mp4": "read: not a video but a text file",
         "truncated.mp4": "read: moov atom not found",
         "list.mp4": "read: not a video in one file",
-        "sound.mp4": "read: no video stream",
+        "sound.mp4": "read: holds sound only, no video",
         "one.mp4": "read: video has 1 frame, at least 2 are needed",
         "still.mkv": "ok",
         "one_pixel.mkv": "ok",
@@ -210,6 +213,99 @@ def test_damage_reaches_the_record(here: Run, tmp_path: Path) -> None:
     assert bad["damaged"] is True
 
 
+def write_sound_as(path: Path, codec: str, *, cover: bool = False) -> Path:
+    """A tone, with a picture on its cover."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=44100, layout="mono")
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 64, "yuvj420p"
+            picture.disposition = Disposition.attached_pic
+        tone = np.sin(np.arange(44100) / 20).astype(np.float32)[None]
+        frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        frame.rate = 44100
+        resampler = av.AudioResampler(
+            stream.codec_context.format, "mono", 44100, stream.codec_context.frame_size or 1024
+        )
+        for piece in (*resampler.resample(frame), *resampler.resample(None), None):
+            container.mux(stream.encode(piece))
+        if cover:
+            black = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")
+            container.mux([*picture.encode(black), *picture.encode(None)])
+    return path
+
+
+SOUNDS = {
+    "mp3": "libmp3lame",
+    "wav": "pcm_s16le",
+    "flac": "flac",
+    "m4a": "aac",
+    "aac": "aac",
+    "ac3": "ac3",
+    "aiff": "pcm_s16be",
+    "mka": "aac",
+    "w64": "pcm_s16le",
+}
+
+
+SOUND_ONLY = r"^holds sound only, no video$"
+
+
+@pytest.mark.parametrize("suffix", SOUNDS)
+def test_sound_is_called_sound(tmp_path: Path, suffix: str) -> None:
+    codec = SOUNDS[suffix]
+    path = write_sound_as(tmp_path / f"sound.{suffix}", codec)
+    with pytest.raises(VideoReadError, match=SOUND_ONLY):
+        probe(str(path))
+    path.rename(tmp_path / "video.mp4")
+    with pytest.raises(VideoReadError, match=SOUND_ONLY):
+        probe(str(tmp_path / "video.mp4"))
+
+
+def test_a_cover_is_no_video(tmp_path: Path) -> None:
+    write_sound_as(tmp_path / "sound.mp4", "aac", cover=True)
+    with pytest.raises(VideoReadError, match=SOUND_ONLY):
+        probe(str(tmp_path / "sound.mp4"))
+
+
+@pytest.mark.parametrize("name", ["image.{}", "video.mp4"])
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG", "PNG", "TIFF", "BMP", "PPM"])
+def test_an_image_is_called_an_image(tmp_path: Path, kind: str, name: str) -> None:
+    path = tmp_path / name.format(kind.lower())
+    image = Image.effect_noise((64, 64), 90)
+    image.save(path, kind)
+    with pytest.raises(VideoReadError, match=rf"^an image \({kind}\), .*run.dataset: image"):
+        probe(str(path))
+    if kind == "WEBP":  # FFmpeg reads no moving one, either
+        image.save(path, kind, save_all=True, append_images=[image.rotate(90)])
+        with pytest.raises(VideoReadError, match=rf"^an image \({kind}\)"):
+            probe(str(path))
+
+
+OTHERS = {
+    "a web page": b"\n<!DOCTYPE html>\n<html><body>404</body></html>",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7\n",
+    "an archive or": b"PK\x03\x04" + bytes(100),
+    "a PDF document": b"%PDF-1.4\n" + bytes(100),
+    "a text file": b'{"error": "not found \xc3\xbc"}\n',
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", ["video.mp4", "video", "video.webm"])
+def test_other_files_are_called_what_they_are(tmp_path: Path, kind: str, name: str) -> None:
+    (tmp_path / name).write_bytes(OTHERS[kind])
+    with pytest.raises(VideoReadError, match=f"^not a video but {kind}"):
+        probe(str(tmp_path / name))
+
+
+def test_subtitles_are_text(tmp_path: Path) -> None:
+    """FFmpeg knows their format, which is not on the list of those that are read."""
+    (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n\n" * 9)
+    with pytest.raises(VideoReadError, match=r"^not a video but a text file"):
+        probe(str(tmp_path / "a.srt"))
+
+
 NAMES = [
     "with space.mp4",
     "'single' and \"double\".mp4",
@@ -238,8 +334,6 @@ def test_names_of_every_kind_are_read(read: Callable[..., Results], tmp_path: Pa
 def test_a_file_without_permission(
     here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from video_pipeline.video.reader import VideoReadError, probe, register_reader
-
     path = write_clip(tmp_path / "clip.mp4", width=64, height=64)
     path.chmod(0)
     register_reader()

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import glob
+import logging
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from video_pipeline.cli import plain
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.video.access import permitted
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 
@@ -17,13 +23,16 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 class FramesDataset(QwenVideoDataset):
     """Reads images as one video.
 
-    The sample's path names a folder (its images, in the order of their names) or a pattern such as
-    ``clip7/*.png``, or is a list of images. ``frames_fps`` in the sample says how many images there
-    are to a second (``vision.fps`` where it does not). Frames are taken as they are: none is
-    dropped, so ``vision.fps`` and ``vision.max_frames`` do not thin them out.
+    The sample's path names a folder or a pattern such as ``clip7/*.png``, whose images are taken in
+    natural order (``2.png`` before ``10.png``), or is a list of images, which stays as it is.
+    ``frames_fps`` in the sample says how many images there are to a second (``vision.fps`` where it
+    does not). Frames are taken as they are: none is dropped, so ``vision.fps`` and
+    ``vision.max_frames`` do not thin them out.
     """
 
     sample_fields = ("frames_fps",)
+
+    _order_was_told = False
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") != sample["__video_uri"]:
@@ -38,24 +47,58 @@ class FramesDataset(QwenVideoDataset):
         part = {**part, "video": images, "sample_fps": fps, "raw_fps": fps}
         return super().visual(part, {})
 
-    @staticmethod
-    def images_of(named: str | list[str]) -> list[str]:
-        """The images of a folder, a pattern or a list, of the first two sorted by name. Raises
+    @classmethod
+    def images_of(cls, named: str | list[str]) -> list[str]:
+        """The images of a folder, a pattern or a list, of the first two in natural order. Raises
         :class:`ValueError` for too few, and for one that may not be read."""
         if isinstance(named, list):
             images = [permitted(image) for image in named]
-        elif glob.has_magic(named) and not Path(named).exists():
-            images = [permitted(image) for image in sorted(glob.glob(named, recursive=True))]
         else:
-            folder = Path(permitted(named))
-            if not folder.is_dir():
-                raise ValueError(f"{folder} is not a folder of images, and no pattern")
-            images = sorted(map(str, folder.iterdir()))
-        if not isinstance(named, list):
-            images = [path for path in images if Path(path).suffix.lower() in IMAGE_SUFFIXES]
+            found = [path for path in _paths(named) if path.suffix.lower() in IMAGE_SUFFIXES]
+            found.sort(key=natural_order)
+            cls._tell_order(named, found)
+            images = [permitted(str(path)) for path in found]
         if len(images) < 2:
             raise ValueError(
                 f"{named} names {len(images)} image(s), at least 2 are needed; known are "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         return images
+
+    @classmethod
+    def _tell_order(cls, named: str, images: list[Path]) -> None:
+        """Log, once in each process, that ``images`` are not in the order of characters."""
+        against = next((pair for pair in pairwise(images) if str(pair[0]) > str(pair[1])), None)
+        if against is None or cls._order_was_told:
+            return
+        cls._order_was_told = True
+        logger.warning(
+            "%s: frames are taken in natural order, %s before %s, not in the order of characters. "
+            "This is said once and holds for all samples",
+            plain(named),
+            plain(against[0].name),
+            plain(against[1].name),
+        )
+
+
+def _paths(named: str) -> list[Path]:
+    """What a folder holds, or a pattern names."""
+    if glob.has_magic(named) and not Path(named).exists():
+        return [Path(path) for path in glob.glob(named, recursive=True)]
+    folder = Path(permitted(named))
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of images, and no pattern")
+    return list(folder.iterdir())
+
+
+def natural_order(path: Path) -> tuple[list[list[str | int]], str]:
+    """The key that sorts paths as people do: folder by folder, numbers by their value, letters
+    without regard to case. Those that are equal in all that are in the order of characters."""
+    parts = (*path.parent.parts, path.stem, path.suffix)
+    return [_with_numbers(part.casefold()) for part in parts], str(path)
+
+
+def _with_numbers(text: str) -> list[str | int]:
+    """``text`` in pieces: every other one is a number."""
+    pieces = re.split(r"(\d+)", text)
+    return [int(piece) if number % 2 else piece for number, piece in enumerate(pieces)]

@@ -14,7 +14,7 @@ import re
 import stat
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from video_pipeline.config import Data
 from video_pipeline.video.download import download
@@ -133,8 +133,9 @@ def _check_regular(path: str) -> None:
 
 
 def read_image(uri: str, *, with_pixels: bool = True) -> Image.Image:
-    """The image at a local path, ``file://``, ``http(s)://`` or in ``data:image/...;base64,``;
-    without ``with_pixels`` a black one of the same size: its header is all that is read.
+    """The image at a local path, ``file://``, ``http(s)://`` or in ``data:image/...;base64,``, as
+    ``transformers.image_utils.load_image`` reads it: upright and in RGB. Without ``with_pixels`` a
+    black one of the same size: its header is all that is read.
 
     Raises:
         VideoReadError: it cannot be read, or may not.
@@ -153,16 +154,40 @@ def read_image(uri: str, *, with_pixels: bool = True) -> Image.Image:
         return _decode(file.path, with_pixels)
 
 
-def _decode(source: str | io.BytesIO, with_pixels: bool) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """``image`` turned as its EXIF data says, in RGB; as ``load_image`` of transformers does it."""
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def image_format(path: str) -> str | None:
+    """Pillow's name for the format of a local file that :func:`read_image` reads, such as ``JPEG``;
+    None for any other file."""
+    try:
+        with _opened(path) as image:
+            return image.format
+    except Exception:  # whatever a reader of Pillow says of a file that is not for it
+        return None
+
+
+def _opened(source: str | io.BytesIO) -> ImageFile.ImageFile:
     Image.init()
     known = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+    return Image.open(source, formats=known)
+
+
+def _decode(source: str | io.BytesIO, with_pixels: bool) -> Image.Image:
     try:
-        with Image.open(source, formats=known) as image:
-            if not with_pixels:
-                return Image.new("RGB", image.size)
-            image.load()
-            return image
+        with _opened(source) as image:
+            return upright_rgb(image) if with_pixels else Image.new("RGB", _shown_size(image))
     except UnidentifiedImageError:
         raise VideoReadError("image: not a file of a known format") from None
-    except OSError as error:
-        raise VideoReadError(f"image: {error}") from error
+    except Exception as error:  # Pillow's readers raise many kinds where a file is damaged
+        raise VideoReadError(f"image: {error or type(error).__name__}") from error
+
+
+def _shown_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """(width, height) of :func:`upright_rgb`, from the header."""
+    # the method of the base class, since that for PNG decodes the pixels
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    on_its_side = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # Pillow turns that itself
+    return image.size[::-1] if on_its_side else image.size

@@ -10,14 +10,15 @@ from fractions import Fraction
 from itertools import chain
 
 import av
-from av.error import ArgumentError, FFmpegError
+from av.error import ArgumentError, FFmpegError, InvalidDataError
 from av.format import Flags
 from av.packet import Packet
-from av.stream import Discard
+from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 
 from video_pipeline.video.access import MediaFile
 from video_pipeline.video.errors import VideoReadError, note_damage
+from video_pipeline.video.no_video import why_no_video
 from video_pipeline.video.timeline import Timeline, stamp_of
 
 MAX_FRAME_PIXELS = 8192 * 4352
@@ -284,15 +285,16 @@ class Video:
         self._close_container()
         try:
             self._container = av.open(self.url, options=_OPTIONS, metadata_errors="ignore")
-        except ArgumentError as error:
-            if error.log and "whitelist" not in error.log[2]:
-                raise
-            raise VideoReadError(
-                "not a video in one file (playlists and the like are not followed)"
-            ) from error
+        except (ArgumentError, InvalidDataError) as error:
+            if reason := why_no_video(self._file.path):
+                raise VideoReadError(reason) from error
+            if isinstance(error, ArgumentError) and (not error.log or "whitelist" in error.log[2]):
+                raise VideoReadError("not a file of a known video format") from error
+            raise
         self.stream = self._container.streams.best("video")
-        if self.stream is None:
-            raise VideoReadError("no video stream")
+        if self.stream is None or self.stream.disposition & Disposition.attached_pic:
+            sound = self._container.streams.best("audio") is not None
+            raise VideoReadError("holds sound only, no video" if sound else "no video stream")
         for other in self._container.streams:
             if other is not self.stream:
                 other.discard = Discard.all

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 
 import numpy as np
 import torch
 from av.filter import Graph
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange
 
 from video_pipeline.video.container import Video
+from video_pipeline.video.display import Orientation, Shown, pixel_aspect
 from video_pipeline.video.timeline import stamp_of
+
+UPRIGHT = (65536, 0, 0, 0, 65536)
+"""Of a display matrix that changes nothing: its first five numbers of nine, 16.16 fixed point."""
 
 
 def decode(
     video: Video, positions: Sequence[int], shortcuts: bool = True
-) -> Iterator[tuple[int, torch.Tensor]]:
+) -> Iterator[tuple[int, Shown]]:
     """Decode the frames at ``positions``, given in ascending order, on one thread.
 
     Yields, for each, the first frame that is not before it, as its time in units of
-    ``video.time_base`` and its pixels: uint8, (height, width, RGB), as displayed. It ends early
-    where no such frame is left.
+    ``video.time_base`` and as it is shown. It ends early where no such frame is left.
 
     Args:
         shortcuts: pass over groups of pictures that hold none of the frames; in H.264, have the
@@ -34,7 +36,7 @@ def decode(
     """
     wanted = {video.stamps[position] for position in positions}
     drops = shortcuts and video.decoder.name == "h264" and not video.is_counted
-    convert = _ToRgb(video.time_base)
+    convert = _ToRgb(video)
     frames: deque[VideoFrame] = deque()
     frame, frame_stamp, number = None, None, 0
     for position in positions:
@@ -61,42 +63,43 @@ def decode(
 
 
 class _ToRgb:
-    """Converts frames to RGB just as torchcodec 0.12 does, to the last bit."""
+    """Converts the frames of a video to RGB, the right way up, as ffmpeg does, to the last bit."""
 
-    def __init__(self, time_base: Fraction) -> None:
-        self._time_base = time_base
+    def __init__(self, video: Video) -> None:
+        self._video = video
         self._kind: tuple | None = None
 
-    def __call__(self, frame: VideoFrame) -> torch.Tensor:
-        """The pixels of ``frame``, upright: uint8, (height, width, RGB)."""
-        turns = round(frame.rotation / 90)
-        kind = (frame.width, frame.height, frame.format.name, self._range_is_ignored(frame, turns))
+    def __call__(self, frame: VideoFrame) -> Shown:
+        """``frame`` as it is shown."""
+        orientation = Orientation.of(_display_matrix(frame))
+        shape = (frame.width, frame.height, frame.format.name, orientation.degrees)
+        kind = (*shape, frame.color_range, frame.colorspace)
         if kind != self._kind:
-            self._kind, self._graph = kind, self._make_graph(*kind)
+            self._kind, self._graph = kind, self._make_graph(*shape)
         self._graph.push(frame)
-        pixels = self._graph.pull().to_ndarray()
-        return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, turns)))
+        pixels = orientation.turn(self._graph.pull().to_ndarray())
+        # what the container says goes before what the stream says, and the decoder may know more
+        ratio = self._video.stream.sample_aspect_ratio or self._video.decoder.sample_aspect_ratio
+        return Shown(torch.from_numpy(pixels), orientation.turn_aspect(pixel_aspect(ratio)))
 
-    @staticmethod
-    def _range_is_ignored(frame: VideoFrame, turns: int) -> bool:
-        """torchcodec calls swscale itself if the width is a multiple of 32, and then takes the
-        colour range from the pixel format alone: full for yuvj420p, limited for yuv420p."""
-        name = frame.format.name
-        by_swscale = frame.width % 32 == 0 and turns % 4 == 0
-        return (
-            by_swscale
-            and frame.color_range == ColorRange.JPEG
-            and name.startswith("yuv")
-            and not name.startswith("yuvj")
-        )
-
-    def _make_graph(self, width: int, height: int, pixel_format: str, limited: bool) -> Graph:
+    def _make_graph(self, width: int, height: int, pixel_format: str, degrees: int) -> Graph:
         graph = Graph()
         graph.threads = 1
         source = graph.add_buffer(
-            width=width, height=height, format=pixel_format, time_base=self._time_base
+            width=width, height=height, format=pixel_format, time_base=self._video.time_base
         )
-        scale = [graph.add("scale", "in_range=limited")] if limited else []
-        graph.link_nodes(source, *scale, graph.add("format", "rgb24"), graph.add("buffersink"))
+        rotate = [graph.add("rotate", f"{degrees}*PI/180")] if degrees else []
+        graph.link_nodes(source, *rotate, graph.add("format", "rgb24"), graph.add("buffersink"))
         graph.configure()
         return graph
+
+
+def _display_matrix(frame: VideoFrame) -> Sequence[int]:
+    """The display matrix of ``frame``: that of its stream, or its own."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for something else beside it, and tells the angle alone
+        angle = math.radians(-frame.rotation)
+        across, down = round(65536 * math.cos(angle)), round(65536 * math.sin(angle))
+        return (across, down, 0, -down, across)
+    return UPRIGHT if matrix is None else np.frombuffer(matrix, np.int32).tolist()

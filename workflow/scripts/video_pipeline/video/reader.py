@@ -1,8 +1,10 @@
 """The video reader that ``qwen_vl_utils.process_vision_info`` uses in this pipeline.
 
-It gives the frames that qwen-vl-utils' own torchcodec reader gives, to the last bit, from less
-work: one thread, no frame decoded or converted in vain, a resize in uint8, and it needs no FFmpeg
-on the system. Four more keys of a video item steer it:
+It gives the frames that ffmpeg shows: upright, mirrored where the file says so, with square pixels
+and the colours of their range. Where a file has none of this, they are those of qwen-vl-utils' own
+torchcodec reader, to the last bit, from less work: one thread, no frame decoded or converted in
+vain, a resize in uint8, and it needs no FFmpeg on the system. Four more keys of a video item steer
+it:
 
 ``image_patch_size``
     Pixels, as given to ``process_vision_info``. Without it frames leave the reader in their own
@@ -41,9 +43,10 @@ from av.error import FFmpegError
 from PIL import Image
 from qwen_vl_utils import vision_process as qwen
 
-from video_pipeline.video import READER_VERSION, decode_pyav, decode_torchcodec
-from video_pipeline.video.access import read_image
+from video_pipeline.video import READER_VERSION, decode_pyav
+from video_pipeline.video.access import read_image, upright_rgb
 from video_pipeline.video.container import Video, explain
+from video_pipeline.video.display import Shown
 from video_pipeline.video.errors import VideoReadError, note_damage
 from video_pipeline.video.resize import frame_size, resize_frame
 
@@ -81,7 +84,7 @@ class VideoInfo:
         frames: Number of frames, counted.
         fps: Frames per second on average.
         duration: Seconds from the begin of the first frame to the end of the last.
-        width: Of a frame as it is displayed, after rotation, in pixels.
+        width: Of a frame as it is shown, upright and in square pixels.
         height: Likewise.
         codec: FFmpeg's name, such as ``h264``.
         num_bytes: Size of the file.
@@ -128,8 +131,8 @@ def measuring() -> Iterator[None]:
 
 
 def register_reader() -> None:
-    """Make ``process_vision_info`` read videos with :func:`read_video`, and open images only where
-    :mod:`video_pipeline.video.access` allows it, in this process.
+    """Make ``process_vision_info`` read videos with :func:`read_video`, and images with
+    :func:`video_pipeline.video.access.read_image`, in this process.
 
     It also raises the reader's own error where qwen-vl-utils would try torchvision's reader, which
     no longer exists, and says on stderr what the error says already. May be called again.
@@ -166,8 +169,9 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
     with Video(ele["video"]) as video:
         positions, metadata, sample_fps = _sample(ele, video)
         if _is_measuring:
-            info = _info(video, _entry_position(video, positions[0]))
-            size = _target_size(ele, len(positions), info.height, info.width)
+            shown = next(_decode(video, [_entry_position(video, positions[0])]))
+            info = _info(video, shown)
+            size = _target_size(ele, len(positions), shown)
             frames = torch.empty((len(positions), 3, *size), dtype=torch.uint8, device="meta")
             return frames, MeasuredMetadata(metadata, info), sample_fps
         frames = _stack(_decode(video, positions), len(positions), ele)
@@ -182,12 +186,12 @@ def probe(path: str) -> VideoInfo:
         VideoReadError: the video cannot be read.
     """
     with Video(path) as video:
-        return _info(video, 0)
+        return _info(video, next(_decode(video, [0])))
 
 
-def _info(video: Video, position: int) -> VideoInfo:
-    """What ``video`` holds, with the size of the frame at ``position``."""
-    height, width, _ = next(_decode(video, [position])).shape
+def _info(video: Video, shown: Shown) -> VideoInfo:
+    """What ``video`` holds, with the size of a frame of it."""
+    height, width = shown.size
     return VideoInfo(
         frames=len(video.stamps),
         fps=video.fps,
@@ -214,8 +218,8 @@ def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
     """
     with Video(path) as video:
         first = video.position_at(seconds)
-        (frame,) = _decode(video, [first])
-    return Image.fromarray(frame.numpy())
+        (shown,) = _decode(video, [first])
+    return Image.fromarray(_resized(shown, shown.size).permute(1, 2, 0).numpy())
 
 
 def _backend() -> str:
@@ -223,11 +227,14 @@ def _backend() -> str:
 
 
 def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image:
-    """qwen-vl-utils' own function, but for an image that is named: we open that."""
+    """qwen-vl-utils' own function for an image that is upright and in RGB. Of its own it would not
+    turn one, and lay one that is partly transparent on white, which transformers does not."""
     image = ele["image"] if "image" in ele else ele["image_url"]
     if isinstance(image, str):
-        ele = {**ele, "image": read_image(image, with_pixels=not _is_measuring)}
-    return _stock_fetch_image(ele, image_patch_size)
+        image = read_image(image, with_pixels=not _is_measuring)
+    elif isinstance(image, Image.Image):
+        image = upright_rgb(image)
+    return _stock_fetch_image({**ele, "image": image}, image_patch_size)
 
 
 def _keep_memory() -> None:
@@ -319,20 +326,16 @@ def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list
     return [found[number] for number in chosen.round().long().tolist()]
 
 
-def _decode(video: Video, positions: Sequence[int]) -> Iterator[torch.Tensor]:
-    """The frames at ``positions``, in ascending order: uint8 (height, width, RGB), as displayed.
+def _decode(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
+    """The frames at ``positions``, in ascending order, as they are shown.
 
-    All decoders give the same pixels, so the fastest is used: PyAV for H.264, whose shortcuts
-    torchcodec does not have. It is left where it does not find the very frame that was asked for,
-    as torchcodec where a seek goes astray. The last one may put the next frame in the place of
-    another whose packet has a time that no frame has.
+    The shortcuts are left where they do not lead to the very frame that was asked for. Without
+    them the next frame may take the place of one whose packet has a time that no frame has.
 
     Raises:
         VideoReadError: one of the frames cannot be decoded.
     """
     decoders = [decode_pyav.decode, partial(decode_pyav.decode, shortcuts=False)]
-    if video.is_seekable and video.decoder.name != "h264" and decode_torchcodec.is_available():
-        decoders.insert(0, decode_torchcodec.decode)
     done = 0
     try:
         for decode in decoders:
@@ -365,31 +368,34 @@ def _may_replace(video: Video, stamp: int, position: int) -> bool:
     return video.damage is None and bisect_left(video.stamps, stamp) <= position + 1
 
 
-def _stack(frames: Iterator[torch.Tensor], count: int, ele: dict[str, Any]) -> torch.Tensor:
+def _stack(frames: Iterator[Shown], count: int, ele: dict[str, Any]) -> torch.Tensor:
     """All ``count`` frames in one tensor, resized one by one: those of a long video in full size
-    would take gigabytes."""
-    shape = None
-    for number, frame in enumerate(frames):
-        if shape is None:
-            shape = frame.shape
-            height, width, _ = shape
-            size = _target_size(ele, count, height, width)
+    would take gigabytes. The first decides the size, also where that of the video changes."""
+    size = None
+    for number, shown in enumerate(frames):
+        if size is None:
+            size = _target_size(ele, count, shown)
             stacked = torch.empty((count, 3, *size), dtype=torch.uint8)
-        elif frame.shape != shape:
-            raise VideoReadError(
-                f"the size of its frames changes from {width}x{height} to "
-                f"{frame.shape[1]}x{frame.shape[0]}"
-            )
-        stacked[number] = resize_frame(frame.permute(2, 0, 1), size)
+        stacked[number] = _resized(shown, size)
     return stacked
 
 
-def _target_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tuple[int, int]:
-    """(height, width) in which frames leave the reader: their own, or :func:`frame_size`, made to
-    hold for frames that have this size already."""
-    if ele.get("resize", "native") != "native" or "image_patch_size" not in ele:
-        return height, width
-    size = frame_size(ele, nframes, height, width)
-    if frame_size(ele, nframes, *size) != size:
+def _resized(shown: Shown, size: tuple[int, int]) -> torch.Tensor:
+    return resize_frame(shown.pixels.permute(2, 0, 1), size)
+
+
+def _target_size(ele: dict[str, Any], nframes: int, shown: Shown) -> tuple[int, int]:
+    """(height, width) in which frames like ``shown`` leave the reader.
+
+    ``native``: :func:`frame_size` of the size they are shown in. ``exact``: as many pixels as are
+    stored. In either case ``fetch_video`` is told the former where it would not find it itself, so
+    that frames are resized once. It cannot be told without the patch size: then they leave in the
+    size they are shown in.
+    """
+    if "image_patch_size" not in ele:
+        return shown.size
+    size = frame_size(ele, nframes, *shown.size)
+    leaving = size if ele.get("resize", "native") == "native" else shown.stored_size
+    if frame_size(ele, nframes, *leaving) != size:
         ele.update(resized_height=size[0], resized_width=size[1])
-    return size
+    return leaving
