@@ -35,7 +35,7 @@ def decode(
             what is dropped. Then a frame is missing. Without, the file is decoded from its start.
 
     Raises:
-        VideoReadError: a packet is damaged.
+        VideoReadError: a packet is damaged, or the colours cannot be converted.
     """
     try:
         yield from _decode(video, positions, shortcuts)
@@ -80,14 +80,17 @@ class _ToRgb:
         self._kind: tuple | None = None
 
     def __call__(self, frame: VideoFrame) -> Shown:
-        """``frame`` as it is shown."""
+        """``frame`` as it is shown. Raises :class:`VideoReadError` for colours that FFmpeg cannot
+        convert."""
         orientation = Orientation.of(_display_matrix(frame))
-        shape = (frame.width, frame.height, frame.format.name, orientation.degrees)
-        kind = (*shape, frame.color_range, frame.colorspace)
+        kind = (frame.width, frame.height, frame.format.name, orientation.degrees)
         if kind != self._kind:
-            self._kind, self._graph = kind, self._make_graph(*shape)
-        self._graph.push(frame)
-        pixels = orientation.turn(self._graph.pull().to_ndarray())
+            self._kind, self._graph = kind, self._make_graph(*kind)
+        try:
+            self._graph.push(frame)
+            pixels = orientation.turn(self._graph.pull().to_ndarray())
+        except FFmpegError as error:
+            raise VideoReadError(f"its colours cannot be converted: {explain(error)}") from error
         # what the container says goes before what the stream says, and the decoder may know more
         ratio = self._video.stream.sample_aspect_ratio or self._video.decoder.sample_aspect_ratio
         return Shown(torch.from_numpy(pixels), orientation.turn_aspect(pixel_aspect(ratio)))
