@@ -159,9 +159,16 @@ def test_frames_are_in_natural_order(run, names, named):
 
 
 def test_frames_of_folders_are_taken_folder_by_folder(tmp_path):
-    names = ["part1/2.png", "part1/10.png", "part1-b/1.png", "part2/1.png", "part10/1.png"]
+    names = [
+        "part1/2.png",
+        "part1/10.png",
+        "part1/x/1.png",
+        "part1-b/1.png",
+        "part2/1.png",
+        "part10/1.png",
+    ]
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = FramesDataset.images_of(f"{tmp_path}/**/*.png")
     assert [str(Path(path).relative_to(tmp_path)) for path in found] == names

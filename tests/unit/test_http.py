@@ -276,7 +276,7 @@ WRONG = {
     "status/503": "download: the server answered with status 503",
     "status/206": "download: the server answered with status 206",
     "nothing": r"file is empty \(0 bytes\)",
-    "image": r"not a video in one file .*",
+    "image": r"an image \(PNG\), not a video: .*",
     "cut": "download: the connection broke off",
     "cut_chunk": "download: the connection broke off",
     "garbage": "download: the connection broke off",

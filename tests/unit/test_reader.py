@@ -524,6 +524,12 @@ def test_a_full_range_of_brightness_stays(tmp_path: Path) -> None:
     assert levels == pytest.approx([250, 128, 5], abs=3)
 
 
+def test_colours_that_cannot_be_converted_are_an_error(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", options={"x264-params": "colormatrix=YCgCo"})
+    with pytest.raises(VideoReadError, match=r"^its colours cannot be converted: .*ycgco"):
+        full_size(path, nframes=2)
+
+
 @pytest.mark.parametrize(
     ("name", "width", "height"),
     [("wide.mp4", 228, 96), ("wide_turned.mp4", 96, 228), ("tall.ts", 160, 108)],

@@ -343,6 +343,20 @@ def test_images_that_are_not_read(
         read_image(str(path))
 
 
+def test_an_image_for_which_there_is_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is not the image's fault: the worker names its limit."""
+
+    def convert(*_: object) -> None:
+        raise MemoryError
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(MemoryError):
+        read_image(str(tmp_path / "image.png"))
+
+
 # --- code --------------------------------------------------------------------------------------
 
 

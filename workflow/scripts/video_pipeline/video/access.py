@@ -181,6 +181,8 @@ def _decode(source: str | io.BytesIO, with_pixels: bool) -> Image.Image:
             return upright_rgb(image) if with_pixels else Image.new("RGB", _shown_size(image))
     except UnidentifiedImageError:
         raise VideoReadError("image: not a file of a known format") from None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's readers raise many kinds where a file is damaged
         raise VideoReadError(f"image: {error or type(error).__name__}") from error
 

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
-from video_pipeline.video.container import Video
+from video_pipeline.video.container import Video, explain
 from video_pipeline.video.display import Orientation, Shown, pixel_aspect
+from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.timeline import stamp_of
 
 UPRIGHT = (65536, 0, 0, 0, 65536)
@@ -33,6 +35,9 @@ def decode(
             pixel of the frames that come out, but a few files mislead it: those whose packets
             claim to be key frames and are not, and those whose reordering was to be guessed from
             what is dropped. Then a frame is missing. Without, the file is decoded from its start.
+
+    Raises:
+        VideoReadError: the colours of a frame cannot be converted.
     """
     wanted = {video.stamps[position] for position in positions}
     drops = shortcuts and video.decoder.name == "h264" and not video.is_counted
@@ -70,14 +75,17 @@ class _ToRgb:
         self._kind: tuple | None = None
 
     def __call__(self, frame: VideoFrame) -> Shown:
-        """``frame`` as it is shown."""
+        """``frame`` as it is shown. Raises :class:`VideoReadError` for colours that FFmpeg cannot
+        convert."""
         orientation = Orientation.of(_display_matrix(frame))
-        shape = (frame.width, frame.height, frame.format.name, orientation.degrees)
-        kind = (*shape, frame.color_range, frame.colorspace)
+        kind = (frame.width, frame.height, frame.format.name, orientation.degrees)
         if kind != self._kind:
-            self._kind, self._graph = kind, self._make_graph(*shape)
-        self._graph.push(frame)
-        pixels = orientation.turn(self._graph.pull().to_ndarray())
+            self._kind, self._graph = kind, self._make_graph(*kind)
+        try:
+            self._graph.push(frame)
+            pixels = orientation.turn(self._graph.pull().to_ndarray())
+        except FFmpegError as error:
+            raise VideoReadError(f"its colours cannot be converted: {explain(error)}") from error
         # what the container says goes before what the stream says, and the decoder may know more
         ratio = self._video.stream.sample_aspect_ratio or self._video.decoder.sample_aspect_ratio
         return Shown(torch.from_numpy(pixels), orientation.turn_aspect(pixel_aspect(ratio)))

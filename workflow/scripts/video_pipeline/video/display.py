@@ -83,9 +83,9 @@ class Orientation(NamedTuple):
             return cls()
         degrees = round(math.degrees(math.atan2(b / math.hypot(b, d), a / math.hypot(a, c)))) % 360
         if degrees in (90, 270):
-            return cls(transposed=True, mirrored=c < 0, upside_down=degrees == 270)
+            return cls(transposed=True, mirrored=c < 0, upside_down=b < 0)
         if degrees in (0, 180):
-            return cls(mirrored=degrees == 180 and a < 0, upside_down=d < 0)
+            return cls(mirrored=a < 0, upside_down=d < 0)
         return cls(degrees) if degrees > 1 else cls()
 
     def turn(self, pixels: np.ndarray) -> np.ndarray:
