@@ -113,6 +113,7 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
             _show_json(console, messages)
             console.rule("prompt")
             console.print(cli.plain(llm_inputs[part].get("prompt")))
+            _show_plain(console, model, llm_inputs[part])
             console.print(_tokens(model, llm_inputs[part]))
         _show_pictures(console, llm_inputs.values(), sheet)
         if engine is not None:
@@ -186,6 +187,16 @@ def _llm_inputs(
     llm_inputs = inputs_of(item, dataset, KEY)
     check_complete(llm_inputs, conversations, dataset, KEY)
     return llm_inputs
+
+
+def _show_plain(console: Console, model: str, llm_input: dict[str, Any]) -> None:
+    """Say what looks like a special token in the prompt and is none."""
+    from video_pipeline.data.prompt import special_tokens
+
+    if "prompt_token_ids" in llm_input:
+        found = special_tokens(model).plain(llm_input["prompt"], llm_input["prompt_token_ids"])
+        listed = ", ".join(map(cli.plain, found))
+        console.print(f"plain characters, where they stand in the text of a message: {listed}")
 
 
 def _tokens(model: str, llm_input: dict[str, Any]) -> str:
