@@ -92,13 +92,15 @@ class SpecialTokens:
         plain, of_alias = self._plain(token)
         encoding = plain.encode(self._show(aliased))
         ids = [of_alias.get(id, id) for id in encoding.ids]
-        # A tokenizer may put tokens of its own around a prompt; they are marked.
-        own = [
+        # A tokenizer may put tokens of its own around a prompt, which are marked, and has one for
+        # what it does not know.
+        unknown = getattr(self._tokenizer, "unk_token_id", None)
+        found = [
             id
             for id, is_around in zip(ids, encoding.special_tokens_mask, strict=True)
-            if not is_around and id in self._names
+            if not is_around and id in self._names and id != unknown
         ]
-        if own != structure:
+        if found != [id for id in structure if id != unknown]:
             raise _refused(token, "to it the characters are the token")
         return self._show(rendered), ids
 
@@ -161,14 +163,15 @@ class SpecialTokens:
 
 
 def _added_tokens(tokenizer: Any) -> Iterator[tuple[str, int, bool]]:
-    """The tokens that a tokenizer looks for before all others, their ids, and whether it calls them
-    special."""
+    """The tokens that a tokenizer looks for before all others, their ids, and whether they are
+    called special: in the list of them, or in that of special ones."""
+    special = dict.fromkeys(tokenizer.all_special_tokens, True)
     try:
-        for id, token in tokenizer.added_tokens_decoder.items():
-            yield token.content, id, token.special
+        added = {each.content: each.special for each in tokenizer.added_tokens_decoder.values()}
     except NotImplementedError:  # that of mistral_common
-        for token in tokenizer.all_special_tokens:
-            yield token, tokenizer.convert_tokens_to_ids(token), True
+        added = {}
+    for token, is_special in {**added, **special}.items():
+        yield token, tokenizer.convert_tokens_to_ids(token), is_special
 
 
 def _is_markup(token: str, template: str) -> bool:

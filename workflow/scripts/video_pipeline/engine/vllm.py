@@ -281,9 +281,9 @@ class Renderer(Preparer):
 def _check_ids(engine_input: Any, hf_config: Any, llm_input: dict[str, Any]) -> None:
     """Look at what vLLM made of a prompt, beside its media.
 
-    Raises :class:`PlaceholderError` for a placeholder that no medium took, and
-    :class:`SpecialTokenError` if a prompt that came as tokens has others now: where vLLM does not
-    find a placeholder among them, it turns to their text, in which special tokens act.
+    Raises :class:`SpecialTokenError` if a prompt that came as tokens has others now: where vLLM
+    does not find a placeholder among them, it turns to their text, in which special tokens act.
+    Raises :class:`PlaceholderError` for a placeholder that no medium took.
     """
     ids, begin, others = engine_input.get("prompt_token_ids") or [], 0, []
     media = [place for of in (engine_input.get("mm_placeholders") or {}).values() for place in of]
@@ -291,14 +291,14 @@ def _check_ids(engine_input: Any, hf_config: Any, llm_input: dict[str, Any]) -> 
         others += ids[begin : place.offset]
         begin = max(begin, place.offset + place.length)
     others += ids[begin:]
+    given = iter(llm_input.get("prompt_token_ids", others))
+    if not all(id in given for id in others):  # in this order
+        raise SpecialTokenError("vLLM changes the tokens of this prompt")
     for modality in ("image", "video"):
         if getattr(hf_config, f"{modality}_token_id", None) in others:
             raise PlaceholderError(
                 f"the prompt has more placeholders of the kind {modality} than there are media"
             )
-    given = iter(llm_input.get("prompt_token_ids") or others)
-    if not all(id in given for id in others):
-        raise SpecialTokenError("vLLM changes the tokens of this prompt")
 
 
 def check_names(section: str, given: Iterable[str], known: list[str]) -> None:
