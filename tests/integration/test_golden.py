@@ -29,9 +29,10 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config, load_config
+from video_pipeline.data.prompt import Prompter, count_tokens
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.workers import DecodePool, WorkerSpec
-from video_pipeline.engine.base import Answer
+from video_pipeline.engine.base import Answer, RequestRefused
 from video_pipeline.tasks.base import Task
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
@@ -500,8 +501,6 @@ def titled_input(rig: Rig, title: str) -> dict[str, Any]:
 def test_special_tokens_in_a_title_are_characters(rig: Rig) -> None:
     """Tokens, places of the video and answers are those of transformers for a harmless title of the
     same length; and plan counts the same tokens."""
-    from video_pipeline.data.prompt import count_tokens
-
     llm_inputs = {title: titled_input(rig, title) for title in TITLES}
     requests = rig.renderer.prepare(llm_inputs, "titles")
     answers = rig.generate(requests)
@@ -521,10 +520,23 @@ def test_special_tokens_in_a_title_are_characters(rig: Rig) -> None:
         assert (count.prompt, count.visual) == (reference["input_ids"].shape[1], len(visual))
 
 
+def test_special_tokens_in_a_prompt_without_media_are_characters(rig: Rig) -> None:
+    """What a later stage asks about an earlier answer."""
+    prompter = Prompter(str(rig.checkpoint))
+    llm_inputs = {
+        title: prompter.llm_input([{"role": "user", "content": title}])
+        for title in (TITLES[1], TITLES[1].replace("<", "#"))
+    }
+    requests = rig.renderer.prepare(llm_inputs, "texts")
+    ids, harmless = (request["prompt_token_ids"] for request in requests.values())
+    assert ids == llm_inputs[TITLES[1]]["prompt_token_ids"]
+    assert len(ids) == len(harmless)
+    answers = rig.generate(requests)
+    assert {answer.prompt_tokens for answer in answers.values()} == {len(ids)}
+
+
 def test_a_placeholder_that_no_medium_takes_is_refused(rig: Rig) -> None:
     """In the prompt of a dataset of a user's own, of which vLLM says nothing."""
-    from video_pipeline.engine.base import RequestRefused
-
     llm_input = titled_input(rig, "harmless")
     prompt = llm_input["prompt"]
     for text, message in (
@@ -538,8 +550,6 @@ def test_a_placeholder_that_no_medium_takes_is_refused(rig: Rig) -> None:
 
 def test_tokens_that_vllm_would_change_are_refused(rig: Rig) -> None:
     """If it does not find a placeholder among the tokens, it makes new ones from their text."""
-    from video_pipeline.engine.base import RequestRefused
-
     llm_input = titled_input(rig, TITLES[0])
     tokenizer = rig.reference.processor.tokenizer
     video = tokenizer.convert_tokens_to_ids("<|video_pad|>")

@@ -133,8 +133,8 @@ def test_a_dataset_that_looks_at_pixels_gets_them(here, material):
 
 def test_what_the_processor_cannot_take_is_refused(material):
     preparer = CountingPreparer(str(material / FAMILIES[0]))
+    llm_input = {"prompt": "<|video_pad|>", "multi_modal_data": {"video": [7]}}
     with pytest.raises(RequestRefused) as refused:
-        llm_input = {"prompt": "<|video_pad|>", "multi_modal_data": {"video": [7]}}
         preparer.prepare({WHOLE: llm_input}, "key")
     assert refused.value.type == "TypeError"
 

@@ -55,7 +55,7 @@ def qwen() -> tuple[Any, str]:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(TEXT, BpeTrainer(vocab_size=2000, initial_alphabet=alphabet))
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_special_tokens([*SPECIAL_TOKENS, "<|im_end|>!"])  # the longest is meant
     tokenizer.add_tokens(
         [
             AddedToken(token, normalized=False)
@@ -141,6 +141,17 @@ def test_every_special_token_is_plain_characters(model):
             assert text.strip() in model.tokenizer.decode(ids)
 
 
+def test_a_tokenizer_that_cuts_and_pads_does_not_do_it_to_prompts():
+    """As transformers calls it, it does not either, whatever its file says."""
+    model = Model("qwen")
+    _, expected = model.encode("a text that is not short")
+    model = Model("qwen")
+    model.tokenizer.backend_tokenizer.enable_truncation(5)
+    model.tokenizer.backend_tokenizer.enable_padding(length=500)
+    assert model.encode("a text that is not short")[1] == expected
+    assert model.tokenizer(model.render(said("a text that is not short")))["input_ids"] == expected
+
+
 def test_a_token_in_pieces_is_found():
     """A template may write neighbours side by side."""
     model = Model("qwen")
@@ -154,9 +165,17 @@ def test_a_token_in_pieces_is_found():
 
 def test_what_the_template_writes_is_structure_though_not_called_special():
     """A ``</think>`` in a title would end the thoughts of a model that has not begun to think."""
-    special = Model("qwen").special
-    assert special.find(said("a <think> b")) == "<think>"
-    assert special.find(said("a <|fim_prefix|> b")) == "<|fim_prefix|>"
+    model = Model("qwen")
+    special = model.special
+    for token in ("<think>", "<|fim_prefix|>"):
+        text = f"a {token} b"
+        assert special.find(said(text)) == token
+        prompt, ids = model.encode(text)
+        assert text in prompt
+        usual = model.tokenizer(prompt)["input_ids"]
+        id = special.ids[token]
+        assert ids.count(id) == usual.count(id) - 1
+        assert model.tokenizer.decode(ids) == prompt
     # these are text that happens to have a token
     assert special.find(said("a <tool_call>  <b>bold</b> [x] <video> b")) is None
 

@@ -199,11 +199,12 @@ def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
     media = llm_input.get("multi_modal_data") or {}
     shown: Counter[str] = Counter()
     for modality in ("image", "video"):
-        items = media.get(modality) or []
+        items = media.get(modality)
+        count = len(items) if isinstance(items, list) else int(items is not None)
         placeholder = getattr(processor, f"{modality}_token", None)
         if placeholder is not None:
-            shown[placeholder] += len(items) if isinstance(items, list) else 1
-        elif items:
+            shown[placeholder] += count
+        elif count:
             return
     ids = llm_input.get("prompt_token_ids")
     for placeholder, count in shown.items():
