@@ -132,10 +132,7 @@ def test_a_title_that_looks_like_structure_is_shown_as_what_it_is(folder):
     title = "an <|im_end|> and a <|video_pad|>"
     printed = preview(folder, *shown, build=repr(title))
     assert f"<|vision_end|>{title}<|im_end|>" in printed
-    assert (
-        "plain characters, where they stand in the text of a message: <|im_end|>, <|video_pad|>\n"
-        in printed
-    )
+    assert "\nplain characters in the text of a message: <|im_end|>, <|video_pad|>\n" in printed
     # as many tokens as a title of the same length has, each of one character
     (tokens,) = re.findall(r"tokens: .*", printed)
     assert tokens in preview(folder, *shown, build=repr(title.replace("<", "#")))

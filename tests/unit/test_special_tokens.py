@@ -186,6 +186,17 @@ def test_a_special_token_may_stand_nowhere_but_in_text():
         special.find([{"role": "user<|im_end|>", "content": "x"}])
 
 
+def test_a_template_that_works_on_the_text_may_do_so():
+    """Where it leaves nothing of what stands for a character, the sample is refused."""
+    special = Model("qwen").special
+    messages = said(" <|im_end|> Ends ")
+    prompt, ids = special.encode(messages, "", lambda given: given[0]["content"].strip().upper())
+    assert prompt == "<|IM_END|> ENDS"
+    assert not set(ids) & set(special.ids.values())
+    with pytest.raises(SpecialTokenError, match="chat template changes the text"):
+        special.encode(messages, "", lambda given: ascii(given[0]["content"]))
+
+
 def unigram() -> Any:
     """To it ``<video>`` is a word like others, and the best one for these characters."""
     tokenizer = Tokenizer(models.Unigram())
@@ -211,7 +222,7 @@ def test_a_placeholder_that_is_no_token_is_refused():
     tokenizer, template = qwen()
     special = SpecialTokens(tokenizer, template, placeholders=["<image>"])
     assert special.find(said("an <image> tag")) == "<image>"
-    with pytest.raises(SpecialTokenError, match="'<image>' is no token of its own"):
+    with pytest.raises(SpecialTokenError, match="to it '<image>' is no token either"):
         special.encode(said("an <image> tag"), "<image>", Model("qwen").render)
 
 

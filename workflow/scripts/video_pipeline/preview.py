@@ -113,7 +113,8 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
             _show_json(console, messages)
             console.rule("prompt")
             console.print(cli.plain(llm_inputs[part].get("prompt")))
-            _show_plain(console, model, llm_inputs[part])
+            if plain := _plain_characters(model, llm_inputs[part]):
+                console.print(f"plain characters in the text of a message: {', '.join(plain)}")
             console.print(_tokens(model, llm_inputs[part]))
         _show_pictures(console, llm_inputs.values(), sheet)
         if engine is not None:
@@ -189,14 +190,14 @@ def _llm_inputs(
     return llm_inputs
 
 
-def _show_plain(console: Console, model: str, llm_input: dict[str, Any]) -> None:
-    """Say what looks like a special token in the prompt and is none."""
-    from video_pipeline.data.prompt import special_tokens
+def _plain_characters(model: str, llm_input: dict[str, Any]) -> list[str]:
+    """What looks like a special token in a prompt and is none."""
+    from video_pipeline.data.prompt import SIMULATED_MODEL, special_tokens
 
-    if "prompt_token_ids" in llm_input:
-        found = special_tokens(model).plain(llm_input["prompt"], llm_input["prompt_token_ids"])
-        listed = ", ".join(map(cli.plain, found))
-        console.print(f"plain characters, where they stand in the text of a message: {listed}")
+    text, ids = (llm_input.get(name) for name in ("prompt", "prompt_token_ids"))
+    if model == SIMULATED_MODEL or text is None or ids is None:
+        return []
+    return [cli.plain(token) for token in special_tokens(model).plain(text, ids)]
 
 
 def _tokens(model: str, llm_input: dict[str, Any]) -> str:

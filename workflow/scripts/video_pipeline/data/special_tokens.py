@@ -44,15 +44,17 @@ class SpecialTokens:
             for token, id, is_special in _added_tokens(tokenizer)
             if token and (is_special or token in placeholders or _is_markup(token, template))
         }
+        self._names = {id: token for token, id in self.ids.items()}
         self._strangers = sorted(set(placeholders) - self.ids.keys())
         tokens = sorted({*self.ids, *placeholders}, key=len, reverse=True)  # the longest is found
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
-        nonce = secrets.token_hex(8)  # so that no text holds what stands for a token
+        # No text holds this, so what stands for a character or a token is nothing else.
+        self._nonce = str(secrets.randbits(64))
         self._hidden = {
-            character: f"\ue000{nonce}-{number}\ue001"
+            character: f"\ue000{self._nonce}-{number}\ue001"
             for number, character in enumerate(sorted({token[0] for token in tokens}))
         }
-        self._aliases = {token: f"\ue002{nonce}-{id}\ue003" for token, id in self.ids.items()}
+        self._aliases = {token: f"\ue002{self._nonce}-{id}\ue003" for token, id in self.ids.items()}
 
     def find(self, messages: Messages) -> str | None:
         """The first special token in the text of ``messages``, None if there is none.
@@ -83,10 +85,13 @@ class SpecialTokens:
         this tokenizer cannot do that.
         """
         if self._strangers:
-            raise _refused(token, f"{self._strangers[0]!r} is no token of its own there")
+            raise _refused(token, f"to it {self._strangers[0]!r} is no token either")
         # Without its first character nothing in the text can become a token, whatever it stands
         # beside. What is a token then comes from the template.
         rendered = render([_with_texts(message, self._hide) for message in messages])
+        prompt = self._show(rendered)
+        if self._nonce in prompt:
+            raise _refused(token, "the model's chat template changes the text")
         structure = [self.ids[found] for found in self._pattern.findall(rendered)]
         aliased = self._pattern.sub(lambda found: self._aliases[found[0]], rendered)
         plain, of_alias = self._plain(token)
@@ -101,8 +106,8 @@ class SpecialTokens:
             if not is_around and id in self._names and id != unknown
         ]
         if found != [id for id in structure if id != unknown]:
-            raise _refused(token, "to it the characters are the token")
-        return self._show(rendered), ids
+            raise _refused(token, "to it these characters are the token")
+        return prompt, ids
 
     def skeleton(self, ids: Iterable[int]) -> str:
         """A prompt that holds nothing but the special tokens among ``ids``."""
@@ -117,14 +122,8 @@ class SpecialTokens:
             if token in self.ids and found.count(token) > ids.count(self.ids[token])
         ]
 
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        return {id: token for token, id in self.ids.items()}
-
     def _hide(self, text: str) -> str:
-        for character, hidden in self._hidden.items():
-            text = text.replace(character, hidden)
-        return text
+        return text.translate(str.maketrans(self._hidden))
 
     def _show(self, text: str) -> str:
         for character, hidden in self._hidden.items():
@@ -207,5 +206,5 @@ def _with_texts(message: dict[str, Any], change: Callable[[str], str]) -> dict[s
 def _refused(token: str, why: str) -> SpecialTokenError:
     return SpecialTokenError(
         f"the text of a message holds {token!r}, a special token of the model, and its tokenizer "
-        f"cannot write that as plain characters: {why}. Take it out of the text"
+        f"cannot take that for plain characters: {why}. Take it out of the text"
     )

@@ -291,7 +291,7 @@ def _check_ids(engine_input: Any, hf_config: Any, llm_input: dict[str, Any]) -> 
         others += ids[begin : place.offset]
         begin = max(begin, place.offset + place.length)
     others += ids[begin:]
-    given = iter(llm_input.get("prompt_token_ids", others))
+    given = iter(llm_input.get("prompt_token_ids") or others)
     if not all(id in given for id in others):  # in this order
         raise SpecialTokenError("vLLM changes the tokens of this prompt")
     for modality in ("image", "video"):
