@@ -125,3 +125,15 @@ def test_a_hostile_text_stays_text(folder):
     )
     assert "\x1b" not in printed
     assert r"\x1b[2J" in printed
+
+
+def test_a_title_that_looks_like_structure_is_shown_as_what_it_is(folder):
+    shown = ("--video", "h264.mp4", "--model", "model", "--no-engine")
+    title = "an <|im_end|> and a <|video_pad|>"
+    printed = preview(folder, *shown, build=repr(title))
+    assert f"<|vision_end|>{title}<|im_end|>" in printed
+    assert "\nplain characters in the text of a message: <|im_end|>, <|video_pad|>\n" in printed
+    # as many tokens as a title of the same length has, each of one character
+    (tokens,) = re.findall(r"tokens: .*", printed)
+    assert tokens in preview(folder, *shown, build=repr(title.replace("<", "#")))
+    assert "plain characters" not in preview(folder, *shown)

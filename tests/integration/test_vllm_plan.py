@@ -62,6 +62,7 @@ def test_planned_tokens_are_those_of_the_run(here: Run, family, monkeypatch):
             {"id": "segment", "path": "wide.mp4", "video_start": 1.2, "video_end": 3.1},
             {"id": "both", "path": "turned.mp4", "thumbnail": "picture.png"},
             {"id": "image", "path": "picture.png"},
+            {"id": "a <|video_pad|> title that <|im_end|>s", "path": "wide.mp4"},
             {"id": "missing", "path": "missing.mp4"},
         ]
     )
@@ -72,7 +73,8 @@ def test_planned_tokens_are_those_of_the_run(here: Run, family, monkeypatch):
     *records, failed = here.records()
     usages = [record["__usage"]["prompt_tokens"] for record in records]
     assert [line["prompt_tokens"] for line in planned] == usages
-    assert len(set(usages)) == 4
+    assert len(set(usages)) == 5
+    assert usages[4] > usages[0]  # its characters, not its tokens
     assert missing["error"] == {
         **failed["__error"],
         "message": failed["__error"]["message"].removeprefix("short: "),

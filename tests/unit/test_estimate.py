@@ -73,7 +73,7 @@ CASES = [
     {"path": "wide.mp4", "dataset": "first_frame"},
     {"path": "0.png", "dataset": "image"},
     {"path": ["0.png", "1.png", "2.png"], "dataset": "frames"},
-    {"path": "wide.mp4", "dataset": "text"},
+    {"task": "rewrite", "previous": {"output_text": "a <|video_pad|> title"}},
 ]
 
 
@@ -85,7 +85,7 @@ def test_measured_tokens_are_those_of_the_pixels(material, family, case, monkeyp
         {
             "data": {"video_root": str(material)},
             "vision": {"min_pixels": 3136, **case.pop("vision", {})},
-            "run": {"dataset": case.pop("dataset", None)},
+            "run": {"task": case.pop("task", "describe"), "dataset": case.pop("dataset", None)},
         }
     )
     model = str(material / family)
@@ -133,8 +133,9 @@ def test_a_dataset_that_looks_at_pixels_gets_them(here, material):
 
 def test_what_the_processor_cannot_take_is_refused(material):
     preparer = CountingPreparer(str(material / FAMILIES[0]))
+    llm_input = {"prompt": "<|video_pad|>", "multi_modal_data": {"video": [7]}}
     with pytest.raises(RequestRefused) as refused:
-        preparer.prepare({WHOLE: {"prompt": "x", "multi_modal_data": {"video": [7]}}}, "key")
+        preparer.prepare({WHOLE: llm_input}, "key")
     assert refused.value.type == "TypeError"
 
 

@@ -113,6 +113,8 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
             _show_json(console, messages)
             console.rule("prompt")
             console.print(cli.plain(llm_inputs[part].get("prompt")))
+            if plain := _plain_characters(model, llm_inputs[part]):
+                console.print(f"plain characters in the text of a message: {', '.join(plain)}")
             console.print(_tokens(model, llm_inputs[part]))
         _show_pictures(console, llm_inputs.values(), sheet)
         if engine is not None:
@@ -186,6 +188,16 @@ def _llm_inputs(
     llm_inputs = inputs_of(item, dataset, KEY)
     check_complete(llm_inputs, conversations, dataset, KEY)
     return llm_inputs
+
+
+def _plain_characters(model: str, llm_input: dict[str, Any]) -> list[str]:
+    """What looks like a special token in a prompt and is none."""
+    from video_pipeline.data.prompt import SIMULATED_MODEL, special_tokens
+
+    text, ids = (llm_input.get(name) for name in ("prompt", "prompt_token_ids"))
+    if model == SIMULATED_MODEL or text is None or ids is None:
+        return []
+    return [cli.plain(token) for token in special_tokens(model).plain(text, ids)]
 
 
 def _tokens(model: str, llm_input: dict[str, Any]) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from video_pipeline.budget import SIMULATED_PATCH_SIZE
+from video_pipeline.data.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.errors import TaskError, UserError
+
+if TYPE_CHECKING:
+    from video_pipeline.tasks.base import Messages
 
 SIMULATED_MODEL = "simulated"
 """Stands for the model where none is loaded: a plain ChatML prompt."""
@@ -52,14 +57,18 @@ class Prompter:
         self.patch_size = SIMULATED_PATCH_SIZE
         if model != SIMULATED_MODEL:
             self._processor = _processor(model)
+            self._special = special_tokens(model)
             images = getattr(self._processor, "image_processor", None)  # a text model has none
             if images is not None:
                 self.patch_size = images.patch_size
 
-    def prompt(self, messages: list[dict[str, Any]]) -> str:
-        """The text of the prompt, with the vision placeholders of the chat template.
+    def llm_input(self, messages: Messages) -> dict[str, Any]:
+        """The ``prompt`` of an ``llm_input``, with the vision placeholders of the chat template.
+        Where the text of a message holds special tokens of the model, ``prompt_token_ids`` stands
+        beside it, in which these are plain characters.
 
-        Raises :class:`TaskError` for a part of a message that the template would pass over.
+        Raises :class:`TaskError` for a part of a message that the template would pass over and
+        :class:`SpecialTokenError` if the model's tokenizer cannot keep text and structure apart.
         """
         for message in messages:
             _check_parts(message)
@@ -67,13 +76,41 @@ class Prompter:
             turns = (
                 f"<|im_start|>{m['role']}\n{_text(m['content'])}<|im_end|>\n" for m in messages
             )
-            return "".join(turns)
+            return {"prompt": "".join(turns)}
+        token = self._special.find(messages)
+        if token is None:
+            return {"prompt": self._render(messages)}
+        prompt, ids = self._special.encode(messages, token, self._render)
+        return {"prompt": prompt, "prompt_token_ids": ids}
+
+    def prompt(self, messages: Messages) -> str:
+        """The text of the prompt alone.
+
+        Raises what :meth:`llm_input` does, and :class:`SpecialTokenError` for a prompt that only
+        token ids can tell.
+        """
+        llm_input = self.llm_input(messages)
+        if "prompt_token_ids" in llm_input:
+            raise SpecialTokenError(
+                f"the text of a message holds {self._special.find(messages)!r}, a special token of "
+                "the model, which as a part of a prompt's text would act as one: take "
+                "Prompter.llm_input(messages), which gives the token ids, too"
+            )
+        return llm_input["prompt"]
+
+    def _render(self, messages: Messages) -> str:
         return self._processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
 
 
-_PARTS = ("text", "video", "image", "image_url")
+_MEDIA = ("video", "image", "image_url")
+_PARTS = ("text", *_MEDIA)
+
+
+def is_medium(part: Any) -> bool:
+    """Whether a part of a message shows a video or an image."""
+    return isinstance(part, dict) and not part.keys().isdisjoint(_MEDIA)
 
 
 def _check_parts(message: dict[str, Any]) -> None:
@@ -121,14 +158,19 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount | None:
     """
     if model == SIMULATED_MODEL:
         return None
-    processor = _processor(model)
+    check_placeholders(model, llm_input)
+    processor, tokenizer = _processor(model), _tokenizer(model)
     media = llm_input.get("multi_modal_data") or {}
+    given = llm_input.get("prompt_token_ids")
     if not media:
-        tokenizer = getattr(processor, "tokenizer", processor)
-        return TokenCount(len(tokenizer(llm_input["prompt"])["input_ids"]), 0, 0)
+        ids = tokenizer(llm_input["prompt"])["input_ids"] if given is None else given
+        return TokenCount(len(ids), 0, 0)
+    # processors take text only: what becomes of the placeholders does not depend on the rest
+    text = llm_input["prompt"] if given is None else special_tokens(model).skeleton(given)
+    rest = 0 if given is None else len(given) - len(tokenizer(text)["input_ids"])
     videos = media.get("video") or []
     inputs = processor(
-        text=[llm_input["prompt"]],
+        text=[text],
         images=[_without_pixels(image) for image in media.get("image") or []] or None,
         videos=[_without_pixels(frames) for frames, _ in videos] or None,
         video_metadata=[metadata for _, metadata in videos] or None,
@@ -139,7 +181,52 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount | None:
     merged = processor.image_processor.merge_size**2
     grids = [inputs[name] for name in ("image_grid_thw", "video_grid_thw") if name in inputs]
     largest = max(int(grid.prod(-1).max()) // merged for grid in grids)
-    return TokenCount(len(ids), sum(int(token) in visual for token in ids), largest)
+    return TokenCount(len(ids) + rest, sum(int(token) in visual for token in ids), largest)
+
+
+class PlaceholderError(ValueError):
+    """A prompt has not one placeholder for each video and image."""
+
+
+def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
+    """Compare the placeholders in a prompt with its media, if the model's processor knows them.
+
+    Raises :class:`PlaceholderError` if there are too few or too many.
+    """
+    if model == SIMULATED_MODEL:
+        return
+    processor = _processor(model)
+    media = llm_input.get("multi_modal_data") or {}
+    shown: Counter[str] = Counter()
+    for modality in ("image", "video"):
+        items = media.get(modality)
+        count = len(items) if isinstance(items, list) else int(items is not None)
+        placeholder = getattr(processor, f"{modality}_token", None)
+        if placeholder is not None:
+            shown[placeholder] += count
+        elif count:
+            return
+    ids = llm_input.get("prompt_token_ids")
+    for placeholder, count in shown.items():
+        if ids is None:
+            found = llm_input["prompt"].count(placeholder)
+        else:
+            found = ids.count(_tokenizer(model).convert_tokens_to_ids(placeholder))
+        if found != count:
+            raise PlaceholderError(
+                f"the prompt holds {placeholder!r} {found} times, for {count} of the videos and "
+                "images that it stands for: the model's chat template must write it once for each "
+                "that a message shows"
+            )
+
+
+@cache
+def special_tokens(model: str) -> SpecialTokens:
+    """The special tokens of the tokenizer of ``model``."""
+    processor, tokenizer = _processor(model), _tokenizer(model)
+    template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+    placeholders = (getattr(processor, f"{name}_token", None) for name in ("image", "video"))
+    return SpecialTokens(tokenizer, str(template), [each for each in placeholders if each])
 
 
 def _without_pixels(picture: Any) -> Any:
@@ -162,6 +249,11 @@ def _processor(model: str) -> Any:
     logging.set_verbosity_error()  # its advice on sampling and resizing: both are done already
     # said aloud: left to itself, transformers asks at the terminal whether to run the code
     return AutoProcessor.from_pretrained(model, trust_remote_code=False)
+
+
+def _tokenizer(model: str) -> Any:
+    processor = _processor(model)
+    return getattr(processor, "tokenizer", processor)  # that of a text model is its processor
 
 
 def _text(content: Any) -> str:

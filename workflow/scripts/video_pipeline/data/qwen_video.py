@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from video_pipeline.data.base import BaseDataset, item
-from video_pipeline.data.prompt import Prompter
+from video_pipeline.data.prompt import Prompter, check_placeholders
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.samples import video_uri
 from video_pipeline.tasks.base import Messages
@@ -82,17 +82,21 @@ class QwenVideoDataset(BaseDataset):
 
     def llm_inputs(self, conversations: dict[str, Messages]) -> dict[str, dict[str, Any]]:
         """Prompt and media of each conversation. Media that several ask about are read once, and
-        are the same objects in each."""
+        are the same objects in each.
+
+        Raises :class:`PlaceholderError` if the chat template drops or doubles one.
+        """
         from qwen_vl_utils import extract_vision_info
 
         read: dict[str, dict[str, Any]] = {}
         inputs = {}
         for part, messages in conversations.items():
-            prompt = self.prompter.prompt(messages)
+            llm_input = self.prompter.llm_input(messages)
             media = repr(extract_vision_info(messages))
             if media not in read:
                 read[media] = self.read(messages)
-            inputs[part] = {"prompt": prompt, **read[media]}
+            inputs[part] = {**llm_input, **read[media]}
+            check_placeholders(self.model, inputs[part])
         return inputs
 
     def read(self, messages: Messages) -> dict[str, Any]:

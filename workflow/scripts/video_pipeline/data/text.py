@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from video_pipeline.data.base import BaseDataset, item
-from video_pipeline.data.prompt import Prompter
+from video_pipeline.data.prompt import PlaceholderError, Prompter, is_medium
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.tasks.base import Messages
 
 
 @register_dataset("text")
@@ -22,10 +23,22 @@ class TextDataset(BaseDataset):
         return item(
             sample,
             {
-                part: {"prompt": self.prompter.prompt(messages)}
+                part: self.llm_input(messages)
                 for part, messages in self.task.conversations(sample).items()
             },
         )
+
+    def llm_input(self, messages: Messages) -> dict[str, Any]:
+        """The prompt of ``messages``. Raises :class:`PlaceholderError` if they show a video or an
+        image."""
+        for message in messages:
+            parts = message["content"] if isinstance(message["content"], list) else []
+            if any(map(is_medium, parts)):
+                raise PlaceholderError(
+                    "a message shows a video or an image, and dataset 'text' reads none: take "
+                    "another one (run.dataset)"
+                )
+        return self.prompter.llm_input(messages)
 
     @cached_property
     def prompter(self) -> Prompter:

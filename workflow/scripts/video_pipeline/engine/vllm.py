@@ -14,7 +14,8 @@ from typing import Any, get_args
 
 from video_pipeline.budget import check_budget
 from video_pipeline.config import Config
-from video_pipeline.data.prompt import processor_folder
+from video_pipeline.data.prompt import PlaceholderError, processor_folder
+from video_pipeline.data.special_tokens import SpecialTokenError
 from video_pipeline.engine.base import (
     FREE,
     Answer,
@@ -269,11 +270,35 @@ class Renderer(Preparer):
     def _render(self, llm_input: dict[str, Any]) -> Any:
         prompt = parse_model_prompt(self._vllm_config.model_config, llm_input)
         (engine_input,) = self._renderer.render_cmpl([prompt], skip_mm_cache=True)
+        _check_ids(engine_input, self._vllm_config.model_config.hf_config, llm_input)
         vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
         for video in (engine_input.get("mm_kwargs") or {}).get("video", []):
             if "second_per_grid_ts" in video:
                 _round_as_transformers(video, getattr(vision, "tokens_per_second", 1.0))
         return engine_input
+
+
+def _check_ids(engine_input: Any, hf_config: Any, llm_input: dict[str, Any]) -> None:
+    """Look at what vLLM made of a prompt, beside its media.
+
+    Raises :class:`SpecialTokenError` if a prompt that came as tokens has others now: where vLLM
+    does not find a placeholder among them, it turns to their text, in which special tokens act.
+    Raises :class:`PlaceholderError` for a placeholder that no medium took.
+    """
+    ids, begin, others = engine_input.get("prompt_token_ids") or [], 0, []
+    media = [place for of in (engine_input.get("mm_placeholders") or {}).values() for place in of]
+    for place in sorted(media, key=lambda place: place.offset):
+        others += ids[begin : place.offset]
+        begin = max(begin, place.offset + place.length)
+    others += ids[begin:]
+    given = iter(llm_input.get("prompt_token_ids") or others)
+    if not all(id in given for id in others):  # in this order
+        raise SpecialTokenError("vLLM changes the tokens of this prompt")
+    for modality in ("image", "video"):
+        if getattr(hf_config, f"{modality}_token_id", None) in others:
+            raise PlaceholderError(
+                f"the prompt has more placeholders of the kind {modality} than there are media"
+            )
 
 
 def check_names(section: str, given: Iterable[str], known: list[str]) -> None:

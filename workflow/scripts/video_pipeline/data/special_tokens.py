@@ -1,0 +1,210 @@
+"""Text stays text: special tokens of a tokenizer that stand in the text of messages."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from video_pipeline.tasks.base import Messages
+
+
+class SpecialTokenError(ValueError):
+    """A message holds a special token of the model that cannot be written as plain characters."""
+
+
+class SpecialTokens:
+    """The tokens that make the structure of a prompt: its turns, its media, its end.
+
+    A chat template writes one text, and a tokenizer finds these tokens wherever they stand in it,
+    also in a title that a sample brings. :meth:`encode` keeps the two apart.
+
+    Attributes:
+        ids: Id of each token.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: str = "", placeholders: Collection[str] = ()
+    ) -> None:
+        """
+        Args:
+            tokenizer: A tokenizer of transformers.
+            template: Source of the model's chat template.
+            placeholders: What the model's processor replaces by media.
+        """
+        self._tokenizer = tokenizer
+        self.ids = {
+            token: id
+            for token, id, is_special in _added_tokens(tokenizer)
+            if token and (is_special or token in placeholders or _is_markup(token, template))
+        }
+        self._names = {id: token for token, id in self.ids.items()}
+        self._strangers = sorted(set(placeholders) - self.ids.keys())
+        tokens = sorted({*self.ids, *placeholders}, key=len, reverse=True)  # the longest is found
+        self._pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+        # No text holds this, so what stands for a character or a token is nothing else.
+        self._nonce = str(secrets.randbits(64))
+        self._hidden = {
+            character: f"\ue000{self._nonce}-{number}\ue001"
+            for number, character in enumerate(sorted({token[0] for token in tokens}))
+        }
+        self._aliases = {token: f"\ue002{self._nonce}-{id}\ue003" for token, id in self.ids.items()}
+
+    def find(self, messages: Messages) -> str | None:
+        """The first special token in the text of ``messages``, None if there is none.
+
+        Raises :class:`SpecialTokenError` for one that stands elsewhere, such as in a ``role``.
+        """
+        first = None
+        for message in messages:
+            # as one text: a template may write neighbours without anything between them
+            text = self._pattern.search("".join(_texts(message["content"])))
+            first = first or (text and text[0])
+            for name, value in message.items():
+                if name != "content" and (other := self._pattern.search(str(value))):
+                    raise SpecialTokenError(
+                        f"{name!r} of a message holds {other[0]!r}, a special token of the model: "
+                        "only its text may"
+                    )
+        return first
+
+    def encode(
+        self, messages: Messages, token: str, render: Callable[[Messages], str]
+    ) -> tuple[str, list[int]]:
+        """The prompt that ``render`` makes of ``messages``, and its token ids: special tokens of
+        the chat template are tokens, those in the text of ``messages`` plain characters. All else
+        has the ids that the tokenizer itself gives it.
+
+        Raises :class:`SpecialTokenError`, which names ``token`` (what :meth:`find` returned), if
+        this tokenizer cannot do that.
+        """
+        if self._strangers:
+            raise _refused(token, f"to it {self._strangers[0]!r} is no token either")
+        # Without its first character nothing in the text can become a token, whatever it stands
+        # beside. What is a token then comes from the template.
+        rendered = render([_with_texts(message, self._hide) for message in messages])
+        prompt = self._show(rendered)
+        if self._nonce in prompt:
+            raise _refused(token, "the model's chat template changes the text")
+        structure = [self.ids[found] for found in self._pattern.findall(rendered)]
+        aliased = self._pattern.sub(lambda found: self._aliases[found[0]], rendered)
+        plain, of_alias = self._plain(token)
+        encoding = plain.encode(self._show(aliased))
+        ids = [of_alias.get(id, id) for id in encoding.ids]
+        # A tokenizer may put tokens of its own around a prompt, which are marked, and has one for
+        # what it does not know.
+        unknown = getattr(self._tokenizer, "unk_token_id", None)
+        found = [
+            id
+            for id, is_around in zip(ids, encoding.special_tokens_mask, strict=True)
+            if not is_around and id in self._names and id != unknown
+        ]
+        if found != [id for id in structure if id != unknown]:
+            raise _refused(token, "to it these characters are the token")
+        return prompt, ids
+
+    def skeleton(self, ids: Iterable[int]) -> str:
+        """A prompt that holds nothing but the special tokens among ``ids``."""
+        return "".join(self._names[id] for id in ids if id in self._names)
+
+    def plain(self, prompt: str, ids: list[int]) -> list[str]:
+        """The special tokens that stand in ``prompt`` and are, by its ``ids``, plain characters."""
+        found = self._pattern.findall(prompt)
+        return [
+            token
+            for token in dict.fromkeys(found)
+            if token in self.ids and found.count(token) > ids.count(self.ids[token])
+        ]
+
+    def _hide(self, text: str) -> str:
+        return text.translate(str.maketrans(self._hidden))
+
+    def _show(self, text: str) -> str:
+        for character, hidden in self._hidden.items():
+            text = text.replace(hidden, character)
+        return text
+
+    def _plain(self, token: str) -> tuple[Tokenizer, dict[int, int]]:
+        """A copy of the tokenizer, to which special tokens are plain characters and their aliases
+        are what they are to the tokenizer itself; and the ids that the aliases stand for."""
+        if getattr(self._tokenizer, "backend_tokenizer", None) is None:
+            raise _refused(token, f"{type(self._tokenizer).__name__} has no way to do it")
+        return self._copy
+
+    @cached_property
+    def _copy(self) -> tuple[Tokenizer, dict[int, int]]:
+        from tokenizers import AddedToken, Tokenizer
+
+        description = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        added = [each for each in description["added_tokens"] if each["content"] in self.ids]
+        for each in added:
+            each["special"] = True  # only these can be turned off
+        copy = Tokenizer.from_str(json.dumps(description))
+        copy.no_truncation()
+        copy.no_padding()
+        copy.encode_special_tokens = True
+        manners = ("single_word", "lstrip", "rstrip", "normalized")
+        copy.add_tokens(
+            [
+                AddedToken(self._aliases[each["content"]], **{name: each[name] for name in manners})
+                for each in added
+            ]
+        )
+        return copy, {
+            copy.token_to_id(self._aliases[each["content"]]): each["id"] for each in added
+        }
+
+
+def _added_tokens(tokenizer: Any) -> Iterator[tuple[str, int, bool]]:
+    """The tokens that a tokenizer looks for before all others, their ids, and whether they are
+    called special: in the list of them, or in that of special ones."""
+    special = dict.fromkeys(tokenizer.all_special_tokens, True)
+    try:
+        added = {each.content: each.special for each in tokenizer.added_tokens_decoder.values()}
+    except NotImplementedError:  # that of mistral_common
+        added = {}
+    for token, is_special in {**added, **special}.items():
+        yield token, tokenizer.convert_tokens_to_ids(token), is_special
+
+
+def _is_markup(token: str, template: str) -> bool:
+    """Whether ``token``, which its tokenizer does not call special, has a meaning in prompts all
+    the same, as ``<think>`` and ``<tool_call>`` may. Gemma has tokens for HTML and white space,
+    which have none."""
+    return re.fullmatch(r"<.*>|\[.*\]", token) is not None and (
+        token in template or re.fullmatch("<[|\uff5c].*[|\uff5c]>", token) is not None
+    )
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """The text of a message: all of it, or that of its parts."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        yield from (part["text"] for part in content if isinstance(part.get("text"), str))
+
+
+def _with_texts(message: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """``message`` with another text."""
+    content = message["content"]
+    if isinstance(content, str):
+        content = change(content)
+    elif isinstance(content, list):
+        content = [
+            {**part, "text": change(part["text"])} if isinstance(part.get("text"), str) else part
+            for part in content
+        ]
+    return {**message, "content": content}
+
+
+def _refused(token: str, why: str) -> SpecialTokenError:
+    return SpecialTokenError(
+        f"the text of a message holds {token!r}, a special token of the model, and its tokenizer "
+        f"cannot take that for plain characters: {why}. Take it out of the text"
+    )
