@@ -202,6 +202,20 @@ def test_joined_pieces_follow_each_other(tmp_path: Path, name: str) -> None:
     assert not damage
 
 
+def test_joined_pieces_whose_times_fall_between_each_other(tmp_path: Path) -> None:
+    """No two frames have the same time, so the times alone do not look wrong."""
+    late = [0.013 + number / 25 for number in range(50)]
+    pieces = [
+        write_numbered(tmp_path / "a.ts", 50, format="mpegts"),
+        write_numbered(tmp_path / "b.ts", 50, first=1000, times=late, format="mpegts"),
+    ]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    assert probe(str(path)).duration == pytest.approx(4.0, abs=0.1)
+    shown = seen(path, nframes=10)
+    assert [number // 1000 for number, _ in shown] == [0] * 5 + [1] * 5
+
+
 def test_a_gap_in_a_recording_is_closed_as_ffmpeg_does(tmp_path: Path) -> None:
     """More than ten seconds in an MPEG stream; in an MP4 a gap is a picture that stays."""
     times = [number / 25 + (100 if number >= 25 else 0) for number in range(50)]
