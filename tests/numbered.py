@@ -43,18 +43,19 @@ def write_numbered(
     times: Sequence[float] | None = None,
     format: str | None = None,
     pixel_format: str = "yuv420p",
+    size: tuple[int, int] = (SIDE, SIDE),
     options: dict[str, str] | None = None,
 ) -> Path:
     """Encode the pictures ``first``, ``first + 1``, ...; ``times`` are the seconds of each."""
     quick = {"preset": "veryfast", "crf": "18"} if codec == "libx264" else {}
     with av.open(str(path), "w", format=format) as container:
         stream = container.add_stream(codec, rate=rate, options=quick | (options or {}))
-        stream.width = stream.height = SIDE
+        stream.width, stream.height = size
         stream.pix_fmt = pixel_format
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for place in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(first + place), "gray")
+            frame = av.VideoFrame.from_ndarray(picture(first + place, *size), "gray")
             if times is not None:
                 frame.pts, frame.time_base = round(times[place] * 1000), Fraction(1, 1000)
             container.mux(stream.encode(frame))

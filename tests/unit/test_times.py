@@ -253,17 +253,20 @@ RAW = {
     "mpeg2video": {"codec": "mpeg2video", "options": {"bf": "2", "b": "2M"}},
     "m4v": {"codec": "mpeg4", "options": {"bf": "2", "b": "2M"}},
     "mjpeg": {"codec": "mjpeg", "pixel_format": "yuvj420p"},
+    # FFmpeg makes up times for it, and other ones after a seek
+    "h263": {"codec": "h263", "size": (176, 144), "options": {"b": "2M"}},
 }
 
 
 @pytest.mark.parametrize("name", RAW)
 def test_a_raw_stream_is_read_at_its_rate(tmp_path: Path, name: str) -> None:
-    path = write_numbered(tmp_path / "raw", 60, format=name, rate=25, **RAW[name])
+    rate = Fraction(30000, 1001) if name == "h263" else 25
+    path = write_numbered(tmp_path / "raw", 60, format=name, rate=rate, **RAW[name])
     assert seen(path, nframes=4) == [
-        (number, pytest.approx(number / 25, abs=0.001)) for number in (0, 20, 39, 59)
+        (number, pytest.approx(number / rate, abs=0.03)) for number in (0, 20, 39, 59)
     ]
     assert all_numbers(path) == list(range(60))
-    assert probe(str(path)).duration == pytest.approx(60 / 25)
+    assert probe(str(path)).duration == pytest.approx(float(60 / rate), abs=0.03)
 
 
 def test_a_raw_stream_knows_its_own_rate(tmp_path: Path) -> None:

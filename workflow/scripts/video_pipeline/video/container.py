@@ -311,7 +311,9 @@ class Video:
         ends: dict[int, int] = {}  # by begin
         self.stamps: list[int] = []
         self._keys: set[int] = set()
-        self.is_seekable = self.decoder.codec.canonical_name in SEEKABLE_CODECS
+        # Of a raw stream FFmpeg makes up times and, for some codecs, which frames are key frames.
+        is_raw = self._container.format.flags & Flags.no_timestamps.value
+        self.is_seekable = not is_raw and self.decoder.codec.canonical_name in SEEKABLE_CODECS
         while (packet := self.read()) is not None:
             stamp = stamp_of(packet)
             if stamp is None:
@@ -337,9 +339,7 @@ class Video:
         self._check_complete(packets=self.position - 1)
         if timeline.damage:
             note_damage(timeline.damage)
-        # A seek forgets the corrections; and times that FFmpeg makes up differ after one.
-        has_times = not self._container.format.flags & Flags.no_timestamps.value
-        self._can_seek = has_times and timeline.is_regular
+        self._can_seek = timeline.is_regular  # a seek forgets the corrections
         if timeline.is_regular:
             self._timeline = None  # nothing to correct
         self.start = entries[0] if entries else EntryPoint(0, 0)
