@@ -311,9 +311,10 @@ class Video:
         ends: dict[int, int] = {}  # by begin
         self.stamps: list[int] = []
         self._keys: set[int] = set()
-        # Of a raw stream FFmpeg makes up times and, for some codecs, which frames are key frames.
-        is_raw = self._container.format.flags & Flags.no_timestamps.value
-        self.is_seekable = not is_raw and self.decoder.codec.canonical_name in SEEKABLE_CODECS
+        self.is_seekable = self.decoder.codec.canonical_name in SEEKABLE_CODECS
+        # FFmpeg makes up times for a raw stream, and takes every packet of some for a key frame.
+        is_raw = bool(self._container.format.flags & Flags.no_timestamps.value)
+        self.is_counted = is_raw
         while (packet := self.read()) is not None:
             stamp = stamp_of(packet)
             if stamp is None:
@@ -345,7 +346,7 @@ class Video:
         self.start = entries[0] if entries else EntryPoint(0, 0)
         if self.is_counted:
             self.is_seekable = False
-            ends = self._count(is_timed=bool(entries))
+            ends = self._count(is_timed=bool(entries) and not is_raw)
         if not self.is_seekable:
             entries, self._can_seek = [self.start], False
         self._entries = sorted(entries, key=lambda entry: entry.stamp)
