@@ -46,13 +46,16 @@ def write(folder, *records, prefix=ATTEMPT):
 
 def found(folder, key, request=REQUEST, part="", attempts=ATTEMPTS):
     """The final record of a key, or None."""
-    location = read_index(folder, attempts).find(key, part, request)
-    if location is None:
+    index = read_index(folder, attempts)
+    with JournalReader(folder, index) as reader:
+        finished = reader.find(key, part, request)
+    place = index.find(key, part, request)
+    if finished is None:
+        assert place is None
         return None
-    with JournalReader(folder) as reader:
-        record = reader.read(location)
-    assert location.is_error == ("__error" in record)
-    return record
+    assert finished.place == place
+    assert place.is_error == ("__error" in finished.record)
+    return finished.record
 
 
 def test_what_is_written_is_found(folder):
@@ -302,9 +305,9 @@ def test_more_journals_than_files_may_be_open(folder):
     for number in range(80):
         write(folder, (f"k{number}", str(number)))
     index = read_index(folder)
-    with few_open_files(40), JournalReader(folder) as reader:
+    with few_open_files(40), JournalReader(folder, index) as reader:
         texts = [
-            reader.read(index.find(f"k{number}", "", REQUEST))["output_text"]
+            reader.find(f"k{number}", "", REQUEST).record["output_text"]
             for number in [*range(80), *range(80)]
         ]
     assert texts == [*map(str, range(80)), *map(str, range(80))]

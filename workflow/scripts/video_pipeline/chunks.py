@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from video_pipeline.errors import UserError
-from video_pipeline.files import Seal
+from video_pipeline.files import EMPTY, Seal
 from video_pipeline.journal import Finished, JournalReader, Location
 from video_pipeline.tasks.base import WHOLE
 
@@ -169,7 +169,7 @@ class Chunk(Sequence[ChunkEntry]):
         something else."""
         self.path = path
         self._offsets = array("Q", [0])
-        self.seal = Seal()
+        self.seal = EMPTY
         try:
             self._stream = open(path, "rb")
         except FileNotFoundError:

@@ -14,7 +14,7 @@ import orjson
 from video_pipeline.chunks import ChunkEntry, read_lines
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.files import Seal, replacing, write_text
+from video_pipeline.files import EMPTY, Seal, replacing, write_text
 from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
 from video_pipeline.progress import Progress
@@ -43,7 +43,7 @@ def consolidate(config: Config, layout: Layout) -> None:
         replacing(layout.errors) as failed,
         replacing(layout.output) as output,
     ):
-        sealed = Seal()
+        sealed = EMPTY
         lines = [rank_file.lines(failed) for rank_file in rank_files]
         for begin in range(0, len(order), _BATCH):
             ranks = order[begin : begin + _BATCH]

@@ -49,6 +49,10 @@ class Seal(NamedTuple):
             return False
 
 
+EMPTY = Seal()
+"""The seal of an empty file."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its place when the block ends well.

@@ -16,7 +16,7 @@ import orjson
 
 from video_pipeline.chunks import ChunkEntry, line_blocks, read_lines
 from video_pipeline.errors import UserError
-from video_pipeline.files import Seal, replacing, sync, write_text
+from video_pipeline.files import EMPTY, Seal, replacing, sync, write_text
 from video_pipeline.layout import Layout
 from video_pipeline.records import Record
 from video_pipeline.sharding import Manifest
@@ -39,7 +39,7 @@ class RankContents:
 
     split_id: str
     samples: int = 0
-    seal: Seal = Seal()
+    seal: Seal = EMPTY
     errors_by_stage: Counter[str] = field(default_factory=Counter)
     usage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_USAGE, 0)))
 
@@ -129,7 +129,7 @@ class RankFile:
         return self._noting(lines, failed)
 
     def _lines(self) -> Iterator[bytes]:
-        seal = Seal()
+        seal = EMPTY
         for block in line_blocks(self._layout.rank_file(self._rank), self._num_ranks):
             seal = seal.extended(block)
             yield from BytesIO(block)  # one line at a time takes the room of the one before

@@ -26,7 +26,7 @@ from video_pipeline.budget import check_budget_of_model
 from video_pipeline.chunks import Chunk, ChunkEntry, finished_line, not_of_this_split
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.files import Seal, make_folder, sync_folder, sync_tree, write_text
+from video_pipeline.files import EMPTY, Seal, make_folder, sync_folder, sync_tree, write_text
 from video_pipeline.identity import content_key, fingerprint, settings_digest
 from video_pipeline.journal import (
     ATTEMPTS,
@@ -67,7 +67,7 @@ class Manifest:
         lines: Lines of the input that are not blank.
         samples: Distinct samples.
         duplicates: Lines that repeat an earlier sample.
-        left_out: Error records of an earlier run's output, which are no samples.
+        left_out: Error records of an earlier run's output, unless they are the samples.
         pending: Samples that were still to be inferred.
         rank_samples: Samples of each rank.
         rank_pending: Pending samples of each rank.
@@ -97,7 +97,7 @@ class Manifest:
     expanded: bool = False
     with_videos: bool = True
     sample_fields: list[str] = field(default_factory=list)
-    order: Seal = Seal()
+    order: Seal = EMPTY
     chunks: list[Seal] = field(default_factory=list)
 
     @property
@@ -122,11 +122,11 @@ class Manifest:
         )
 
     def open_chunk(self, layout: Layout, rank: int) -> Chunk:
-        """The chunk of ``rank``. Raises :class:`UserError` if it is not the one that split wrote."""
+        """The chunk of ``rank``. Raises :class:`UserError` if it is not what split wrote."""
         return Chunk(layout.chunk(rank), self.chunks[rank])
 
     def check_chunk(self, layout: Layout, rank: int) -> None:
-        """Raise :class:`UserError` if the chunk of ``rank`` is not the one that split wrote."""
+        """Raise :class:`UserError` if the chunk of ``rank`` is not what split wrote."""
         if not self.chunks[rank].fits(layout.chunk(rank)):
             raise not_of_this_split(layout.chunk(rank))
 
@@ -210,7 +210,11 @@ def _split(
     try:
         table = Table(scratch / "table")
         bad, balance = BadLines(), Balance(config.data.balance)
-        _fill(table, config, reading, index, num_processes, manifest, bad, balance, progress)
+        counting = (manifest, bad, balance, progress)
+        _fill(table, config, reading, index, num_processes, *counting)
+        if 0 < manifest.left_out == manifest.lines:
+            logger.info("%s: all records are failed samples: run them", config.data.input_jsonl)
+            _fill(table, config, reading, index, num_processes, *counting, with_failed=True)
         files = index.indexed
         del index  # the arrays that follow take its room
         is_duplicate = _find_duplicates(table, config, bad)
@@ -219,7 +223,7 @@ def _split(
         _write_chunks(table, ranks, files, manifest, scratch, layout)
         order = ranks[~is_duplicate]
         order.tofile(scratch / layout.order.name)
-        manifest.order = Seal().extended(order.view(np.uint8))
+        manifest.order = EMPTY.extended(order.view(np.uint8))
         manifest.duplicates = int(is_duplicate.sum())
         manifest.samples, manifest.pending = sum(manifest.rank_samples), sum(manifest.rank_pending)
         manifest.balance = balance.as_dict()
@@ -310,9 +314,12 @@ def _fill(
     bad: BadLines,
     balance: Balance,
     progress: Progress,
+    with_failed: bool = False,
 ) -> None:
+    """Fill ``table`` from the input, and count; ``with_failed``: error records are samples."""
+    manifest.lines = manifest.left_out = 0
     with table.writing() as append, Weigher(config.data, num_processes) as weigher:
-        for block in scan(config, len(index) > 0, reading, num_processes):
+        for block in scan(config, len(index) > 0, reading, num_processes, with_failed):
             progress.advance(block.lines)
             manifest.lines += block.lines
             manifest.left_out += block.left_out
@@ -449,7 +456,7 @@ def _write_chunks(
     paths = [folder / layout.chunk(rank).name for rank in range(manifest.num_shards)]
     for path in paths:
         path.touch()
-    manifest.chunks = [Seal()] * len(paths)
+    manifest.chunks = [EMPTY] * len(paths)
     names = [orjson.dumps(name) for name in files]
     num_samples = np.zeros(manifest.num_shards + 1, int)
     num_pending = np.zeros(manifest.num_shards + 1, int)
