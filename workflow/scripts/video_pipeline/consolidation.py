@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from video_pipeline.chunks import ChunkEntry, read_lines
+from video_pipeline.chunks import ChunkEntry, not_of_this_split, read_lines
 from video_pipeline.config import Config
-from video_pipeline.errors import UserError
 from video_pipeline.files import EMPTY, Seal, replacing, write_text
 from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
@@ -54,13 +53,9 @@ def consolidate(config: Config, layout: Layout) -> None:
             written += len(records)
             progress.advance(len(ranks))
         for rest in lines:  # there each file is checked
-            written += sum(1 for _ in rest)
-        if written != manifest.samples:
-            raise UserError(
-                f"{layout.output}: {manifest.samples} samples were split, but their rank files "
-                f"have {written} records. Run snakemake again with `--forcerun split` (of a stage: "
-                "`--forcerun split_<stage>`); nothing is inferred twice"
-            )
+            deque(rest, maxlen=0)
+        if not written == len(order) == manifest.samples:
+            raise not_of_this_split(layout.order)
     if manifest.expanded:
         with open(layout.output, "rb") as output, replacing(layout.videos) as videos:
             for video in by_video(map(orjson.loads, output)):

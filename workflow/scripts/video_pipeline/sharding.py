@@ -115,11 +115,21 @@ class Manifest:
         split has read: the attempts on these chunks, and files that are there since (say, copied
         from another machine)."""
         known, ours = frozenset(self.journal_files), f"{ATTEMPTS}{self.split_id}."
-        return read_index(
+        index = read_index(
             Path(self.journal),
             ours if rank is None else attempt_prefix(self.split_id, rank),
             lambda name: name not in known and not name.startswith(ours),
         )
+        gone = sorted(known.difference(index.files))
+        if gone:
+            logger.warning(
+                "%s: %d file(s) are gone since the input was split, such as %s; what only they "
+                "held counts as missing",
+                self.journal,
+                len(gone),
+                gone[0],
+            )
+        return index
 
     def open_chunk(self, layout: Layout, rank: int) -> Chunk:
         """The chunk of ``rank``. Raises :class:`UserError` if it is not what split wrote."""
