@@ -255,6 +255,23 @@ def test_a_journal_that_changed_after_the_split(splitting, caplog, change, lost)
     assert run.reads() == dict.fromkeys(lost, 1)
 
 
+def test_a_job_removes_what_a_killed_one_of_its_rank_has_left(splitting):
+    splitting(samples(2), 2).finish("0", "1")
+    results, chunks = splitting.run.folder / "results", splitting.layout.chunks
+    names = ("out.rank{}.jsonl", "out.rank{}2.jsonl", "rank{}.statistics.json")
+    for rank in (0, 1):
+        for folder, name in zip((results, results, chunks), names, strict=True):
+            (folder / f".{name.format(rank)}.0123abcd.tmp").write_text("half")
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    left = sorted(path.name for path in (*results.glob(".*.tmp"), *chunks.glob(".*.tmp")))
+    assert left == [
+        ".out.rank02.jsonl.0123abcd.tmp",
+        ".out.rank1.jsonl.0123abcd.tmp",
+        ".out.rank12.jsonl.0123abcd.tmp",
+        ".rank1.statistics.json.0123abcd.tmp",
+    ]
+
+
 def test_a_journal_that_changes_while_the_job_publishes(splitting, monkeypatch):
     """The job fails without a traceback, and the next attempt infers what is lost."""
     run = splitting.run

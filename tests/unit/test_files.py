@@ -99,7 +99,7 @@ def test_what_a_killed_writer_has_left_goes_and_a_live_one_stays(tmp_path):
     try:
         for writer in writers:
             assert writer.stdout.readline() == b"begun\n"
-        (tmp_path / ".mine.tmp").write_text("of another program")
+        (tmp_path / ".out.mine.tmp").write_text("of another program")
         assert len(names(tmp_path)) == 3
         remove_leftovers(tmp_path, "out")
         assert len(names(tmp_path)) == 3
@@ -114,7 +114,7 @@ def test_what_a_killed_writer_has_left_goes_and_a_live_one_stays(tmp_path):
             writer.kill()
             writer.wait()
     remove_leftovers(tmp_path, "out")
-    assert names(tmp_path) == [".mine.tmp"]
+    assert names(tmp_path) == [".out.mine.tmp"]
 
 
 # --- what survives a power loss ------------------------------------------------------------------

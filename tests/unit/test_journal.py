@@ -193,6 +193,17 @@ def test_reopening_takes_back_no_answer(folder):
     assert found(folder, "a")["output_text"] == "one"
 
 
+def test_a_damaged_line_takes_nothing_back(folder):
+    path = write(folder, ("a", None), ("b", None))
+    with JournalWriter(folder, REOPENS) as journal:
+        journal.reopen("a", "", REQUEST, path.name)
+        journal.reopen("b", "", REQUEST, path.name)
+    text = journal.path.read_text()
+    journal.path.write_text(text.replace('"__reopens"', '"__reapens"', 1))
+    assert found(folder, "a")["__error"] == ERROR
+    assert found(folder, "b") is None
+
+
 def test_an_index_of_some_attempts(folder):
     write(folder, ("a", "one"), prefix=attempt_prefix("s", 1))
     write(folder, ("b", "two"), prefix=attempt_prefix("s", 10))

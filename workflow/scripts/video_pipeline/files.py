@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
 _READ_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class Seal(NamedTuple):
@@ -88,15 +90,15 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
 def remove_leftovers(folder: Path, start: str = "") -> None:
     """Remove the temporary files that killed processes have left in ``folder``, of files whose
     names begin with ``start``."""
-    for temporary in folder.glob(".*.tmp"):
-        if not temporary.name.startswith(f".{start}") or not temporary.is_file():
+    for temporary in folder.iterdir():
+        if not (temporary.name.startswith(f".{start}") and _TEMPORARY.fullmatch(temporary.name)):
             continue
         try:
             with open(temporary, "rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 temporary.unlink()
-        except (FileNotFoundError, BlockingIOError):
-            continue  # it has taken its place, or its writer is alive
+        except OSError:
+            continue  # it has taken its place, its writer is alive, or it is another user's
 
 
 def sync(stream: BinaryIO) -> None:

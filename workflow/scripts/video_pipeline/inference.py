@@ -72,7 +72,7 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
     task = load_task(config)
     with waiting_lock(layout.lock(rank), logger):
         refuse_live_writers(layout, of_other_plans=True)
-        layout.remove_leftovers()
+        layout.remove_leftovers(rank)
         manifest = Manifest.read(layout.manifest)
         if (manifest.task, manifest.settings) != (
             task.name,

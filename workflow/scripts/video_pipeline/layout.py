@@ -203,11 +203,13 @@ class Layout:
         pattern = re.compile(rf"{re.escape(self.stem)}\.rank\d+\.jsonl")
         return [path for path in self.output.parent.iterdir() if pattern.fullmatch(path.name)]
 
-    def remove_leftovers(self) -> None:
-        """Remove the temporary files that killed processes have left."""
-        remove_leftovers(self.output.parent, self.stem)
-        remove_leftovers(self._all_chunks)
-        remove_leftovers(self.chunks)
+    def remove_leftovers(self, rank: int | None = None) -> None:
+        """Remove the temporary files that killed processes have left, of one rank or all."""
+        of_rank = "" if rank is None else f"rank{rank}."
+        remove_leftovers(self.output.parent, f"{self.stem}.{of_rank}")
+        remove_leftovers(self.chunks, of_rank)
+        if rank is None:
+            remove_leftovers(self._all_chunks)
 
     @property
     def _all_chunks(self) -> Path:

@@ -241,6 +241,7 @@ def _split(
         sync_tree(scratch)
         _remove_earlier(layout)
         make_folder(layout.chunks)
+        layout.remove_leftovers()
         for entry in sorted(scratch.iterdir()):
             os.replace(entry, layout.chunks / entry.name)
         sync_folder(layout.chunks)
@@ -260,7 +261,6 @@ def _remove_earlier(layout: Layout) -> None:
         path.unlink()
     for folder in layout.of_other_plans():
         shutil.rmtree(folder)
-    layout.remove_leftovers()
 
 
 def _is_large(path: Path) -> bool:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 import time
 import uuid
@@ -274,7 +275,8 @@ class JournalIndex:
 
     def _add_reopens(self, path: Path) -> None:
         for _, line, head_end in _records(path):
-            self._reopened.add((_identity(line[:head_end]), orjson.loads(line)["__reopens"]))
+            if file := _REOPENED_FILE.match(line, head_end):
+                self._reopened.add((_identity(line[:head_end]), file[1].decode()))
 
     def _add_attempt(self, path: Path, checked: bool) -> None:
         shifted = len(self.indexed) << _FILE_SHIFT
@@ -380,13 +382,14 @@ def count_records(path: Path) -> Counter[str]:
     """How many records of each kind a journal file holds: ``output_text``, ``__error``,
     ``__engine_died`` and ``__reopens``."""
     kinds = Counter(
-        line[head_end + 3 : line.index(b'"', head_end + 3)] for _, line, head_end in _records(path)
+        line[head_end + 3 : line.find(b'"', head_end + 3)] for _, line, head_end in _records(path)
     )
     return Counter({kind.decode(): count for kind, count in kinds.items()})
 
 
 _OUTPUT_TEXT = b'","output_text":'
 _ERROR = b'","__error":'
+_REOPENED_FILE = re.compile(rb'","__reopens":"([^"\\]+)"\}')
 _ENGINE_DIED = b'","__engine_died":'
 
 
