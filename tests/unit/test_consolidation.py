@@ -150,11 +150,17 @@ def test_rank_files_of_another_split_do_not_pass(finished):
         consolidate(finished.run.config, finished.layout)
 
 
-def test_rank_files_that_changed_places_do_not_pass(finished):
-    first, second = (finished.layout.rank_file(rank) for rank in (0, 1))
-    one, two = first.read_bytes(), second.read_bytes()
-    first.write_bytes(two)
-    second.write_bytes(one)
+@pytest.mark.parametrize("with_contents", [False, True])
+def test_rank_files_that_changed_places_do_not_pass(splitting, with_contents):
+    """Also with what was written down of them."""
+    finished = splitting(samples(10), 2)
+    for rank in (0, 1):
+        infer(finished.run.config, finished.layout, rank, 1)
+    kinds = [finished.layout.rank_file, *([finished.layout.contents] if with_contents else [])]
+    for kind in kinds:
+        one, two = kind(0).read_bytes(), kind(1).read_bytes()
+        kind(0).write_bytes(two)
+        kind(1).write_bytes(one)
     with pytest.raises(UserError, match=r"out\.rank0\.jsonl, line 1: expected sample '0', found"):
         consolidate(finished.run.config, finished.layout)
 

@@ -31,6 +31,7 @@ class RankContents:
 
     Attributes:
         split_id: The split that wrote its chunk.
+        rank: The rank.
         samples: Records, one a line.
         seal: What their lines are.
         errors_by_stage: How many samples failed.
@@ -38,6 +39,7 @@ class RankContents:
     """
 
     split_id: str
+    rank: int
     samples: int = 0
     seal: Seal = EMPTY
     errors_by_stage: Counter[str] = field(default_factory=Counter)
@@ -87,7 +89,7 @@ class RankFileWriter:
 def writing(layout: Layout, rank: int, split_id: str) -> Iterator[RankFileWriter]:
     """Write the rank file of ``rank``. It takes its place when the block ends well, after what it
     holds was written down."""
-    contents, path = RankContents(split_id), layout.rank_file(rank)
+    contents, path = RankContents(split_id, rank), layout.rank_file(rank)
     with replacing(path) as stream:
         writer = RankFileWriter(stream, contents)
         yield writer
@@ -111,7 +113,7 @@ class RankFile:
         contents = RankContents.read(layout, rank)
         if (
             contents is None
-            or contents.split_id != manifest.split_id
+            or (contents.split_id, contents.rank) != (manifest.split_id, rank)
             or contents.samples != manifest.rank_samples[rank]
             or not layout.rank_file(rank).exists()
         ):
