@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -63,3 +64,28 @@ def forget_plugins(monkeypatch: pytest.MonkeyPatch):
     yield
     for name in [name for name in sys.modules if name.startswith("video_pipeline_plugin_")]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What this process flushes to the disk and gives another name, in its order: the path that was
+    flushed, ``-> path`` of what got a new name."""
+    done: list[str] = []
+    fsync, replace, rename = os.fsync, os.replace, Path.rename
+
+    def noting_fsync(handle: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def noting_replace(source: str, target: str) -> None:
+        done.append(f"-> {target}")
+        replace(source, target)
+
+    def noting_rename(source: Path, target: Path) -> Path:
+        done.append(f"-> {target}")
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    monkeypatch.setattr(Path, "rename", noting_rename)
+    return done

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from helpers import Run, read_jsonl, samples
+from helpers import ERROR, Run, read_jsonl, samples
 from PIL import Image
 from video_pipeline.config import load_config
 from video_pipeline.data.clips import ClipsDataset
@@ -388,11 +388,13 @@ def test_a_stage_goes_on_with_windows(cut):
     assert [record["__key"] for record in cut.records()] == keys
 
 
-def test_failed_windows_are_an_input(cut):
-    """As ``out.errors.jsonl`` holds them; they are not cut again."""
+@pytest.mark.parametrize("is_record", [False, True])
+def test_failed_windows_are_an_input(cut, is_record):
+    """As ``out.errors.jsonl`` holds them, or without what went wrong; they are not cut again."""
     first = {"number": 0, "of": 2, "segment": {}}
     window = {"id": "a", "path": "clip.mp4", "video_start": 0.0, "video_end": 5.0, "clip": first}
-    cut.write_samples([window])
+    error = {"__key": "a@0.0-5.0", "__status": "error", "__error": ERROR, "input": window}
+    cut.write_samples([error if is_record else window])
     cut.snakemake()
     assert [(r["__key"], r["input"]) for r in cut.records()] == [("a@0.0-5.0", window)]
 

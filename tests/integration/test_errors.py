@@ -340,7 +340,7 @@ def test_a_shard_over_the_limit_fails_alone_and_goes_on_later(run):
 
 def test_an_exception_of_ours_keeps_its_traceback(splitting):
     splitting(samples(1), 1)
-    splitting.layout.chunk(0).write_text("no chunk\n")
+    splitting.layout.statistics(0).write_text("no JSON\n")
     out = splitting.run.script("infer.py", "--num-shards", "1", "--rank", "0", succeeds=False)
     assert "Traceback" in out
     assert "JSONDecodeError" in out

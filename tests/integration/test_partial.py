@@ -62,12 +62,15 @@ def test_failed_samples_are_an_input(run):
     run.write_samples(bad)
     run.snakemake()
     failed = run.folder / "results" / "out.errors.jsonl"
-    assert read_jsonl(failed) == [bad[1], bad[4]]
+    assert read_jsonl(failed) == [record for record in run.records() if "__error" in record]
+    assert [record["input"] for record in read_jsonl(failed)] == [bad[1], bad[4]]
     run.edit_plugin('    if do == "raise":', '    if do == "no more":')
     run.configure(data={"input_jsonl": str(failed), "output_jsonl": "again/out.jsonl"})
     run.snakemake()
     again = read_jsonl(run.folder / "again" / "out.jsonl")
     assert [(record["__key"], record["__status"]) for record in again] == [("1", "ok"), ("4", "ok")]
+    assert [record["input"] for record in again] == [bad[1], bad[4]]
+    assert (run.folder / "again" / "out.errors.jsonl").read_bytes() == b""
 
 
 def test_journals_of_other_settings_can_go(splitting):

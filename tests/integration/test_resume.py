@@ -11,9 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import PROJECT, Run, keys, samples, wait_until
-from video_pipeline.consolidation import consolidate
-from video_pipeline.inference import infer
+from helpers import PROJECT, USAGE, Run, keys, read_jsonl, samples, wait_until
+from video_pipeline.consolidation import consolidate, consolidate_partial
+from video_pipeline.errors import UserError
+from video_pipeline.inference import Shard, infer
+from video_pipeline.journal import JournalWriter, attempt_prefix
+from video_pipeline.plan import Plan
+from video_pipeline.retry import retry
 
 pytestmark = pytest.mark.two_ranks
 
@@ -118,16 +122,176 @@ def test_another_number_of_shards_in_between(splitting):
     assert run.reads() == {}
 
 
-def test_a_stale_split_finds_what_others_have_finished(splitting):
-    """The same without Snakemake: chunks of an earlier split, and a journal that has gone on."""
+def test_what_came_into_the_journal_since_the_split_is_found(splitting):
+    """Say, a file copied from another machine."""
     splitting(samples(6), 2).finish("0")
-    stale = splitting.layout
-    splitting(num_shards=3).finish(*keys(6)[1:])
+    with JournalWriter(Path(splitting.manifest.journal), attempt_prefix("elsewhere", 0)) as journal:
+        for entry in (entry for chunk in splitting.chunks for entry in chunk if entry.key != "0"):
+            journal.answer(*entry.questions[0], "text", USAGE)
     for rank in range(2):
-        infer(splitting.run.config, stale, rank, 1)
-    consolidate(splitting.run.config, stale)
+        infer(splitting.run.config, splitting.layout, rank, 1)
+    consolidate(splitting.run.config, splitting.layout)
     assert_output(splitting.run, keys(6))
     assert splitting.run.reads() == {}
+
+
+def test_an_earlier_number_of_shards_leaves_nothing(run):
+    """Three rank files are kept, then the input is split in two, and in three again."""
+
+    def go(num_shards: int, keep: bool) -> None:
+        run.configure(data={"num_shards": num_shards}, run={"keep_rank_files": keep})
+        run.snakemake()
+        assert_output(run, keys(6))
+        assert rank_files(run) == [f"out.rank{rank}.jsonl" for rank in range(num_shards) if keep]
+        chunks = run.folder / "results/.chunks/out"
+        assert [path.name for path in chunks.glob("of-*")] == [f"of-{num_shards}"]
+
+    run.write_samples(samples(6))
+    for num_shards, keep in ((3, True), (2, False), (3, True), (2, True), (3, False)):
+        go(num_shards, keep)
+    assert_once(run, keys(6))
+
+
+def test_asking_snakemake_writes_nothing(run):
+    """Also where it would split anew: ``-n`` and ``--lint`` only say so."""
+    run.configure(data={"num_shards": 3}, run={"keep_rank_files": True})
+    run.write_samples(samples(4))
+    run.snakemake()
+    run.configure(data={"num_shards": 2})
+    run.snakemake()
+    results = run.folder / "results"
+    before = {path: path.stat() for path in results.rglob("*")}
+    for num_shards in (3, 2, 1):
+        run.configure(data={"num_shards": num_shards})
+        run.snakemake("-n")
+        run.snakemake("--lint")
+        after = {path: path.stat() for path in results.rglob("*")}
+        assert {path: status.st_mtime_ns for path, status in after.items()} == {
+            path: status.st_mtime_ns for path, status in before.items()
+        }
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def insert_line(path: Path, key: str) -> None:
+    edit(path, '{"__key":"0"', '{"note":"mine"}\n{"__key":"0"')
+
+
+def edit_key(path: Path, key: str) -> None:
+    edit(path, f'"__key":"{key}"', '"__key":"x"')
+
+
+def break_record(path: Path, key: str) -> None:
+    edit(path, f'"output_text":"answer {key}"', f'"output_text":"answer {key}')
+
+
+def remove_record(path: Path, key: str) -> None:
+    kept = [line for line in path.read_text().splitlines() if f'"__key":"{key}"' not in line]
+    path.write_text("".join(f"{line}\n" for line in kept))
+
+
+def truncate(path: Path, key: str) -> None:
+    """From this record on."""
+    text = path.read_text()
+    path.write_text(text[: text.index(f'{{"__key":"{key}"')])
+
+
+def replace_file(path: Path, key: str) -> None:
+    """By one in which this record is another sample's."""
+    other = path.read_text().replace(f'"__key":"{key}"', '"__key":"another"')
+    path.unlink()
+    path.write_text(other)
+
+
+def remove_file(path: Path, key: str) -> None:
+    path.unlink()
+
+
+CHANGES = [
+    (insert_line, []),
+    (edit_key, ["3"]),
+    (break_record, ["3"]),
+    (remove_record, ["3"]),
+    (truncate, ["3", "4", "5"]),
+    (replace_file, ["3"]),
+    (remove_file, keys(6)),
+]
+
+
+@pytest.mark.parametrize(("change", "lost"), CHANGES, ids=[each.__name__ for each, _ in CHANGES])
+def test_a_journal_that_changed_after_the_split(splitting, caplog, change, lost):
+    """What is lost is inferred again, once, and only that; the others keep their own answers."""
+    run, key = splitting.run, "3"
+    splitting(samples(6), 1)
+    with JournalWriter(Path(splitting.manifest.journal), attempt_prefix("first", 0)) as journal:
+        for entry in splitting.chunks[0]:
+            journal.answer(*entry.questions[0], f"answer {entry.key}", USAGE)
+    assert splitting(num_shards=2).pending == []
+    change(journal.path, key)
+    consolidate_partial(run.config, splitting.layout)
+    kept = [one for one in keys(6) if one not in lost]
+    partial = read_jsonl(splitting.layout.partial)
+    assert [(r["__key"], r["answer"]) for r in partial] == [(k, f"answer {k}") for k in kept]
+    Plan(2).write(splitting.layout.plan)
+    assert retry(run.config) == 0
+    for rank in range(2):
+        infer(run.config, splitting.layout, rank, 1)
+    consolidate(run.config, splitting.layout)
+    assert_output(run, keys(6))
+    answers = {record["__key"]: record["answer"] for record in run.records()}
+    assert {one: answers[one] for one in kept} == {one: f"answer {one}" for one in kept}
+    assert run.reads() == dict.fromkeys(lost, 1)
+    assert journal.path.name in caplog.text
+    # a new split finds all of it, whatever lies in the journal
+    splitting(num_shards=3)
+    for rank in range(3):
+        infer(run.config, splitting.layout, rank, 1)
+    consolidate(run.config, splitting.layout)
+    assert {record["__key"]: record["answer"] for record in run.records()} == answers
+    assert run.reads() == dict.fromkeys(lost, 1)
+
+
+def test_a_job_removes_what_a_killed_one_of_its_rank_has_left(splitting):
+    splitting(samples(2), 2).finish("0", "1")
+    results, chunks = splitting.run.folder / "results", splitting.layout.chunks
+    names = ("out.rank{}.jsonl", "out.rank{}2.jsonl", "rank{}.statistics.json")
+    for rank in (0, 1):
+        for folder, name in zip((results, results, chunks), names, strict=True):
+            (folder / f".{name.format(rank)}.0123abcd.tmp").write_text("half")
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    left = sorted(path.name for path in (*results.glob(".*.tmp"), *chunks.glob(".*.tmp")))
+    assert left == [
+        ".out.rank02.jsonl.0123abcd.tmp",
+        ".out.rank1.jsonl.0123abcd.tmp",
+        ".out.rank12.jsonl.0123abcd.tmp",
+        ".rank1.statistics.json.0123abcd.tmp",
+    ]
+
+
+def test_a_journal_that_changes_while_the_job_publishes(splitting, monkeypatch):
+    """The job fails without a traceback, and the next attempt infers what is lost."""
+    run = splitting.run
+    splitting(samples(4), 1).finish(*keys(3))
+    splitting(num_shards=1)
+    (folder,) = run.journals()
+    earlier = sorted(folder.glob("attempt.*"))
+    publish = Shard.publish
+
+    def disturbed(shard: Shard) -> None:
+        for path in earlier:
+            path.unlink(missing_ok=True)
+        publish(shard)
+
+    monkeypatch.setattr(Shard, "publish", disturbed)
+    with pytest.raises(UserError, match=r"sample 0 has no record.*run the same command again"):
+        infer(run.config, splitting.layout, 0, 1)
+    assert run.reads() == {"3": 1}
+    infer(run.config, splitting.layout, 0, 1, attempt=2)
+    assert run.reads() == dict.fromkeys(keys(4), 1)
 
 
 def test_changes_of_what_is_asked(splitting):

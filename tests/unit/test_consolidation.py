@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from array import array
 
 import pytest
 from helpers import ERROR, few_open_files, keys, read_jsonl, samples
 from video_pipeline.consolidation import consolidate, consolidate_partial
 from video_pipeline.errors import UserError
+from video_pipeline.export import export
+from video_pipeline.files import Seal
 from video_pipeline.inference import infer
+from video_pipeline.plan import Plan
+from video_pipeline.report.page import collect
+from video_pipeline.report.summary import read_summary
+from video_pipeline.retry import retry
 
 
 @pytest.fixture
@@ -131,10 +139,241 @@ def test_a_missing_rank_file_is_named(finished):
 
 
 def test_rank_files_of_another_split_do_not_pass(finished):
-    """Three rank files lie there, the input is split anew in another order."""
+    """The input is split anew in another order, and somebody puts the rank files back."""
+    earlier = {path: path.read_bytes() for path in finished.layout.rank_files()}
     finished(list(reversed(samples(10))), 3)
+    with pytest.raises(UserError, match=r"out\.rank0\.jsonl is missing; run snakemake again"):
+        consolidate(finished.run.config, finished.layout)
+    for path, data in earlier.items():
+        path.write_bytes(data)
     with pytest.raises(UserError, match="expected sample '9', found"):
         consolidate(finished.run.config, finished.layout)
+
+
+@pytest.mark.parametrize("with_contents", [False, True])
+def test_rank_files_that_changed_places_do_not_pass(splitting, with_contents):
+    """Also with what was written down of them."""
+    finished = splitting(samples(10), 2)
+    for rank in (0, 1):
+        infer(finished.run.config, finished.layout, rank, 1)
+    kinds = [finished.layout.rank_file, *([finished.layout.contents] if with_contents else [])]
+    for kind in kinds:
+        one, two = kind(0).read_bytes(), kind(1).read_bytes()
+        kind(0).write_bytes(two)
+        kind(1).write_bytes(one)
+    with pytest.raises(UserError, match=r"out\.rank0\.jsonl, line 1: expected sample '0', found"):
+        consolidate(finished.run.config, finished.layout)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"samples": 4}'])
+def test_what_was_written_down_of_a_rank_file_is_damaged(finished, text):
+    finished.layout.contents(1).write_text(text)
+    with pytest.raises(UserError, match=r"out\.rank1\.jsonl: not what was written there"):
+        consolidate(finished.run.config, finished.layout)
+
+
+# --- the order and the chunks --------------------------------------------------------------------
+
+
+def nothing(data):
+    return b""
+
+
+def shorter(data):
+    return data[:-8]
+
+
+def half_a_number(data):
+    return data[:-2]
+
+
+def longer(data):
+    return data + data[:4]
+
+
+def reversed_order(data):
+    """Of another split: the same counts, another order."""
+    return array("I", data)[::-1].tobytes()
+
+
+ORDERS = [nothing, shorter, half_a_number, longer, reversed_order, None]
+
+
+@pytest.mark.parametrize("read", [consolidate, consolidate_partial])
+@pytest.mark.parametrize("damage", ORDERS, ids=lambda damage: damage.__name__ if damage else "gone")
+def test_an_order_that_is_not_of_this_split(finished, damage, read):
+    path = finished.layout.order
+    if damage is None:
+        path.unlink()
+    else:
+        assert damage(path.read_bytes()) != path.read_bytes()
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"order\.bin: .*--forcerun split"):
+        read(finished.run.config, finished.layout)
+    assert not finished.run.output.exists()
+    assert not finished.layout.partial.exists()
+    assert not finished.layout.summary.exists()
+
+
+def uneven(data):
+    """One sample of rank 1 is said to be of rank 0."""
+    order = array("I", data)
+    order[order.index(1)] = 0
+    return order.tobytes()
+
+
+@pytest.mark.parametrize(
+    "damage", [nothing, shorter, longer, uneven], ids=lambda damage: damage.__name__
+)
+def test_what_is_written_is_counted(finished, damage):
+    """Even where the manifest says that such an order is right."""
+    layout = finished.layout
+    layout.order.write_bytes(damage(layout.order.read_bytes()))
+    content = json.loads(layout.manifest.read_text())
+    layout.manifest.write_text(json.dumps({**content, "order": Seal.of(layout.order)}))
+    with pytest.raises(UserError, match=r"order\.bin: .*--forcerun split"):
+        consolidate(finished.run.config, layout)
+    assert not finished.run.output.exists()
+    assert not layout.errors.exists()
+
+
+def truncated(chunks):
+    return [chunks[0][: len(chunks[0]) // 2], *chunks[1:]]
+
+
+def torn(chunks):
+    return [b"".join(chunks[0].splitlines(keepends=True)[:-1]), *chunks[1:]]
+
+
+def exchanged(chunks):
+    return [chunks[1], chunks[0], *chunks[2:]]
+
+
+def reordered(chunks):
+    return [b"".join(chunks[0].splitlines(keepends=True)[::-1]), *chunks[1:]]
+
+
+def edited(chunks):
+    return [chunks[0].replace(b".mp4", b".mp5"), *chunks[1:]]
+
+
+@pytest.mark.parametrize("read", [consolidate_partial, infer, retry])
+@pytest.mark.parametrize(
+    "damage", [truncated, torn, exchanged, reordered, edited], ids=lambda damage: damage.__name__
+)
+def test_a_chunk_that_is_not_of_this_split(finished, damage, read):
+    layout, config = finished.layout, finished.run.config
+    Plan(3).write(layout.plan)
+    paths = [layout.chunk(rank) for rank in range(3)]
+    for path, data in zip(paths, damage([path.read_bytes() for path in paths]), strict=True):
+        path.write_bytes(data)
+    arguments = {consolidate_partial: (config, layout), infer: (config, layout, 0, 1)}
+    with pytest.raises(UserError, match=r"of-3/rank0\.jsonl: .*--forcerun split"):
+        read(*arguments.get(read, (config,)))
+    assert not layout.partial.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"split_id": "a"}'])
+def test_a_damaged_manifest_is_named(finished, text):
+    """Also one of an earlier version, which does not know what the chunks hold."""
+    finished.layout.manifest.write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: .*--forcerun split"):
+        consolidate(finished.run.config, finished.layout)
+
+
+# --- the output after it was written -------------------------------------------------------------
+
+
+def report(config, layout):
+    return collect(config, layout, 1)
+
+
+@pytest.mark.parametrize("read", [report, export])
+@pytest.mark.parametrize(
+    "damage", [cut_last, empty, add, swap, tear, garbage, other_answer], ids=lambda d: d.__name__
+)
+def test_an_output_that_has_changed_is_not_taken_for_the_result(finished, damage, read):
+    config, layout = finished.run.config, finished.layout
+    consolidate(config, layout)
+    read(config, layout)
+    shutil.rmtree(layout.dataset, ignore_errors=True)
+    lines = layout.output.read_bytes().splitlines(keepends=True)
+    layout.output.write_bytes(b"".join(damage(lines)))
+    with pytest.raises(UserError, match=r"out\.jsonl: it has changed .*run snakemake again"):
+        read(config, layout)
+    assert not layout.dataset.exists()
+
+
+def test_a_summary_of_another_run_is_not_taken_for_its_own(finished):
+    consolidate(finished.run.config, finished.layout)
+    another = json.loads(finished.layout.summary.read_text())
+    del another["output_file"]
+    finished.layout.summary.write_text(json.dumps(another))
+    with pytest.raises(UserError, match=r"out\.summary\.json: no summary of this version"):
+        read_summary(finished.layout)
+
+
+# --- the failed samples --------------------------------------------------------------------------
+
+
+def test_the_error_records_are_a_file_of_their_own(finished):
+    consolidate(finished.run.config, finished.layout)
+    assert read_jsonl(finished.layout.errors) == finished.run.records()[:1]
+    assert read_jsonl(finished.layout.errors)[0]["__error"] == ERROR
+
+
+def test_without_failures_the_file_of_errors_is_empty(splitting):
+    splitting(samples(3), 1).finish(*keys(3))
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    assert splitting.layout.errors.read_bytes() == b""
+
+
+@pytest.mark.parametrize("id_field", ["id", None])
+def test_error_records_alone_are_the_samples(splitting, id_field):
+    """The same samples as before, so the journal knows them."""
+    splitting.run.configure(data={"id_field": id_field})
+    splitting([*samples(4), {"path": "x", "id": 9, "input": {"deep": 1}, "previous": {"a": 1}}], 1)
+    (failed,) = splitting.keys
+    splitting.finish(failed=tuple(failed))
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    raws = [entry.raw for entry in splitting.chunks[0]]
+    layout = splitting.layout
+    splitting.run.configure(data={"input_jsonl": "results/out.errors.jsonl"})
+    splitting(num_shards=1)
+    assert splitting.keys == [failed]
+    assert splitting.pending == []
+    assert [entry.raw for entry in splitting.chunks[0]] == raws
+    assert (splitting.manifest.lines, splitting.manifest.left_out) == (5, 0)
+    assert layout.journal == splitting.layout.journal
+
+
+def test_error_records_of_many_blocks_are_the_samples(splitting):
+    entries = [{**sample, "caption": "x" * 3000} for sample in samples(300)]
+    splitting(entries, 1).finish(failed=tuple(keys(300)))
+    splitting.run.configure(run={"max_error_rate": 1.0})
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    splitting.run.configure(
+        data={"input_jsonl": "results/out.errors.jsonl", "output_jsonl": "again/out.jsonl"}
+    )
+    splitting(num_shards=2, num_processes=2)
+    assert splitting.order == keys(300)
+    assert splitting.manifest.lines == 300
+
+
+@pytest.mark.parametrize("more", [{"id": 7, "path": "new.mp4"}, "{no JSON"])
+def test_error_records_among_others_are_left_out(splitting, more):
+    error = {"__key": "0", "__status": "error", "__error": ERROR, "input": samples(1)[0]}
+    text = more if isinstance(more, str) else json.dumps(more)
+    (splitting.run.folder / "samples.jsonl").write_text(f"{json.dumps(error)}\n{text}\n")
+    if isinstance(more, str):
+        with pytest.raises(UserError, match="1 bad line"):
+            splitting()
+    else:
+        assert splitting().order == ["7"]
+        assert splitting.manifest.left_out == 1
 
 
 def test_a_rank_file_from_elsewhere_does_not_pass(finished):

@@ -22,7 +22,7 @@ from video_pipeline.columns import MAX_DEPTH, MAX_NAMES, OTHERS
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.export import export, size_category
-from video_pipeline.files import replacing_folder
+from video_pipeline.files import Seal, replacing_folder
 from video_pipeline.layout import Layout
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "finish_reason": "stop"}
@@ -49,6 +49,7 @@ def exported(folder: Path, records: list[dict[str, Any]], **sections: dict[str, 
         "model": "simulated",
         "samples": {**counts, "errors_by_stage": stages, "duplicates": 0},
         "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+        "output_file": Seal.of(layout.output)._asdict(),
     }
     layout.summary.write_text(json.dumps(summary))
     export(config, layout)
@@ -311,12 +312,34 @@ def test_sizes_have_the_names_of_the_hub(count, name):
     assert size_category(count) == name
 
 
-def test_a_torn_line_is_named_and_nothing_is_left(tmp_path):
-    layout = exported(tmp_path, [record(0)])
+def torn(lines):
+    return [*lines, b'{"__key": ']
+
+
+def cut_off(lines):
+    return lines[:1]
+
+
+def empty(lines):
+    return []
+
+
+def swapped(lines):
+    return lines[::-1]
+
+
+def edited(lines):
+    return [line.replace(b'"it"', b'"at"') for line in lines]
+
+
+@pytest.mark.parametrize("change", [torn, cut_off, empty, swapped, edited])
+def test_an_output_that_was_changed_is_not_exported(tmp_path, change):
+    layout = exported(tmp_path, [record(0), record(1)])
     before = layout.card.read_text()
-    layout.output.write_bytes(layout.output.read_bytes() + b'{"__key": ')
+    lines = layout.output.read_bytes().splitlines(keepends=True)
+    layout.output.write_bytes(b"".join(change(lines)))
     config = load_config({"data": {"output_jsonl": str(layout.output)}})
-    with pytest.raises(UserError, match=r"out\.jsonl, line 2: .*run snakemake again"):
+    with pytest.raises(UserError, match=r"out\.jsonl: it has changed .*run snakemake again"):
         export(config, layout)
     assert layout.card.read_text() == before
     assert [path.name for path in tmp_path.glob("*.dataset*")] == ["out.dataset"]

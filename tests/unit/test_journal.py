@@ -46,13 +46,16 @@ def write(folder, *records, prefix=ATTEMPT):
 
 def found(folder, key, request=REQUEST, part="", attempts=ATTEMPTS):
     """The final record of a key, or None."""
-    location = read_index(folder, attempts).find(key, part, request)
-    if location is None:
+    index = read_index(folder, attempts)
+    with JournalReader(folder, index) as reader:
+        finished = reader.find(key, part, request)
+    place = index.find(key, part, request)
+    if finished is None:
+        assert place is None
         return None
-    with JournalReader(folder) as reader:
-        record = reader.read(location)
-    assert location.is_error == ("__error" in record)
-    return record
+    assert finished.place == place
+    assert place.is_error == ("__error" in finished.record)
+    return finished.record
 
 
 def test_what_is_written_is_found(folder):
@@ -190,6 +193,17 @@ def test_reopening_takes_back_no_answer(folder):
     assert found(folder, "a")["output_text"] == "one"
 
 
+def test_a_damaged_line_takes_nothing_back(folder):
+    path = write(folder, ("a", None), ("b", None))
+    with JournalWriter(folder, REOPENS) as journal:
+        journal.reopen("a", "", REQUEST, path.name)
+        journal.reopen("b", "", REQUEST, path.name)
+    text = journal.path.read_text()
+    journal.path.write_text(text.replace('"__reopens"', '"__reapens"', 1))
+    assert found(folder, "a")["__error"] == ERROR
+    assert found(folder, "b") is None
+
+
 def test_an_index_of_some_attempts(folder):
     write(folder, ("a", "one"), prefix=attempt_prefix("s", 1))
     write(folder, ("b", "two"), prefix=attempt_prefix("s", 10))
@@ -302,9 +316,157 @@ def test_more_journals_than_files_may_be_open(folder):
     for number in range(80):
         write(folder, (f"k{number}", str(number)))
     index = read_index(folder)
-    with few_open_files(40), JournalReader(folder) as reader:
+    with few_open_files(40), JournalReader(folder, index) as reader:
         texts = [
-            reader.read(index.find(f"k{number}", "", REQUEST))["output_text"]
+            reader.find(f"k{number}", "", REQUEST).record["output_text"]
             for number in [*range(80), *range(80)]
         ]
     assert texts == [*map(str, range(80)), *map(str, range(80))]
+
+
+# --- a journal that has changed since somebody looked --------------------------------------------
+
+
+def lines_of(path):
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def insert(path):
+    """A line before all others: every record has moved."""
+    lines = lines_of(path)
+    path.write_bytes(b"".join([lines[0], b'{"note": "mine"}\n', *lines[1:]]))
+
+
+def edit_key(path):
+    path.write_bytes(path.read_bytes().replace(b'"__key":"b"', b'"__key":"z"'))
+
+
+def edit_request(path):
+    lines = lines_of(path)
+    path.write_bytes(b"".join([*lines[:2], lines[2].replace(b"0123", b"3210"), lines[3]]))
+
+
+def edit_part(path):
+    lines = lines_of(path)
+    lines[2] = lines[2].replace(b'"__part":""', b'"__part":"x"')
+    path.write_bytes(b"".join(lines))
+
+
+def break_line(path):
+    lines = lines_of(path)
+    path.write_bytes(b"".join([*lines[:2], lines[2].replace(b'"two"', b'"two'), lines[3]]))
+
+
+def lose_usage(path):
+    path.write_bytes(path.read_bytes().replace(b'"two","__usage"', b'"two","_uusage"'))
+
+
+def change_type(path):
+    path.write_bytes(path.read_bytes().replace(b'"output_text":"two"', b'"output_text":["two"]'))
+
+
+def remove_line(path):
+    lines = lines_of(path)
+    path.write_bytes(b"".join([*lines[:2], lines[3]]))
+
+
+def exchange(path):
+    """Two records change places: another sample's answer lies where this one's was."""
+    lines = lines_of(path)
+    path.write_bytes(b"".join([lines[0], lines[2], lines[1], lines[3]]))
+
+
+def truncate(path):
+    path.write_bytes(b"".join(lines_of(path)[:2]))
+
+
+def remove(path):
+    path.unlink()
+
+
+KEPT = {insert: "abc", exchange: "abc", truncate: "a", remove: ""}
+CHANGES = [
+    *(insert, edit_key, edit_request, edit_part, break_line, lose_usage, change_type),
+    *(remove_line, exchange, truncate, remove),
+]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_record_is_compared_with_its_sample(folder, caplog, change, is_known):
+    """``known``: where it lay when split looked."""
+    path = write(folder, ("a", "one"), ("b", "two"), ("c", "three"))
+    texts = {"a": "one", "b": "two", "c": "three"}
+    index = read_index(folder)
+    known = {key: index.find(key, "", REQUEST) if is_known else None for key in texts}
+    later = read_index(folder, "attempt.later") if is_known else index
+    change(path)
+    with JournalReader(folder, later) as reader:
+        for key in [*texts, *texts]:
+            finished = reader.find(key, "", REQUEST, known[key])
+            if key in KEPT.get(change, "ac"):
+                assert finished.record["output_text"] == texts[key]
+            else:
+                assert finished is None
+                assert f"{path}, byte {index.find(key, '', REQUEST).offset}" in caplog.text
+                assert f"no record of sample {key} is there any more" in caplog.text
+    assert len(caplog.records) <= 6
+
+
+def test_a_file_of_another_attempt_under_the_same_name(folder, caplog):
+    path = write(folder, ("a", "one"), ("b", "two"))
+    index = read_index(folder)
+    os.replace(write(folder, ("c", "three"), ("b", None)), path)
+    with JournalReader(folder, index) as reader:
+        assert reader.find("a", "", REQUEST) is None
+        assert reader.find("b", "", REQUEST).record["__error"] == ERROR
+    assert "sample a is there any more; it counts as missing" in caplog.text
+    assert "sample b is there any more; another does" in caplog.text
+
+
+def test_an_answer_after_a_broken_one_counts(folder):
+    """What was inferred again is found, though the broken line comes first."""
+    path = write(folder, ("a", "one"), ("b", "two"))
+    index = read_index(folder)
+    known = index.find("b", "", REQUEST)
+    lose_usage(path)
+    write(folder, ("b", "again"))
+    for index_now in (read_index(folder), read_index(folder, "attempt.later")):
+        with JournalReader(folder, index_now) as reader:
+            assert reader.find("b", "", REQUEST, known).record["output_text"] == "again"
+
+
+def test_an_error_that_became_an_answer_is_no_error(folder):
+    """The kind is compared, too."""
+    path = write(folder, ("a", None), ("b", "two"))
+    index = read_index(folder)
+    lines = lines_of(path)
+    answer = lines[2].replace(b'"__key":"b"', b'"__key":"a"')
+    path.write_bytes(lines[0] + answer + lines[2])
+    with JournalReader(folder, index) as reader:
+        finished = reader.find("a", "", REQUEST)
+    assert not finished.place.is_error
+    assert finished.record["output_text"] == "two"
+
+
+def test_of_many_that_have_moved_the_first_are_named(folder, caplog):
+    path = write(folder, *((f"k{number}", "text") for number in range(100)))
+    index = read_index(folder)
+    insert(path)
+    with JournalReader(folder, index) as reader:
+        for number in range(100):
+            assert reader.find(f"k{number}", "", REQUEST).record["output_text"] == "text"
+    assert len(caplog.records) == 21
+    assert "and 80 more" in caplog.text
+
+
+# --- what survives a power loss ------------------------------------------------------------------
+
+
+def test_the_name_of_a_new_file_is_on_the_disk(folder, synced):
+    """And those of the folders that were made for it."""
+    with JournalWriter(folder / "deep", ATTEMPT) as journal:
+        assert synced == [str(folder.parent), str(folder), str(folder / "deep")]
+        journal.answer("a", "", REQUEST, "one", USAGE)
+        journal.sync()
+        assert synced[3:] == [str(journal.path)]

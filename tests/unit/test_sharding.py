@@ -241,6 +241,62 @@ def test_a_split_that_was_killed_does_not_stand_in_the_way(splitting):
     assert [p.name for p in splitting.layout.chunks.parent.iterdir()] == ["of-2"]
 
 
+def test_what_earlier_splits_have_left_goes(splitting):
+    """Chunks of another number of shards, rank files, scratch and temporary files; nothing else."""
+    splitting(samples(3), 3)
+    results = splitting.run.folder / "results"
+    chunks = splitting.layout.chunks.parent
+    mine = ("out.rank.jsonl", "out.rankings.jsonl", "out.rank0.jsonl.bak", "out2.rank0.jsonl")
+    gone = ("out.rank0.jsonl", "out.rank12.jsonl", ".out.rank7.jsonl.0123abcd.tmp")
+    for name in (*mine, *gone):
+        (results / name).write_text("x")
+    (chunks / ".of-5.tmp").mkdir()
+    (chunks / "of-mine").mkdir()
+    (chunks / ".split.progress.json.0123abcd.tmp").write_text("x")
+    splitting(num_shards=2)
+    assert splitting.order == keys(3)
+    found = sorted(path.name for path in results.iterdir())
+    assert found == sorted([".chunks", *mine])
+    assert sorted(path.name for path in chunks.iterdir()) == ["of-2", "of-mine"]
+
+
+def test_on_bad_input_nothing_of_an_earlier_split_goes(splitting):
+    splitting(samples(3), 3)
+    (splitting.run.folder / "results" / "out.rank0.jsonl").write_text("x")
+    before = files_under(splitting.run.folder / "results")
+    (splitting.run.folder / "samples.jsonl").write_text("no JSON")
+    with pytest.raises(UserError, match="1 bad line"):
+        splitting(num_shards=2)
+    assert files_under(splitting.run.folder / "results") == before
+
+
+def test_a_writer_that_comes_during_a_split_keeps_its_chunks(splitting, monkeypatch):
+    """A job of other chunks was started by hand, after split has looked for one."""
+    splitting(samples(3), 3)
+    lock, chunks = splitting.layout.lock(1), splitting.layout.chunks
+    held = []
+    monkeypatch.setattr(
+        "video_pipeline.sharding.sync_tree", lambda folder: held.append(try_lock(lock))
+    )
+    with pytest.raises(UserError, match="still being written by"):
+        splitting(num_shards=2)
+    assert Manifest.read(chunks / "manifest.json").num_shards == 3
+    held[0].close()
+
+
+def test_data_is_on_the_disk_before_the_manifest_that_vouches_for_it(splitting, synced):
+    splitting(samples(3), 2)
+    chunks = Path.cwd() / splitting.layout.chunks
+    names = ("order.bin", "rank0.jsonl", "rank1.jsonl")
+    manifest = synced.index(f"-> {splitting.layout.manifest}")
+    for name in names:
+        flushed = synced.index(str(Path.cwd() / splitting.layout.split_scratch / name))
+        assert flushed < synced.index(f"-> {splitting.layout.chunks / name}")
+    last = max(synced.index(f"-> {splitting.layout.chunks / name}") for name in names)
+    assert str(chunks) in synced[last:manifest]
+    assert synced[manifest + 1] == str(chunks)
+
+
 # --- the user's code ---------------------------------------------------------------------------
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 
 import pytest
-from helpers import samples
+from helpers import keys, samples
 from video_pipeline import streaming
 from video_pipeline.config import load_config
 from video_pipeline.engine.simulated import SimulatedEngine
-from video_pipeline.statistics import JobStatistics, throughput
+from video_pipeline.files import write_text
+from video_pipeline.inference import infer
+from video_pipeline.statistics import JobStatistics, read_statistics, throughput
 from video_pipeline.streaming import Window
 
 REQUEST = {"prompt": "x" * 40, "multi_modal_data": {}}
@@ -231,3 +235,27 @@ def test_the_simulated_engine_bounds_what_runs_at_once(monkeypatch):
 
     asyncio.run(main())
     assert most == 4
+
+
+def test_what_is_written_last_is_the_newest(splitting, monkeypatch):
+    """A write from the time when the job was running, which takes longer than the rest of it."""
+    ended = threading.Event()
+
+    def slow(path, text):
+        state = json.loads(text)[-1]["state"]
+        if state == "running":
+            ended.wait(3.0)
+        write_text(path, text)
+        if state == "done":
+            ended.set()
+
+    monkeypatch.setattr(streaming, "write_text", slow)
+    monkeypatch.setattr(streaming, "STATISTICS_SECONDS", 0.01)
+    monkeypatch.setattr(streaming, "TICK_SECONDS", 0.01)
+    simulated = {"seconds_per_output_token": 0.02, "output_tokens": 10}
+    splitting.run.configure(run={"simulated": simulated})
+    splitting(samples(2), 1)
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    (job,) = read_statistics(splitting.layout.statistics(0))
+    assert (job["state"], job["inferred"]) == ("done", 2)
+    assert splitting.run.answers() == dict.fromkeys(keys(2), 1)

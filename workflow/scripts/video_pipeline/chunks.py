@@ -10,9 +10,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 
-from video_pipeline.journal import JournalIndex, Location
+from video_pipeline.errors import UserError
+from video_pipeline.files import EMPTY, Seal
+from video_pipeline.journal import Finished, JournalReader, Location
 from video_pipeline.tasks.base import WHOLE
 
 
@@ -56,13 +59,13 @@ class ChunkEntry:
         """All that is asked about the sample."""
         return [Question(self.key, part, request) for part, request in self.requests.items()]
 
-    def find(self, index: JournalIndex) -> dict[str, Location]:
-        """Where the finished records are, by part: what split knew, and what ``index`` knows."""
+    def find(self, journal: JournalReader) -> dict[str, Finished]:
+        """The finished records, by part: those that split knew of, and what came later."""
         found = {}
         for part, request in self.requests.items():
-            place = index.find(self.key, part, request, self.done.get(part))
-            if place is not None:
-                found[part] = place
+            finished = journal.find(self.key, part, request, self.done.get(part))
+            if finished is not None:
+                found[part] = finished
         return found
 
     def to_line(self) -> bytes:
@@ -140,6 +143,17 @@ def line_blocks(path: Path, num_files: int) -> Iterator[bytes]:
 
 
 _READ_AHEAD_BYTES = 1 << 26
+_BLOCK_BYTES = 1 << 20
+_NEWLINE = ord("\n")
+
+
+def not_of_this_split(path: Path) -> UserError:
+    """What to say of a file that holds something else than split wrote there."""
+    what = "not what split wrote there" if path.exists() else "missing"
+    return UserError(
+        f"{path}: {what}. Run snakemake again with `--forcerun split` (of a stage: `--forcerun "
+        "split_<stage>`); nothing is inferred twice"
+    )
 
 
 class Chunk(Sequence[ChunkEntry]):
@@ -147,16 +161,27 @@ class Chunk(Sequence[ChunkEntry]):
 
     Attributes:
         path: The chunk file.
+        seal: What it holds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seal: Seal | None = None) -> None:
+        """``seal``: what it must hold, if that is known. Raises :class:`UserError` if it holds
+        something else."""
         self.path = path
-        self._stream = open(path, "rb")
-        self._offsets = array("Q")
-        offset = 0
-        for line in self._stream:
-            self._offsets.append(offset)
-            offset += len(line)
+        self._offsets = array("Q", [0])
+        self.seal = EMPTY
+        try:
+            self._stream = open(path, "rb")
+        except FileNotFoundError:
+            raise not_of_this_split(path) from None
+        while block := self._stream.read(_BLOCK_BYTES):
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) + 1
+            self._offsets.frombytes((ends + self.seal.num_bytes).astype(np.uint64).tobytes())
+            self.seal = self.seal.extended(block)
+        if self._offsets[-1] == self.seal.num_bytes:
+            self._offsets.pop()  # no line begins there
+        if seal is not None and self.seal != seal:
+            raise not_of_this_split(path)
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -164,7 +189,3 @@ class Chunk(Sequence[ChunkEntry]):
     def __getitem__(self, position: int) -> ChunkEntry:
         self._stream.seek(self._offsets[position])
         return ChunkEntry.from_line(self._stream.readline())
-
-    def __iter__(self) -> Iterator[ChunkEntry]:
-        with open(self.path, "rb") as stream:
-            yield from map(ChunkEntry.from_line, stream)

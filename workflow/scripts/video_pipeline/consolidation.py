@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import json
 import logging
-from array import array
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from video_pipeline.chunks import ChunkEntry, read_lines
+from video_pipeline.chunks import ChunkEntry, not_of_this_split, read_lines
 from video_pipeline.config import Config
-from video_pipeline.files import replacing, write_text
+from video_pipeline.files import EMPTY, Seal, replacing, write_text
 from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
 from video_pipeline.progress import Progress
@@ -29,33 +28,40 @@ logger = logging.getLogger(__name__)
 
 
 def consolidate(config: Config, layout: Layout) -> None:
-    """Merge the rank files into ``data.output_jsonl``; write the summary, and the failed samples as
-    an input that can be run again.
+    """Merge the rank files into ``data.output_jsonl``; write the summary, and the records of the
+    failed samples, which are an input that can be run again.
 
-    Raises :class:`UserError` naming the rank file, and where it can the line and the sample, if one
-    is not what ``infer`` wrote for its chunk.
+    Raises :class:`UserError` naming the file, and where it can the line and the sample, if one is
+    not what ``split`` wrote, or what ``infer`` wrote for its chunk.
     """
     manifest = Manifest.read(layout.manifest)
     rank_files = [RankFile(layout, manifest, rank) for rank in range(manifest.num_shards)]
-    order = array("I", layout.order.read_bytes())
+    order, written = manifest.read_order(layout), 0
     with (
         Progress(layout.progress("consolidate"), "consolidate", "samples", len(order)) as progress,
         replacing(layout.errors) as failed,
         replacing(layout.output) as output,
     ):
+        sealed = EMPTY
         lines = [rank_file.lines(failed) for rank_file in rank_files]
         for begin in range(0, len(order), _BATCH):
             ranks = order[begin : begin + _BATCH]
-            output.writelines(map(next, map(lines.__getitem__, ranks)))
+            records = list(map(next, map(lines.__getitem__, ranks)))
+            data = b"".join(records)
+            sealed = sealed.extended(data)
+            output.write(data)
+            written += len(records)
             progress.advance(len(ranks))
         for rest in lines:  # there each file is checked
             deque(rest, maxlen=0)
+        if not written == len(order) == manifest.samples:
+            raise not_of_this_split(layout.order)
     if manifest.expanded:
         with open(layout.output, "rb") as output, replacing(layout.videos) as videos:
             for video in by_video(map(orjson.loads, output)):
                 videos.write(orjson.dumps(video) + b"\n")
     contents = [rank_file.contents for rank_file in rank_files]
-    summary = _summary(config, layout, manifest, contents)
+    summary = _summary(config, layout, manifest, contents, sealed)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     logger.info("%s: %s", layout.output, summary["samples"])
 
@@ -69,26 +75,29 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
     task = load_task(config)
     manifest = Manifest.read(layout.manifest)
     records = Records(config, task)
-    finished = 0
-    with JournalReader(Path(manifest.journal)) as reader, replacing(layout.partial) as output:
-        index = manifest.read_index()
-        ranks = range(manifest.num_shards)
-        chunks = [read_lines(layout.chunk(rank), len(ranks)) for rank in ranks]
-        for rank in array("I", layout.order.read_bytes()):
+    ranks, order, finished = range(manifest.num_shards), manifest.read_order(layout), 0
+    for rank in ranks:
+        manifest.check_chunk(layout, rank)
+    chunks = [read_lines(layout.chunk(rank), len(ranks)) for rank in ranks]
+    with (
+        JournalReader(Path(manifest.journal), manifest.read_index()) as reader,
+        replacing(layout.partial) as output,
+    ):
+        for rank in order:
             entry = ChunkEntry.from_line(next(chunks[rank]))
-            done = entry.find(index)
+            done = entry.find(reader)
             if len(done) == len(entry.requests):
-                journaled = {part: reader.read(place) for part, place in done.items()}
+                journaled = {part: each.record for part, each in done.items()}
                 output.write(records.build(entry, journaled).line)
                 finished += 1
     logger.info("%s: %d of %d samples", layout.partial, finished, manifest.samples)
 
 
-_BATCH = 1 << 12
+_BATCH = 1 << 9
 
 
 def _summary(
-    config: Config, layout: Layout, manifest: Manifest, contents: list[RankContents]
+    config: Config, layout: Layout, manifest: Manifest, contents: list[RankContents], seal: Seal
 ) -> dict[str, Any]:
     stages: Counter[str] = Counter()
     usage: Counter[str] = Counter()
@@ -102,6 +111,7 @@ def _summary(
     ]
     return {
         "output": str(layout.output),
+        "output_file": seal._asdict(),
         "task": manifest.task,
         "model": config.vllm.model if config.run.engine == "vllm" else config.run.engine,
         "samples": {

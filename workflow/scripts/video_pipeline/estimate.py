@@ -210,7 +210,7 @@ def _plan(own: Config, config: Config, layout: Layout, threads: int) -> dict[str
     # it would speak of chunks and how they are balanced, of which there are none here
     logging.getLogger(split.__module__).setLevel(logging.WARNING)
     manifest = split(own, ours, num_processes=threads)
-    chunk = Chunk(ours.chunk(0))
+    chunk = manifest.open_chunk(ours, 0)
     positions: Sequence[int] = range(len(chunk))
     if config.plan.samples is not None and config.plan.samples < len(chunk):
         positions = sorted(random.Random(SEED).sample(positions, config.plan.samples))

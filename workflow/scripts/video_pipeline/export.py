@@ -4,7 +4,6 @@ with typed columns, and a dataset card."""
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -21,12 +20,12 @@ from video_pipeline import __version__
 from video_pipeline.cli import plain
 from video_pipeline.columns import OTHERS, Columns
 from video_pipeline.config import Config
-from video_pipeline.errors import UserError
 from video_pipeline.files import replacing_folder
 from video_pipeline.identity import NEUTRAL_ENGINE_ARGUMENTS
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
 from video_pipeline.progress import Progress
+from video_pipeline.report.summary import read_summary
 from video_pipeline.tasks.prompts import prompt_files
 
 logger = logging.getLogger(__name__)
@@ -75,15 +74,12 @@ def export(config: Config, layout: Layout) -> None:
     """Write ``layout.dataset`` from the consolidated output and its summary: at once, so that there
     is never half of it. Memory does not grow with the number of records.
 
-    Raises :class:`UserError` where there is no consolidated output, or its lines are no records.
+    Raises :class:`UserError` where there is no consolidated output, or not the one that the summary
+    is about.
     """
     with waiting_lock(layout.dataset_lock, logger):
-        try:
-            summary = json.loads(layout.summary.read_text(encoding="utf-8"))
-            output = open(layout.output, "rb")
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: is not there yet; run snakemake first") from None
-        with output, replacing_folder(layout.dataset) as folder:
+        summary = read_summary(layout)
+        with open(layout.output, "rb") as output, replacing_folder(layout.dataset) as folder:
             source = _Output(output, layout, summary["samples"]["distinct"])
             columns = Columns(_CONTRACT)
             for record, _ in source.records("look at the columns"):
@@ -104,7 +100,6 @@ class _Output:
 
     def __init__(self, stream: BinaryIO, layout: Layout, total: int) -> None:
         self._stream = stream
-        self._path = layout.output
         self._progress = layout.progress("export")
         self._total = total
         self.count = 0
@@ -115,21 +110,9 @@ class _Output:
         self.count = 0
         with Progress(self._progress, step, "records", self._total) as progress:
             for line in self._stream:
-                try:
-                    record = orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    raise self._bad_line(str(error)) from None
-                if not isinstance(record, dict):
-                    raise self._bad_line("not an object")
-                yield record, len(line)
+                yield orjson.loads(line), len(line)
                 self.count += 1
                 progress.advance()
-
-    def _bad_line(self, why: str) -> UserError:
-        return UserError(
-            f"{self._path}, line {self.count + 1}: {why}. Remove the file and run snakemake again; "
-            "nothing is inferred twice"
-        )
 
 
 def _write_parquet(source: _Output, columns: Columns, folder: Path) -> int:

@@ -1,32 +1,130 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that nobody ever sees half of one, and knowing them again."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
+from zlib import crc32
+
+_READ_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
+
+class Seal(NamedTuple):
+    """What a file held when it was written. It tells a file that is damaged, or another one, not
+    one that was forged.
+
+    Attributes:
+        num_bytes: How many bytes.
+        crc32: Checksum of them.
+    """
+
+    num_bytes: int = 0
+    crc32: int = 0
+
+    def extended(self, data: bytes) -> Seal:
+        """The seal of what this one stands for, with ``data`` after it."""
+        return Seal(self.num_bytes + len(data), crc32(data, self.crc32))
+
+    @classmethod
+    def of(cls, path: Path) -> Seal:
+        """The seal of what ``path`` holds now."""
+        seal = cls()
+        with open(path, "rb", buffering=0) as stream:
+            while data := stream.read(_READ_BYTES):
+                seal = seal.extended(data)
+        return seal
+
+    def fits(self, path: Path) -> bool:
+        """Whether ``path`` is there and holds what it did."""
+        try:
+            return path.stat().st_size == self.num_bytes and Seal.of(path) == self
+        except FileNotFoundError:
+            return False
+
+
+EMPTY = Seal()
+"""The seal of an empty file."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its place when the block ends well.
 
-    The data is on the disk before the name is; an exception removes the temporary file.
+    Several writers may do so at once, each with a temporary file of its own. The data is on the
+    disk before the name is; an exception removes the temporary file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_folder(path.parent)
+    temporary, stream = _open_temporary(path)
     try:
-        with open(temporary, "wb", buffering=1 << 20) as stream:
+        with stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+            sync(stream)
+            os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside ``path``, locked as long as it is open: so :func:`remove_leftovers` knows
+    it from one whose writer was killed."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        stream = open(temporary, "xb", buffering=1 << 20)
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if os.fstat(stream.fileno()).st_nlink:
+            return temporary, stream
+        stream.close()  # it was taken for a leftover before it was locked
+
+
+def remove_leftovers(folder: Path, start: str = "") -> None:
+    """Remove the temporary files that killed processes have left in ``folder``, of files whose
+    names begin with ``start``."""
+    for temporary in folder.iterdir():
+        if not (temporary.name.startswith(f".{start}") and _TEMPORARY.fullmatch(temporary.name)):
+            continue
+        try:
+            with open(temporary, "rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                temporary.unlink()
+        except OSError:
+            continue  # it has taken its place, its writer is alive, or it is another user's
+
+
+def sync(stream: BinaryIO) -> None:
+    """Flush what was written to ``stream`` to the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in ``folder`` to the disk, so that a new one survives a power loss."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder ``path``, and those above it that are missing; they survive a power loss."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
 
 
 def is_newer(path: Path, than: float) -> bool:
@@ -53,18 +151,26 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     former = path.with_name(f".{path.name}.former")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    make_folder(path.parent)
+    temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as stream:
-                    os.fsync(stream.fileno())
+        sync_tree(temporary)
         shutil.rmtree(former, ignore_errors=True)
         if path.exists():
             path.rename(former)
         temporary.rename(path)
+        sync_folder(path.parent)
         shutil.rmtree(former, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush all files under ``folder``, and their names, to the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(Path(parent))

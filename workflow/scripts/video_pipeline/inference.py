@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from video_pipeline import gpus
-from video_pipeline.chunks import Chunk, Question
+from video_pipeline.chunks import Question
 from video_pipeline.config import Config
 from video_pipeline.engine.base import EngineDead
 from video_pipeline.errors import TaskError, UserError
@@ -50,8 +50,8 @@ def infer(config: Config, layout: Layout, rank: int, threads: int, attempt: int 
     failure that another attempt would only repeat is reported again at once.
 
     Raises :class:`UserError` where the user's input, code or settings are at fault, also if more
-    than ``run.max_error_rate`` of the samples failed, and :class:`EngineDead`, after which another
-    attempt is worth it.
+    than ``run.max_error_rate`` of the samples failed; :class:`EngineDead` and :class:`Unfinished`,
+    after which another attempt is worth it.
     """
     failure = layout.failure(rank)
     if attempt > 1 and failure.exists():
@@ -59,7 +59,7 @@ def infer(config: Config, layout: Layout, rank: int, threads: int, attempt: int 
     failure.unlink(missing_ok=True)
     try:
         _infer(config, layout, rank, threads)
-    except EngineDead:
+    except (EngineDead, Unfinished):
         raise
     except UserError as error:
         write_text(failure, str(error))
@@ -72,6 +72,7 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
     task = load_task(config)
     with waiting_lock(layout.lock(rank), logger):
         refuse_live_writers(layout, of_other_plans=True)
+        layout.remove_leftovers(rank)
         manifest = Manifest.read(layout.manifest)
         if (manifest.task, manifest.settings) != (
             task.name,
@@ -118,8 +119,8 @@ def _num_workers(config: Config, threads: int) -> int:
     return max(1, threads - 1)
 
 
-class Unfinished(Exception):
-    """A sample of the chunk has no record."""
+class Unfinished(UserError):
+    """A sample of the chunk has no record. Another attempt infers it."""
 
 
 class Shard:
@@ -144,7 +145,7 @@ class Shard:
         self.task = task
         self.rank = rank
         self.with_videos = manifest.with_videos
-        self.chunk = Chunk(layout.chunk(rank))
+        self.chunk = manifest.open_chunk(layout, rank)
         self.statistics_path = layout.statistics(rank)
         self._layout = layout
         self._manifest = manifest
@@ -158,18 +159,19 @@ class Shard:
     def find_pending(self) -> None:
         """Fill in ``pending``, ``deaths`` and ``error_rate``."""
         index = self._index()
-        for position, entry in enumerate(self.chunk):
-            done = entry.find(index)
-            if len(done) == len(entry.requests):
-                self.error_rate.finished += 1
-                self.error_rate.failed += any(place.is_error for place in done.values())
-                continue
-            self.pending.append(position)
-            if done:
-                self._open_parts[position] = frozenset(entry.requests.keys() - done.keys())
-            deaths = max(len(index.deaths(*question)) for question in entry.questions)
-            if deaths:
-                self.deaths[position] = deaths
+        with JournalReader(self._journal, index) as reader:
+            for position, entry in enumerate(self.chunk):
+                done = entry.find(reader)
+                if len(done) == len(entry.requests):
+                    self.error_rate.finished += 1
+                    self.error_rate.failed += any(each.place.is_error for each in done.values())
+                    continue
+                self.pending.append(position)
+                if done:
+                    self._open_parts[position] = frozenset(entry.requests.keys() - done.keys())
+                deaths = max(len(index.deaths(*question)) for question in entry.questions)
+                if deaths:
+                    self.deaths[position] = deaths
 
     def __len__(self) -> int:
         return len(self.chunk)
@@ -223,20 +225,22 @@ class Shard:
         Raises :class:`Unfinished` if a sample has no record, and :class:`UserError` if more than
         ``run.max_error_rate`` of them are errors.
         """
-        index = self._index()
         records = Records(self.config, self.task)
         rate = ErrorRate(self.config.run.max_error_rate)
         split_id = self._manifest.split_id
         with (
-            JournalReader(self._journal) as reader,
+            JournalReader(self._journal, self._index()) as reader,
             writing(self._layout, self.rank, split_id) as rank_file,
         ):
             for entry in self.chunk:
-                done = entry.find(index)
+                done = entry.find(reader)
                 if len(done) < len(entry.requests):
-                    raise Unfinished(f"sample {entry.key} has no record, though the job is over")
-                journaled = {part: reader.read(place) for part, place in done.items()}
-                record = records.build(entry, journaled)
+                    raise Unfinished(
+                        f"{self._journal}: sample {entry.key} has no record, though the job is "
+                        "over. Somebody has changed the journal: run the same command again, and "
+                        "just this sample is inferred"
+                    )
+                record = records.build(entry, {part: each.record for part, each in done.items()})
                 rate.count(record.error)
                 rank_file.write(record)
             rate.check(f"rank {self.rank}")

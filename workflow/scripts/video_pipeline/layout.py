@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from video_pipeline.config import Config
-from video_pipeline.files import is_newer
+from video_pipeline.files import is_newer, remove_leftovers
+
+_CHUNKS = re.compile(r"of-\d+|\.of-\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Layout:
 
     @property
     def errors(self) -> Path:
-        """The failed samples, as lines of an input."""
+        """The records of the failed samples, which are an input again."""
         return self.beside(".errors.jsonl")
 
     @property
@@ -182,6 +185,31 @@ class Layout:
     def log(self, name: str) -> Path:
         """The log of one rule, relative to the working directory."""
         return Path("logs") / self.stem / f"{name}.log"
+
+    @property
+    def split_scratch(self) -> Path:
+        """The folder that split works in."""
+        return self.chunks.with_name(f".{self.chunks.name}.tmp")
+
+    def of_other_plans(self) -> list[Path]:
+        """What splits into other numbers of shards have left: their folders of chunks, finished or
+        not."""
+        ours = (self.chunks, self.split_scratch)
+        found = [path for path in self._all_chunks.iterdir() if _CHUNKS.fullmatch(path.name)]
+        return [path for path in found if path not in ours]
+
+    def rank_files(self) -> list[Path]:
+        """The rank files that are there, of whatever split."""
+        pattern = re.compile(rf"{re.escape(self.stem)}\.rank\d+\.jsonl")
+        return [path for path in self.output.parent.iterdir() if pattern.fullmatch(path.name)]
+
+    def remove_leftovers(self, rank: int | None = None) -> None:
+        """Remove the temporary files that killed processes have left, of one rank or all."""
+        of_rank = "" if rank is None else f"rank{rank}."
+        remove_leftovers(self.output.parent, f"{self.stem}.{of_rank}")
+        remove_leftovers(self.chunks, of_rank)
+        if rank is None:
+            remove_leftovers(self._all_chunks)
 
     @property
     def _all_chunks(self) -> Path:

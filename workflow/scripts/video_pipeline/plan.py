@@ -93,19 +93,6 @@ def job_threads(cores: int | None, at_once: int, *, gpus_bind: bool) -> int:
     return max(0 if gpus_bind else 1, cores // at_once)
 
 
-def revive_chunks(manifest: Path) -> None:
-    """Change the manifest of a number of shards that was used before and comes back.
-
-    Rank files have the same names whatever the number of shards: those that another number has
-    left must count as older than their chunks, also where Snakemake looks at file times alone. A
-    new time is not enough, it compares the content of small files too.
-    """
-    if manifest.exists():
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        content["revived"] += 1
-        write_text(manifest, json.dumps(content, indent=2) + "\n")
-
-
 def read_plan(path: Path) -> Plan | None:
     """The plan that an earlier invocation wrote, None if there is none."""
     try:

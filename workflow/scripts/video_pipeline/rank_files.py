@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import zip_longest
 from typing import Any, BinaryIO
-from zlib import crc32
 
 import orjson
 
 from video_pipeline.chunks import ChunkEntry, line_blocks, read_lines
 from video_pipeline.errors import UserError
-from video_pipeline.files import replacing, write_text
+from video_pipeline.files import EMPTY, Seal, replacing, sync, write_text
 from video_pipeline.layout import Layout
 from video_pipeline.records import Record
 from video_pipeline.sharding import Manifest
 
+_BATCH = 1 << 8
 _USAGE = ("prompt_tokens", "completion_tokens")
 
 
@@ -31,29 +31,29 @@ class RankContents:
 
     Attributes:
         split_id: The split that wrote its chunk.
+        rank: The rank.
         samples: Records, one a line.
-        num_bytes: Their bytes.
-        crc32: Checksum of all bytes, which tells a damaged file, not one that was forged.
+        seal: What their lines are.
         errors_by_stage: How many samples failed.
         usage: Tokens of all records.
     """
 
     split_id: str
+    rank: int
     samples: int = 0
-    num_bytes: int = 0
-    crc32: int = 0
+    seal: Seal = EMPTY
     errors_by_stage: Counter[str] = field(default_factory=Counter)
     usage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_USAGE, 0)))
 
     @classmethod
     def read(cls, layout: Layout, rank: int) -> RankContents | None:
-        """What was written down about the rank file of ``rank``, None if nothing was."""
+        """What was written down about the rank file of ``rank``, None if nothing can be read."""
         try:
             values = json.loads(layout.contents(rank).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            counted = {name: Counter(values[name]) for name in ("errors_by_stage", "usage")}
+            return cls(**{**values, **counted, "seal": Seal(*values["seal"])})
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        counted = {name: Counter(values[name]) for name in ("errors_by_stage", "usage")}
-        return cls(**{**values, **counted})
 
 
 class RankFileWriter:
@@ -62,28 +62,40 @@ class RankFileWriter:
     def __init__(self, stream: BinaryIO, contents: RankContents) -> None:
         self._stream = stream
         self._contents = contents
+        self._lines: list[bytes] = []
 
     def write(self, record: Record) -> None:
         """Append a record."""
         contents = self._contents
-        self._stream.write(record.line)
+        self._lines.append(record.line)
+        if len(self._lines) == _BATCH:
+            self.flush()
         contents.samples += 1
-        contents.num_bytes += len(record.line)
-        contents.crc32 = crc32(record.line, contents.crc32)
         if record.error is not None:
             contents.errors_by_stage[record.error["stage"]] += 1
         if record.usage:
             for name in _USAGE:
                 contents.usage[name] += record.usage[name]
 
+    def flush(self) -> None:
+        """Write what was appended."""
+        data = b"".join(self._lines)
+        self._lines.clear()
+        self._stream.write(data)
+        self._contents.seal = self._contents.seal.extended(data)
+
 
 @contextmanager
 def writing(layout: Layout, rank: int, split_id: str) -> Iterator[RankFileWriter]:
     """Write the rank file of ``rank``. It takes its place when the block ends well, after what it
     holds was written down."""
-    contents = RankContents(split_id)
-    with replacing(layout.rank_file(rank)) as stream:
-        yield RankFileWriter(stream, contents)
+    contents, path = RankContents(split_id, rank), layout.rank_file(rank)
+    with replacing(path) as stream:
+        writer = RankFileWriter(stream, contents)
+        yield writer
+        writer.flush()
+        sync(stream)
+        path.unlink(missing_ok=True)  # rather none than one that was not written down
         write_text(layout.contents(rank), json.dumps(vars(contents)) + "\n")
 
 
@@ -96,19 +108,20 @@ class RankFile:
 
     def __init__(self, layout: Layout, manifest: Manifest, rank: int) -> None:
         """Raises :class:`UserError` where it was not written for the chunks of ``manifest``."""
-        self._layout, self._rank, self._num_ranks = layout, rank, manifest.num_shards
+        self._layout, self._rank, self._manifest = layout, rank, manifest
+        self._num_ranks = manifest.num_shards
         contents = RankContents.read(layout, rank)
         if (
             contents is None
-            or contents.split_id != manifest.split_id
+            or (contents.split_id, contents.rank) != (manifest.split_id, rank)
             or contents.samples != manifest.rank_samples[rank]
+            or not layout.rank_file(rank).exists()
         ):
             raise self._fault()
         self.contents = contents
 
     def lines(self, failed: BinaryIO) -> Iterator[bytes]:
-        """Its records, one after the other; the samples of those that failed go to ``failed``, as
-        lines of an input.
+        """Its records, one after the other; those of failed samples go to ``failed``, too.
 
         Raises :class:`UserError` at its end if it is not what ``infer`` wrote.
         """
@@ -118,25 +131,25 @@ class RankFile:
         return self._noting(lines, failed)
 
     def _lines(self) -> Iterator[bytes]:
-        num_bytes = checksum = 0
+        seal = EMPTY
         for block in line_blocks(self._layout.rank_file(self._rank), self._num_ranks):
-            num_bytes += len(block)
-            checksum = crc32(block, checksum)
+            seal = seal.extended(block)
             yield from BytesIO(block)  # one line at a time takes the room of the one before
-        if (num_bytes, checksum) != (self.contents.num_bytes, self.contents.crc32):
+        if seal != self.contents.seal:
             raise self._fault()
 
     def _noting(self, lines: Iterator[bytes], failed: BinaryIO) -> Iterator[bytes]:
-        entries = read_lines(self._layout.chunk(self._rank), self._num_ranks)
-        for line in lines:  # to its end, where it is checked
-            entry = next(entries, None)
-            if entry and _ERROR in line and _parse(line).get("__status") == "error":
-                failed.write(ChunkEntry.from_line(entry).text + b"\n")
+        for line in lines:
+            if _ERROR in line and _parse(line).get("__status") == "error":
+                failed.write(line)
             yield line
 
     def _fault(self) -> UserError:
         """What is wrong with the file, found by comparing it with its chunk."""
         path = self._layout.rank_file(self._rank)
+        if not path.exists():
+            return UserError(f"{path} is missing; run snakemake again, nothing is inferred twice")
+        self._manifest.check_chunk(self._layout, self._rank)
         entries = read_lines(self._layout.chunk(self._rank), self._num_ranks)
         what = ": not what was written there"
         for number, (entry, line) in enumerate(

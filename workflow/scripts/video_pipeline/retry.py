@@ -45,7 +45,7 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
     total = 0
     index = manifest.read_index()
     for rank in range(manifest.num_shards):
-        count = reopen_errors(Chunk(layout.chunk(rank)), index, journal, stages)
+        count = reopen_errors(manifest.open_chunk(layout, rank), index, journal, stages)
         if count:
             layout.rank_file(rank).unlink(missing_ok=True)
         total += count
@@ -63,14 +63,12 @@ def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Cont
     """Append a reopen record for every error of ``chunk`` whose stage is among ``stages``; returns
     how many samples they belong to."""
     count = 0
-    with JournalReader(journal) as reader, JournalWriter(journal, REOPENS) as writer:
+    with JournalReader(journal, index) as reader, JournalWriter(journal, REOPENS) as writer:
         for entry in chunk:
-            places, reopened = entry.find(index), 0
+            finished, reopened = entry.find(reader), 0
             for question in entry.questions:
-                place = places.get(question.part)
-                if place is None or not place.is_error:
-                    continue
-                if reader.read(place)["__error"]["stage"] in stages:
+                place, record = finished.get(question.part, (None, {}))
+                if "__error" in record and record["__error"]["stage"] in stages:
                     for file in {place.file, *index.deaths(*question)}:
                         writer.reopen(*question, file)
                     reopened = 1

@@ -100,16 +100,24 @@ class InputReader:
 
     Attributes:
         lines: Lines read that were not blank.
-        left_out: Error records of an earlier run's output, which are no samples.
+        left_out: Error records of an earlier run's output, unless they are samples.
         bad: Bad lines.
     """
 
     def __init__(
-        self, data: Data, block: bytes, first: int = 1, *, needs_video: bool = True
+        self,
+        data: Data,
+        block: bytes,
+        first: int = 1,
+        *,
+        needs_video: bool = True,
+        with_failed: bool = False,
     ) -> None:
         """``block``: whole lines, the first of which is line ``first`` of the input;
-        ``needs_video``: a sample without one is bad."""
+        ``needs_video``: a sample without one is bad; ``with_failed``: error records of an earlier
+        run are samples."""
         self._needs_video = needs_video
+        self._with_failed = with_failed
         self._block = block
         self._first = first
         self._video_field = data.video_field
@@ -129,7 +137,7 @@ class InputReader:
             try:
                 raw = value = _parse(text, check_numbers)
                 if "__key" in value:
-                    raw = _unwrap(value)
+                    raw = _unwrap(value, self._with_failed)
                     if raw is None:
                         self.left_out += 1
                         continue
@@ -288,16 +296,17 @@ def _check_segment(raw: dict[str, Any]) -> None:
             raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
 
-def _unwrap(value: dict[str, Any]) -> dict[str, Any] | None:
-    """The sample in ``value``, which has a ``__key``; None for an error record of an earlier run.
+def _unwrap(value: dict[str, Any], with_failed: bool) -> dict[str, Any] | None:
+    """The sample in ``value``, which has a ``__key``; of an error record of an earlier run the one
+    that failed, if ``with_failed``, else None.
 
-    A record of a consolidated output holds its sample under ``input``; what the earlier run said
-    about it goes under ``previous``.
+    A record of a consolidated output holds its sample under ``input``; what the earlier run
+    answered goes under ``previous``.
     """
     if not ("__status" in value and isinstance(value.get("input"), dict)):
         return value
     if value["__status"] != "ok":
-        return None
+        return value["input"] if with_failed else None
     sample, said = value["input"], {n: entry for n, entry in value.items() if n != "input"}
     if "previous" in sample:  # what the run before that said
         said["previous"] = sample["previous"]

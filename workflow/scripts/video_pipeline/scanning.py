@@ -62,7 +62,7 @@ class ScannedBlock:
         uris: The address of each video; empty where its file need not be looked at.
         weights: What is known of each entry's weight, see :func:`known_weight`.
         lines: Lines that are not blank.
-        left_out: Error records of an earlier run's output, which are no samples.
+        left_out: Error records of an earlier run's output, unless they are samples.
         bad: Bad lines.
     """
 
@@ -115,8 +115,11 @@ def _base_dataset() -> type[BaseDataset]:
 class Scanner:
     """Reads blocks of the input, and asks the task what it asks about each sample."""
 
-    def __init__(self, config: Config, with_identities: bool, reading: Reading) -> None:
+    def __init__(
+        self, config: Config, with_identities: bool, reading: Reading, with_failed: bool
+    ) -> None:
         self._config = config
+        self._with_failed = with_failed
         self._task = load_task(config)
         self._with_identities = with_identities
         self._needs_video = reading.needs_video
@@ -134,7 +137,13 @@ class Scanner:
         The messages of the first ``twice`` samples are built twice. Raises :class:`TaskError`.
         """
         config, task = self._config, self._task
-        reader = InputReader(config.data, block, first, needs_video=self._needs_video)
+        reader = InputReader(
+            config.data,
+            block,
+            first,
+            needs_video=self._needs_video,
+            with_failed=self._with_failed,
+        )
         scanned = ScannedBlock()
         entries, keys, identities = [], [], []
         by, video_field, root = config.data.balance, config.data.video_field, config.video_root
@@ -204,17 +213,22 @@ class Scanner:
 
 
 def scan(
-    config: Config, with_identities: bool, reading: Reading, num_processes: int
+    config: Config,
+    with_identities: bool,
+    reading: Reading,
+    num_processes: int,
+    with_failed: bool = False,
 ) -> Iterator[ScannedBlock]:
     """Scan the input block by block, in order; an input of more than one block in
-    ``num_processes`` processes. ``reading`` is what the dataset wants.
+    ``num_processes`` processes. ``reading`` is what the dataset wants; ``with_failed``: error
+    records of an earlier run are samples.
 
     Raises :class:`UserError` where it cannot be read, and :class:`TaskError`.
     """
     blocks = _numbered_blocks(config)
     head = list(islice(blocks, 2))
     if num_processes == 1 or len(head) < 2:
-        scanner = Scanner(config, with_identities, reading)
+        scanner = Scanner(config, with_identities, reading, with_failed)
         for numbered in chain(head, blocks):
             yield scanner.scan(*numbered)
         return
@@ -222,7 +236,7 @@ def scan(
         num_processes,
         multiprocessing.get_context("spawn"),
         initializer=_start,
-        initargs=(config, with_identities, reading),
+        initargs=(config, with_identities, reading, with_failed),
     ) as pool:
         waiting: deque[Future[ScannedBlock]] = deque()
         try:
@@ -248,9 +262,9 @@ _scanner: Scanner
 """Of a scanning process."""
 
 
-def _start(config: Config, with_identities: bool, reading: Reading) -> None:
+def _start(*arguments: Any) -> None:
     global _scanner
-    _scanner = Scanner(config, with_identities, reading)
+    _scanner = Scanner(*arguments)
 
 
 def _scan(block: bytes, first: int, twice: int) -> ScannedBlock:

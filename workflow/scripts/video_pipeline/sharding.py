@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 import uuid
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,10 +23,10 @@ import orjson
 
 from video_pipeline.balance import BATCH, Balance, Weigher, deal, sorted_with_positions
 from video_pipeline.budget import check_budget_of_model
-from video_pipeline.chunks import ChunkEntry, finished_line
+from video_pipeline.chunks import Chunk, ChunkEntry, finished_line, not_of_this_split
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.files import write_text
+from video_pipeline.files import EMPTY, Seal, make_folder, sync_folder, sync_tree, write_text
 from video_pipeline.identity import content_key, fingerprint, settings_digest
 from video_pipeline.journal import (
     ATTEMPTS,
@@ -66,7 +67,7 @@ class Manifest:
         lines: Lines of the input that are not blank.
         samples: Distinct samples.
         duplicates: Lines that repeat an earlier sample.
-        left_out: Error records of an earlier run's output, which are no samples.
+        left_out: Error records of an earlier run's output, unless they are the samples.
         pending: Samples that were still to be inferred.
         rank_samples: Samples of each rank.
         rank_pending: Pending samples of each rank.
@@ -75,7 +76,8 @@ class Manifest:
         expanded: Whether a line of the input may stand for several samples.
         with_videos: Whether the dataset reads videos.
         sample_fields: Fields of a sample that the dataset reads, beside the messages.
-        revived: How often these chunks came back after another number of shards.
+        order: What the file of the order holds.
+        chunks: What the chunk of each rank holds.
     """
 
     split_id: str
@@ -95,7 +97,8 @@ class Manifest:
     expanded: bool = False
     with_videos: bool = True
     sample_fields: list[str] = field(default_factory=list)
-    revived: int = 0
+    order: Seal = EMPTY
+    chunks: list[Seal] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -109,24 +112,59 @@ class Manifest:
 
     def read_index(self, rank: int | None = None) -> JournalIndex:
         """What the journal says about the chunk of ``rank`` (None: about all chunks) beyond what
-        split has read: its own attempts, and those of another split that came later (another
-        number of shards, in between)."""
+        split has read: the attempts on these chunks, and files that are there since (say, copied
+        from another machine)."""
         known, ours = frozenset(self.journal_files), f"{ATTEMPTS}{self.split_id}."
-        return read_index(
+        index = read_index(
             Path(self.journal),
             ours if rank is None else attempt_prefix(self.split_id, rank),
             lambda name: name not in known and not name.startswith(ours),
         )
+        gone = sorted(known.difference(index.files))
+        if gone:
+            logger.warning(
+                "%s: %d file(s) are gone since the input was split, such as %s; what only they "
+                "held counts as missing",
+                self.journal,
+                len(gone),
+                gone[0],
+            )
+        return index
+
+    def open_chunk(self, layout: Layout, rank: int) -> Chunk:
+        """The chunk of ``rank``. Raises :class:`UserError` if it is not what split wrote."""
+        return Chunk(layout.chunk(rank), self.chunks[rank])
+
+    def check_chunk(self, layout: Layout, rank: int) -> None:
+        """Raise :class:`UserError` if the chunk of ``rank`` is not what split wrote."""
+        if not self.chunks[rank].fits(layout.chunk(rank)):
+            raise not_of_this_split(layout.chunk(rank))
+
+    def read_order(self, layout: Layout) -> array:
+        """The rank of each distinct sample, in input order.
+
+        Raises :class:`UserError` if that is not what split wrote.
+        """
+        if not self.order.fits(layout.order):
+            raise not_of_this_split(layout.order)
+        return array("I", layout.order.read_bytes())
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read ``manifest.json``. Raises :class:`UserError` if the input was not split yet."""
+        """Read ``manifest.json``.
+
+        Raises :class:`UserError` if the input was not split yet, or not by this version.
+        """
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            values = json.loads(path.read_text(encoding="utf-8"))
+            chunks = [Seal(*seal) for seal in values["chunks"]]
+            return cls(**{**values, "order": Seal(*values["order"]), "chunks": chunks})
         except FileNotFoundError:
             raise UserError(
                 f"{path} is missing: the input was not split into these chunks"
             ) from None
+        except (ValueError, KeyError, TypeError):
+            raise not_of_this_split(path) from None
 
 
 def split(config: Config, layout: Layout, run_id: str = "", num_processes: int = 1) -> Manifest:
@@ -176,32 +214,53 @@ def _split(
         with_videos=reading.needs_video,
         sample_fields=list(reading.sample_fields),
     )
-    scratch = layout.chunks.with_name(f".{layout.chunks.name}.tmp")
+    scratch = layout.split_scratch
     shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed
     scratch.mkdir(parents=True)
     try:
         table = Table(scratch / "table")
         bad, balance = BadLines(), Balance(config.data.balance)
-        _fill(table, config, reading, index, num_processes, manifest, bad, balance, progress)
+        counting = (manifest, bad, balance, progress)
+        _fill(table, config, reading, index, num_processes, *counting)
+        if 0 < manifest.left_out == manifest.lines:
+            logger.info("%s: all records are failed samples: run them", config.data.input_jsonl)
+            _fill(table, config, reading, index, num_processes, *counting, with_failed=True)
         files = index.indexed
         del index  # the arrays that follow take its room
         is_duplicate = _find_duplicates(table, config, bad)
         bad.raise_any(config.data.input_jsonl)
         ranks = _ranks(table, is_duplicate, manifest.num_shards, balance)
         _write_chunks(table, ranks, files, manifest, scratch, layout)
-        ranks[~is_duplicate].tofile(scratch / layout.order.name)
+        order = ranks[~is_duplicate]
+        order.tofile(scratch / layout.order.name)
+        manifest.order = EMPTY.extended(order.view(np.uint8))
         manifest.duplicates = int(is_duplicate.sum())
         manifest.samples, manifest.pending = sum(manifest.rank_samples), sum(manifest.rank_pending)
         manifest.balance = balance.as_dict()
         table.remove()
-        layout.chunks.mkdir(parents=True, exist_ok=True)
+        sync_tree(scratch)
+        _remove_earlier(layout)
+        make_folder(layout.chunks)
+        layout.remove_leftovers()
         for entry in sorted(scratch.iterdir()):
             os.replace(entry, layout.chunks / entry.name)
+        sync_folder(layout.chunks)
         write_text(layout.manifest, json.dumps(asdict(manifest), indent=2) + "\n")
     finally:
         shutil.rmtree(scratch)
     _log(manifest, balance)
     return manifest
+
+
+def _remove_earlier(layout: Layout) -> None:
+    """Remove what earlier splits have left: chunks of other numbers of shards, and rank files. They
+    are views of the journal; none may be taken for a part of what comes."""
+    refuse_live_writers(layout)  # one may have come meanwhile
+    layout.manifest.unlink(missing_ok=True)  # first: it vouches for the chunks
+    for path in layout.rank_files():
+        path.unlink()
+    for folder in layout.of_other_plans():
+        shutil.rmtree(folder)
 
 
 def _is_large(path: Path) -> bool:
@@ -265,9 +324,12 @@ def _fill(
     bad: BadLines,
     balance: Balance,
     progress: Progress,
+    with_failed: bool = False,
 ) -> None:
+    """Fill ``table`` from the input, and count; ``with_failed``: error records are samples."""
+    manifest.lines = manifest.left_out = 0
     with table.writing() as append, Weigher(config.data, num_processes) as weigher:
-        for block in scan(config, len(index) > 0, reading, num_processes):
+        for block in scan(config, len(index) > 0, reading, num_processes, with_failed):
             progress.advance(block.lines)
             manifest.lines += block.lines
             manifest.left_out += block.left_out
@@ -404,6 +466,7 @@ def _write_chunks(
     paths = [folder / layout.chunk(rank).name for rank in range(manifest.num_shards)]
     for path in paths:
         path.touch()
+    manifest.chunks = [EMPTY] * len(paths)
     names = [orjson.dumps(name) for name in files]
     num_samples = np.zeros(manifest.num_shards + 1, int)
     num_pending = np.zeros(manifest.num_shards + 1, int)
@@ -418,10 +481,12 @@ def _write_chunks(
             for line, rank in zip(lines, part.tolist(), strict=True):
                 dealt[rank].append(line)
             # opened anew each time: there may be more ranks than files that may be open
-            for path, chunk in zip(paths, dealt, strict=False):
-                if chunk:
+            for rank, path in enumerate(paths):
+                if dealt[rank]:
+                    data = b"".join(dealt[rank])
+                    manifest.chunks[rank] = manifest.chunks[rank].extended(data)
                     with open(path, "ab") as stream:
-                        stream.write(b"".join(chunk))
+                        stream.write(data)
             num_samples += np.bincount(part, minlength=len(num_samples))
             num_pending += np.bincount(part[places == NOWHERE], minlength=len(num_pending))
     manifest.rank_samples, manifest.rank_pending = (

@@ -12,7 +12,7 @@ from typing import Any
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.layout import Layout
-from video_pipeline.plan import Plan, read_plan, resolve_plan, revive_chunks
+from video_pipeline.plan import Plan, resolve_plan
 from video_pipeline.processes import job_processes
 
 
@@ -87,9 +87,5 @@ def resolve_stages(config: Config, *, gpus: int | None, is_main: bool) -> list[S
     stages = []
     for name, own in config.by_stage():
         plan = resolve_plan(own, Layout.of(own, 0).plan, gpus=gpus, is_main=is_main)
-        layout = Layout.of(own, plan.num_shards)
-        last = read_plan(layout.plan)
-        if is_main and last and last.num_shards != plan.num_shards:
-            revive_chunks(layout.manifest)
-        stages.append(Stage(name, own, plan, layout))
+        stages.append(Stage(name, own, plan, Layout.of(own, plan.num_shards)))
     return stages

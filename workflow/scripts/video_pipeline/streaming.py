@@ -14,6 +14,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,6 +211,8 @@ class Stream:
             pending=pending,
         )
         self._earlier_attempts = read_statistics(shard.statistics_path)
+        # one thread: what is written last is the newest
+        self._writer = ThreadPoolExecutor(1)
 
     async def run(self) -> None:
         """Infer all pending samples of the shard."""
@@ -226,6 +229,7 @@ class Stream:
             model=engine.dataset_model,
             preparer=engine.preparer(),
             folder=self._folder,
+            seal=shard.chunk.seal,
         )
         pool = DecodePool(spec, self._num_processes, shard.config.data.sample_timeout_s)
         state: State = "failed"
@@ -238,13 +242,19 @@ class Stream:
             pool.stop()
             engine.stop()
             self._statistics.end(state)
-            write_text(shard.statistics_path, self._statistics.to_json(self._earlier_attempts))
+            self._write_statistics().result()
+            self._writer.shutdown()
 
     def _tick(self) -> None:
         """Bring the statistics up to now."""
         rate, statistics = self._shard.error_rate, self._statistics
         statistics.finished, statistics.finished_failed = rate.finished, rate.failed
         statistics.tick(self._window.limits_now())
+
+    def _write_statistics(self) -> Future[None]:
+        """Write down what the statistics are now, after what was to be written before."""
+        text = self._statistics.to_json(self._earlier_attempts)
+        return self._writer.submit(write_text, self._shard.statistics_path, text)
 
     async def _keep_statistics(self) -> None:
         """Write down what the job spends while it runs, until cancelled."""
@@ -253,8 +263,7 @@ class Stream:
             self._tick()
             if time.monotonic() - written >= STATISTICS_SECONDS:
                 written = time.monotonic()
-                text = self._statistics.to_json(self._earlier_attempts)
-                await asyncio.to_thread(write_text, self._shard.statistics_path, text)
+                await asyncio.wrap_future(self._write_statistics())
             await asyncio.sleep(TICK_SECONDS)
 
     async def _infer_all(self, engine: Engine, pool: DecodePool, journal: JournalWriter) -> None:

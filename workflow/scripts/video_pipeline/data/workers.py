@@ -23,6 +23,7 @@ from video_pipeline.config import Config
 from video_pipeline.data.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import TaskError, UserError, place_of, user_frame, where
+from video_pipeline.files import Seal
 
 SAMPLES_PER_WORKER = 10_000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
@@ -70,6 +71,7 @@ class WorkerSpec:
         model: ``model`` of the dataset.
         preparer: The engine's part.
         folder: Folder of shared memory for the prepared samples.
+        seal: What the chunk file must hold, if that is known.
     """
 
     config: Config
@@ -77,6 +79,7 @@ class WorkerSpec:
     model: str
     preparer: Preparer
     folder: Path
+    seal: Seal | None = None
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,7 @@ class _Worker:
         config = spec.config
         limit_access(Access.of(config.data))
         task = load_task(config)
-        self._chunk = Chunk(spec.chunk)
+        self._chunk = Chunk(spec.chunk, spec.seal)
         self._dataset = create_dataset(config, task, ChunkSamples(self._chunk, config), spec.model)
         self._preparer = spec.preparer
         self._preparer.start()

@@ -18,7 +18,9 @@ Only this module writes records.
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import sys
 import time
 import uuid
@@ -34,7 +36,10 @@ import numpy as np
 import orjson
 
 from video_pipeline.errors import UserError
+from video_pipeline.files import make_folder, sync_folder
 from video_pipeline.locks import holder
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -59,7 +64,12 @@ def identity(key: str, part: str, request: str) -> bytes:
 
 def identity_of_json(key: bytes, part: bytes, request: bytes) -> bytes:
     """:func:`identity` of a key and a part that are JSON already."""
-    return _identity(b'{"__key":%b,"__part":%b,"__request":"%b' % (key, part, request))
+    return _identity(_head(key, part, request))
+
+
+def _head(key: bytes, part: bytes, request: bytes) -> bytes:
+    """How the line of a record starts; ``key`` and ``part`` are JSON already."""
+    return b'{"__key":%b,"__part":%b,"__request":"%b' % (key, part, request)
 
 
 def _identity(head: bytes) -> bytes:
@@ -93,10 +103,11 @@ class JournalWriter:
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         stamp = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
         self.path = folder / f"{prefix}{stamp}.jsonl"
         self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        sync_folder(folder)
         self._write({"__journal": VERSION, **holder()})
 
     def answer(
@@ -269,9 +280,10 @@ class JournalIndex:
 
     def _add_reopens(self, path: Path) -> None:
         for _, line, head_end in _records(path):
-            self._reopened.add((_identity(line[:head_end]), orjson.loads(line)["__reopens"]))
+            if file := _REOPENED_FILE.match(line, head_end):
+                self._reopened.add((_identity(line[:head_end]), file[1].decode()))
 
-    def _add_attempt(self, path: Path) -> None:
+    def _add_attempt(self, path: Path, checked: bool) -> None:
         shifted = len(self.indexed) << _FILE_SHIFT
         self.indexed.append(path.name)
         names, places = bytearray(), array("Q")
@@ -285,6 +297,8 @@ class JournalIndex:
                 if line.startswith(_ENGINE_DIED, head_end):
                     self._deaths.setdefault(name, []).append(path.name)
                     continue
+            if checked and _parse(line) is None:
+                continue
             names += _identity(line[:head_end])
             places.append(shifted | offset << 1 | is_error)
             if len(places) == _BATCH:
@@ -340,10 +354,15 @@ def location_at(place: int, files: list[str]) -> Location:
 
 
 def read_index(
-    folder: Path, attempts: str = ATTEMPTS, others: Callable[[str], bool] | None = None
+    folder: Path,
+    attempts: str = ATTEMPTS,
+    others: Callable[[str], bool] | None = None,
+    *,
+    checked: bool = False,
 ) -> JournalIndex:
     """Index the attempts in ``folder`` whose file name starts with ``attempts``, and those that
-    ``others`` says yes to.
+    ``others`` says yes to. With ``checked`` each record is parsed, and one that is not whole, as
+    an edit may leave it, is passed over.
 
     Raises :class:`UserError` for a journal of a newer version.
     """
@@ -359,7 +378,7 @@ def read_index(
             if name.startswith(attempts) or (
                 others is not None and name.startswith(ATTEMPTS) and others(name)
             ):
-                index._add_attempt(folder / name)
+                index._add_attempt(folder / name, checked)
         index._sort()
     return index
 
@@ -368,12 +387,14 @@ def count_records(path: Path) -> Counter[str]:
     """How many records of each kind a journal file holds: ``output_text``, ``__error``,
     ``__engine_died`` and ``__reopens``."""
     kinds = Counter(
-        line[head_end + 3 : line.index(b'"', head_end + 3)] for _, line, head_end in _records(path)
+        line[head_end + 3 : line.find(b'"', head_end + 3)] for _, line, head_end in _records(path)
     )
     return Counter({kind.decode(): count for kind, count in kinds.items()})
 
 
 _OUTPUT_TEXT = b'","output_text":'
+_ERROR = b'","__error":'
+_REOPENED_FILE = re.compile(rb'","__reopens":"([^"\\]+)"\}')
 _ENGINE_DIED = b'","__engine_died":'
 
 
@@ -406,37 +427,117 @@ def _check_version(path: Path, line: bytes) -> None:
         )
 
 
-class JournalReader:
-    """Reads records at their :class:`Location`; keeps the files it read last open."""
+class Finished(NamedTuple):
+    """A final record, and where it lies."""
 
-    def __init__(self, folder: Path) -> None:
+    place: Location
+    record: dict[str, Any]
+
+
+class JournalReader:
+    """Finds and reads the final records of samples; keeps the files it read last open.
+
+    A file may have been edited, restored or removed since it was indexed. So each record is
+    compared with what is asked for. From the first that does not match on, the whole journal is
+    looked through, and what is nowhere in it counts as missing.
+    """
+
+    def __init__(self, folder: Path, index: JournalIndex) -> None:
         self._folder = folder
+        self._index = index
+        self._whole: JournalIndex | None = None
+        self._num_moved = 0
         self._streams: OrderedDict[str, BinaryIO] = OrderedDict()
 
-    def read(self, location: Location) -> dict[str, Any]:
-        """The record at ``location``."""
-        stream = self._streams.get(location.file)
+    def find(
+        self, key: str, part: str, request: str, known: Location | None = None
+    ) -> Finished | None:
+        """The final record, or None if the sample is still to be done; arguments as in
+        :meth:`JournalIndex.find`."""
+        place = self._index.find(key, part, request, known)
+        if place is None:
+            return None
+        head = _head(orjson.dumps(key), orjson.dumps(part), request.encode())
+        record = self._read(place, head)
+        if record is not None:
+            return Finished(place, record)
+        if self._whole is None:
+            self.close()  # another file may have the name
+            self._whole = read_index(self._folder, checked=True)
+        elsewhere = self._whole.find(key, part, request)
+        record = None if elsewhere is None else self._read(elsewhere, head)
+        self._warn(place, key, part, "it counts as missing" if record is None else "another does")
+        return None if record is None else Finished(elsewhere, record)
+
+    def _read(self, place: Location, head: bytes) -> dict[str, Any] | None:
+        """The record at ``place``, None if there is none that begins with ``head``."""
+        try:
+            stream = self._open(place.file)
+        except FileNotFoundError:
+            return None
+        stream.seek(place.offset)
+        line = stream.readline()
+        kind = _ERROR if place.is_error else _OUTPUT_TEXT
+        return _parse(line) if line.startswith(kind, len(head)) and line.startswith(head) else None
+
+    def _open(self, name: str) -> BinaryIO:
+        stream = self._streams.get(name)
         if stream is None:
             if len(self._streams) == _MOST_OPEN:
                 self._streams.popitem(last=False)[1].close()
-            stream = self._streams[location.file] = open(
-                self._folder / location.file, "rb", buffering=_READ_AHEAD
+            stream = self._streams[name] = open(self._folder / name, "rb", buffering=_READ_AHEAD)
+        return stream
+
+    def _warn(self, place: Location, key: str, part: str, what: str) -> None:
+        self._num_moved += 1
+        if self._num_moved <= _MOST_SHOWN:
+            logger.warning(
+                "%s, byte %d: no record of sample %s%s is there any more; %s",
+                self._folder / place.file,
+                place.offset,
+                key,
+                f", {part}" if part else "",
+                what,
             )
-        stream.seek(location.offset)
-        return orjson.loads(stream.readline())
 
     def close(self) -> None:
         """Close the files."""
         for stream in self._streams.values():
             stream.close()
+        self._streams.clear()
 
     def __enter__(self) -> JournalReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        if self._num_moved > _MOST_SHOWN:
+            logger.warning("... and %d more", self._num_moved - _MOST_SHOWN)
 
 
+_MOST_SHOWN = 20
 _READ_AHEAD = 1 << 16  # records are mostly asked for in the order in which they lie
 _MOST_OPEN = 32
 """Journal files; a process may have 1,024 files open on most systems, 256 on some."""
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The answer or the error in ``line``, None if it is not whole."""
+    try:
+        record = orjson.loads(line)
+        error = record.get("__error")
+        if error is not None and not all(type(error[name]) is str for name in _ERROR_FIELDS):
+            return None
+        if error is not None and "__usage" not in record:
+            return record
+        usage = record["__usage"]
+        is_whole = (
+            type(record["output_text"]) is type(usage["finish_reason"]) is str
+            and type(usage["prompt_tokens"]) is type(usage["completion_tokens"]) is int
+        )
+    except (ValueError, LookupError, TypeError):
+        return None
+    return record if is_whole else None
+
+
+_ERROR_FIELDS = ("stage", "type", "message")

@@ -31,6 +31,7 @@ from video_pipeline.layout import Layout
 from video_pipeline.progress import duration
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.records import MOST_ERRORS, Tally, card
+from video_pipeline.report.summary import read_summary
 from video_pipeline.report.timeline import time_line
 from video_pipeline.statistics import BINS_PER_OCTAVE, read_statistics
 
@@ -51,7 +52,7 @@ def write_report(config: Config, layout: Layout, threads: int) -> None:
 
 def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
     """All that the page shows."""
-    summary = orjson.loads(layout.summary.read_bytes())
+    summary = read_summary(layout)
     tally = Tally.of(layout.output, config)
     ranks = range(layout.num_shards)
     jobs = [job for rank in ranks for job in read_statistics(layout.statistics(rank))]

@@ -9,7 +9,36 @@ from typing import Any
 from rich.table import Table
 
 from video_pipeline.cli import plain
+from video_pipeline.errors import UserError
+from video_pipeline.files import Seal
+from video_pipeline.layout import Layout
 from video_pipeline.progress import duration
+
+
+def read_summary(layout: Layout) -> dict[str, Any]:
+    """The summary of the output that is there.
+
+    Raises :class:`UserError` if there is none, or the output is not the one that it is about.
+    """
+    try:
+        summary = json.loads(layout.summary.read_text(encoding="utf-8"))
+        written = Seal(**summary["output_file"])
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: is not there yet; run snakemake first") from None
+    except (ValueError, LookupError, TypeError):
+        raise UserError(
+            f"{layout.summary}: no summary of this version. Remove it and run snakemake again; "
+            "nothing is inferred twice"
+        ) from None
+    if not layout.output.exists():
+        raise UserError(f"{layout.output}: is not there yet; run snakemake first")
+    if not written.fits(layout.output):
+        raise UserError(
+            f"{layout.output}: it has changed since {layout.summary.name} was written beside it. "
+            "Remove it and run snakemake again (nothing is inferred twice); of a version of your "
+            "own, keep a copy under another name"
+        )
+    return summary
 
 
 def summary_table(path: Path) -> Table:
