@@ -158,8 +158,8 @@ def job(rank: int, decode: float, engine: float, **more) -> dict:
 
 def test_the_summary_says_what_bounds_the_run():
     assert throughput([job(0, 7.0, 3.0)])["bound"] == "decode-bound: give it more cores"
-    assert throughput([job(0, 3.0, 7.0)])["bound"] == "GPU-bound"
-    assert throughput([job(0, 7.0, 3.0), job(1, 1.0, 9.0)])["bound"] == "GPU-bound"
+    assert throughput([job(0, 3.0, 7.0)])["bound"] == "engine-bound"
+    assert throughput([job(0, 7.0, 3.0), job(1, 1.0, 9.0)])["bound"] == "engine-bound"
     assert throughput([]) == {"bound": "nothing was inferred"}
 
 

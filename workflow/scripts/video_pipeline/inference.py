@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from video_pipeline import gpus
+from video_pipeline.answers import why_no_answer
 from video_pipeline.chunks import Chunk, Question
 from video_pipeline.config import Config
 from video_pipeline.engine.base import EngineDead
@@ -23,6 +24,7 @@ from video_pipeline.journal import (
     JournalIndex,
     JournalReader,
     JournalWriter,
+    Location,
     attempt_prefix,
 )
 from video_pipeline.layout import Layout
@@ -134,7 +136,6 @@ class Shard:
         pending: Positions in the chunk that are still to be inferred, in input order.
         deaths: Of the pending samples that were in an engine when it died, how often.
         error_rate: Failures among the finished samples.
-        statistics_path: File for the job's statistics.
     """
 
     def __init__(
@@ -145,7 +146,6 @@ class Shard:
         self.rank = rank
         self.with_videos = manifest.with_videos
         self.chunk = Chunk(layout.chunk(rank))
-        self.statistics_path = layout.statistics(rank)
         self._layout = layout
         self._manifest = manifest
         self._journal = Path(manifest.journal)
@@ -158,18 +158,29 @@ class Shard:
     def find_pending(self) -> None:
         """Fill in ``pending``, ``deaths`` and ``error_rate``."""
         index = self._index()
-        for position, entry in enumerate(self.chunk):
-            done = entry.find(index)
-            if len(done) == len(entry.requests):
-                self.error_rate.finished += 1
-                self.error_rate.failed += any(place.is_error for place in done.values())
-                continue
-            self.pending.append(position)
-            if done:
-                self._open_parts[position] = frozenset(entry.requests.keys() - done.keys())
-            deaths = max(len(index.deaths(*question)) for question in entry.questions)
-            if deaths:
-                self.deaths[position] = deaths
+        with JournalReader(self._journal) as reader:
+            for position, entry in enumerate(self.chunk):
+                done = entry.find(index)
+                if len(done) == len(entry.requests):
+                    self.error_rate.finished += 1
+                    self.error_rate.failed += any(
+                        self._is_failure(place, reader) for place in done.values()
+                    )
+                    continue
+                self.pending.append(position)
+                if done:
+                    self._open_parts[position] = frozenset(entry.requests.keys() - done.keys())
+                deaths = max(len(index.deaths(*question)) for question in entry.questions)
+                if deaths:
+                    self.deaths[position] = deaths
+
+    def _is_failure(self, place: Location, reader: JournalReader) -> bool:
+        """Whether a finished record counts as failed, as far as the journal tells: what ``parse``
+        says is known when the rank file is written."""
+        if place.is_error or self.config.run.truncated == "keep":
+            return place.is_error
+        record = reader.read(place)
+        return why_no_answer(record["__usage"], record["output_text"], self.config) is not None
 
     def __len__(self) -> int:
         return len(self.chunk)
@@ -238,5 +249,5 @@ class Shard:
                 journaled = {part: reader.read(place) for part, place in done.items()}
                 record = records.build(entry, journaled)
                 rate.count(record.error)
-                rank_file.write(record)
+                rank_file.write(record, done.values())
             rate.check(f"rank {self.rank}")
