@@ -153,6 +153,7 @@ def test_after_the_last_read_the_engine_is_what_is_left(monkeypatch):
 def job(rank: int, decode: float, engine: float, **more) -> dict:
     statistics = JobStatistics(rank, num_workers=2, inferred=10, seconds=decode + engine, **more)
     statistics.limits = {"decode": decode, "engine": engine}
+    statistics.ready_at = statistics.started_at
     return statistics.as_dict()
 
 
@@ -163,13 +164,15 @@ def test_the_summary_says_what_bounds_the_run():
     assert throughput([]) == {"bound": "nothing was inferred"}
 
 
-def test_rates_are_of_all_ranks_side_by_side():
+def test_rates_are_of_all_attempts_together():
     spent = {"video_seconds": 40.0, "prompt_tokens": 90, "completion_tokens": 10}
-    first = job(0, 6.0, 4.0, engine_busy_seconds=9.0, decode_seconds=10.0, **spent)
-    again = job(0, 5.0, 5.0, engine_busy_seconds=9.0, decode_seconds=10.0, **spent)
-    other = job(1, 5.0, 0.0, engine_busy_seconds=4.5, decode_seconds=5.0, **spent)
+    first = job(0, 6.0, 4.0, engine_busy_seconds=9.0, decode_busy_seconds=10.0, **spent)
+    again = job(0, 5.0, 5.0, engine_busy_seconds=9.0, decode_busy_seconds=10.0, **spent)
+    other = job(1, 5.0, 0.0, engine_busy_seconds=4.5, decode_busy_seconds=5.0, **spent)
+    for attempt, ready in ((first, 0.0), (again, 100.0), (other, 2.0)):
+        attempt["ready_at"] = ready
     assert throughput([first, again, other]) == {
-        "seconds": 20.0,  # the two attempts of rank 0, one after the other
+        "seconds": 20.0,  # rank 1 ran beside the first of the two attempts of rank 0
         "videos_per_second": 1.5,
         "video_hours_per_hour": 6.0,
         "tokens_per_second": 15.0,

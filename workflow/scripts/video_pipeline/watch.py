@@ -233,7 +233,7 @@ def _table(view: RunView, height: int) -> Table:
     total = view.total
     table.add_row("all", *_cells(total), _left(total), style="bold")
     urgent = sorted(view.ranks, key=lambda each: (_FIRST_SHOWN.index(each.state), each.rank))
-    shown, rest = urgent[: max(height - 9, 1)], urgent[max(height - 9, 1) :]
+    shown, rest = urgent[: max(height - 8, 1)], urgent[max(height - 8, 1) :]
     for each in sorted(shown, key=lambda each: each.rank):
         words = each.note.partition("\n")[0] or (_left(each) if each.pace.bound else each.state)
         style = _STYLES.get(each.state, "")
