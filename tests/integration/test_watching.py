@@ -19,7 +19,7 @@ def test_watching_a_live_run(run):
     try:
         live = wait_until(
             lambda: re.search(
-                r"(\d+) of 60 \(.*%\) done, 0 failed; (?!0\.00)[\d.]+ samples/s, .*; 2 running",
+                r"(\d+) of 60 \(.*%\) done, 0 failed; (?!0\.00)[\d.]+ videos/s, .*; 2 running",
                 run.module("watch", "--once"),
             ),
             "both jobs run",

@@ -185,6 +185,15 @@ def test_pauses_are_cut_out_and_nothing_is_lost():
     assert curves["means"]["inferred"] == pytest.approx(400 / 160, abs=0.02)
 
 
+def test_what_was_counted_in_the_last_moment_is_on_the_curves():
+    spent = job(0, 1000.0, 41)
+    line = time_line([{**spent, "lasted": 40.4}])
+    curves = line["curves"]
+    assert len(curves["inferred"]) == 41
+    assert curves["means"]["inferred"] == pytest.approx(spent["inferred"] / 40.4, abs=0.001)
+    assert curves["inferred"][-1] == pytest.approx(2 / 0.4, abs=0.01)
+
+
 def test_an_attempt_that_never_had_a_request():
     line = time_line([job(0, 1000.0, 5, ready_at=None, state="starting")])
     (bar,) = line["ranks"][0]["attempts"]

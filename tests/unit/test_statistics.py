@@ -154,8 +154,8 @@ def test_the_start_of_the_model_does_not_slow_the_pace():
 
 def test_the_pace_in_words():
     pace = Pace(2.0, 1900.0, decode=0.3, engine=0.6)
-    assert describe_pace(pace, 3840) == "2.00 samples/s, 1,900 tokens/s, 32 min left, engine-bound"
-    assert describe_pace(Pace(), 10) == "0.00 samples/s, 0 tokens/s"
+    assert describe_pace(pace, 3840) == "2.00 videos/s, 1,900 tokens/s, 32 min left, engine-bound"
+    assert describe_pace(Pace(), 10) == "0.00 videos/s, 0 tokens/s"
 
 
 def test_a_clock_that_jumps_changes_no_length(clock):
@@ -366,6 +366,6 @@ def test_a_job_leaves_its_statistics_and_says_how_far_it_is(splitting, monkeypat
     assert sum(done["series"]["failed"]) == 1
     assert sum(done["histograms"]["engine_seconds"].values()) == 5
     assert done["started_at"] <= done["ready_at"] <= done["updated_at"]
-    said = [line for line in caplog.messages if line.startswith("rank 0: ") and "samples/s" in line]
-    assert said[0].startswith("rank 0: 0 of 6 (0.0%) done, 0 failed; 0.00 samples/s, 0 tokens/s; ")
+    said = [line for line in caplog.messages if line.startswith("rank 0: ") and "videos/s" in line]
+    assert said[0].startswith("rank 0: 0 of 6 (0.0%) done, 0 failed; 0.00 videos/s, 0 tokens/s; ")
     assert said[-1].startswith("rank 0: 6 of 6 (100.0%) done, 1 failed; ")

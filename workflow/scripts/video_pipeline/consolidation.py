@@ -96,7 +96,7 @@ def _summary(
     stages: Counter[str] = Counter()
     usage: Counter[str] = Counter()
     truncated: Counter[str] = Counter()
-    splits = {manifest.split_id}
+    splits: set[str] = set()
     for each in contents:
         stages.update(each.errors_by_stage)
         usage.update(each.usage)

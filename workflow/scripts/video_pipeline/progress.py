@@ -134,8 +134,8 @@ def describe_samples(finished: int, total: int, failed: int) -> str:
 
 
 def describe_pace(pace: Pace, left: int) -> str:
-    """``2.10 samples/s, 1,900 tokens/s, 32 min left, decode-bound``; ``left``: samples to go."""
-    words = [f"{pace.samples_per_second:,.2f} samples/s", f"{pace.tokens_per_second:,.0f} tokens/s"]
+    """``2.10 videos/s, 1,900 tokens/s, 32 min left, decode-bound``; ``left``: samples to go."""
+    words = [f"{pace.samples_per_second:,.2f} videos/s", f"{pace.tokens_per_second:,.0f} tokens/s"]
     seconds = pace.seconds_left(left)
     if left and seconds is not None:
         words.append(f"{duration(seconds)} left")

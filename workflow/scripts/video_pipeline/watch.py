@@ -228,7 +228,7 @@ def _table(view: RunView, height: int) -> Table:
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "left", "right", "right", "right", "right", "left"):
         table.add_column(justify=justify, no_wrap=True)
-    headings = ("", "", "done", "failed", "samples/s", "tokens/s", "")
+    headings = ("", "", "done", "failed", "videos/s", "tokens/s", "")
     table.add_row(*headings, style="dim")
     total = view.total
     table.add_row("all", *_cells(total), _left(total), style="bold")

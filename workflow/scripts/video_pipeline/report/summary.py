@@ -51,7 +51,7 @@ def _sections(summary: dict[str, Any]) -> list[list[tuple[str | Text, str | Text
     unit = "GPU" if cost["gpu_hours"] else "job"
     spent = [
         ("video-hours", f"{cost['video_hours']:,.2f}"),
-        ("at work", duration(cost["wall_seconds"])),
+        ("wall time", duration(cost["wall_seconds"])),
         ("GPU-hours", f"{cost['gpu_hours']:,.2f}"),
         ("bound", pace["bound"]),
     ]
