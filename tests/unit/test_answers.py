@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import logging
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from helpers import Splitter, read_jsonl, samples
 from rich.console import Console
 from video_pipeline.consolidation import consolidate
-from video_pipeline.engine.base import EngineDead
 from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
@@ -149,21 +146,6 @@ def test_thoughts_without_an_answer_are_an_error(short, engine_says):
     assert {record["__error"]["stage"] for record in records} == {"length"}
     assert {record["__reasoning"] for record in records} == {"Let me see"}
     assert short.run.summary()["samples"]["truncated"] == 6
-
-
-def test_an_engine_that_is_told_to_end_leaves_no_answers():
-    """vLLM hands back what it has of each request, with the reason ``abort``."""
-    vllm = pytest.importorskip("video_pipeline.engine.vllm")
-    completion = SimpleNamespace(text="It ra", token_ids=[1, 2], finish_reason="abort")
-
-    async def generate(*args, **kwargs):
-        yield SimpleNamespace(outputs=[completion], prompt_token_ids=[1])
-
-    engine = object.__new__(vllm.VllmEngine)
-    engine._llm = SimpleNamespace(generate=generate, errored=False)
-    engine._sampling_under, engine._lora = {vllm.FREE: None}, None
-    with pytest.raises(EngineDead, match="told to end"):
-        asyncio.run(engine.generate("a", {}))
 
 
 def test_counts_of_several_questions_are_counts_of_samples(splitting):
