@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from video_pipeline.statistics import read_statistics
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow" / "scripts"
 PLUGINS = Path(__file__).resolve().parent / "plugins"
@@ -51,8 +52,8 @@ class Job:
     ) -> dict[str, Any]:
         """Run ``infer.py`` and return its statistics; ``watch`` is called every few ms."""
         self._call("infer.py", "--rank", "0", "--threads", str(threads), watch=watch)
-        (path,) = self.folder.glob("results/.chunks/*/of-1/rank0.statistics.json")
-        statistics = json.loads(path.read_text(encoding="utf-8"))[-1]
+        (folder,) = self.journal.glob("*/*/")
+        statistics = read_statistics(folder)[-1]
         if statistics["failed"]:
             raise RuntimeError(f"{statistics['failed']} samples failed, see {self.folder}")
         return statistics

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from video_pipeline.statistics import read_statistics
 
 from benchmarks.jobs import SCRIPTS, call, measure
 from benchmarks.memory import Watch
@@ -94,7 +95,7 @@ def run(work: Path) -> Section:
     index = _loop(folder, "read_journals", journal=str(journal))
     again = _step(folder, "split.py", "--threads", str(os.cpu_count()))
     infer = _infer_all(folder)
-    if list(folder.glob("results/.chunks/out/*/*.statistics.json")):
+    if read_statistics(journal):
         raise RuntimeError("a restart with everything done has inferred something")
     consolidate = _step(folder, "consolidate.py")
     shutil.rmtree(folder)

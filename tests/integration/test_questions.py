@@ -116,7 +116,9 @@ def test_an_answer_with_a_schema_that_does_not_end_is_asked_for_once_more(asking
     asking.snakemake()
     (record,) = asking.records()
     assert record["__error"]["stage"] == "length"
-    assert record["__error"]["message"] == "who: the answer did not end within 4 tokens"
+    assert record["__error"]["message"] == (
+        "who: the answer did not end within 4 tokens (sampling.max_tokens)"
+    )
     assert len(record["output_text"]["who"].split()) == 4
     # free text may be cut off
     assert record["what"]["answer"] == record["output_text"]["what"]

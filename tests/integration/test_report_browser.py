@@ -15,6 +15,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the page in")
 
 PLUGIN = """\
+from dataclasses import replace
+
+from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import register_task
 
@@ -30,6 +33,14 @@ class Say(Task):
         if "fail" in sample:
             raise ValueError(sample["fail"])
         return {"caption": sample["say"], sample.get("field", "words"): ["a", "b"]}
+
+whole = SimulatedEngine.generate
+
+async def generate(self, name, *more):
+    answer = await whole(self, name, *more)
+    return replace(answer, finish_reason="length") if name.startswith("cut") else answer
+
+SimulatedEngine.generate = generate
 """
 
 HOSTILE = [
@@ -49,12 +60,14 @@ def shown(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Run:
-    """Thirty clips with harmless captions, and hostile keys, captions, fields, paths and errors."""
+    """Thirty clips with harmless captions, three whose answers are cut off, and hostile keys,
+    captions, fields, paths and errors."""
     run = Run(tmp_path_factory.mktemp("report") / "run")
     run.write_plugin(PLUGIN)
     run.configure(
         run={"task": "say", "max_error_rate": 1.0},
         vision={"nframes": 4},
+        sampling={"max_tokens": 16},
         report={"samples": 60},
     )
     clips = [
@@ -74,7 +87,8 @@ def finished(tmp_path_factory) -> Run:
         )
     ]
     long = {"id": "long", "path": clips[0], "say": "<b>word</b> " * 90_000}
-    run.write_samples([*harmless, *hostile, long])
+    cut_off = [{"id": f"cut {n}", "path": clips[0], "say": "A square"} for n in range(3)]
+    run.write_samples([*harmless, *cut_off, *hostile, long])
     run.snakemake("--resources", "gpu=1")
     return run
 
@@ -177,6 +191,34 @@ def test_search_and_filters(opened, finished):
     assert len(whole_gallery(opened)) == finished.summary()["samples"]["error"]
     opened.locator("table.errors tr", has_text="parse").get_by_role("button").click()
     assert {key.split()[0] for key in whole_gallery(opened)} == {"fail"}
+
+
+def test_answers_that_were_cut_off_are_amber_and_can_be_filtered(opened, finished):
+    assert finished.summary()["samples"]["truncated_at"] == {"sampling.max_tokens": 3}
+    note = opened.locator(".verdict.warn")
+    assert note.inner_text().startswith("3 answers were cut off: raise sampling.max_tokens.")
+    colour = "element => getComputedStyle(element).color"
+    amber = note.evaluate(colour)
+    red, green, _ = map(int, re.findall(r"\d+", amber)[:3])
+    assert red > green > 60  # neither the red of errors nor the ink
+    assert opened.locator(".tiles .warn b").evaluate(colour) == amber
+    opened.locator("#show").select_option("failed")
+    note.get_by_role("button").click()
+    assert set(whole_gallery(opened)) == {"cut 0", "cut 1", "cut 2"}
+    assert opened.locator("article .tag").all_text_contents() == ["cut off"] * 3
+    assert {tag.evaluate(colour) for tag in opened.locator("article .tag").all()} == {amber}
+    opened.locator("#show").select_option("answered")
+    assert {"cut 0", "0"} <= set(whole_gallery(opened))
+
+
+def test_rates_say_what_time_they_refer_to(opened, finished):
+    captions = opened.locator("#curves figcaption").all_inner_texts()
+    assert all("starts of the models included" in caption for caption in captions)
+    tile = opened.locator(".tiles li", has_text="samples a second").inner_text()
+    assert "while a model ran" in tile
+    throughput = finished.summary()["throughput"]
+    assert throughput["bound"] in ("engine-bound", "decode-bound: give it more cores")
+    assert 0 <= throughput["decode_workers_load"] <= 1
 
 
 def test_keys(opened):

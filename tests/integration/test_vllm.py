@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from video_pipeline.config import load_config
+from video_pipeline.engine.base import EngineDead
 from video_pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +93,9 @@ def test_rank_files_are_gone_and_summary_is_there(demo):
     assert not list(demo.glob("results/*.rank*.jsonl"))
     summary = json.loads((demo / "results/output.describe.summary.json").read_text())
     assert summary["samples"]["ok"] == 6
+    assert summary["samples"]["truncated_at"] == {"sampling.max_tokens": 6}  # it never ends
+    assert 0 <= summary["throughput"]["decode_workers_load"] <= 1
+    assert summary["throughput"]["bound"].startswith(("engine-bound", "decode-bound"))
     assert {job["rank"] for job in summary["jobs"]} == {0, 1}
     assert summary["throughput"]["videos_per_second"] > 0
     assert summary["throughput"]["video_hours_per_hour"] > 0
@@ -160,3 +166,19 @@ def test_the_engine_refuses_what_vllm_does_not_know(demo, monkeypatch, settings,
         base[section] = {**base[section], **values}
     with pytest.raises(UserError, match=message):
         VllmEngine(load_config(base))
+
+
+def test_an_engine_that_is_told_to_end_leaves_no_answers():
+    """vLLM hands back what it has of each request, with the reason ``abort``."""
+    from video_pipeline.engine import vllm
+
+    completion = SimpleNamespace(text="It ra", token_ids=[1, 2], finish_reason="abort")
+
+    async def generate(*args, **kwargs):
+        yield SimpleNamespace(outputs=[completion], prompt_token_ids=[1])
+
+    engine = object.__new__(vllm.VllmEngine)
+    engine._llm = SimpleNamespace(generate=generate, errored=False)
+    engine._sampling_under, engine._lora = {vllm.FREE: None}, None
+    with pytest.raises(EngineDead, match="told to end"):
+        asyncio.run(engine.generate("a", {}))

@@ -151,7 +151,7 @@ def test_compressed_input_and_settings_on_the_command_line(run):
     [
         (0.1, 0.0, "decode-bound: give it more cores"),
         # reading is fast enough to be done long before the engine, and yet not the limit
-        (0.02, 0.04, "GPU-bound"),
+        (0.02, 0.04, "engine-bound"),
     ],
 )
 def test_the_summary_says_what_bounds_the_run(splitting, read_seconds, answer_seconds, bound):

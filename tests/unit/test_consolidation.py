@@ -49,6 +49,8 @@ def test_the_summary_counts(finished):
         "ok": 9,
         "error": 1,
         "errors_by_stage": {"read": 1},
+        "truncated": 0,
+        "truncated_at": {},
     }
     assert summary["usage"] == {"prompt_tokens": 9, "completion_tokens": 18}
     assert summary["model"] == "simulated"

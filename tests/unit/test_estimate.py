@@ -6,6 +6,8 @@ import json
 import random
 from array import array
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -14,7 +16,7 @@ from helpers import keys, read_jsonl, samples
 from PIL import Image
 from video_pipeline import estimate
 from video_pipeline.chunks import ChunkEntry
-from video_pipeline.config import load_config
+from video_pipeline.config import Config, load_config
 from video_pipeline.data import prompt
 from video_pipeline.data.prompt import TokenCount, count_tokens, processor_folder
 from video_pipeline.data.registry import create_dataset
@@ -33,7 +35,8 @@ from video_pipeline.estimate import (
 from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.layout import Layout
 from video_pipeline.samples import task_sample
-from video_pipeline.sharding import split
+from video_pipeline.sharding import journal_folder, split
+from video_pipeline.statistics import JobStatistics, StatisticsFile
 from video_pipeline.tasks.base import WHOLE
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.clips import write_clip
@@ -272,23 +275,40 @@ def test_a_folder_without_a_processor(tmp_path):
         CountingPreparer(str(tmp_path)).start()
 
 
-def test_an_earlier_run_gives_the_rate(here):
-    job = {"seconds": 10.0, "inferred": 4, "prompt_tokens": 300, "completion_tokens": 100}
-    summary = {"model": "simulated", "jobs": [job, {**job, "seconds": 30.0}]}
-    layout = Layout.of(here.config, 0)
-    layout.summary.parent.mkdir()
-    findings = Findings(here.config, BytesIO())
+def spend(journal: Path, number: int, **values) -> None:
+    """What an attempt left behind that wrote to this journal."""
+    spent = JobStatistics(0, 1, **{"task": "ask", "inferred": 4, **values})
+    StatisticsFile(journal / f"attempt.s.rank0.{number}.jsonl").write(*spent.snapshot())
+
+
+def test_earlier_attempts_of_the_same_task_and_settings_give_the_rate(here):
+    config = here.config
+    layout = Layout.of(config, 0)
+    findings = Findings(config, BytesIO())
     for _ in range(8):
         findings.note(found(TokenCount(10, 0, 0)))
-    assert _expected(here.config, layout, findings, 1.0)["gpu_hours"] is None
-    layout.summary.write_text(json.dumps(summary))
-    expected = _expected(here.config, layout, findings, 1.0)
-    assert expected["tokens_per_second"] == 20
-    assert expected["completion_tokens"] == 200
-    assert expected["gpu_hours"] == pytest.approx((80 + 200) / 20 / 3600)
-    assert "out.summary.json" in expected["formula"]
-    layout.summary.write_text(json.dumps({**summary, "model": "another"}))
-    assert _expected(here.config, layout, findings, 1.0)["gpu_hours"] is None
+
+    def expected(of: Config = config) -> dict[str, Any]:
+        return _expected(of, layout, findings, 1.0)
+
+    assert expected()["gpu_hours"] is None
+    journal = journal_folder(config, layout, load_task(config), "")
+    spent = {"prompt_tokens": 300, "completion_tokens": 100}
+    spend(journal, 1, seconds=10.0, **spent)
+    spend(journal, 2, seconds=15.0, gpus=2, **spent)  # 30 s of a GPU
+    spend(journal, 3, seconds=5.0, inferred=0)  # no answer, no rate
+    assert expected()["tokens_per_second"] == 20
+    assert expected()["completion_tokens"] == 200
+    assert expected()["gpu_hours"] == pytest.approx((80 + 200) / 20 / 3600)
+    assert str(journal) in expected()["formula"]
+    # another task of the same settings, and other settings, say nothing about this run
+    spend(journal, 4, seconds=1000.0, task="describe", **spent)
+    assert expected()["tokens_per_second"] == 20
+    here.configure(sampling={"max_tokens": 9})
+    assert expected(here.config)["gpu_hours"] is None
+    # runs without data.resume have journals of their own
+    spend(journal.with_name(f"{journal.name}-abc"), 5, seconds=40.0, **spent)
+    assert expected()["tokens_per_second"] == 15
 
 
 # --- what is made of it --------------------------------------------------------------------------

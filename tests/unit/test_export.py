@@ -44,10 +44,19 @@ def exported(folder: Path, records: list[dict[str, Any]], **sections: dict[str, 
     failed = sum("__error" in entry for entry in records)
     counts = {"distinct": len(records), "ok": len(records) - failed, "error": failed}
     stages = {"read": failed} if failed else {}
+    usages = [entry.get("__usage") or {} for entry in records]
+    cut_off = sum(usage.get("finish_reason") == "length" for usage in usages)
+    truncated_at = {"sampling.max_tokens": cut_off} if cut_off else {}
     summary = {
         "task": "ask",
         "model": "simulated",
-        "samples": {**counts, "errors_by_stage": stages, "duplicates": 0},
+        "samples": {
+            **counts,
+            "errors_by_stage": stages,
+            "truncated": cut_off,
+            "truncated_at": truncated_at,
+            "duplicates": 0,
+        },
         "usage": {"prompt_tokens": 3, "completion_tokens": 2},
         "output_file": Seal.of(layout.output)._asdict(),
     }
@@ -296,6 +305,16 @@ def test_the_card_is_one(tmp_path):
     assert "made up by the simulated engine" in text
     assert "pyarrow " in text
     assert "<--" in text
+
+
+def test_the_card_says_that_answers_were_cut_off(tmp_path):
+    cut_off = {**USAGE, "finish_reason": "length"}
+    records = [record(0), record(1, __usage=cut_off), record(2, __usage=cut_off)]
+    text = DatasetCard.load(exported(tmp_path, records).card).text
+    assert "**2 answers were cut off: raise sampling.max_tokens." in text
+    assert "cut off at `sampling.max_tokens`, the setting to raise | 2 |" in text
+    whole = DatasetCard.load(exported(tmp_path, [record(0)]).card).text
+    assert "cut off" not in whole
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from video_pipeline import progress as module
-from video_pipeline.progress import Progress, duration, read_step, share
+from video_pipeline.progress import Progress, describe_step, duration, read_step, share
 
 
 def test_a_step_says_how_far_it_is(tmp_path: Path, monkeypatch, caplog):
@@ -30,6 +30,26 @@ def test_a_step_that_fails_leaves_nothing(tmp_path: Path):
     with pytest.raises(ZeroDivisionError), Progress(path, "split", "lines") as progress:
         progress.advance(1 // 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_clock_that_jumps_changes_no_rate(tmp_path: Path, monkeypatch):
+    class Clock:
+        now, wrong = 0.0, 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def time(self) -> float:
+            return self.now + self.wrong
+
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    path = tmp_path / "split.progress.json"
+    with Progress(path, "split", "lines", total=40) as progress:
+        clock.now, clock.wrong = 10.0, -3600.0
+        progress.advance(10)
+        words = describe_step(read_step(path))
+    assert words == "10 of 40 (25.0%) lines, 1 a second, 30 s left"
 
 
 def test_a_quick_step_is_silent(tmp_path: Path, caplog):

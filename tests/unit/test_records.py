@@ -327,6 +327,81 @@ def test_an_answer_that_fails_keeps_the_others():
     assert "many" not in record
 
 
+# --- answers that did not end by themselves -------------------------------------------------------
+
+
+def ended(reason: str, tokens: int, text: str = "It rains", **more: Any) -> dict[str, Any]:
+    """What the journal has of an answer of so many tokens that ended for this reason."""
+    return answered(text, **more) | {
+        "__usage": {**USAGE, "completion_tokens": tokens, "finish_reason": reason}
+    }
+
+
+SIXTEEN = {"sampling": {"max_tokens": 16}}
+ERRORS = {**SIXTEEN, "run": {"truncated": "error"}}
+
+
+def test_a_cut_off_answer_is_kept_or_an_error_as_the_user_says():
+    journaled = {WHOLE: ended("length", 16)}
+    kept = record_of(Describe(), ENTRY, journaled, **SIXTEEN)
+    assert (kept["__status"], kept["description"]) == ("ok", "It rains")
+    record = record_of(Describe(), ENTRY, journaled, **ERRORS)
+    assert record["__status"] == "error"
+    assert record["__error"]["stage"] == "length"
+    assert "16 tokens (sampling.max_tokens)" in record["__error"]["message"]
+    assert record["output_text"] == "It rains"
+    assert record["__usage"]["finish_reason"] == "length"
+    assert "description" not in record
+    whole = record_of(Describe(), ENTRY, {WHOLE: ended("stop", 16)}, **ERRORS)
+    assert whole["__status"] == "ok"
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_model_that_was_still_thinking_has_not_answered(text):
+    journaled = {WHOLE: ended("length", 16, text, __reasoning="Let me see")}
+    record = record_of(Describe(), ENTRY, journaled, **SIXTEEN)
+    assert record["__error"]["stage"] == "length"
+    assert record["__error"]["message"].startswith("there was no answer yet after 16 tokens")
+    assert record["__reasoning"] == "Let me see"
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "repetition", "unknown"])
+def test_what_the_engine_ended_is_no_answer(reason):
+    error = record_of(Describe(), ENTRY, {WHOLE: ended(reason, 3)})["__error"]
+    assert error["stage"] == "generate"
+    assert reason in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "tokens", "key"),
+    [
+        ("stop", 16, None),
+        ("length", 16, "sampling.max_tokens"),
+        ("length", 9, "vllm.max_model_len"),  # the prompt left no room for more
+        ("length", 40, "run.retry_truncated"),
+    ],
+)
+def test_a_record_knows_the_setting_that_cut_it_off(reason, tokens, key):
+    config = load_config({**SIXTEEN, "run": {"retry_truncated": 40}})
+    built = Records(config, Describe()).build(ENTRY, {WHOLE: ended(reason, tokens)})
+    assert built.cut_off == key
+
+
+def test_of_several_answers_one_that_was_cut_off_is_enough():
+    journaled = {"what": ended("length", 16), "many": answered("3")}
+    kept = record_of(Asking(), ASKED, journaled, **SIXTEEN)
+    assert (kept["__status"], kept["__usage"]["finish_reason"]) == ("ok", "length")
+    built = Records(load_config(SIXTEEN), Asking()).build(ASKED, journaled)
+    assert built.cut_off == "sampling.max_tokens"
+    record = record_of(Asking(), ASKED, journaled, **ERRORS)
+    assert record["__error"]["stage"] == "length"
+    assert record["__error"]["message"].startswith("what: ")
+    assert "what" not in record
+    assert record["many"] == {"count": 3}
+    odd = {"what": ended("repetition", 3), "many": answered("3")}
+    assert record_of(Asking(), ASKED, odd)["__usage"]["finish_reason"] == "repetition"
+
+
 # --- the error rate ----------------------------------------------------------------------------
 
 

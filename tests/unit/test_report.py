@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+from pathlib import Path
 
 import pytest
 from helpers import Run, keys, samples
@@ -112,13 +113,28 @@ def test_long_texts_are_cut_and_say_so():
     assert len(text) < 20_100
 
 
+CUT_OFF = {"prompt_tokens": 9, "completion_tokens": 4, "finish_reason": "length"}
+
+
+def test_some_of_the_answers_that_were_cut_off_are_always_shown():
+    config = load_config({"report": {"samples": 8}})
+    few = [record(n, __usage=CUT_OFF) if n in (50, 77) else record(n) for n in range(1000)]
+    made = tally(few, config)
+    assert {"50", "77"} <= {each["__key"] for each in made.chosen}
+    assert (len(made.chosen), made.chosen_cut_off) == (10, 2)
+    # not more than a quarter as many, and none twice
+    every = tally([record(n, __usage=CUT_OFF) for n in range(1000)], config)
+    assert (len(every.chosen), every.chosen_cut_off) == (8, 0)
+    assert tally(few, load_config({"report": {"samples": 0}})).chosen == []
+
+
 # --- time line -----------------------------------------------------------------------------------
 
 
 def job(rank: int, start: float, seconds: float, **fields):
     """The statistics of an attempt that began at ``start`` and ran for ``seconds``."""
     made = JobStatistics(rank, 1, host=f"node{rank}", started_at=start)
-    made.ready_at, made.updated_at, made.state = start + 10, start + seconds, "done"
+    made.ready_at, made.lasted, made.state = start + 10, seconds, "done"
     steps = int(seconds)
     series = {
         "step": 1.0,
@@ -165,15 +181,17 @@ def test_pauses_are_cut_out_and_nothing_is_lost():
     assert samples == pytest.approx(sum(each["inferred"] for each in jobs), rel=0.02)
     killed, again = line["ranks"][0]["attempts"]
     assert (killed["state"], again["start"]) == ("running", 100)
-    assert line["remarks"][-1].startswith("1 attempt did not end well; 1 of 2 ranks")
+    assert line["remarks"][-1] == "1 attempt did not end well, of 1 of 2 ranks."
+    assert curves["means"]["inferred"] == pytest.approx(400 / 160, abs=0.02)
 
 
-def test_statistics_of_an_older_version_have_no_times():
-    old = {"rank": 0, "num_workers": 1, "inferred": 3, "failed": 1, "seconds": 2.0, "limits": {}}
-    line = time_line([old])
-    assert (line["seconds"], line["unknown"]) == (0, 1)
-    (row,) = line["ranks"]
-    assert (row["inferred"], row["ended"], row["attempts"]) == (3, None, [])
+def test_what_was_counted_in_the_last_moment_is_on_the_curves():
+    spent = job(0, 1000.0, 41)
+    line = time_line([{**spent, "lasted": 40.4}])
+    curves = line["curves"]
+    assert len(curves["inferred"]) == 41
+    assert curves["means"]["inferred"] == pytest.approx(spent["inferred"] / 40.4, abs=0.001)
+    assert curves["inferred"][-1] == pytest.approx(2 / 0.4, abs=0.01)
 
 
 def test_an_attempt_that_never_had_a_request():
@@ -213,7 +231,9 @@ def test_the_page_counts_what_the_summary_counts(splitting, monkeypatch):
     write_report(run.config, layout, 1)
     data = embedded(layout.report.read_text(encoding="utf-8"))
     summary = run.summary()
-    assert data["samples"] == {**summary["samples"], "truncated": 0}
+    assert data["samples"] == summary["samples"]
+    assert data["samples"]["truncated"] == 0
+    assert data["cut_off"] == ""
     assert data["usage"] == summary["usage"]
     assert data["gallery"]["answered"] == summary["samples"]["ok"] == 6
     assert data["gallery"]["failed"] == data["gallery"]["listed"] == 2
@@ -222,7 +242,7 @@ def test_the_page_counts_what_the_summary_counts(splitting, monkeypatch):
     ]
     assert [each["key"] for each in data["cards"] if each.get("failed")] == ["2", "5"]
     assert len(data["cards"]) == 3 + 2
-    jobs = read_statistics(layout.statistics(0))
+    jobs = read_statistics(Path(summary["journal"]))
     assert sum(row["inferred"] for row in data["time"]["ranks"]) == 6
     assert sum(row["failed"] for row in data["time"]["ranks"]) == 2
     reading, engine, prompts, answers = data["histograms"]
@@ -230,6 +250,19 @@ def test_the_page_counts_what_the_summary_counts(splitting, monkeypatch):
     assert engine["total"] == prompts["total"] == answers["total"] == 6
     assert answers["quantiles"] == {"median": 16, "95 %": 16, "99 %": 16}
     assert prompts["edges"][0] <= prompts["quantiles"]["median"] < prompts["edges"][-1]
+
+
+def test_answers_that_were_cut_off_stand_out(splitting, monkeypatch):
+    run = splitting.run
+    run.configure(sampling={"max_tokens": 4}, report={"samples": 3})
+    monkeypatch.setattr(page, "make_sheets", lambda config, seen, n: [gallery.Sheet()] * len(seen))
+    splitting(samples(2), 1)
+    infer(run.config, splitting.layout, 0, 1)
+    consolidate(run.config, splitting.layout)
+    html = render(collect(run.config, splitting.layout, 1))
+    assert '<p class="verdict warn">2 answers were cut off: raise sampling.max_tokens.' in html
+    assert '<option value="cut">cut off</option>' in html
+    assert [each["usage"][2] for each in embedded(html)["cards"]] == ["length", "length"]
 
 
 HOSTILE = [

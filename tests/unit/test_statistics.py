@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers import samples
 from video_pipeline import statistics as module
 from video_pipeline import streaming
+from video_pipeline.consolidation import consolidate
+from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.inference import infer
 from video_pipeline.progress import Pace, describe_pace
+from video_pipeline.report.page import collect
 from video_pipeline.statistics import (
     MOST_STEPS,
     JobStatistics,
     Series,
+    StatisticsFile,
     cost,
+    covered,
     read_statistics,
+    throughput,
     time_bin,
 )
 
@@ -54,16 +61,17 @@ def test_bins_of_a_histogram():
 
 
 class Clock:
-    """Stands for the module ``time``."""
+    """Stands for the module ``time``. ``wrong``: how far the machine's clock is off."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.wrong = 0.0
 
     def monotonic(self) -> float:
         return self.now
 
     def time(self) -> float:
-        return self.now + 1e9
+        return self.now + self.wrong + 1e9
 
     def process_time(self) -> float:
         return self.now / 4
@@ -98,7 +106,9 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
     clock.now += 1.0
     statistics.tick({"decode": 1.5, "engine": 2.5})
     statistics.end("done")
-    end = json.loads(statistics.to_json([{"rank": 3}]))[1]
+    lasted, text = statistics.snapshot()
+    end = json.loads(text)
+    assert lasted == end["lasted"] == 9.0
     assert (end["seconds"], end["engine_busy_seconds"], end["feeding_cpu_seconds"]) == (4, 3, 1)
     assert end["errors"] == {"read": 1}
     assert end["last_error"] == {"key": "7", **error, "at": clock.time() - 1.0}
@@ -120,7 +130,7 @@ def attempt(started: float, ready: float, updated: float, step: float, **series)
     return {
         "started_at": started,
         "ready_at": ready,
-        "updated_at": updated,
+        "lasted": updated - started,
         "series": {"step": step, **columns},
     }
 
@@ -144,13 +154,57 @@ def test_the_start_of_the_model_does_not_slow_the_pace():
 
 def test_the_pace_in_words():
     pace = Pace(2.0, 1900.0, decode=0.3, engine=0.6)
-    assert describe_pace(pace, 3840) == "2.00 videos/s, 1,900 tokens/s, 32 min left, GPU-bound"
+    assert describe_pace(pace, 3840) == "2.00 videos/s, 1,900 tokens/s, 32 min left, engine-bound"
     assert describe_pace(Pace(), 10) == "0.00 videos/s, 0 tokens/s"
 
 
-def job(begin: float, end: float, gpus: int = 1, inferred: int = 10) -> dict:
-    times = {"started_at": begin, "updated_at": end, "seconds": (end - begin) / 2}
-    return {**times, "gpus": gpus, "inferred": inferred, "video_seconds": 3600.0}
+def test_a_clock_that_jumps_changes_no_length(clock):
+    """Of a machine that is set right by an hour, forth or back, while the job runs."""
+    for wrong in (3600.0, -3600.0):
+        clock.wrong = 0.0
+        statistics = JobStatistics(0, num_workers=1, started_at=clock.time())
+        clock.now += 5.0
+        clock.wrong = wrong
+        with statistics.engine_busy():
+            clock.now += 2.0
+        statistics.inferred = 4
+        statistics.tick({"decode": 0.0, "engine": 2.0})
+        clock.now += 1.0
+        statistics.end("done")
+        job = statistics.as_dict()
+        assert (job["ready_at"] - job["started_at"], job["lasted"]) == (5.0, 8.0)
+        assert job["updated_at"] == clock.time()
+        assert cost([job])["wall_seconds"] == 8.0
+        assert throughput([job])["videos_per_second"] == 2.0
+        assert Pace.of([job]).samples_per_second == pytest.approx(4 / 3)
+
+
+def test_decode_processes_are_never_busier_than_they_can_be(clock):
+    """They begin while the model loads: what they do then is no part of the time in which it
+    runs."""
+    statistics = JobStatistics(0, num_workers=2)
+    for _ in range(2):
+        clock.now += 30.0
+        statistics.count_prepared(SimpleNamespace(seconds=30.0))
+        statistics.count_prepared(SimpleNamespace(seconds=30.0))
+    with statistics.engine_busy():
+        clock.now += 2.0
+        statistics.count_prepared(SimpleNamespace(seconds=10.0))  # 2 of them since then
+        clock.now += 2.0
+        statistics.count_prepared(SimpleNamespace(seconds=3.0))
+        statistics.tick({"decode": 0.0, "engine": 4.0})
+    assert statistics.decode_seconds == 133.0
+    assert statistics.decode_busy_seconds == 5.0
+    assert throughput([statistics.as_dict()])["decode_workers_load"] == round(5 / 8, 4)
+
+
+def job(begin: float, end: float, ready: float | None = None, **more) -> dict:
+    """An attempt that began, and ended, at these moments; its first request came halfway."""
+    ready = (begin + end) / 2 if ready is None else ready
+    made = JobStatistics(0, 2, started_at=begin, gpus=1, inferred=10, video_seconds=3600.0)
+    made.ready_at, made.lasted, made.seconds = ready, end - begin, end - ready
+    made.engine_busy_seconds = made.decode_busy_seconds = made.seconds
+    return {**made.as_dict(), **more}
 
 
 def test_what_a_run_took():
@@ -165,10 +219,135 @@ def test_what_a_run_took():
     assert cost([])["wall_seconds"] == 0
 
 
-def test_jobs_of_an_older_version_have_no_times():
-    old = {"seconds": 5.0, "inferred": 10, "video_seconds": 0.0}
-    assert cost([old])["wall_seconds"] == 0
-    assert cost([old])["videos_per_second_per_gpu"] == 2
+def test_time_is_counted_once_however_many_were_at_work():
+    assert covered([]) == 0
+    assert covered([(0, 10), (2, 3), (9, 12), (20, 21)]) == 13
+    assert covered([(5, 5), (-3, -1)]) == 2
+
+
+def test_ranks_that_had_to_wait_for_a_gpu_are_not_taken_as_side_by_side():
+    """Two ranks of 10 samples in 50 s each: at once, or on one GPU after each other."""
+    at_once = [job(0, 100), job(0, 100, rank=1)]
+    in_turn = [job(0, 100), job(100, 200, rank=1)]
+    assert throughput(at_once)["videos_per_second"] == 0.4
+    assert throughput(at_once)["seconds"] == 50
+    assert throughput(in_turn)["videos_per_second"] == 0.2
+    assert throughput(in_turn)["seconds"] == 100
+    # of one GPU it is the same
+    assert {cost(jobs)["videos_per_second_per_gpu"] for jobs in (at_once, in_turn)} == {0.2}
+
+
+def test_an_attempt_that_was_killed_counts_up_to_its_last_sign_of_life():
+    killed = job(0, 100, state="running")
+    again = job(10_000, 10_100, rank=0)
+    assert cost([killed, again])["wall_seconds"] == 200
+    assert cost([killed, again])["gpu_hours"] == round(200 / 3600, 4)
+    assert throughput([killed, again])["seconds"] == 100
+
+
+def test_shares_lie_between_none_and_all():
+    """Whatever a file says that was written down between two moments."""
+    more = {"engine_busy_seconds": 50.1, "decode_busy_seconds": 101.0}
+    found = throughput([job(0, 100, **more)])
+    assert found["engine_busy_share"] == found["decode_workers_load"] == 1.0
+    assert found["engine_waiting_share"] == 0.0
+
+
+def test_an_attempt_without_a_request_has_no_pace_but_a_cost():
+    starting = job(0, 100, ready=100, state="starting", ready_at=None, inferred=0)
+    assert throughput([starting]) == {"bound": "nothing was inferred"}
+    assert cost([starting])["gpu_hours"] == round(100 / 3600, 4)
+    assert throughput([starting, job(100, 200)])["seconds"] == 50
+
+
+# --- the files -----------------------------------------------------------------------------------
+
+
+def test_an_older_snapshot_never_replaces_a_newer_one(tmp_path, clock):
+    """The thread that writes now and then may come late."""
+    statistics = JobStatistics(0, 1)
+    file = StatisticsFile(tmp_path / "attempt.s.rank0.1-a.jsonl")
+    clock.now += 5.0
+    statistics.tick({})
+    running = statistics.snapshot()
+    statistics.end("done")  # within the same moment of the clock
+    file.write(*statistics.snapshot())
+    clock.now += 1.0
+    statistics.end("done")
+    file.write(*statistics.snapshot())
+    file.write(*running)
+    (found,) = read_statistics(tmp_path)
+    assert (found["state"], found["lasted"]) == ("done", 6.0)
+
+
+def test_the_statistics_of_other_splits_are_left_out(tmp_path, caplog):
+    for number, name in enumerate(("a.rank1.2-x", "b.rank0.1-y", "a.rank0.3-z")):
+        begun = JobStatistics(number, 1, started_at=10.0 - number)
+        StatisticsFile(tmp_path / f"attempt.{name}.jsonl").write(*begun.snapshot())
+    (tmp_path / "attempt.a.rank0.4-w.statistics.json").write_text('{"rank": 7')
+    assert [each["rank"] for each in read_statistics(tmp_path)] == [2, 1, 0]
+    assert [each["rank"] for each in read_statistics(tmp_path, {"a"})] == [2, 0]
+    assert "attempt.a.rank0.4-w.statistics.json is damaged" in caplog.text
+    assert read_statistics(tmp_path / "nowhere") == []
+
+
+def attempts(run) -> list[tuple[int, int]]:
+    """Rank and answered samples of the attempts that the summary counts."""
+    return sorted((each["rank"], each["inferred"]) for each in run.summary()["jobs"])
+
+
+def finish(splitting, count: int, num_shards: int = 1, run_id: str = "") -> list[tuple[int, int]]:
+    """A whole run over so many samples; the attempts that its summary counts."""
+    splitting(samples(count), num_shards, run_id)
+    for rank in range(num_shards):
+        infer(splitting.run.config, splitting.layout, rank, threads=2)
+    consolidate(splitting.run.config, splitting.layout)
+    return attempts(splitting.run)
+
+
+def test_a_run_counts_the_attempts_that_its_answers_came_from(splitting):
+    run = splitting.run
+    assert finish(splitting, 4) == [(0, 4)]
+    assert finish(splitting, 6) == [(0, 2), (0, 4)]  # two lines more
+    cost_so_far = run.summary()["cost"]
+    assert finish(splitting, 6, num_shards=2) == [(0, 2), (0, 4)]  # nothing was inferred
+    assert run.summary()["cost"] == cost_so_far
+    # other settings, and back again
+    run.configure(sampling={"max_tokens": 9})
+    assert finish(splitting, 6) == [(0, 6)]
+    run.configure(sampling={"max_tokens": 512})
+    assert finish(splitting, 6) == [(0, 2), (0, 4)]
+    # from nothing
+    assert finish(splitting, 6, run_id="one") == [(0, 6)]
+    assert finish(splitting, 5, run_id="two") == [(0, 5)]
+    # the same settings, but another question about each sample: none of the answers is left
+    splitting([{**each, "hint": "Why?"} for each in samples(3)], 1)
+    infer(run.config, splitting.layout, 0, threads=2)
+    consolidate(run.config, splitting.layout)
+    assert attempts(run) == [(0, 3)]
+    page = collect(run.config, splitting.layout, 1)
+    assert [row["inferred"] for row in page["time"]["ranks"]] == [3]
+
+
+def test_an_attempt_that_failed_before_its_first_answer_counts(splitting, monkeypatch):
+    splitting(samples(3), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedEngine, "start", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            infer(splitting.run.config, splitting.layout, 0, threads=2)
+    infer(splitting.run.config, splitting.layout, 0, threads=2)
+    consolidate(splitting.run.config, splitting.layout)
+    jobs = splitting.run.summary()["jobs"]
+    assert [each["state"] for each in jobs] == ["failed", "done"]
+    assert attempts(splitting.run) == [(0, 0), (0, 3)]
+
+
+def test_the_spare_decode_process_is_counted(splitting, monkeypatch):
+    monkeypatch.setattr(streaming, "SPARE_FROM", 3)
+    finish(splitting, 4)
+    (done,) = splitting.run.summary()["jobs"]
+    assert done["num_workers"] == 2
+    assert 0 <= splitting.run.summary()["throughput"]["decode_workers_load"] <= 1
 
 
 def test_a_job_leaves_its_statistics_and_says_how_far_it_is(splitting, monkeypatch, caplog):
@@ -177,7 +356,7 @@ def test_a_job_leaves_its_statistics_and_says_how_far_it_is(splitting, monkeypat
     run = splitting.run
     splitting([*samples(5), {"id": "bad", "path": "bad.mp4", "do": "raise"}], num_shards=1)
     infer(run.config, splitting.layout, 0, threads=2)
-    (done,) = read_statistics(splitting.layout.statistics(0))
+    (done,) = read_statistics(Path(splitting.manifest.journal))
     assert done["state"] == "done"
     assert (done["samples"], done["pending"]) == (6, 6)
     assert (done["finished"], done["finished_failed"]) == (6, 1)

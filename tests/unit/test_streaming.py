@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 
 import pytest
-from helpers import keys, samples
+from helpers import samples
 from video_pipeline import streaming
 from video_pipeline.config import load_config
 from video_pipeline.engine.simulated import SimulatedEngine
-from video_pipeline.files import write_text
-from video_pipeline.inference import infer
-from video_pipeline.statistics import JobStatistics, read_statistics, throughput
+from video_pipeline.statistics import JobStatistics, throughput
 from video_pipeline.streaming import Window
 
 REQUEST = {"prompt": "x" * 40, "multi_modal_data": {}}
@@ -157,23 +153,26 @@ def test_after_the_last_read_the_engine_is_what_is_left(monkeypatch):
 def job(rank: int, decode: float, engine: float, **more) -> dict:
     statistics = JobStatistics(rank, num_workers=2, inferred=10, seconds=decode + engine, **more)
     statistics.limits = {"decode": decode, "engine": engine}
+    statistics.ready_at = statistics.started_at
     return statistics.as_dict()
 
 
 def test_the_summary_says_what_bounds_the_run():
     assert throughput([job(0, 7.0, 3.0)])["bound"] == "decode-bound: give it more cores"
-    assert throughput([job(0, 3.0, 7.0)])["bound"] == "GPU-bound"
-    assert throughput([job(0, 7.0, 3.0), job(1, 1.0, 9.0)])["bound"] == "GPU-bound"
+    assert throughput([job(0, 3.0, 7.0)])["bound"] == "engine-bound"
+    assert throughput([job(0, 7.0, 3.0), job(1, 1.0, 9.0)])["bound"] == "engine-bound"
     assert throughput([]) == {"bound": "nothing was inferred"}
 
 
-def test_rates_are_of_all_ranks_side_by_side():
+def test_rates_are_of_all_attempts_together():
     spent = {"video_seconds": 40.0, "prompt_tokens": 90, "completion_tokens": 10}
-    first = job(0, 6.0, 4.0, engine_busy_seconds=9.0, decode_seconds=10.0, **spent)
-    again = job(0, 5.0, 5.0, engine_busy_seconds=9.0, decode_seconds=10.0, **spent)
-    other = job(1, 5.0, 0.0, engine_busy_seconds=4.5, decode_seconds=5.0, **spent)
+    first = job(0, 6.0, 4.0, engine_busy_seconds=9.0, decode_busy_seconds=10.0, **spent)
+    again = job(0, 5.0, 5.0, engine_busy_seconds=9.0, decode_busy_seconds=10.0, **spent)
+    other = job(1, 5.0, 0.0, engine_busy_seconds=4.5, decode_busy_seconds=5.0, **spent)
+    for attempt, ready in ((first, 0.0), (again, 100.0), (other, 2.0)):
+        attempt["ready_at"] = ready
     assert throughput([first, again, other]) == {
-        "seconds": 20.0,  # the two attempts of rank 0, one after the other
+        "seconds": 20.0,  # rank 1 ran beside the first of the two attempts of rank 0
         "videos_per_second": 1.5,
         "video_hours_per_hour": 6.0,
         "tokens_per_second": 15.0,
@@ -235,27 +234,3 @@ def test_the_simulated_engine_bounds_what_runs_at_once(monkeypatch):
 
     asyncio.run(main())
     assert most == 4
-
-
-def test_what_is_written_last_is_the_newest(splitting, monkeypatch):
-    """A write from the time when the job was running, which takes longer than the rest of it."""
-    ended = threading.Event()
-
-    def slow(path, text):
-        state = json.loads(text)[-1]["state"]
-        if state == "running":
-            ended.wait(3.0)
-        write_text(path, text)
-        if state == "done":
-            ended.set()
-
-    monkeypatch.setattr(streaming, "write_text", slow)
-    monkeypatch.setattr(streaming, "STATISTICS_SECONDS", 0.01)
-    monkeypatch.setattr(streaming, "TICK_SECONDS", 0.01)
-    simulated = {"seconds_per_output_token": 0.02, "output_tokens": 10}
-    splitting.run.configure(run={"simulated": simulated})
-    splitting(samples(2), 1)
-    infer(splitting.run.config, splitting.layout, 0, 1)
-    (job,) = read_statistics(splitting.layout.statistics(0))
-    assert (job["state"], job["inferred"]) == ("done", 2)
-    assert splitting.run.answers() == dict.fromkeys(keys(2), 1)

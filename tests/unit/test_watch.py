@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from helpers import Splitter, samples
@@ -16,9 +17,10 @@ from video_pipeline.consolidation import consolidate
 from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
 from video_pipeline.journal import __main__ as journal
+from video_pipeline.journal import attempt_prefix
 from video_pipeline.plan import Plan
-from video_pipeline.progress import Progress
-from video_pipeline.statistics import JobStatistics, Series
+from video_pipeline.progress import Pace, Progress
+from video_pipeline.statistics import JobStatistics, Series, StatisticsFile
 from video_pipeline.watch import RankView, RunView, lines, look, screen, watch
 
 
@@ -39,12 +41,14 @@ def states(view: RunView) -> list[tuple[str, int, int, int]]:
     return [(each.state, each.finished, each.samples, each.failed) for each in view.ranks]
 
 
-def write_statistics(splitting: Splitter, rank: int, **values) -> None:
+def write_statistics(splitting: Splitter, rank: int, split_id: str = "", **values) -> None:
     """What a job of a rank says of itself that began a moment ago."""
     statistics = JobStatistics(rank, 1, samples=3, state="running", **values)
     if "updated_at" not in values:
         statistics.updated_at = time.time()
-    splitting.layout.statistics(rank).write_text(statistics.to_json([]))
+    manifest = splitting.manifest
+    name = f"{attempt_prefix(split_id or manifest.split_id, rank)}1.jsonl"
+    StatisticsFile(Path(manifest.journal) / name).write(*statistics.snapshot())
 
 
 def shown(*views: tuple[str, RunView], height: int = 50) -> str:
@@ -83,7 +87,7 @@ def test_a_running_job(split_run):
     series, now = Series(), time.time()
     series.add(15.0, inferred=20, tokens=500, decode=7, engine=3)
     write_statistics(
-        split_run, 0, finished=2, started_at=now - 20, ready_at=now - 10, series=series
+        split_run, 0, finished=2, started_at=now - 20, ready_at=now - 10, lasted=20.0, series=series
     )
     view = look(split_run.run.config)
     assert states(view)[0] == ("running", 2, 3, 0)
@@ -95,17 +99,33 @@ def test_a_running_job(split_run):
 
 
 def test_a_job_that_was_killed_is_silent(split_run):
+    # what the job of an earlier split said does not count
+    write_statistics(split_run, 0, "earlier", finished=1)
+    assert states(look(split_run.run.config))[0] == ("waiting", 0, 3, 0)
     write_statistics(split_run, 0, finished=1)
     assert look(split_run.run.config).ranks[0].state == "running"
-    write_statistics(split_run, 0, finished=1, updated_at=(long_ago := time.time() - 300))
-    # split again since: what an earlier split's job said does not count
-    assert states(look(split_run.run.config))[0] == ("waiting", 0, 3, 0)
-    os.utime(split_run.layout.manifest, (long_ago - 1, long_ago - 1))
-    rank = look(split_run.run.config).ranks[0]
+    series, long_ago = Series(), time.time() - 300
+    series.add(15.0, inferred=20, decode=10)
+    ran = {"started_at": long_ago - 20, "ready_at": long_ago - 10, "lasted": 20.0}
+    write_statistics(split_run, 0, finished=1, updated_at=long_ago, series=series, **ran)
+    view = look(split_run.run.config)
+    rank = view.ranks[0]
     assert (rank.state, rank.note) == ("silent", "no sign of life for 5 min")
+    assert view.total.pace == Pace()  # the dead are not at work
     assert "  rank 0 silent: 1 of 3 (33.3%): no sign of life for 5 min" in lines(
         "", look(split_run.run.config)
     )
+
+
+def test_answers_that_were_cut_off_are_amber(split_run):
+    write_statistics(split_run, 0, truncated=Counter({"sampling.max_tokens": 2}))
+    view, words = look(split_run.run.config), "2 answers were cut off: raise sampling.max_tokens"
+    assert words in shown(("", view))
+    assert f"  {words}" in lines("", view)
+    stream = io.StringIO()
+    terminal = Console(file=stream, width=160, force_terminal=True, color_system="standard")
+    terminal.print(screen([("", view)], 50))
+    assert f"\x1b[33m{words}" in stream.getvalue()
 
 
 def test_a_job_that_failed_says_why(split_run):

@@ -292,6 +292,13 @@ class Run(Section):
         "`sampling.max_tokens` is asked for once more with so many. `null`: it is an error record "
         "at once.",
     )
+    truncated: Literal["keep", "error"] = Field(
+        "keep",
+        description="What becomes of an answer that was cut off at `sampling.max_tokens`: `keep` "
+        "counts it as answered, `error` makes it an error record of stage `length` that keeps the "
+        "text. The journal has the answer either way: a change infers nothing again. An answer "
+        "with an `output_schema`, or without any text yet, is an error record in any case.",
+    )
     keep_rank_files: bool = Field(False, description="Keep the rank files after consolidation.")
     max_error_rate: float = Field(
         0.1,
@@ -329,8 +336,8 @@ class Planning(Section):
     prompt_tokens_per_second: float | None = Field(
         None,
         gt=0,
-        description="Prompt tokens that one GPU takes in a second. `null`: as measured by an "
-        "earlier run of the same output, or no GPU-hours.",
+        description="Prompt tokens that one GPU takes in a second. `null`: as measured by "
+        "earlier attempts of this output with the same task, model and settings, or no GPU-hours.",
     )
     completion_tokens_per_second: float | None = Field(
         None, gt=0, description="Tokens of answers that one GPU writes in a second. Likewise."
@@ -338,7 +345,7 @@ class Planning(Section):
     expected_completion_tokens: float | None = Field(
         None,
         gt=0,
-        description="Tokens of an answer, on average. `null`: as measured by an earlier run, or "
+        description="Tokens of an answer, on average. `null`: as measured by such attempts, or "
         "`sampling.max_tokens`, the worst case.",
     )
     price_per_gpu_hour: float | None = Field(

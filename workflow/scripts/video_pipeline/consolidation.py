@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from video_pipeline.answers import describe_cut_off
 from video_pipeline.chunks import ChunkEntry, not_of_this_split, read_lines
 from video_pipeline.config import Config
 from video_pipeline.files import EMPTY, Seal, replacing, write_text
@@ -64,6 +65,8 @@ def consolidate(config: Config, layout: Layout) -> None:
     summary = _summary(config, layout, manifest, contents, sealed)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     logger.info("%s: %s", layout.output, summary["samples"])
+    if cut_off := describe_cut_off(summary["samples"]["truncated_at"]):
+        logger.warning("%s: %s", layout.output, cut_off)
 
 
 def consolidate_partial(config: Config, layout: Layout) -> None:
@@ -101,14 +104,14 @@ def _summary(
 ) -> dict[str, Any]:
     stages: Counter[str] = Counter()
     usage: Counter[str] = Counter()
+    truncated: Counter[str] = Counter()
+    splits: set[str] = set()
     for each in contents:
         stages.update(each.errors_by_stage)
         usage.update(each.usage)
-    jobs = [
-        job
-        for rank in range(manifest.num_shards)
-        for job in read_statistics(layout.statistics(rank))
-    ]
+        truncated.update(each.truncated)
+        splits.update(each.splits)
+    jobs = read_statistics(Path(manifest.journal), splits)
     return {
         "output": str(layout.output),
         "output_file": seal._asdict(),
@@ -119,9 +122,13 @@ def _summary(
             "ok": manifest.samples - stages.total(),
             "error": stages.total(),
             "errors_by_stage": dict(stages),
+            "truncated": truncated.total(),
+            "truncated_at": dict(truncated),
         },
         "usage": dict(usage),
         "throughput": throughput(jobs),
         "cost": cost(jobs),
+        "journal": manifest.journal,
+        "splits": sorted(splits),
         "jobs": [{n: job[n] for n in job if n not in OVER_TIME} for job in jobs],
     }

@@ -44,7 +44,9 @@ from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
 from video_pipeline.processes import job_processes
 from video_pipeline.report.plan import FLAGS, show_plan
-from video_pipeline.sharding import Manifest, split
+from video_pipeline.sharding import Manifest, journal_folder, split
+from video_pipeline.statistics import read_statistics
+from video_pipeline.tasks.registry import load_task
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset
@@ -519,7 +521,7 @@ def _expected(config: Config, layout: Layout, findings: Findings, scale: float) 
         each, source = settings.expected_completion_tokens, "plan.expected_completion_tokens"
     elif earlier is not None:
         each = earlier.completion_tokens_per_sample / findings.prompts_per_sample
-        source = f"the mean of an earlier run ({layout.summary})"
+        source = f"the mean of earlier attempts ({earlier.journal})"
     else:
         each, source = config.sampling.max_tokens, "sampling.max_tokens, the worst case"
     completion_tokens = prompts * each
@@ -545,8 +547,8 @@ def _expected(config: Config, layout: Layout, findings: Findings, scale: float) 
         rates = {"tokens_per_second": earlier.tokens_per_second}
         hours = (prompt_tokens + completion_tokens) / earlier.tokens_per_second / 3600
         formula = (
-            "(prompt tokens + completion tokens) / tokens per second and GPU of an earlier run "
-            f"({layout.summary}) / 3600"
+            "(prompt tokens + completion tokens) / tokens per second and GPU of earlier attempts "
+            f"({earlier.journal}) / 3600"
         )
     else:
         return {**expected, "gpu_hours": None, "cost": None}
@@ -562,29 +564,33 @@ def _expected(config: Config, layout: Layout, findings: Findings, scale: float) 
 
 
 class _EarlierRun(NamedTuple):
-    """What an earlier run of the same output measured.
+    """What earlier attempts of the same task, with the same model and settings, measured.
 
     Attributes:
+        journal: The folder of their journal.
         tokens_per_second: Of prompts and answers together, of one GPU.
         completion_tokens_per_sample: The mean.
     """
 
+    journal: Path
     tokens_per_second: float
     completion_tokens_per_sample: float
 
 
 def _earlier_run(config: Config, layout: Layout) -> _EarlierRun | None:
-    """What the summary beside the output says, if it is one of the same model and inferred any."""
-    if not layout.summary.exists():
+    """What the attempts spent whose answers a run of ``config`` would go on from, and those of its
+    runs without ``data.resume``; None if they inferred nothing."""
+    task = load_task(config)
+    journal = journal_folder(config, layout, task, "")
+    jobs = [
+        job
+        for folder in journal.parent.glob(f"{journal.name}*")
+        for job in read_statistics(folder)
+        if job["task"] == task.name and job["seconds"] > 0 and job["inferred"] > 0
+    ]
+    if not jobs:
         return None
-    summary = json.loads(layout.summary.read_text(encoding="utf-8"))
-    jobs = [job for job in summary["jobs"] if job["seconds"] > 0 and job["inferred"] > 0]
-    model = config.vllm.model if config.run.engine == "vllm" else config.run.engine
-    if not jobs or summary["model"] != model:
-        return None
-    prompt, completion, seconds, inferred = (
-        sum(job[name] for job in jobs)
-        for name in ("prompt_tokens", "completion_tokens", "seconds", "inferred")
-    )
-    rate = (prompt + completion) / seconds / config.vllm.gpus_per_job
-    return _EarlierRun(rate, completion / inferred)
+    tokens = sum(job["prompt_tokens"] + job["completion_tokens"] for job in jobs)
+    seconds = sum(max(job["gpus"], 1) * job["seconds"] for job in jobs)
+    completion, inferred = (sum(j[n] for j in jobs) for n in ("completion_tokens", "inferred"))
+    return _EarlierRun(journal, tokens / seconds, completion / inferred)

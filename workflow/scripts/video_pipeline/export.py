@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from video_pipeline import __version__
+from video_pipeline.answers import describe_cut_off
 from video_pipeline.cli import plain
 from video_pipeline.columns import OTHERS, Columns
 from video_pipeline.config import Config
@@ -161,6 +162,7 @@ def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Co
     return environment.get_template("dataset_card.md.j2").render(
         stem=stem,
         summary=summary,
+        cut_off=describe_cut_off(summary["samples"]["truncated_at"]),
         size=size_category(summary["samples"]["distinct"]),
         is_simulated=config.run.engine == "simulated",
         settings=_settings(config),

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from video_pipeline import gpus
+from video_pipeline.answers import why_no_answer
 from video_pipeline.chunks import Question
 from video_pipeline.config import Config
 from video_pipeline.engine.base import EngineDead
@@ -20,6 +21,7 @@ from video_pipeline.errors import TaskError, UserError
 from video_pipeline.files import write_text
 from video_pipeline.identity import settings_digest
 from video_pipeline.journal import (
+    Finished,
     JournalIndex,
     JournalReader,
     JournalWriter,
@@ -135,7 +137,6 @@ class Shard:
         pending: Positions in the chunk that are still to be inferred, in input order.
         deaths: Of the pending samples that were in an engine when it died, how often.
         error_rate: Failures among the finished samples.
-        statistics_path: File for the job's statistics.
     """
 
     def __init__(
@@ -146,7 +147,6 @@ class Shard:
         self.rank = rank
         self.with_videos = manifest.with_videos
         self.chunk = manifest.open_chunk(layout, rank)
-        self.statistics_path = layout.statistics(rank)
         self._layout = layout
         self._manifest = manifest
         self._journal = Path(manifest.journal)
@@ -164,7 +164,7 @@ class Shard:
                 done = entry.find(reader)
                 if len(done) == len(entry.requests):
                     self.error_rate.finished += 1
-                    self.error_rate.failed += any(each.place.is_error for each in done.values())
+                    self.error_rate.failed += any(map(self._is_failure, done.values()))
                     continue
                 self.pending.append(position)
                 if done:
@@ -172,6 +172,14 @@ class Shard:
                 deaths = max(len(index.deaths(*question)) for question in entry.questions)
                 if deaths:
                     self.deaths[position] = deaths
+
+    def _is_failure(self, finished: Finished) -> bool:
+        """Whether a finished record counts as failed, as far as the journal tells: what ``parse``
+        says is known when the rank file is written."""
+        record = finished.record
+        return finished.place.is_error or (
+            why_no_answer(record["__usage"], record["output_text"], self.config) is not None
+        )
 
     def __len__(self) -> int:
         return len(self.chunk)
@@ -242,5 +250,5 @@ class Shard:
                     )
                 record = records.build(entry, {part: each.record for part, each in done.items()})
                 rate.count(record.error)
-                rank_file.write(record)
+                rank_file.write(record, (each.place for each in done.values()))
             rate.check(f"rank {self.rank}")

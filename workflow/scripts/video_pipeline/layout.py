@@ -132,10 +132,6 @@ class Layout:
         ranks = range(self.num_shards)
         return [rank for rank in ranks if not is_newer(self.rank_file(rank), split_at)]
 
-    def statistics(self, rank: int) -> Path:
-        """What the inference jobs of one rank spent."""
-        return self.chunks / f"rank{rank}.statistics.json"
-
     def contents(self, rank: int) -> Path:
         """What the rank file of one rank holds."""
         return self.chunks / f"rank{rank}.contents.json"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from video_pipeline import cli
+from video_pipeline.answers import cut_off_at, why_no_answer
 from video_pipeline.config import Config, load_config
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
 from video_pipeline.errors import UserError, explain
@@ -122,7 +123,7 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
             answers = asyncio.run(_answers(engine, llm_inputs, constraints))
             for part, answer in answers.items():
                 console.rule(f"answer to {cli.plain(part or task.name)}")
-                _show_answer(console, task, sample, part, answer)
+                _show_answer(console, config, task, sample, part, answer)
 
 
 def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
@@ -254,13 +255,24 @@ async def _answers(
 
 
 def _show_answer(
-    console: Console, task: Task, sample: dict[str, Any], part: str, answer: Answer
+    console: Console,
+    config: Config,
+    task: Task,
+    sample: dict[str, Any],
+    part: str,
+    answer: Answer,
 ) -> None:
     if answer.reasoning is not None:
         console.print(f"reasoning: {cli.plain(answer.reasoning)}")
     console.print(cli.plain(answer.output_text))
-    if answer.is_truncated:
-        console.print(f"(cut off after {answer.completion_tokens} tokens: sampling.max_tokens)")
+    usage = answer.usage
+    if key := cut_off_at(usage, config):
+        tokens = answer.completion_tokens
+        console.print(f"(cut off after {tokens} tokens: raise {key})", style="yellow")
+    has_schema = task.json_schema(part) is not None
+    error = why_no_answer(usage, answer.output_text, config, has_schema=has_schema)
+    if error is not None:
+        console.print(f"(it counts as failed: {cli.plain(error['message'])})", style="yellow")
     console.rule("parsed")
     try:
         fields = task.parsed(answer.output_text, sample, part)

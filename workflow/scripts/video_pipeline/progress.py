@@ -34,8 +34,8 @@ class Progress:
             "unit": unit,
             "done": 0,
             "total": total,
-            "started_at": time.time(),
         }
+        self._begun = time.monotonic()
         self._next = 0.0
         self._silent_until = time.monotonic() + LOG_SECONDS
 
@@ -59,8 +59,8 @@ class Progress:
             logger.info("%s: %s", self._state["step"], describe_step(self._state))
 
     def _write(self) -> None:
-        content = {**self._state, "updated_at": time.time()}
-        write_text(self._path, json.dumps(content) + "\n")
+        self._state |= {"seconds": time.monotonic() - self._begun, "updated_at": time.time()}
+        write_text(self._path, json.dumps(self._state) + "\n")
 
 
 def read_step(path: Path) -> dict[str, Any] | None:
@@ -96,7 +96,7 @@ class Pace:
             if attempt.get("ready_at") is None:
                 continue
             series, ready = attempt["series"], attempt["ready_at"] - attempt["started_at"]
-            now = attempt["updated_at"] - attempt["started_at"]
+            now = attempt["lasted"]
             first = int(max(now - RECENT_SECONDS, ready) / series["step"])
             seconds = now - max(first * series["step"], ready)
             if seconds <= 0:
@@ -112,7 +112,7 @@ class Pace:
         """What keeps the jobs from being faster; empty if nothing is known."""
         if self.decode + self.engine == 0:
             return ""
-        return "decode-bound" if self.decode > self.engine else "GPU-bound"
+        return "decode-bound" if self.decode > self.engine else "engine-bound"
 
     def seconds_left(self, samples: int) -> float | None:
         """How long ``samples`` will take; None if that cannot be said."""
@@ -121,8 +121,7 @@ class Pace:
 
 def describe_step(state: dict[str, Any]) -> str:
     """``1,200,000 of 5,000,000 lines (24.0%), 120,000 a second, 32 s left``."""
-    seconds = max(time.time() - state["started_at"], 1e-9)
-    rate = state["done"] / seconds
+    rate = state["done"] / max(state["seconds"], 1e-9)
     words = [f"{count(state['done'], state['total'])} {state['unit']}", f"{rate:,.0f} a second"]
     if state["total"] is not None and rate:
         words.append(f"{duration((state['total'] - state['done']) / rate)} left")
@@ -135,7 +134,7 @@ def describe_samples(finished: int, total: int, failed: int) -> str:
 
 
 def describe_pace(pace: Pace, left: int) -> str:
-    """``2.10 videos/s, 1,900 tokens/s, 32 min left, decode-bound``, with ``left`` samples to go."""
+    """``2.10 videos/s, 1,900 tokens/s, 32 min left, decode-bound``; ``left``: samples to go."""
     words = [f"{pace.samples_per_second:,.2f} videos/s", f"{pace.tokens_per_second:,.0f} tokens/s"]
     seconds = pace.seconds_left(left)
     if left and seconds is not None:

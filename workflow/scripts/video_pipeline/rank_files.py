@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -17,12 +17,14 @@ import orjson
 from video_pipeline.chunks import ChunkEntry, line_blocks, read_lines
 from video_pipeline.errors import UserError
 from video_pipeline.files import EMPTY, Seal, replacing, sync, write_text
+from video_pipeline.journal import Location, split_of
 from video_pipeline.layout import Layout
 from video_pipeline.records import Record
 from video_pipeline.sharding import Manifest
 
 _BATCH = 1 << 8
 _USAGE = ("prompt_tokens", "completion_tokens")
+_COUNTED = ("errors_by_stage", "usage", "truncated", "splits")
 
 
 @dataclass
@@ -36,6 +38,8 @@ class RankContents:
         seal: What their lines are.
         errors_by_stage: How many samples failed.
         usage: Tokens of all records.
+        truncated: How many records have an answer that was cut off, by the setting that did it.
+        splits: How many answers and errors were written by the attempts of each split.
     """
 
     split_id: str
@@ -44,13 +48,15 @@ class RankContents:
     seal: Seal = EMPTY
     errors_by_stage: Counter[str] = field(default_factory=Counter)
     usage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_USAGE, 0)))
+    truncated: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def read(cls, layout: Layout, rank: int) -> RankContents | None:
         """What was written down about the rank file of ``rank``, None if nothing can be read."""
         try:
             values = json.loads(layout.contents(rank).read_text(encoding="utf-8"))
-            counted = {name: Counter(values[name]) for name in ("errors_by_stage", "usage")}
+            counted = {name: Counter(values[name]) for name in _COUNTED}
             return cls(**{**values, **counted, "seal": Seal(*values["seal"])})
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
@@ -64,8 +70,8 @@ class RankFileWriter:
         self._contents = contents
         self._lines: list[bytes] = []
 
-    def write(self, record: Record) -> None:
-        """Append a record."""
+    def write(self, record: Record, places: Iterable[Location]) -> None:
+        """Append a record that was made of what lies at ``places`` in the journal."""
         contents = self._contents
         self._lines.append(record.line)
         if len(self._lines) == _BATCH:
@@ -76,6 +82,9 @@ class RankFileWriter:
         if record.usage:
             for name in _USAGE:
                 contents.usage[name] += record.usage[name]
+        if record.cut_off:
+            contents.truncated[record.cut_off] += 1
+        contents.splits.update(split_of(place.file) for place in places)
 
     def flush(self) -> None:
         """Write what was appended."""

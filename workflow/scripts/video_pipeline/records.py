@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from video_pipeline.answers import cut_off_at, why_no_answer
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import SIMULATED_MODEL
@@ -26,17 +27,20 @@ class Record(NamedTuple):
         line: The record as a line of the output.
         error: ``__error``, if the sample failed.
         usage: ``__usage``, if the model has answered.
+        cut_off: The setting that cut the answer off (of several, the first that was), if one did.
     """
 
     line: bytes
     error: dict[str, str] | None
     usage: dict[str, Any] | None
+    cut_off: str | None
 
 
 class Records:
     """Builds the records of the output.
 
-    A changed ``parse`` costs no inference: the journal keeps what the model said.
+    A changed ``parse`` or ``run.truncated`` costs no inference: the journal keeps what the model
+    said.
     """
 
     def __init__(self, config: Config, task: Task) -> None:
@@ -66,13 +70,17 @@ class Records:
         line = orjson.dumps({**head, "input": raw, **view.answered})
         if view.fields != _NO_FIELDS:
             line = b"%b,%b" % (line[:-1], view.fields[1:])
-        return Record(line + b"\n", view.error, view.answered.get("__usage"))
+        return Record(line + b"\n", view.error, view.answered.get("__usage"), view.cut_off)
 
     def _view(self, entry: ChunkEntry, part: str, journaled: dict[str, Any]) -> _View:
         answered = {n: journaled[n] for n in _ANSWERED if n in journaled}
+        usage = answered.get("__usage")
+        cut_off = usage and cut_off_at(usage, self._config)
         error = journaled.get("__error")
+        if error is None:
+            error = why_no_answer(usage, answered["output_text"], self._config)
         if error is not None:
-            return _View(error, answered)
+            return _View(error, answered, cut_off)
         sample = task_sample(entry.key, entry.raw, self._config)
         try:
             parsed = self._task.parsed(journaled["output_text"], sample, part)
@@ -82,8 +90,8 @@ class Records:
         except TaskError:
             raise
         except Exception as failure:
-            return _View(_parse_error(failure), answered)
-        return _View(None, answered, fields)
+            return _View(_parse_error(failure), answered, cut_off)
+        return _View(None, answered, cut_off, fields)
 
 
 _ANSWERED = ("__usage", "output_text", "__reasoning", "damaged")
@@ -92,17 +100,19 @@ _NO_FIELDS = b"{}"
 
 @dataclass(slots=True)
 class _View:
-    """What came of one question: an error or not, what the model said, and the task's fields as
-    JSON."""
+    """What came of one question: an error or not, what the model said, which setting cut it off,
+    and the task's fields as JSON."""
 
     error: dict[str, str] | None
     answered: dict[str, Any]
+    cut_off: str | None
     fields: bytes = _NO_FIELDS
 
 
 def _together(views: dict[str, _View]) -> _View:
     """What came of several questions: the first error, texts and fields under the names of the
-    questions, and the sum of their tokens."""
+    questions, and the sum of their tokens. Their ``finish_reason`` is ``stop`` if all of them ended
+    by themselves."""
     answered: dict[str, Any] = {}
     usages = [view.answered["__usage"] for view in views.values() if "__usage" in view.answered]
     if usages:
@@ -110,8 +120,11 @@ def _together(views: dict[str, _View]) -> _View:
             name: sum(usage[name] for usage in usages)
             for name in ("prompt_tokens", "completion_tokens")
         }
-        reasons = {usage["finish_reason"] for usage in usages}
-        answered["__usage"]["finish_reason"] = "length" if "length" in reasons else "stop"
+        reasons = [usage["finish_reason"] for usage in usages]
+        others = [reason for reason in reasons if reason != "stop"]
+        answered["__usage"]["finish_reason"] = (
+            "length" if "length" in reasons else next(iter(others), "stop")
+        )
     for name in ("output_text", "__reasoning"):
         said = {part: v.answered[name] for part, v in views.items() if name in v.answered}
         if said:
@@ -124,7 +137,8 @@ def _together(views: dict[str, _View]) -> _View:
             error = {**view.error, "message": f"{part}: {view.error['message']}"}
             break
     fields = {part: orjson.Fragment(v.fields) for part, v in views.items() if v.error is None}
-    return _View(error, answered, orjson.dumps(fields))
+    cut_off = next((view.cut_off for view in views.values() if view.cut_off), None)
+    return _View(error, answered, cut_off, orjson.dumps(fields))
 
 
 def _parse_error(error: Exception) -> dict[str, str]:

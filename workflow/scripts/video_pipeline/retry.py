@@ -96,6 +96,11 @@ def main() -> None:
         if count
         else "no failed samples to retry"
     )
+    if "length" in stages and any(own.run.truncated == "error" for own in (first, *later)):
+        print(
+            "answers that were cut off and count as failed (run.truncated: error) would be cut off "
+            "again: raise sampling.max_tokens, which infers all samples again"
+        )
 
 
 if __name__ == "__main__":

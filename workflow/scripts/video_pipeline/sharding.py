@@ -26,7 +26,15 @@ from video_pipeline.budget import check_budget_of_model
 from video_pipeline.chunks import Chunk, ChunkEntry, finished_line, not_of_this_split
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.files import EMPTY, Seal, make_folder, sync_folder, sync_tree, write_text
+from video_pipeline.files import (
+    EMPTY,
+    Seal,
+    make_folder,
+    remove_leftovers,
+    sync_folder,
+    sync_tree,
+    write_text,
+)
 from video_pipeline.identity import content_key, fingerprint, settings_digest
 from video_pipeline.journal import (
     ATTEMPTS,
@@ -242,6 +250,8 @@ def _split(
         _remove_earlier(layout)
         make_folder(layout.chunks)
         layout.remove_leftovers()
+        if journal.is_dir():
+            remove_leftovers(journal)
         for entry in sorted(scratch.iterdir()):
             os.replace(entry, layout.chunks / entry.name)
         sync_folder(layout.chunks)

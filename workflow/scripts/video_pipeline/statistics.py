@@ -4,20 +4,26 @@ watches the run."""
 from __future__ import annotations
 
 import json
+import logging
 import math
 import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from video_pipeline.files import write_text
+from video_pipeline.journal import ATTEMPTS, split_of
+
 if TYPE_CHECKING:
     from video_pipeline.data.workers import Prepared
     from video_pipeline.engine.base import Answer
 
+logger = logging.getLogger(__name__)
 
 MOST_STEPS = 120
 """Steps of a :class:`Series`; when there are more, two become one."""
@@ -75,9 +81,13 @@ def time_bin(seconds: float) -> int:
 class JobStatistics:
     """Counts of one attempt of one rank.
 
+    What passes between its moments is measured by a clock that never jumps, so that no share of it
+    is more than the whole.
+
     Attributes:
         rank: The rank.
-        num_workers: Decode processes.
+        num_workers: Decode processes, the spare one included.
+        task: Name of the task.
         host: The machine.
         gpus: Devices that the job holds.
         samples: Samples of the chunk.
@@ -85,12 +95,15 @@ class JobStatistics:
         state: How far it is. An attempt that was killed stays what it was.
         started_at: When it had its devices, in Unix seconds.
         ready_at: When the first request went to the engine, in Unix seconds.
-        updated_at: When this was written down, in Unix seconds.
-        inferred: Samples answered.
+        updated_at: When this was written down, in Unix seconds, by the machine's clock.
+        lasted: Seconds from ``started_at`` until then. Of an attempt that was killed, its last sign
+            of life ends it.
+        inferred: Samples that the model answered, whatever became of the answer.
         failed: Samples that failed.
         finished: Samples of the chunk that are done, those of earlier attempts included.
         finished_failed: Of these, how many failed.
         errors: Failed samples by stage.
+        truncated: Samples with an answer that was cut off, by the setting that did it.
         last_error: ``key``, ``stage``, ``type``, ``message`` of the last that failed, and ``at`` in
             Unix seconds.
         prompt_tokens: Tokens of the prompts, visual ones included.
@@ -98,7 +111,9 @@ class JobStatistics:
         seconds: From the first request to the last answer: without the start of the model and of
             the decode processes.
         engine_busy_seconds: Of these, with at least one request in the engine.
-        decode_seconds: Sum over the decode processes of their time with a sample.
+        decode_busy_seconds: Of ``seconds``, summed over the decode processes, how long they were
+            with a sample that then was ready.
+        decode_seconds: The same of the whole attempt: they begin while the model loads.
         first_answer_seconds: From the first request to the first answer.
         feeding_cpu_seconds: CPU that this process spent in ``seconds``: what it costs to feed the
             engine and to write its answers down.
@@ -111,6 +126,7 @@ class JobStatistics:
 
     rank: int
     num_workers: int
+    task: str = ""
     host: str = field(default_factory=socket.gethostname)
     gpus: int = 0
     samples: int = 0
@@ -119,16 +135,19 @@ class JobStatistics:
     started_at: float = field(default_factory=time.time)
     ready_at: float | None = None
     updated_at: float = 0.0
+    lasted: float = 0.0
     inferred: int = 0
     failed: int = 0
     finished: int = 0
     finished_failed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    truncated: Counter[str] = field(default_factory=Counter)
     last_error: dict[str, Any] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
     engine_busy_seconds: float = 0.0
+    decode_busy_seconds: float = 0.0
     decode_seconds: float = 0.0
     first_answer_seconds: float = 0.0
     feeding_cpu_seconds: float = 0.0
@@ -150,8 +169,7 @@ class JobStatistics:
     def tick(self, limits: dict[str, float]) -> None:
         """Bring the times up to now; ``limits`` is the window's. What is new since the last call
         goes to the end of ``series``: a second apart, calls are as fine as it can show."""
-        now = time.monotonic()
-        self.updated_at = time.time()
+        now = self._look_at_clock()
         if self._started is not None:
             self.seconds = now - self._started
             self.feeding_cpu_seconds = time.process_time() - self._cpu_started
@@ -171,11 +189,20 @@ class JobStatistics:
 
     def end(self, state: State) -> None:
         """The job has given up its devices."""
-        self.state, self.updated_at = state, time.time()
+        self.state = state
+        self._look_at_clock()
+
+    def _look_at_clock(self) -> float:
+        now = time.monotonic()
+        self.updated_at, self.lasted = time.time(), now - self._begun
+        return now
 
     def count_prepared(self, prepared: Prepared) -> None:
         """Count a sample that is ready for the engine."""
         self.decode_seconds += prepared.seconds
+        if self._started is not None:
+            running = time.monotonic() - self._started
+            self.decode_busy_seconds += min(prepared.seconds, running)
         self.histograms["decode_seconds"][time_bin(prepared.seconds)] += 1
 
     def count_error(self, key: str, error: dict[str, str]) -> None:
@@ -186,15 +213,17 @@ class JobStatistics:
 
     def count(self, answer: Answer) -> None:
         """Count an answer."""
-        if self.completion_tokens == 0:
+        if not self.first_answer_seconds:
             self.first_answer_seconds = time.monotonic() - self._started
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += answer.completion_tokens
 
-    def count_sample(self, prepared: Prepared) -> None:
-        """Count a sample that was asked about."""
+    def count_sample(self, prepared: Prepared, cut_off: str | None = None) -> None:
+        """Count a sample that was answered; ``cut_off`` is the setting that cut an answer off."""
         self.inferred += 1
         self.video_seconds += prepared.video_seconds
+        if cut_off is not None:
+            self.truncated[cut_off] += 1
 
     @contextmanager
     def engine_busy(self) -> Iterator[None]:
@@ -205,7 +234,8 @@ class JobStatistics:
         if self._started is None:
             self._started = begun
             self._cpu_started = time.process_time()
-            self.state, self.ready_at = "running", time.time()
+            self.state = "running"
+            self.ready_at = self.started_at + (begun - self._begun)
         self._in_engine += 1
         try:
             yield
@@ -221,72 +251,100 @@ class JobStatistics:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {**values, "series": self.series.as_dict()}
 
-    def to_json(self, earlier: list[dict[str, Any]]) -> str:
-        """The content of a statistics file: the ``earlier`` attempts, and this one."""
-        return json.dumps([*earlier, self.as_dict()]) + "\n"
+    def snapshot(self) -> tuple[float, str]:
+        """For :meth:`StatisticsFile.write`: ``lasted``, and the content of the file."""
+        return self.lasted, json.dumps(self.as_dict()) + "\n"
 
 
-def read_statistics(path: Path) -> list[dict[str, Any]]:
-    """The attempts in ``path``, none if there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
+class StatisticsFile:
+    """The file of one attempt's statistics, beside its journal file: it goes where that goes, and
+    what other attempts spent is never mistaken for its own."""
+
+    ENDING = ".statistics.json"
+
+    def __init__(self, journal_file: Path) -> None:
+        self.path = journal_file.with_suffix(self.ENDING)
+        self._written = -math.inf
+        self._lock = threading.Lock()
+
+    def write(self, lasted: float, text: str) -> None:
+        """Write a :meth:`JobStatistics.snapshot` down, unless a newer one is there. Several threads
+        may call it at once."""
+        with self._lock:
+            if lasted >= self._written:
+                self._written = lasted
+                write_text(self.path, text)
+
+
+def read_statistics(journal: Path, splits: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """The statistics of the attempts that wrote to the folder ``journal``, in the order in which
+    they began; only those that worked on one of ``splits``, if given."""
+    found = []
+    for path in journal.glob(f"{ATTEMPTS}*{StatisticsFile.ENDING}"):
+        if splits is not None and split_of(path.name) not in splits:
+            continue
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            continue  # pruned meanwhile
+        except ValueError as error:
+            logger.warning("%s is damaged, what it counted is left out: %s", path, error)
+    return sorted(found, key=lambda attempt: attempt["started_at"])
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """How long at least one of ``spans`` lasts, each a begin and an end."""
+    total, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 def throughput(jobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What bounds a run, in figures and in words, from the statistics of its jobs.
-
-    Rates are those of all ranks together; ranks are taken to run side by side, attempts of one
-    rank one after the other.
-    """
+    """How fast a run was while models were running, and what bounds it, from the statistics of its
+    attempts. docs/report.md says what each number means."""
     jobs = [job for job in jobs if job["seconds"] > 0]
-    by_rank: dict[int, float] = {}
-    for job in jobs:
-        by_rank[job["rank"]] = by_rank.get(job["rank"], 0.0) + job["seconds"]
-    if not by_rank:
+    if not jobs:
         return {"bound": "nothing was inferred"}
     total = {
         name: sum(job[name] for job in jobs)
         for name in (
             *("inferred", "video_seconds", "prompt_tokens", "completion_tokens", "seconds"),
-            *("engine_busy_seconds", "decode_seconds"),
+            *("engine_busy_seconds", "decode_busy_seconds"),
         )
     }
-    wall = max(by_rank.values())
-    busy = total["engine_busy_seconds"] / total["seconds"]
-    waits = {
-        name: sum(job["limits"].get(name, 0.0) for job in jobs) for name in ("decode", "engine")
-    }
+    running = covered((job["ready_at"], job["ready_at"] + job["seconds"]) for job in jobs)
+    busy = min(1.0, total["engine_busy_seconds"] / total["seconds"])
+    waits = {name: sum(job["limits"][name] for job in jobs) for name in ("decode", "engine")}
     workers = sum(job["num_workers"] * job["seconds"] for job in jobs)
+    tokens = total["prompt_tokens"] + total["completion_tokens"]
     return {
-        "seconds": round(wall, 3),
-        "videos_per_second": round(total["inferred"] / wall, 3),
-        "video_hours_per_hour": round(total["video_seconds"] / wall, 3),
-        "tokens_per_second": round((total["prompt_tokens"] + total["completion_tokens"]) / wall, 1),
+        "seconds": round(running, 3),
+        "videos_per_second": round(total["inferred"] / running, 3),
+        "video_hours_per_hour": round(total["video_seconds"] / running, 3),
+        "tokens_per_second": round(tokens / running, 1),
         "engine_busy_share": round(busy, 4),
         "engine_waiting_share": round(1 - busy, 4),
-        "decode_workers_load": round(total["decode_seconds"] / workers, 4),
+        "decode_workers_load": round(min(1.0, total["decode_busy_seconds"] / workers), 4),
         "bound": (
-            "decode-bound: give it more cores" if waits["decode"] > waits["engine"] else "GPU-bound"
+            "decode-bound: give it more cores"
+            if waits["decode"] > waits["engine"]
+            else "engine-bound"
         ),
     }
 
 
 def cost(jobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a run took, from the statistics of its jobs: all attempts count, those that failed and
-    those that were killed, too."""
-    spans = sorted((job["started_at"], job["updated_at"]) for job in jobs if "started_at" in job)
-    wall, until = 0.0, 0.0
-    for begin, end in spans:
-        wall += max(0.0, end - max(begin, until))
-        until = max(until, end)
-    held = sum(j["gpus"] * (j["updated_at"] - j["started_at"]) for j in jobs if "started_at" in j)
+    """What a run took, from the statistics of its attempts: also those that failed and those that
+    were killed, these up to their last sign of life. docs/report.md says what each number means."""
+    held = sum(job["gpus"] * job["lasted"] for job in jobs)
     # on a machine without GPUs, a job is what there is one of
-    running = sum(max(job.get("gpus", 0), 1) * job["seconds"] for job in jobs)
+    running = sum(max(job["gpus"], 1) * job["seconds"] for job in jobs)
     inferred = sum(job["inferred"] for job in jobs)
+    spans = ((job["started_at"], job["started_at"] + job["lasted"]) for job in jobs)
     return {
-        "wall_seconds": round(wall, 1),
+        "wall_seconds": round(covered(spans), 1),
         "gpu_hours": round(held / 3600, 4),
         "video_hours": round(sum(job["video_seconds"] for job in jobs) / 3600, 4),
         "videos_per_second_per_gpu": round(inferred / running, 3) if running else 0.0,

@@ -14,11 +14,11 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from video_pipeline.answers import cut_off_at, describe_cut_off, why_no_answer
 from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import (
@@ -28,11 +28,10 @@ from video_pipeline.engine.base import (
     EngineDead,
     RequestRefused,
 )
-from video_pipeline.files import write_text
 from video_pipeline.gpus import gpus_needed
 from video_pipeline.journal import JournalWriter
 from video_pipeline.progress import Pace, describe_pace, describe_samples
-from video_pipeline.statistics import JobStatistics, State, read_statistics
+from video_pipeline.statistics import JobStatistics, State, StatisticsFile
 
 if TYPE_CHECKING:
     from video_pipeline.chunks import Question
@@ -184,6 +183,20 @@ class Window:
         self._since = now
 
 
+class Outcome(NamedTuple):
+    """What came of one question.
+
+    Attributes:
+        error: Its ``__error``, if it came to one.
+        is_answered: Whether the model said something.
+        cut_off: The setting that cut the answer off, if one did.
+    """
+
+    error: dict[str, str] | None
+    is_answered: bool = False
+    cut_off: str | None = None
+
+
 class Stream:
     """Everything that happens while the model is loaded."""
 
@@ -205,14 +218,12 @@ class Stream:
         self._last_try = False
         self._statistics = JobStatistics(
             shard.rank,
-            min(num_workers, pending),
+            self._num_processes,
+            shard.task.name,
             gpus=gpus_needed(config),
             samples=len(shard),
             pending=pending,
         )
-        self._earlier_attempts = read_statistics(shard.statistics_path)
-        # one thread: what is written last is the newest
-        self._writer = ThreadPoolExecutor(1)
 
     async def run(self) -> None:
         """Infer all pending samples of the shard."""
@@ -231,19 +242,20 @@ class Stream:
             folder=self._folder,
             seal=shard.chunk.seal,
         )
+        journal = shard.open_journal()
+        spent = StatisticsFile(journal.path)
         pool = DecodePool(spec, self._num_processes, shard.config.data.sample_timeout_s)
         state: State = "failed"
         try:
-            with shard.open_journal() as journal:
-                await self._infer_all(engine, pool, journal)
+            with journal:
+                await self._infer_all(engine, pool, journal, spent)
             state = "done"
         finally:
             self._tick()
             pool.stop()
             engine.stop()
             self._statistics.end(state)
-            self._write_statistics().result()
-            self._writer.shutdown()
+            spent.write(*self._statistics.snapshot())
 
     def _tick(self) -> None:
         """Bring the statistics up to now."""
@@ -251,27 +263,24 @@ class Stream:
         statistics.finished, statistics.finished_failed = rate.finished, rate.failed
         statistics.tick(self._window.limits_now())
 
-    def _write_statistics(self) -> Future[None]:
-        """Write down what the statistics are now, after what was to be written before."""
-        text = self._statistics.to_json(self._earlier_attempts)
-        return self._writer.submit(write_text, self._shard.statistics_path, text)
-
-    async def _keep_statistics(self) -> None:
+    async def _keep_statistics(self, spent: StatisticsFile) -> None:
         """Write down what the job spends while it runs, until cancelled."""
         written = -math.inf
         while True:
             self._tick()
             if time.monotonic() - written >= STATISTICS_SECONDS:
                 written = time.monotonic()
-                await asyncio.wrap_future(self._write_statistics())
+                await asyncio.to_thread(spent.write, *self._statistics.snapshot())
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _infer_all(self, engine: Engine, pool: DecodePool, journal: JournalWriter) -> None:
+    async def _infer_all(
+        self, engine: Engine, pool: DecodePool, journal: JournalWriter, spent: StatisticsFile
+    ) -> None:
         async with asyncio.TaskGroup() as group:
             helpers = [
                 group.create_task(_every(SYNC_SECONDS, journal.sync)),
                 group.create_task(_every(PROGRESS_SECONDS, self._log_progress)),
-                group.create_task(self._keep_statistics()),
+                group.create_task(self._keep_statistics(spent)),
                 group.create_task(self._watch_engine(engine, journal)),
             ]
             self._quarantine(journal)
@@ -359,10 +368,12 @@ class Stream:
             else:
                 self._fail_all(journal, questions, error.as_record())
         else:
-            errors = [error for error in (answer.result() for answer in answers) if error]
-            if len(errors) < len(questions):
-                self._statistics.count_sample(prepared)
-            self._count(questions[0].key, errors[0] if errors else None)
+            outcomes = [answer.result() for answer in answers]
+            if any(each.is_answered for each in outcomes):
+                cut_off = next((each.cut_off for each in outcomes if each.cut_off), None)
+                self._statistics.count_sample(prepared, cut_off)
+            error = next((each.error for each in outcomes if each.error), None)
+            self._count(questions[0].key, error)
         finally:
             await self._window.release(prepared.num_bytes if prepared else 0)
 
@@ -373,32 +384,35 @@ class Stream:
         engine: Engine,
         prepared: Prepared,
         journal: JournalWriter,
-    ) -> dict[str, str] | None:
-        """Have one question answered and write the answer down; the error, if it came to one."""
+    ) -> Outcome:
+        """Have one question answered and write the answer down."""
+        config = self._shard.config
         constraints = Constraints.of(self._shard.task, question.part)
+        has_schema = constraints.json_schema is not None
         request = prepared.requests[question.part]
-        more_tokens = self._shard.config.run.retry_truncated
+        more_tokens = config.run.retry_truncated
         try:
             answer = await self._generate(question, request, constraints, engine, journal)
-            if answer.is_truncated and constraints.json_schema and more_tokens:
+            if answer.is_truncated and has_schema and more_tokens:
                 constraints = replace(constraints, max_tokens=more_tokens)
                 answer = await self._generate(question, request, constraints, engine, journal)
         except RequestRefused as error:
             record = {"stage": "generate", "type": error.type, "message": str(error)}
             self._fail(journal, question, record)
-            return record
+            return Outcome(record)
         self._statistics.count(answer)
-        if answer.is_truncated and constraints.json_schema:
-            # half an object is no answer
-            most = constraints.max_tokens or self._shard.config.sampling.max_tokens
-            message = f"the answer did not end within {most} tokens"
-            record = {"stage": "length", "type": "Truncated", "message": message}
-            self._fail(journal, question, record, **answer.as_record(), damaged=prepared.damaged)
-            return record
-        journal.answer(*question, **answer.as_record(), damaged=prepared.damaged)
-        if self._statistics.inferred < PARSED_AT_ONCE:
-            self._shard.try_parse(position, question.part, answer.output_text)
-        return None
+        said, usage = answer.output_text, answer.usage
+        error = why_no_answer(usage, said, config, has_schema=has_schema)
+        answered = {**answer.as_record(), "damaged": prepared.damaged}
+        if error is not None and (has_schema or not answer.is_truncated):
+            # final until `retry` opens it again: then it may end
+            self._fail(journal, question, error, **answered)
+        else:
+            # whether free text that was cut off counts is not for the journal to say
+            journal.answer(*question, **answered)
+        if error is None and self._statistics.inferred < PARSED_AT_ONCE:
+            self._shard.try_parse(position, question.part, said)
+        return Outcome(error, is_answered=True, cut_off=cut_off_at(usage, config))
 
     async def _generate(
         self,
@@ -465,6 +479,8 @@ class Stream:
             window.held,
             window.held_bytes / 1e6,
         )
+        if cut_off := describe_cut_off(self._statistics.truncated):
+            logger.warning("rank %d: %s", self._shard.rank, cut_off)
 
 
 async def _every(seconds: float, action: Any) -> None:

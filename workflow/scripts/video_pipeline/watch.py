@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from video_pipeline import cli
+from video_pipeline.answers import describe_cut_off
 from video_pipeline.cli import plain
 from video_pipeline.config import Config, load_config
 from video_pipeline.files import is_newer
@@ -37,6 +38,7 @@ from video_pipeline.progress import (
     read_step,
     share,
 )
+from video_pipeline.rank_files import RankContents
 from video_pipeline.report.summary import summary_table
 from video_pipeline.sharding import Manifest
 from video_pipeline.statistics import read_statistics
@@ -67,6 +69,8 @@ class RankView:
         pace: Of its running job.
         note: Why it failed, or how long it has been silent.
         last_error: The last sample that failed, see :class:`JobStatistics`.
+        truncated: How many of its samples have an answer that was cut off, by the setting that did
+            it: as the rank file says; until it is there, those since the input was split.
     """
 
     rank: int
@@ -77,6 +81,7 @@ class RankView:
     pace: Pace = field(default_factory=Pace)
     note: str = ""
     last_error: dict[str, Any] | None = None
+    truncated: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -116,6 +121,7 @@ class RunView:
                     for name in ("samples_per_second", "tokens_per_second", "decode", "engine")
                 )
             ),
+            truncated=sum((each.truncated for each in self.ranks), Counter()),
         )
 
     @property
@@ -137,7 +143,13 @@ def look(config: Config) -> RunView:
     manifest = Manifest.read(layout.manifest)
     split_at = layout.manifest.stat().st_mtime
     is_over = is_newer(layout.output, split_at)
-    ranks = [_rank(layout, manifest, rank, split_at, is_over) for rank in range(plan.num_shards)]
+    attempts: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for attempt in read_statistics(Path(manifest.journal), {manifest.split_id}):
+        attempts[attempt["rank"]].append(attempt)
+    ranks = [
+        _rank(layout, manifest, rank, attempts[rank], split_at, is_over)
+        for rank in range(plan.num_shards)
+    ]
     states = Counter(each.state for each in ranks)
     if is_over:
         state = "done"
@@ -155,23 +167,32 @@ def _running(layout: Layout, name: str) -> dict[str, Any] | None:
 
 
 def _rank(
-    layout: Layout, manifest: Manifest, rank: int, split_at: float, is_over: bool
+    layout: Layout,
+    manifest: Manifest,
+    rank: int,
+    attempts: list[dict[str, Any]],
+    split_at: float,
+    is_over: bool,
 ) -> RankView:
     samples, pending = manifest.rank_samples[rank], manifest.rank_pending[rank]
-    attempts = read_statistics(layout.statistics(rank))
-    last = attempts[-1] if attempts else {}
     view = RankView(rank, "waiting", samples, samples - pending)
-    if last.get("samples") == samples and last.get("updated_at", 0.0) >= split_at:
+    if attempts:
+        last = attempts[-1]
         view.finished, view.failed = last["finished"], last["finished_failed"]
         view.last_error = last["last_error"]
         view.state = last["state"]
+        view.truncated = sum((Counter(each["truncated"]) for each in attempts), Counter())
         if view.state in ("starting", "running"):
             view.pace = Pace.of([last])
             silent = time.time() - last["updated_at"]
             if silent > SILENT_SECONDS:
-                view.state, view.note = "silent", f"no sign of life for {duration(silent)}"
+                view.state, view.pace = "silent", Pace()
+                view.note = f"no sign of life for {duration(silent)}"
     if is_over or is_newer(layout.rank_file(rank), split_at):
         view.state, view.finished, view.pace, view.note = "done", samples, Pace(), ""
+        contents = RankContents.read(layout, rank)
+        if contents is not None:
+            view.truncated, view.failed = contents.truncated, contents.errors_by_stage.total()
     elif layout.failure(rank).exists():
         view.state, view.pace = "failed", Pace()
         view.note = layout.failure(rank).read_text(encoding="utf-8")
@@ -191,7 +212,7 @@ def screen(views: Iterable[tuple[str, RunView]], height: int) -> RenderableType:
         if view.step is not None:
             parts.append(Text(f"{view.step['step']}: {describe_step(view.step)}"))
         if view.ranks and not view.is_over:
-            parts += [_table(view, height), *_last_error(view)]
+            parts += [_table(view, height), *_cut_off(view), *_last_error(view)]
         elif view.layout.summary.exists() and view.is_over:
             parts.append(summary_table(view.layout.summary))
     return Group(*parts)
@@ -243,6 +264,11 @@ def _left(view: RankView) -> str:
     return ", ".join(filter(None, [left, view.pace.bound]))
 
 
+def _cut_off(view: RunView) -> list[Text]:
+    words = describe_cut_off(view.total.truncated)
+    return [Text(words, "yellow", no_wrap=True, overflow="ellipsis")] if words else []
+
+
 def _last_error(view: RunView) -> list[Text]:
     if view.last_error is None:
         return []
@@ -276,6 +302,8 @@ def lines(name: str, view: RunView) -> list[str]:
         for each in view.ranks
         if each.state in ("failed", "silent")
     ]
+    if cut_off := describe_cut_off(total.truncated):
+        found.append(f"  {cut_off}")
     if view.last_error is not None:
         found.append(f"  {_describe_error(*view.last_error)}")
     return [plain(line) for line in found]

@@ -61,7 +61,8 @@ class Answer:
         output_text: The text, without the reasoning.
         prompt_tokens: Tokens of the prompt, visual ones included.
         completion_tokens: Tokens of the answer.
-        finish_reason: ``stop`` or ``length``.
+        finish_reason: ``stop``, ``length``, or what else the engine says, see
+            :mod:`video_pipeline.answers`.
         reasoning: What a thinking model thought before it answered, else None.
     """
 
@@ -76,15 +77,19 @@ class Answer:
         """Whether the answer was cut off at its last token."""
         return self.finish_reason == "length"
 
-    def as_record(self) -> dict[str, Any]:
-        """``output_text``, ``usage`` and maybe ``reasoning``, for the journal."""
-        usage = {
+    @property
+    def usage(self) -> dict[str, Any]:
+        """``__usage`` of the record."""
+        return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "finish_reason": self.finish_reason,
         }
+
+    def as_record(self) -> dict[str, Any]:
+        """``output_text``, ``usage`` and maybe ``reasoning``, for the journal."""
         reasoning = {} if self.reasoning is None else {"reasoning": self.reasoning}
-        return {"output_text": self.output_text, "usage": usage, **reasoning}
+        return {"output_text": self.output_text, "usage": self.usage, **reasoning}
 
 
 class Preparer(ABC):

@@ -189,12 +189,15 @@ class VllmEngine(Engine):
             cause = error.__cause__ or error
             raise RequestRefused(type(cause).__name__, str(cause)) from error
         completion = output.outputs[0]
+        if completion.finish_reason == "abort":
+            # Nobody here cancels a request: the engine was told to end and hands back what it has.
+            raise EngineDead("it gave up a request: it was told to end")
         reasoning, text = self.split(completion.text)
         return Answer(
             text,
             len(output.prompt_token_ids),
             len(completion.token_ids),
-            completion.finish_reason,
+            completion.finish_reason or "unknown",
             reasoning,
         )
 

@@ -7,6 +7,8 @@ Each attempt of an inference job appends to a file of its own in the folder of t
     {"__key": ..., "__part": "", "__request": <digest>, "__error": {...}}
     {"__key": ..., "__part": "", "__request": <digest>, "__engine_died": true}
 
+Beside it lies what the attempt spent (:class:`video_pipeline.statistics.StatisticsFile`).
+
 The last kind says that the engine died with this request in it; the sample is not finished. A part
 names one of several questions about a sample (empty for the plain case). A record is written by one
 ``write`` call; a line that a crash tore off is ignored by every reader. An error is final until a
@@ -55,6 +57,11 @@ REOPENS = "reopen."
 def attempt_prefix(split_id: str, rank: int) -> str:
     """How the names of the journal files of one rank of one split start."""
     return f"{ATTEMPTS}{split_id}.rank{rank}."
+
+
+def split_of(file: str) -> str:
+    """The split that an attempt worked on, from the name of one of its files."""
+    return file.removeprefix(ATTEMPTS).partition(".")[0]
 
 
 def identity(key: str, part: str, request: str) -> bytes:

@@ -35,7 +35,7 @@ class Journal:
         is_current: Whether the configuration as it is now goes on in it.
         answers: Records of answers.
         errors: Records of errors.
-        num_bytes: Bytes of its files.
+        num_bytes: Bytes of its files, with what its attempts spent.
         written: When it was last written to.
     """
 
@@ -54,11 +54,11 @@ def journals(config: Config, layout: Layout) -> list[Journal]:
     current = journal_folder(config, layout, task, plan.run_id if plan else "")
     found = []
     for folder in layout.journal.glob("*/"):
-        files = list(folder.glob("*.jsonl"))
         counts: Counter[str] = Counter()
-        for path in files:
+        for path in folder.glob("*.jsonl"):
             counts.update(count_records(path))
-        status = [path.stat() for path in files]
+        # not the temporary files, which come and go
+        status = [path.stat() for path in folder.glob("[!.]*.json*")]
         found.append(
             Journal(
                 folder,

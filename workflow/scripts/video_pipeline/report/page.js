@@ -118,12 +118,13 @@ function curves() {
   const box = $("curves");
   if (!box) return;
   const charts = [
-    ["Samples a second", all.inferred, all.failed, "samples a second"],
-    ["Tokens a second, prompts and answers", all.tokens, null, "tokens a second"],
-    ["Jobs at work", all.jobs, null, "jobs"],
+    ["Samples a second", "inferred", all.failed, "samples a second"],
+    ["Tokens a second, prompts and answers", "tokens", null, "tokens a second"],
+    ["Jobs at work", "jobs", null, "jobs"],
   ];
   const count = all.inferred.length;
-  for (const [title, values, failed, unit] of charts) {
+  for (const [title, name, failed, unit] of charts) {
+    const values = all[name];
     const tops = failed ? values.map((value, i) => value + failed[i]) : values;
     const peak = Math.max(...tops);
     const most = nice(peak);
@@ -137,8 +138,8 @@ function curves() {
       const x = (pause.at / seconds) * count;
       shapes.push(svg("line", { x1: x, x2: x, y1: 0, y2: 1, class: "pause" }));
     }
-    const mean = values.reduce((sum, value) => sum + value, 0) / count;
-    const caption = `Mean ${number(mean)}, at most ${number(peak)} ${unit}` +
+    const caption = `At most ${number(peak)} ${unit} in a step of ${duration(all.width)}; ` +
+      `over all ${duration(seconds)}, starts of the models included, ${number(all.means[name])}` +
       (failed && failed.some((value) => value > 0) ? "; failed ones in red" : "");
     box.append(figure({
       title, caption, most, width: count, shapes, label: `${title}. ${caption}`,
@@ -333,16 +334,20 @@ function picture(card) {
   return button;
 }
 
+/** Whether an answer of the sample was cut off at its last token; `usage` ends with the reason. */
+const isCutOff = (card) => card.usage?.[2] === "length";
+
 function article(card, terms) {
   const [stage, type, message] = card.error ?? [];
   const [prompt, completion, reason] = card.usage ?? [];
   const span = card.span ? ` ${card.span.map((at) => (at === null ? "" : `${number(at)} s`)).join(" – ")}` : "";
   const usage = card.usage && `${whole.format(prompt)} + ${whole.format(completion)} tokens` +
-    (reason === "length" ? ", cut off" : "");
+    (reason === "stop" ? "" : reason === "length" ? ", cut off" : `, ended by ${reason}`);
+  const [tag, kind] = card.error ? [stage, "bad"] : isCutOff(card) ? ["cut off", "warn"] : ["ok", "good"];
   const prompts = Object.entries(card.prompts ?? {}).map(([name, text]) => [name || "prompt", text]);
   const body = html("div", {},
     html("div", { class: "top" },
-      html("span", { class: card.error ? "tag bad" : "tag good" }, card.error ? stage : "ok"),
+      html("span", { class: `tag ${kind}` }, tag),
       html("bdi", { class: "path" }, ...marked(card.path ?? card.key, terms), span),
       card.path ? html("bdi", { class: "key" }, ...marked(card.key, terms)) : null,
       usage ? html("span", { class: "usage" }, usage) : null),
@@ -381,6 +386,7 @@ function gallery() {
       all: () => true,
       answered: (card) => !card.error,
       failed: (card) => card.error,
+      cut: isCutOff,
       class: (card) => card.error && card.error[0] === wanted.stage && card.error[1] === wanted.type,
     }[kind];
     found = cards.filter(({ card, text }) => shown(card) && words.every((word) => text.includes(word)));
@@ -394,7 +400,7 @@ function gallery() {
   for (const button of document.querySelectorAll("button.show")) {
     button.addEventListener("click", () => {
       $("search").value = "";
-      $("show").value = `class ${button.dataset.class}`;
+      $("show").value = button.dataset.show;
       filter();
       $("gallery").scrollIntoView();
       $("show").focus({ preventScroll: true });

@@ -25,6 +25,7 @@ import jinja2
 import orjson
 from markupsafe import Markup
 
+from video_pipeline.answers import describe_cut_off
 from video_pipeline.config import Config
 from video_pipeline.files import write_text
 from video_pipeline.layout import Layout
@@ -54,8 +55,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
     """All that the page shows."""
     summary = read_summary(layout)
     tally = Tally.of(layout.output, config)
-    ranks = range(layout.num_shards)
-    jobs = [job for rank in ranks for job in read_statistics(layout.statistics(rank))]
+    jobs = read_statistics(Path(summary["journal"]), summary["splits"])
     chosen = tally.chosen
     return {
         "title": layout.stem,
@@ -64,7 +64,8 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
         "task": summary["task"],
         "model": summary["model"],
         "written": _moment(time.time()),
-        "samples": {**summary["samples"], "truncated": tally.truncated},
+        "samples": summary["samples"],
+        "cut_off": describe_cut_off(summary["samples"]["truncated_at"]),
         "usage": summary["usage"],
         "cost": summary["cost"],
         "throughput": summary["throughput"],
@@ -79,6 +80,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
         "gallery": {
             "answered": tally.ok,
             "chosen": len(chosen),
+            "chosen_cut_off": tally.chosen_cut_off,
             "failed": tally.failed,
             "listed": len(tally.errors),
             "most_listed": MOST_ERRORS,
@@ -110,7 +112,7 @@ def _seconds_histogram(
     """From the jobs' counts by :func:`time_bin`."""
     counts: Counter[int] = Counter()
     for job in jobs:
-        for number, count in ((job.get("histograms") or {}).get(name) or {}).items():
+        for number, count in job["histograms"][name].items():
             counts[int(number)] += count
     bins = range(min(counts), max(counts) + 2) if counts else range(0)
     edges = [round(2 ** (number / BINS_PER_OCTAVE), 6) for number in bins]

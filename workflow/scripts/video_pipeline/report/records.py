@@ -66,7 +66,6 @@ class Tally:
     Attributes:
         ok: How many samples were answered.
         failed: How many failed.
-        truncated: How many answers were cut off at their last token.
         prompt_tokens: How many samples have how many, likewise ``completion_tokens``.
         classes: The errors by stage and type.
         errors: Cards of the first failed samples.
@@ -76,9 +75,9 @@ class Tally:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._num_samples = config.report.samples
-        self._seed = config.report.seed
-        self._chosen: list[tuple[int, int, bytes]] = []
-        self.ok = self.failed = self.truncated = 0
+        self._drawn = Draw(config.report.samples, config.report.seed)
+        self._drawn_cut_off = Draw(config.report.samples // 4, config.report.seed)
+        self.ok = self.failed = 0
         self.prompt_tokens: Counter[int] = Counter()
         self.completion_tokens: Counter[int] = Counter()
         self.classes: dict[tuple[str, str], ErrorClass] = {}
@@ -88,7 +87,7 @@ class Tally:
     @classmethod
     def of(cls, output: Path, config: Config) -> Tally:
         """The tally of a consolidated output, with ``report.samples`` answered ones chosen by the
-        hash of their keys and ``report.seed``: the same ones in whichever order they come."""
+        hash of their keys and ``report.seed``, and a quarter as many whose answer was cut off."""
         tally = cls(config)
         with open(output, "rb") as stream:
             for number, line in enumerate(stream):
@@ -102,24 +101,14 @@ class Tally:
         if usage:
             self.prompt_tokens[usage["prompt_tokens"]] += 1
             self.completion_tokens[usage["completion_tokens"]] += 1
-            self.truncated += usage["finish_reason"] == "length"
         if record["__status"] == "ok":
             self.ok += 1
-            self._maybe_choose(record["__key"], number, line)
+            self._drawn.offer(record["__key"], number, line)
+            if usage["finish_reason"] == "length":
+                self._drawn_cut_off.offer(record["__key"], number, line)
         else:
             self.failed += 1
             self._add_error(record)
-
-    def _maybe_choose(self, key: str, number: int, line: bytes) -> None:
-        """Keep the answered samples whose hashes are smallest."""
-        if not self._num_samples:
-            return
-        digest = hashlib.blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
-        entry = (-int.from_bytes(digest), number, line)
-        if len(self._chosen) < self._num_samples:
-            heapq.heappush(self._chosen, entry)
-        elif entry > self._chosen[0]:
-            heapq.heapreplace(self._chosen, entry)
 
     def _add_error(self, record: dict[str, Any]) -> None:
         error = record["__error"]
@@ -136,7 +125,36 @@ class Tally:
     @property
     def chosen(self) -> list[dict[str, Any]]:
         """The chosen records, in input order."""
-        return [orjson.loads(line) for _, _, line in sorted(self._chosen, key=lambda e: e[1])]
+        lines = {**self._drawn.lines, **self._drawn_cut_off.lines}
+        return [orjson.loads(lines[number]) for number in sorted(lines)]
+
+    @property
+    def chosen_cut_off(self) -> int:
+        """How many of the chosen are there only because their answer was cut off."""
+        return len(self._drawn_cut_off.lines.keys() - self._drawn.lines.keys())
+
+
+class Draw:
+    """Some of many records: those whose hashes are smallest, whichever order they come in."""
+
+    def __init__(self, most: int, seed: int) -> None:
+        self._most = most
+        self._seed = seed
+        self._heap: list[tuple[int, int, bytes]] = []
+
+    def offer(self, key: str, number: int, line: bytes) -> None:
+        """Keep the record of ``key``, in line ``number`` of the output, if it is one of them."""
+        digest = hashlib.blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
+        entry = (-int.from_bytes(digest), number, line)
+        if len(self._heap) < self._most:
+            heapq.heappush(self._heap, entry)
+        elif self._heap and entry > self._heap[0]:
+            heapq.heapreplace(self._heap, entry)
+
+    @property
+    def lines(self) -> dict[int, bytes]:
+        """What was kept, by the number of the line."""
+        return {number: line for _, number, line in self._heap}
 
 
 def card(record: dict[str, Any], config: Config) -> dict[str, Any]:

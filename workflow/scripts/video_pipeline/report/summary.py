@@ -1,4 +1,4 @@
-"""The summary of a run as a table."""
+"""The summary of a run as a table. docs/report.md says what each number means."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from video_pipeline.cli import plain
 from video_pipeline.errors import UserError
@@ -55,14 +56,17 @@ def summary_table(path: Path) -> Table:
     return table
 
 
-def _sections(summary: dict[str, Any]) -> list[list[tuple[str, str]]]:
+def _sections(summary: dict[str, Any]) -> list[list[tuple[str | Text, str | Text]]]:
     samples, usage = summary["samples"], summary["usage"]
-    counts = [
+    counts: list[tuple[str | Text, str | Text]] = [
         ("samples", f"{samples['distinct']:,}"),
         ("answered", f"{samples['ok']:,}"),
         ("failed", f"{samples['error']:,}"),
         *((f"  {stage}", f"{n:,}") for stage, n in sorted(samples["errors_by_stage"].items())),
     ]
+    for key, n in sorted(samples["truncated_at"].items()):
+        amber = "not dim yellow"
+        counts.append((Text(f"cut off: raise {key}", amber), Text(f"{n:,}", amber)))
     for name, words in (("duplicates", "duplicate lines"), ("left_out", "left out")):
         if samples[name]:
             counts.append((words, f"{samples[name]:,}"))
@@ -78,10 +82,14 @@ def _sections(summary: dict[str, Any]) -> list[list[tuple[str, str]]]:
         ("video-hours", f"{cost['video_hours']:,.2f}"),
         ("wall time", duration(cost["wall_seconds"])),
         ("GPU-hours", f"{cost['gpu_hours']:,.2f}"),
-        ("videos/s", f"{pace['videos_per_second']:,.2f}"),
-        (f"videos/s per {unit}", f"{cost['videos_per_second_per_gpu']:,.2f}"),
-        ("tokens/s", f"{pace['tokens_per_second']:,.0f}"),
-        ("engine busy", f"{pace['engine_busy_share']:.1%}"),
         ("bound", pace["bound"]),
     ]
-    return [counts, tokens, spent]
+    running = [
+        ("models running", duration(pace["seconds"])),
+        ("  answered/s", f"{pace['videos_per_second']:,.2f}"),
+        (f"  answered/s per {unit}", f"{cost['videos_per_second_per_gpu']:,.2f}"),
+        ("  tokens/s", f"{pace['tokens_per_second']:,.0f}"),
+        ("  engine busy", f"{pace['engine_busy_share']:.1%}"),
+        ("  decoding busy", f"{pace['decode_workers_load']:.1%}"),
+    ]
+    return [counts, tokens, spent, running]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ class Attempt:
     """One attempt of a rank, as its job wrote it down; see :mod:`video_pipeline.statistics`.
 
     Attributes:
-        job: The statistics. Those of older versions lack fields.
+        job: The statistics.
         start: Unix seconds at which it had its GPUs.
         ready: Unix seconds of its first request; ``end`` if there was none.
         end: Unix seconds of its last sign of life.
@@ -40,40 +41,23 @@ class Attempt:
     end: float
 
     @classmethod
-    def of(cls, job: dict[str, Any]) -> Attempt | None:
-        """The attempt, or None where its times are not known."""
-        start, end = job.get("started_at"), job.get("updated_at")
-        if start is None or end is None:
-            return None
-        end = max(start, end)
-        ready = job.get("ready_at")
-        return cls(job, start, end if ready is None else min(max(start, ready), end), end)
+    def of(cls, job: dict[str, Any]) -> Attempt:
+        """The attempt with these statistics."""
+        start, end = job["started_at"], job["started_at"] + job["lasted"]
+        return cls(job, start, end if job["ready_at"] is None else job["ready_at"], end)
 
     def steps(self, *names: str) -> Iterator[tuple[float, float, list[float]]]:
-        """Begin, end and values of each step of the series ``names``; without series, one step of
-        what the job counted."""
-        series = self.job.get("series") or {}
-        columns = [series.get(name) for name in names]
-        if all(columns) and series.get("step"):
-            for number, values in enumerate(zip(*columns, strict=False)):
-                begin = self.start + number * series["step"]
-                if begin >= self.end:
-                    # what came within the last moment
-                    begin, end = max(self.start, self.end - series["step"]), self.end
-                else:
-                    end = min(begin + series["step"], self.end)
-                yield begin, end, list(values)
-        else:
-            yield self.ready, self.end, [_counted(self.job, name) for name in names]
-
-
-def _counted(job: dict[str, Any], name: str) -> float:
-    """What the values of a series come to."""
-    if name == "tokens":
-        return job.get("prompt_tokens", 0) + job.get("completion_tokens", 0)
-    if name in ("decode", "engine"):
-        return (job.get("limits") or {}).get(name, 0.0)
-    return job.get(name, 0)
+        """Begin, end and values of each step of the series ``names``."""
+        series = self.job["series"]
+        columns = [series[name] for name in names]
+        for number, values in enumerate(zip(*columns, strict=True)):
+            begin = self.start + number * series["step"]
+            if begin >= self.end:
+                # what came within the last moment
+                begin, end = max(self.start, self.end - series["step"]), self.end
+            else:
+                end = min(begin + series["step"], self.end)
+            yield begin, end, list(values)
 
 
 @dataclass
@@ -126,9 +110,9 @@ def time_line(jobs: list[dict[str, Any]]) -> dict[str, Any]:
 
     {"seconds": length of the axis, "began": Unix seconds, "ended": Unix seconds,
      "pauses": [...], "curves": {...}, "ranks": [a row for each rank],
-     "remarks": [sentences], "unknown": attempts whose times are not known}
+     "remarks": [sentences]}
     """
-    attempts = [attempt for attempt in map(Attempt.of, jobs) if attempt is not None]
+    attempts = list(map(Attempt.of, jobs))
     clock = Clock.of(attempts)
     by_rank: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for job in jobs:
@@ -142,29 +126,26 @@ def time_line(jobs: list[dict[str, Any]]) -> dict[str, Any]:
         "curves": _curves(attempts, clock),
         "ranks": ranks,
         "remarks": _remarks(ranks),
-        "unknown": len(jobs) - len(attempts),
     }
 
 
 def _rank(rank: int, jobs: list[dict[str, Any]], clock: Clock) -> dict[str, Any]:
     """The row of a rank: its counts, its shares of waiting, and the bars of its attempts."""
-    attempts = [attempt for attempt in map(Attempt.of, jobs) if attempt is not None]
-    waited = sum(_counted(job, "decode") for job in jobs)
-    limits = waited + sum(_counted(job, "engine") for job in jobs)
-    seconds = sum(job.get("seconds", 0.0) for job in jobs)
-    busy = sum(job.get("engine_busy_seconds", 0.0) for job in jobs)
-    hosts = dict.fromkeys(job["host"] for job in jobs if job.get("host"))
+    attempts = list(map(Attempt.of, jobs))
+    waited = sum(job["limits"]["decode"] for job in jobs)
+    limits = waited + sum(job["limits"]["engine"] for job in jobs)
+    seconds = sum(job["seconds"] for job in jobs)
+    busy = sum(job["engine_busy_seconds"] for job in jobs)
     return {
         "rank": rank,
-        "host": ", ".join(hosts),
-        "inferred": sum(job.get("inferred", 0) for job in jobs),
-        "failed": sum(job.get("failed", 0) for job in jobs),
-        "ended": round(clock.at(max(each.end for each in attempts)), 1) if attempts else None,
+        "host": ", ".join(dict.fromkeys(job["host"] for job in jobs)),
+        "inferred": sum(job["inferred"] for job in jobs),
+        "failed": sum(job["failed"] for job in jobs),
+        "ended": round(clock.at(max(each.end for each in attempts)), 1),
         "waited": round(waited, 1),
         "waiting_share": round(waited / limits, 4) if limits else None,
         "busy_share": round(min(1.0, busy / seconds), 4) if seconds else None,
         "attempts": [_bar(attempt, clock) for attempt in attempts],
-        "retries": len(jobs) - 1,
     }
 
 
@@ -181,7 +162,7 @@ def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
         "start": round(clock.at(attempt.start), 1),
         "ready": round(clock.at(attempt.ready), 1),
         "end": round(clock.at(attempt.end), 1),
-        "state": attempt.job.get("state", "done"),
+        "state": attempt.job["state"],
         "engine": engine,
         "decode": decode,
     }
@@ -210,10 +191,11 @@ def _spread(
 
 def _curves(attempts: list[Attempt], clock: Clock) -> dict[str, Any]:
     """Rates of all ranks together over the time of ``clock``, a value for each bin of ``width``
-    seconds: answered and failed samples and tokens a second, and how many jobs were at work."""
+    seconds: answered and failed samples and tokens a second, and how many jobs were at work.
+    ``means`` are those of the whole time."""
     seconds = clock.seconds
     width = next((nice for nice in NICE_SECONDS if seconds / nice <= BINS), seconds / BINS)
-    count = max(1, -(-int(seconds) // int(width)))
+    count = max(1, math.ceil(seconds / width))
     names = ("inferred", "failed", "tokens")
     moved = [_moved(attempt, clock) for attempt in attempts]
     rates = _spread(moved, names, 0.0, width, count)
@@ -224,13 +206,14 @@ def _curves(attempts: list[Attempt], clock: Clock) -> dict[str, Any]:
             left = number * width
             overlap = min(attempt.end, left + lengths[number]) - max(attempt.start, left)
             at_work[number] += max(0.0, overlap)
+    totals = dict(zip((*names, "jobs"), (*rates, at_work), strict=True))
     return {
         "width": width,
         **{
-            name: [round(value / length, 3) for value, length in zip(rate, lengths, strict=True)]
-            for name, rate in zip(names, rates, strict=True)
+            name: [round(value / length, 3) for value, length in zip(row, lengths, strict=True)]
+            for name, row in totals.items()
         },
-        "jobs": [round(value / n, 2) for value, n in zip(at_work, lengths, strict=True)],
+        "means": {n: round(sum(row) / seconds, 3) if seconds else 0 for n, row in totals.items()},
     }
 
 
@@ -244,7 +227,7 @@ def _moved(attempt: Attempt, clock: Clock) -> Attempt:
 def _remarks(ranks: list[dict[str, Any]]) -> list[str]:
     """What stands out, in words."""
     remarks = []
-    ended = {row["rank"]: row["ended"] for row in ranks if row["ended"] is not None}
+    ended = {row["rank"]: row["ended"] for row in ranks}
     if len(ended) > 1:
         last = max(ended, key=ended.__getitem__)
         later = ended[last] - statistics.median(ended.values())
@@ -258,11 +241,10 @@ def _remarks(ranks: list[dict[str, Any]]) -> list[str]:
             f"Rank {most['rank']} waited longest for decoding: {duration(most['waited'])}, "
             f"{most['waiting_share']:.0%} of its time."
         )
-    bad = [bar for row in ranks for bar in row["attempts"] if bar["state"] != "done"]
+    bad = [row["rank"] for row in ranks for bar in row["attempts"] if bar["state"] != "done"]
     if bad:
-        retried = sum(1 for row in ranks if row["retries"])
         remarks.append(
-            f"{len(bad):,} {'attempt' if len(bad) == 1 else 'attempts'} did not end well; "
-            f"{retried:,} of {len(ranks):,} ranks were started more than once."
+            f"{len(bad):,} {'attempt' if len(bad) == 1 else 'attempts'} did not end well, of "
+            f"{len(set(bad)):,} of {len(ranks):,} ranks."
         )
     return remarks

@@ -1,0 +1,163 @@
+"""Answers that were cut off, from the engine to whoever looks at the run."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import replace
+
+import pytest
+from helpers import Splitter, read_jsonl, samples
+from rich.console import Console
+from video_pipeline.consolidation import consolidate
+from video_pipeline.engine.simulated import SimulatedEngine
+from video_pipeline.errors import UserError
+from video_pipeline.inference import infer
+from video_pipeline.plan import Plan
+from video_pipeline.report.summary import summary_table
+from video_pipeline.retry import retry
+from video_pipeline.watch import lines, look
+
+
+@pytest.fixture
+def short(splitting: Splitter) -> Splitter:
+    """A run whose answers, of 16 words, have room for 4."""
+    splitting.run.configure(sampling={"max_tokens": 4}, run={"max_error_rate": 1.0})
+    splitting(samples(6), 1)
+    Plan(1).write(splitting.layout.plan)
+    return splitting
+
+
+def finish(short: Splitter, **run) -> list[dict]:
+    """Run it, as far as it is not done, with these keys of the section ``run``."""
+    short.run.configure(run=run)
+    short(num_shards=1)
+    infer(short.run.config, short.layout, 0, threads=2)
+    consolidate(short.run.config, short.layout)
+    return short.run.records()
+
+
+def as_text(table) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=120, force_terminal=False).print(table)
+    return stream.getvalue()
+
+
+def test_nobody_can_overlook_that_answers_were_cut_off(short, caplog):
+    caplog.set_level(logging.INFO)
+    infer(short.run.config, short.layout, 0, threads=2)
+    words = "6 answers were cut off: raise sampling.max_tokens"
+    assert f"  {words}" in lines("", look(short.run.config))
+    assert f"rank 0: {words}" in caplog.messages
+    consolidate(short.run.config, short.layout)
+    counted = short.run.summary()["samples"]
+    assert (counted["ok"], counted["truncated"]) == (6, 6)
+    assert counted["truncated_at"] == {"sampling.max_tokens": 6}
+    assert f"results/out.jsonl: {words}" in caplog.messages
+    table = as_text(summary_table(short.layout.summary))
+    assert "cut off: raise sampling.max_tokens │ 6" in " ".join(table.split())
+    styles = {
+        str(cell.style)
+        for cell in summary_table(short.layout.summary).columns[1]._cells
+        if getattr(cell, "plain", "") == "6"
+    }
+    assert styles == {"not dim yellow"}
+
+
+def test_a_running_job_counts_them(short):
+    """Before its rank file is there, watch knows them from what the job spends."""
+    infer(short.run.config, short.layout, 0, threads=2)
+    short.layout.rank_file(0).unlink()
+    assert look(short.run.config).ranks[0].truncated == {"sampling.max_tokens": 6}
+
+
+def test_what_becomes_of_them_is_a_view_of_the_journal(short):
+    kept = finish(short)
+    assert {record["__status"] for record in kept} == {"ok"}
+    failed = finish(short, truncated="error")
+    assert {record["__error"]["stage"] for record in failed} == {"length"}
+    assert [r["output_text"] for r in failed] == [r["output_text"] for r in kept]
+    counted = short.run.summary()["samples"]
+    assert (counted["ok"], counted["error"], counted["truncated"]) == (0, 6, 6)
+    assert counted["errors_by_stage"] == {"length": 6}
+    assert len(read_jsonl(short.layout.errors)) == 6
+    # asked again they would be cut off again
+    assert "raise sampling.max_tokens" in short.run.module("retry")
+    assert finish(short, truncated="keep") == kept
+    assert read_jsonl(short.layout.errors) == []
+    assert set(short.run.answers().values()) == {1}
+
+
+def test_too_many_of_them_fail_the_run(short):
+    """At once; and again from what is in the journal, with nothing more inferred."""
+    short.run.configure(run={"max_error_rate": 0.1, "truncated": "error", "max_in_flight": 1})
+    short(samples(200), 1)
+    with pytest.raises(UserError, match=r"more than run\.max_error_rate.*length: Truncated"):
+        infer(short.run.config, short.layout, 0, threads=2)
+    answered = short.run.answers()
+    assert 20 <= len(answered) < 200
+    with pytest.raises(UserError, match=r"more than run\.max_error_rate"):
+        infer(short.run.config, short.layout, 0, threads=2)
+    assert short.run.answers() == answered
+    assert not short.layout.rank_file(0).exists()
+    records = finish(short, truncated="keep")
+    assert {record["__status"] for record in records} == {"ok"}
+    assert set(short.run.answers().values()) == {1}
+
+
+def test_too_many_of_them_fail_a_run_that_is_done(short):
+    short(samples(30), 1)
+    finish(short)
+    with pytest.raises(UserError, match=r"rank 0: 30 of 30 .*more than run\.max_error_rate"):
+        finish(short, truncated="error", max_error_rate=0.1)
+    assert set(short.run.answers().values()) == {1}
+
+
+@pytest.fixture
+def engine_says(monkeypatch):
+    """Lets the simulated engine end its answers in another way."""
+    real = SimulatedEngine.generate
+
+    def say(**changed):
+        async def generate(self, *args, **kwargs):
+            return replace(await real(self, *args, **kwargs), **changed)
+
+        monkeypatch.setattr(SimulatedEngine, "generate", generate)
+
+    return say
+
+
+@pytest.mark.parametrize("reason", ["error", "repetition", "unknown"])
+def test_an_answer_that_the_engine_ended_can_be_asked_for_again(splitting, engine_says, reason):
+    engine_says(finish_reason=reason)
+    splitting(samples(2), 1)
+    Plan(1).write(splitting.layout.plan)
+    records = finish(splitting)
+    assert {record["__error"]["stage"] for record in records} == {"generate"}
+    assert all(record["output_text"] for record in records)
+    assert retry(splitting.run.config, ("generate",)) == 2
+    engine_says(finish_reason="stop")
+    assert {record["__status"] for record in finish(splitting)} == {"ok"}
+
+
+def test_thoughts_without_an_answer_are_an_error(short, engine_says):
+    engine_says(output_text="", reasoning="Let me see")
+    records = finish(short)
+    assert {record["__error"]["stage"] for record in records} == {"length"}
+    assert {record["__reasoning"] for record in records} == {"Let me see"}
+    assert short.run.summary()["samples"]["truncated"] == 6
+
+
+def test_counts_of_several_questions_are_counts_of_samples(splitting):
+    run, names = splitting.run, 'for n in ("what", "who")}'
+    run.edit_plugin("return [{", "return {n: [{")
+    run.edit_plugin(""".get('hint', '')}"}]""", """.get('hint', '')}"}] """ + names)
+    run.edit_plugin('"llm_input": {', '"llm_inputs": {n: {')
+    run.edit_plugin('"multi_modal_data": {}},', '"multi_modal_data": {}} ' + names + ",")
+    run.configure(sampling={"max_tokens": 4})
+    splitting(samples(6), 1)
+    finish(splitting)
+    assert run.summary()["samples"]["truncated"] == 6
+    (attempt,) = run.summary()["jobs"]
+    assert attempt["truncated"] == {"sampling.max_tokens": 6}
+    assert set(run.answers().values()) == {2}

@@ -1,0 +1,68 @@
+"""How an answer ended, and what becomes of one that did not end by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from video_pipeline.config import Config
+
+
+def cut_off_at(usage: Mapping[str, Any], config: Config) -> str | None:
+    """The setting that cut an answer off, which is the one to raise; None if nothing did.
+
+    Args:
+        usage: ``__usage`` of the answer.
+        config: The configuration under which it was given.
+    """
+    if usage["finish_reason"] != "length":
+        return None
+    tokens, most = usage["completion_tokens"], config.sampling.max_tokens
+    if tokens < most:
+        return "vllm.max_model_len"  # prompt and answer together fill the model
+    # only a second try may be longer
+    return "sampling.max_tokens" if tokens == most else "run.retry_truncated"
+
+
+def why_no_answer(
+    usage: Mapping[str, Any], output_text: str, config: Config, *, has_schema: bool = False
+) -> dict[str, str] | None:
+    """The ``__error`` of an answer that counts for none; None if it counts.
+
+    What was cut off counts if ``run.truncated`` is ``keep``, but for two cases: half an object is
+    no object, and of a model that was still thinking there is no answer at all.
+
+    Args:
+        usage: ``__usage`` of the answer.
+        output_text: What the model said, without its thoughts.
+        config: The configuration under which it was given.
+        has_schema: Whether the answer had to follow a schema.
+    """
+    reason, tokens = usage["finish_reason"], usage["completion_tokens"]
+    if reason == "stop":
+        return None
+    if reason != "length":
+        message = f"the engine ended the answer after {tokens} tokens (finish_reason: {reason})"
+        return {"stage": "generate", "type": "Unfinished", "message": message}
+    if not output_text.strip():
+        message = f"there was no answer yet after {tokens} tokens"
+    elif has_schema or config.run.truncated == "error":
+        message = f"the answer did not end within {tokens} tokens"
+    else:
+        return None
+    message = f"{message} ({cut_off_at(usage, config)})"
+    return {"stage": "length", "type": "Truncated", "message": message}
+
+
+def describe_cut_off(truncated: Mapping[str, int]) -> str:
+    """``3 answers were cut off: raise sampling.max_tokens``; empty if there are none.
+
+    Args:
+        truncated: How many answers each setting cut off, see :func:`cut_off_at`.
+    """
+    count = sum(truncated.values())
+    if not count:
+        return ""
+    words = "answer was" if count == 1 else "answers were"
+    keys = " and ".join(sorted(key for key in truncated if truncated[key]))
+    return f"{count:,} {words} cut off: raise {keys}"
