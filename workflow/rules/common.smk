@@ -14,7 +14,9 @@ from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
+from video_pipeline.literal_paths import take_literally
 from video_pipeline.locks import describe_holder, try_lock
+from video_pipeline.origin import check_files, is_of_another_origin
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.plugins import plugin_files
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
@@ -44,9 +46,40 @@ def resolve():
         stages = resolve_stages(typed, gpus=given_gpus(), is_main=workflow.is_main_process)
         for stage in stages:
             check_job_gpus(stage.config, set_gpus(stage))
+        take_literally(
+            [workflow.basedir, *(path for stage in stages for path in user_paths(stage))]
+        )
+        if workflow.is_main_process and workflow.dag_settings is not None:  # not for --lint
+            check_files([stage.config for stage in stages])
+            split_anew(stages)
     except UserError as error:
         raise WorkflowError(str(error))
     return stages
+
+
+def user_paths(stage):
+    """The paths of the user that Snakemake gets to see, or parts of them."""
+    return [stage.config.data.input_jsonl, stage.layout.beside(""), *user_files(stage)]
+
+
+def user_files(stage):
+    """The user's own code and prompts, which the answers depend on."""
+    prompts = prompt_files(stage.config.task_params).values()
+    return [*plugin_files(stage.config.run.plugins), *prompts]
+
+
+def split_anew(stages):
+    """Have the stages split again whose chunks or output come from something else than what the
+    configuration says now, also where file times and Snakemake's own memory do not show it."""
+    if not is_reader(stages):
+        forced = [s.layout.manifest for s in stages if is_of_another_origin(s.config, s.layout)]
+        workflow.dag_settings.forcerun = {*workflow.dag_settings.forcerun, *map(str, forced)}
+
+
+def is_reader(stages):
+    """Whether this invocation only looks at the output, maybe while another one works on it."""
+    targets = set(workflow.dag_settings.targets)
+    return bool(targets) and targets <= {"plan", *(stage.rule("partial") for stage in stages)}
 
 
 STAGES = resolve()
@@ -68,12 +101,6 @@ def rank_files(stage):
     """The rank files, removed after consolidation unless they are to be kept."""
     path = str(stage.layout.rank_file("{rank}"))
     return path if stage.config.run.keep_rank_files else temp(path)
-
-
-def user_files(stage):
-    """The user's own code and prompts, which the answers depend on."""
-    files = plugin_files(stage.config.run.plugins)
-    return [*files, *prompt_files(stage.config.task_params)]
 
 
 def gpu_job_threads(stage):
@@ -103,18 +130,12 @@ def spec(stage, *sections):
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def is_reader():
-    """Whether this invocation only looks at the output, maybe while another one works on it."""
-    targets = set(workflow.dag_settings.targets)
-    return bool(targets) and targets <= {"plan", *(stage.rule("partial") for stage in STAGES)}
-
-
 def begin():
     """Take the outputs for this invocation, and write down, beside them, what was decided."""
     if workflow.is_main_process and "plan" in workflow.dag_settings.targets:
         for stage in STAGES:
             write_text(stage.layout.plan_config, stage.config.to_yaml())
-    if workflow.is_main_process and not is_reader():
+    if workflow.is_main_process and not is_reader(STAGES):
         for stage in STAGES:
             take(stage)
         stop_jobs_on_signals()
@@ -143,7 +164,7 @@ def take(stage):
 
 def show_summary():
     """The summaries of the outputs that are there now, as tables."""
-    if workflow.is_main_process and not is_reader():
+    if workflow.is_main_process and not is_reader(STAGES):
         from rich.console import Console
 
         from video_pipeline.report.summary import summary_table
@@ -154,7 +175,7 @@ def show_summary():
 
 
 def explain_failure():
-    if workflow.is_main_process and not is_reader():
+    if workflow.is_main_process and not is_reader(STAGES):
         logs = sorted({str(stage.layout.log("split").parent) for stage in STAGES})
         print(
             f"\nWhat failed is in the logs under {', '.join(logs)}/; what is done is in "

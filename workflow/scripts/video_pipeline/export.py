@@ -26,6 +26,7 @@ from video_pipeline.files import replacing_folder
 from video_pipeline.identity import NEUTRAL_ENGINE_ARGUMENTS
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
+from video_pipeline.origin import check_origin
 from video_pipeline.progress import Progress
 from video_pipeline.tasks.prompts import prompt_files
 
@@ -74,7 +75,8 @@ def export(config: Config, layout: Layout) -> None:
     """Write ``layout.dataset`` from the consolidated output and its summary: at once, so that there
     is never half of it. Memory does not grow with the number of records.
 
-    Raises :class:`UserError` where there is no consolidated output, or its lines are no records.
+    Raises :class:`UserError` where there is no consolidated output, its lines are no records, or it
+    is not that of ``config``.
     """
     with waiting_lock(layout.dataset_lock, logger):
         try:
@@ -82,6 +84,7 @@ def export(config: Config, layout: Layout) -> None:
             output = open(layout.output, "rb")
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: is not there yet; run snakemake first") from None
+        check_origin(summary.get("origin", {}), config, layout.summary)
         with output, replacing_folder(layout.dataset) as folder:
             source = _Output(output, layout, summary["samples"]["distinct"])
             columns = Columns(_CONTRACT)
@@ -180,7 +183,11 @@ def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Co
         size=size_category(summary["samples"]["distinct"]),
         is_simulated=config.run.engine == "simulated",
         settings=_settings(config),
-        prompts={file: Path(file).read_text("utf-8") for file in prompt_files(config.task_params)},
+        prompts={
+            file: Path(file).read_text("utf-8")
+            for file in prompt_files(config.task_params).values()
+            if Path(file).is_file()
+        },
         versions=_versions(),
         columns=list(_described(columns)),
     )

@@ -48,6 +48,8 @@ class FramesDataset(QwenVideoDataset):
             images = [permitted(image) for image in sorted(glob.glob(named, recursive=True))]
         else:
             folder = Path(permitted(named))
+            if not folder.exists():
+                raise ValueError(f"No such file or directory: {folder}")
             if not folder.is_dir():
                 raise ValueError(f"{folder} is not a folder of images, and no pattern")
             images = sorted(map(str, folder.iterdir()))
