@@ -10,6 +10,9 @@ from snakemake.exceptions import WorkflowError
 SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+# Snakemake formats this path as it formats a shell command.
+ENVIRONMENT = f"{workflow.basedir}/envs/gpu.yaml".replace("{", "{{").replace("}", "}}")
+
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.files import write_text

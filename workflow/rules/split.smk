@@ -13,7 +13,7 @@ for number, stage in enumerate(STAGES):
         log:
             stage.layout.log("split"),
         conda:
-            "../../envs/gpu.yaml"
+            ENVIRONMENT
         threads: 8
         params:
             run=command("split.py"),
