@@ -178,7 +178,7 @@ class Weigher:
             self._processes.shutdown()
 
     def weigh(
-        self, uris: Sequence[str], files: Sequence[str], known: np.ndarray, wanted: np.ndarray
+        self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray, files: Sequence[str]
     ) -> np.ndarray:
         """The weights of the ``wanted`` (a mask) among some samples, NaN where one is not to be
         had. ``uris`` and ``files`` are those of a :class:`ScannedBlock`, ``known`` is what

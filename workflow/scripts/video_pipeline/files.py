@@ -72,8 +72,6 @@ def nearest_path(absolute: str) -> str | None:
     parent, name, rest = *os.path.split(absolute), ""
     while not os.path.isdir(parent):
         (parent, name), rest = os.path.split(parent), os.path.join(name, rest)
-        if parent == "/" == absolute:
-            return None
     try:
         names = {entry.casefold(): entry for entry in os.listdir(parent)}
     except OSError:
@@ -82,8 +80,8 @@ def nearest_path(absolute: str) -> str | None:
     if not close:
         return None
     found = os.path.join(parent, names[close[0]])
-    whole = os.path.join(found, rest)
-    return whole.rstrip("/") if os.path.exists(whole) else found
+    whole = os.path.join(found, rest).rstrip("/")
+    return whole if os.path.exists(whole) else found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -309,7 +309,7 @@ def _fill(
                 places = np.full(len(block.sizes), NOWHERE, np.uint64)
             weights = np.asarray(block.weights, np.float64)
             if not bad.count:
-                weights = weigher.weigh(block.uris, block.files, weights, places == NOWHERE)
+                weights = weigher.weigh(block.uris, weights, places == NOWHERE, block.files)
             append(
                 block.entries,
                 sizes=block.sizes,
