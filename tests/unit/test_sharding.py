@@ -279,8 +279,8 @@ def test_a_wrong_folder_stops_the_run(reading, balance, count):
     assert files_under(folder / "results") == []
     reading.run.configure(run={"max_error_rate": 1.0})
     assert reading().manifest.pending == count
+    reading.run.configure(run={"max_error_rate": 0.5})
     with pytest.raises(UserError, match="of the"):
-        reading.run.configure(run={"max_error_rate": 0.5})
         reading()
 
 
