@@ -13,10 +13,12 @@ from helpers import Splitter, few_open_files, keys, read_jsonl, samples
 from video_pipeline.config import load_config
 from video_pipeline.consolidation import consolidate, consolidate_partial
 from video_pipeline.errors import TaskError, UserError
+from video_pipeline.export import export
 from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
 from video_pipeline.locks import try_lock
 from video_pipeline.origin import is_of_another_origin
+from video_pipeline.report.page import write_report
 from video_pipeline.scanning import scan
 from video_pipeline.sharding import Manifest
 
@@ -391,6 +393,23 @@ def test_chunks_are_known_by_what_is_asked(splitting, section):
     for read in (infer_first, consolidate, consolidate_partial):
         with pytest.raises(UserError, match="--forcerun split"):
             read(config, layout)
+
+
+def test_an_output_is_known_by_what_it_was_made_from(splitting):
+    splitting(samples(2), 1)
+    config, layout = splitting.run.config, splitting.layout
+    infer(config, layout, 0, 1)
+    consolidate(config, layout)
+    (splitting.run.folder / "other.jsonl").write_text('{"id": 7, "path": "x"}\n')
+    splitting.run.configure(data={"input_jsonl": "other.jsonl"})
+    other = splitting.run.config
+    for read in (lambda: write_report(other, layout, 1), lambda: export(other, layout)):
+        with pytest.raises(UserError, match=r"samples\.jsonl, the configuration says other\.jsonl"):
+            read()
+    layout.manifest.unlink()
+    assert is_of_another_origin(other, layout)
+    write_report(config, layout, 1)
+    export(config, layout)
 
 
 def infer_first(config, layout):

@@ -51,7 +51,8 @@ class Prompt:
         if file is not None:
             self._place = str(file)
             try:
-                text = Path(file).read_text(encoding="utf-8")
+                path = Path(file).absolute()
+                text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError, TypeError) as error:
                 raise UserError(f"{place}.{name}{FILE}: cannot read {file}: {error}") from error
             is_template = Path(file).suffix in TEMPLATE_SUFFIXES
