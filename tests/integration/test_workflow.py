@@ -120,7 +120,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in folder.rglob("*")
-        if path.is_file() and ".snakemake" not in path.parts
+        if path.is_file() and ".snakemake" not in path.parts and path.name != "reads.txt"
     }
 
 
@@ -145,7 +145,7 @@ def test_who_only_looks_writes_nothing(finished):
         run.snakemake("plan")
         after = snapshot(run.folder)
         changed = {name for name in before | after if before.get(name) != after.get(name)}
-        assert all(".plan." in name or "/plan" in name for name in changed), changed
+        assert all(re.search(r"[./]plan\b", name) for name in changed), changed
 
 
 def test_looking_before_a_run_writes_nothing(run):

@@ -52,9 +52,9 @@ def resolve():
         take_literally(
             [workflow.basedir, *(path for stage in stages for path in user_paths(stage))]
         )
-        if workflow.is_main_process and workflow.dag_settings is not None:  # not for --lint
+        # What only shows the rules needs no files.
+        if workflow.is_main_process and not {"--lint", "--list-rules", "-l"} & set(sys.argv):
             check_files([stage.config for stage in stages])
-            split_anew(stages)
     except UserError as error:
         raise WorkflowError(str(error))
     return stages
@@ -71,18 +71,17 @@ def user_files(stage):
     return [*plugin_files(stage.config.run.plugins), *prompts]
 
 
-def split_anew(stages):
-    """Have the stages split again whose chunks or output come from something else than what the
-    configuration says now, also where file times and Snakemake's own memory do not show it."""
-    if not is_reader(stages):
-        forced = [s.layout.manifest for s in stages if is_of_another_origin(s.config, s.layout)]
-        workflow.dag_settings.forcerun = {*workflow.dag_settings.forcerun, *map(str, forced)}
+def samples(stage):
+    """The input of split, as a function: it is called when the jobs are put together. Where chunks or
+    output come from something else than what the configuration says, split is forced: file times
+    and Snakemake's own memory need not show it."""
 
+    def find(wildcards):
+        if workflow.is_main_process and is_of_another_origin(stage.config, stage.layout):
+            workflow.dag.forcefiles.add(str(stage.layout.manifest))
+        return str(stage.config.data.input_jsonl)
 
-def is_reader(stages):
-    """Whether this invocation only looks at the output, maybe while another one works on it."""
-    targets = set(workflow.dag_settings.targets)
-    return bool(targets) and targets <= {"plan", *(stage.rule("partial") for stage in stages)}
+    return find
 
 
 STAGES = resolve()
@@ -133,12 +132,18 @@ def spec(stage, *sections):
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def is_reader():
+    """Whether this invocation only looks at the output, maybe while another one works on it."""
+    targets = set(workflow.dag_settings.targets)
+    return bool(targets) and targets <= {"plan", *(stage.rule("partial") for stage in STAGES)}
+
+
 def begin():
     """Take the outputs for this invocation, and write down, beside them, what was decided."""
     if workflow.is_main_process and "plan" in workflow.dag_settings.targets:
         for stage in STAGES:
             write_text(stage.layout.plan_config, stage.config.to_yaml())
-    if workflow.is_main_process and not is_reader(STAGES):
+    if workflow.is_main_process and not is_reader():
         for stage in STAGES:
             take(stage)
         stop_jobs_on_signals()
@@ -167,7 +172,7 @@ def take(stage):
 
 def show_summary():
     """The summaries of the outputs that are there now, as tables."""
-    if workflow.is_main_process and not is_reader(STAGES):
+    if workflow.is_main_process and not is_reader():
         from rich.console import Console
 
         from video_pipeline.report.summary import summary_table
@@ -178,7 +183,7 @@ def show_summary():
 
 
 def explain_failure():
-    if workflow.is_main_process and not is_reader(STAGES):
+    if workflow.is_main_process and not is_reader():
         logs = sorted({str(stage.layout.log("split").parent) for stage in STAGES})
         print(
             f"\nWhat failed is in the logs under {', '.join(logs)}/; what is done is in "

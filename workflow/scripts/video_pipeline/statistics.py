@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from video_pipeline.journal import clean_text
+
 if TYPE_CHECKING:
     from video_pipeline.data.workers import Prepared
     from video_pipeline.engine.base import Answer
@@ -182,6 +184,7 @@ class JobStatistics:
         """Count the sample ``key`` as failed, for ``error``."""
         self.failed += 1
         self.errors[error["stage"]] += 1
+        error = {**error, "message": clean_text(error["message"])}
         self.last_error = {"key": key, **error, "at": time.time()}
 
     def count(self, answer: Answer) -> None:
