@@ -121,6 +121,8 @@ def write_images(folder: Path, count: int) -> list[str]:
 def test_another_rate_of_frames_is_another_request(splitting):
     splitting.run.configure(run={"task": "describe", "dataset": "frames", "plugins": []})
     entries = [{**sample, "frames_fps": 2} for sample in samples(3)]
+    for sample in entries:
+        (splitting.run.folder / sample["path"]).mkdir()
     splitting(entries).finish("0", "1", "2")
     entries[1]["frames_fps"] = 4
     assert splitting(entries).pending == ["1"]

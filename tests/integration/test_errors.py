@@ -319,6 +319,70 @@ def test_an_unknown_task_and_a_broken_plugin_are_explained(run):
     assert "plugin.py" in run.snakemake(succeeds=False)
 
 
+def test_a_run_whose_files_are_missing_does_not_begin(run):
+    """Nor does it say that nothing is to be done, where the output is there already."""
+    (run.folder / "ask.txt").write_text("Why?")
+    run.edit_plugin('    name = "ask"', '    name = "ask"\n    in_messages = ("prompt_file",)')
+    run.configure(task_params={"prompt_file": "ask.txt"})
+    run.write_samples(samples(2))
+    run.snakemake()
+    before = run.output.read_bytes()
+    gone = {
+        "data.input_jsonl": ({"data": {"input_jsonl": "sample.jsonl"}}, "samples.jsonl"),
+        "run.plugins": ({"run": {"plugins": ["plugni.py"]}}, "plugin.py"),
+        "task_params.prompt_file": ({"task_params": {"prompt_file": "aks.txt"}}, "ask.txt"),
+    }
+    for place, (section, near) in gone.items():
+        restore = {name: dict(run.settings[name]) for name in section}
+        run.configure(**section)
+        for arguments in ([], ["-n"]):
+            check_missing(run, run.snakemake(*arguments, succeeds=False), place, near)
+        run.configure(**restore)
+    run.configure(data={"input_jsonl": "sample.jsonl"})
+    for target in ("plan", "partial"):
+        check_missing(run, run.snakemake(target, succeeds=False), "data.input_jsonl", "samples")
+    by_hand = run.script("infer.py", "--num-shards", "1", "--rank", "0", succeeds=False)
+    check_missing(run, by_hand, "data.input_jsonl", "samples.jsonl")
+    out = run.snakemake("--configfile", "mine.yaml", succeeds=False)
+    assert "mine.yaml" in out
+    assert run.output.read_bytes() == before
+    assert sum(run.answers().values()) == 2
+    # who only looks at what is there needs no input
+    run.configure(data={"input_jsonl": "samples.jsonl"})
+    (run.folder / "samples.jsonl").unlink()
+    assert "no failed samples" in run.module("retry")
+    run.module("journal", "stats")
+
+
+def check_missing(run, out: str, place: str, near: str) -> None:
+    assert f"{place}: {run.folder}/" in out
+    assert f"does not exist; did you mean {run.folder}/{near}" in out
+    assert "Traceback" not in out
+    assert "Nothing to be done" not in out
+
+
+def test_a_run_without_an_answer_fails(run):
+    """Below the number of failures that stops a shard; mended, it goes on as always."""
+    run.configure(run={"max_error_rate": 1.0})
+    run.write_samples(doing("raise", "raise", "surrogate"))
+    out = run.snakemake(succeeds=False)
+    assert f"not one of 3 samples of {run.folder}/samples.jsonl was answered (read: 3)" in out
+    assert "sample 0: read: ValueError: no such clip" in out
+    assert "Traceback" not in out
+    assert not run.output.exists()
+    run.edit_plugin('    if do == "raise":', '    if do == "no more":')
+    assert "3 failed sample(s) are open again" in run.module("retry")
+    run.snakemake()
+    assert stages(run.records()) == ["ok", "ok", "read"]
+
+
+def test_no_samples_are_no_failure(one_shard, caplog):
+    """A list of failed samples where none has failed, for instance."""
+    one_shard([])
+    assert one_shard.user.records() == []
+    assert "holds no samples" in caplog.text
+
+
 @pytest.mark.two_ranks
 def test_a_shard_over_the_limit_fails_alone_and_goes_on_later(run):
     """The storage of some videos is away; the other rank is not held up."""

@@ -65,5 +65,5 @@ def test_of_stages_those_whose_input_is_there(run):
 
 def test_a_missing_input_is_an_error_for_people(run):
     printed = run.snakemake("plan", succeeds=False)
-    assert "cannot read samples.jsonl" in printed
+    assert f"data.input_jsonl: {run.folder}/samples.jsonl does not exist" in printed
     assert "Traceback" not in printed

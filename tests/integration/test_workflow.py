@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
-from helpers import PROJECT, keys, read_jsonl, samples
+from helpers import PROJECT, Run, keys, read_jsonl, samples
 from video_pipeline.config import load_config
 from video_pipeline.consolidation import consolidate
 from video_pipeline.inference import infer
@@ -80,6 +83,129 @@ def test_a_run_from_beginning_to_end(finished):
     # another gallery makes the page anew, and nothing else
     run.configure(report={"seed": 7})
     assert re.findall(r"^rule (\w+):", run.snakemake("-n"), re.MULTILINE) == ["report", "all"]
+
+
+def test_other_samples_are_never_passed_over(finished):
+    """Neither older ones, nor where Snakemake looks at times alone, or has forgotten its past."""
+    run = finished
+    (run.folder / "other.jsonl").write_text('{"id": 7, "path": "x.mp4"}\n')
+    os.utime(run.folder / "other.jsonl", (1, 1))
+    run.configure(data={"input_jsonl": "other.jsonl"})
+    shutil.rmtree(run.folder / ".snakemake")
+    run.snakemake("--rerun-triggers", "mtime")
+    assert [record["__key"] for record in run.records()] == ["7"]
+    assert DONE in run.snakemake("-n", "--rerun-triggers", "mtime")
+    # another file of the same name
+    (run.folder / "other.jsonl").write_text('{"id": 8, "path": "x.mp4"}\n')
+    os.utime(run.folder / "other.jsonl", (1, 1))
+    run.snakemake("--rerun-triggers", "mtime")
+    assert [record["__key"] for record in run.records()] == ["8"]
+    # another plugin, as old
+    run.edit_plugin("generated_text.strip()", '"changed"')
+    os.utime(run.folder / "plugin.py", (1, 1))
+    run.snakemake("--rerun-triggers", "mtime")
+    assert [record["answer"] for record in run.records()] == ["changed"]
+    assert run.answers()["8"] == 1
+    # without chunks, the summary knows
+    shutil.rmtree(run.folder / "results" / ".chunks")
+    run.configure(data={"input_jsonl": "samples.jsonl"})
+    os.utime(run.folder / "samples.jsonl", (1, 1))
+    run.snakemake("--rerun-triggers", "mtime")
+    assert [record["__key"] for record in run.records()] == keys(6)
+    assert set(run.answers().values()) == {1}
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of all files in ``folder``, without Snakemake's own."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file() and ".snakemake" not in path.parts and path.name != "reads.txt"
+    }
+
+
+def test_who_only_looks_writes_nothing(finished):
+    """Before a run, and after it, also with another number of shards that was used before."""
+    run = finished
+    run.configure(data={"num_shards": 3})
+    run.snakemake()
+    run.configure(data={"num_shards": 2})
+    looks = (["-n"], ["--lint"], ["--dag"], ["--list-rules"], ["--summary"], ["--unlock"])
+    for shards in (3, 2):  # those of the last run, and others
+        run.configure(data={"num_shards": shards})
+        before = snapshot(run.folder)
+        for arguments in looks:
+            run.snakemake(*arguments)
+            assert snapshot(run.folder) == before, arguments
+        run.snakemake("--report", "r.html")
+        made = snapshot(run.folder)
+        del made["r.html"]
+        assert made == before
+        (run.folder / "r.html").unlink()
+        run.snakemake("plan")
+        after = snapshot(run.folder)
+        changed = {name for name in before | after if before.get(name) != after.get(name)}
+        assert all(re.search(r"[./]plan\b", name) for name in changed), changed
+
+
+def test_looking_before_a_run_writes_nothing(run):
+    before = snapshot(run.folder)
+    for arguments in (["--lint"], ["--list-rules"]):  # which need no input either
+        run.snakemake(*arguments)
+    run.snakemake("-n", succeeds=False)
+    assert snapshot(run.folder) == before
+
+
+NAMES = ["{rank}", "a{b,\\d+}'q\" $HOME *?[x] %s #é{{y}} <results>&;"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_taken_literally(run, name):
+    """Of the working directory, input, output, plugin and prompt: for a run, and all that looks."""
+    run = Run(run.folder / f"run {name}")
+    run.edit_plugin('    name = "ask"', '    name = "ask"\n    in_messages = ("prompt_file",)')
+    for file in ("plugin.py", "my.yaml"):
+        assert (run.folder / file).exists()
+    (run.folder / "plugin.py").rename(run.folder / f"my{name}.py")
+    (run.folder / f"ask{name}.txt").write_text("Why?")
+    run.write_samples(samples(3))
+    (run.folder / "samples.jsonl").rename(run.folder / f"s{name}.jsonl")
+    output = f"res {name}/out{name}.jsonl"
+    run.configure(
+        data={"input_jsonl": f"s{name}.jsonl", "output_jsonl": output, "num_shards": 2},
+        run={"plugins": [f"my{name}.py"], "formats": ["jsonl", "parquet"]},
+        task_params={"prompt_file": f"ask{name}.txt"},
+    )
+    run.snakemake("-n")
+    run.snakemake()
+    records = read_jsonl(run.folder / output)
+    assert [record["__key"] for record in records] == keys(3)
+    results = run.folder / f"res {name}"
+    assert (results / f"out{name}.dataset" / "README.md").exists()
+    assert not list(results.glob("*.rank*"))
+    before = snapshot(results)
+    for arguments in ([], ["-n"], [output]):
+        assert DONE in run.snakemake(*arguments)
+    run.snakemake("--report", "report.html")
+    run.snakemake("partial")
+    run.snakemake("plan")
+    after = snapshot(results)
+    assert {file: after[file] for file in before} == before
+    (run.folder / f"s{name}.jsonl").write_text('{"id": 7, "path": "x.mp4"}\n')
+    run.snakemake()
+    assert [record["__key"] for record in read_jsonl(run.folder / output)] == ["7"]
+
+
+def test_the_workflow_may_lie_anywhere(run):
+    place = run.folder / "in {place} it's"
+    place.mkdir()
+    for part in ("Snakefile", "workflow", "config", "envs", "profiles"):
+        copy = shutil.copytree if (PROJECT / part).is_dir() else shutil.copy
+        copy(PROJECT / part, place / part)
+    run.write_samples(samples(2))
+    run.snakemake(snakefile=place / "Snakefile")
+    assert [record["__key"] for record in run.records()] == keys(2)
+    assert DONE in run.snakemake("-n", snakefile=place / "Snakefile")
 
 
 def test_the_number_of_shards_follows_the_gpus_and_is_kept(run):

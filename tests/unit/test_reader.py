@@ -847,7 +847,7 @@ def bad_file(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", r"No such file or directory"),
+        ("missing", r"No such file or directory: /.+/video\.mp4"),
         ("empty", r"file is empty \(0 bytes\)"),
         ("folder", r"is a directory, not a file"),
         ("pipe", r"not a regular file"),
@@ -870,7 +870,7 @@ def test_the_true_error_comes_out(
     path = bad_file(kind, tmp_path)
     with pytest.raises(VideoReadError, match=f"^{message}$") as caught:
         read(path)
-    assert str(tmp_path) not in str(caught.value)
+    assert kind == "missing" or str(tmp_path) not in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert capfd.readouterr().err == ""
 

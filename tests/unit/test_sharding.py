@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 from helpers import Splitter, few_open_files, keys, read_jsonl, samples
 from video_pipeline.config import load_config
+from video_pipeline.consolidation import consolidate, consolidate_partial
 from video_pipeline.errors import TaskError, UserError
+from video_pipeline.export import export
 from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
 from video_pipeline.locks import try_lock
+from video_pipeline.origin import is_of_another_origin
+from video_pipeline.report.page import write_report
+from video_pipeline.scanning import scan
 from video_pipeline.sharding import Manifest
 
 
@@ -295,6 +300,208 @@ def test_data_is_on_the_disk_before_the_manifest_that_vouches_for_it(splitting, 
     last = max(synced.index(f"-> {splitting.layout.chunks / name}") for name in names)
     assert str(chunks) in synced[last:manifest]
     assert synced[manifest + 1] == str(chunks)
+
+
+# --- files that are not there -------------------------------------------------------------------
+
+
+@pytest.fixture
+def reading(splitting):
+    """Splits for the built-in task, which reads files."""
+    splitting.run.configure(run={"task": "describe", "plugins": []})
+    return splitting
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize("balance", ["size", "count", "duration"])
+@pytest.mark.parametrize("count", [1, 7, 130])
+def test_a_wrong_folder_stops_the_run(reading, balance, count):
+    folder = reading.run.folder
+    reading.run.configure(data={"balance": balance, "video_root": "viedos"})
+    touch(folder, "videos/0.mp4", *(f"viedos/{number}.mp4" for number in range(100, count)))
+    with pytest.raises(UserError) as caught:
+        reading(samples(count, duration=3))
+    missing = min(count, 100)
+    for said in (
+        f"{missing} of the {count} files",
+        f"{folder}/viedos/0.mp4 (No such file or directory)",
+        f"data.video_root: viedos, which is {folder}/viedos",
+    ):
+        assert said in str(caught.value)
+    assert files_under(folder / "results") == []
+    reading.run.configure(run={"max_error_rate": 1.0})
+    assert reading().manifest.pending == count
+    reading.run.configure(run={"max_error_rate": 0.5})
+    with pytest.raises(UserError, match="of the"):
+        reading()
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_some_missing_files_cost_only_themselves(reading, caplog, num_processes):
+    """The first one is there, or those that are not are few."""
+    folder = reading.run.folder
+    touch(folder, "0.mp4")
+    entries = [{**sample, "caption": "x" * 3000} for sample in samples(200)]
+    assert reading(entries, num_processes=num_processes).manifest.pending == 200
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "199 of the 200 files" in warning.getMessage()
+    assert f"{folder}/1.mp4" in warning.getMessage()
+    finished = keys(200)[:195]  # and five are pending, of which none is there
+    reading.finish(*finished)
+    assert reading().manifest.pending == 5
+
+
+def test_no_file_is_missing(reading, caplog):
+    touch(reading.run.folder, "0.mp4", "1.mp4")
+    reading(samples(2))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    "path", ["clip", "clip/*.png", "**/[ab].png", ["clip/a.png", "clip/b.png"]]
+)
+def test_frames_of_folders_patterns_and_lists_are_looked_for(reading, path):
+    reading.run.configure(run={"dataset": "frames"}, data={"video_root": "here"})
+    touch(reading.run.folder, "here/clip/a.png", "here/clip/b.png")
+    assert reading([{"id": 1, "path": path}]).manifest.pending == 1
+    reading.run.configure(data={"video_root": "there"})
+    with pytest.raises(UserError, match=r"1 of the 1 files .*there"):
+        reading()
+
+
+def test_brackets_in_the_name_of_a_video_are_no_pattern(reading):
+    touch(reading.run.folder, "other.mp4")
+    with pytest.raises(UserError, match=r"clip \[1\]\.mp4 \(No such file"):
+        reading([{"id": 1, "path": "clip [1].mp4"}])
+
+
+def test_addresses_are_not_looked_for(reading):
+    entries = [{"id": n, "path": f"HTTPS://127.0.0.1:9/{n}.mp4"} for n in range(3)]
+    assert reading(entries).manifest.pending == 3
+
+
+def test_files_by_address_and_links_that_dangle(reading):
+    folder = reading.run.folder
+    (folder / "link.mp4").symlink_to("gone.mp4")
+    entries = [{"id": 0, "path": f"file://{folder}/a%20b.mp4"}, {"id": 1, "path": "link.mp4"}]
+    with pytest.raises(UserError, match=r"2 of the 2 .*/a b\.mp4 \(No such file"):
+        reading(entries)
+    touch(folder, "a b.mp4", "gone.mp4")
+    assert reading().manifest.pending == 2
+
+
+def test_a_folder_that_may_not_be_entered(reading):
+    folder = reading.run.folder / "closed"
+    touch(folder, "0.mp4")
+    folder.chmod(0)
+    try:
+        if os.access(folder, os.X_OK):
+            pytest.skip("root may enter every folder")
+        with pytest.raises(UserError, match="Permission denied"):
+            reading([{"id": 0, "path": "closed/0.mp4"}])
+    finally:
+        folder.chmod(0o755)
+
+
+def test_a_dataset_of_the_users_own_may_take_a_path_for_anything(splitting):
+    assert splitting([{"id": 1, "path": "videos.tar#clip7"}], 1).pending == ["1"]
+
+
+# --- where the samples come from ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, 40_000])
+def test_chunks_are_known_by_the_content_of_their_input(splitting, size):
+    """Not by its time: another one may be older."""
+    splitting(samples(size))
+    config, layout = splitting.run.config, splitting.layout
+    path = splitting.run.folder / "samples.jsonl"
+    assert not is_of_another_origin(config, layout)
+    old = path.stat()
+    other = path.read_bytes().replace(b'"0.mp4"', b'"1.mp4"')
+    assert len(other) == old.st_size
+    path.write_bytes(other)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns if size == 10 else 1))
+    assert is_of_another_origin(config, layout)
+    splitting()
+    assert not is_of_another_origin(config, layout)
+
+
+@pytest.mark.parametrize("section", ["sampling", "run", "data", "task_params"])
+def test_chunks_are_known_by_what_is_asked(splitting, section):
+    splitting(samples(2), 1).finish("0", "1")
+    changes = {
+        "sampling": {"max_tokens": 3},
+        "run": {"task": "describe"},
+        "data": {"input_jsonl": "other.jsonl"},
+        "task_params": {"prompt": "Why?"},
+    }
+    (splitting.run.folder / "other.jsonl").write_text('{"id": 7, "path": "x"}\n')
+    splitting.run.configure(**{section: changes[section]})
+    config, layout = splitting.run.config, splitting.layout
+    assert is_of_another_origin(config, layout)
+    for read in (infer_first, consolidate, consolidate_partial):
+        with pytest.raises(UserError, match="--forcerun split"):
+            read(config, layout)
+
+
+def test_an_output_is_known_by_what_it_was_made_from(splitting):
+    splitting(samples(2), 1)
+    config, layout = splitting.run.config, splitting.layout
+    infer(config, layout, 0, 1)
+    consolidate(config, layout)
+    (splitting.run.folder / "other.jsonl").write_text('{"id": 7, "path": "x"}\n')
+    splitting.run.configure(data={"input_jsonl": "other.jsonl"})
+    other = splitting.run.config
+    for read in (lambda: write_report(other, layout, 1), lambda: export(other, layout)):
+        with pytest.raises(UserError, match=r"samples\.jsonl, the configuration says other\.jsonl"):
+            read()
+    layout.manifest.unlink()
+    assert is_of_another_origin(other, layout)
+    write_report(config, layout, 1)
+    export(config, layout)
+
+
+def infer_first(config, layout):
+    infer(config, layout, 0, 1)
+
+
+def test_what_changes_no_answer_is_of_no_concern(splitting):
+    splitting(samples(2), 1)
+    splitting.run.configure(
+        run={"max_error_rate": 1.0}, report={"seed": 3}, vllm={"gpu_memory_utilization": 0.3}
+    )
+    assert not is_of_another_origin(splitting.run.config, splitting.layout)
+
+
+def test_an_input_that_changes_while_it_is_split(splitting, monkeypatch):
+    def scan_slowly(*arguments):
+        yield from scan(*arguments)
+        splitting.run.write_samples(samples(3))
+
+    monkeypatch.setattr("video_pipeline.sharding.scan", scan_slowly)
+    with pytest.raises(UserError, match="changed while"):
+        splitting(samples(2))
+    assert files_under(splitting.run.folder / "results") == []
+
+
+def test_an_input_that_changes_after_it_was_split_is_mentioned(splitting, caplog):
+    splitting(samples(2), 1)
+    splitting.run.write_samples(samples(3))
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    assert "samples.jsonl has changed since it was split" in caplog.text
+    assert len(read_jsonl(splitting.layout.rank_file(0))) == 2
+
+
+def test_an_input_without_samples_is_mentioned(splitting, caplog):
+    splitting([])
+    assert "samples.jsonl holds no samples" in caplog.text
 
 
 # --- the user's code ---------------------------------------------------------------------------

@@ -10,11 +10,16 @@ from snakemake.exceptions import WorkflowError
 SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+# Snakemake formats this path as it formats a shell command.
+ENVIRONMENT = f"{workflow.basedir}/envs/gpu.yaml".replace("{", "{{").replace("}", "}}")
+
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
+from video_pipeline.literal_paths import take_literally
 from video_pipeline.locks import describe_holder, try_lock
+from video_pipeline.origin import check_files, is_of_another_origin
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.plugins import plugin_files
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
@@ -44,9 +49,39 @@ def resolve():
         stages = resolve_stages(typed, gpus=given_gpus(), is_main=workflow.is_main_process)
         for stage in stages:
             check_job_gpus(stage.config, set_gpus(stage))
+        take_literally(
+            [workflow.basedir, *(path for stage in stages for path in user_paths(stage))]
+        )
+        # What only shows the rules needs no files.
+        if workflow.is_main_process and not {"--lint", "--list-rules", "-l"} & set(sys.argv):
+            check_files([stage.config for stage in stages])
     except UserError as error:
         raise WorkflowError(str(error))
     return stages
+
+
+def user_paths(stage):
+    """The paths of the user that Snakemake gets to see, or parts of them."""
+    return [stage.config.data.input_jsonl, stage.layout.beside(""), *user_files(stage)]
+
+
+def user_files(stage):
+    """The user's own code and prompts, which the answers depend on."""
+    prompts = prompt_files(stage.config.task_params).values()
+    return [*plugin_files(stage.config.run.plugins), *prompts]
+
+
+def samples(stage):
+    """The input of split, as a function: it is called when the jobs are put together. Where chunks or
+    output come from something else than what the configuration says, split is forced: file times
+    and Snakemake's own memory need not show it."""
+
+    def find(wildcards):
+        if workflow.is_main_process and is_of_another_origin(stage.config, stage.layout):
+            workflow.dag.forcefiles.add(str(stage.layout.manifest))
+        return str(stage.config.data.input_jsonl)
+
+    return find
 
 
 STAGES = resolve()
@@ -68,12 +103,6 @@ def rank_files(stage):
     """The rank files, removed after consolidation unless they are to be kept."""
     path = str(stage.layout.rank_file("{rank}"))
     return path if stage.config.run.keep_rank_files else temp(path)
-
-
-def user_files(stage):
-    """The user's own code and prompts, which the answers depend on."""
-    files = plugin_files(stage.config.run.plugins)
-    return [*files, *prompt_files(stage.config.task_params)]
 
 
 def gpu_job_threads(stage):

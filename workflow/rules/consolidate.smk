@@ -15,7 +15,7 @@ for stage in STAGES:
         log:
             stage.layout.log("consolidate"),
         conda:
-            "../../envs/gpu.yaml"
+            ENVIRONMENT
         threads: 1
         params:
             run=command("consolidate.py"),
@@ -34,7 +34,7 @@ for stage in STAGES:
             stage.layout.log("partial"),
         localrule: True
         conda:
-            "../../envs/gpu.yaml"
+            ENVIRONMENT
         params:
             run=command("consolidate.py"),
             config=stage.layout.config,

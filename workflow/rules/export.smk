@@ -12,7 +12,7 @@ for stage in STAGES:
         log:
             stage.layout.log("export"),
         conda:
-            "../../envs/gpu.yaml"
+            ENVIRONMENT
         threads: 1
         params:
             run=command("export.py"),

@@ -14,7 +14,7 @@ for stage in STAGES:
         # A job on a cluster runs a Snakemake of its own, which would try again inside of the job.
         retries: 3 if workflow.is_main_process else 0
         conda:
-            "../../envs/gpu.yaml"
+            ENVIRONMENT
         threads: gpu_job_threads(stage)
         resources:
             gpu=stage.config.vllm.gpus_per_job,

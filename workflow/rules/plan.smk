@@ -5,7 +5,7 @@ rule plan:
         STAGES[-1].layout.log("plan"),
     localrule: True
     conda:
-        "../../envs/gpu.yaml"
+        ENVIRONMENT
     threads: workflow.resource_settings.cores or os.cpu_count()
     params:
         run=command("plan.py"),

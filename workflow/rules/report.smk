@@ -16,7 +16,7 @@ for stage in STAGES:
         log:
             stage.layout.log("report"),
         conda:
-            "../../envs/gpu.yaml"
+            ENVIRONMENT
         threads: 8
         params:
             run=command("report.py"),

@@ -4,7 +4,7 @@ for number, stage in enumerate(STAGES):
         name:
             stage.rule("split")
         input:
-            samples=stage.config.data.input_jsonl,
+            samples=samples(stage),
             user_files=user_files(stage),
         output:
             chunks=[stage.layout.chunk(rank) for rank in stage.ranks],
@@ -13,7 +13,7 @@ for number, stage in enumerate(STAGES):
         log:
             stage.layout.log("split"),
         conda:
-            "../../envs/gpu.yaml"
+            ENVIRONMENT
         threads: 8
         params:
             run=command("split.py"),

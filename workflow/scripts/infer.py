@@ -8,6 +8,7 @@ from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
+from video_pipeline.origin import check_files
 
 
 def main() -> None:
@@ -21,6 +22,7 @@ def main() -> None:
     if args.rank not in range(args.num_shards):
         raise UserError(f"--rank {args.rank}: the ranks are 0 to {args.num_shards - 1}")
     config = load_config(args.config)
+    check_files([config])
     infer(config, Layout.of(config, args.num_shards), args.rank, args.threads, args.attempt)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from video_pipeline import cli
 from video_pipeline.config import load_config
 from video_pipeline.estimate import plan_stages
+from video_pipeline.origin import check_files
 
 
 def main() -> None:
@@ -19,7 +20,9 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
     args = parser.parse_args()
-    plan_stages([load_config(path) for path in args.config], args.threads)
+    configs = [load_config(path) for path in args.config]
+    check_files(configs)
+    plan_stages(configs, args.threads)
 
 
 if __name__ == "__main__":

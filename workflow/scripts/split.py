@@ -6,6 +6,7 @@ from pathlib import Path
 from video_pipeline import cli
 from video_pipeline.config import load_config
 from video_pipeline.layout import Layout
+from video_pipeline.origin import check_files
 from video_pipeline.sharding import split
 from video_pipeline.stages import check_stages
 
@@ -21,6 +22,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     config = load_config(args.config)
+    check_files([config])
     if args.later:
         check_stages([load_config(path) for path in args.later])
     split(config, Layout.of(config, args.num_shards), args.run_id, args.threads)

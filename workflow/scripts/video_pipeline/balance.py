@@ -4,6 +4,7 @@ together."""
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 import multiprocessing
 import os
@@ -12,17 +13,27 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
-from video_pipeline.config import Data
+from video_pipeline.config import Config, Data
+from video_pipeline.errors import UserError
 from video_pipeline.video.access import Access, limit_access
+
+logger = logging.getLogger(__name__)
 
 BYTES_PER_SECOND = 1_000_000
 """The size of a file says nothing about a short segment of it, so a segment weighs no more than its
 seconds times this: the 8 Mbit/s that YouTube recommends for uploads of 1080p at 24 to 30 frames a
 second (support.google.com/youtube/answer/1722171)."""
+
+FIRST_FILES = 100
+"""A run is stopped only if not one of so many files is there, or of all if they are fewer."""
+
+FEW_MISSING = 0.05
+"""Of all samples: no more missing files than these are no sign of a wrong folder."""
 
 STAT_THREADS = 32
 """On a network file system `stat` is nearly all waiting."""
@@ -85,11 +96,66 @@ def known_weight(raw: dict[str, Any], by: str) -> float:
     return seconds * BYTES_PER_SECOND if by == "size" else seconds
 
 
-class Weigher:
-    """Looks up what samples weigh: sizes of files in threads, lengths of videos in processes.
-    Nothing is decoded, and nothing is downloaded.
+@dataclass
+class MissingFiles:
+    """What is known of local files that are not there, of pending samples in the order of the
+    input.
 
     Attributes:
+        looked_at: Files that were looked for.
+        count: How many of them cannot be found.
+        head: How many of the first cannot, before one can.
+        first: The first one of them, an absolute path.
+    """
+
+    looked_at: int = 0
+    count: int = 0
+    head: int = 0
+    first: str = ""
+
+    def note(self, files: Sequence[str], sizes: np.ndarray) -> None:
+        """Count files by what :func:`_sizes` found."""
+        missing = np.isnan(sizes)
+        if self.head == self.looked_at:
+            self.head += int(np.argmin(missing)) if not missing.all() else len(missing)
+        if not self.first and missing.any():
+            self.first = files[int(np.argmax(missing))]
+        self.looked_at += len(files)
+        self.count += int(missing.sum())
+
+    def check(self, config: Config, samples: int) -> None:
+        """Log how many files are missing; they become error records. ``samples``: of the input.
+
+        Raises :class:`UserError` where it looks like the wrong folder: none of the first
+        :data:`FIRST_FILES` is there, and they are more than :data:`FEW_MISSING` of all samples.
+        """
+        if not self.count:
+            return
+        what = (
+            f"{self.count:,} of the {self.looked_at:,} files that pending samples name cannot be "
+            f"found; the first: {self.first} ({_why(self.first)})"
+        )
+        is_few = self.count <= FEW_MISSING * samples or config.run.max_error_rate == 1
+        if self.head < min(FIRST_FILES, self.looked_at) or is_few:
+            logger.warning("%s. They become error records of stage read", what)
+            return
+        given = config.data.video_root
+        root = "not given, so relative paths begin in the folder of data.input_jsonl"
+        if given is not None:
+            root = str(given)
+        raise UserError(
+            f"{what}. data.video_root: {root}, which is {config.video_root}. Nothing was started: "
+            f"fix data.video_root, or the paths in {config.data.input_jsonl} "
+            "(`run.max_error_rate: 1` accepts them as error records)"
+        )
+
+
+class Weigher:
+    """Looks at the files of samples: whether they are there, and what they weigh. Sizes are asked
+    for in threads, lengths of videos in processes. Nothing is decoded or downloaded.
+
+    Attributes:
+        missing: The files that are not there.
         looked_up: Files that were looked at.
         seconds: How long that took.
     """
@@ -99,6 +165,7 @@ class Weigher:
         self._num_processes = num_processes
         self._threads = ThreadPoolExecutor(STAT_THREADS, thread_name_prefix="stat")
         self._processes: ProcessPoolExecutor | None = None
+        self.missing = MissingFiles()
         self.looked_up = 0
         self.seconds = 0.0
 
@@ -110,18 +177,29 @@ class Weigher:
         if self._processes is not None:
             self._processes.shutdown()
 
-    def weigh(self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The weights of the ``wanted`` (a mask) among some videos, NaN where one is not to be had;
-        ``known`` is what :func:`known_weight` said."""
-        by = self._data.balance
-        look = wanted if by == "size" else wanted & np.isnan(known)
-        places = [at for at in np.flatnonzero(look) if uris[at][:4].lower() != "http"]
-        if not places:
-            return known
-        begun = time.monotonic()
-        files = [uris[at] for at in places]
-        found = self._sizes(files) if by == "size" else self._durations(files)
+    def weigh(
+        self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray, files: Sequence[str]
+    ) -> np.ndarray:
+        """The weights of the ``wanted`` (a mask) among some samples, NaN where one is not to be
+        had. ``uris`` and ``files`` are those of a :class:`ScannedBlock`, ``known`` is what
+        :func:`known_weight` said."""
+        by, begun = self._data.balance, time.monotonic()
         weights = known.copy()
+        sizes = np.full(len(known), np.nan)
+        weighed = uris if by == "size" else repeat("")
+        named = [file or uri for file, uri in zip(files, weighed, strict=False)]
+        places = [at for at in np.flatnonzero(wanted) if _is_local(named[at])]
+        if places:
+            sizes[places] = self._sizes([named[at] for at in places])
+            looked_for = [at for at in places if files[at]]
+            self.missing.note([files[at] for at in looked_for], sizes[looked_for])
+        if by == "size":
+            places = [at for at in places if named[at] == uris[at]]
+            found = sizes[places]
+        else:
+            is_open = wanted & np.isnan(known)
+            places = [at for at in np.flatnonzero(is_open) if _is_local(uris[at])]
+            found = self._durations([uris[at] for at in places]) if places else []
         weights[places] = np.fmin(known[places], found)  # the one that is there, or the smaller one
         self.looked_up += len(places)
         self.seconds += time.monotonic() - begun
@@ -151,6 +229,21 @@ class Weigher:
         middle = len(files) // 2
         halves = files[:middle], files[middle:]
         return np.concatenate([self._durations(half) for half in halves])
+
+
+def _is_local(address: str) -> bool:
+    return address != "" and address[:4].lower() != "http"
+
+
+def _why(file: str) -> str:
+    """Why a file cannot be found."""
+    try:
+        os.stat(file)
+    except OSError as error:
+        return error.strerror
+    except ValueError as error:
+        return str(error)
+    return "it is there now"
 
 
 def _sizes(files: list[str]) -> np.ndarray:

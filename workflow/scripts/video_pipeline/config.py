@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from video_pipeline.errors import UserError
+from video_pipeline.files import why_not_there
 
 Auto = Literal["auto"]
 
@@ -505,6 +506,9 @@ def load_config(raw: dict[str, Any] | str | Path) -> Config:
     source = "configuration"
     if not isinstance(raw, dict):
         source = str(raw)
+        fault = why_not_there(Path(raw))
+        if fault:
+            raise UserError(f"cannot read the configuration: {fault}")
         try:
             raw = yaml.safe_load(Path(raw).read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

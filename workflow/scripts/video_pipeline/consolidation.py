@@ -14,6 +14,7 @@ import orjson
 from video_pipeline.answers import describe_cut_off
 from video_pipeline.chunks import ChunkEntry, not_of_this_split, read_lines
 from video_pipeline.config import Config
+from video_pipeline.errors import UserError
 from video_pipeline.files import EMPTY, Seal, replacing, write_text
 from video_pipeline.journal import JournalReader
 from video_pipeline.layout import Layout
@@ -35,8 +36,9 @@ def consolidate(config: Config, layout: Layout) -> None:
     Raises :class:`UserError` naming the file, and where it can the line and the sample, if one is
     not what ``split`` wrote, or what ``infer`` wrote for its chunk.
     """
-    manifest = Manifest.read(layout.manifest)
+    manifest = Manifest.of(config, layout)
     rank_files = [RankFile(layout, manifest, rank) for rank in range(manifest.num_shards)]
+    _check_answered(config, layout, manifest, [rank_file.contents for rank_file in rank_files])
     order, written = manifest.read_order(layout), 0
     with (
         Progress(layout.progress("consolidate"), "consolidate", "samples", len(order)) as progress,
@@ -76,7 +78,7 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
     Raises :class:`UserError` if the input was not split yet.
     """
     task = load_task(config)
-    manifest = Manifest.read(layout.manifest)
+    manifest = Manifest.of(config, layout)
     records = Records(config, task)
     ranks, order, finished = range(manifest.num_shards), manifest.read_order(layout), 0
     for rank in ranks:
@@ -94,6 +96,33 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
                 output.write(records.build(entry, journaled).line)
                 finished += 1
     logger.info("%s: %d of %d samples", layout.partial, finished, manifest.samples)
+
+
+def _check_answered(
+    config: Config, layout: Layout, manifest: Manifest, contents: list[RankContents]
+) -> None:
+    """Raise :class:`UserError` if there are samples, and all have failed."""
+    stages: Counter[str] = Counter()
+    for each in contents:
+        stages.update(each.errors_by_stage)
+    if not manifest.samples or stages.total() < manifest.samples:
+        return
+    found = ", ".join(f"{stage}: {count:,}" for stage, count in stages.most_common())
+    filled = next(rank for rank, each in enumerate(contents) if each.samples)
+    with open(layout.rank_file(filled), "rb") as stream:
+        record = orjson.loads(stream.readline())
+    first = "sample {}: {stage}: {type}: {message}".format(record["__key"], **record["__error"])
+    more = ""
+    if stages.keys() - {"parse"}:
+        more = (
+            ", then open them again (python -m video_pipeline.retry, with the --configfile and "
+            "--directory of the run)"
+        )
+    raise UserError(
+        f"not one of {manifest.samples:,} samples of {config.data.input_jsonl.absolute()} was "
+        f"answered ({found}), so there is no output. The first: {first}. Fix the cause{more} and "
+        "run snakemake again"
+    )
 
 
 _BATCH = 1 << 9
@@ -116,6 +145,7 @@ def _summary(
         "output": str(layout.output),
         "output_file": seal._asdict(),
         "task": manifest.task,
+        "origin": manifest.origin,
         "model": config.vllm.model if config.run.engine == "vllm" else config.run.engine,
         "samples": {
             **manifest.counts,

@@ -25,6 +25,7 @@ from video_pipeline.files import replacing_folder
 from video_pipeline.identity import NEUTRAL_ENGINE_ARGUMENTS
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
+from video_pipeline.origin import check_origin
 from video_pipeline.progress import Progress
 from video_pipeline.report.summary import read_summary
 from video_pipeline.tasks.prompts import prompt_files
@@ -75,11 +76,12 @@ def export(config: Config, layout: Layout) -> None:
     """Write ``layout.dataset`` from the consolidated output and its summary: at once, so that there
     is never half of it. Memory does not grow with the number of records.
 
-    Raises :class:`UserError` where there is no consolidated output, or not the one that the summary
-    is about.
+    Raises :class:`UserError` where there is no consolidated output, not the one that the summary is
+    about, or not that of ``config``.
     """
     with waiting_lock(layout.dataset_lock, logger):
         summary = read_summary(layout)
+        check_origin(summary.get("origin", {}), config, layout.summary)
         with open(layout.output, "rb") as output, replacing_folder(layout.dataset) as folder:
             source = _Output(output, layout, summary["samples"]["distinct"])
             columns = Columns(_CONTRACT)
@@ -166,7 +168,11 @@ def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Co
         size=size_category(summary["samples"]["distinct"]),
         is_simulated=config.run.engine == "simulated",
         settings=_settings(config),
-        prompts={file: Path(file).read_text("utf-8") for file in prompt_files(config.task_params)},
+        prompts={
+            file: Path(file).read_text("utf-8")
+            for file in prompt_files(config.task_params).values()
+            if Path(file).is_file()
+        },
         versions=_versions(),
         columns=list(_described(columns)),
     )

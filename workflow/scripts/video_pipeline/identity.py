@@ -146,6 +146,28 @@ def settings_digest(config: Config, in_messages: Collection[str] = ()) -> str:
     A local model is known by the names, sizes and modification times of its files; a model of the
     hub by its name and ``vllm.revision``.
     """
+    settings = _settings(config, in_messages)
+    engine = settings["engine"]
+    if config.run.engine == "vllm":
+        engine["model_files"] = _model_files(Path(config.vllm.model))
+        if engine["model_files"] is not None:
+            del engine["arguments"]["model"]  # its files know it, wherever they lie
+        if config.vllm.lora_path is not None:
+            engine["lora_files"] = _model_files(config.vllm.lora_path)
+    return _settings_digest(settings)
+
+
+def plain_settings_digest(config: Config) -> str:
+    """Digest of the same settings as they are written down: no file is looked at, and all
+    ``task_params``, the dataset and the plugins count."""
+    settings = _settings(config, ())
+    if config.run.engine == "vllm":
+        settings["lora_path"] = str(config.vllm.lora_path)
+    code = {"dataset": config.run.dataset, "plugins": config.run.plugins}
+    return _settings_digest({**settings, **code})
+
+
+def _settings(config: Config, in_messages: Collection[str]) -> dict[str, Any]:
     engine: dict[str, Any] = {"kind": config.run.engine}
     if config.run.engine == "simulated":
         engine["output_tokens"] = config.run.simulated.output_tokens
@@ -155,17 +177,15 @@ def settings_digest(config: Config, in_messages: Collection[str] = ()) -> str:
             for name, value in config.vllm.arguments.items()
             if name not in NEUTRAL_ENGINE_ARGUMENTS
         }
-        engine["model_files"] = _model_files(Path(config.vllm.model))
-        if engine["model_files"] is not None:
-            del engine["arguments"]["model"]  # its files know it, wherever they lie
-        if config.vllm.lora_path is not None:
-            engine["lora_files"] = _model_files(config.vllm.lora_path)
-    settings = {
+    return {
         "engine": engine,
         "vision": config.vision.model_dump(),
         "sampling": config.sampling.model_dump(),
         "params": {k: v for k, v in config.task_params.items() if k not in in_messages},
     }
+
+
+def _settings_digest(settings: dict[str, Any]) -> str:
     return _digest(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
 
 

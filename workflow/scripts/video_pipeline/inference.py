@@ -29,6 +29,7 @@ from video_pipeline.journal import (
 )
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
+from video_pipeline.origin import check_origin
 from video_pipeline.processes import job_processes
 from video_pipeline.rank_files import writing
 from video_pipeline.records import ErrorRate, Records
@@ -85,6 +86,7 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
                 "model's files have; run snakemake again with `--forcerun split` (of a stage: "
                 "`--forcerun split_<stage>`)"
             )
+        check_origin(manifest.origin, config, layout.manifest)
         shard = Shard(config, layout, rank, manifest, task)
         if not manifest.rank_pending[rank]:
             with suppress(Unfinished):  # then something was opened again, or is gone

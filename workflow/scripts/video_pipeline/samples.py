@@ -203,7 +203,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
             if rest := b"".join(pieces).removeprefix(mark):
                 yield rest
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read {path.absolute()}: {error}") from error
 
 
 def _decompressed(path: Path, file: BinaryIO) -> Iterator[bytes]:

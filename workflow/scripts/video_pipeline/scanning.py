@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
+import os
 from array import array
 from collections import deque
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from glob import has_magic
 from itertools import chain, islice
 from math import isnan
 from typing import TYPE_CHECKING, Any
@@ -59,7 +61,9 @@ class ScannedBlock:
             wanted.
         questions: How many conversations with a name there are about each entry, 0 if one without;
             empty if ``identities`` is.
-        uris: The address of each video; empty where its file need not be looked at.
+        uris: The address of each video; empty where it need not be weighed.
+        files: What must be there of each sample: its video, its folder of images, the first image
+            of its list; empty where the dataset may take its path for something else.
         weights: What is known of each entry's weight, see :func:`known_weight`.
         lines: Lines that are not blank.
         left_out: Error records of an earlier run's output, unless they are samples.
@@ -73,6 +77,7 @@ class ScannedBlock:
     identities: bytes = b""
     questions: array = field(default_factory=lambda: array("I"))
     uris: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     weights: array = field(default_factory=lambda: array("d"))
     lines: int = 0
     left_out: int = 0
@@ -87,15 +92,26 @@ class Reading:
         needs_video: A sample without a video is bad.
         expands: A sample may stand for several.
         sample_fields: Fields of a sample that change its input, beside the messages.
+        reads_files: The path of a sample is that of a file, or of a folder of images.
+        reads_patterns: It may be a pattern of names, too.
     """
 
     needs_video: bool = True
     expands: bool = False
     sample_fields: tuple[str, ...] = ()
+    reads_files: bool = False
+    reads_patterns: bool = False
 
     @classmethod
     def of(cls, dataset: type[BaseDataset]) -> Reading:
-        """What ``dataset`` wants. Raises :class:`TaskError` for what is no list of fields."""
+        """What ``dataset`` wants. Raises :class:`TaskError` for what is no list of fields.
+
+        A dataset of the user's own, from :class:`BaseDataset`, may take a path for anything: a name
+        in an archive, a key of a store.
+        """
+        from video_pipeline.data.frames import FramesDataset  # imports torch
+        from video_pipeline.data.qwen_video import QwenVideoDataset
+
         name = f"dataset {dataset.__name__}"
         if not isinstance(inspect.getattr_static(dataset, "expand"), classmethod):
             raise TaskError(
@@ -103,7 +119,13 @@ class Reading:
             )
         expands = dataset.expand.__func__ is not _base_dataset().expand.__func__
         fields = checked_names(dataset.sample_fields, f"{name}: sample_fields")
-        return cls(dataset.needs_video, expands, fields)
+        return cls(
+            needs_video=dataset.needs_video,
+            expands=expands,
+            sample_fields=fields,
+            reads_files=dataset.needs_video and issubclass(dataset, QwenVideoDataset),
+            reads_patterns=issubclass(dataset, FramesDataset),
+        )
 
 
 def _base_dataset() -> type[BaseDataset]:
@@ -124,6 +146,7 @@ class Scanner:
         self._with_identities = with_identities
         self._needs_video = reading.needs_video
         self._sample_fields = reading.sample_fields
+        self._reading = reading
         self._dataset: type[BaseDataset] | None = None
         if reading.expands:
             from video_pipeline.data.registry import dataset_of  # imports torch
@@ -180,11 +203,23 @@ class Scanner:
             scanned.weights.append(weight)
             is_wanted = isinstance(address, str) and (by == "size" or isnan(weight))
             scanned.uris.append(address if is_wanted else "")
+            scanned.files.append(self._file(address))
         scanned.sizes.extend(map(len, entries))
         scanned.hashes.extend(map(crc32, keys))
         scanned.entries, scanned.identities = b"".join(entries), b"".join(identities)
         scanned.lines, scanned.left_out, scanned.bad = reader.lines, reader.left_out, reader.bad
         return scanned
+
+    def _file(self, address: str | list[str] | None) -> str:
+        """What must be there for a sample at ``address`` to be read; empty if nothing is known."""
+        if not self._reading.reads_files or not address:
+            return ""
+        file = address if isinstance(address, str) else address[0]
+        if self._reading.reads_patterns and has_magic(file) and not os.path.exists(file):
+            parts = file.split("/")
+            magic = next(number for number, part in enumerate(parts) if has_magic(part))
+            return "/".join(parts[:magic]) or "/"
+        return file
 
     def _expanded(self, reader: InputReader) -> Iterator[InputSample]:
         """The samples that those of ``reader`` stand for; their files are looked at in threads."""

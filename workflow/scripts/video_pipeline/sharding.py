@@ -21,7 +21,14 @@ from typing import Any, ClassVar
 import numpy as np
 import orjson
 
-from video_pipeline.balance import BATCH, Balance, Weigher, deal, sorted_with_positions
+from video_pipeline.balance import (
+    BATCH,
+    Balance,
+    MissingFiles,
+    Weigher,
+    deal,
+    sorted_with_positions,
+)
 from video_pipeline.budget import check_budget_of_model
 from video_pipeline.chunks import Chunk, ChunkEntry, finished_line, not_of_this_split
 from video_pipeline.config import Config
@@ -46,6 +53,7 @@ from video_pipeline.journal import (
 )
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked
+from video_pipeline.origin import check_origin, origin_of
 from video_pipeline.processes import job_processes
 from video_pipeline.progress import Progress
 from video_pipeline.samples import BadLines
@@ -72,6 +80,7 @@ class Manifest:
         task: Name of the task.
         journal: Folder of the journal, relative to the working directory.
         settings: Digest of the settings that the journal stands for.
+        origin: What the samples come from, see :func:`video_pipeline.origin.origin_of`.
         lines: Lines of the input that are not blank.
         samples: Distinct samples.
         duplicates: Lines that repeat an earlier sample.
@@ -93,6 +102,7 @@ class Manifest:
     task: str
     journal: str
     settings: str
+    origin: dict[str, Any] = field(default_factory=dict)
     lines: int = 0
     samples: int = 0
     duplicates: int = 0
@@ -158,6 +168,16 @@ class Manifest:
         return array("I", layout.order.read_bytes())
 
     @classmethod
+    def of(cls, config: Config, layout: Layout) -> Manifest:
+        """The manifest of the chunks in ``layout``, which were made as ``config`` says.
+
+        Raises :class:`UserError` if they were not, or the input was not split yet.
+        """
+        manifest = cls.read(layout.manifest)
+        check_origin(manifest.origin, config, layout.manifest)
+        return manifest
+
+    @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read ``manifest.json``.
 
@@ -217,6 +237,7 @@ def _split(
         task=task.name,
         journal=str(journal),
         settings=settings_digest(config, task.in_messages),
+        origin=origin_of(config),
         journal_files=index.files,
         expanded=reading.expands,
         with_videos=reading.needs_video,
@@ -229,14 +250,22 @@ def _split(
         table = Table(scratch / "table")
         bad, balance = BadLines(), Balance(config.data.balance)
         counting = (manifest, bad, balance, progress)
-        _fill(table, config, reading, index, num_processes, *counting)
+        missing = _fill(table, config, reading, index, num_processes, *counting)
         if 0 < manifest.left_out == manifest.lines:
             logger.info("%s: all records are failed samples: run them", config.data.input_jsonl)
-            _fill(table, config, reading, index, num_processes, *counting, with_failed=True)
+            missing = _fill(
+                table, config, reading, index, num_processes, *counting, with_failed=True
+            )
         files = index.indexed
         del index  # the arrays that follow take its room
         is_duplicate = _find_duplicates(table, config, bad)
         bad.raise_any(config.data.input_jsonl)
+        if origin_of(config)["files"] != manifest.origin["files"]:
+            raise UserError(
+                f"{config.data.input_jsonl.absolute()}, a plugin or a prompt file has changed "
+                "while the input was split; run again"
+            )
+        missing.check(config, len(is_duplicate) - int(is_duplicate.sum()))
         ranks = _ranks(table, is_duplicate, manifest.num_shards, balance)
         _write_chunks(table, ranks, files, manifest, scratch, layout)
         order = ranks[~is_duplicate]
@@ -335,7 +364,7 @@ def _fill(
     balance: Balance,
     progress: Progress,
     with_failed: bool = False,
-) -> None:
+) -> MissingFiles:
     """Fill ``table`` from the input, and count; ``with_failed``: error records are samples."""
     manifest.lines = manifest.left_out = 0
     with table.writing() as append, Weigher(config.data, num_processes) as weigher:
@@ -352,7 +381,7 @@ def _fill(
                 places = np.full(len(block.sizes), NOWHERE, np.uint64)
             weights = np.asarray(block.weights, np.float64)
             if not bad.count:
-                weights = weigher.weigh(block.uris, weights, places == NOWHERE)
+                weights = weigher.weigh(block.uris, weights, places == NOWHERE, block.files)
             append(
                 block.entries,
                 sizes=block.sizes,
@@ -362,6 +391,7 @@ def _fill(
                 weights=weights,
             )
         balance.looked_up, balance.seconds = weigher.looked_up, weigher.seconds
+    return weigher.missing
 
 
 SETTLED = NOWHERE - 1
@@ -505,6 +535,14 @@ def _write_chunks(
 
 
 def _log(manifest: Manifest, balance: Balance) -> None:
+    if not manifest.samples:
+        logger.warning(
+            "%s holds no samples (%d lines, %d of them failed earlier and left out): the output "
+            "will be empty",
+            manifest.origin["input"],
+            manifest.lines,
+            manifest.left_out,
+        )
     logger.info(
         "%d samples (%d lines, %d duplicates, %d failed earlier and left out), %d pending, "
         "in %d chunk(s)",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from video_pipeline.files import write_text
-from video_pipeline.journal import ATTEMPTS, split_of
+from video_pipeline.journal import ATTEMPTS, clean_text, split_of
 
 if TYPE_CHECKING:
     from video_pipeline.data.workers import Prepared
@@ -209,6 +209,7 @@ class JobStatistics:
         """Count the sample ``key`` as failed, for ``error``."""
         self.failed += 1
         self.errors[error["stage"]] += 1
+        error = {**error, "message": clean_text(error["message"])}
         self.last_error = {"key": key, **error, "at": time.time()}
 
     def count(self, answer: Answer) -> None:

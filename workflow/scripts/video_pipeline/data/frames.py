@@ -86,6 +86,8 @@ def _paths(named: str) -> list[Path]:
     if glob.has_magic(named) and not Path(named).exists():
         return [Path(path) for path in glob.glob(named, recursive=True)]
     folder = Path(permitted(named))
+    if not folder.exists():
+        raise ValueError(f"No such file or directory: {folder}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images, and no pattern")
     return list(folder.iterdir())

@@ -29,6 +29,7 @@ from video_pipeline.answers import describe_cut_off
 from video_pipeline.config import Config
 from video_pipeline.files import write_text
 from video_pipeline.layout import Layout
+from video_pipeline.origin import check_origin
 from video_pipeline.progress import duration
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.records import MOST_ERRORS, Tally, card
@@ -52,8 +53,9 @@ def write_report(config: Config, layout: Layout, threads: int) -> None:
 
 
 def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
-    """All that the page shows."""
+    """All that the page shows. Raises :class:`UserError` if the output is not of ``config``."""
     summary = read_summary(layout)
+    check_origin(summary.get("origin", {}), config, layout.summary)
     tally = Tally.of(layout.output, config)
     jobs = read_statistics(Path(summary["journal"]), summary["splits"])
     chosen = tally.chosen

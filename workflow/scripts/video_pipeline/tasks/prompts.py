@@ -51,7 +51,8 @@ class Prompt:
         if file is not None:
             self._place = str(file)
             try:
-                text = Path(file).read_text(encoding="utf-8")
+                path = Path(file).absolute()
+                text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError, TypeError) as error:
                 raise UserError(f"{place}.{name}{FILE}: cannot read {file}: {error}") from error
             is_template = Path(file).suffix in TEMPLATE_SUFFIXES
@@ -96,11 +97,7 @@ def _fields_of(sample: dict[str, Any]) -> list[str]:
     return [name for name in names if not name.startswith(("__", "previous.__"))]
 
 
-def prompt_files(params: dict[str, Any]) -> list[str]:
-    """The files that ``task_params`` names, whose content the answers depend on. A name without
-    a file is left to the task, whose affair it may be."""
-    return [
-        value
-        for name, value in params.items()
-        if name.endswith(FILE) and isinstance(value, str) and Path(value).is_file()
-    ]
+def prompt_files(params: dict[str, Any]) -> dict[str, str]:
+    """The files that ``task_params`` names, by the names of the params: the answers depend on their
+    content."""
+    return {n: value for n, value in params.items() if n.endswith(FILE) and isinstance(value, str)}

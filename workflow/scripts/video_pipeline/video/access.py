@@ -123,7 +123,7 @@ def _check_regular(path: str) -> None:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise VideoReadError(os.strerror(error.errno)) from error
+        raise VideoReadError(f"{os.strerror(error.errno)}: {os.path.abspath(path)}") from error
     if stat.S_ISDIR(status.st_mode):
         raise VideoReadError("is a directory, not a file")
     if not stat.S_ISREG(status.st_mode):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 class VideoReadError(ValueError):
     """A video, or an image, that cannot be read or may not be. The message says why, without its
-    path or address."""
+    address, which may hold a password; of a local file that is not there it names the path."""
 
 
 _noted: list[str] = []

@@ -1,0 +1,155 @@
+"""Origin: the files and settings that samples and answers come from. They are there before a run
+begins, and what was made from others is not taken for this run's.
+
+Imported while Snakemake parses the workflow: keep it light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.files import why_not_there
+from video_pipeline.identity import plain_settings_digest
+from video_pipeline.layout import Layout
+from video_pipeline.plugins import plugin_files
+from video_pipeline.tasks.prompts import prompt_files
+
+logger = logging.getLogger(__name__)
+
+SMALL_BYTES = 1_000_000
+"""A file up to this size is known by its content, a larger one by its size and time."""
+
+
+# --- the files are there --------------------------------------------------------------------------
+
+
+def check_files(configs: Sequence[Config]) -> None:
+    """Check that each file which the stages ``configs`` name is there; the output of one stage is
+    written before a later one reads it.
+
+    Raises :class:`UserError` naming every file that is not, as an absolute path, and the nearest
+    name that is there.
+    """
+    written: set[Path] = set()
+    faults = []
+    for config in configs:
+        for place, path, kind in _named_files(config):
+            fault = "" if path in written else why_not_there(path, kind)
+            if fault and (line := f"{place}: {fault}") not in faults:
+                faults.append(line)
+        written.add(config.data.output_jsonl)
+    if faults:
+        raise UserError("\n  ".join([*faults, "Nothing was started."]))
+
+
+def _named_files(config: Config) -> Iterator[tuple[str, Path, str]]:
+    """The key, the path and the kind of each file."""
+    yield "data.input_jsonl", config.data.input_jsonl, "file"
+    for plugin in config.run.plugins:
+        if plugin.endswith(".py") or "/" in plugin:  # else it is the name of a module
+            yield "run.plugins", Path(plugin), "file"
+    for name, file in prompt_files(config.task_params).items():
+        yield f"task_params.{name}", Path(file), "file"
+    if config.run.engine == "vllm":
+        if _is_local(config.vllm.model):
+            yield "vllm.model", Path(config.vllm.model), "file or folder"
+        if config.vllm.lora_path is not None:
+            yield "vllm.lora_path", config.vllm.lora_path, "folder"
+
+
+def _is_local(model: str) -> bool:
+    """Whether ``vllm.model`` can be no name on the hub, which has one slash at most (a file of
+    weights there may have two)."""
+    if "://" in model:
+        return False
+    parts = model.split("/")
+    return parts[0] in ("", ".", "..", "~") or (len(parts) > 2 and not model.endswith(".gguf"))
+
+
+# --- which ones they are --------------------------------------------------------------------------
+
+
+def origin_of(config: Config) -> dict[str, Any]:
+    """What the samples and answers of ``config`` come from, as JSON: written into the manifest of a
+    split and into the summary. At most a small file is read.
+
+    ``input`` is named as in the configuration, so that the folder of a run may move.
+    """
+    prompts = map(Path, prompt_files(config.task_params).values())
+    files = [config.data.input_jsonl, *plugin_files(config.run.plugins), *prompts]
+    return {
+        "input": str(config.data.input_jsonl),
+        "task": config.run.task,
+        "settings": plain_settings_digest(config),
+        "files": {str(path): file_digest(path) for path in files},
+    }
+
+
+def file_digest(path: Path) -> str | None:
+    """What stands for the content of a file; None if it is not there. Of a small file it is the
+    content, whatever its time says."""
+    try:
+        status = os.stat(path)
+        if status.st_size > SMALL_BYTES:
+            return f"{status.st_size} bytes, {status.st_mtime_ns}"
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError:
+        return None
+
+
+def is_of_another_origin(config: Config, layout: Layout) -> bool:
+    """Whether the chunks or the output that are there were made from something else than ``config``
+    says. Snakemake alone may not see it: a file can be older than what it replaces, and what it
+    remembers of its last run can be gone."""
+    input_jsonl = config.data.input_jsonl
+    recorded = [_recorded(path) for path in (layout.manifest, layout.summary)]
+    if not any(recorded) or not input_jsonl.exists():  # a stage before it has to write it
+        return False
+    origin = origin_of(config)
+    return any(found and found != origin for found in recorded)
+
+
+def _recorded(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("origin")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> None:
+    """Check that what lies in ``path`` was made from the input, the task and the settings of
+    ``config``; ``recorded`` is the :func:`origin_of` what made it (empty if it was not written
+    down). An input that has changed since then is a warning: what was made of it is whole.
+
+    Raises :class:`UserError`.
+    """
+    if not recorded:
+        return
+    now = origin_of(config)
+    for name, what in (("input", "data.input_jsonl"), ("task", "run.task")):
+        if recorded[name] != now[name]:
+            raise UserError(
+                f"{path} was made with {what}: {recorded[name]}, the configuration says "
+                f"{now[name]}. Run snakemake again with `--forcerun split` (of a stage: "
+                "`--forcerun split_<stage>`)"
+            )
+    if recorded["settings"] != now["settings"]:
+        raise UserError(
+            f"the settings have changed since the input was split ({path}); run snakemake again "
+            "with `--forcerun split` (of a stage: `--forcerun split_<stage>`)"
+        )
+    digest = recorded["files"].get(now["input"])
+    if digest != now["files"][now["input"]]:
+        logger.warning(
+            "%s has changed since it was split; what is written holds the samples as they were. "
+            "Run snakemake again for the new ones",
+            config.data.input_jsonl.absolute(),
+        )
