@@ -18,12 +18,31 @@ from video_pipeline.report.summary import summary_table
 from video_pipeline.retry import retry
 from video_pipeline.watch import lines, look
 
+WHOLE = "0"
+"""The sample whose answer always comes to its end: a run without any answer fails."""
+
 
 @pytest.fixture
-def short(splitting: Splitter) -> Splitter:
-    """A run whose answers, of 16 words, have room for 4."""
+def engine_says(monkeypatch):
+    """Lets the simulated engine end its answers in another way, all but one."""
+    real = SimulatedEngine.generate
+
+    def say(**changed):
+        async def generate(self, name, *args, **kwargs):
+            how = {"finish_reason": "stop"} if name == WHOLE else changed
+            return replace(await real(self, name, *args, **kwargs), **how)
+
+        monkeypatch.setattr(SimulatedEngine, "generate", generate)
+
+    return say
+
+
+@pytest.fixture
+def short(splitting: Splitter, engine_says) -> Splitter:
+    """A run whose answers, of 16 words, have room for 4: six of them are cut off."""
+    engine_says()
     splitting.run.configure(sampling={"max_tokens": 4}, run={"max_error_rate": 1.0})
-    splitting(samples(6), 1)
+    splitting(samples(7), 1)
     Plan(1).write(splitting.layout.plan)
     return splitting
 
@@ -51,7 +70,7 @@ def test_nobody_can_overlook_that_answers_were_cut_off(short, caplog):
     assert f"rank 0: {words}" in caplog.messages
     consolidate(short.run.config, short.layout)
     counted = short.run.summary()["samples"]
-    assert (counted["ok"], counted["truncated"]) == (6, 6)
+    assert (counted["ok"], counted["truncated"]) == (7, 6)
     assert counted["truncated_at"] == {"sampling.max_tokens": 6}
     assert f"results/out.jsonl: {words}" in caplog.messages
     table = as_text(summary_table(short.layout.summary))
@@ -75,10 +94,11 @@ def test_what_becomes_of_them_is_a_view_of_the_journal(short):
     kept = finish(short)
     assert {record["__status"] for record in kept} == {"ok"}
     failed = finish(short, truncated="error")
-    assert {record["__error"]["stage"] for record in failed} == {"length"}
+    assert failed[0] == kept[0]
+    assert {record["__error"]["stage"] for record in failed[1:]} == {"length"}
     assert [r["output_text"] for r in failed] == [r["output_text"] for r in kept]
     counted = short.run.summary()["samples"]
-    assert (counted["ok"], counted["error"], counted["truncated"]) == (0, 6, 6)
+    assert (counted["ok"], counted["error"], counted["truncated"]) == (1, 6, 6)
     assert counted["errors_by_stage"] == {"length": 6}
     assert len(read_jsonl(short.layout.errors)) == 6
     # asked again they would be cut off again
@@ -108,32 +128,19 @@ def test_too_many_of_them_fail_the_run(short):
 def test_too_many_of_them_fail_a_run_that_is_done(short):
     short(samples(30), 1)
     finish(short)
-    with pytest.raises(UserError, match=r"rank 0: 30 of 30 .*more than run\.max_error_rate"):
+    with pytest.raises(UserError, match=r"rank 0: 29 of 30 .*more than run\.max_error_rate"):
         finish(short, truncated="error", max_error_rate=0.1)
     assert set(short.run.answers().values()) == {1}
-
-
-@pytest.fixture
-def engine_says(monkeypatch):
-    """Lets the simulated engine end its answers in another way."""
-    real = SimulatedEngine.generate
-
-    def say(**changed):
-        async def generate(self, *args, **kwargs):
-            return replace(await real(self, *args, **kwargs), **changed)
-
-        monkeypatch.setattr(SimulatedEngine, "generate", generate)
-
-    return say
 
 
 @pytest.mark.parametrize("reason", ["error", "repetition", "unknown"])
 def test_an_answer_that_the_engine_ended_can_be_asked_for_again(splitting, engine_says, reason):
     engine_says(finish_reason=reason)
-    splitting(samples(2), 1)
+    splitting(samples(3), 1)
     Plan(1).write(splitting.layout.plan)
     records = finish(splitting)
-    assert {record["__error"]["stage"] for record in records} == {"generate"}
+    assert [record["__status"] for record in records] == ["ok", "error", "error"]
+    assert {record["__error"]["stage"] for record in records[1:]} == {"generate"}
     assert all(record["output_text"] for record in records)
     assert retry(splitting.run.config, ("generate",)) == 2
     engine_says(finish_reason="stop")
@@ -142,7 +149,7 @@ def test_an_answer_that_the_engine_ended_can_be_asked_for_again(splitting, engin
 
 def test_thoughts_without_an_answer_are_an_error(short, engine_says):
     engine_says(output_text="", reasoning="Let me see")
-    records = finish(short)
+    _, *records = finish(short)
     assert {record["__error"]["stage"] for record in records} == {"length"}
     assert {record["__reasoning"] for record in records} == {"Let me see"}
     assert short.run.summary()["samples"]["truncated"] == 6

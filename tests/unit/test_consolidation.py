@@ -336,24 +336,26 @@ def test_error_records_alone_are_the_samples(splitting, id_field):
     """The same samples as before, so the journal knows them."""
     splitting.run.configure(data={"id_field": id_field})
     splitting([*samples(4), {"path": "x", "id": 9, "input": {"deep": 1}, "previous": {"a": 1}}], 1)
-    (failed,) = splitting.keys
-    splitting.finish(failed=tuple(failed))
+    ((answered, *failed),) = splitting.keys
+    splitting.finish(answered, failed=tuple(failed))
+    splitting.run.configure(run={"max_error_rate": 1.0})
     infer(splitting.run.config, splitting.layout, 0, 1)
     consolidate(splitting.run.config, splitting.layout)
-    raws = [entry.raw for entry in splitting.chunks[0]]
+    raws = [entry.raw for entry in splitting.chunks[0]][1:]
     layout = splitting.layout
     splitting.run.configure(data={"input_jsonl": "results/out.errors.jsonl"})
     splitting(num_shards=1)
     assert splitting.keys == [failed]
     assert splitting.pending == []
     assert [entry.raw for entry in splitting.chunks[0]] == raws
-    assert (splitting.manifest.lines, splitting.manifest.left_out) == (5, 0)
+    assert (splitting.manifest.lines, splitting.manifest.left_out) == (4, 0)
     assert layout.journal == splitting.layout.journal
 
 
 def test_error_records_of_many_blocks_are_the_samples(splitting):
-    entries = [{**sample, "caption": "x" * 3000} for sample in samples(300)]
-    splitting(entries, 1).finish(failed=tuple(keys(300)))
+    entries = [{**sample, "caption": "x" * 3000} for sample in samples(301)]
+    *failed, answered = keys(301)
+    splitting(entries, 1).finish(answered, failed=tuple(failed))
     splitting.run.configure(run={"max_error_rate": 1.0})
     infer(splitting.run.config, splitting.layout, 0, 1)
     consolidate(splitting.run.config, splitting.layout)
