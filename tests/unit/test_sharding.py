@@ -213,7 +213,7 @@ def test_on_bad_input_nothing_is_written(splitting, bad, first):
     splitting(samples(3))
     before = {p: p.read_bytes() for p in splitting.layout.chunks.iterdir()}
     (splitting.run.folder / "samples.jsonl").write_text(good + bad)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"1 bad line"):
         splitting()
     assert {p: p.read_bytes() for p in splitting.layout.chunks.iterdir()} == before
     assert [p.name for p in splitting.layout.chunks.parent.iterdir()] == ["of-2"]
