@@ -295,6 +295,22 @@ def test_one_record_has_all_answers():
     }
 
 
+def test_one_answer_that_was_cut_off_says_so_for_all():
+    usage = {**USAGE, "finish_reason": "length"}
+    journaled = {"what": {"output_text": "A c", "__usage": usage}, "many": answered("3")}
+    record = record_of(Asking(), ASKED, journaled)
+    assert record["__usage"]["finish_reason"] == "length"
+
+
+def test_the_first_question_that_failed_is_named():
+    error = {"stage": "read", "type": "ValueError", "message": "no"}
+    journaled = {"what": {"__error": error}, "many": answered("some")}
+    record = record_of(Asking(), ASKED, journaled)
+    assert record["__error"] == {**error, "message": "what: no"}
+    assert record["__usage"] == USAGE
+    assert record["output_text"] == {"many": "some"}
+
+
 def test_an_answer_that_fails_keeps_the_others():
     journaled = {"what": answered("A cat."), "many": answered("some")}
     record = record_of(Asking(), ASKED, journaled)
@@ -334,7 +350,21 @@ def test_the_error_rate(limit, ok, failed, exceeded):
     assert counted(limit, ok, failed).exceeded() is exceeded
 
 
+def test_samples_that_wait_for_their_answer_count_as_not_failed():
+    rate = counted(0.1, 0, 20)
+    assert rate.exceeded(under_way=179)
+    assert not rate.exceeded(under_way=180)
+    rate.check("rank 3", under_way=180)
+
+
 def test_an_error_rate_that_is_passed_says_what_to_do():
     counted(0.1, 180, 20).check("rank 3")
-    with pytest.raises(UserError, match=r"rank 3: 30 of 130 .*run\.max_error_rate: 0\.1"):
+    with pytest.raises(UserError) as caught:
+        counted(0.1, 100, 30).check("rank 3", "some are open again")
+    message = str(caught.value)
+    assert message.startswith(
+        "rank 3: 30 of 130 finished samples failed, more than run.max_error_rate: 0.1; "
+        "the last: read: ValueError: no such clip; some are open again. "
+    )
+    with pytest.raises(UserError, match=r"the last: read: ValueError: no such clip\. "):
         counted(0.1, 100, 30).check("rank 3")
