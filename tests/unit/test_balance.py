@@ -87,6 +87,40 @@ def test_a_file_that_kills_its_reader_costs_only_itself(monkeypatch):
     assert 1 < Fragile.started < 20
 
 
+def test_what_was_looked_up_is_counted(tmp_path):
+    """Over all that is weighed; what a sample says, or the web holds, is not looked up."""
+    (tmp_path / "a").write_bytes(bytes(7))
+    (tmp_path / "empty").touch()
+    uris = [str(tmp_path / name) for name in ("a", "empty", "gone", "a")] + ["http://h/a"]
+    known = np.array([math.nan, math.nan, math.nan, 3, math.nan])
+    wanted = np.array([True, True, True, True, True])
+    with Weigher(Data(balance="size"), 1) as weigher:
+        found = weigher.weigh(uris, known, wanted)
+        assert found.tolist() == pytest.approx([7, 1, math.nan, 3, math.nan], nan_ok=True)
+        assert weigher.looked_up == 4
+        some = np.array([True, False, False, False, True])
+        found = weigher.weigh(uris, known, some)
+        assert found.tolist() == pytest.approx([7, *[math.nan] * 2, 3, math.nan], nan_ok=True)
+        assert weigher.looked_up == 5
+        assert weigher.weigh(uris, known, np.zeros(5, bool)) is known
+        assert weigher.seconds > 0
+    with Weigher(Data(balance="duration"), 1) as weigher:
+        weights = weigher.weigh([str(tmp_path / "gone")], np.array([2.5]), np.array([True]))
+        assert (weights.tolist(), weigher.looked_up) == ([2.5], 0)  # the sample says it
+
+
+def test_the_manifest_has_numbers_that_can_be_read():
+    report = Balance("size", 1.234567, looked_up=3)
+    assert report.as_dict() == {
+        "by": "size",
+        "longest": 1.2346,
+        "longest_by_count": 1.0,
+        "looked_up": 3,
+        "unknown": 0,
+        "seconds": 0.0,
+    }
+
+
 # --- through split -----------------------------------------------------------------------------
 
 

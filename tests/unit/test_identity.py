@@ -280,6 +280,16 @@ def test_what_changes_an_answer_changes_the_fingerprint(case):
     assert print_of(**CHANGES[case]) != print_of()
 
 
+def test_the_order_of_settings_does_not_matter():
+    assert print_of(task_params={"a": 1, "b": 2}) == print_of(task_params={"b": 2, "a": 1})
+
+
+def test_settings_may_have_names_that_are_no_text():
+    """As YAML reads them: ``1: film``."""
+    prints = {print_of(task_params={"kinds": {number: "film"}}) for number in (1, 2)}
+    assert len(prints) == 2
+
+
 def test_dataset_and_reader_change_the_fingerprint():
     prints = {print_of(), print_of(name="frames"), print_of(version=2), print_of(reader=2)}
     assert len(prints) == 4
@@ -380,7 +390,25 @@ def test_a_model_behind_a_link_is_followed(model, tmp_path):
     (model / "linked.bin").symlink_to(store / "blob")
     before = model_print(tmp_path / "link")
     (store / "blob").write_text("xx")
-    assert model_print(tmp_path / "link") != before
+    after = model_print(tmp_path / "link")
+    assert after != before
+    (model / "more").symlink_to(store)
+    assert model_print(tmp_path / "link") != after
+
+
+def test_the_order_in_which_a_disk_lists_files_does_not_matter(model, monkeypatch):
+    for name in ("a", "b", "c"):
+        (model / name).mkdir()
+        (model / name / "file").write_text("x")
+    real, before = os.walk, model_print(model)
+
+    def backwards(*arguments, **options):
+        for parent, folders, files in real(*arguments, **options):
+            folders.sort(reverse=True)
+            yield parent, folders, sorted(files, reverse=True)
+
+    monkeypatch.setattr(os, "walk", backwards)
+    assert model_print(model) == before
 
 
 def test_a_dangling_link_in_the_model_is_no_crash(model):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
-import orjson
 import pytest
 from helpers import few_open_files, read_jsonl
 from video_pipeline import journal
@@ -16,6 +17,7 @@ from video_pipeline.journal import (
     JournalReader,
     JournalWriter,
     attempt_prefix,
+    count_records,
     identity,
     location_at,
     read_index,
@@ -223,11 +225,13 @@ def test_what_was_known_earlier(folder):
 
 
 def test_other_files_in_the_folder_do_not_matter(folder):
+    other = write(folder, ("b", "two"))
+    other.rename(folder / f"{other.name}~")
     write(folder, ("a", "one"))
     (folder / "notes.txt").write_text("x")
-    (folder / "attempt.s.rank0.1.jsonl~").write_text("x")
     (folder / "sub.jsonl").mkdir()
     assert found(folder, "a")["output_text"] == "one"
+    assert found(folder, "b") is None
 
 
 def test_no_folder_is_an_empty_index(tmp_path):
@@ -241,11 +245,46 @@ def test_two_writers_of_one_name_write_two_files(folder):
     assert found(folder, "b")
 
 
-def test_a_write_that_fails_is_an_error(folder):
-    journal = JournalWriter(folder, ATTEMPT)
-    journal.close()
-    with pytest.raises(OSError, match=r".+"):
-        journal.answer("a", "", REQUEST, "one", USAGE)
+@pytest.mark.parametrize("writes", ["nothing", "a part"])
+def test_a_write_that_fails_names_the_file(folder, monkeypatch, writes):
+    def write(fd, data):
+        if writes == "nothing":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data[:-10])
+
+    real = os.write
+    with JournalWriter(folder, ATTEMPT) as writer:
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            writer.answer("a", "", REQUEST, "one", USAGE)
+    assert caught.value.filename == str(writer.path)
+    assert found(folder, "a") is None
+
+
+def test_what_is_synced_survives_a_power_loss(folder, monkeypatch):
+    """Closing syncs, too, and leaves no file open."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    with JournalWriter(folder, ATTEMPT) as writer:
+        writer.sync()
+        assert synced == [str(writer.path)]
+        assert is_open(writer.path)
+    assert synced == [str(writer.path)] * 2
+    assert not is_open(writer.path)
+
+
+def test_a_reader_leaves_no_file_open(folder):
+    path = write(folder, ("a", "one"))
+    with JournalReader(folder) as reader:
+        reader.read(read_index(folder).find("a", "", REQUEST))
+        assert is_open(path)
+    assert not is_open(path)
+
+
+def is_open(path) -> bool:
+    """Whether this process has the file open."""
+    descriptors = Path("/proc/self/fd")
+    return str(path) in {os.path.realpath(descriptors / fd) for fd in os.listdir(descriptors)}
 
 
 def test_an_error_message_of_any_text(folder):
@@ -255,14 +294,71 @@ def test_an_error_message_of_any_text(folder):
     assert "is gone" in found(folder, "a")["__error"]["message"]
 
 
-def test_records_are_what_orjson_reads(folder):
-    path = write(folder, ("a", "one"))
-    for line in path.read_bytes().splitlines():
-        orjson.loads(line)
+# as version 1 writes them; journals of this form lie on people's disks
+OLD_ATTEMPT = b"""\
+{"__journal":1,"host":"h","pid":7,"job":"","time":1.5}
+{"__key":"a","__part":"","__request":"%(r)b","output_text":"one","__usage":{"prompt_tokens":1}}
+{"__key":"b","__part":"","__request":"%(r)b","__error":{"stage":"read","type":"E","message":"no"}}
+{"__key":"c","__part":"p","__request":"%(r)b","output_text":"x","__usage":{},"__reasoning":"Hm"}
+{"__key":"d","__part":"","__request":"%(r)b","__engine_died":true}
+{"__key":"e","__part":"","__request":"%(r)b","__error":{"stage":"read","type":"E","message":"no"}}
+{"__key":"f","__part":"","__request":"%(r)b","__engine_died":true}
+"""
+OLD_REOPEN = b"""\
+{"__journal":1,"host":"h","pid":7,"job":"","time":1.5}
+{"__key":"e","__part":"","__request":"%(r)b","__reopens":"attempt.old.rank0.1-a.jsonl"}
+{"__key":"f","__part":"","__request":"%(r)b","__reopens":"attempt.old.rank0.1-a.jsonl"}
+"""
 
 
-def test_many_are_found_as_one_is(folder, monkeypatch):
+def test_journals_on_disk_stay_readable(folder):
+    folder.mkdir()
+    attempt, reopen = folder / "attempt.old.rank0.1-a.jsonl", folder / "reopen.1-b.jsonl"
+    attempt.write_bytes(OLD_ATTEMPT % {b"r": REQUEST.encode()})
+    reopen.write_bytes(OLD_REOPEN % {b"r": REQUEST.encode()})
+    assert found(folder, "a")["output_text"] == "one"
+    assert found(folder, "b")["__error"]["message"] == "no"
+    assert found(folder, "c", part="p")["__reasoning"] == "Hm"
+    assert [found(folder, key) for key in "def"] == [None] * 3
+    index = read_index(folder)
+    assert index.files == [attempt.name, reopen.name]
+    assert index.indexed == [attempt.name]
+    assert len(index) == 3
+    assert index.deaths("d", "", REQUEST) == [attempt.name]
+    assert index.deaths("f", "", REQUEST) == index.deaths("a", "", REQUEST) == []
+    kinds = {"output_text": 2, "__error": 2, "__engine_died": 2}
+    assert count_records(attempt) == kinds
+    assert count_records(reopen) == {"__reopens": 2}
+
+
+def test_what_is_written_has_the_form_that_is_read(folder):
+    with JournalWriter(folder, ATTEMPT) as attempt:
+        attempt.answer("a", "", REQUEST, "one", {"prompt_tokens": 1})
+        attempt.error("b", "", REQUEST, {"stage": "read", "type": "E", "message": "no"})
+        attempt.answer("c", "p", REQUEST, "x", {}, "Hm")
+        attempt.engine_died("d", "", REQUEST)
+    with JournalWriter(folder, REOPENS) as reopen:
+        reopen.reopen("e", "", REQUEST, "attempt.old.rank0.1-a.jsonl")
+    for path, old, number in ((attempt.path, OLD_ATTEMPT, 4), (reopen.path, OLD_REOPEN, 1)):
+        first, *records = path.read_bytes().splitlines()
+        assert first.startswith(b'{"__journal":1,"host":')
+        assert records == (old % {b"r": REQUEST.encode()}).splitlines()[1 : number + 1]
+
+
+def test_an_error_after_an_answer_keeps_what_was_said(folder):
+    with JournalWriter(folder, ATTEMPT) as journal:
+        said = {"output_text": "half", "usage": USAGE, "reasoning": "Hm\ud83d"}
+        journal.error("a", "", REQUEST, ERROR, **said)
+    assert found(folder, "a") == {
+        **{"__key": "a", "__part": "", "__request": REQUEST, "__error": ERROR},
+        **{"output_text": "half", "__usage": USAGE, "__reasoning": r"Hm\ud83d"},
+    }
+
+
+@pytest.mark.parametrize("batch", [1 << 16, 100, 1])
+def test_many_are_found_as_one_is(folder, monkeypatch, batch):
     """Also where identities share most of their bits, and records come again."""
+    monkeypatch.setattr(journal, "_BATCH", batch)
     real = journal._identity
     monkeypatch.setattr(
         journal, "_identity", lambda head: bytes(7) + real(head)[:1] + real(head)[:8]
