@@ -49,6 +49,17 @@ def test_the_summary_counts(finished):
     assert summary["output"].endswith("out.jsonl")
 
 
+def test_a_real_model_is_named(splitting):
+    """Everything is in the journal, so none is loaded."""
+    splitting.run.configure(run={"engine": "vllm"}, vllm={"model": "some/model"})
+    splitting(samples(2), 1).finish("0", "1")
+    splitting(num_shards=1)
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    assert splitting.run.summary()["model"] == "some/model"
+    assert {record["__model"] for record in splitting.run.records()} == {"some/model"}
+
+
 def cut_last(lines):
     return lines[:-1]
 
