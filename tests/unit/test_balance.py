@@ -95,6 +95,7 @@ def test_what_was_looked_up_is_counted(tmp_path):
     known = np.array([math.nan, math.nan, math.nan, 3, math.nan])
     wanted = np.array([True, True, True, True, True])
     with Weigher(Data(balance="size"), 1) as weigher:
+        assert (weigher.looked_up, weigher.seconds) == (0, 0.0)
         found = weigher.weigh(uris, known, wanted)
         assert found.tolist() == pytest.approx([7, 1, math.nan, 3, math.nan], nan_ok=True)
         assert weigher.looked_up == 4
@@ -110,15 +111,9 @@ def test_what_was_looked_up_is_counted(tmp_path):
 
 
 def test_the_manifest_has_numbers_that_can_be_read():
-    report = Balance("size", 1.234567, looked_up=3)
-    assert report.as_dict() == {
-        "by": "size",
-        "longest": 1.2346,
-        "longest_by_count": 1.0,
-        "looked_up": 3,
-        "unknown": 0,
-        "seconds": 0.0,
-    }
+    nothing = {"longest_by_count": 1.0, "looked_up": 0, "unknown": 0, "seconds": 0.0}
+    assert Balance("size").as_dict() == {"by": "size", "longest": 1.0, **nothing}
+    assert Balance("size", 1.234567).as_dict() == {"by": "size", "longest": 1.2346, **nothing}
 
 
 # --- through split -----------------------------------------------------------------------------

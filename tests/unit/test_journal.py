@@ -388,6 +388,20 @@ def test_many_are_found_as_one_is(folder, monkeypatch, batch):
         assert (one.is_error, number) == first[name]
 
 
+def test_identities_that_share_all_sorted_bits_are_told_apart(folder, monkeypatch):
+    real = journal._identity
+    monkeypatch.setattr(journal, "_identity", lambda head: bytes(8) + real(head)[:8])
+    names = [f"k{number}" for number in range(5)]
+    write(folder, *((name, name) for name in names))
+    index = read_index(folder)
+    places = index.find_all(b"".join(identity(name, "", REQUEST) for name in [*names, "k5"]))
+    assert places.tolist()[-1] == NOWHERE
+    with JournalReader(folder) as reader:
+        locations = [location_at(place, index.indexed) for place in places.tolist()[:-1]]
+        assert [reader.read(location)["__key"] for location in locations] == names
+    assert locations == [index.find(name, "", REQUEST) for name in names]
+
+
 def starts_of(path):
     """Offset of each line of a file."""
     sizes = [len(line) for line in path.read_bytes().splitlines(keepends=True)]
