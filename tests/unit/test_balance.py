@@ -39,6 +39,17 @@ def test_ranks_end_together(monkeypatch, num_ranks, single, bundles):
     assert report.longest_by_count > 1.03
 
 
+@pytest.mark.parametrize("single", [100_000, 300])
+def test_the_size_of_a_batch_changes_nothing(monkeypatch, single):
+    monkeypatch.setattr(balance, "_SINGLE", single)
+    monkeypatch.setattr(balance, "_BUNDLES", 100)
+    once, in_batches = Balance("duration"), Balance("duration")
+    ranks = deal(heavy_tailed(1000), 7, once)
+    monkeypatch.setattr(balance, "BATCH", 64)
+    assert deal(heavy_tailed(1000), 7, in_batches).tolist() == ranks.tolist()
+    assert in_batches.longest == pytest.approx(once.longest)
+
+
 def test_the_heaviest_goes_where_least_is():
     """By hand: 9 | 7 + 2 | 6 + 3, 1 to the first of the least."""
     weights = np.array([2, 9, 3, 7, 1, 6], np.float32)
