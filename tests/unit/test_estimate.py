@@ -206,7 +206,7 @@ def test_progress_is_told_while_it_works(plan, here, monkeypatch, caplog):
     caplog.set_level("INFO")
     plan(samples(4))
     assert "4 samples to look at, starting up" in caplog.text
-    told = r"looked at [123] of 4 samples, \d+\.\d a second, 0\.0 min left; 0 unreadable"
+    told = r"looked at [123] of 4 samples, [\d.]+ a second, [\d.]+ min left; 0 unreadable"
     assert re.search(told, caplog.text)
 
 
