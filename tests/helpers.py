@@ -102,6 +102,17 @@ class Ask(Task):
 '''
 
 
+# As the windows of a video: the first second of each, and the rest.
+EXPAND = """class Plain(BaseDataset):
+    @classmethod
+    def expand(cls, sample, params):
+        from video_pipeline.windows import windows
+
+        misbehave(sample.get("do"))
+        return windows({k: v for k, v in sample.items() if k[:2] != "__"}, [0.0, 1.0, 2.5])
+"""
+
+
 class Run:
     """A small run with the simulated engine, in a folder of its own.
 

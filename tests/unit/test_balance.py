@@ -39,6 +39,17 @@ def test_ranks_end_together(monkeypatch, num_ranks, single, bundles):
     assert report.longest_by_count > 1.03
 
 
+@pytest.mark.parametrize("single", [100_000, 300])
+def test_the_size_of_a_batch_changes_nothing(monkeypatch, single):
+    monkeypatch.setattr(balance, "_SINGLE", single)
+    monkeypatch.setattr(balance, "_BUNDLES", 100)
+    once, in_batches = Balance("duration"), Balance("duration")
+    ranks = deal(heavy_tailed(1000), 7, once)
+    monkeypatch.setattr(balance, "BATCH", 64)
+    assert deal(heavy_tailed(1000), 7, in_batches).tolist() == ranks.tolist()
+    assert in_batches.longest == pytest.approx(once.longest)
+
+
 def test_the_heaviest_goes_where_least_is():
     """By hand: 9 | 7 + 2 | 6 + 3, 1 to the first of the least."""
     weights = np.array([2, 9, 3, 7, 1, 6], np.float32)
@@ -85,6 +96,37 @@ def test_a_file_that_kills_its_reader_costs_only_itself(monkeypatch):
     assert np.flatnonzero(np.isnan(found)).tolist() == [100]
     assert np.nansum(found) == sum(range(200)) - 100
     assert 1 < Fragile.started < 20
+
+
+def test_what_was_looked_up_is_counted(tmp_path):
+    """Over all that is weighed; what a sample says, or the web holds, is not looked up."""
+    (tmp_path / "a").write_bytes(bytes(7))
+    (tmp_path / "empty").touch()
+    uris = [str(tmp_path / name) for name in ("a", "empty", "gone", "a")] + ["http://h/a"]
+    known = np.array([math.nan, math.nan, math.nan, 3, math.nan])
+    wanted = np.array([True, True, True, True, True])
+    none = [""] * 5  # files that a dataset will look for
+    with Weigher(Data(balance="size"), 1) as weigher:
+        assert (weigher.looked_up, weigher.seconds) == (0, 0.0)
+        found = weigher.weigh(uris, known, wanted, none)
+        assert found.tolist() == pytest.approx([7, 1, math.nan, 3, math.nan], nan_ok=True)
+        assert weigher.looked_up == 4
+        some = np.array([True, False, False, False, True])
+        found = weigher.weigh(uris, known, some, none)
+        assert found.tolist() == pytest.approx([7, *[math.nan] * 2, 3, math.nan], nan_ok=True)
+        assert weigher.looked_up == 5
+        unasked = weigher.weigh(uris, known, np.zeros(5, bool), none)
+        assert np.array_equal(unasked, known, equal_nan=True)
+        assert weigher.seconds > 0
+    with Weigher(Data(balance="duration"), 1) as weigher:
+        weights = weigher.weigh([str(tmp_path / "gone")], np.array([2.5]), np.array([True]), [""])
+        assert (weights.tolist(), weigher.looked_up) == ([2.5], 0)  # the sample says it
+
+
+def test_the_manifest_has_numbers_that_can_be_read():
+    nothing = {"longest_by_count": 1.0, "looked_up": 0, "unknown": 0, "seconds": 0.0}
+    assert Balance("size").as_dict() == {"by": "size", "longest": 1.0, **nothing}
+    assert Balance("size", 1.234567).as_dict() == {"by": "size", "longest": 1.2346, **nothing}
 
 
 # --- through split -----------------------------------------------------------------------------

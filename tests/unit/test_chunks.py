@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 import pytest
-from video_pipeline.chunks import ChunkEntry, entry_line, finished_line, read_lines
+from video_pipeline.chunks import ChunkEntry, entry_line, finished_line, line_blocks, read_lines
 from video_pipeline.journal import Location
 
 REQUEST = "0123456789abcdef" * 2
@@ -54,3 +54,17 @@ def test_lines_longer_than_a_piece(tmp_path):
     for last in (b"", b"torn"):
         path.write_bytes(b"".join(lines) + last)
         assert list(read_lines(path, 1 << 20)) == [*lines, *([last] if last else [])]
+
+
+@pytest.mark.parametrize(
+    ("num_files", "most"), [(1, 1 << 18), (256, 1 << 18), (512, 1 << 17), (1 << 20, 1 << 16)]
+)
+def test_blocks_are_bounded_however_many_files_are_read(tmp_path, num_files, most):
+    """64 MiB for all files together, or 64 KiB each where they are very many."""
+    lines = [b"x" * 1000 + b"\n"] * 2000
+    path = tmp_path / "file"
+    path.write_bytes(b"".join(lines))
+    blocks = list(line_blocks(path, num_files))
+    assert b"".join(blocks) == path.read_bytes()
+    assert all(block.endswith(b"\n") for block in blocks)
+    assert most - 1001 <= len(blocks[0]) == max(map(len, blocks)) <= most

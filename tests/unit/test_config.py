@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import re
-from pathlib import Path
-
 import pytest
 import yaml
-from helpers import PROJECT, SCRIPTS
+from helpers import PROJECT
 from video_pipeline import config as module
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
@@ -216,31 +212,3 @@ def test_the_schema_knows_keys_and_types():
     assert validator.is_valid({"vllm": {"dtype": "auto"}, "data": {"num_shards": 2}})
     assert not validator.is_valid({"data": {"num_shards": "two"}})
     assert not validator.is_valid({"data": {"unknown": 1}})
-
-
-def imported_modules(path: Path) -> set[str]:
-    """Names that a file imports when it is imported itself: not those inside functions."""
-    found: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-    return found
-
-
-def test_parsing_the_workflow_imports_neither_torch_nor_vllm():
-    seen: set[str] = set()
-    rules = (PROJECT / "workflow" / "rules" / "common.smk").read_text(encoding="utf-8")
-    todo = set(re.findall(r"^from (video_pipeline\S*) import", rules, re.MULTILINE))
-    while todo:
-        name = todo.pop()
-        seen.add(name)
-        path = SCRIPTS / name.replace(".", "/")
-        for file in (path.with_suffix(".py"), path / "__init__.py"):
-            if file.is_file():
-                todo |= imported_modules(file) - seen
-        if "." in name:
-            todo |= {name.rpartition(".")[0]} - seen
-    assert {"pydantic", "jinja2", "video_pipeline.gpus", "video_pipeline.tasks"} <= seen
-    assert not {name for name in seen if name.partition(".")[0] in ("torch", "vllm")}

@@ -7,7 +7,7 @@ import shutil
 from array import array
 
 import pytest
-from helpers import ERROR, few_open_files, keys, read_jsonl, samples
+from helpers import ERROR, EXPAND, few_open_files, keys, read_jsonl, samples
 from video_pipeline.consolidation import consolidate, consolidate_partial
 from video_pipeline.errors import UserError
 from video_pipeline.export import export
@@ -17,6 +17,7 @@ from video_pipeline.plan import Plan
 from video_pipeline.report.page import collect
 from video_pipeline.report.summary import read_summary
 from video_pipeline.retry import retry
+from video_pipeline.windows import CUT
 
 
 @pytest.fixture
@@ -56,6 +57,17 @@ def test_the_summary_counts(finished):
     assert summary["model"] == "simulated"
     assert summary["task"] == "ask"
     assert summary["output"].endswith("out.jsonl")
+
+
+def test_a_real_model_is_named(splitting):
+    """Everything is in the journal, so none is loaded."""
+    splitting.run.configure(run={"engine": "vllm"}, vllm={"model": "some/model"})
+    splitting(samples(2), 1).finish("0", "1")
+    splitting(num_shards=1)
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    assert splitting.run.summary()["model"] == "some/model"
+    assert {record["__model"] for record in splitting.run.records()} == {"some/model"}
 
 
 def cut_last(lines):
@@ -403,6 +415,31 @@ def test_more_shards_than_samples(splitting):
         infer(splitting.run.config, splitting.layout, rank, 1)
     consolidate(splitting.run.config, splitting.layout)
     assert [record["__key"] for record in splitting.run.records()] == ["0", "1"]
+
+
+def test_records_of_windows_are_put_together_by_video(splitting):
+    splitting.run.edit_plugin("class Plain(BaseDataset):\n", EXPAND)
+    splitting(samples(2), 1).finish("0@0.0-1.0", "0@1.0-2.5", "1@1.0-2.5", failed=("1@0.0-1.0",))
+    splitting(num_shards=2)
+    for rank in range(2):
+        infer(splitting.run.config, splitting.layout, rank, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    records = splitting.run.records()
+    assert [record["__key"] for record in records] == [
+        *("0@0.0-1.0", "0@1.0-2.5", "1@0.0-1.0", "1@1.0-2.5")
+    ]
+    videos = read_jsonl(splitting.layout.videos)
+    assert [video["input"] for video in videos] == samples(2)
+    clips = [clip for video in videos for clip in video["clips"]]
+    assert [len(video["clips"]) for video in videos] == [2, 2]
+    assert [(clip["video_start"], clip["video_end"]) for clip in clips] == [(0, 1), (1, 2.5)] * 2
+    without_input = [{n: v for n, v in each.items() if n != "input"} for each in records]
+    assert [{n: clip[n] for n in clip if n not in CUT} for clip in clips] == without_input
+
+
+def test_without_windows_nothing_is_put_together(finished):
+    consolidate(finished.run.config, finished.layout)
+    assert not finished.layout.videos.exists()
 
 
 def test_the_output_is_an_input(finished):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from array import array
 from io import BytesIO
 from pathlib import Path
@@ -203,11 +204,14 @@ def test_a_random_sample_stands_for_all(plan, here):
     assert expected["cost"] == pytest.approx(3 * 250 / 3600)
 
 
-def test_progress_is_told_while_it_works(plan, monkeypatch, caplog):
+def test_progress_is_told_while_it_works(plan, here, monkeypatch, caplog):
+    here.edit_plugin("    misbehave(", "    time.sleep(0.1)\n        misbehave(")
     monkeypatch.setattr(estimate, "PROGRESS_SECONDS", 0.01)
     caplog.set_level("INFO")
     plan(samples(4))
     assert "4 samples to look at, starting up" in caplog.text
+    told = r"looked at [123] of 4 samples, [\d.]+ a second, [\d.]+ min left; 0 unreadable"
+    assert re.search(told, caplog.text)
 
 
 def test_no_readable_sample(plan, capsys):

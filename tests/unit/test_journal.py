@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import orjson
 import pytest
@@ -16,6 +18,7 @@ from video_pipeline.journal import (
     JournalReader,
     JournalWriter,
     attempt_prefix,
+    count_records,
     identity,
     location_at,
     read_index,
@@ -237,11 +240,13 @@ def test_what_was_known_earlier(folder):
 
 
 def test_other_files_in_the_folder_do_not_matter(folder):
+    other = write(folder, ("b", "two"))
+    other.rename(folder / f"{other.name}~")
     write(folder, ("a", "one"))
     (folder / "notes.txt").write_text("x")
-    (folder / "attempt.s.rank0.1.jsonl~").write_text("x")
     (folder / "sub.jsonl").mkdir()
     assert found(folder, "a")["output_text"] == "one"
+    assert found(folder, "b") is None
 
 
 def test_no_folder_is_an_empty_index(tmp_path):
@@ -255,11 +260,47 @@ def test_two_writers_of_one_name_write_two_files(folder):
     assert found(folder, "b")
 
 
-def test_a_write_that_fails_is_an_error(folder):
-    journal = JournalWriter(folder, ATTEMPT)
-    journal.close()
-    with pytest.raises(OSError, match=r".+"):
-        journal.answer("a", "", REQUEST, "one", USAGE)
+@pytest.mark.parametrize("writes", ["nothing", "a part"])
+def test_a_write_that_fails_names_the_file(folder, monkeypatch, writes):
+    def write(fd, data):
+        if writes == "nothing":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data[:-10])
+
+    real = os.write
+    with JournalWriter(folder, ATTEMPT) as writer:
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            writer.answer("a", "", REQUEST, "one", USAGE)
+    assert caught.value.filename == str(writer.path)
+    assert found(folder, "a") is None
+
+
+def test_what_is_synced_survives_a_power_loss(folder, monkeypatch):
+    """Closing syncs, too, and leaves no file open."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    with JournalWriter(folder, ATTEMPT) as writer:
+        synced.clear()  # the folder, for the name of the file
+        writer.sync()
+        assert synced == [str(writer.path)]
+        assert is_open(writer.path)
+    assert synced == [str(writer.path)] * 2
+    assert not is_open(writer.path)
+
+
+def test_a_reader_leaves_no_file_open(folder):
+    path = write(folder, ("a", "one"))
+    with JournalReader(folder, read_index(folder)) as reader:
+        assert reader.find("a", "", REQUEST) is not None
+        assert is_open(path)
+    assert not is_open(path)
+
+
+def is_open(path) -> bool:
+    """Whether this process has the file open."""
+    descriptors = Path("/proc/self/fd")
+    return str(path) in {os.path.realpath(descriptors / fd) for fd in os.listdir(descriptors)}
 
 
 def test_an_error_message_of_any_text(folder):
@@ -269,14 +310,74 @@ def test_an_error_message_of_any_text(folder):
     assert "is gone" in found(folder, "a")["__error"]["message"]
 
 
-def test_records_are_what_orjson_reads(folder):
-    path = write(folder, ("a", "one"))
-    for line in path.read_bytes().splitlines():
-        orjson.loads(line)
+# as version 1 writes them; journals of this form lie on people's disks
+OLD_ATTEMPT = b"""\
+{"__journal":1,"host":"h","pid":7,"job":"","time":1.5}
+{"__key":"a","__part":"","__request":"%(r)b","output_text":"one","__usage":%(u)b}
+{"__key":"b","__part":"","__request":"%(r)b","__error":{"stage":"read","type":"E","message":"no"}}
+{"__key":"c","__part":"p","__request":"%(r)b","output_text":"x","__usage":%(u)b,"__reasoning":"Hm"}
+{"__key":"d","__part":"","__request":"%(r)b","__engine_died":true}
+{"__key":"e","__part":"","__request":"%(r)b","__error":{"stage":"read","type":"E","message":"no"}}
+{"__key":"f","__part":"","__request":"%(r)b","__engine_died":true}
+"""
+OLD_REOPEN = b"""\
+{"__journal":1,"host":"h","pid":7,"job":"","time":1.5}
+{"__key":"e","__part":"","__request":"%(r)b","__reopens":"attempt.old.rank0.1-a.jsonl"}
+{"__key":"f","__part":"","__request":"%(r)b","__reopens":"attempt.old.rank0.1-a.jsonl"}
+"""
 
 
-def test_many_are_found_as_one_is(folder, monkeypatch):
+OLD_VALUES = {b"r": REQUEST.encode(), b"u": orjson.dumps(USAGE)}
+
+
+def test_journals_on_disk_stay_readable(folder):
+    folder.mkdir()
+    attempt, reopen = folder / "attempt.old.rank0.1-a.jsonl", folder / "reopen.1-b.jsonl"
+    attempt.write_bytes(OLD_ATTEMPT % OLD_VALUES)
+    reopen.write_bytes(OLD_REOPEN % OLD_VALUES)
+    assert found(folder, "a")["output_text"] == "one"
+    assert found(folder, "b")["__error"]["message"] == "no"
+    assert found(folder, "c", part="p")["__reasoning"] == "Hm"
+    assert [found(folder, key) for key in "def"] == [None] * 3
+    index = read_index(folder)
+    assert index.files == [attempt.name, reopen.name]
+    assert index.indexed == [attempt.name]
+    assert len(index) == 3
+    assert index.deaths("d", "", REQUEST) == [attempt.name]
+    assert index.deaths("f", "", REQUEST) == index.deaths("a", "", REQUEST) == []
+    kinds = {"output_text": 2, "__error": 2, "__engine_died": 2}
+    assert count_records(attempt) == kinds
+    assert count_records(reopen) == {"__reopens": 2}
+
+
+def test_what_is_written_has_the_form_that_is_read(folder):
+    with JournalWriter(folder, ATTEMPT) as attempt:
+        attempt.answer("a", "", REQUEST, "one", USAGE)
+        attempt.error("b", "", REQUEST, {"stage": "read", "type": "E", "message": "no"})
+        attempt.answer("c", "p", REQUEST, "x", USAGE, "Hm")
+        attempt.engine_died("d", "", REQUEST)
+    with JournalWriter(folder, REOPENS) as reopen:
+        reopen.reopen("e", "", REQUEST, "attempt.old.rank0.1-a.jsonl")
+    for path, old, number in ((attempt.path, OLD_ATTEMPT, 4), (reopen.path, OLD_REOPEN, 1)):
+        first, *records = path.read_bytes().splitlines()
+        assert first.startswith(b'{"__journal":1,"host":')
+        assert records == (old % OLD_VALUES).splitlines()[1 : number + 1]
+
+
+def test_an_error_after_an_answer_keeps_what_was_said(folder):
+    with JournalWriter(folder, ATTEMPT) as journal:
+        said = {"output_text": "half", "usage": USAGE, "reasoning": "Hm\ud83d"}
+        journal.error("a", "", REQUEST, ERROR, **said)
+    assert found(folder, "a") == {
+        **{"__key": "a", "__part": "", "__request": REQUEST, "__error": ERROR},
+        **{"output_text": "half", "__usage": USAGE, "__reasoning": r"Hm\ud83d"},
+    }
+
+
+@pytest.mark.parametrize("batch", [1 << 16, 100, 1])
+def test_many_are_found_as_one_is(folder, monkeypatch, batch):
     """Also where identities share most of their bits, and records come again."""
+    monkeypatch.setattr(journal, "_BATCH", batch)
     real = journal._identity
     monkeypatch.setattr(
         journal, "_identity", lambda head: bytes(7) + real(head)[:1] + real(head)[:8]
@@ -304,6 +405,21 @@ def test_many_are_found_as_one_is(folder, monkeypatch):
         assert location_at(place, index.indexed) == one
         number = offsets[one.file][one.offset] - 1 + 800 * index.indexed.index(one.file)
         assert (one.is_error, number) == first[name]
+
+
+def test_identities_that_share_all_sorted_bits_are_told_apart(folder, monkeypatch):
+    real = journal._identity
+    monkeypatch.setattr(journal, "_identity", lambda head: bytes(8) + real(head)[:8])
+    names = [f"k{number}" for number in range(5)]
+    write(folder, *((name, name) for name in names))
+    index = read_index(folder)
+    places = index.find_all(b"".join(identity(name, "", REQUEST) for name in [*names, "k5"]))
+    assert places.tolist()[-1] == NOWHERE
+    locations = [location_at(place, index.indexed) for place in places.tolist()[:-1]]
+    with JournalReader(folder, index) as reader:
+        found = [reader.find(name, "", REQUEST) for name in names]
+    assert [each.record["__key"] for each in found] == names
+    assert [each.place for each in found] == locations
 
 
 def starts_of(path):

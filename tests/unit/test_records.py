@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from typing import Any, ClassVar
@@ -168,11 +167,10 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("case", UNFIT)
-def test_what_json_cannot_carry_costs_only_its_sample_or_is_named(case):
-    """Either the task is blamed by name, or the sample gets an error record; never a crash."""
-    with contextlib.suppress(TaskError):
-        record = build_parsed(lambda text, sample: {"value": UNFIT[case]})
-        assert orjson.loads(orjson.dumps(record))["__error"]["stage"] == "parse"
+def test_what_json_cannot_carry_costs_only_its_sample(case):
+    record = build_parsed(lambda text, sample: {"value": UNFIT[case]})
+    assert record["__status"] == "error"
+    assert record["__error"]["stage"] == "parse"
 
 
 ANSWERS = {
@@ -316,6 +314,22 @@ def test_a_damaged_video_is_damaged_for_all_questions():
     assert record_of(Asking(), ASKED, journaled)["damaged"] is True
 
 
+def test_one_answer_that_was_cut_off_says_so_for_all():
+    usage = {**USAGE, "finish_reason": "length"}
+    journaled = {"what": {"output_text": "A c", "__usage": usage}, "many": answered("3")}
+    record = record_of(Asking(), ASKED, journaled)
+    assert record["__usage"]["finish_reason"] == "length"
+
+
+def test_the_first_question_that_failed_is_named():
+    error = {"stage": "read", "type": "ValueError", "message": "no"}
+    journaled = {"what": {"__error": error}, "many": answered("some")}
+    record = record_of(Asking(), ASKED, journaled)
+    assert record["__error"] == {**error, "message": "what: no"}
+    assert record["__usage"] == USAGE
+    assert record["output_text"] == {"many": "some"}
+
+
 def test_an_answer_that_fails_keeps_the_others():
     journaled = {"what": answered("A cat."), "many": answered("some")}
     record = record_of(Asking(), ASKED, journaled)
@@ -430,7 +444,21 @@ def test_the_error_rate(limit, ok, failed, exceeded):
     assert counted(limit, ok, failed).exceeded() is exceeded
 
 
+def test_samples_that_wait_for_their_answer_count_as_not_failed():
+    rate = counted(0.1, 0, 20)
+    assert rate.exceeded(under_way=179)
+    assert not rate.exceeded(under_way=180)
+    rate.check("rank 3", under_way=180)
+
+
 def test_an_error_rate_that_is_passed_says_what_to_do():
     counted(0.1, 180, 20).check("rank 3")
-    with pytest.raises(UserError, match=r"rank 3: 30 of 130 .*run\.max_error_rate: 0\.1"):
+    with pytest.raises(UserError) as caught:
+        counted(0.1, 100, 30).check("rank 3", "some are open again")
+    message = str(caught.value)
+    assert message.startswith(
+        "rank 3: 30 of 130 finished samples failed, more than run.max_error_rate: 0.1; "
+        "the last: read: ValueError: no such clip; some are open again. "
+    )
+    with pytest.raises(UserError, match=r"the last: read: ValueError: no such clip\. "):
         counted(0.1, 100, 30).check("rank 3")

@@ -220,7 +220,7 @@ def test_a_module_that_fails_names_file_and_line(plugin, tmp_path, monkeypatch):
 
 def test_a_plugin_that_failed_can_be_mended(plugin):
     name = plugin("undefined_name\n")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="undefined_name"):
         load_plugins([name])
     plugin(TASK.format(name="mended") + "# longer than before\n")
     load_plugins([name])

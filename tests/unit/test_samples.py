@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pytest
 import zstandard
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
-from video_pipeline.samples import InputReader, read_blocks, task_sample, video_uri
+from video_pipeline.samples import (
+    BadLines,
+    InputReader,
+    read_blocks,
+    task_sample,
+    video_address,
+    video_uri,
+)
+from video_pipeline.windows import windows
 
 GOOD = b'{"path": "a.mp4"}'
 
@@ -76,6 +85,19 @@ def test_line_numbers_count_blank_lines(reader):
 def many_lines() -> bytes:
     """Lines that do not shrink to nothing when compressed."""
     return b"".join(b'{"path": "%d.mp4"}\n' % (7**number) for number in range(400))
+
+
+@pytest.mark.parametrize("name", ["large.jsonl", "large.jsonl.gz", "large.jsonl.zst"])
+def test_a_file_of_many_blocks(reader, tmp_path, name):
+    """Of noise, so that it stays large when compressed; two frames or members where it has such."""
+    texts = [random.Random(number).randbytes(500).hex() for number in range(1000)]
+    data = b"".join(b'{"path": "%b"}\n' % text.encode() for text in texts)
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    read = reader(pack(data[:700_001]) + pack(data[700_001:]), name)
+    assert [sample.raw["path"] for sample in read] == texts
+    blocks = list(read_blocks(tmp_path / name))
+    assert len(blocks) > 2
+    assert all(block.endswith(b"\n") for block in blocks)
 
 
 @pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.jsonl.zst"])
@@ -225,6 +247,19 @@ def test_the_first_20_bad_lines_are_shown_and_all_are_counted(reader):
     assert "37 more" in message
 
 
+def test_bad_lines_of_two_blocks_are_shown_in_the_order_of_the_file():
+    odd, even = BadLines(), BadLines()
+    for number in range(1, 31):
+        (odd if number % 2 else even).add(number, "x")
+    even.merge(odd)
+    with pytest.raises(UserError) as caught:
+        even.raise_any(Path("in.jsonl"))
+    first, *shown, more = str(caught.value).split("\n  ")
+    assert first.startswith("in.jsonl: 30 bad line(s)")
+    assert shown == [f"line {number}: x" for number in range(1, 21)]
+    assert more == "... and 10 more"
+
+
 def test_other_names_of_the_path(reader):
     (sample,) = reader(b'{"clip": "a.mp4"}\n', video_field="clip")
     assert sample.raw == {"clip": "a.mp4"}
@@ -258,6 +293,12 @@ def test_an_id_is_the_key(reader):
     assert keys_of(reader(lines, id_field="id")) == ["1", 'x/ü "\n', "-7"]
 
 
+def test_windows_of_a_video_share_its_id_and_have_keys_of_their_own(reader):
+    cut = windows({"path": "a", "id": "v"}, [0.0, 1.5, 30.0])
+    lines = "\n".join(map(json.dumps, cut)).encode()
+    assert keys_of(reader(lines, id_field="id")) == ["v@0.0-1.5", "v@1.5-30.0"]
+
+
 @pytest.mark.parametrize("value", ["null", "true", "1.0", '""', "[1]", "{}"])
 def test_what_is_no_id(reader, value):
     line = b'{"path": "a", "id": %s}' % value.encode()
@@ -272,17 +313,19 @@ def test_a_missing_id(reader):
 
 
 def test_an_output_is_an_input(reader):
+    """Without its error records."""
     ok = {"__key": "k", "__status": "ok", "__task": "t", "input": {"path": "a", "id": 1}, "x": 2}
     error = {"__key": "e", "__status": "error", "__error": {}, "input": {"path": "b", "id": 2}}
     plain = {"path": "c", "id": 3}
-    read = reader("\n".join(map(json.dumps, [ok, error, plain])).encode(), id_field="id")
+    lines = "\n".join(map(json.dumps, [ok, error, plain, error]))
+    read = reader(lines.encode(), id_field="id")
     first, second = read
     read.bad.raise_any(Path())
     previous = {"__key": "k", "__status": "ok", "__task": "t", "x": 2}
     assert first.raw == {"path": "a", "id": 1, "previous": previous}
     assert first.key == "1"
     assert second.raw == plain
-    assert (read.left_out, read.lines) == (1, 3)
+    assert (read.left_out, read.lines) == (2, 4)
 
 
 def test_the_output_of_two_runs_keeps_both(reader):
@@ -311,6 +354,7 @@ def test_a_sample_with_a_field_called_input_is_a_sample(reader):
         ("/abs/a.mp4", "/abs/a.mp4"),
         ("a%20b#c?d.mp4", "/root/a%20b#c?d.mp4"),
         ("C:/a.mp4", "/root/C:/a.mp4"),
+        ("my clips://a.mp4", "/root/my clips://a.mp4"),
         ("file:///a.mp4", "/a.mp4"),
         ("file:///a%20b%23c%C3%BC.mp4", "/a b#cü.mp4"),
         ("file://localhost/a.mp4", "/a.mp4"),
@@ -327,8 +371,18 @@ def test_addresses(video, uri):
     "video", ["s3://b/a.mp4", "ftp://h/a", "file://host/a", "data://x", "http://[half/a.mp4"]
 )
 def test_addresses_that_are_refused(video):
-    with pytest.raises(ValueError, match=r".+"):
+    with pytest.raises(ValueError, match=r"only local paths, file:// and http|Invalid IPv6 URL"):
         video_uri(video, "/root")
+
+
+def test_an_address_under_the_root_of_all():
+    assert video_uri("a.mp4", "/") == video_uri("/a.mp4", "/root") == "/a.mp4"
+
+
+def test_a_list_of_pictures_has_a_list_of_addresses():
+    assert video_address(["a.png", "/b.png"], "/root") == ["/root/a.png", "/b.png"]
+    assert video_address("a.mp4", "/root") == "/root/a.mp4"
+    assert video_address(None, "/root") is None
 
 
 def test_what_a_task_sees(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import Splitter, few_open_files, keys, read_jsonl, samples
+from helpers import EXPAND, Splitter, few_open_files, keys, read_jsonl, samples
 from video_pipeline.config import load_config
 from video_pipeline.consolidation import consolidate, consolidate_partial
 from video_pipeline.errors import TaskError, UserError
@@ -218,10 +218,36 @@ def test_on_bad_input_nothing_is_written(splitting, bad, first):
     splitting(samples(3))
     before = {p: p.read_bytes() for p in splitting.layout.chunks.iterdir()}
     (splitting.run.folder / "samples.jsonl").write_text(good + bad)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"1 bad line"):
         splitting()
     assert {p: p.read_bytes() for p in splitting.layout.chunks.iterdir()} == before
     assert [p.name for p in splitting.layout.chunks.parent.iterdir()] == ["of-2"]
+
+
+def test_a_sample_that_stands_for_several(splitting):
+    splitting.run.edit_plugin("class Plain(BaseDataset):\n", EXPAND)
+    splitting(samples(3), 2)
+    assert splitting.order == [
+        f"{number}@{times}" for number in range(3) for times in ("0.0-1.0", "1.0-2.5")
+    ]
+    assert splitting.manifest.samples == 6
+    (raw,) = (e.raw for chunk in splitting.chunks for e in chunk if e.key == "1@1.0-2.5")
+    assert raw["clip"] == {"number": 1, "of": 2, "segment": {}}
+    assert (raw["video_start"], raw["video_end"], raw["path"]) == (1.0, 2.5, "1.mp4")
+
+
+def test_a_sample_that_cannot_be_cut_is_a_bad_line(splitting):
+    """A ValueError is the dataset's word to the user; anything else is a bug, and its line is
+    named."""
+    splitting.run.edit_plugin("class Plain(BaseDataset):\n", EXPAND)
+    entries = samples(3)
+    entries[1]["do"], entries[2]["do"] = "raise", "storage"
+    with pytest.raises(UserError) as caught:
+        splitting(entries)
+    _, first, second = str(caught.value).splitlines()
+    assert first == "  line 2: no such clip"
+    assert second.startswith("  line 3: OSError: the storage is away (")
+    assert "plugin.py, line" in second
 
 
 def test_all_bad_lines_of_all_kinds_are_counted(splitting):

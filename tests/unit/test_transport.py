@@ -103,8 +103,8 @@ def test_arrays_do_not_go_through_the_pipe(tmp_path):
 def test_many_arrays_keep_their_places(tmp_path):
     tensors = [torch.full((size,), size, dtype=torch.int16) for size in range(1, 200)]
     _, result = there_and_back(tensors, tmp_path)
-    for size, tensor in enumerate(result, start=1):
-        assert torch.equal(tensor, torch.full((size,), size, dtype=torch.int16))
+    assert len(result) == 199
+    assert all(map(torch.equal, result, tensors))
 
 
 def test_what_arrives_can_be_changed(tmp_path):
@@ -123,6 +123,6 @@ def test_an_arrived_tensor_outlives_its_file(tmp_path):
 
 
 def test_what_cannot_be_packed_leaves_nothing(tmp_path):
-    with pytest.raises((TypeError, AttributeError)):
+    with pytest.raises(TypeError, match="cannot pickle 'generator' object"):
         pack({"frames": torch.zeros(1000), "bad": (x for x in [])}, tmp_path)
     assert list(tmp_path.iterdir()) == []

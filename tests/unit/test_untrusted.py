@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from helpers import Splitter, samples
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 from qwen_vl_utils import vision_process as qwen
@@ -125,6 +126,17 @@ def test_a_folder_that_lies_elsewhere_is_not_listed(folders: Path) -> None:
     for name in ("secrets", "allowed2/frames", "allowed/folder_link/frames", "nowhere"):
         with pytest.raises(VideoReadError, match="outside the folders"):
             FramesDataset.images_of(str(folders / name))
+
+
+def test_split_cuts_only_what_lies_under_a_root(splitting: Splitter) -> None:
+    """A dataset that makes windows looks into the files before any decode process does. What it
+    must not read stays whole, and becomes an error record."""
+    write_clip(splitting.run.folder / "0.mp4", seconds=2.0, fps=6)
+    splitting.run.configure(run={"dataset": "clips"}, task_params={"clip_seconds": 1})
+    splitting.run.configure(data={"allowed_roots": ["elsewhere"]})
+    assert splitting(samples(1)).manifest.samples == 1
+    splitting.run.configure(data={"allowed_roots": ["."]})
+    assert splitting(samples(1)).manifest.samples == 2
 
 
 def test_roots(folders: Path) -> None:

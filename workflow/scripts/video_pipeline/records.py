@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
@@ -159,7 +159,7 @@ class ErrorRate:
     limit: float
     finished: int = 0
     failed: int = 0
-    _last: dict[str, str] | None = None
+    _last: dict[str, str] = field(default_factory=dict)
 
     def count(self, error: dict[str, str] | None = None) -> None:
         """Count one finished sample, with its ``__error`` if it failed."""
@@ -179,8 +179,8 @@ class ErrorRate:
     def check(self, what: str, more: str = "", under_way: int = 0) -> None:
         """Raise :class:`UserError` if the limit is passed."""
         if self.exceeded(under_way):
-            last = "{stage}: {type}: {message}".format(**self._last) if self._last else ""
-            tail = "".join(f"; {part}" for part in (last and f"the last: {last}", more) if part)
+            last = "the last: {stage}: {type}: {message}".format(**self._last)
+            tail = "".join(f"; {part}" for part in (last, more) if part)
             raise UserError(
                 f"{what}: {self.failed} of {self.finished} finished samples failed, more than "
                 f"run.max_error_rate: {self.limit:g}{tail}. Mend the cause and run again (what is "
