@@ -317,3 +317,25 @@ def test_the_default_profile_is_used(run):
     out = run.snakemake("-n")
     assert str(PROJECT / "profiles" / "default") in out
     assert shlex.quote(str(PROJECT / "workflow" / "scripts" / "split.py")) in out  # printshellcmds
+
+
+@pytest.mark.parametrize("what", ["cut off", "of before", "its summary"])
+def test_an_output_that_is_not_what_was_written_is_written_again(run, what):
+    """Also where its time says nothing; no sample is inferred again."""
+    run.write_samples(samples(4))
+    run.snakemake()
+    before = run.output.read_bytes()
+    run.write_samples(samples(6))
+    run.snakemake()
+    right, path = run.output.read_bytes(), run.output
+    damaged = {"cut off": right[:-9], "of before": before, "its summary": b"{"}[what]
+    if what == "its summary":
+        path = run.output.with_name("out.summary.json")
+    status = path.stat()
+    path.write_bytes(damaged)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    out = run.snakemake()
+    assert "not what was written there: written again" in out
+    assert run.output.read_bytes() == right
+    assert run.summary()["samples"]["ok"] == 6
+    assert set(run.answers().values()) == {1}

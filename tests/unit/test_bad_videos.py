@@ -176,8 +176,8 @@ def test_every_kind_has_a_record(read: Callable[..., Results], tmp_path: Path) -
         "one.mp4": "read: video has 1 frame, at least 2 are needed",
         "still.mkv": "ok",
         "one_pixel.mkv": "ok",
-        "16k.gif": "read: 0 of 4 sampled frames could be decoded, not that at 0.000 s; "
-        "damaged near frame 1 of 8: Picture size 16384x16384 is invalid",
+        "16k.gif": "read: only 0 of 4 sampled frames could be decoded; the one at 0.000 s could "
+        "not; damaged near frame 1 of 8: Picture size 16384x16384 is invalid",
         "claim.mp4": "ok",  # the stream itself knows better
     }
     paths = {name: name if name.startswith("/") else f"{tmp_path}/{name}" for name in expected}

@@ -323,7 +323,9 @@ def test_a_summary_of_another_run_is_not_taken_for_its_own(finished):
     another = json.loads(finished.layout.summary.read_text())
     del another["output_file"]
     finished.layout.summary.write_text(json.dumps(another))
-    with pytest.raises(UserError, match=r"out\.summary\.json: no summary of this version"):
+    with pytest.raises(
+        UserError, match=r"out\.summary\.json is damaged, or was written by an earlier"
+    ):
         read_summary(finished.layout)
 
 

@@ -537,7 +537,7 @@ def test_a_file_of_another_attempt_under_the_same_name(folder, caplog):
         assert reader.find("a", "", REQUEST) is None
         assert reader.find("b", "", REQUEST).record["__error"] == ERROR
     assert "sample a is there any more; it counts as missing" in caplog.text
-    assert "sample b is there any more; another does" in caplog.text
+    assert "sample b is there any more; another one is used" in caplog.text
 
 
 def test_an_answer_after_a_broken_one_counts(folder):

@@ -860,7 +860,7 @@ def bad_file(kind: str, folder: Path) -> Path:
         ("truncated", r"the file is truncated: \d+ of 48 frames are there"),
         (
             "damaged",
-            r"\d+ of 4 sampled frames could be decoded, not that at \d+\.\d+ s; "
+            r"only \d+ of 4 sampled frames could be decoded; the one at \d+\.\d+ s could not; "
             r"damaged near frame \d+ of 48: .+ \(InvalidDataError\)",
         ),
     ],

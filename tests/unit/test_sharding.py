@@ -17,7 +17,7 @@ from video_pipeline.export import export
 from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
 from video_pipeline.locks import try_lock
-from video_pipeline.origin import is_of_another_origin
+from video_pipeline.origin import what_changed
 from video_pipeline.report.page import write_report
 from video_pipeline.scanning import scan
 from video_pipeline.sharding import Manifest
@@ -357,7 +357,7 @@ def test_a_wrong_folder_stops_the_run(reading, balance, count):
     for said in (
         f"{missing} of the {count} files",
         f"{folder}/viedos/0.mp4 (No such file or directory)",
-        f"data.video_root: viedos, which is {folder}/viedos",
+        f"Relative paths are relative to {folder}/viedos (data.video_root: viedos)",
     ):
         assert said in str(caught.value)
     assert files_under(folder / "results") == []
@@ -448,15 +448,15 @@ def test_chunks_are_known_by_the_content_of_their_input(splitting, size):
     splitting(samples(size))
     config, layout = splitting.run.config, splitting.layout
     path = splitting.run.folder / "samples.jsonl"
-    assert not is_of_another_origin(config, layout)
+    assert not what_changed(config, layout)
     old = path.stat()
     other = path.read_bytes().replace(b'"0.mp4"', b'"1.mp4"')
     assert len(other) == old.st_size
     path.write_bytes(other)
     os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns if size == 10 else 1))
-    assert is_of_another_origin(config, layout)
+    assert what_changed(config, layout)
     splitting()
-    assert not is_of_another_origin(config, layout)
+    assert not what_changed(config, layout)
 
 
 @pytest.mark.parametrize("section", ["sampling", "run", "data", "task_params"])
@@ -471,7 +471,7 @@ def test_chunks_are_known_by_what_is_asked(splitting, section):
     (splitting.run.folder / "other.jsonl").write_text('{"id": 7, "path": "x"}\n')
     splitting.run.configure(**{section: changes[section]})
     config, layout = splitting.run.config, splitting.layout
-    assert is_of_another_origin(config, layout)
+    assert what_changed(config, layout)
     for read in (infer_first, consolidate, consolidate_partial):
         with pytest.raises(UserError, match="--forcerun split"):
             read(config, layout)
@@ -489,7 +489,7 @@ def test_an_output_is_known_by_what_it_was_made_from(splitting):
         with pytest.raises(UserError, match=r"samples\.jsonl, the configuration says other\.jsonl"):
             read()
     layout.manifest.unlink()
-    assert is_of_another_origin(other, layout)
+    assert what_changed(other, layout)
     write_report(config, layout, 1)
     export(config, layout)
 
@@ -503,7 +503,7 @@ def test_what_changes_no_answer_is_of_no_concern(splitting):
     splitting.run.configure(
         run={"max_error_rate": 1.0}, report={"seed": 3}, vllm={"gpu_memory_utilization": 0.3}
     )
-    assert not is_of_another_origin(splitting.run.config, splitting.layout)
+    assert not what_changed(splitting.run.config, splitting.layout)
 
 
 def test_an_input_that_changes_while_it_is_split(splitting, monkeypatch):

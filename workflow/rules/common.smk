@@ -19,14 +19,15 @@ from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
 from video_pipeline.literal_paths import take_literally
 from video_pipeline.locks import describe_holder, try_lock
-from video_pipeline.origin import check_files, is_of_another_origin
+from video_pipeline.origin import check_files, code_files, output_is_damaged, what_changed
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
-from video_pipeline.plugins import plugin_files
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
 from video_pipeline.stages import resolve_stages
-from video_pipeline.tasks.prompts import prompt_files
 
 own_jobs()
+
+
+LOOKS = {"--lint", "--list-rules", "--list", "-l", "--list-target-rules", "--lt", "--unlock"}
 
 
 def given_gpus():
@@ -53,7 +54,7 @@ def resolve():
             [workflow.basedir, *(path for stage in stages for path in user_paths(stage))]
         )
         # What only shows the rules needs no files.
-        if workflow.is_main_process and not {"--lint", "--list-rules", "-l"} & set(sys.argv):
+        if workflow.is_main_process and not LOOKS & set(sys.argv):
             check_files([stage.config for stage in stages])
     except UserError as error:
         raise WorkflowError(str(error))
@@ -62,13 +63,7 @@ def resolve():
 
 def user_paths(stage):
     """The paths of the user that Snakemake gets to see, or parts of them."""
-    return [stage.config.data.input_jsonl, stage.layout.beside(""), *user_files(stage)]
-
-
-def user_files(stage):
-    """The user's own code and prompts, which the answers depend on."""
-    prompts = prompt_files(stage.config.task_params).values()
-    return [*plugin_files(stage.config.run.plugins), *prompts]
+    return [stage.config.data.input_jsonl, stage.layout.beside(""), *code_files(stage.config)]
 
 
 def samples(stage):
@@ -77,11 +72,21 @@ def samples(stage):
     and Snakemake's own memory need not show it."""
 
     def find(wildcards):
-        if workflow.is_main_process and is_of_another_origin(stage.config, stage.layout):
-            workflow.dag.forcefiles.add(str(stage.layout.manifest))
+        if workflow.is_main_process:
+            if changed := what_changed(stage.config, stage.layout):
+                force(stage, stage.layout.manifest, f"split again, changed: {', '.join(changed)}")
+            if output_is_damaged(stage.layout):
+                force(stage, stage.layout.output, "not what was written there: written again")
         return str(stage.config.data.input_jsonl)
 
     return find
+
+
+def force(stage, path, why):
+    if not hasattr(workflow.dag, "forcefiles"):
+        raise WorkflowError("this version of Snakemake is not supported: use 9.27")
+    workflow.dag.forcefiles.add(str(path))
+    print(f"{stage.layout.output}: {why}", file=sys.stderr)
 
 
 STAGES = resolve()
@@ -187,7 +192,7 @@ def explain_failure():
         logs = sorted({str(stage.layout.log("split").parent) for stage in STAGES})
         print(
             f"\nWhat failed is in the logs under {', '.join(logs)}/; what is done is in "
-            "the journal.\nMend the cause and run the same command again: only what is missing "
+            "the journal.\nFix the cause and run the same command again: only what is missing "
             "is inferred.",
             file=sys.stderr,
         )

@@ -6,7 +6,7 @@ for stage in STAGES:
         input:
             chunk=stage.layout.chunk("{rank}"),
             manifest=stage.layout.manifest,
-            user_files=user_files(stage),
+            user_files=code_files(stage.config),
         output:
             rank_files(stage),
         log:

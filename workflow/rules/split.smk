@@ -5,7 +5,7 @@ for number, stage in enumerate(STAGES):
             stage.rule("split")
         input:
             samples=samples(stage),
-            user_files=user_files(stage),
+            user_files=code_files(stage.config),
         output:
             chunks=[stage.layout.chunk(rank) for rank in stage.ranks],
             order=stage.layout.order,

@@ -20,8 +20,10 @@ def cut_off_at(usage: Mapping[str, Any], config: Config) -> str | None:
     tokens, most = usage["completion_tokens"], config.sampling.max_tokens
     if tokens < most:
         return "vllm.max_model_len"  # prompt and answer together fill the model
+    if tokens == most:
+        return "sampling.max_tokens"
     # only a second try may be longer
-    return "sampling.max_tokens" if tokens == most else "run.retry_truncated"
+    return "run.retry_truncated" if tokens == config.run.retry_truncated else "vllm.max_model_len"
 
 
 def why_no_answer(

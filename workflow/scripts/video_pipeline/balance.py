@@ -127,7 +127,8 @@ class MissingFiles:
         """Log how many files are missing; they become error records. ``samples``: of the input.
 
         Raises :class:`UserError` where it looks like the wrong folder: none of the first
-        :data:`FIRST_FILES` is there, and they are more than :data:`FEW_MISSING` of all samples.
+        :data:`FIRST_FILES` is there (or none at all, of an input that has fewer), and they are more
+        than :data:`FEW_MISSING` of all samples.
         """
         if not self.count:
             return
@@ -136,15 +137,15 @@ class MissingFiles:
             f"found; the first: {self.first} ({_why(self.first)})"
         )
         is_few = self.count <= FEW_MISSING * samples or config.run.max_error_rate == 1
-        if self.head < min(FIRST_FILES, self.looked_at) or is_few:
+        is_whole_input = self.head == self.looked_at == samples
+        if is_few or not (self.head >= FIRST_FILES or is_whole_input):
             logger.warning("%s. They become error records of stage read", what)
             return
         given = config.data.video_root
-        root = "not given, so relative paths begin in the folder of data.input_jsonl"
-        if given is not None:
-            root = str(given)
+        why = "that of data.input_jsonl" if given is None else str(given)
         raise UserError(
-            f"{what}. data.video_root: {root}, which is {config.video_root}. Nothing was started: "
+            f"{what}. Relative paths are relative to {config.video_root} (data.video_root: {why}). "
+            "Nothing was started: "
             f"fix data.video_root, or the paths in {config.data.input_jsonl} "
             "(`run.max_error_rate: 1` accepts them as error records)"
         )
@@ -180,8 +181,8 @@ class Weigher:
     def weigh(
         self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray, files: Sequence[str]
     ) -> np.ndarray:
-        """The weights of the ``wanted`` (a mask) among some samples, NaN where one is not to be
-        had. ``uris`` and ``files`` are those of a :class:`ScannedBlock`, ``known`` is what
+        """The weights of the ``wanted`` (a mask) among some samples, NaN where one is not
+        available. ``uris`` and ``files`` are those of a :class:`ScannedBlock`, ``known`` is what
         :func:`known_weight` said."""
         by, begun = self._data.balance, time.monotonic()
         weights = known.copy()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from video_pipeline.errors import UserError
+from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.files import EMPTY, Seal
 from video_pipeline.journal import Finished, JournalReader, Location
 from video_pipeline.tasks.base import WHOLE
@@ -150,10 +150,7 @@ _NEWLINE = ord("\n")
 def not_of_this_split(path: Path) -> UserError:
     """What to say of a file that holds something else than split wrote there."""
     what = "not what split wrote there" if path.exists() else "missing"
-    return UserError(
-        f"{path}: {what}. Run snakemake again with `--forcerun split` (of a stage: `--forcerun "
-        "split_<stage>`); nothing is inferred twice"
-    )
+    return UserError(f"{path}: {what}; {SPLIT_AGAIN}. Nothing is inferred twice")
 
 
 class Chunk(Sequence[ChunkEntry]):

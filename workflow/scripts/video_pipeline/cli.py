@@ -37,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
             raise
         place = f" ({plain(error.filename)})" if error.filename else ""
         print(
-            f"error: {error.strerror}{place}. Mend that and run the same command again: what is in "
+            f"error: {error.strerror}{place}. Fix that and run the same command again: what is in "
             "the journal stays done",
             file=sys.stderr,
         )

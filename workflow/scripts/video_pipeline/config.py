@@ -143,6 +143,11 @@ class Data(Section):
                 raise ValueError(
                     f"data.{name}: {value} is too small, expected `auto` or at least 1"
                 )
+        if re.search(r"\.rank\d+\.jsonl$", self.output_jsonl.name):
+            raise ValueError(
+                f"data.output_jsonl: {str(self.output_jsonl)!r} is the name of a rank file; take "
+                "another one"
+            )
         if not self.output_jsonl.name.endswith(".jsonl"):
             raise ValueError(
                 f"data.output_jsonl: {str(self.output_jsonl)!r} must end with .jsonl "
@@ -410,6 +415,12 @@ class Config(Section):
     def _different_files(self) -> Config:
         if os.path.abspath(self.data.input_jsonl) == os.path.abspath(self.data.output_jsonl):
             raise ValueError("data.output_jsonl: is the same file as data.input_jsonl")
+        rank_file = re.escape(str(self.data.output_jsonl.absolute()).removesuffix(".jsonl"))
+        if re.fullmatch(rf"{rank_file}\.rank\d+\.jsonl", os.path.abspath(self.data.input_jsonl)):
+            raise ValueError(
+                f"data.input_jsonl: {str(self.data.input_jsonl)!r} is a rank file of "
+                "data.output_jsonl, which a run replaces; give it another name"
+            )
         return self
 
     @model_validator(mode="after")

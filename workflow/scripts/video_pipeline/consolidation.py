@@ -110,16 +110,20 @@ def _check_answered(
     found = ", ".join(f"{stage}: {count:,}" for stage, count in stages.most_common())
     filled = next(rank for rank, each in enumerate(contents) if each.samples)
     with open(layout.rank_file(filled), "rb") as stream:
-        record = orjson.loads(stream.readline())
-    first = "sample {}: {stage}: {type}: {message}".format(record["__key"], **record["__error"])
+        try:
+            record = orjson.loads(stream.readline())
+            error = record["__error"]
+            first = "sample {}: {stage}: {type}: {message}".format(record["__key"], **error)
+        except (ValueError, LookupError):
+            return  # it is damaged: the checksum will say so
     more = ""
-    if stages.keys() - {"parse"}:
+    if stages.keys() - {"parse", "length"}:
         more = (
             ", then open them again (python -m video_pipeline.retry, with the --configfile and "
             "--directory of the run)"
         )
     raise UserError(
-        f"not one of {manifest.samples:,} samples of {config.data.input_jsonl.absolute()} was "
+        f"none of the {manifest.samples:,} samples in {config.data.input_jsonl.absolute()} was "
         f"answered ({found}), so there is no output. The first: {first}. Fix the cause{more} and "
         "run snakemake again"
     )

@@ -21,6 +21,10 @@ class UserError(Exception):
     """
 
 
+SPLIT_AGAIN = "run snakemake again with `--forcerun split` (of a stage: `--forcerun split_<stage>`)"
+"""What to do about chunks that are not those of this run."""
+
+
 class TaskError(UserError):
     """A user's task or dataset broke the contract of its base class."""
 

@@ -177,7 +177,7 @@ def make_plan(config: Config, layout: Layout, threads: int) -> None:
     ``layout.plan_samples`` and print what is in them.
 
     Raises :class:`UserError` where split would (bad lines, a longest prompt that does not fit), for
-    the user's own code, and if the model's processor is not to be had.
+    the user's own code, and if the model's processor is not available.
     """
     lock = try_lock(layout.plan_lock)
     if lock is None:

@@ -1,4 +1,5 @@
-"""Writing files so that nobody ever sees half of one, and knowing them again."""
+"""Files: written so that nobody ever sees half of one, known again by what they hold, and the name
+that was meant where one is missing."""
 
 from __future__ import annotations
 
@@ -148,8 +149,8 @@ def why_not_there(path: Path, kind: str = "file") -> str:
             return f"{absolute} is a link to {os.readlink(path)}, which does not exist"
         near = nearest_path(absolute)
         return f"{absolute} does not exist" + (f"; did you mean {near}?" if near else "")
-    except OSError as error:
-        return f"{absolute} cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        return f"{absolute!r} cannot be read: {error}"
     if kind == "file" and not stat.S_ISREG(mode):
         return f"{absolute} is not a file" + (", but a folder" if stat.S_ISDIR(mode) else "")
     if kind == "folder" and not stat.S_ISDIR(mode):

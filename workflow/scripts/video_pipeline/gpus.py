@@ -415,14 +415,14 @@ def _nvidia_smi(query: str) -> list[list[str]] | None:
         process.kill()  # not waited for: a broken driver may hold it in the kernel
         raise UserError(
             f"`{' '.join(command)}` has given no answer for {NVIDIA_SMI_SECONDS:g} s: the driver "
-            "or a device hangs. Mend that, then run the same command again"
+            "or a device hangs. Fix that, then run the same command again"
         ) from None
     if process.returncode in _NO_GPU:
         return None
     if process.returncode not in _ANSWERED:
         raise UserError(
             f"`{' '.join(command)}` failed with exit code {process.returncode}: {answer.strip()}. "
-            "Mend the device or its driver, then run the same command again"
+            "Fix the device or its driver, then run the same command again"
         )
     rows = ([cell.strip() for cell in line.split(",")] for line in answer.splitlines())
     return [row for row in rows if len(row) == query.count(",") + 1]  # without warnings

@@ -159,12 +159,14 @@ def settings_digest(config: Config, in_messages: Collection[str] = ()) -> str:
 
 def plain_settings_digest(config: Config) -> str:
     """Digest of the same settings as they are written down: no file is looked at, and all
-    ``task_params``, the dataset and the plugins count."""
+    ``task_params``, the dataset, the plugins and what becomes of an answer count."""
     settings = _settings(config, ())
     if config.run.engine == "vllm":
         settings["lora_path"] = str(config.vllm.lora_path)
-    code = {"dataset": config.run.dataset, "plugins": config.run.plugins}
-    return _settings_digest({**settings, **code})
+    run = {name: getattr(config.run, name) for name in ("dataset", "plugins", "truncated")}
+    named = ("id_field", "video_field", "video_root")
+    data = config.data.model_dump(mode="json", include=set(named))
+    return _settings_digest({**settings, **run, "data": data})
 
 
 def _settings(config: Config, in_messages: Collection[str]) -> dict[str, Any]:

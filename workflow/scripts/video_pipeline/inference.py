@@ -17,7 +17,7 @@ from video_pipeline.answers import why_no_answer
 from video_pipeline.chunks import Question
 from video_pipeline.config import Config
 from video_pipeline.engine.base import EngineDead
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import SPLIT_AGAIN, TaskError, UserError
 from video_pipeline.files import write_text
 from video_pipeline.identity import settings_digest
 from video_pipeline.journal import (
@@ -29,7 +29,7 @@ from video_pipeline.journal import (
 )
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
-from video_pipeline.origin import check_origin
+from video_pipeline.origin import check_code
 from video_pipeline.processes import job_processes
 from video_pipeline.rank_files import writing
 from video_pipeline.records import ErrorRate, Records
@@ -76,17 +76,13 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
     with waiting_lock(layout.lock(rank), logger):
         refuse_live_writers(layout, of_other_plans=True)
         layout.remove_leftovers(rank)
-        manifest = Manifest.read(layout.manifest)
-        if (manifest.task, manifest.settings) != (
-            task.name,
-            settings_digest(config, task.in_messages),
-        ):
+        manifest = Manifest.of(config, layout)
+        if manifest.settings != settings_digest(config, task.in_messages):
             raise UserError(
-                f"the settings have changed since the input was split ({layout.manifest}), or the "
-                "model's files have; run snakemake again with `--forcerun split` (of a stage: "
-                "`--forcerun split_<stage>`)"
+                "the files of the model have changed since the input was split "
+                f"({layout.manifest}); {SPLIT_AGAIN}"
             )
-        check_origin(manifest.origin, config, layout.manifest)
+        check_code(manifest.origin["files"], config)
         shard = Shard(config, layout, rank, manifest, task)
         if not manifest.rank_pending[rank]:
             with suppress(Unfinished):  # then something was opened again, or is gone
@@ -136,6 +132,7 @@ class Shard:
         chunk: The entries of the chunk.
         rank: The rank.
         with_videos: Whether the dataset reads videos.
+        code: The user's code as split saw it, see :func:`video_pipeline.origin.check_code`.
         pending: Positions in the chunk that are still to be inferred, in input order.
         deaths: Of the pending samples that were in an engine when it died, how often.
         error_rate: Failures among the finished samples.
@@ -148,6 +145,7 @@ class Shard:
         self.task = task
         self.rank = rank
         self.with_videos = manifest.with_videos
+        self.code: dict[str, str | None] = manifest.origin["files"]
         self.chunk = manifest.open_chunk(layout, rank)
         self._layout = layout
         self._manifest = manifest
@@ -165,8 +163,8 @@ class Shard:
             for position, entry in enumerate(self.chunk):
                 done = entry.find(reader)
                 if len(done) == len(entry.requests):
-                    self.error_rate.finished += 1
-                    self.error_rate.failed += any(map(self._is_failure, done.values()))
+                    failures = map(self._failure, done.values())
+                    self.error_rate.count(next(filter(None, failures), None))
                     continue
                 self.pending.append(position)
                 if done:
@@ -175,13 +173,13 @@ class Shard:
                 if deaths:
                     self.deaths[position] = deaths
 
-    def _is_failure(self, finished: Finished) -> bool:
-        """Whether a finished record counts as failed, as far as the journal tells: what ``parse``
+    def _failure(self, finished: Finished) -> dict[str, str] | None:
+        """The error that a finished record counts as, as far as the journal tells: what ``parse``
         says is known when the rank file is written."""
         record = finished.record
-        return finished.place.is_error or (
-            why_no_answer(record["__usage"], record["output_text"], self.config) is not None
-        )
+        if "__error" in record:
+            return record["__error"]
+        return why_no_answer(record["__usage"], record["output_text"], self.config)
 
     def __len__(self) -> int:
         return len(self.chunk)
@@ -247,8 +245,8 @@ class Shard:
                 if len(done) < len(entry.requests):
                     raise Unfinished(
                         f"{self._journal}: sample {entry.key} has no record, though the job is "
-                        "over. Somebody has changed the journal: run the same command again, and "
-                        "just this sample is inferred"
+                        "over: the journal was changed. Run the same command again; only this "
+                        "sample is inferred"
                     )
                 record = records.build(entry, {part: each.record for part, each in done.items()})
                 rate.count(record.error)

@@ -16,6 +16,9 @@ from video_pipeline.errors import UserError
 
 _MARKS = "{}<>"
 
+_OWN = ("rank{rank}.jsonl", "infer.rank{rank}.log")
+"""Names of the workflow's own, in which the wildcard is one."""
+
 
 def take_literally(paths: Iterable[Path | str]) -> None:
     """Let this Snakemake take what stands in ``paths``, and in the same place of other paths, for
@@ -26,16 +29,27 @@ def take_literally(paths: Iterable[Path | str]) -> None:
     literals = {text for path in paths for text in _marked(path)}
     if not literals:
         return
-    from snakemake import io, pathvars
+    for text in sorted(literals):
+        if any(name.startswith(text) for name in _OWN):
+            raise UserError(f"the path part {text!r} is one of the workflow's own: rename it")
+    try:  # no public part of Snakemake does this
+        from snakemake import io, pathvars
 
-    io.WILDCARD_REGEX = _Except(io.WILDCARD_REGEX, literals)
-    pathvars.PATHVAR_REGEX = _Except(pathvars.PATHVAR_REGEX, literals)
-    for text in literals:
-        if io.contains_wildcard(text) or pathvars.Pathvars.with_defaults().apply(text) != text:
-            raise UserError(
-                f"the path part {text!r}: this version of Snakemake would take a part of it for a "
-                "wildcard; rename it without {}<>"
-            )
+        io.WILDCARD_REGEX = _Except(io.WILDCARD_REGEX, literals)
+        pathvars.PATHVAR_REGEX = _Except(pathvars.PATHVAR_REGEX, literals)
+        taken = [text for text in literals if not _is_literal(text, io, pathvars)]
+    except (ImportError, AttributeError):
+        taken = list(literals)
+    if taken:
+        raise UserError(
+            f"the path part {taken[0]!r}: this version of Snakemake would take a part of it for a "
+            "wildcard; rename it without {}<>"
+        )
+
+
+def _is_literal(text: str, io: Any, pathvars: Any) -> bool:
+    applied = pathvars.Pathvars.with_defaults().apply(text)
+    return applied == text and not io.contains_wildcard(text)
 
 
 def _marked(path: Path | str) -> Iterator[str]:

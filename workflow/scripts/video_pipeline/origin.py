@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.config import Config
-from video_pipeline.errors import UserError
-from video_pipeline.files import why_not_there
+from video_pipeline.errors import SPLIT_AGAIN, UserError
+from video_pipeline.files import Seal, why_not_there
 from video_pipeline.identity import plain_settings_digest
 from video_pipeline.layout import Layout
 from video_pipeline.plugins import plugin_files
@@ -83,14 +83,29 @@ def origin_of(config: Config) -> dict[str, Any]:
 
     ``input`` is named as in the configuration, so that the folder of a run may move.
     """
-    prompts = map(Path, prompt_files(config.task_params).values())
-    files = [config.data.input_jsonl, *plugin_files(config.run.plugins), *prompts]
+    files = [config.data.input_jsonl, *code_files(config)]
     return {
         "input": str(config.data.input_jsonl),
         "task": config.run.task,
         "settings": plain_settings_digest(config),
         "files": {str(path): file_digest(path) for path in files},
     }
+
+
+def code_files(config: Config) -> list[Path]:
+    """The user's own code and prompts, which the answers depend on."""
+    prompts = map(Path, prompt_files(config.task_params).values())
+    return [*plugin_files(config.run.plugins), *prompts]
+
+
+def check_code(files: Mapping[str, str | None], config: Config) -> None:
+    """Raise :class:`UserError` if a plugin or a prompt file is not the one that split saw;
+    ``files`` are those of the :func:`origin_of` the split."""
+    for path in code_files(config):
+        if files.get(str(path)) != file_digest(path):
+            raise UserError(
+                f"{path.absolute()} has changed since the input was split; run snakemake again"
+            )
 
 
 def file_digest(path: Path) -> str | None:
@@ -105,16 +120,39 @@ def file_digest(path: Path) -> str | None:
         return None
 
 
-def is_of_another_origin(config: Config, layout: Layout) -> bool:
-    """Whether the chunks or the output that are there were made from something else than ``config``
-    says. Snakemake alone may not see it: a file can be older than what it replaces, and what it
-    remembers of its last run can be gone."""
+def what_changed(config: Config, layout: Layout) -> list[str]:
+    """In what the chunks or the output that are there differ from what ``config`` says: ``input``,
+    ``task``, ``settings`` and the paths of files. Empty if in nothing. Snakemake alone may not see
+    it: a file can be older than what it replaces, and what it remembers of its last run can be
+    gone."""
     input_jsonl = config.data.input_jsonl
     recorded = [_recorded(path) for path in (layout.manifest, layout.summary)]
     if not any(recorded) or not input_jsonl.exists():  # a stage before it has to write it
-        return False
-    origin = origin_of(config)
-    return any(found and found != origin for found in recorded)
+        return []
+    now, changed = _flat(origin_of(config)), set()
+    for origin in filter(None, recorded):
+        then = _flat(origin)
+        changed |= {name for name in now | then if now.get(name) != then.get(name)}
+    return sorted(changed)
+
+
+def output_is_damaged(layout: Layout) -> bool:
+    """Whether the output that is there is not the one that its summary was written about, or the
+    summary cannot be read. A large output is known by its size."""
+    try:
+        size = layout.output.stat().st_size
+        summary = layout.summary.read_bytes()
+    except OSError:
+        return False  # what is missing is made
+    try:
+        seal = Seal(**json.loads(summary)["output_file"])
+    except (ValueError, LookupError, TypeError):
+        return True
+    return size != seal.num_bytes or (size <= SMALL_BYTES and not seal.fits(layout.output))
+
+
+def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{name: origin[name] for name in origin if name != "files"}, **origin["files"]}
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:
@@ -138,13 +176,11 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
         if recorded[name] != now[name]:
             raise UserError(
                 f"{path} was made with {what}: {recorded[name]}, the configuration says "
-                f"{now[name]}. Run snakemake again with `--forcerun split` (of a stage: "
-                "`--forcerun split_<stage>`)"
+                f"{now[name]}; {SPLIT_AGAIN}"
             )
     if recorded["settings"] != now["settings"]:
         raise UserError(
-            f"the settings have changed since the input was split ({path}); run snakemake again "
-            "with `--forcerun split` (of a stage: `--forcerun split_<stage>`)"
+            f"the settings have changed since the input was split ({path}); {SPLIT_AGAIN}"
         )
     digest = recorded["files"].get(now["input"])
     if digest != now["files"][now["input"]]:

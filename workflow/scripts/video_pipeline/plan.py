@@ -96,8 +96,13 @@ def job_threads(cores: int | None, at_once: int, *, gpus_bind: bool) -> int:
 def read_plan(path: Path) -> Plan | None:
     """The plan that an earlier invocation wrote, None if there is none."""
     try:
-        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        if type(plan.num_shards) is not int or plan.num_shards < 1:
+            raise ValueError(f"num_shards: {plan.num_shards!r}")
+        return plan
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read the plan {path}: {error}; remove it and run again") from error
+        raise UserError(
+            f"cannot read the plan {path.absolute()}: {error}; remove it and run again"
+        ) from error

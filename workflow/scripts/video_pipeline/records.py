@@ -183,6 +183,6 @@ class ErrorRate:
             tail = "".join(f"; {part}" for part in (last, more) if part)
             raise UserError(
                 f"{what}: {self.failed} of {self.finished} finished samples failed, more than "
-                f"run.max_error_rate: {self.limit:g}{tail}. Mend the cause and run again (what is "
+                f"run.max_error_rate: {self.limit:g}{tail}. Fix the cause and run again (what is "
                 "done stays done), or raise run.max_error_rate to accept them"
             )

@@ -65,11 +65,16 @@ def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Cont
     count = 0
     with JournalReader(journal, index) as reader, JournalWriter(journal, REOPENS) as writer:
         for entry in chunk:
-            finished, reopened = entry.find(reader), 0
+            reopened = 0
             for question in entry.questions:
-                place, record = finished.get(question.part, (None, {}))
-                if "__error" in record and record["__error"]["stage"] in stages:
-                    for file in {place.file, *index.deaths(*question)}:
+                known = entry.done.get(question.part)
+                place = index.find(*question, known)
+                if place is None or not place.is_error:  # most records are answers: not read
+                    continue
+                finished = reader.find(*question, known)
+                error = finished and finished.record.get("__error")
+                if error and error["stage"] in stages:
+                    for file in {finished.place.file, *index.deaths(*question)}:
                         writer.reopen(*question, file)
                     reopened = 1
             count += reopened
@@ -96,10 +101,11 @@ def main() -> None:
         if count
         else "no failed samples to retry"
     )
-    if "length" in stages and any(own.run.truncated == "error" for own in (first, *later)):
+    is_strict = any(own.run.truncated == "error" for own in (first, *later))
+    if "length" in stages and (is_strict or not count):
         print(
-            "answers that were cut off and count as failed (run.truncated: error) would be cut off "
-            "again: raise sampling.max_tokens, which infers all samples again"
+            "answers that were cut off (stage length) would be cut off again: raise "
+            "sampling.max_tokens, which infers all samples again"
         )
 
 

@@ -86,7 +86,7 @@ class BadLines:
                 "\n  ".join(
                     [
                         f"{path}: {self.count} bad line(s); nothing was started. "
-                        "Mend or remove them and run again.",
+                        "Fix or remove them and run again.",
                         *(f"line {line}: {why}" for line, why in self._first),
                         *([f"... and {more} more"] if more else []),
                     ]

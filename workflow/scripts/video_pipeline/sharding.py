@@ -253,6 +253,7 @@ def _split(
         missing = _fill(table, config, reading, index, num_processes, *counting)
         if 0 < manifest.left_out == manifest.lines:
             logger.info("%s: all records are failed samples: run them", config.data.input_jsonl)
+            progress.advance(-manifest.lines)
             missing = _fill(
                 table, config, reading, index, num_processes, *counting, with_failed=True
             )

@@ -216,6 +216,7 @@ class Stream:
         self._in_engine: dict[str, Question] = {}
         self._crashed: list[int] = []
         self._last_try = False
+        self._told_cut_off = ""
         self._statistics = JobStatistics(
             shard.rank,
             self._num_processes,
@@ -241,6 +242,7 @@ class Stream:
             preparer=engine.preparer(),
             folder=self._folder,
             seal=shard.chunk.seal,
+            files=shard.code,
         )
         journal = shard.open_journal()
         spent = StatisticsFile(journal.path)
@@ -479,7 +481,9 @@ class Stream:
             window.held,
             window.held_bytes / 1e6,
         )
-        if cut_off := describe_cut_off(self._statistics.truncated):
+        cut_off = describe_cut_off(self._statistics.truncated)
+        if cut_off != self._told_cut_off:
+            self._told_cut_off = cut_off
             logger.warning("rank %d: %s", self._shard.rank, cut_off)
 
 

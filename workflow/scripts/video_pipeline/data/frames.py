@@ -74,7 +74,7 @@ class FramesDataset(QwenVideoDataset):
         cls._order_was_told = True
         logger.warning(
             "%s: frames are taken in natural order, %s before %s, not in the order of characters. "
-            "This is said once and holds for all samples",
+            "Logged once; it applies to all samples",
             plain(named),
             plain(against[0].name),
             plain(against[1].name),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.video.errors import note_damage, noting_damage
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +27,7 @@ class ImageDataset(QwenVideoDataset):
 class FirstFrameDataset(QwenVideoDataset):
     """The first frame of the sample's video (of its segment), as an image."""
 
-    _last: tuple[tuple[str, float], Image.Image] | None = None
+    _last: tuple[tuple[str, float], Image.Image, list[str]] | None = None
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") == sample["__video_uri"]:
@@ -39,8 +40,13 @@ class FirstFrameDataset(QwenVideoDataset):
         from video_pipeline.video.reader import read_frame
 
         if self._last is None or self._last[0] != (uri, seconds):
-            self._last = (uri, seconds), read_frame(uri, seconds)
-        return self._last[1]
+            with noting_damage() as damage:
+                frame = read_frame(uri, seconds)
+            self._last = (uri, seconds), frame, damage
+        _, frame, damage = self._last
+        for message in damage:
+            note_damage(message)
+        return frame
 
 
 @register_dataset("keyframes")

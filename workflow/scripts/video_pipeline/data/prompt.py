@@ -26,7 +26,7 @@ def processor_folder(model: str, revision: str | None = None) -> str:
     """A local folder with the processor of ``model``: itself, or what is fetched from the Hugging
     Face hub if it is not here yet (a few MB, no weights).
 
-    Raises :class:`UserError` where it is not to be had.
+    Raises :class:`UserError` where it is not available.
     """
     if Path(model).is_dir():
         return model
@@ -39,7 +39,7 @@ def processor_folder(model: str, revision: str | None = None) -> str:
         version = f" --revision {revision}" if revision else ""
         raise UserError(
             f"vllm.model: {model} is no folder here, and the hub does not give its processor: "
-            f"{error}. Mend the name; or fetch it where there is a network, to the same HF_HOME: "
+            f"{error}. Fix the name; or fetch it where there is a network, to the same HF_HOME: "
             f"hf download {model}{version} --include {patterns}; or name a local folder"
         ) from error
 
@@ -93,8 +93,8 @@ class Prompter:
         if "prompt_token_ids" in llm_input:
             raise SpecialTokenError(
                 f"the text of a message holds {self._special.find(messages)!r}, a special token of "
-                "the model, which as a part of a prompt's text would act as one: take "
-                "Prompter.llm_input(messages), which gives the token ids, too"
+                "the model; in a text prompt it would act as one. Use "
+                "Prompter.llm_input(messages), which also returns token ids"
             )
         return llm_input["prompt"]
 
@@ -185,7 +185,7 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount | None:
 
 
 class PlaceholderError(ValueError):
-    """A prompt has not one placeholder for each video and image."""
+    """A prompt does not have exactly one placeholder for each video and image."""
 
 
 def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
@@ -214,9 +214,8 @@ def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
             found = ids.count(_tokenizer(model).convert_tokens_to_ids(placeholder))
         if found != count:
             raise PlaceholderError(
-                f"the prompt holds {placeholder!r} {found} times, for {count} of the videos and "
-                "images that it stands for: the model's chat template must write it once for each "
-                "that a message shows"
+                f"the prompt has {found} times {placeholder!r} for {count} videos or images of "
+                "that kind: the model's chat template must write exactly one for each"
             )
 
 

@@ -70,7 +70,7 @@ class SpecialTokens:
                 if name != "content" and (other := self._pattern.search(str(value))):
                     raise SpecialTokenError(
                         f"{name!r} of a message holds {other[0]!r}, a special token of the model: "
-                        "only its text may"
+                        "special tokens are allowed in its text only"
                     )
         return first
 
@@ -85,7 +85,7 @@ class SpecialTokens:
         this tokenizer cannot do that.
         """
         if self._strangers:
-            raise _refused(token, f"to it {self._strangers[0]!r} is no token either")
+            raise _refused(token, f"{self._strangers[0]!r} is not in its vocabulary")
         # Without its first character nothing in the text can become a token, whatever it stands
         # beside. What is a token then comes from the template.
         rendered = render([_with_texts(message, self._hide) for message in messages])
@@ -106,7 +106,7 @@ class SpecialTokens:
             if not is_around and id in self._names and id != unknown
         ]
         if found != [id for id in structure if id != unknown]:
-            raise _refused(token, "to it these characters are the token")
+            raise _refused(token, "it always becomes the token")
         return prompt, ids
 
     def skeleton(self, ids: Iterable[int]) -> str:
@@ -206,5 +206,5 @@ def _with_texts(message: dict[str, Any], change: Callable[[str], str]) -> dict[s
 def _refused(token: str, why: str) -> SpecialTokenError:
     return SpecialTokenError(
         f"the text of a message holds {token!r}, a special token of the model, and its tokenizer "
-        f"cannot take that for plain characters: {why}. Take it out of the text"
+        f"cannot encode it as plain text: {why}. Remove it from the text"
     )

@@ -24,6 +24,7 @@ from video_pipeline.data.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import TaskError, UserError, place_of, user_frame, where
 from video_pipeline.files import Seal
+from video_pipeline.origin import check_code
 
 SAMPLES_PER_WORKER = 10_000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
@@ -72,6 +73,7 @@ class WorkerSpec:
         preparer: The engine's part.
         folder: Folder of shared memory for the prepared samples.
         seal: What the chunk file must hold, if that is known.
+        files: The user's code as split saw it, see :func:`video_pipeline.origin.check_code`.
     """
 
     config: Config
@@ -80,6 +82,7 @@ class WorkerSpec:
     preparer: Preparer
     folder: Path
     seal: Seal | None = None
+    files: dict[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -270,6 +273,8 @@ class _Worker:
         task = load_task(config)
         self._chunk = Chunk(spec.chunk, spec.seal)
         self._dataset = create_dataset(config, task, ChunkSamples(self._chunk, config), spec.model)
+        if spec.files is not None:  # it is loaded anew, maybe hours after the job began
+            check_code(spec.files, config)
         self._preparer = spec.preparer
         self._preparer.start()
         self._folder = spec.folder

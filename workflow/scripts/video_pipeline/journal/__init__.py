@@ -473,7 +473,9 @@ class JournalReader:
             self._whole = read_index(self._folder, checked=True)
         elsewhere = self._whole.find(key, part, request)
         record = None if elsewhere is None else self._read(elsewhere, head)
-        self._warn(place, key, part, "it counts as missing" if record is None else "another does")
+        self._warn(
+            place, key, part, "it counts as missing" if record is None else "another one is used"
+        )
         return None if record is None else Finished(elsewhere, record)
 
     def _read(self, place: Location, head: bytes) -> dict[str, Any] | None:
@@ -493,6 +495,8 @@ class JournalReader:
             if len(self._streams) == _MOST_OPEN:
                 self._streams.popitem(last=False)[1].close()
             stream = self._streams[name] = open(self._folder / name, "rb", buffering=_READ_AHEAD)
+        else:
+            self._streams.move_to_end(name)
         return stream
 
     def _warn(self, place: Location, key: str, part: str, what: str) -> None:

@@ -24,20 +24,20 @@ def read_summary(layout: Layout) -> dict[str, Any]:
     try:
         summary = json.loads(layout.summary.read_text(encoding="utf-8"))
         written = Seal(**summary["output_file"])
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: is not there yet; run snakemake first") from None
+    except FileNotFoundError:
+        raise UserError(f"{layout.summary} does not exist yet; run snakemake first") from None
     except (ValueError, LookupError, TypeError):
         raise UserError(
-            f"{layout.summary}: no summary of this version. Remove it and run snakemake again; "
-            "nothing is inferred twice"
+            f"{layout.summary} is damaged, or was written by an earlier version. Remove it and run "
+            "snakemake again; that infers again what an earlier version answered"
         ) from None
     if not layout.output.exists():
-        raise UserError(f"{layout.output}: is not there yet; run snakemake first")
+        raise UserError(f"{layout.output} does not exist; run snakemake first")
     if not written.fits(layout.output):
         raise UserError(
             f"{layout.output}: it has changed since {layout.summary.name} was written beside it. "
-            "Remove it and run snakemake again (nothing is inferred twice); of a version of your "
-            "own, keep a copy under another name"
+            "Remove it and run snakemake again (nothing is inferred twice); if you edited it on "
+            "purpose, first save your copy under another name"
         )
     return summary
 

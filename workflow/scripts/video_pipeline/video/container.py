@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import chain
 
 import av
@@ -213,7 +214,7 @@ class Video:
             first = self.position_shown_at(self._stamp_at(begin))
         return first, max(first, last)
 
-    @property
+    @cached_property
     def is_even(self) -> bool:
         """Whether all frames are as far apart from each other, but for rounding."""
         first, count = self.stamps[0], len(self.stamps) - 1

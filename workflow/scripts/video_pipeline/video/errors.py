@@ -11,8 +11,8 @@ class VideoReadError(ValueError):
     address, which may hold a password; of a local file that is not there it names the path."""
 
 
-_noted: list[str] = []
-"""Of the present :func:`noting_damage` block."""
+_noted: list[str] | None = None
+"""Of the present :func:`noting_damage` block, if there is one."""
 
 
 @contextmanager
@@ -29,4 +29,5 @@ def noting_damage() -> Iterator[list[str]]:
 
 def note_damage(message: str) -> None:
     """Say that a video is damaged although what was wanted of it could be read."""
-    _noted.append(message)
+    if _noted is not None:
+        _noted.append(message)

@@ -356,8 +356,8 @@ def _decode(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
         seconds = float((video.stamps[positions[done]] - video.stamps[0]) * video.time_base)
         why = f"; {video.damage}" if video.damage else ""
         raise VideoReadError(
-            f"{done} of {len(positions)} sampled frames could be decoded, not that at "
-            f"{seconds:.3f} s{why}"
+            f"only {done} of {len(positions)} sampled frames could be decoded; the one at "
+            f"{seconds:.3f} s could not{why}"
         )
     if video.damage:
         note_damage(video.damage)
