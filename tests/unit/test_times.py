@@ -227,6 +227,38 @@ def test_a_gap_in_a_recording_is_closed_as_ffmpeg_does(tmp_path: Path) -> None:
     assert probe(str(file)).duration == pytest.approx(102.0, abs=0.1)
 
 
+@pytest.mark.parametrize("format", ["mpegts", "mp4"])
+def test_a_long_pause_with_reordered_pictures(tmp_path: Path, format: str) -> None:
+    """Times of pictures pass the gap before decoding times do: it is a part of the stream."""
+    times = [number / 25 + (15 if number >= 50 else 0) for number in range(100)]
+    path = write_numbered(tmp_path / "pause", 100, times=times, format=format, options={"bf": "2"})
+    for number, seconds in seen(path, nframes=10):
+        assert seconds == pytest.approx(times[number], abs=0.002)
+
+
+def remux(source: Path, target: Path) -> Path:
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("suffix", ["avi", "asf"])
+def test_reordered_pictures_where_the_format_has_no_times_for_them(
+    tmp_path: Path, suffix: str
+) -> None:
+    """FFmpeg makes up times, in the wrong order."""
+    source = write_numbered(tmp_path / "b.ts", 100, options={"bf": "3", "g": "30"}, format="mpegts")
+    path = remux(source, tmp_path / f"b.{suffix}")
+    assert plain_decode(path) == list(range(100))
+    assert all_numbers(path) == list(range(100))
+    for number, seconds in seen(path, nframes=6):
+        assert seconds == pytest.approx(number / 25, abs=0.05)
+
+
 # --- fields --------------------------------------------------------------------------------------
 
 
@@ -359,6 +391,21 @@ def test_damage_that_no_sampled_frame_needs_is_noted(tmp_path: Path, format: str
     with noting_damage() as noted:
         read_video({"video": str(whole), "nframes": 8})
     assert not noted
+
+
+def test_what_a_demuxer_passes_over_is_noted(tmp_path: Path) -> None:
+    """Matroska marks no packet: a stretch of the file is not there."""
+    path = damage(noisy(tmp_path / "whole", "matroska"), tmp_path / "damaged", 0.40, 0.45)
+    with noting_damage() as noted:
+        read_video({"video": str(path), "nframes": 4})
+    assert noted
+
+
+def test_damage_at_the_start_is_no_late_start(tmp_path: Path) -> None:
+    whole = noisy(tmp_path / "whole", "mp4")
+    path = damage(whole, tmp_path / "damaged", 0.001, 0.02)
+    with pytest.raises(VideoReadError, match=r"the one at 0\.000 s could not; damaged"):
+        read_video({"video": str(path), "nframes": 4})
 
 
 def test_damage_on_the_way_is_noted_and_a_lost_frame_is_an_error(tmp_path: Path) -> None:

@@ -310,6 +310,8 @@ class Video:
         self._timeline = timeline = Timeline(self.stream)
         entries: list[EntryPoint] = []
         ends: dict[int, int] = {}  # by begin
+        errors_before, _ = av.logging.get_last_error()
+        ascend, last = True, -math.inf
         self.stamps: list[int] = []
         self._keys: set[int] = set()
         self.is_seekable = self.decoder.codec.canonical_name in SEEKABLE_CODECS
@@ -330,6 +332,7 @@ class Video:
                 if stamp in ends:
                     ends[stamp] += packet.duration or 0
                 continue
+            ascend, last = ascend and stamp > last, stamp
             if packet.is_keyframe:
                 self._keys.add(stamp)
             if packet.is_keyframe or not entries:
@@ -339,25 +342,34 @@ class Video:
                     self.is_counted = True
                 ends[stamp] = stamp + (packet.duration or 0)
         self._check_complete(packets=self.position - 1)
+        errors, error = av.logging.get_last_error()
         if timeline.damage:
             note_damage(timeline.damage)
+        elif errors > errors_before and error is not None:
+            note_damage(f"FFmpeg reads it with errors: {error[2].strip()}")
+        # A format that has no times for reordered pictures, such as AVI: FFmpeg has made them up.
+        has_order = timeline.is_mpeg or not (ascend or self._container.format.name == "avi")
+        is_made_up = not has_order and self.decoder.has_b_frames > 0
+        self.is_counted |= is_made_up
         self._can_seek = timeline.is_regular  # a seek forgets the corrections
         if timeline.is_regular:
             self._timeline = None  # nothing to correct
         self.start = entries[0] if entries else EntryPoint(0, 0)
         if self.is_counted:
             self.is_seekable = False
-            ends = self._count(is_timed=bool(entries) and not is_raw)
+            ends = self._count(is_timed=bool(entries) and not is_raw, by_decoding_time=is_made_up)
         if not self.is_seekable:
             entries, self._can_seek = [self.start], False
         self._entries = sorted(entries, key=lambda entry: entry.stamp)
-        if ends and not self.is_counted and min(ends) < min(self._keys, default=math.inf):
+        is_late = ends and not self.is_counted and min(ends) < min(self._keys, default=math.inf)
+        # Other formats begin with a key frame, unless that is damaged.
+        if is_late and (self.start.stamp in self._keys or timeline.is_mpeg):
             self._drop_unseen(ends)
         if not ends:
             raise VideoReadError("its video stream has no frames")
         self.stamps = sorted(ends)
         self.begin = self._seconds(self.stamps[0])
-        self._end = max(ends.values())
+        self._end = self._last_end(max(ends.values()))
         self.end = self._seconds(self._end)
         self.duration = self.end - self.begin
         if self.duration > 0:
@@ -365,17 +377,28 @@ class Video:
         else:
             self.fps = float(self.stream.base_rate or 0)
 
-    def _count(self, is_timed: bool) -> dict[int, int]:
+    def _last_end(self, told: int) -> int:
+        """When the last frame ends. A container may say nothing, or what cannot be: in a video of
+        even spacing it lasts as long as the others."""
+        if len(self.stamps) < 3 or not self.is_even:
+            return told
+        step = (self.stamps[-1] - self.stamps[0]) / (len(self.stamps) - 1)
+        expected = self.stamps[-1] + round(step)
+        return expected if abs(told - expected) > max(1.0, EVEN_SHARE * step) else told
+
+    def _count(self, is_timed: bool, by_decoding_time: bool) -> dict[int, int]:
         """Decode all frames, in the order in which they are shown; gives the end of each by its
         begin. Without a time a frame follows the one before at the rate of the stream."""
-        rate = self.stream.guessed_rate or self.stream.base_rate or DEFAULT_RATE
+        rate = self.decoder.framerate or self.stream.guessed_rate or DEFAULT_RATE
         if not is_timed:
             self.time_base = 1 / rate
         step = max(1, round(1 / (rate * self.time_base)))
         ends: dict[int, int] = {}
         following = None
         for frame in self._all_frames():
-            stamp = stamp_of(frame) if is_timed else None
+            stamp = None
+            if is_timed:
+                stamp = frame.dts if by_decoding_time else stamp_of(frame)
             if stamp is None or (following is not None and stamp <= following - step):
                 stamp = following or 0
             following = ends[stamp] = stamp + step

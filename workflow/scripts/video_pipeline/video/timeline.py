@@ -35,20 +35,22 @@ class Timeline:
     Attributes:
         is_regular: Whether no packet has needed a correction yet.
         is_second_field: Whether the last packet held the second field of a frame.
+        is_mpeg: Whether the stream is one of MPEG, whose times may begin again.
     """
 
     def __init__(self, stream: VideoStream) -> None:
         self.is_regular = True
         self.is_second_field = False
-        is_mpeg = stream.container.format.flags & Flags.ts_discont.value
+        self.is_mpeg = bool(stream.container.format.flags & Flags.ts_discont.value)
         self._backward = BACKWARD_SECONDS / stream.time_base
-        self._most = FORWARD_SECONDS / stream.time_base if is_mpeg else math.inf
+        self._most = FORWARD_SECONDS / stream.time_base if self.is_mpeg else math.inf
         self._fields: FieldPairs | None = None
         if stream.codec_context.codec.canonical_name == "h264":
             self._fields = FieldPairs(stream.codec_context.extradata or b"")
         self._stamp: int | None = None  # of the last packet
         # of decoding times, as the file has them: where the next should be, and the least it may be
         self._next, self._least = 0, -math.inf
+        self._furthest = -math.inf  # of presentation times
         self._shift = 0
         self._packets = 0
         self._damaged: list[int] = []
@@ -68,8 +70,12 @@ class Timeline:
         decoding_time = packet.dts
         if decoding_time is not None:
             gap = decoding_time - self._next
-            if decoding_time < self._least or abs(gap) > self._most:
+            # Where pictures are reordered their times may be past a gap before decoding times are:
+            # then it is a part of the stream.
+            is_gap = gap > self._most and decoding_time > self._furthest
+            if decoding_time < self._least or is_gap:
                 self._begin_again(gap)
+            self._furthest = max(self._furthest, packet.pts or decoding_time)
             self._next = decoding_time + (packet.duration or 0)
             self._least = decoding_time - self._backward
         if self._shift:
@@ -91,5 +97,6 @@ class Timeline:
     def _begin_again(self, gap: int) -> None:
         if self._stamp is not None:  # else it is the first packet
             self._shift -= gap
+            self._furthest = -math.inf
             self.is_regular = False
             self._damaged = [n for n in self._damaged if n < self._packets - _NEAR_JOINT]
