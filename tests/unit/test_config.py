@@ -96,6 +96,11 @@ def test_all_mistakes_are_reported_at_once():
     ("raw", "said"),
     [
         ({"data": {"output_jsonl": "results/out.json"}}, "must end with .jsonl"),
+        ({"data": {"output_jsonl": "results/out.rank3.jsonl"}}, "is the name of a rank file"),
+        (
+            {"data": {"input_jsonl": "r/out.rank7.jsonl", "output_jsonl": "./r/out.jsonl"}},
+            "'r/out.rank7.jsonl' is a rank file of data.output_jsonl",
+        ),
         ({"data": {"input_jsonl": "a.jsonl", "output_jsonl": "./a.jsonl"}}, "same file"),
         ({"vision": {"fps": None}}, "vision.nframes"),
         ({"vision": {"min_pixels": 9, "max_pixels": 8}}, "vision.min_pixels: 9 is larger"),

@@ -76,7 +76,9 @@ def test_without_resume_every_invocation_names_a_journal_of_its_own(path):
     assert resolve_plan(auto(), path, gpus=None, is_main=True).run_id == ""
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"shards": 2}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"shards": 2}', '{"num_shards": 0}', '{"num_shards": "x"}']
+)
 def test_a_broken_plan_is_named(path, text):
     Plan(2).write(path)
     path.write_text(text)

@@ -525,6 +525,20 @@ def test_an_input_that_changes_after_it_was_split_is_mentioned(splitting, caplog
     assert len(read_jsonl(splitting.layout.rank_file(0))) == 2
 
 
+@pytest.mark.parametrize("file", ["plugin.py", "prompt.txt"])
+def test_code_that_changes_after_the_split_answers_nothing(splitting, file):
+    """A decode process may load it hours later; its answers would pass for those of before."""
+    run = splitting.run
+    (run.folder / "prompt.txt").write_text("What happens?")
+    run.configure(task_params={"prompt_file": "prompt.txt"})
+    splitting(samples(2), 1)
+    path = run.folder / file
+    path.write_text(path.read_text() + "\n# edited\n")
+    with pytest.raises(UserError, match=rf"{run.folder}/{file} has changed since the input was"):
+        infer(run.config, splitting.layout, 0, 1)
+    assert run.reads() == {}
+
+
 def test_an_input_without_samples_is_mentioned(splitting, caplog):
     splitting([])
     assert "samples.jsonl holds no samples" in caplog.text

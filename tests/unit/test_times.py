@@ -12,6 +12,7 @@ import pytest
 from numbered import number_of, write_fields, write_numbered, write_raw_fields
 from qwen_vl_utils import process_vision_info
 from video_pipeline.data.clips import ClipsDataset
+from video_pipeline.data.pictures import FirstFrameDataset
 from video_pipeline.data.seen import pictures
 from video_pipeline.video.container import Video
 from video_pipeline.video.errors import VideoReadError, noting_damage
@@ -399,6 +400,16 @@ def test_what_a_demuxer_passes_over_is_noted(tmp_path: Path) -> None:
     with noting_damage() as noted:
         read_video({"video": str(path), "nframes": 4})
     assert noted
+
+
+def test_damage_is_noted_for_each_sample_of_one_video(tmp_path: Path) -> None:
+    """The dataset keeps the frame that it read last."""
+    path = str(damage(noisy(tmp_path / "whole", "mpegts"), tmp_path / "damaged", 0.40, 0.42))
+    dataset = object.__new__(FirstFrameDataset)
+    for _ in range(2):
+        with noting_damage() as noted:
+            dataset._frame(path, 0.0)
+        assert noted
 
 
 def test_damage_at_the_start_is_no_late_start(tmp_path: Path) -> None:
