@@ -287,7 +287,7 @@ def test_a_journal_that_changes_while_the_job_publishes(splitting, monkeypatch):
         publish(shard)
 
     monkeypatch.setattr(Shard, "publish", disturbed)
-    with pytest.raises(UserError, match=r"sample 0 has no record.*run the same command again"):
+    with pytest.raises(UserError, match=r"sample 0 has no record.*Run the same command again"):
         infer(run.config, splitting.layout, 0, 1)
     assert run.reads() == {"3": 1}
     infer(run.config, splitting.layout, 0, 1, attempt=2)

@@ -56,11 +56,12 @@ def test_a_second_stage_works_on_what_the_first_said(staged):
 
 def test_retry_reaches_every_stage(staged):
     entries = samples(4, do="storage")
+    del entries[0]["do"]
     staged.write_samples(entries)
     staged.snakemake()
-    assert staged.records() == []
+    assert len(staged.records()) == 1
     (staged.folder / "storage").touch()
-    assert "4 failed sample(s) are open again" in staged.module("retry")
+    assert "3 failed sample(s) are open again" in staged.module("retry")
     staged.snakemake()
     assert len(staged.records()) == 4
 
