@@ -54,7 +54,9 @@ class Soak:
         entries = []
         for number in range(samples):
             path = generator.choice(real if real and number % 20 == 0 else made)
-            entries.append({"id": number, "path": str(path) if number % 50 else "/nowhere/missing.mp4"})
+            entries.append(
+                {"id": number, "path": str(path) if number % 50 else "/nowhere/missing.mp4"}
+            )
         run.write_samples(entries)
         run.configure(
             run={
