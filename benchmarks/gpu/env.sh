@@ -1,0 +1,12 @@
+# Sourced: folders and environment of every step. Everything lies below BENCH_ROOT.
+export BENCH_ROOT=${BENCH_ROOT:-/tmp/gpubench}
+export SITE=${SITE:-$BENCH_ROOT/site} BENCH_PROJECT=${BENCH_PROJECT:-$BENCH_ROOT/project}
+export BENCH_CLIPS=${BENCH_CLIPS:-$BENCH_ROOT/clips} OUT=${OUT:-$BENCH_ROOT/out}
+PY=${PY:-python3}
+export PYTHONPATH=$SITE:$BENCH_PROJECT:$BENCH_PROJECT/workflow/scripts
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+export VLLM_HOST_IP=${VLLM_HOST_IP:-127.0.0.1} GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
+# flashinfer is not carried; vLLM would look for its sampler, and fail
+export VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0}
+export VLLM_WORKER_MULTIPROC_METHOD=spawn VLLM_CACHE_ROOT=${VLLM_CACHE_ROOT:-$BENCH_ROOT/cache}
+export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HOME=${HOME:-/root}

@@ -1,0 +1,123 @@
+"""What the processes of a run cost: CPU, memory and priority of each, by kind."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import psutil
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a run: all results are there, and a clean end would take time of the machine. The watch
+    processes of its jobs are left, which remove its shared memory."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.kill()
+    for one in family:
+        try:
+            if not any(part.endswith("video_pipeline/processes.py") for part in one.cmdline()):
+                one.kill()
+        except psutil.Error:
+            pass
+    psutil.wait_procs(family, timeout=10)
+    process.wait()
+
+
+def rows(pid: int, *, memory: bool) -> list[dict[str, Any]]:
+    """A row for each process below ``pid``: what it is, its CPU seconds, nice value and threads;
+    with ``memory`` also its resident and private megabytes."""
+    found = []
+    try:
+        family = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    feeders = {one.pid for one in family if _is_feeder(one)}
+    engines = _engines(family)
+    for one in family:
+        try:
+            with one.oneshot():
+                times = one.cpu_times()
+                row = {
+                    "pid": one.pid,
+                    "kind": _kind(one, feeders, engines),
+                    "cpu": round(times.user + times.system, 2),
+                    "nice": one.nice(),
+                    "threads": one.num_threads(),
+                    "started": round(one.create_time(), 2),
+                    "command": " ".join(one.cmdline())[-70:],
+                }
+            if memory:
+                full = one.memory_full_info()
+                row["rss_mb"], row["uss_mb"] = round(full.rss / 1e6), round(full.uss / 1e6)
+        except psutil.Error:
+            continue
+        found.append(row)
+    return found
+
+
+def _is_feeder(one: psutil.Process) -> bool:
+    try:
+        command = one.cmdline()
+    except psutil.Error:
+        return False
+    return any(part.endswith("infer.py") for part in command[:4])
+
+
+def _engines(family: list[psutil.Process]) -> set[int]:
+    """The engine's processes: vLLM names them, where it can; else those that hold most of the
+    GPU."""
+    named = set()
+    for one in family:
+        try:
+            if "EngineCore" in " ".join([one.name(), *one.cmdline()[:1]]):
+                named.add(one.pid)
+        except psutil.Error:
+            continue
+    if named:
+        return named
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    pids = {one.pid for one in family}
+    held = [line.split(",") for line in said.splitlines()]
+    return {int(pid) for pid, mib in held if int(pid) in pids and float(mib) > 10_000}
+
+
+def _kind(one: psutil.Process, feeders: set[int], engines: set[int]) -> str:
+    """``feeder``, ``engine``, ``decode``, ``forkserver``, ``helper`` (watch and trackers), or
+    ``snakemake`` with its shells."""
+    parents = [parent.pid for parent in one.parents()]
+    if one.pid in engines or engines & set(parents):
+        return "engine"
+    if one.pid in feeders:
+        return "feeder"
+    if not feeders & set(parents):
+        return "snakemake"
+    command = " ".join(one.cmdline())
+    if "multiprocessing" not in command or "resource_tracker" in command:
+        return "helper"
+    if "forkserver" in command and parents[0] in feeders:
+        return "forkserver"
+    return "decode"
+
+
+def by_kind(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sums of CPU, and means and greatest of memory, for each kind."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind in sorted({row["kind"] for row in found}):
+        of = [row for row in found if row["kind"] == kind]
+        kinds[kind] = {
+            "processes": len(of),
+            "cpu": round(sum(row["cpu"] for row in of), 1),
+            "nice": sorted({row["nice"] for row in of}),
+        }
+        for name in ("rss_mb", "uss_mb"):
+            values = [row[name] for row in of if name in row]
+            if values:
+                kinds[kind][name] = {"mean": round(sum(values) / len(values)), "most": max(values)}
+    return kinds
