@@ -1,11 +1,13 @@
 """Build the parts that are carried to a GPU machine without a network.
 
-    python build.py CHECKOUT OUT [--work DIR] [--python PYTHON]
+    python benchmarks/gpu/build.py CHECKOUT OUT [--work DIR] [--python PYTHON] [--caches FILE]
 
 CHECKOUT is a git checkout of this project; its HEAD is packed. OUT gets p1/, p2/ and SHA256SUMS;
 each part is one transfer, below 58 MiB. DIR keeps downloads (about 450 MB) for the next build.
 PYTHON has this project's CPU environment and writes the model folders; the default is
 CHECKOUT/.venv/bin/python, and where there is none, CHECKOUT/envs/install.sh builds one in DIR.
+FILE is the caches.tar.xz that an earlier run on the same kind of machine handed back: with it the
+engine starts warm the first time.
 
 Needs pip, git, tar and xz. The same pins, checkout and xz give the same bytes: archives are sorted
 and have one date and owner.
@@ -35,12 +37,15 @@ PLATFORMS = [
 glibc that any of the pins needs."""
 
 PARTS = {
-    "p1": {"av": 6, "site": 6, "product": 6, "models": 9},
-    "p2": {"vllm": 6, "ext": 6, "fa3": 6, "nvdec": 6},
+    "p1": {"av": 6, "site": 6, "vllm": 6, "project": 6, "models": 9},
+    "p2": {"ext": 6, "fa3": 6, "nvdec": 6},
 }
 """Archives of each part, with the level for xz. Part 1 can do something useful before part 2 has
-come: it has what encodes the clips. The models' tokenizers differ by a few bytes in 10 MB, which
-only the dictionary of level 9 is large enough to see."""
+come: it has what encodes the clips, and all Python files, to compile. The models' tokenizers differ
+by a few bytes in 10 MB, which only the dictionary of level 9 is large enough to see."""
+
+SCRIPTS = ("assemble.sh", "env.sh")
+"""What a part must have beside its archives; all else is in the project's own archive."""
 
 PRUNED = ["vllm/_C_stable_libtorch.abi3.so", "vllm/_moe_C_stable_libtorch.abi3.so"]
 FA3 = "vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"
@@ -71,6 +76,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--python", type=Path, default=None)
+    parser.add_argument("--caches", type=Path, default=None)
     options = parser.parse_args()
     out, checkout = options.out.resolve(), options.checkout.resolve()
     work = (options.work or out / "work").resolve()
@@ -78,7 +84,7 @@ def main() -> None:
     wheels = download(work / "wheels")
     stage = work / "stage"
     shutil.rmtree(stage, ignore_errors=True)
-    for folder in ("site", "nvdec", "product", "models"):
+    for folder in ("site", "nvdec", "project", "models"):
         (stage / folder).mkdir(parents=True)
     unpack(wheels, stage)
     check_compiled(stage)
@@ -87,13 +93,13 @@ def main() -> None:
     git = subprocess.run(
         ["git", "-C", checkout, "archive", "HEAD"], check=True, capture_output=True
     )
-    subprocess.run(["tar", "-xf", "-", "-C", stage / "product"], input=git.stdout, check=True)
-    for needed in ("Snakefile", "envs/gpu.yaml", "workflow/rules", "benchmarks/engine_only.py"):
-        if not (stage / "product" / needed).exists():
+    subprocess.run(["tar", "-xf", "-", "-C", stage / "project"], input=git.stdout, check=True)
+    for needed in ("Snakefile", "envs/gpu.yaml", "workflow/rules", "benchmarks/gpu/drive.py"):
+        if not (stage / "project" / needed).exists():
             raise SystemExit(f"{checkout}: HEAD has no {needed}")
-    say(f"product: {revision(checkout)}")
+    say(f"project: {revision(checkout)}")
     models(stage, python_of(options.python, checkout, work))
-    pack(stage, out)
+    pack(stage, out, options.caches)
 
 
 def say(text: str) -> None:
@@ -309,15 +315,14 @@ def python_of(given: Path | None, checkout: Path, work: Path) -> Path:
 
 def models(stage: Path, python: Path) -> None:
     """Folders of the models, without weights."""
-    path = [str(stage / "product/workflow/scripts"), str(stage / "product")]
+    path = [str(stage / "project/workflow/scripts"), str(stage / "project")]
     environment = {**os.environ, "PYTHONPATH": ":".join(path), "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {"HF_HUB_OFFLINE": "1"}
-    subprocess.run(
-        [python, HERE / "bench/make_model.py", stage / "models"], check=True, env=environment
-    )
+    command = [python, "-m", "video_pipeline.testing.real_model", stage / "models"]
+    subprocess.run(command, check=True, env=environment)
 
 
-def pack(stage: Path, out: Path) -> None:
+def pack(stage: Path, out: Path, caches: Path | None) -> None:
     site = stage / "site"
     tops = sorted(p.name for p in site.iterdir())
     av = [name for name in tops if re.match(r"av($|\.libs$|-.*\.dist-info$)", name)]
@@ -330,15 +335,18 @@ def pack(stage: Path, out: Path) -> None:
         "ext": (site, PRUNED, []),
         "fa3": (site, [FA3], []),
         "nvdec": (stage / "nvdec", ["."], []),
-        "product": (stage / "product", ["."], []),
+        "project": (stage / "project", ["."], []),
         "models": (stage / "models", ["."], []),
     }
     jobs = []
+    copied = {"p2": caches} if caches else {}
     for part, archives in PARTS.items():
         shutil.rmtree(out / part, ignore_errors=True)
         (out / part).mkdir(parents=True)
-        bench = shutil.ignore_patterns("__pycache__", "*.pyc")
-        shutil.copytree(HERE / "bench", out / part / "bench", ignore=bench)
+        for name in SCRIPTS:
+            shutil.copy(stage / "project" / "benchmarks" / "gpu" / name, out / part / name)
+        if part in copied:
+            shutil.copy(copied[part], out / part / "caches.tar.xz")
         for name, level in archives.items():
             jobs.append((out / part / f"{name}.tar.xz", level, *contents[name]))
     with ThreadPoolExecutor(max(1, os.cpu_count() // 2)) as pool:

@@ -344,3 +344,16 @@ def device() -> str:
     except (OSError, subprocess.SubprocessError) as error:
         return f"no GPU ({type(error).__name__})"
     return run.stdout.strip()
+
+
+def wait_for_gpu() -> None:
+    """Until the GPU's memory is free again, for some seconds at most."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    for _ in range(20):
+        try:
+            said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
+            if float(said.split()[0]) < 2000:
+                return
+        except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+            return
+        time.sleep(0.5)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.gpu.common import PROJECT, ROOT, RUNS, results, save
+from benchmarks.gpu.common import PROJECT, ROOT, RUNS, results, save, wait_for_gpu
 
 LOGS = ROOT / "log"
 
@@ -176,7 +176,7 @@ class Driver:
         self._end_all_of(name, pid)
         say(f"{name}: exit code {code} after {time.monotonic() - begun:.0f} s")
         self._keep_log(name, code)
-        self._wait_for_gpu()
+        wait_for_gpu()
         return code
 
     def _launch(self, name: str, *, ahead: bool, seconds: float = 600) -> None:
@@ -259,18 +259,6 @@ class Driver:
                 say(f"{name}: once more with {arguments or variables}")
                 return True
         return False
-
-    def _wait_for_gpu(self) -> None:
-        """Until the GPU's memory is free again, for some seconds at most."""
-        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-        for _ in range(20):
-            try:
-                said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
-                if float(said.split()[0]) < 2000:
-                    return
-            except (OSError, ValueError, IndexError, subprocess.SubprocessError):
-                return
-            time.sleep(0.5)
 
     def finish(self) -> None:
         """Hand back everything, the table last."""

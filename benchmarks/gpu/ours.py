@@ -88,6 +88,7 @@ class Run:
         self.ends: list[float] = []
         self._statistics: list[dict[str, Any]] = []
         self._cpu: list[tuple[float, dict[str, Any]]] = []
+        self._born: dict[str, float] = {}
         self._memory: list[dict[str, Any]] = []
 
     def prepare(self) -> dict[str, Any]:
@@ -172,7 +173,11 @@ class Run:
         self._read_statistics()
         ready_at = self._ready_at()
         if ready_at is None or now - ready_at < 10:
-            self._cpu.append((now, by_kind(rows(self._process.pid, memory=False))))
+            found = rows(self._process.pid, memory=False)
+            self._cpu.append((now, by_kind(found)))
+            for row in found:
+                born = self._born.get(row["kind"], row["started"])
+                self._born[row["kind"]] = min(born, row["started"])
         due = [at for at in MEMORY_AT if ready_at and now - ready_at >= at]
         if len(due) > len(self._memory):
             found = rows(self._process.pid, memory=True)
@@ -260,12 +265,7 @@ class Run:
         request, by kind of process."""
         ready_at = self._ready_at()
         before = [kinds for at, kinds in self._cpu if ready_at is None or at <= ready_at]
-        born: dict[str, float] = {}
-        for one in self._memory[:1]:
-            for row in one["processes"]:
-                kind = row["kind"]
-                born[kind] = min(row["started"], born.get(kind, row["started"]))
-        moments = {f"first {kind} process": at for kind, at in born.items()}
+        moments = {f"first {kind} process": at for kind, at in self._born.items()}
         if self._statistics:
             moments["has its GPU (statistics begin)"] = self._statistics[0]["started_at"]
         if ready_at:

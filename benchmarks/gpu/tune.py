@@ -32,6 +32,7 @@ from benchmarks.gpu.common import (
     heading,
     results,
     save,
+    wait_for_gpu,
 )
 from benchmarks.gpu.floor import Stream
 
@@ -122,6 +123,7 @@ def run_variant(name: str, arguments: dict[str, Any], prepared: list[Any]) -> No
         time.sleep(0.1)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
+    wait_for_gpu()
     print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
 
 
