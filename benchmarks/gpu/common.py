@@ -6,6 +6,7 @@ Each step is a process of its own, ``python -m benchmarks.gpu.STEP``, started by
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -142,6 +143,8 @@ class Clock:
                 raise SystemExit(f"{STEP}: its turn never came")
             time.sleep(0.1)
         self.waited = time.monotonic() - begun
+        with contextlib.suppress(OSError):  # what was started ahead is nice to what ran then
+            os.setpriority(os.PRIO_PROCESS, 0, int(os.environ["BENCH_NICE"]))
         self._end = time.monotonic() + float(Path(turn).read_text())
 
 

@@ -39,7 +39,7 @@ class Step:
         module: What runs it.
         least: Seconds below which it is not begun.
         most: Seconds after which it is cut off.
-        ahead: Seconds less, where it was started ahead of its turn.
+        ahead: Seconds less, where it was started ahead of its turn; 0: it cannot wait for its turn.
     """
 
     module: str
@@ -129,7 +129,7 @@ class Driver:
         done = set() if self._again else self._done()
         todo = [name for name in group if name not in done]
         for name in todo[1:]:
-            if not self._waiting(name):
+            if STEPS[name].ahead and not self._waiting(name):
                 self._launch(name, ahead=True)
         return all(self._run(name) for name in todo)
 
@@ -191,6 +191,7 @@ class Driver:
             "BENCH_STEP": name,
             "BENCH_TURN": str(_turn(name)),
             "STEP_SECONDS": f"{seconds - 3:.0f}",
+            "BENCH_NICE": str(os.nice(0)),
         }
         command = f'"{sys.executable}" -m {STEPS[name].module}; echo $? >"{_exit(name)}"'
         if ahead:
