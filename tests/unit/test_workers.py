@@ -7,13 +7,16 @@ import contextlib
 import multiprocessing
 import re
 
+import psutil
 import pytest
 from helpers import samples
 from video_pipeline.config import load_config
 from video_pipeline.data import workers
+from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.errors import TaskError, UserError
+from video_pipeline.files import Seal
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import split
 
@@ -30,8 +33,9 @@ def prepare(here, tmp_path):
         split(config, layout)
         shared = tmp_path / "shared"
         shared.mkdir()
-        spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), shared)
-        pool = DecodePool(spec, workers, timeout)
+        chunk = layout.chunk(0)
+        spec = WorkerSpec(config, chunk, Seal.of(chunk), "simulated", SimulatedPreparer(), shared)
+        pool = DecodePool(ForkServer(), spec, workers, timeout)
 
         async def all_samples():
             jobs = [pool.prepare(position, [""]) for position in range(len(entries))]
@@ -55,8 +59,9 @@ def pool(here, tmp_path):
     config = load_config(here.folder / "my.yaml")
     layout = Layout.of(config, 1)
     split(config, layout)
-    spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), tmp_path)
-    pool = DecodePool(spec, 1, 600.0)
+    chunk = layout.chunk(0)
+    spec = WorkerSpec(config, chunk, Seal.of(chunk), "simulated", SimulatedPreparer(), tmp_path)
+    pool = DecodePool(ForkServer(), spec, 1, 600.0)
     yield pool
     pool.stop()
 
@@ -119,14 +124,24 @@ def test_memory_is_limited(prepare):
     assert "data.worker_memory_gb" in str(results[0])
 
 
+def decode_processes() -> list[psutil.Process]:
+    """The children of the fork server, which is the only child of its kind here."""
+    return [
+        process
+        for server in multiprocessing.active_children()
+        for process in psutil.Process(server.pid).children()
+    ]
+
+
 def test_a_process_that_is_killed_between_two_samples_costs_nothing(pool):
     async def main():
         await pool.prepare(0, [""])
-        (process,) = multiprocessing.active_children()
+        (process,) = decode_processes()
         process.kill()
-        process.join()
+        while process.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.01)
         await pool.prepare(1, [""])
-        (other,) = multiprocessing.active_children()
+        (other,) = decode_processes()
         assert other.pid != process.pid
 
     asyncio.run(main())
