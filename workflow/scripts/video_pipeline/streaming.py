@@ -243,6 +243,7 @@ class Stream:
             folder=self._folder,
             seal=shard.chunk.seal,
             files=shard.code,
+            decoder=shard.config.vision.decoder,
         )
         journal = shard.open_journal()
         spent = StatisticsFile(journal.path)

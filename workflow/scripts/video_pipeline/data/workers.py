@@ -35,6 +35,10 @@ START_SECONDS = 600.0
 END_SECONDS = 5.0
 """How long a process that has closed its pipe may take to end."""
 
+NVDEC_PROCESSES = 4
+"""Decode processes of a job that use the GPU's decoder with ``vision.decoder: auto``. An H100 has 7
+decoders in hardware, and each process takes GPU memory."""
+
 BAD_STARTS = 3
 """So many starts in a row that fail are no accident."""
 
@@ -74,6 +78,8 @@ class WorkerSpec:
         folder: Folder of shared memory for the prepared samples.
         seal: What the chunk file must hold, if that is known.
         files: The user's code as split saw it, see :func:`video_pipeline.origin.check_code`.
+        decoder: ``vision.decoder``: that of the pool, or of the process it goes to. ``cpu`` unless
+            the job has a GPU.
     """
 
     config: Config
@@ -83,6 +89,14 @@ class WorkerSpec:
     folder: Path
     seal: Seal | None = None
     files: dict[str, str | None] | None = None
+    decoder: str = "cpu"
+
+    def of_process(self, number: int) -> WorkerSpec:
+        """What the process of that number in the pool needs: a folder of its own, and with ``auto``
+        only the first few use the GPU's decoder."""
+        is_spared = self.decoder == "auto" and number >= NVDEC_PROCESSES
+        decoder = "cpu" if is_spared else self.decoder
+        return replace(self, folder=self.folder / f"worker{number}", decoder=decoder)
 
 
 @dataclass(frozen=True)
@@ -149,8 +163,8 @@ class _Process:
     """One decode process at a time, and its pipe. It is started ahead of its first sample."""
 
     def __init__(self, spec: WorkerSpec, number: int, timeout_s: float) -> None:
-        self._folder = spec.folder / f"worker{number}"
-        self._spec = replace(spec, folder=self._folder)
+        self._spec = spec.of_process(number)
+        self._folder = self._spec.folder
         self._timeout_s = timeout_s
         self._bad_starts = 0
         self._stopped = False
@@ -264,8 +278,10 @@ class _Worker:
         from video_pipeline.chunks import Chunk
         from video_pipeline.data.registry import create_dataset
         from video_pipeline.data.samples import ChunkSamples
+        from video_pipeline.gpus import hold_lease
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
+        from video_pipeline.video.reader import use_decoder
 
         torch.set_num_threads(1)
         config = spec.config
@@ -278,6 +294,9 @@ class _Worker:
         self._preparer = spec.preparer
         self._preparer.start()
         self._folder = spec.folder
+        if spec.decoder != "cpu":
+            hold_lease()
+            use_decoder(spec.decoder)
 
     def prepare(self, position: int, parts: frozenset[str]) -> tuple[Parcel, float, float, bool]:
         """The packed requests of a sample, the seconds it took, the length of its videos, and

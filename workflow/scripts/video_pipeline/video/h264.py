@@ -56,6 +56,11 @@ class FieldPairs:
         """Whether a later packet may be a field: one with start codes may change everything."""
         return not self._length_bytes or self._sequence is None or self._sequence.has_fields
 
+    @property
+    def has_fields(self) -> bool:
+        """Whether the parameter set that came last lets a picture be a field."""
+        return self._sequence is not None and self._sequence.has_fields
+
     def is_second(self, packet: bytes) -> bool:
         """Whether ``packet`` holds the second field of the frame that the one before began."""
         first, self._first = self._first, None
