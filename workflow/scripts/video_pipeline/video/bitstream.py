@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from video_pipeline.video.h264 import FieldPairs
+from video_pipeline.video.h264 import FieldPairs, slice_type
 
 _START = b"\0\0\0\1"
 
 _H264_SLICES, _H264_SPS = (1, 5), 7  # nal_unit_type, table 7-1
+_I = 2  # slice_type modulo 5, table 7-6
 _HEVC_SPS = 33  # nal_unit_type, table 7-1 of H.265
 
 
@@ -41,7 +42,11 @@ class Bitstream:
         return data
 
     def is_needed(self, data: bytes) -> bool:
-        """Whether another picture may be made from that of the packet of the file."""
+        """Whether another picture may be made from that of a packet of the file."""
+        return True
+
+    def is_entry(self, data: bytes) -> bool:
+        """Whether the picture of a packet that the file marks as a key frame needs no other."""
         return True
 
 
@@ -74,8 +79,15 @@ class NalUnits(Bitstream):
     def is_needed(self, data: bytes) -> bool:
         if not self._is_h264:
             return True
-        slices = [unit[0] for unit in self._units(data) if unit[0] & 31 in _H264_SLICES]
-        return not slices or any(first & 0x60 for first in slices)  # nal_ref_idc, 7.4.1
+        slices = self._slices(data)
+        return not slices or any(unit[0] & 0x60 for unit in slices)  # nal_ref_idc, 7.4.1
+
+    def is_entry(self, data: bytes) -> bool:
+        """H.264 may have a point from which on pictures become whole by and by."""
+        return not self._is_h264 or all(slice_type(unit) % 5 == _I for unit in self._slices(data))
+
+    def _slices(self, data: bytes) -> list[bytes]:
+        return [unit for unit in self._units(data) if unit[0] & 31 in _H264_SLICES]
 
     def _units(self, data: bytes) -> Iterable[bytes]:
         return _by_length(data, self._length_bytes) if self._length_bytes else _split(data)

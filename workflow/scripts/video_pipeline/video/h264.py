@@ -146,6 +146,13 @@ class FieldPairs:
         return _Field(frame_num, bool(bits.take(1))) if bits.take(1) else None
 
 
+def slice_type(unit: bytes) -> int:
+    """``slice_type`` of the NAL unit of a slice (7.3.3)."""
+    bits = _Bits(unit[1:64])
+    bits.number()  # first macroblock
+    return bits.number()
+
+
 class _Bits:
     """Reads a NAL unit bit by bit. Raises :class:`IndexError` at its end."""
 

@@ -187,10 +187,10 @@ class Nvdec:
         if reason := _refusal(video):
             raise Unsupported(reason)
         entry = video.entry_before(video.stamps[positions[0]])
-        first = _decode_alone(video, entry)
-        look = _Look.of(video, first)
         codec = video.decoder.codec.canonical_name
         stream = bitstream(codec, video.decoder.extradata)
+        first = _decode_alone(video, entry)
+        look = _Look.of(video, first)
         self._open(codec, (first.width, first.height), stream.identity)
         wanted = {video.stamps[position] for position in positions}
         pictures: deque[tuple[int, torch.Tensor]] = deque()
@@ -235,12 +235,15 @@ class Nvdec:
         """What comes out, packet by packet, from ``entry`` on. Pictures that are not wanted, and
         that no other is made from, stay out."""
         video.go_to(entry)
-        header = stream.header
+        is_first = True
         while (packet := video.read()) is not None and packet.size:
             data, stamp = bytes(packet), stamp_of(packet)
-            if stamp in wanted or header or stream.is_needed(data):
+            if is_first and not stream.is_entry(data):
+                raise Unsupported("its key frames need other pictures")
+            if is_first or stamp in wanted or stream.is_needed(data):
+                header = stream.header if is_first else b""
                 yield self._session.feed(header + stream.packet(data), stamp)
-                header = b""
+            is_first = False
         yield self._session.flush()
         raise Unsupported("NVDEC does not give all of its frames")
 

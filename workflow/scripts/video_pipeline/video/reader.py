@@ -398,7 +398,8 @@ class _CardReader:
             self._failures += 1
             given_up = self._failures == MOST_FAILURES
             what = "it is not tried again" if given_up else "the CPU decodes the video"
-            self._tell(f"{type(error).__name__}: {error}; {what}")
+            said = str(error).partition("\n")[0]
+            self._tell(f"{type(error).__name__}: {said}; {what}")
         else:
             self._failures = 0
             return frames
