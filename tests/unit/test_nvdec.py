@@ -424,7 +424,8 @@ def test_what_is_asked_of_pynvvideocodec(tmp_path: Path) -> None:
     asked: list[dict] = []
     library = SimpleNamespace(
         CreateDecoder=lambda **given: asked.append(given) or Decoder(),
-        PacketData=lambda: SimpleNamespace(pts=0, bsl=0, bsl_data=0),
+        PacketData=lambda: SimpleNamespace(pts=0, bsl=0, bsl_data=0, decode_flag=0),
+        VideoPacketFlag=SimpleNamespace(ENDOFSTREAM="1"),
         cudaVideoCodec=SimpleNamespace(HEVC="8"),
         Pixel_Format=SimpleNamespace(NV12="NV12"),
         PyNvVCExceptionUnsupported=LookupError,

@@ -30,7 +30,14 @@ def prepare(here, tmp_path):
         split(config, layout)
         shared = tmp_path / "shared"
         shared.mkdir()
-        spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), shared)
+        spec = WorkerSpec(
+            config,
+            layout.chunk(0),
+            "simulated",
+            SimulatedPreparer(),
+            shared,
+            decoder=config.vision.decoder,
+        )
         pool = DecodePool(spec, workers, timeout)
 
         async def all_samples():
@@ -235,3 +242,30 @@ def test_stopping_ends_the_processes(pool):
     asyncio.run(one_and_stop())
     pool.stop()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("decoder", "decoders"),
+    [
+        ("cpu", ["cpu"] * 6),
+        ("nvdec", ["nvdec"] * 6),
+        ("auto", ["auto"] * workers.NVDEC_PROCESSES + ["cpu"] * 2),
+    ],
+)
+def test_which_processes_use_the_decoder_of_the_gpu(tmp_path, decoder, decoders):
+    spec = WorkerSpec(
+        load_config({}), tmp_path, "m", SimulatedPreparer(), tmp_path, decoder=decoder
+    )
+    assert [spec.of_process(number).decoder for number in range(6)] == decoders
+
+
+def test_nvdec_without_a_card_stops_the_run(here, prepare):
+    here.configure(vision={"decoder": "nvdec"})
+    (result,) = prepare(doing(None))
+    assert isinstance(result, UserError)
+    assert "vision.decoder: nvdec cannot be used here: torch" in str(result)
+
+
+def test_auto_without_a_card_decodes_on_the_cpu(here, prepare):
+    here.configure(vision={"decoder": "auto"})
+    assert [outcome(result) for result in prepare(doing(None, None))] == ["ok", "ok"]

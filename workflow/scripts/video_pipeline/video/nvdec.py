@@ -70,6 +70,8 @@ CODECS = {
 }
 """By FFmpeg's name."""
 
+_CU_CTX_SCHED_BLOCKING_SYNC = 4  # of cuda.h
+
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 
 BT601 = (104597, 132201, 25675, 53279)
@@ -120,6 +122,7 @@ class Card:
         self._library = PyNvVideoCodec
         try:
             self.device = torch.device("cuda", 0)
+            _wait_asleep()
             total = torch.cuda.get_device_properties(self.device).total_memory
             share = min(1.0, TORCH_BYTES / total)
             torch.cuda.set_per_process_memory_fraction(share, self.device)
@@ -138,6 +141,15 @@ class Card:
             torch.cuda.empty_cache()
 
 
+def _wait_asleep() -> None:
+    """Have this process sleep while it waits for the card. CUDA would spin on its core, which other
+    decode processes need. Takes effect before the context exists; without it nothing is wrong."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    device = ctypes.c_int()
+    if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
+        driver.cuDevicePrimaryCtxSetFlags_v2(device, _CU_CTX_SCHED_BLOCKING_SYNC)
+
+
 class _NvSession:
     """A ``PyNvDecoder``. It works on CUDA's default stream, like torch here, so that a picture is
     there when torch reads it, and is read before the decoder overwrites it."""
@@ -147,6 +159,8 @@ class _NvSession:
         self._decoder = library.CreateDecoder(
             gpuid=0, codec=getattr(library.cudaVideoCodec, codec), usedevicememory=True
         )
+        self._end = library.PacketData()
+        self._end.decode_flag = int(library.VideoPacketFlag.ENDOFSTREAM)
 
     def feed(self, data: bytes, stamp: int) -> list[tuple[int, torch.Tensor]]:
         packet = self._library.PacketData()
@@ -156,7 +170,7 @@ class _NvSession:
         return self._decode(packet)
 
     def flush(self) -> list[tuple[int, torch.Tensor]]:
-        return self._decode(self._library.PacketData())  # an empty one is the end of the stream
+        return self._decode(self._end)
 
     def _decode(self, packet: Any) -> list[tuple[int, torch.Tensor]]:
         try:
