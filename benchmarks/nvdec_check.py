@@ -1,8 +1,9 @@
 """NVDEC beside the CPU reader, on a machine with a card: same frames? And what do they cost?
 
-    python -m benchmarks.nvdec_check FOLDER [--seconds 60] [--out nvdec.json]
+    python -m benchmarks.nvdec_check FOLDER [--seconds 60] [--made DIR] [--out nvdec.json]
 
-FOLDER holds clips of any sizes. Small ones of other codecs and structures are made beside them.
+FOLDER holds clips of any sizes. Small ones of other codecs and structures are made in a folder of
+their own, those that are not there yet.
 Parts that fail leave their traceback in the JSON, which is written after each part.
 """
 
@@ -228,9 +229,9 @@ def used_mb() -> float | None:
 class Check:
     """The parts, one after the other, within the time."""
 
-    def __init__(self, folder: Path, seconds: float, out: Path | None) -> None:
+    def __init__(self, folder: Path, made: Path, seconds: float, out: Path | None) -> None:
         self._until = time.time() + seconds
-        self._out = out
+        self._made, self._out = made, out
         self._clips = sorted(str(path) for path in folder.iterdir() if path.suffix == ".mp4")
         self.result: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
 
@@ -254,37 +255,34 @@ class Check:
         before = used_mb()
         self._processes = [Process() for _ in range(max(PROCESSES))]
         spin, stream = Process(), Process()
-        with tempfile.TemporaryDirectory() as work:
-            made = self.part("made", self._make, Path(work))
-            everyone = [*self._processes, spin, stream]
-            self.part("start", self._start, everyone)
-            first = self._processes[0]
-            self.part("use", first.call, self._until, "use", "nvdec")
-            exact = {"nframes": 10, "resize": "exact"}
-            until = time.time() + 0.15 * (self._until - time.time())
-            paths = [path for path, error in made.items() if error is None]
-            self.part("same_frames", first.call, self._until, "compare", paths, exact, until)
-            groups = self.part("groups", self._groups)
-            if "failed" in groups:
-                return
-            shown = [path for group in groups.values() for path, _ in group[:2]]
-            until = time.time() + 0.25 * (self._until - time.time())
-            self.part("same_clips", first.call, self._until, "compare", shown, ITEM, until)
-            for count in PROCESSES:
-                for name, group in groups.items():
-                    which = self._processes[:count]
-                    self.part(f"nvdec x {count}, {name}", self._rate, which, "nvdec", group, before)
-            self.part("memory", first.call, self._until, "memory")
+        made = self.part("made", self._make, self._made)
+        everyone = [*self._processes, spin, stream]
+        self.part("start", self._start, everyone)
+        first = self._processes[0]
+        self.part("use", first.call, self._until, "use", "nvdec")
+        exact = {"nframes": 10, "resize": "exact"}
+        until = time.time() + 0.15 * (self._until - time.time())
+        paths = [path for path, error in made.items() if error is None]
+        self.part("same_frames", first.call, self._until, "compare", paths, exact, until)
+        groups = self.part("groups", self._groups)
+        if "failed" in groups:
+            return
+        shown = [path for group in groups.values() for path, _ in group[:2]]
+        until = time.time() + 0.25 * (self._until - time.time())
+        self.part("same_clips", first.call, self._until, "compare", shown, ITEM, until)
+        for count in PROCESSES:
             for name, group in groups.items():
-                self.part(
-                    f"nvdec, no reuse, {name}", self._rate, [first], "nvdec", group, None, False
-                )
-                self.part(f"spin, {name}", self._rate, [spin], "spin", group, None)
-                self.part(f"stream, {name}", self._rate, [stream], "stream", group, None)
-            for count in (1, 8, 4):
-                for name, group in groups.items():
-                    which = self._processes[:count]
-                    self.part(f"cpu x {count}, {name}", self._rate, which, "cpu", group, None)
+                which = self._processes[:count]
+                self.part(f"nvdec x {count}, {name}", self._rate, which, "nvdec", group, before)
+        self.part("memory", first.call, self._until, "memory")
+        for name, group in groups.items():
+            self.part(f"nvdec, no reuse, {name}", self._rate, [first], "nvdec", group, None, False)
+            self.part(f"spin, {name}", self._rate, [spin], "spin", group, None)
+            self.part(f"stream, {name}", self._rate, [stream], "stream", group, None)
+        for count in (1, 8, 4):
+            for name, group in groups.items():
+                which = self._processes[:count]
+                self.part(f"cpu x {count}, {name}", self._rate, which, "cpu", group, None)
         for process in everyone:
             process.kill()
 
@@ -295,7 +293,8 @@ class Check:
         made = {}
         for name, arguments in MADE.items():
             try:
-                write_clip(folder / name, **{"seconds": 3.0, **arguments})
+                if not (folder / name).exists():
+                    write_clip(folder / name, **{"seconds": 3.0, **arguments})
                 made[str(folder / name)] = None
             except Exception as error:
                 made[str(folder / name)] = repr(error)
@@ -358,9 +357,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--made", type=Path)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    check = Check(arguments.folder, arguments.seconds, arguments.out)
+    made = arguments.made or Path(tempfile.gettempdir(), "nvdec_check")
+    check = Check(arguments.folder, made, arguments.seconds, arguments.out)
     check.part("all", check.run)
     print(json.dumps(check.result, indent=1))
 
