@@ -342,6 +342,15 @@ def test_videos_that_are_set_up_alike_share_a_decoder(tmp_path: Path, card: CpuC
     assert len(card.opened) == 3
 
 
+def test_nothing_of_the_last_video_comes_out_with_the_next(tmp_path: Path, card: CpuCard) -> None:
+    """A decoder that is stopped on the way holds pictures back."""
+    for number in range(3):
+        path = write_numbered(tmp_path / f"{number}.mp4", 30, first=1000 * number)
+        item = {"video_end": 0.4, "nframes": 4, "resize": "exact"}
+        assert torch.equal(on_card(path, **item), on_cpu(path, **item))
+    assert len(card.opened) == 1
+
+
 def test_a_stream_that_tells_its_parameters_late_gets_a_decoder_of_its_own() -> None:
     assert bitstream("h264", None).identity is None
     assert bitstream("vp9", None).identity == b""
