@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import defaultdict
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ ITEM = {"fps": 2.0, "max_frames": 256, "max_pixels": 256 * 28 * 28, "image_patch
 PROCESSES = (1, 4, 8)
 MEASURE_SECONDS = 2.5
 START_SECONDS = 40.0
+
+Group = list[tuple[str, int]]  # clips and their numbers of frames
 
 QUIET = {"x265-params": "log-level=none:keyint=30"}
 MADE = {  # written by write_clip
@@ -135,11 +138,14 @@ def sizes(paths: list[str]) -> dict[str, tuple[str, int]]:
     return {path: (f"{(info := probe(path)).height}p", info.frames) for path in paths}
 
 
-def measure(paths: list[str], start: float, seconds: float, reuse: bool = True) -> dict[str, Any]:
-    """Read the clips again and again from ``start`` on, the first one before."""
+def measure(
+    paths: list[str], warm_up: str, start: float, seconds: float, reuse: bool = True
+) -> dict[str, Any]:
+    """Read the clips again and again from ``start`` on. What comes before warms the card up."""
     from video_pipeline.video import reader
 
-    reader.read_video({"video": paths[0], **ITEM})
+    if reader._card is not None:
+        reader.read_video({"video": warm_up, **ITEM})
     while time.time() < start:
         time.sleep(0.005)
     count, cpu, began = 0, time.process_time(), time.time()
@@ -232,7 +238,7 @@ class Check:
     def __init__(self, folder: Path, made: Path, seconds: float, out: Path | None) -> None:
         self._until = time.time() + seconds
         self._made, self._out = made, out
-        self._clips = sorted(str(path) for path in folder.iterdir() if path.suffix == ".mp4")
+        self._clips = sorted(map(str, folder.glob("[!.]*.mp4")))
         self.result: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
 
     def part(self, name: str, run: Any, *args: Any) -> Any:
@@ -270,19 +276,25 @@ class Check:
         shown = [path for group in groups.values() for path, _ in group[:2]]
         until = time.time() + 0.25 * (self._until - time.time())
         self.part("same_clips", first.call, self._until, "compare", shown, ITEM, until)
-        for count in PROCESSES:
-            for name, group in groups.items():
-                which = self._processes[:count]
-                self.part(f"nvdec x {count}, {name}", self._rate, which, "nvdec", group, before)
+        (short, group), *others = groups.items()
+        self._warm_up = group[0][0]
+
+        def rates(decoder: str, counts: Iterable[int], name: str, group: Group) -> None:
+            for count in counts:
+                which, used = self._processes[:count], before if decoder == "nvdec" else None
+                self.part(f"{decoder} x {count}, {name}", self._rate, which, decoder, group, used)
+
+        rates("nvdec", PROCESSES, short, group)
         self.part("memory", first.call, self._until, "memory")
-        for name, group in groups.items():
-            self.part(f"nvdec, no reuse, {name}", self._rate, [first], "nvdec", group, None, False)
-            self.part(f"spin, {name}", self._rate, [spin], "spin", group, None)
-            self.part(f"stream, {name}", self._rate, [stream], "stream", group, None)
-        for count in (1, 8, 4):
-            for name, group in groups.items():
-                which = self._processes[:count]
-                self.part(f"cpu x {count}, {name}", self._rate, which, "cpu", group, None)
+        self.part(f"nvdec, no reuse, {short}", self._rate, [first], "nvdec", group, None, False)
+        self.part(f"spin, {short}", self._rate, [spin], "spin", group, None)
+        self.part(f"stream, {short}", self._rate, [stream], "stream", group, None)
+        for other in others:
+            rates("nvdec", reversed(PROCESSES), *other)
+        self.part("memory of all", first.call, self._until, "memory")
+        rates("cpu", (1, 8), short, group)
+        for other in others:
+            rates("cpu", (8, 1), *other)
         for process in everyone:
             process.kill()
 
@@ -304,21 +316,21 @@ class Check:
         until = min(self._until, time.time() + START_SECONDS)
         return [process.answer(until) for process in processes]
 
-    def _groups(self) -> dict[str, list[tuple[str, int]]]:
-        """The clips by height, with their number of frames."""
+    def _groups(self) -> dict[str, Group]:
+        """The clips by height, the shortest first, with their number of frames."""
         found = self._processes[0].call(self._until, "sizes", self._clips)
         if "failed" in found:
             raise RuntimeError(found["failed"])
         groups = defaultdict(list)
         for path, (name, frames) in found.items():
             groups[name].append((path, frames))
-        return dict(groups)
+        return dict(sorted(groups.items(), key=lambda group: group[1][0][1]))
 
     def _rate(
         self,
         processes: list[Process],
         decoder: str,
-        group: list[tuple[str, int]],
+        group: Group,
         before: float | None,
         reuse: bool = True,
     ) -> dict[str, Any]:
@@ -332,7 +344,7 @@ class Check:
         start = time.time() + 1.0
         for number, process in enumerate(processes):
             turned = [path for path, _ in group[number % len(group) :] + group]
-            process.ask("measure", turned, start, MEASURE_SECONDS, reuse)
+            process.ask("measure", turned, self._warm_up, start, MEASURE_SECONDS, reuse)
         time.sleep(2.0)
         now = used_mb() if before is not None else None
         rows = [process.answer(self._until) for process in processes]
