@@ -42,7 +42,7 @@ class Spec:
             os._exit(3)
         return os.getpid()
 
-    def serve(self, preloaded: int | None, folder: Path, pipe: Connection) -> None:
+    def serve(self, preloaded: int | None, number: int, pipe: Connection) -> None:
         with contextlib.suppress(EOFError):
             while pipe.recv() != "end":
                 chance = random.random(), float(np.random.rand()), float(torch.rand(1))
@@ -74,7 +74,7 @@ def ask(process: Forked):
 
 def test_what_is_loaded_once_is_there_in_all(start, tmp_path):
     server = start()
-    answers = [ask(server.fork(tmp_path)) for _ in range(3)]
+    answers = [ask(server.fork(0)) for _ in range(3)]
     (loader,) = {answer[0] for answer in answers}
     assert (tmp_path / "loaded").read_text().split() == [str(loader)]
     assert len({answer[1] for answer in answers} | {loader}) == 4
@@ -83,7 +83,7 @@ def test_what_is_loaded_once_is_there_in_all(start, tmp_path):
 
 def test_processes_go_last_have_one_thread_and_chances_of_their_own(start, tmp_path):
     server = start()
-    answers = [ask(server.fork(tmp_path)) for _ in range(2)]
+    answers = [ask(server.fork(0)) for _ in range(2)]
     for *_, nice, _, threads in answers:
         assert nice == min(19, os.nice(0) + NICENESS)
         assert threads == 1
@@ -95,7 +95,7 @@ def test_processes_go_last_have_one_thread_and_chances_of_their_own(start, tmp_p
 def test_what_cannot_be_shared_each_process_loads_itself(start, tmp_path, caplog, trouble, said):
     """A process with another thread must not be forked: that may hold a lock."""
     server = start(trouble)
-    answers = [ask(server.fork(tmp_path)) for _ in range(2)]
+    answers = [ask(server.fork(0)) for _ in range(2)]
     assert [answer[0] for answer in answers] == [None, None]
     (warning,) = [record.getMessage() for record in caplog.records]
     assert said in warning
@@ -104,43 +104,43 @@ def test_what_cannot_be_shared_each_process_loads_itself(start, tmp_path, caplog
 
 def test_how_a_process_ended(start, tmp_path):
     server = start()
-    process = server.fork(tmp_path)
+    process = server.fork(0)
     assert process.wait(0) is None
     process.pipe.send("end")
     assert process.wait(30) == 0
-    killed = server.fork(tmp_path)
+    killed = server.fork(0)
     assert killed.kill() == -9
     assert killed.wait(0) == -9  # it is known still
 
 
 def test_processes_end_with_the_server_and_another_server_takes_over(start, tmp_path):
     server = start()
-    process = server.fork(tmp_path)
+    process = server.fork(0)
     _, pid, ppid, *_ = ask(process)
     orphan = psutil.Process(pid)
     psutil.Process(ppid).kill()
     psutil.wait_procs([orphan], timeout=30)
     assert not orphan.is_running()
     assert process.kill() is None  # nobody knows
-    _, other, parent, *_ = ask(server.fork(tmp_path))
+    _, other, parent, *_ = ask(server.fork(0))
     assert other != pid
     assert parent != ppid
 
 
 def test_stopping_ends_everything(start, tmp_path):
     server = start()
-    _, pid, ppid, *_ = ask(server.fork(tmp_path))
+    _, pid, ppid, *_ = ask(server.fork(0))
     processes = [psutil.Process(pid), psutil.Process(ppid)]
     server.stop()
     assert psutil.wait_procs(processes, timeout=30)[1] == []
     with pytest.raises(ForkServerDied, match="the job ends"):
-        server.fork(tmp_path)
+        server.fork(0)
 
 
 def test_stopping_does_not_wait_until_it_has_loaded(start, tmp_path):
     server = start("hangs")
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(server.fork, tmp_path)
+        waiting = pool.submit(server.fork, 0)
         while not (tmp_path / "loaded").exists():
             time.sleep(0.01)
         server.stop()

@@ -15,7 +15,7 @@ from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.errors import TaskError, UserError
-from video_pipeline.files import Seal
+from video_pipeline.files import EMPTY, Seal
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import split
 
@@ -33,7 +33,15 @@ def prepare(here, tmp_path):
         shared = tmp_path / "shared"
         shared.mkdir()
         chunk = layout.chunk(0)
-        spec = WorkerSpec(config, chunk, Seal.of(chunk), "simulated", SimulatedPreparer(), shared)
+        spec = WorkerSpec(
+            config,
+            chunk,
+            Seal.of(chunk),
+            "simulated",
+            SimulatedPreparer(),
+            shared,
+            decoder=config.vision.decoder,
+        )
         pool = DecodePool(ForkServer(), spec, workers, timeout)
 
         async def all_samples():
@@ -246,3 +254,30 @@ def test_stopping_ends_the_processes(pool):
     asyncio.run(one_and_stop())
     pool.stop()
     assert decode_processes() == []
+
+
+@pytest.mark.parametrize(
+    ("decoder", "decoders"),
+    [
+        ("cpu", ["cpu"] * 6),
+        ("nvdec", ["nvdec"] * 6),
+        ("auto", ["auto"] * workers.NVDEC_PROCESSES + ["cpu"] * 2),
+    ],
+)
+def test_which_processes_use_the_decoder_of_the_gpu(tmp_path, decoder, decoders):
+    spec = WorkerSpec(
+        load_config({}), tmp_path, EMPTY, "m", SimulatedPreparer(), tmp_path, decoder=decoder
+    )
+    assert [spec.decoder_of(number) for number in range(6)] == decoders
+
+
+def test_nvdec_without_a_card_stops_the_run(here, prepare):
+    here.configure(vision={"decoder": "nvdec"})
+    (result,) = prepare(doing(None))
+    assert isinstance(result, UserError)
+    assert "vision.decoder: nvdec cannot be used here: torch" in str(result)
+
+
+def test_auto_without_a_card_decodes_on_the_cpu(here, prepare):
+    here.configure(vision={"decoder": "auto"})
+    assert [outcome(result) for result in prepare(doing(None, None))] == ["ok", "ok"]

@@ -244,6 +244,7 @@ class Stream:
             preparer=engine.preparer(),
             folder=self._folder,
             files=shard.code,
+            decoder=shard.config.vision.decoder,
         )
         journal = shard.open_journal()
         spent = StatisticsFile(journal.path)

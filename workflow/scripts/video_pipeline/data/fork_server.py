@@ -87,8 +87,8 @@ class ForkServer:
         """
         self._spec = spec
 
-    def fork(self, folder: Path) -> Forked:
-        """A new decode process, for which ``folder`` is. Waits until the fork server has loaded.
+    def fork(self, number: int) -> Forked:
+        """A new decode process, the one of that ``number``. Waits until the fork server has loaded.
 
         Raises :class:`ForkServerDied`.
         """
@@ -97,7 +97,7 @@ class ForkServer:
             ours, theirs = multiprocessing.Pipe()
             try:
                 with theirs:
-                    self._pipe.send(("fork", folder))
+                    self._pipe.send(("fork", number))
                     send_handle(self._pipe, theirs.fileno(), self._process.pid)
                 return Forked(self, self._process, self._receive(ANSWER_SECONDS), ours)
             except OSError as error:
@@ -266,7 +266,7 @@ def _fork_all(pipe: Connection, serve: Callable[..., None]) -> None:
             pipe.send(code)
 
 
-def _child(serve: Callable[..., None], folder: Path, handle: int, pipe: Connection) -> None:
+def _child(serve: Callable[..., None], number: int, handle: int, pipe: Connection) -> None:
     """A decode process: apart from what it has in common with the others, as if it was new."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     pipe.close()
@@ -276,7 +276,7 @@ def _child(serve: Callable[..., None], folder: Path, handle: int, pipe: Connecti
     if "torch" in sys.modules:
         sys.modules["torch"].seed()
     with Connection(handle) as own:
-        serve(folder, own)
+        serve(number, own)
 
 
 def _threads() -> list[str]:

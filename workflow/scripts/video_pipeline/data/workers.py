@@ -38,6 +38,10 @@ SAMPLES_PER_WORKER = 10_000
 READER = ("video_pipeline.video.reader",)
 """What a fork server imports for decode processes that read videos: it takes seconds."""
 
+NVDEC_PROCESSES = 4
+"""Decode processes of a job that use the GPU's decoder with ``vision.decoder: auto``. An H100 has 7
+decoders in hardware, and each process takes GPU memory."""
+
 BAD_STARTS = 3
 """So many starts in a row that fail are no accident."""
 
@@ -76,6 +80,7 @@ class WorkerSpec:
         folder: Folder of shared memory for the prepared samples.
         files: The user's code as split saw it, see :func:`video_pipeline.origin.check_code`; None
             if no split saw it.
+        decoder: ``vision.decoder``; ``cpu`` unless the job has a GPU.
     """
 
     config: Config
@@ -85,6 +90,15 @@ class WorkerSpec:
     preparer: Preparer
     folder: Path
     files: dict[str, str | None] | None = None
+    decoder: str = "cpu"
+
+    def folder_of(self, number: int) -> Path:
+        """Folder of the process of that number in the pool."""
+        return self.folder / f"worker{number}"
+
+    def decoder_of(self, number: int) -> str:
+        """What that process decodes with: with ``auto`` only the first few use the GPU's decoder."""
+        return "cpu" if self.decoder == "auto" and number >= NVDEC_PROCESSES else self.decoder
 
     def preload(self) -> Preloaded | Exception:
         """Load what all decode processes share. Nothing of it is the user's code, which may keep
@@ -100,12 +114,10 @@ class WorkerSpec:
         except Exception as error:
             return error
 
-    def serve(
-        self, preloaded: Preloaded | Exception | None, folder: Path, pipe: Connection
-    ) -> None:
+    def serve(self, preloaded: Preloaded | Exception | None, number: int, pipe: Connection) -> None:
         """The main function of a decode process: say that it is up, then answer each position with
         a parcel or an exception, until the other end closes."""
-        worker = _start(self, preloaded, folder)
+        worker = _start(self, preloaded, number)
         pipe.send(None)
         with contextlib.suppress(EOFError):
             while True:
@@ -161,8 +173,7 @@ class DecodePool:
         server.load(spec)
         self._server = server
         self._processes = [
-            _Process(server, spec.folder / f"worker{number}", timeout_s)
-            for number in range(num_workers)
+            _Process(server, spec, number, timeout_s) for number in range(num_workers)
         ]
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
         self._idle: asyncio.Queue[_Process] = asyncio.Queue()
@@ -205,9 +216,10 @@ class _Process:
         stopped: Whether no other may take its place.
     """
 
-    def __init__(self, server: ForkServer, folder: Path, timeout_s: float) -> None:
+    def __init__(self, server: ForkServer, spec: WorkerSpec, number: int, timeout_s: float) -> None:
         self._server = server
-        self._folder = folder
+        self._number = number
+        self._folder = spec.folder_of(number)
         self._timeout_s = timeout_s
         self._bad_starts = 0
         self.stopped = False
@@ -264,7 +276,7 @@ class _Process:
             if self.stopped:
                 raise SampleError("crash", "ProcessDied", "the job ends")
             self._folder.mkdir()
-            process = self._process = self._server.fork(self._folder)
+            process = self._process = self._server.fork(self._number)
         self._samples = 0
         _receive(process, START_SECONDS)
         self._bad_starts = 0
@@ -309,7 +321,7 @@ def _how_it_ended(code: int | None) -> str:
 class _Worker:
     """The state of a decode process."""
 
-    def __init__(self, spec: WorkerSpec, preloaded: Preloaded, folder: Path) -> None:
+    def __init__(self, spec: WorkerSpec, preloaded: Preloaded, number: int) -> None:
         from video_pipeline.data.registry import create_dataset
         from video_pipeline.data.samples import ChunkSamples
         from video_pipeline.tasks.registry import load_task
@@ -324,7 +336,14 @@ class _Worker:
         if spec.files is not None:  # it is loaded anew, maybe hours after the job began
             check_code(spec.files, config)
         self._preparer = preloaded.preparer
-        self._folder = folder
+        self._folder = spec.folder_of(number)
+        decoder = spec.decoder_of(number)
+        if decoder != "cpu":
+            from video_pipeline.gpus import hold_lease
+            from video_pipeline.video.reader import use_decoder
+
+            hold_lease()
+            use_decoder(decoder)
 
     def prepare(self, position: int, parts: frozenset[str]) -> tuple[Parcel, float, float, bool]:
         """The packed requests of a sample, the seconds it took, the length of its videos, and
@@ -381,7 +400,7 @@ def _message(error: BaseException) -> str:
 
 
 def _start(
-    spec: WorkerSpec, preloaded: Preloaded | Exception | None, folder: Path
+    spec: WorkerSpec, preloaded: Preloaded | Exception | None, number: int
 ) -> _Worker | UserError:
     """The worker, or why there is none, which the first sample reports."""
     if spec.config.data.worker_memory_gb is not None:
@@ -393,7 +412,7 @@ def _start(
         preloaded = preloaded or spec.preload()
         if isinstance(preloaded, Exception):
             raise preloaded
-        return _Worker(spec, preloaded, folder)
+        return _Worker(spec, preloaded, number)
     except UserError as error:
         return error
     except (Exception, SystemExit) as error:
