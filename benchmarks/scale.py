@@ -301,7 +301,7 @@ def _finish_all(folder: Path) -> None:
     for rank in range(RANKS):
         prefix = attempt_prefix(manifest.split_id, rank)
         with JournalWriter(folder / manifest.journal, prefix) as journal:
-            for entry in Chunk(chunks / f"rank{rank}.jsonl"):
+            for entry in Chunk(chunks / f"rank{rank}.jsonl", manifest.chunks[rank]):
                 journal.answer(*entry.questions[0], text, usage)
 
 

@@ -25,10 +25,7 @@ BAR = 0.97
 
 def run(work: Path) -> Section:
     """Measure this project's loop and a plain one."""
-    from video_pipeline.streaming import SPARE_WORKERS
-
-    processes = WORKERS + SPARE_WORKERS  # a spare process reads like the others
-    read_seconds = processes * ENGINE_SECONDS / CAPACITY
+    read_seconds = WORKERS * ENGINE_SECONDS / CAPACITY
     job = Job(
         work / "simulated",
         [{"id": number, "path": "none"} for number in range(SAMPLES)],
@@ -50,13 +47,13 @@ def run(work: Path) -> Section:
     ours = job.infer(WORKERS + 1)
     busy = ours["engine_busy_seconds"] / ours["seconds"]
     demand = ours["inferred"] / ours["engine_busy_seconds"]
-    capacity = processes * ours["inferred"] / ours["decode_seconds"]
+    capacity = WORKERS * ours["inferred"] / ours["decode_seconds"]
     loop = measure(
         "simulated_loop",
         work / "simulated-loop",
         samples=SAMPLES,
         batch_size=BATCH,
-        num_workers=processes,
+        num_workers=WORKERS,
         read_seconds=read_seconds,
         spread=SPREAD,
         engine_seconds=ENGINE_SECONDS,
@@ -79,10 +76,10 @@ def run(work: Path) -> Section:
     ]
     how = (
         f"{SAMPLES} samples, an engine that answers one at a time in {1000 * ENGINE_SECONDS:g} ms, "
-        f"{processes} decode processes (`num_workers: {WORKERS}` and the spare one) that sleep "
+        f"{WORKERS} decode processes that sleep "
         f"{1000 * read_seconds:g} ms a sample on average (log-normal, sigma {SPREAD:g}, seeded by "
         "the key). Share of the time from the first request to the last answer with a request in "
-        f"the engine. *Plain loop*: DataLoader with {processes} workers and batches of {BATCH}, "
+        f"the engine. *Plain loop*: DataLoader with {WORKERS} workers and batches of {BATCH}, "
         "then a blocking call that takes as long as the engine for the whole batch; from the first "
         "call to the end of the last. The simulated engine works at full speed on a batch's last "
         "request too: what a real engine loses when a batch runs dry is not in this figure."

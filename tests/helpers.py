@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from video_pipeline.chunks import Chunk
 from video_pipeline.config import Config, load_config
 from video_pipeline.journal import JournalWriter, attempt_prefix
 from video_pipeline.layout import Layout
@@ -280,7 +279,9 @@ class Splitter:
         config = self.run.config
         self.layout = Layout.of(config, num_shards)
         self.manifest = split(config, self.layout, run_id, num_processes)
-        self.chunks = [list(Chunk(self.layout.chunk(rank))) for rank in range(num_shards)]
+        self.chunks = [
+            list(self.manifest.open_chunk(self.layout, rank)) for rank in range(num_shards)
+        ]
         return self
 
     @property

@@ -21,8 +21,10 @@ from helpers import Run
 from PIL import Image
 from video_pipeline.config import load_config
 from video_pipeline.consolidation import consolidate
+from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
+from video_pipeline.files import Seal
 from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import split
@@ -51,8 +53,9 @@ def read(here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         shared.mkdir()
         temporary.mkdir()
         monkeypatch.setenv("TMPDIR", str(temporary))
-        spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), shared)
-        pool = DecodePool(spec, 2, timeout)
+        chunk = layout.chunk(0)
+        spec = WorkerSpec(config, chunk, Seal.of(chunk), "simulated", SimulatedPreparer(), shared)
+        pool = DecodePool(ForkServer(), spec, 2, timeout)
 
         async def all_samples() -> list:
             jobs = [pool.prepare(position, [""]) for position in range(len(paths))]

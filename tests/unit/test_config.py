@@ -180,6 +180,10 @@ def test_a_number_of_frames_replaces_the_rate():
     assert load_config({}).vision.video_kwargs()["fps"] == 2.0
 
 
+def test_the_decoder_is_no_key_of_a_video_item():
+    assert "decoder" not in load_config({"vision": {"decoder": "auto"}}).vision.video_kwargs()
+
+
 @pytest.mark.parametrize(
     ("name", "generate"),
     [

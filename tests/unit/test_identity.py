@@ -270,6 +270,7 @@ CHANGES = {
     "other sampling": {"sampling": {"top_p": 0.9}},
     "fps": {"vision": {"fps": 1.0}},
     "pixels": {"vision": {"max_pixels": 100000}},
+    "decoder": {"vision": {"decoder": "nvdec"}},
     "engine": {"run": {"engine": "simulated"}},
     "params": {"task_params": {"prompt": "x"}},
 }
@@ -278,6 +279,13 @@ CHANGES = {
 @pytest.mark.parametrize("case", CHANGES)
 def test_what_changes_an_answer_changes_the_fingerprint(case):
     assert print_of(**CHANGES[case]) != print_of()
+
+
+def test_auto_and_nvdec_have_one_fingerprint():
+    """With either, some videos are decoded on the CPU. The default has that of older journals."""
+    both = {print_of(vision={"decoder": decoder}) for decoder in ("auto", "nvdec")}
+    assert len(both) == 1
+    assert print_of(vision={"decoder": "cpu"}) == print_of()
 
 
 def test_the_order_of_settings_does_not_matter():

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import re
 
+import psutil
 import pytest
 from helpers import samples
 from video_pipeline.config import load_config
 from video_pipeline.data import workers
+from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.errors import TaskError, UserError
+from video_pipeline.files import EMPTY, Seal
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import split
 
@@ -30,8 +32,17 @@ def prepare(here, tmp_path):
         split(config, layout)
         shared = tmp_path / "shared"
         shared.mkdir()
-        spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), shared)
-        pool = DecodePool(spec, workers, timeout)
+        chunk = layout.chunk(0)
+        spec = WorkerSpec(
+            config,
+            chunk,
+            Seal.of(chunk),
+            "simulated",
+            SimulatedPreparer(),
+            shared,
+            decoder=config.vision.decoder,
+        )
+        pool = DecodePool(ForkServer(), spec, workers, timeout)
 
         async def all_samples():
             jobs = [pool.prepare(position, [""]) for position in range(len(entries))]
@@ -55,8 +66,9 @@ def pool(here, tmp_path):
     config = load_config(here.folder / "my.yaml")
     layout = Layout.of(config, 1)
     split(config, layout)
-    spec = WorkerSpec(config, layout.chunk(0), "simulated", SimulatedPreparer(), tmp_path)
-    pool = DecodePool(spec, 1, 600.0)
+    chunk = layout.chunk(0)
+    spec = WorkerSpec(config, chunk, Seal.of(chunk), "simulated", SimulatedPreparer(), tmp_path)
+    pool = DecodePool(ForkServer(), spec, 1, 600.0)
     yield pool
     pool.stop()
 
@@ -119,14 +131,21 @@ def test_memory_is_limited(prepare):
     assert "data.worker_memory_gb" in str(results[0])
 
 
+def decode_processes() -> list[psutil.Process]:
+    """The children of this process's children, the fork servers."""
+    servers = psutil.Process().children()
+    return [process for server in servers for process in server.children()]
+
+
 def test_a_process_that_is_killed_between_two_samples_costs_nothing(pool):
     async def main():
         await pool.prepare(0, [""])
-        (process,) = multiprocessing.active_children()
+        (process,) = decode_processes()
         process.kill()
-        process.join()
+        while process.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.01)
         await pool.prepare(1, [""])
-        (other,) = multiprocessing.active_children()
+        (other,) = decode_processes()
         assert other.pid != process.pid
 
     asyncio.run(main())
@@ -234,4 +253,31 @@ def test_stopping_ends_the_processes(pool):
 
     asyncio.run(one_and_stop())
     pool.stop()
-    assert multiprocessing.active_children() == []
+    assert decode_processes() == []
+
+
+@pytest.mark.parametrize(
+    ("decoder", "decoders"),
+    [
+        ("cpu", ["cpu"] * 6),
+        ("nvdec", ["nvdec"] * 6),
+        ("auto", ["auto"] * workers.NVDEC_PROCESSES + ["cpu"] * 2),
+    ],
+)
+def test_which_processes_use_the_decoder_of_the_gpu(tmp_path, decoder, decoders):
+    spec = WorkerSpec(
+        load_config({}), tmp_path, EMPTY, "m", SimulatedPreparer(), tmp_path, decoder=decoder
+    )
+    assert [spec.decoder_of(number) for number in range(6)] == decoders
+
+
+def test_nvdec_without_a_card_stops_the_run(here, prepare):
+    here.configure(vision={"decoder": "nvdec"})
+    (result,) = prepare(doing(None))
+    assert isinstance(result, UserError)
+    assert "vision.decoder: nvdec cannot be used here: torch" in str(result)
+
+
+def test_auto_without_a_card_decodes_on_the_cpu(here, prepare):
+    here.configure(vision={"decoder": "auto"})
+    assert [outcome(result) for result in prepare(doing(None, None))] == ["ok", "ok"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -154,35 +155,34 @@ def not_of_this_split(path: Path) -> UserError:
 
 
 class Chunk(Sequence[ChunkEntry]):
-    """The entries of a chunk file by position; only their offsets are held in memory.
+    """The entries of a chunk file by position; only their offsets are held in memory. Processes
+    that are forked may share one.
 
     Attributes:
         path: The chunk file.
         seal: What it holds.
     """
 
-    def __init__(self, path: Path, seal: Seal | None = None) -> None:
-        """``seal``: what it must hold, if that is known. Raises :class:`UserError` if it holds
-        something else."""
+    def __init__(self, path: Path, seal: Seal) -> None:
+        """``seal``: what it must hold. Raises :class:`UserError` if it holds something else."""
         self.path = path
+        self.seal = seal
         self._offsets = array("Q", [0])
-        self.seal = EMPTY
+        found = EMPTY
         try:
             self._stream = open(path, "rb")
         except FileNotFoundError:
             raise not_of_this_split(path) from None
         while block := self._stream.read(_BLOCK_BYTES):
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) + 1
-            self._offsets.frombytes((ends + self.seal.num_bytes).astype(np.uint64).tobytes())
-            self.seal = self.seal.extended(block)
-        if self._offsets[-1] == self.seal.num_bytes:
-            self._offsets.pop()  # no line begins there
-        if seal is not None and self.seal != seal:
+            self._offsets.frombytes((ends + found.num_bytes).astype(np.uint64).tobytes())
+            found = found.extended(block)
+        if found != seal:
             raise not_of_this_split(path)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._offsets) - 1
 
     def __getitem__(self, position: int) -> ChunkEntry:
-        self._stream.seek(self._offsets[position])
-        return ChunkEntry.from_line(self._stream.readline())
+        begin, end = self._offsets[position], self._offsets[position + 1]
+        return ChunkEntry.from_line(os.pread(self._stream.fileno(), end - begin, begin))

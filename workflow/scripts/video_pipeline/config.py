@@ -189,6 +189,13 @@ class Vision(Section):
         description="`native`: the fast uint8 resize that transformers' own Qwen video processor "
         "uses. `exact`: that of qwen-vl-utils, bit for bit, and much slower.",
     )
+    decoder: Literal["auto", "cpu", "nvdec"] = Field(
+        "cpu",
+        description="`cpu`. `nvdec`: the decoder on the GPU, in every decode process; videos that "
+        "it does not take are decoded on the CPU. `auto`: in a few of them, beside the CPU, where "
+        "there is one. Its memory comes on top of `vllm.gpu_memory_utilization`, see "
+        "[Throughput](../docs/throughput.md#the-decoder-on-the-gpu).",
+    )
 
     @model_validator(mode="after")
     def _one_rate(self) -> Vision:
@@ -208,7 +215,7 @@ class Vision(Section):
 
     def video_kwargs(self) -> dict[str, Any]:
         """The keys to add to a video item of the messages."""
-        kwargs = self.model_dump(exclude_none=True)
+        kwargs = self.model_dump(exclude_none=True, exclude={"decoder"})
         if "nframes" in kwargs:  # qwen-vl-utils accepts one of the two
             for key in ("fps", "min_frames", "max_frames"):
                 kwargs.pop(key, None)

@@ -27,6 +27,7 @@ import orjson
 
 from video_pipeline.chunks import Chunk, ChunkEntry
 from video_pipeline.config import Config
+from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.prompt import (
     SIMULATED_MODEL,
     TokenCount,
@@ -34,7 +35,7 @@ from video_pipeline.data.prompt import (
     count_tokens,
     processor_folder,
 )
-from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
+from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import UserError, explain
 from video_pipeline.files import replacing, write_text
@@ -235,7 +236,7 @@ def _look(
     limit."""
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
-    spec = WorkerSpec(own, chunk.path, model, CountingPreparer(model), folder)
+    spec = WorkerSpec(own, chunk.path, chunk.seal, model, CountingPreparer(model), folder)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
         limit = None if simulated else engine.submit(_max_item_tokens, own)
         asyncio.run(_look_at_all(spec, chunk, positions, threads, findings, limit))
@@ -260,7 +261,7 @@ async def _look_at_all(
 ) -> None:
     """Count the samples, many at once, and note what is found in their order."""
     timeout_s = spec.config.data.sample_timeout_s
-    pool = DecodePool(spec, min(threads, len(positions)), timeout_s)
+    pool = DecodePool(ForkServer(READER), spec, min(threads, len(positions)), timeout_s)
     progress = asyncio.create_task(_log_progress(findings, len(positions)))
     waiting: deque[asyncio.Task[Found]] = deque()
     try:

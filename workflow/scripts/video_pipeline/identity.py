@@ -179,9 +179,12 @@ def _settings(config: Config, in_messages: Collection[str]) -> dict[str, Any]:
             for name, value in config.vllm.arguments.items()
             if name not in NEUTRAL_ENGINE_ARGUMENTS
         }
+    vision = config.vision.model_dump(exclude={"decoder"})
+    if config.vision.decoder != "cpu":
+        vision["decoder"] = "nvdec"  # with either, some videos are decoded on the CPU
     return {
         "engine": engine,
-        "vision": config.vision.model_dump(),
+        "vision": vision,
         "sampling": config.sampling.model_dump(),
         "params": {k: v for k, v in config.task_params.items() if k not in in_messages},
     }

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from video_pipeline.answers import cut_off_at, describe_cut_off, why_no_answer
+from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
-from video_pipeline.engine import create_engine
+from video_pipeline.engine import create_engine, modules_of
 from video_pipeline.engine.base import (
     Answer,
     Constraints,
@@ -50,13 +51,6 @@ TICK_SECONDS = 1.0
 
 STATISTICS_SECONDS = 5.0
 """How often it is written down, for whoever watches."""
-
-SPARE_WORKERS = 1
-"""Decode processes beyond those asked for. A process takes about 6 s to start; with a spare one, a
-process that was killed or replaced leaves no gap."""
-
-SPARE_FROM = 100
-"""Pending samples from which on a spare process is worth its start."""
 
 ENGINE_LOOK_SECONDS = 1.0
 """How often is looked whether the engine is stuck."""
@@ -204,8 +198,7 @@ class Stream:
         config, pending = shard.config, len(shard.pending)
         self._shard = shard
         self._folder = folder
-        spare = SPARE_WORKERS if pending >= SPARE_FROM else 0
-        self._num_processes = min(num_workers + spare, pending)
+        self._num_processes = min(num_workers, pending)
         self._window = Window(
             # shared memory may be small, as in containers
             max_bytes=min(config.data.max_ready_gb * 1e9, 0.8 * shutil.disk_usage(folder).free),
@@ -231,22 +224,31 @@ class Stream:
         shard = self._shard
         shard.check_requests()
         shard.error_rate.check(f"rank {shard.rank}")
+        server = ForkServer(modules_of(shard.config))  # it imports while the engine is configured
+        try:
+            await self._run(server)
+        finally:
+            server.stop()
+
+    async def _run(self, server: ForkServer) -> None:
+        shard = self._shard
         engine = create_engine(shard.config, with_videos=shard.with_videos)
         for part in {question.part for question in shard.questions(shard.pending[0])}:
             engine.check(Constraints.of(shard.task, part))
         self._window.engine_is_saturated = lambda: self._submit.locked() or engine.is_saturated()
         spec = WorkerSpec(
             config=shard.config,
-            chunk=Path(shard.chunk.path),
+            chunk=shard.chunk.path,
+            seal=shard.chunk.seal,
             model=engine.dataset_model,
             preparer=engine.preparer(),
             folder=self._folder,
-            seal=shard.chunk.seal,
             files=shard.code,
+            decoder=shard.config.vision.decoder,
         )
         journal = shard.open_journal()
         spent = StatisticsFile(journal.path)
-        pool = DecodePool(spec, self._num_processes, shard.config.data.sample_timeout_s)
+        pool = DecodePool(server, spec, self._num_processes, shard.config.data.sample_timeout_s)
         state: State = "failed"
         try:
             with journal:

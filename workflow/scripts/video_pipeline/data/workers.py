@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
-import os
 import resource
 import shutil
 import signal
@@ -14,12 +12,20 @@ import time
 import traceback
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from video_pipeline.chunks import Chunk
 from video_pipeline.config import Config
+from video_pipeline.data.fork_server import (
+    END_SECONDS,
+    START_SECONDS,
+    Forked,
+    ForkServer,
+    ForkServerDied,
+)
 from video_pipeline.data.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import TaskError, UserError, place_of, user_frame, where
@@ -29,16 +35,15 @@ from video_pipeline.origin import check_code
 SAMPLES_PER_WORKER = 10_000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
 
-START_SECONDS = 600.0
-"""A process starts in about 6 s; from a slow network file system it may take minutes."""
+READER = ("video_pipeline.video.reader",)
+"""What a fork server imports for decode processes that read videos: it takes seconds."""
 
-END_SECONDS = 5.0
-"""How long a process that has closed its pipe may take to end."""
+NVDEC_PROCESSES = 4
+"""Decode processes of a job that use the GPU's decoder with ``vision.decoder: auto``. An H100 has 7
+decoders in hardware, and each process takes GPU memory."""
 
 BAD_STARTS = 3
 """So many starts in a row that fail are no accident."""
-
-_SPAWN = multiprocessing.get_context("spawn")
 
 
 class SampleError(Exception):
@@ -64,25 +69,74 @@ class SampleError(Exception):
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a decode process needs to start; it crosses to the process as a pickle.
+    """What the decode processes are for; it crosses to the fork server as a pickle.
 
     Attributes:
         config: The configuration.
         chunk: The chunk file.
+        seal: What the chunk file must hold.
         model: ``model`` of the dataset.
         preparer: The engine's part.
         folder: Folder of shared memory for the prepared samples.
-        seal: What the chunk file must hold, if that is known.
-        files: The user's code as split saw it, see :func:`video_pipeline.origin.check_code`.
+        files: The user's code as split saw it, see :func:`video_pipeline.origin.check_code`; None
+            if no split saw it.
+        decoder: ``vision.decoder``; ``cpu`` unless the job has a GPU.
     """
 
     config: Config
     chunk: Path
+    seal: Seal
     model: str
     preparer: Preparer
     folder: Path
-    seal: Seal | None = None
     files: dict[str, str | None] | None = None
+    decoder: str = "cpu"
+
+    def folder_of(self, number: int) -> Path:
+        """Folder of the process of that number in the pool."""
+        return self.folder / f"worker{number}"
+
+    def decoder_of(self, number: int) -> str:
+        """What that process decodes with: with ``auto`` only the first few use the GPU's decoder."""
+        return "cpu" if self.decoder == "auto" and number >= NVDEC_PROCESSES else self.decoder
+
+    def preload(self) -> Preloaded | Exception:
+        """Load what all decode processes share. Nothing of it is the user's code, which may keep
+        threads or open files that two processes cannot share."""
+        import torch
+
+        import video_pipeline.data.qwen_video  # noqa: F401  (what all datasets import)
+
+        torch.set_num_threads(1)
+        try:
+            self.preparer.start()
+            return Preloaded(self.preparer, Chunk(self.chunk, self.seal))
+        except Exception as error:
+            return error
+
+    def serve(self, preloaded: Preloaded | Exception | None, number: int, pipe: Connection) -> None:
+        """The main function of a decode process: say that it is up, then answer each position with
+        a parcel or an exception, until the other end closes."""
+        worker = _start(self, preloaded, number)
+        pipe.send(None)
+        with contextlib.suppress(EOFError):
+            while True:
+                asked = pipe.recv()
+                try:
+                    result = worker if isinstance(worker, UserError) else worker.prepare(*asked)
+                except (SampleError, UserError) as error:
+                    result = error
+                except Exception:
+                    result = RuntimeError(f"in a decode process:\n{traceback.format_exc()}")
+                pipe.send(result)
+
+
+@dataclass(frozen=True)
+class Preloaded:
+    """What the decode processes share."""
+
+    preparer: Preparer
+    chunk: Chunk
 
 
 @dataclass(frozen=True)
@@ -112,8 +166,15 @@ class DecodePool:
     the queue's lock stops all others.)
     """
 
-    def __init__(self, spec: WorkerSpec, num_workers: int, timeout_s: float) -> None:
-        self._processes = [_Process(spec, number, timeout_s) for number in range(num_workers)]
+    def __init__(
+        self, server: ForkServer, spec: WorkerSpec, num_workers: int, timeout_s: float
+    ) -> None:
+        """``server``: where its processes come from, all for ``spec``; it ends with the pool."""
+        server.load(spec)
+        self._server = server
+        self._processes = [
+            _Process(server, spec, number, timeout_s) for number in range(num_workers)
+        ]
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
         self._idle: asyncio.Queue[_Process] = asyncio.Queue()
         for process in self._processes:
@@ -137,7 +198,10 @@ class DecodePool:
     def stop(self) -> None:
         """Kill the processes and drop what they were doing."""
         for process in self._processes:
-            process.stop()
+            process.stopped = True
+        self._server.stop()
+        for process in self._processes:
+            process.end()
         self._threads.shutdown()
 
 
@@ -146,31 +210,36 @@ class ProcessDied(Exception):
 
 
 class _Process:
-    """One decode process at a time, and its pipe. It is started ahead of its first sample."""
+    """One decode process at a time, started for its first sample, and its pipe.
 
-    def __init__(self, spec: WorkerSpec, number: int, timeout_s: float) -> None:
-        self._folder = spec.folder / f"worker{number}"
-        self._spec = replace(spec, folder=self._folder)
+    Attributes:
+        stopped: Whether no other may take its place.
+    """
+
+    def __init__(self, server: ForkServer, spec: WorkerSpec, number: int, timeout_s: float) -> None:
+        self._server = server
+        self._number = number
+        self._folder = spec.folder_of(number)
         self._timeout_s = timeout_s
         self._bad_starts = 0
-        self._stopped = False
+        self.stopped = False
         self._changing = threading.Lock()
-        self._start()
+        self._process: Forked | None = None
 
     def prepare(self, position: int, parts: frozenset[str]) -> Prepared:
         """Have the process prepare a sample; errors as in :meth:`DecodePool.prepare`."""
-        self._wait_until_up()
+        process = self._running()
         try:
             with contextlib.suppress(BrokenPipeError):  # it died just now: _receive says how
-                self._pipe.send((position, parts))
-            result = self._receive(self._timeout_s)
+                process.pipe.send((position, parts))
+            result = _receive(process, self._timeout_s)
         except TimeoutError:
-            self._replace()
+            self.end()
             raise SampleError(
                 "timeout", "TimeoutError", f"not ready after {self._timeout_s:g} s"
             ) from None
         except ProcessDied as error:
-            self._replace()
+            self.end()
             raise SampleError(
                 "crash", "ProcessDied", f"the decode process died ({error})"
             ) from None
@@ -180,47 +249,18 @@ class _Process:
         prepared = Prepared(unpack(parcel), parcel.num_bytes, *figures)
         self._samples += 1
         if self._samples == SAMPLES_PER_WORKER:
-            self._replace()
+            self.end()
         return prepared
 
-    def stop(self) -> None:
-        """Kill the process."""
-        with self._changing:
-            self._stopped = True
-            self._kill()
-
-    def _start(self) -> None:
-        self._samples = 0
-        self._is_up = False
-        self._folder.mkdir()
-        self._pipe, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(self._spec, theirs))
-        self._process.start()
-        theirs.close()  # so that its end of the pipe closes when it dies
-
-    def _replace(self) -> None:
-        """Put a new process in the place of this one."""
-        with self._changing:
-            self._kill()
-            if not self._stopped:
-                self._start()
-
-    def _kill(self) -> None:
-        self._process.kill()
-        self._process.join()
-        shutil.rmtree(self._folder, ignore_errors=True)  # what it was about to hand over
-
-    def _wait_until_up(self) -> None:
-        """Wait until the process is ready for a sample; one that is dead is replaced."""
-        while not (self._is_up and self._process.is_alive()):
+    def _running(self) -> Forked:
+        """The process, ready for a sample."""
+        if self._process is not None and self._process.pipe.poll():
+            self.end()  # it says nothing unasked: it is dead
+        while self._process is None:
             try:
-                if not self._is_up:
-                    self._receive(START_SECONDS)
-                    self._is_up = True
-                    self._bad_starts = 0
-                    return
-                self._replace()
-            except (ProcessDied, TimeoutError) as error:
+                self._start()
+            except (ForkServerDied, ProcessDied, TimeoutError) as error:
+                self.end()
                 self._bad_starts += 1
                 if self._bad_starts >= BAD_STARTS:
                     raise UserError(
@@ -229,25 +269,48 @@ class _Process:
                         "process does this, and so does too little memory for data.num_workers "
                         "processes"
                     ) from error
-                self._replace()
+        return self._process
 
-    def _receive(self, seconds: float) -> Any:
-        """What the process sends next. Raises :class:`ProcessDied`, and :class:`TimeoutError`
-        after ``seconds``."""
-        if not wait([self._pipe, self._process.sentinel], seconds):
+    def _start(self) -> None:
+        with self._changing:
+            if self.stopped:
+                raise SampleError("crash", "ProcessDied", "the job ends")
+            self._folder.mkdir()
+            process = self._process = self._server.fork(self._number)
+        self._samples = 0
+        _receive(process, START_SECONDS)
+        self._bad_starts = 0
+
+    def end(self) -> None:
+        """Kill the process, if there is one; the next sample gets another."""
+        with self._changing:
+            if self._process is not None:
+                self._process.kill()
+                self._process = None
+            shutil.rmtree(self._folder, ignore_errors=True)  # what it was about to hand over
+
+
+def _receive(process: Forked, seconds: float) -> Any:
+    """What the process sends next. Raises :class:`ProcessDied`, and :class:`TimeoutError`
+    after ``seconds``."""
+    try:
+        if not process.pipe.poll(seconds):
             raise TimeoutError(f"no sign of life for {seconds:g} s")
-        try:
-            if self._pipe.poll():
-                return self._pipe.recv()
-        except (EOFError, OSError):
-            pass
-        self._process.join(END_SECONDS)
-        self._process.kill()  # it closed its end of the pipe and lives on
-        self._process.join()
-        raise ProcessDied(_how_it_ended(self._process.exitcode))
+        return process.pipe.recv()
+    except EOFError:
+        pass
+    except OSError as error:
+        if isinstance(error, TimeoutError):
+            raise
+    code = process.wait(END_SECONDS)
+    if code is None:
+        code = process.kill()  # it closed its end of the pipe and lives on
+    raise ProcessDied(_how_it_ended(code))
 
 
-def _how_it_ended(code: int) -> str:
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "with the process that it was forked from"
     if code >= 0:
         return f"exit code {code}"
     name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
@@ -258,26 +321,29 @@ def _how_it_ended(code: int) -> str:
 class _Worker:
     """The state of a decode process."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        import torch
-
-        from video_pipeline.chunks import Chunk
+    def __init__(self, spec: WorkerSpec, preloaded: Preloaded, number: int) -> None:
         from video_pipeline.data.registry import create_dataset
         from video_pipeline.data.samples import ChunkSamples
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
 
-        torch.set_num_threads(1)
         config = spec.config
         limit_access(Access.of(config.data))
         task = load_task(config)
-        self._chunk = Chunk(spec.chunk, spec.seal)
-        self._dataset = create_dataset(config, task, ChunkSamples(self._chunk, config), spec.model)
+        self._chunk = preloaded.chunk
+        samples = ChunkSamples(self._chunk, config)
+        self._dataset = create_dataset(config, task, samples, spec.model)
         if spec.files is not None:  # it is loaded anew, maybe hours after the job began
             check_code(spec.files, config)
-        self._preparer = spec.preparer
-        self._preparer.start()
-        self._folder = spec.folder
+        self._preparer = preloaded.preparer
+        self._folder = spec.folder_of(number)
+        decoder = spec.decoder_of(number)
+        if decoder != "cpu":
+            from video_pipeline.gpus import hold_lease
+            from video_pipeline.video.reader import use_decoder
+
+            hold_lease()
+            use_decoder(decoder)
 
     def prepare(self, position: int, parts: frozenset[str]) -> tuple[Parcel, float, float, bool]:
         """The packed requests of a sample, the seconds it took, the length of its videos, and
@@ -333,34 +399,20 @@ def _message(error: BaseException) -> str:
     return f"{user_frame(error).line} ({where(error)})"
 
 
-def _serve(spec: WorkerSpec, pipe: Connection) -> None:
-    """The main function of a decode process: say that it is up, then answer each position with a
-    parcel or an exception, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for the job
-    # FFmpeg and torch each take all cores by default; a decode process has one
-    os.environ["TORCHCODEC_NUM_THREADS"] = "1"
-    os.environ["OMP_NUM_THREADS"] = "1"
-    worker = _start(spec)
-    pipe.send(None)
-    with contextlib.suppress(EOFError):
-        while True:
-            asked = pipe.recv()
-            try:
-                result = worker if isinstance(worker, UserError) else worker.prepare(*asked)
-            except (SampleError, UserError) as error:
-                result = error
-            except Exception:
-                result = RuntimeError(f"in a decode process:\n{traceback.format_exc()}")
-            pipe.send(result)
-
-
-def _start(spec: WorkerSpec) -> _Worker | UserError:
+def _start(
+    spec: WorkerSpec, preloaded: Preloaded | Exception | None, number: int
+) -> _Worker | UserError:
     """The worker, or why there is none, which the first sample reports."""
     if spec.config.data.worker_memory_gb is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         most = int(spec.config.data.worker_memory_gb * 1e9)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
-        return _Worker(spec)
+        preloaded = preloaded or spec.preload()
+        if isinstance(preloaded, Exception):
+            raise preloaded
+        return _Worker(spec, preloaded, number)
     except UserError as error:
         return error
     except (Exception, SystemExit) as error:

@@ -7,14 +7,18 @@ import dataclasses
 import difflib
 import inspect
 import json
+import logging
 import os
+import tempfile
 from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, get_args
 
 from video_pipeline.budget import check_budget
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import PlaceholderError, processor_folder
+from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.special_tokens import SpecialTokenError
 from video_pipeline.engine.base import (
     FREE,
@@ -27,6 +31,8 @@ from video_pipeline.engine.base import (
 )
 from video_pipeline.errors import UserError
 from video_pipeline.gpus import LeaseHolder
+from video_pipeline.tasks.base import WHOLE
+from video_pipeline.testing.clips import write_clip
 
 # vLLM must start its engine process by spawn: this process has threads.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -42,6 +48,7 @@ from vllm.lora.request import LoRARequest
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
+from vllm.renderers.base import BaseRenderer
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.registry import renderer_from_config
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -51,6 +58,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
+
+logger = logging.getLogger(__name__)
+
+# The process that feeds the engine is given prepared samples: it needs no processor, whose warm-up
+# takes 15 s of CPU beside the engine's start.
+BaseRenderer.start_mm_warmup_in_background = lambda self: None
 
 # Each video is seen once: caches of processed media only cost memory and hashing. A user's own
 # engine arguments come after these.
@@ -247,6 +260,24 @@ class Renderer(Preparer):
             media.mm_processor_cache_gb = _SHARED_MEDIA_GB
         self._renderer = renderer_from_config(self._vllm_config)
         self._shared_media = self._renderer._mm_processor_only_cache
+        model_config = self._vllm_config.model_config
+        self._warm_up(processor_folder(model_config.model, model_config.revision))
+
+    def _warm_up(self, model: str) -> None:
+        """Prepare a made-up video: what vLLM, transformers and FFmpeg load when they first need it
+        is then there for all samples."""
+        dataset = QwenVideoDataset(
+            samples=(), task=None, model=model, video_field="", vision_kwargs={}, params={}
+        )
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                clip = write_clip(Path(folder) / "clip.mp4", seconds=0.5)
+                video = dataset.visual({"type": "video", "video": str(clip), "nframes": 2}, {})
+                content = [video, {"type": "text", "text": "What happens?"}]
+                messages = {WHOLE: [{"role": "user", "content": content}]}
+                self.prepare(dataset.llm_inputs(messages), "made-up")
+        except Exception as error:  # a model that takes no video; what is wrong each sample says
+            logger.debug("a made-up video could not be prepared: %s", error)
 
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
         # Without names of our own each process counts its items from 1, two different videos
@@ -364,16 +395,18 @@ def _sampling_params(config: Config) -> SamplingParams:
 
 def _same_normalisation(vllm_config: VllmConfig) -> bool:
     """Whether images and videos are normalised alike by the model's processor."""
-    from vllm.transformers_utils.processor import cached_processor_from_config
+    from transformers import AutoImageProcessor, AutoVideoProcessor
 
-    processor = cached_processor_from_config(vllm_config.model_config)
-    image = getattr(processor, "image_processor", None)
-    video = getattr(processor, "video_processor", None)
-    return (
-        image is None
-        or video is None
-        or all(getattr(image, name, None) == getattr(video, name, None) for name in _NORMALISATION)
-    )
+    model_config = vllm_config.model_config
+    if not model_config.is_multimodal_model:
+        return True
+    folder = processor_folder(model_config.model, model_config.revision)
+    try:  # without the tokenizer, which takes seconds
+        image = AutoImageProcessor.from_pretrained(folder)
+        video = AutoVideoProcessor.from_pretrained(folder)
+    except (OSError, ValueError):
+        return False  # not known: then each is normalised by its own
+    return all(getattr(image, name, None) == getattr(video, name, None) for name in _NORMALISATION)
 
 
 _NORMALISATION = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")

@@ -15,10 +15,12 @@ import orjson
 
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
+from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.prompt import SIMULATED_MODEL, processor_folder
-from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
+from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import UserError, explain
+from video_pipeline.files import EMPTY
 from video_pipeline.processes import job_processes
 from video_pipeline.report.contact_sheet import contact_sheet
 from video_pipeline.samples import task_sample
@@ -148,11 +150,16 @@ def _make_sheets(
         entries = [
             ChunkEntry(each["__key"], {}, orjson.dumps(each["input"]), {}) for each in records
         ]
-        chunk.write_bytes(b"".join(entry.to_line() for entry in entries))
+        lines = b"".join(entry.to_line() for entry in entries)
+        chunk.write_bytes(lines)
         low, high = SHEET_BYTES
         preparer = SheetPreparer(min(max(SHEETS_BYTES // len(records), low), high))
-        spec = WorkerSpec(config, chunk, _dataset_model(config), preparer, folder)
-        pool = DecodePool(spec, num_processes, min(SHEET_SECONDS, config.data.sample_timeout_s))
+        model, seal = _dataset_model(config), EMPTY.extended(lines)
+        spec = WorkerSpec(config, chunk, seal, model, preparer, folder)
+        server = ForkServer(READER)
+        pool = DecodePool(
+            server, spec, num_processes, min(SHEET_SECONDS, config.data.sample_timeout_s)
+        )
         try:
             return asyncio.run(_all_sheets(config, task, entries, pool))
         finally:

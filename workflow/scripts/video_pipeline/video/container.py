@@ -124,6 +124,7 @@ class Video:
         is_counted: Whether frames are known by their number in the order in which the decoder gives
             them, because their packets do not say their times.
         damage: What the decoder said when it refused a packet or gave a damaged frame, else None.
+        file_damage: What was wrong with a packet when all were read, else None.
     """
 
     def __init__(self, uri: str) -> None:
@@ -140,6 +141,7 @@ class Video:
         self._timeline: Timeline | None = None
         self.is_counted = False
         self.damage: str | None = None
+        self.file_damage: str | None = None
         try:
             self._open()
             self._index()
@@ -252,9 +254,10 @@ class Video:
             self._timeline.correct(packet)
         return packet
 
-    def decode(self, packet: Packet) -> list[VideoFrame]:
-        """The frames that the decoder gives for ``packet``. One that it refuses gives none; this
-        is noted in ``damage``, and so are frames that it could not decode in full."""
+    def decode(self, packet: Packet | None) -> list[VideoFrame]:
+        """The frames that the decoder gives for ``packet``; for None, those it holds back. One
+        that it refuses gives none; this is noted in ``damage``, and so are frames that it could not
+        decode in full."""
         try:
             frames = self.decoder.decode(packet)
         except FFmpegError as error:
@@ -344,9 +347,11 @@ class Video:
         self._check_complete(packets=self.position - 1)
         errors, error = av.logging.get_last_error()
         if timeline.damage:
-            note_damage(timeline.damage)
+            self.file_damage = timeline.damage
         elif errors > errors_before and error is not None:
-            note_damage(f"FFmpeg reads it with errors: {error[2].strip()}")
+            self.file_damage = f"FFmpeg reads it with errors: {error[2].strip()}"
+        if self.file_damage:
+            note_damage(self.file_damage)
         # A format that has no times for reordered pictures, such as AVI: FFmpeg has made them up.
         has_order = timeline.is_mpeg or not (ascend or self._container.format.name == "avi")
         is_made_up = not has_order and self.decoder.has_b_frames > 0

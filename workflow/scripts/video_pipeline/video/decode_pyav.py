@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def decode(
     """
     wanted = {video.stamps[position] for position in positions}
     drops = shortcuts and video.decoder.name == "h264" and not video.is_counted
-    convert = _ToRgb(video)
+    convert = ToRgb(video)
     frames: deque[VideoFrame] = deque()
     frame, frame_stamp, number = None, None, 0
     for position in positions:
@@ -67,7 +68,7 @@ def decode(
         yield frame_stamp, convert(frame)
 
 
-class _ToRgb:
+class ToRgb:
     """Converts the frames of a video to RGB, the right way up, as ffmpeg does, to the last bit."""
 
     def __init__(self, video: Video) -> None:
@@ -77,7 +78,7 @@ class _ToRgb:
     def __call__(self, frame: VideoFrame) -> Shown:
         """``frame`` as it is shown. Raises :class:`VideoReadError` for colours that FFmpeg cannot
         convert."""
-        orientation = Orientation.of(_display_matrix(frame))
+        orientation = orientation_of(frame)
         kind = (frame.width, frame.height, frame.format.name, orientation.degrees)
         if kind != self._kind:
             self._kind, self._graph = kind, self._make_graph(*kind)
@@ -86,9 +87,13 @@ class _ToRgb:
             pixels = orientation.turn(self._graph.pull().to_ndarray())
         except FFmpegError as error:
             raise VideoReadError(f"its colours cannot be converted: {explain(error)}") from error
+        return Shown(torch.from_numpy(pixels), self.aspect(orientation))
+
+    def aspect(self, orientation: Orientation) -> Fraction:
+        """Width / height of a pixel as it is shown."""
         # what the container says goes before what the stream says, and the decoder may know more
         ratio = self._video.stream.sample_aspect_ratio or self._video.decoder.sample_aspect_ratio
-        return Shown(torch.from_numpy(pixels), orientation.turn_aspect(pixel_aspect(ratio)))
+        return orientation.turn_aspect(pixel_aspect(ratio))
 
     def _make_graph(self, width: int, height: int, pixel_format: str, degrees: int) -> Graph:
         graph = Graph()
@@ -100,6 +105,11 @@ class _ToRgb:
         graph.link_nodes(source, *rotate, graph.add("format", "rgb24"), graph.add("buffersink"))
         graph.configure()
         return graph
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """Which way up ``frame`` is shown."""
+    return Orientation.of(_display_matrix(frame))
 
 
 def _display_matrix(frame: VideoFrame) -> Sequence[int]:

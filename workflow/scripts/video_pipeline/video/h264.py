@@ -56,6 +56,11 @@ class FieldPairs:
         """Whether a later packet may be a field: one with start codes may change everything."""
         return not self._length_bytes or self._sequence is None or self._sequence.has_fields
 
+    @property
+    def has_fields(self) -> bool:
+        """Whether the parameter set that came last lets a picture be a field."""
+        return self._sequence is not None and self._sequence.has_fields
+
     def is_second(self, packet: bytes) -> bool:
         """Whether ``packet`` holds the second field of the frame that the one before began."""
         first, self._first = self._first, None
@@ -139,6 +144,13 @@ class FieldPairs:
             bits.take(2)
         frame_num = bits.take(sequence.frame_num_bits)
         return _Field(frame_num, bool(bits.take(1))) if bits.take(1) else None
+
+
+def slice_type(unit: bytes) -> int:
+    """``slice_type`` of the NAL unit of a slice (7.3.3)."""
+    bits = _Bits(unit[1:64])
+    bits.number()  # first macroblock
+    return bits.number()
 
 
 class _Bits:

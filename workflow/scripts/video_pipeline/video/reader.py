@@ -43,11 +43,13 @@ from av.error import FFmpegError
 from PIL import Image
 from qwen_vl_utils import vision_process as qwen
 
+from video_pipeline.errors import UserError
 from video_pipeline.video import READER_VERSION, decode_pyav
 from video_pipeline.video.access import read_image, upright_rgb
 from video_pipeline.video.container import Video, explain
 from video_pipeline.video.display import Shown
 from video_pipeline.video.errors import VideoReadError, note_damage
+from video_pipeline.video.nvdec import Card, NoCard, Nvdec, Unsupported
 from video_pipeline.video.resize import frame_size, resize_frame
 
 __all__ = [
@@ -60,7 +62,10 @@ __all__ = [
     "read_frame",
     "read_video",
     "register_reader",
+    "use_decoder",
 ]
+
+logger = logging.getLogger(__name__)
 
 NAME = "video_pipeline"
 """Of the reader among the backends of qwen-vl-utils."""
@@ -70,6 +75,11 @@ _stock_fetch_image = qwen.fetch_image
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 RESIZES = ("native", "exact")
+
+DECODERS = ("auto", "cpu", "nvdec")
+
+MOST_FAILURES = 3
+"""Videos in a row that fail on the card for no reason that lies in them: then it is left alone."""
 
 KEPT_BYTES = 1 << 29
 """Bytes of a freed block, at most, that are kept for the next video. Frames of 20,480 visual tokens
@@ -130,6 +140,40 @@ def measuring() -> Iterator[None]:
         _is_measuring = before
 
 
+_card: _CardReader | None = None
+
+
+def use_decoder(decoder: str) -> bool:
+    """Choose what decodes the videos of this process, from here on.
+
+    Args:
+        decoder: ``cpu``; ``nvdec``: the decoder on the first GPU, and the CPU for each video that
+            it does not take; ``auto``: ``nvdec`` where there is one. CUDA is initialised here.
+
+    Returns:
+        Whether it is the GPU's.
+
+    Raises:
+        UserError: ``nvdec``, and it cannot be used here.
+    """
+    global _card
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder: {decoder!r} is not one of {', '.join(DECODERS)}")
+    _card = None
+    if decoder == "cpu":
+        return False
+    try:
+        _card = _CardReader(Nvdec(Card()))
+    except NoCard as error:
+        if decoder == "nvdec":
+            raise UserError(
+                f"vision.decoder: nvdec cannot be used here: {error}. `auto` decodes with the CPU "
+                "where there is no NVDEC"
+            ) from error
+        logger.info("NVDEC is not used: %s", error)
+    return _card is not None
+
+
 def register_reader() -> None:
     """Make ``process_vision_info`` read videos with :func:`read_video`, and images with
     :func:`video_pipeline.video.access.read_image`, in this process.
@@ -174,7 +218,9 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
             size = _target_size(ele, len(positions), shown)
             frames = torch.empty((len(positions), 3, *size), dtype=torch.uint8, device="meta")
             return frames, MeasuredMetadata(metadata, info), sample_fps
-        frames = _stack(_decode(video, positions), len(positions), ele)
+        frames = None if _card is None else _card.read(ele, video, positions)
+        if frames is None:
+            frames = _stack(_decode(video, positions), len(positions), ele)
     return frames, metadata, sample_fps
 
 
@@ -324,6 +370,45 @@ def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list
     most = min(ele.get("max_frames", qwen.FPS_MAX_FRAMES), len(found))
     chosen = torch.linspace(0, len(found) - 1, qwen.floor_by_factor(most, qwen.FRAME_FACTOR))
     return [found[number] for number in chosen.round().long().tolist()]
+
+
+class _CardReader:
+    """Reads videos with the GPU's decoder, as long as that works."""
+
+    def __init__(self, nvdec: Nvdec) -> None:
+        self._nvdec = nvdec
+        self._failures = 0  # in a row
+        self._told: set[str] = set()
+
+    def read(
+        self, ele: dict[str, Any], video: Video, positions: Sequence[int]
+    ) -> torch.Tensor | None:
+        """The frames at ``positions`` as they leave the reader; None if the CPU has to read them.
+        Why is logged once for each reason."""
+        if self._failures == MOST_FAILURES:
+            return None
+        try:
+            frames = _stack(self._nvdec.decode(video, positions), len(positions), ele)
+        except Unsupported as error:
+            self._tell(f"{error}: such videos are decoded on the CPU")
+        except VideoReadError:
+            pass  # the CPU will say the same
+        except Exception as error:
+            self._nvdec.forget()
+            self._failures += 1
+            given_up = self._failures == MOST_FAILURES
+            what = "it is not tried again" if given_up else "the CPU decodes the video"
+            said = str(error).partition("\n")[0]
+            self._tell(f"{type(error).__name__}: {said}; {what}")
+        else:
+            self._failures = 0
+            return frames
+        return None
+
+    def _tell(self, reason: str) -> None:
+        if reason not in self._told:
+            self._told.add(reason)
+            logger.warning("NVDEC: %s", reason)
 
 
 def _decode(video: Video, positions: Sequence[int]) -> Iterator[Shown]:

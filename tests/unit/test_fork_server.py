@@ -1,0 +1,148 @@
+"""The fork server: decode processes share what was loaded once, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from video_pipeline.data.fork_server import NICENESS, Forked, ForkServer, ForkServerDied
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a decode process of these tests is: it tells about itself, once for each question.
+
+    Attributes:
+        log: File to which each ``preload`` adds a line.
+        trouble: What goes wrong while it loads.
+    """
+
+    log: Path
+    trouble: str = ""
+
+    def preload(self) -> int:
+        with open(self.log, "a") as stream:
+            stream.write(f"{os.getpid()}\n")
+        if self.trouble == "thread":
+            threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        elif self.trouble == "hangs":
+            time.sleep(600)
+        elif self.trouble == "dies":
+            os._exit(3)
+        return os.getpid()
+
+    def serve(self, preloaded: int | None, number: int, pipe: Connection) -> None:
+        with contextlib.suppress(EOFError):
+            while pipe.recv() != "end":
+                chance = random.random(), float(np.random.rand()), float(torch.rand(1))
+                threads = len(list(Path("/proc/self/task").iterdir()))
+                pipe.send((preloaded, os.getpid(), os.getppid(), os.nice(0), chance, threads))
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a fork server; all are ended after the test."""
+    servers = []
+
+    def run(trouble: str = "") -> ForkServer:
+        server = ForkServer()
+        servers.append(server)
+        server.load(Spec(tmp_path / "loaded", trouble))
+        return server
+
+    yield run
+    for server in servers:
+        server.stop()
+
+
+def ask(process: Forked):
+    process.pipe.send("?")
+    assert process.pipe.poll(30)
+    return process.pipe.recv()
+
+
+def test_what_is_loaded_once_is_there_in_all(start, tmp_path):
+    server = start()
+    answers = [ask(server.fork(0)) for _ in range(3)]
+    (loader,) = {answer[0] for answer in answers}
+    assert (tmp_path / "loaded").read_text().split() == [str(loader)]
+    assert len({answer[1] for answer in answers} | {loader}) == 4
+    assert {answer[2] for answer in answers} == {loader}
+
+
+def test_processes_go_last_have_one_thread_and_chances_of_their_own(start, tmp_path):
+    server = start()
+    answers = [ask(server.fork(0)) for _ in range(2)]
+    for *_, nice, _, threads in answers:
+        assert nice == min(19, os.nice(0) + NICENESS)
+        assert threads == 1
+    for one, other in zip(answers[0][4], answers[1][4], strict=True):
+        assert one != other
+
+
+@pytest.mark.parametrize(("trouble", "said"), [("thread", "1 threads"), ("dies", "code 3")])
+def test_what_cannot_be_shared_each_process_loads_itself(start, tmp_path, caplog, trouble, said):
+    """A process with another thread must not be forked: that may hold a lock."""
+    server = start(trouble)
+    answers = [ask(server.fork(0)) for _ in range(2)]
+    assert [answer[0] for answer in answers] == [None, None]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert said in warning
+    assert "Each loads it by itself" in warning
+
+
+def test_how_a_process_ended(start, tmp_path):
+    server = start()
+    process = server.fork(0)
+    assert process.wait(0) is None
+    process.pipe.send("end")
+    assert process.wait(30) == 0
+    killed = server.fork(0)
+    assert killed.kill() == -9
+    assert killed.wait(0) == -9  # it is known still
+
+
+def test_processes_end_with_the_server_and_another_server_takes_over(start, tmp_path):
+    server = start()
+    process = server.fork(0)
+    _, pid, ppid, *_ = ask(process)
+    orphan = psutil.Process(pid)
+    psutil.Process(ppid).kill()
+    psutil.wait_procs([orphan], timeout=30)
+    assert not orphan.is_running()
+    assert process.kill() is None  # nobody knows
+    _, other, parent, *_ = ask(server.fork(0))
+    assert other != pid
+    assert parent != ppid
+
+
+def test_stopping_ends_everything(start, tmp_path):
+    server = start()
+    _, pid, ppid, *_ = ask(server.fork(0))
+    processes = [psutil.Process(pid), psutil.Process(ppid)]
+    server.stop()
+    assert psutil.wait_procs(processes, timeout=30)[1] == []
+    with pytest.raises(ForkServerDied, match="the job ends"):
+        server.fork(0)
+
+
+def test_stopping_does_not_wait_until_it_has_loaded(start, tmp_path):
+    server = start("hangs")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.fork, 0)
+        while not (tmp_path / "loaded").exists():
+            time.sleep(0.01)
+        server.stop()
+        with pytest.raises(ForkServerDied):
+            waiting.result(30)
