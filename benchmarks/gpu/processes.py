@@ -47,7 +47,7 @@ def rows(pid: int, *, memory: bool) -> list[dict[str, Any]]:
                     "nice": one.nice(),
                     "threads": one.num_threads(),
                     "started": round(one.create_time(), 2),
-                    "command": " ".join(one.cmdline())[-70:],
+                    "command": " ".join(one.cmdline())[-60:],
                 }
             if memory:
                 full = one.memory_full_info()
@@ -89,7 +89,7 @@ def _engines(family: list[psutil.Process]) -> set[int]:
 
 
 def _kind(one: psutil.Process, feeders: set[int], engines: set[int]) -> str:
-    """``feeder``, ``engine``, ``decode``, ``forkserver``, ``helper`` (watch and trackers), or
+    """``feeder``, ``engine``, ``fork server``, ``decode``, ``helper`` (watch and trackers), or
     ``snakemake`` with its shells."""
     parents = [parent.pid for parent in one.parents()]
     if one.pid in engines or engines & set(parents):
@@ -99,11 +99,9 @@ def _kind(one: psutil.Process, feeders: set[int], engines: set[int]) -> str:
     if not feeders & set(parents):
         return "snakemake"
     command = " ".join(one.cmdline())
-    if "multiprocessing" not in command or "resource_tracker" in command:
+    if "fork_server" not in command:
         return "helper"
-    if "forkserver" in command and parents[0] in feeders:
-        return "forkserver"
-    return "decode"
+    return "fork server" if parents[0] in feeders else "decode"
 
 
 def by_kind(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -118,8 +118,8 @@ def remarks(results: dict[str, Any]) -> list[str]:
         for how, run in one.get("variants", {}).items():
             said = run.get("failed") or f"engine start {show(run.get('engine_start_seconds'), 1)} s"
             lines.append(f"{name}, {how}: {said}")
-        if "said" in one:
-            lines.append(f"{name}:\n{one['said']}")
+        if "found" in one:
+            lines.append(f"{name}: {json.dumps(one['found'])[:6000]}")
     return lines
 
 
