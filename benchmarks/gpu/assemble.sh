@@ -21,7 +21,7 @@ unpack_all() {
     for name in av site vllm ext fa3 nvdec; do unpack $name "$SITE" & done
     unpack project "$BENCH_PROJECT" &
     unpack models "$BENCH_ROOT/models" &
-    unpack caches "$BENCH_ROOT/cache" &
+    unpack caches / &
     wait
     say "unpacked: $(ls "$BENCH_ROOT/done" | tr '\n' ' ')"
 }

@@ -56,6 +56,7 @@ STEPS = {
     "ours_nvdec": Step("benchmarks.gpu.ours", 110, 240),
     "plain": Step("benchmarks.gpu.plain", 90, 180, 25),
     "tune": Step("benchmarks.gpu.tune", 75, 600, 25),
+    "caches": Step("benchmarks.gpu.caches", 8, 40),
     "chat": Step("benchmarks.gpu.chat", 100, 240, 20),
     "vssfloor": Step("benchmarks.gpu.floor", 170, 340, 20),
     "vss": Step("benchmarks.gpu.ours", 110, 290),

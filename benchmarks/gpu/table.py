@@ -88,7 +88,8 @@ def remarks(results: dict[str, Any]) -> list[str]:
                 f"{show(one.get('decode_seconds_each'))} s a clip; feeding CPU "
                 f"{show(one.get('feeding_cpu_each'), 4)} s each; held when the window opened "
                 f"{show(one.get('held_at_begin'), 0)}, when it closed "
-                f"{show(one.get('held_at_end'), 0)}"
+                f"{show(one.get('held_at_end'), 0)}; full "
+                f"{show(one.get('window_full_after'), 0)} s after the first request"
             )
             lines.append(f"{name}, seconds from the start: {one.get('start')}")
             lines.append(f"{name}, until the first request: {one.get('cpu_until_first_request')}")
