@@ -19,6 +19,7 @@ from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import nvdec, reader
 from video_pipeline.video.bitstream import Unsupported, bitstream
 from video_pipeline.video.reader import read_video, use_decoder
+from video_pipeline.video.resize import resize_by_products, resize_frame
 
 NOT_TAKEN = {
     "ten_bit.mkv": "pixels are yuv420p10le",
@@ -179,6 +180,29 @@ def test_every_colour() -> None:
             numbers = nvdec._swscale_numbers(matrix, is_full)
             look = nvdec._Look(numbers, nvdec.Orientation(), Fraction(1))
             assert torch.equal(look.show(values).pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (720, 1280, (336, 588)),
+        (1080, 1920, (252, 448)),
+        (360, 640, (476, 840)),  # larger
+        (96, 160, (95, 161)),
+        (96, 160, (96, 80)),  # one side alone
+        (240, 320, (300, 160)),  # one larger, one smaller
+        (2160, 3840, (112, 196)),
+        (128, 128, (28, 28)),
+    ],
+)
+def test_the_resize_on_a_card_gives_the_pixels_of_the_uint8_kernel(
+    height: int, width: int, size: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+    smooth = resize_frame(noise[:, :9, :9], (height, width))
+    for frame in (noise, smooth, noise // 255 * 255):
+        assert torch.equal(resize_by_products(frame, size), resize_frame(frame, size))
 
 
 # --- left to the CPU -------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class WorkerSpec:
         return self.folder / f"worker{number}"
 
     def decoder_of(self, number: int) -> str:
-        """What that process decodes with: with ``auto`` only the first few use the GPU's decoder."""
+        """What that process decodes with: with ``auto`` only the first few use the GPU's."""
         return "cpu" if self.decoder == "auto" and number >= NVDEC_PROCESSES else self.decoder
 
     def preload(self) -> Preloaded | Exception:

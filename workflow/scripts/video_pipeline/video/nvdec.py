@@ -123,6 +123,7 @@ class Card:
         try:
             self.device = torch.device("cuda", 0)
             _wait_asleep()
+            torch.backends.cuda.matmul.allow_tf32 = True  # exact for what is resized here
             total = torch.cuda.get_device_properties(self.device).total_memory
             share = min(1.0, TORCH_BYTES / total)
             torch.cuda.set_per_process_memory_fraction(share, self.device)
