@@ -99,7 +99,7 @@ def main() -> None:
             raise SystemExit(f"{checkout}: HEAD has no {needed}")
     say(f"project: {revision(checkout)}")
     models(stage, python_of(options.python, checkout, work))
-    pack(stage, out, options.caches)
+    pack(stage, out, work / "archives", options.caches)
 
 
 def say(text: str) -> None:
@@ -322,7 +322,8 @@ def models(stage: Path, python: Path) -> None:
     subprocess.run(command, check=True, env=environment)
 
 
-def pack(stage: Path, out: Path, caches: Path | None) -> None:
+def pack(stage: Path, out: Path, kept: Path, caches: Path | None) -> None:
+    kept.mkdir(parents=True, exist_ok=True)
     site = stage / "site"
     tops = sorted(p.name for p in site.iterdir())
     av = [name for name in tops if re.match(r"av($|\.libs$|-.*\.dist-info$)", name)]
@@ -350,7 +351,7 @@ def pack(stage: Path, out: Path, caches: Path | None) -> None:
         for name, level in archives.items():
             jobs.append((out / part / f"{name}.tar.xz", level, *contents[name]))
     with ThreadPoolExecutor(max(1, os.cpu_count() // 2)) as pool:
-        list(pool.map(lambda job: tar(*job), sorted(jobs, key=lambda job: job[2] != site)))
+        list(pool.map(lambda job: tar(kept, *job), sorted(jobs, key=lambda job: job[2] != site)))
     sums = []
     for part in PARTS:
         files = sorted(p for p in (out / part).rglob("*") if p.is_file())
@@ -364,26 +365,27 @@ def pack(stage: Path, out: Path, caches: Path | None) -> None:
     (out / "SHA256SUMS").write_text("".join(sums))
 
 
-def tar(file: Path, level: int, folder: Path, names: list[str], without: list[str]) -> None:
-    """One .tar.xz whose bytes depend on nothing but the files' names, modes and content."""
-    command = [
-        "tar",
-        "--sort=name",
-        "--owner=0",
-        "--group=0",
-        "--numeric-owner",
-        "--mode=go=rX,u+rw",
-    ]
-    command += ["--mtime=2026-01-01 00:00Z", "--format=gnu", "--exclude=__pycache__"]
-    command += [f"--exclude={path}" for path in without]
-    with open(file, "wb") as stream:
-        made = subprocess.Popen(
-            [*command, "-C", folder, "-cf", "-", *names], stdout=subprocess.PIPE
-        )
-        # -T2: blocks of a fixed size, the same bytes with any number of threads but one
-        subprocess.run(["xz", f"-{level}", "-T2"], stdin=made.stdout, stdout=stream, check=True)
-        if made.wait():
-            raise SystemExit(f"tar failed for {file.name}")
+def tar(
+    kept: Path, file: Path, level: int, folder: Path, names: list[str], without: list[str]
+) -> None:
+    """One .tar.xz whose bytes depend on nothing but the files' names, modes and content. What is
+    compressed already is taken from the folder ``kept``."""
+    command = ["tar", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"]
+    command += ["--mode=go=rX,u+rw", "--mtime=2026-01-01 00:00Z", "--format=gnu"]
+    command += ["--exclude=__pycache__", *(f"--exclude={path}" for path in without)]
+    plain = file.with_suffix("")
+    subprocess.run([*command, "-C", folder, "-cf", plain, *names], check=True)
+    with open(plain, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    packed = kept / f"{digest[:32]}-{level}.xz"
+    if not packed.exists():
+        part = packed.with_suffix(".part")
+        with open(plain, "rb") as source, open(part, "wb") as target:
+            # -T2: blocks of a fixed size, the same bytes with any number of threads but one
+            subprocess.run(["xz", f"-{level}", "-T2"], stdin=source, stdout=target, check=True)
+        part.replace(packed)
+    plain.unlink()
+    shutil.copyfile(packed, file)
 
 
 if __name__ == "__main__":
