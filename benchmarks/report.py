@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -131,6 +132,17 @@ def page(sections: Iterable[Section]) -> str:
             lines += [*_table(section.details), ""]
         lines += [f"Measured {section.date} on {section.machine}."]
     return "\n".join(lines) + "\n"
+
+
+def put(text: str, section: Section) -> str:
+    """The page ``text`` with ``section``, in place of an earlier one of the same title."""
+    head, *parts = re.split(r"(?m)^## ", text)
+    rows = _table([["", "", "", ""], *map(_row, section.figures)])[2:]
+    starts = tuple(f"| {figure.name} |" for figure in section.figures)
+    lines = [line for line in head.rstrip().splitlines() if not line.startswith(starts or "\0")]
+    new = page([section]).partition("\n## ")[2].rstrip()
+    parts = [part.rstrip() for part in parts if part.partition("\n")[0] != section.title]
+    return "\n\n## ".join(["\n".join([*lines, *rows]), *parts, new]) + "\n"
 
 
 def _row(figure: Figure) -> list[str]:

@@ -36,6 +36,8 @@ background() {
     wait
 }
 if [ -e "$part/site.tar.xz" ]; then
+    # a copy, since the next transfer may change the folder of this one
+    cp -r "$part" "$BENCH_ROOT/part1" && part=$BENCH_ROOT/part1
     export -f unpack unpack_all compile background say
     export part PY
     setsid nohup bash -c background >"$BENCH_ROOT/part1.log" 2>&1 </dev/null &
