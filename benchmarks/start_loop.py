@@ -5,6 +5,7 @@ Run by :mod:`benchmarks.start` as a process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -19,6 +20,7 @@ FURTHER, SAMPLES, MANY = 5, 4, 15
 
 
 def main() -> None:
+    from video_pipeline.chunks import Chunk
     from video_pipeline.config import load_config
     from video_pipeline.data.fork_server import ForkServer
     from video_pipeline.data.workers import WorkerSpec, _Process
@@ -29,7 +31,9 @@ def main() -> None:
     path = Path(settings_of_this_process()["config"])
     config = load_config(path)
     layout = Layout.of(config, 1)
-    chunk = Manifest.of(config, layout).open_chunk(layout, 0)
+    with contextlib.chdir(path.parent):  # where the job's relative paths start
+        chunk = Manifest.of(config, layout).open_chunk(layout, 0)
+        chunk = Chunk(chunk.path.absolute(), chunk.seal)
     begun = time.monotonic()
     server = ForkServer(modules_of(config))
     engine = create_engine(config)
