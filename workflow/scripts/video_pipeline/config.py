@@ -434,6 +434,11 @@ class Config(Section):
         return self
 
     @property
+    def model_name(self) -> str:
+        """Who answers: the model, or the engine that has none."""
+        return self.vllm.model if self.run.engine == "vllm" else self.run.engine
+
+    @property
     def most_tokens(self) -> int:
         """Upper bound on the tokens of one answer."""
         return self.run.retry_truncated or self.sampling.max_tokens

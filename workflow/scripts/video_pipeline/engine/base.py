@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.errors import UserError
+from video_pipeline.flops import ModelFlops
+from video_pipeline.peaks import Precision
 from video_pipeline.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -118,11 +121,15 @@ class Engine(ABC):
         dataset_model: ``model`` of the datasets.
         max_item_tokens: Visual tokens of the largest image or video it takes; None: any.
         steps: A number that grows while the engine computes, and stands still if it is stuck.
+        flops: What the model computes for a token; None where that is not known.
+        precision: In which it multiplies; None likewise.
     """
 
     dataset_model: str
     max_item_tokens: int | None = None
     steps: int = 0
+    flops: ModelFlops | None = None
+    precision: Precision | None = None
 
     @abstractmethod
     def preparer(self) -> Preparer:
@@ -142,6 +149,11 @@ class Engine(ABC):
 
         Raises :class:`RequestRefused` for this request alone, :class:`EngineDead` for all.
         """
+
+    def patches(self, requests: Iterable[Any]) -> int:
+        """Patches that the vision encoder is given for the requests of one sample; media that they
+        share count once."""
+        return 0
 
     @abstractmethod
     def is_saturated(self) -> bool:
