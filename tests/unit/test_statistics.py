@@ -16,6 +16,7 @@ from rich.console import Console
 from video_pipeline import gpus, streaming
 from video_pipeline import statistics as module
 from video_pipeline.consolidation import consolidate
+from video_pipeline.engine.base import Answer
 from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.flops import ModelFlops
 from video_pipeline.inference import infer
@@ -105,7 +106,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
         assert now["updated_at"] - now["started_at"] == 7.0
         assert (now["seconds"], now["engine_busy_seconds"]) == (2.0, 2.0)
         clock.now += 1.0
-    statistics.count(SimpleNamespace(prompt_tokens=90, completion_tokens=10))
+    statistics.count(answer(90, 10))
     statistics.count_sample(SimpleNamespace(video_seconds=4.0))
     error = {"stage": "read", "type": "ValueError", "message": "no such clip"}
     statistics.count_error("7", error)
@@ -132,6 +133,10 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
     assert end["histograms"]["engine_seconds"] == {str(time_bin(3.0)): 1}
 
 
+def answer(prompt_tokens: int, completion_tokens: int, **more) -> Answer:
+    return Answer("Yes.", prompt_tokens, completion_tokens, "stop", **more)
+
+
 MODEL = ModelFlops(token=100, head=10, patch=1)
 
 
@@ -142,15 +147,15 @@ def test_operations_are_counted_where_the_model_is_known(clock):
     statistics.rate(MODEL, 1e15)
     with statistics.engine_busy():
         clock.now += 1.0
-        statistics.count(SimpleNamespace(prompt_tokens=7, completion_tokens=3))
+        statistics.count(answer(7, 3))
         statistics.count_sample(SimpleNamespace(video_seconds=4.0), patches=5)
         statistics.tick({})
         clock.now += 1.0
-        statistics.count(SimpleNamespace(prompt_tokens=1, completion_tokens=0))
+        statistics.count(answer(41, 0, cached_tokens=40))
         statistics.tick({})
     assert (statistics.flops, statistics.peak_flops) == (100 * 11 + 10 * 3 + 5, 1e15)
     series = statistics.series.as_dict()
-    assert (series["flops"], series["prompt_tokens"]) == ([0, 1035, 100], [0, 7, 1])
+    assert (series["flops"], series["prompt_tokens"]) == ([0, 1035, 100], [0, 7, 41])
 
 
 def attempt(

@@ -116,6 +116,7 @@ class JobStatistics:
         last_error: ``key``, ``stage``, ``type``, ``message`` of the last that failed, and ``at`` in
             Unix seconds.
         prompt_tokens: Tokens of the prompts, visual ones included.
+        cached_tokens: Of these, how many the engine had computed before.
         completion_tokens: Tokens of the answers.
         patches: Patches of the answered samples that the vision encoder was given.
         flops: Floating point operations of the model for all these, see
@@ -160,6 +161,7 @@ class JobStatistics:
     truncated: Counter[str] = field(default_factory=Counter)
     last_error: dict[str, Any] | None = None
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
     patches: int = 0
     flops: float | None = None
@@ -202,7 +204,7 @@ class JobStatistics:
         self.limits = dict(limits)
         if self._of_model is not None:
             self.flops = self._of_model.total(
-                self.prompt_tokens, self.completion_tokens, self.patches
+                self.prompt_tokens - self.cached_tokens, self.completion_tokens, self.patches
             )
         counted = Counter(
             inferred=self.inferred,
@@ -246,6 +248,7 @@ class JobStatistics:
         if not self.first_answer_seconds:
             self.first_answer_seconds = time.monotonic() - self._started
         self.prompt_tokens += answer.prompt_tokens
+        self.cached_tokens += answer.cached_tokens
         self.completion_tokens += answer.completion_tokens
 
     def count_sample(

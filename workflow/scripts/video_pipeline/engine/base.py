@@ -67,6 +67,7 @@ class Answer:
         finish_reason: ``stop``, ``length``, or what else the engine says, see
             :mod:`video_pipeline.answers`.
         reasoning: What a thinking model thought before it answered, else None.
+        cached_tokens: Tokens of the prompt that the engine had computed before.
     """
 
     output_text: str
@@ -74,6 +75,7 @@ class Answer:
     completion_tokens: int
     finish_reason: str
     reasoning: str | None = None
+    cached_tokens: int = 0
 
     @property
     def is_truncated(self) -> bool:

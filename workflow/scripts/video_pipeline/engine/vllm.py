@@ -208,6 +208,7 @@ class VllmEngine(Engine):
             len(completion.token_ids),
             completion.finish_reason or "unknown",
             reasoning,
+            output.num_cached_tokens or 0,
         )
 
     def split(self, text: str) -> tuple[str | None, str]:
