@@ -32,7 +32,9 @@ DEVICE = f"GPU-{os.getpid()}-of-test-vllm-lease"
 def device(tmp_path, monkeypatch):
     """The machine's one GPU."""
     program = tmp_path / "nvidia-smi"
-    program.write_text(f'#!/bin/sh\n[ "$1" = --query-gpu=index,uuid ] && echo "0, {DEVICE}"\n:\n')
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = --query-gpu=index,uuid,name ] && echo "0, {DEVICE}, A card"\n:\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for name in (gpus.VISIBLE, "SLURM_JOB_ID"):

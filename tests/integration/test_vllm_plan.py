@@ -9,6 +9,7 @@ import yaml
 from helpers import PROJECT, Run, read_jsonl
 from PIL import Image
 from video_pipeline.estimate import make_plan
+from video_pipeline.flops import ModelFlops
 from video_pipeline.layout import Layout
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
@@ -79,6 +80,13 @@ def test_planned_tokens_are_those_of_the_run(here: Run, family, monkeypatch):
         **failed["__error"],
         "message": failed["__error"]["message"].removeprefix("short: "),
     }
+    # both questions share their media, and four patches become a token
+    (job,) = here.summary()["jobs"]
+    assert job["patches"] == sum(line["visual_tokens"] for line in planned) // 2 * 4
+    tokens = job["prompt_tokens"], job["completion_tokens"]
+    model = ModelFlops.of(json.loads((here.folder / "model/config.json").read_text()))
+    assert job["flops"] == model.total(*tokens, job["patches"])
+    assert job["card"] is here.summary()["throughput"]["share_of_peak"] is None
     # vLLM's own number for the largest item it takes
     limits = json.loads(layout.plan_report.read_text())["limits"]
     assert limits["max_item_tokens"] == _encoder_cache(here)

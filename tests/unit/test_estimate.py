@@ -33,6 +33,7 @@ from video_pipeline.estimate import (
     make_plan,
     plan_stages,
 )
+from video_pipeline.gpus import Device
 from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.layout import Layout
 from video_pipeline.samples import task_sample
@@ -313,6 +314,70 @@ def test_earlier_attempts_of_the_same_task_and_settings_give_the_rate(here):
     # runs without data.resume have journals of their own
     spend(journal.with_name(f"{journal.name}-abc"), 5, seconds=40.0, **spent)
     assert expected()["tokens_per_second"] == 15
+
+
+H100, L4 = "NVIDIA H100 80GB HBM3", "NVIDIA L4"
+
+
+@pytest.fixture
+def expected_of(here, monkeypatch):
+    """What a plan expects of eight prompts of 10 tokens, on a machine with these devices."""
+
+    def expected(*cards: str, error: Exception | None = None) -> dict[str, Any]:
+        def devices() -> list[Device]:
+            if error is not None:
+                raise error
+            return [Device(str(n), f"GPU-{n}", card) for n, card in enumerate(cards)]
+
+        monkeypatch.setattr(estimate, "devices", devices)
+        findings = Findings(here.config, BytesIO())
+        for _ in range(8):
+            findings.note(found(TokenCount(10, 0, 0)))
+        return _expected(here.config, Layout.of(here.config, 0), findings, 1.0)
+
+    return expected
+
+
+def test_the_rate_is_that_of_one_card(here, expected_of):
+    """Of this machine's, or else of the card that was last used."""
+    journal = journal_folder(here.config, Layout.of(here.config, 0), load_task(here.config), "")
+    spent = {"prompt_tokens": 300, "completion_tokens": 100, "gpus": 1}
+    spend(journal, 1, seconds=10.0, card=L4, started_at=1.0, **spent)
+    spend(journal, 2, seconds=1.0, card=H100, started_at=2.0, **spent)
+    spend(journal, 3, seconds=100.0, card=None, started_at=0.0, **{**spent, "gpus": 0})
+    for cards, rate, named in (
+        ((), 400, H100),
+        ((L4, L4), 40, L4),
+        ((H100,), 400, H100),
+        (("NVIDIA A10",), 400, H100),
+        ((L4, H100), 400, H100),
+    ):
+        plan = expected_of(*cards)
+        assert plan["tokens_per_second"] == rate
+        assert f"of earlier attempts on {named} ({journal})" in plan["formula"]
+    # a plan needs no GPU that works
+    assert expected_of(error=UserError("nvidia-smi hangs"))["tokens_per_second"] == 400
+
+
+def test_other_settings_of_the_same_model_give_the_rate_and_no_answers(here, expected_of):
+    """Where no attempt had these settings; the nearest output counts, too."""
+    other = Layout.of(here.config, 0).journal.parent / "another" / "0123"
+    spent = {"prompt_tokens": 300, "completion_tokens": 100, "gpus": 1, "seconds": 10.0}
+    same = {"model": "simulated", "card": H100}
+    spend(other, 1, **{**same, "model": "another"}, **spent)
+    spend(other, 2, **{**same, "card": None}, **spent)
+    spend(other, 3, **same, quantization="fp8", **spent)
+    assert expected_of()["gpu_hours"] is None
+    spend(other, 4, **same, task="describe", **spent)
+    plan = expected_of()
+    assert plan["tokens_per_second"] == 40
+    assert "same model and other settings on NVIDIA H100 80GB HBM3" in plan["formula"]
+    assert plan["completion_tokens_from"] == "sampling.max_tokens, the worst case"
+    # attempts with these settings are better
+    journal = journal_folder(here.config, Layout.of(here.config, 0), load_task(here.config), "")
+    spend(journal, 5, **same, **{**spent, "seconds": 20.0})
+    assert expected_of()["tokens_per_second"] == 20
+    assert "other settings" not in expected_of()["formula"]
 
 
 # --- what is made of it --------------------------------------------------------------------------

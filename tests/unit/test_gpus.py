@@ -21,12 +21,14 @@ from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
 from video_pipeline.processes import MARK
 
+CARD = "NVIDIA H100 80GB HBM3"
+
 NVIDIA_SMI = """\
 #!/bin/sh
 cd "{folder}"
 [ -e hang ] && exec sleep 600
 case "$1" in
-    --query-gpu=index,uuid) cat gpus ;;
+    --query-gpu=index,uuid,name) cat gpus ;;
     --query-gpu=uuid,memory.used,memory.free,memory.total) cat memory ;;
     --query-compute-apps=*) cat apps ;;
 esac
@@ -49,7 +51,7 @@ class Machine:
         program.chmod(0o755)
         self.uuids = [f"GPU-{uuid.uuid4()}" for _ in range(num_gpus)]
         self.used = [450] * num_gpus
-        self.answer("gpus", "".join(f"{i}, {name}\n" for i, name in enumerate(self.uuids)))
+        self.answer("gpus", "".join(f"{i}, {u}, {CARD}\n" for i, u in enumerate(self.uuids)))
         self.answer("apps", "")
         self.answer("code", "0")
         self.use(0, 450)
@@ -387,10 +389,26 @@ def test_hidden_devices(machine, monkeypatch, visible, names):
 @pytest.mark.parametrize("visible", ["2", "GPU-a", "GPU-none"])
 def test_a_device_that_is_not_there(machine, monkeypatch, visible):
     """Nor is one whose name two devices begin with."""
-    machine(2).answer("gpus", "0, GPU-a1\n1, GPU-a2\n")
+    machine(2).answer("gpus", f"0, GPU-a1, {CARD}\n1, GPU-a2, {CARD}\n")
     monkeypatch.setenv(gpus.VISIBLE, f"0,{visible}")
     with pytest.raises(UserError, match=rf"no GPU {visible}, but 0 \(GPU-a1\), 1 \(GPU-a2\)"):
         gpus.devices()
+
+
+def test_the_card_of_a_lease(machine, monkeypatch):
+    there = machine(2)
+    with gpus.lease(2) as held:
+        assert gpus.card_of(held) == CARD
+    first, second = there.uuids
+    there.answer("gpus", f"0, {first}, {CARD}\n1, {second}, NVIDIA L4\n")
+    with gpus.lease(1) as held:
+        assert gpus.card_of(held) == CARD
+    with gpus.lease(2) as held:
+        assert gpus.card_of(held) is None
+    # nvidia-smi does not list slices, and a slice is not the card
+    monkeypatch.setenv(gpus.VISIBLE, f"MIG-{first}")
+    assert gpus.card_of(gpus.devices()) is None
+    assert gpus.card_of([]) is None
 
 
 def test_too_few_devices(machine):

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers import samples
+from rich.console import Console
+from video_pipeline import gpus, streaming
 from video_pipeline import statistics as module
-from video_pipeline import streaming
 from video_pipeline.consolidation import consolidate
+from video_pipeline.engine.base import Answer
 from video_pipeline.engine.simulated import SimulatedEngine
+from video_pipeline.flops import ModelFlops
 from video_pipeline.inference import infer
-from video_pipeline.progress import Pace, describe_pace
-from video_pipeline.report.page import collect
+from video_pipeline.progress import Pace, describe_gpu, describe_pace
+from video_pipeline.report.page import collect, render
+from video_pipeline.report.summary import summary_table
 from video_pipeline.statistics import (
     MOST_STEPS,
     JobStatistics,
@@ -99,7 +106,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
         assert now["updated_at"] - now["started_at"] == 7.0
         assert (now["seconds"], now["engine_busy_seconds"]) == (2.0, 2.0)
         clock.now += 1.0
-    statistics.count(SimpleNamespace(prompt_tokens=90, completion_tokens=10))
+    statistics.count(answer(90, 10))
     statistics.count_sample(SimpleNamespace(video_seconds=4.0))
     error = {"stage": "read", "type": "ValueError", "message": "no such clip"}
     statistics.count_error("7", error)
@@ -117,6 +124,8 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
         "inferred": [0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
         "failed": [0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
         "tokens": [0, 0, 0, 0, 0, 0, 0, 0, 0, 100],
+        "prompt_tokens": [0, 0, 0, 0, 0, 0, 0, 0, 0, 90],
+        "flops": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         "busy": [0, 0, 0, 0, 0, 0, 0, 2, 0, 1],
         "decode": [0, 0, 0, 0, 0, 0, 0, 0.5, 0, 1],
         "engine": [0, 0, 0, 0, 0, 0, 0, 1.5, 0, 1],
@@ -124,10 +133,41 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
     assert end["histograms"]["engine_seconds"] == {str(time_bin(3.0)): 1}
 
 
-def attempt(started: float, ready: float, updated: float, step: float, **series) -> dict:
+def answer(prompt_tokens: int, completion_tokens: int, **more) -> Answer:
+    return Answer("Yes.", prompt_tokens, completion_tokens, "stop", **more)
+
+
+MODEL = ModelFlops(token=100, head=10, patch=1)
+
+
+def test_operations_are_counted_where_the_model_is_known(clock):
+    statistics = JobStatistics(0, num_workers=1, gpus=1)
+    statistics.tick({})
+    assert (statistics.flops, statistics.peak_flops) == (None, None)
+    statistics.rate(MODEL, 1e15)
+    with statistics.engine_busy():
+        clock.now += 1.0
+        statistics.count(answer(7, 3))
+        statistics.count_sample(SimpleNamespace(video_seconds=4.0), patches=5)
+        statistics.tick({})
+        clock.now += 1.0
+        statistics.count(answer(41, 0, cached_tokens=40))
+        statistics.tick({})
+    assert (statistics.flops, statistics.peak_flops) == (100 * 11 + 10 * 3 + 5, 1e15)
+    series = statistics.series.as_dict()
+    assert (series["flops"], series["prompt_tokens"]) == ([0, 1035, 100], [0, 7, 41])
+
+
+def attempt(
+    started: float, ready: float, updated: float, step: float, gpus: int = 0, **series
+) -> dict:
+    """``gpus`` of 1,000 operations a second."""
     length = max(map(len, series.values()))
     columns = {name: series.get(name, [0] * length) for name in Series.NAMES}
     return {
+        "gpus": gpus,
+        "peak_flops": 1000.0,
+        "flops": float(sum(columns["flops"])),
         "started_at": started,
         "ready_at": ready,
         "lasted": updated - started,
@@ -156,6 +196,21 @@ def test_the_pace_in_words():
     pace = Pace(2.0, 1900.0, decode=0.3, engine=0.6)
     assert describe_pace(pace, 3840) == "2.00 videos/s, 1,900 tokens/s, 32 min left, engine-bound"
     assert describe_pace(Pace(), 10) == "0.00 videos/s, 0 tokens/s"
+
+
+def test_the_pace_of_one_gpu():
+    """Of a rank with one GPU and one with two."""
+    spent = {"prompt_tokens": [0, 6000], "flops": [0, 30_000]}
+    one = attempt(0, 60, 120, 60, gpus=1, **spent)
+    two = attempt(0, 60, 120, 60, gpus=2, **spent)
+    pace = Pace.of([one, two])
+    assert describe_gpu(pace) == "67 prompt tokens/s per GPU (33.3% of its peak)"
+    assert describe_pace(pace, 0).endswith(", 67 prompt tokens/s per GPU (33.3% of its peak)")
+    assert sum([Pace.of([one]), Pace.of([two])], Pace()) == pace
+    # a share of the known ones would be taken for that of all
+    for unknown in ({"peak_flops": None}, {"flops": None}):
+        assert describe_gpu(Pace.of([one, {**two, **unknown}])) == "67 prompt tokens/s per GPU"
+    assert describe_gpu(Pace.of([attempt(0, 60, 120, 60, **spent)])) == ""
 
 
 def test_a_clock_that_jumps_changes_no_length(clock):
@@ -237,6 +292,47 @@ def test_ranks_that_had_to_wait_for_a_gpu_are_not_taken_as_side_by_side():
     assert {cost(jobs)["videos_per_second_per_gpu"] for jobs in (at_once, in_turn)} == {0.2}
 
 
+def test_how_fast_one_gpu_was():
+    """Its model ran for 50 of the 100 seconds of each of these attempts."""
+    spent = {"prompt_tokens": 50_000, "card": "A", "peak_flops": 1e12, "flops": 20e12}
+    one = throughput([job(0, 100, **spent)])
+    assert one["cards"] == ["A"]
+    assert one["prompt_tokens_per_second_per_gpu"] == 1000
+    assert one["share_of_peak"] == 0.4
+    # a job with two devices, of another kind
+    both = throughput(
+        [job(0, 100, **spent), job(0, 100, **{**spent, "gpus": 2, "card": "B", "peak_flops": 2e12})]
+    )
+    assert both["cards"] == ["A", "B"]
+    assert both["prompt_tokens_per_second_per_gpu"] == round(100_000 / 150, 1)
+    assert both["share_of_peak"] == round(40 / (50 + 200), 4)
+
+
+def test_what_is_not_known_has_no_share():
+    known = {"prompt_tokens": 50_000, "card": "A", "peak_flops": 1e12, "flops": 20e12}
+    for missing in ({"peak_flops": None}, {"flops": None}, {"card": None, "peak_flops": None}):
+        found = throughput([job(0, 100, **known), job(0, 100, **{**known, **missing})])
+        assert found["prompt_tokens_per_second_per_gpu"] == 1000
+        assert found["share_of_peak"] is None
+    on_a_cpu = throughput([job(0, 100, **{**known, "gpus": 0, "card": None, "peak_flops": None})])
+    assert on_a_cpu["prompt_tokens_per_second_per_gpu"] is None
+    assert on_a_cpu["share_of_peak"] is None
+    assert on_a_cpu["cards"] == []
+
+
+def test_an_attempt_of_an_earlier_version_still_counts(tmp_path):
+    of_old = job(0, 100, prompt_tokens=50_000, completion_tokens=0)
+    for name in ("model", "quantization", "card", "peak_flops", "patches", "flops"):
+        del of_old[name]
+    for name in ("prompt_tokens", "flops"):
+        del of_old["series"][name]
+    (tmp_path / "attempt.a.rank0.1-x.statistics.json").write_text(json.dumps(of_old))
+    jobs = read_statistics(tmp_path)
+    assert throughput(jobs)["prompt_tokens_per_second_per_gpu"] == 1000
+    assert throughput(jobs)["share_of_peak"] is None
+    assert describe_gpu(Pace.of(jobs)) == ""
+
+
 def test_an_attempt_that_was_killed_counts_up_to_its_last_sign_of_life():
     killed = job(0, 100, state="running")
     again = job(10_000, 10_100, rank=0)
@@ -289,6 +385,56 @@ def test_the_statistics_of_other_splits_are_left_out(tmp_path, caplog):
     assert [each["rank"] for each in read_statistics(tmp_path, {"a"})] == [2, 0]
     assert "attempt.a.rank0.4-w.statistics.json is damaged" in caplog.text
     assert read_statistics(tmp_path / "nowhere") == []
+
+
+def test_a_job_on_a_card_tells_its_share(splitting, monkeypatch, caplog):
+    """From the lease to the summary, the table, the page and the log."""
+    caplog.set_level(logging.INFO)
+    card = "NVIDIA H100 80GB HBM3"
+    held = [gpus.Device("0", "GPU-1", card), gpus.Device("1", "GPU-2", card)]
+    monkeypatch.setattr(gpus, "lease_for", lambda config: nullcontext(held))
+    monkeypatch.setattr(streaming, "gpus_needed", lambda config: 2)
+    monkeypatch.setattr(SimulatedEngine, "flops", ModelFlops(10**12, 10**11, 10**10))
+    monkeypatch.setattr(SimulatedEngine, "precision", "fp8")
+    monkeypatch.setattr(SimulatedEngine, "patches", lambda self, requests: 4 * len(list(requests)))
+    run = splitting.run
+    finish(splitting, 4)
+    summary, (done,) = run.summary(), run.summary()["jobs"]
+    assert (done["model"], done["card"], done["gpus"]) == ("simulated", card, 2)
+    assert done["patches"] == 16
+    prompt, completion = done["prompt_tokens"], done["completion_tokens"]
+    flops = 1e12 * (prompt + completion) + 1e11 * completion + 16e10
+    assert done["flops"] == pytest.approx(flops)
+    pace, held_for = summary["throughput"], 2 * done["seconds"]
+    assert pace["cards"] == [card]
+    assert pace["prompt_tokens_per_second_per_gpu"] == pytest.approx(prompt / held_for, abs=0.1)
+    assert pace["share_of_peak"] == pytest.approx(flops / (1979e12 * held_for), abs=1e-4)
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(summary_table(splitting.layout.summary))
+    for row in (
+        f"of │ {card}",
+        f"prompt tokens/s per GPU │ {pace['prompt_tokens_per_second_per_gpu']:,.0f}",
+        f"of the GPU's peak │ {pace['share_of_peak']:.1%}",
+    ):
+        assert row in re.sub(" +", " ", shown.getvalue())
+    html = render(collect(run.config, splitting.layout, 1))
+    assert f"of the peak of <bdi>{card}</bdi>" in html
+    assert "<span>prompt tokens a second of one GPU</span>" in html
+    assert re.search(r"prompt tokens/s per GPU \([\d.]+% of its peak\)", caplog.text)
+
+
+def test_without_a_gpu_nothing_is_said_of_one(splitting, caplog):
+    caplog.set_level(logging.INFO)
+    finish(splitting, 2)
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(summary_table(splitting.layout.summary))
+    html = render(collect(splitting.run.config, splitting.layout, 1))
+    for text in (shown.getvalue(), html, caplog.text):
+        assert "answered" in text or "done" in text
+        assert "of the peak" not in text
+        assert "'s peak" not in text
+        assert "prompt tokens/s" not in text
+        assert "prompt tokens a second" not in text
 
 
 def attempts(run) -> list[tuple[int, int]]:

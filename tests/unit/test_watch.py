@@ -98,6 +98,16 @@ def test_a_running_job(split_run):
     assert "decode-bound" in shown(("", view))
 
 
+def test_a_job_on_a_card(split_run):
+    series, now = Series(), time.time()
+    series.add(15.0, inferred=20, prompt_tokens=500, flops=2e12)
+    ran = {"started_at": now - 20, "ready_at": now - 10, "lasted": 20.0, "series": series}
+    write_statistics(split_run, 0, gpus=2, flops=2e12, peak_flops=1e12, **ran)
+    view, words = look(split_run.run.config), "25 prompt tokens/s per GPU (10.0% of its peak)"
+    assert words in shown(("", view))
+    assert words in lines("", view)[0]
+
+
 def test_a_job_that_was_killed_is_silent(split_run):
     # what the job of an earlier split said does not count
     write_statistics(split_run, 0, "earlier", finished=1)

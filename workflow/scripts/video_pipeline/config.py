@@ -350,7 +350,8 @@ class Planning(Section):
         None,
         gt=0,
         description="Prompt tokens that one GPU takes in a second. `null`: as measured by "
-        "earlier attempts of this output with the same task, model and settings, or no GPU-hours.",
+        "earlier attempts of this output with the same task, model and settings, or else by others "
+        "beside it with the same model on a known card, or no GPU-hours.",
     )
     completion_tokens_per_second: float | None = Field(
         None, gt=0, description="Tokens of answers that one GPU writes in a second. Likewise."
@@ -358,8 +359,8 @@ class Planning(Section):
     expected_completion_tokens: float | None = Field(
         None,
         gt=0,
-        description="Tokens of an answer, on average. `null`: as measured by such attempts, or "
-        "`sampling.max_tokens`, the worst case.",
+        description="Tokens of an answer, on average. `null`: as measured by attempts of this "
+        "output with the same task, model and settings, or `sampling.max_tokens`, the worst case.",
     )
     price_per_gpu_hour: float | None = Field(
         None, ge=0, description="In any currency. `null`: no cost."
@@ -439,6 +440,11 @@ class Config(Section):
                 f"sampling.max_tokens: {most}"
             )
         return self
+
+    @property
+    def model_name(self) -> str:
+        """Who answers: the model, or the engine that has none."""
+        return self.vllm.model if self.run.engine == "vllm" else self.run.engine
 
     @property
     def most_tokens(self) -> int:

@@ -150,7 +150,7 @@ def _summary(
         "output_file": seal._asdict(),
         "task": manifest.task,
         "origin": manifest.origin,
-        "model": config.vllm.model if config.run.engine == "vllm" else config.run.engine,
+        "model": config.model_name,
         "samples": {
             **manifest.counts,
             "ok": manifest.samples - stages.total(),

@@ -19,6 +19,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -39,6 +40,7 @@ from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerS
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import UserError, explain
 from video_pipeline.files import replacing, write_text
+from video_pipeline.gpus import card_of, devices
 from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.journal import clean_text
 from video_pipeline.layout import Layout
@@ -476,7 +478,7 @@ def _report(
     return {
         "output": str(layout.output),
         "task": manifest.task,
-        "model": config.vllm.model if config.run.engine == "vllm" else config.run.engine,
+        "model": config.model_name,
         "samples": {
             **manifest.counts,
             "looked_at": findings.looked_at,
@@ -520,9 +522,9 @@ def _expected(config: Config, layout: Layout, findings: Findings, scale: float) 
     prompt_tokens = findings.tokens_to_run * scale
     if settings.expected_completion_tokens is not None:
         each, source = settings.expected_completion_tokens, "plan.expected_completion_tokens"
-    elif earlier is not None:
+    elif earlier is not None and earlier.completion_tokens_per_sample is not None:
         each = earlier.completion_tokens_per_sample / findings.prompts_per_sample
-        source = f"the mean of earlier attempts ({earlier.journal})"
+        source = f"the mean of {earlier.words}"
     else:
         each, source = config.sampling.max_tokens, "sampling.max_tokens, the worst case"
     completion_tokens = prompts * each
@@ -548,8 +550,8 @@ def _expected(config: Config, layout: Layout, findings: Findings, scale: float) 
         rates = {"tokens_per_second": earlier.tokens_per_second}
         hours = (prompt_tokens + completion_tokens) / earlier.tokens_per_second / 3600
         formula = (
-            "(prompt tokens + completion tokens) / tokens per second and GPU of earlier attempts "
-            f"({earlier.journal}) / 3600"
+            f"(prompt tokens + completion tokens) / tokens per second and GPU of {earlier.words} / "
+            "3600"
         )
     else:
         return {**expected, "gpu_hours": None, "cost": None}
@@ -565,33 +567,69 @@ def _expected(config: Config, layout: Layout, findings: Findings, scale: float) 
 
 
 class _EarlierRun(NamedTuple):
-    """What earlier attempts of the same task, with the same model and settings, measured.
+    """What earlier attempts with the same model measured, on one kind of card.
 
     Attributes:
-        journal: The folder of their journal.
+        words: Which attempts they are.
         tokens_per_second: Of prompts and answers together, of one GPU.
-        completion_tokens_per_sample: The mean.
+        completion_tokens_per_sample: The mean; None where they had other settings, so that their
+            answers tell nothing.
     """
 
-    journal: Path
+    words: str
     tokens_per_second: float
-    completion_tokens_per_sample: float
+    completion_tokens_per_sample: float | None
 
 
 def _earlier_run(config: Config, layout: Layout) -> _EarlierRun | None:
     """What the attempts spent whose answers a run of ``config`` would go on from, and those of its
-    runs without ``data.resume``; None if they inferred nothing."""
+    runs without ``data.resume``. Where there are none, what others beside this output spent with
+    the same model on a card that is known. None if they inferred nothing."""
     task = load_task(config)
     journal = journal_folder(config, layout, task, "")
     jobs = [
-        job
-        for folder in journal.parent.glob(f"{journal.name}*")
-        for job in read_statistics(folder)
-        if job["task"] == task.name and job["seconds"] > 0 and job["inferred"] > 0
+        job for job in _attempts(journal.parent, f"{journal.name}*") if job["task"] == task.name
     ]
+    has_same_settings = bool(jobs)
+    if not has_same_settings:
+        quantization = config.vllm.arguments.get("quantization")
+        jobs = [
+            job
+            for job in _attempts(layout.journal.parent, "*/*")
+            if job["card"]
+            and (job["model"], job["quantization"]) == (config.model_name, quantization)
+        ]
     if not jobs:
         return None
+    card = _card(jobs)
+    jobs = [job for job in jobs if job["card"] == card]
     tokens = sum(job["prompt_tokens"] + job["completion_tokens"] for job in jobs)
     seconds = sum(max(job["gpus"], 1) * job["seconds"] for job in jobs)
+    on = f" on {card}" if card else ""
+    if not has_same_settings:
+        words = (
+            f"earlier attempts with the same model and other settings{on} ({journal.parent.parent})"
+        )
+        return _EarlierRun(words, tokens / seconds, None)
     completion, inferred = (sum(j[n] for j in jobs) for n in ("completion_tokens", "inferred"))
-    return _EarlierRun(journal, tokens / seconds, completion / inferred)
+    return _EarlierRun(f"earlier attempts{on} ({journal})", tokens / seconds, completion / inferred)
+
+
+def _attempts(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    """The attempts in these journals that inferred something."""
+    return [
+        job
+        for journal in folder.glob(pattern)
+        for job in read_statistics(journal)
+        if job["seconds"] > 0 and job["inferred"] > 0
+    ]
+
+
+def _card(jobs: list[dict[str, Any]]) -> str | None:
+    """Of the cards that these attempts ran on, this machine's, else that of the last attempt."""
+    here = None
+    with suppress(UserError):  # a plan needs no GPU that works
+        here = card_of(devices())
+    if here is not None and any(job["card"] == here for job in jobs):
+        return here
+    return max(jobs, key=lambda job: job["started_at"])["card"]

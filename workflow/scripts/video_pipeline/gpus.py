@@ -18,7 +18,7 @@ import stat
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -76,10 +76,13 @@ class Device:
     Attributes:
         name: Its name in ``CUDA_VISIBLE_DEVICES``, and nvidia-smi's number where that is not set.
         uuid: The UUID, the same whatever name it is given; ``name`` where nvidia-smi is missing.
+        card: What nvidia-smi calls the product, such as ``NVIDIA H100 80GB HBM3``; None where it
+            says nothing, as of MIG slices.
     """
 
     name: str
     uuid: str
+    card: str | None = None
 
     @property
     def lock_file(self) -> Path:
@@ -102,12 +105,14 @@ def devices() -> list[Device]:
     names = list(itertools.takewhile(_DEVICE.fullmatch, given))
     if visible is not None and not names:
         return []
-    rows = _nvidia_smi("--query-gpu=index,uuid")
+    rows = _nvidia_smi("--query-gpu=index,uuid,name")
     if not rows:
         return [Device(name, name) for name in names]
-    uuids = dict(rows)
-    found = [Device(name, _uuid(name, uuids)) for name in (uuids if visible is None else names)]
-    return list({device.uuid: device for device in found}.values())
+    uuids = {index: uuid for index, uuid, _ in rows}
+    cards = {uuid: card for _, uuid, card in rows}
+    found = {name: _uuid(name, uuids) for name in (uuids if visible is None else names)}
+    distinct = {uuid: Device(name, uuid, cards.get(uuid)) for name, uuid in found.items()}
+    return list(distinct.values())
 
 
 def _uuid(name: str, uuids: dict[str, str]) -> str:
@@ -122,6 +127,12 @@ def _uuid(name: str, uuids: dict[str, str]) -> str:
             + ", ".join(f"{index} ({one})" for index, one in uuids.items())
         )
     return found[0]
+
+
+def card_of(held: Iterable[Device]) -> str | None:
+    """The card that these devices are; None if there is none, or they differ."""
+    cards = {device.card for device in held}
+    return cards.pop() if len(cards) == 1 else None
 
 
 def gpus_needed(config: Config) -> int:

@@ -94,10 +94,10 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
             logger.info("rank %d: %d of %d samples pending", rank, len(shard.pending), len(shard))
             num_workers = _num_workers(config, threads)
             share_cores(threads - num_workers)
-            with gpus.lease_for(config), job_processes() as folder:
+            with gpus.lease_for(config) as held, job_processes() as folder:
                 from video_pipeline.streaming import run_stream
 
-                run_stream(shard, folder, num_workers)
+                run_stream(shard, folder, num_workers, gpus.card_of(held))
         else:
             logger.info("rank %d: all %d samples are done", rank, len(shard))
         shard.publish()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,32 +82,58 @@ class Pace:
         tokens_per_second: Tokens of their prompts and answers.
         decode: Seconds a second that the jobs waited for decoding.
         engine: Seconds a second that they waited for the engine.
+        prompt_tokens_per_second: Tokens of the prompts, of the jobs that hold GPUs.
+        gpus: The GPUs that these hold.
+        flops: Floating point operations a second of their models; NaN where that is not known.
+        peak_flops: Those of their GPUs at their peak; NaN likewise.
     """
 
     samples_per_second: float = 0.0
     tokens_per_second: float = 0.0
     decode: float = 0.0
     engine: float = 0.0
+    prompt_tokens_per_second: float = 0.0
+    gpus: int = 0
+    flops: float = 0.0
+    peak_flops: float = 0.0
 
     @classmethod
     def of(cls, attempts: Sequence[dict[str, Any]]) -> Pace:
         """The pace of running attempts, from their statistics: that of their last minute, the start
         of the model not counted."""
-        sums = [0.0] * 4
-        for attempt in attempts:
-            if attempt.get("ready_at") is None:
-                continue
-            series, ready = attempt["series"], attempt["ready_at"] - attempt["started_at"]
-            now = attempt["lasted"]
-            first = int(max(now - RECENT_SECONDS, ready) / series["step"])
-            seconds = now - max(first * series["step"], ready)
-            if seconds <= 0:
-                continue
-            counted = {n: sum(c[first:]) / seconds for n, c in series.items() if n != "step"}
-            found = (counted["inferred"] + counted["failed"], counted["tokens"])
-            for at, value in enumerate((*found, counted["decode"], counted["engine"])):
-                sums[at] += value
-        return cls(*sums)
+        return sum(map(cls._of_one, attempts), cls())
+
+    @classmethod
+    def _of_one(cls, attempt: dict[str, Any]) -> Pace:
+        if attempt.get("ready_at") is None:
+            return cls()
+        series, ready = attempt["series"], attempt["ready_at"] - attempt["started_at"]
+        now = attempt["lasted"]
+        first = int(max(now - RECENT_SECONDS, ready) / series["step"])
+        seconds = now - max(first * series["step"], ready)
+        if seconds <= 0:
+            return cls()
+        counted = {n: sum(c[first:]) / seconds for n, c in series.items() if n != "step"}
+        pace = cls(
+            counted["inferred"] + counted["failed"],
+            counted["tokens"],
+            counted["decode"],
+            counted["engine"],
+        )
+        if not attempt["gpus"] or "prompt_tokens" not in counted:  # an earlier version's
+            return pace
+        peak = attempt["peak_flops"]
+        return replace(
+            pace,
+            prompt_tokens_per_second=counted["prompt_tokens"],
+            gpus=attempt["gpus"],
+            flops=math.nan if attempt["flops"] is None else counted["flops"],
+            peak_flops=math.nan if peak is None else peak * attempt["gpus"],
+        )
+
+    def __add__(self, other: Pace) -> Pace:
+        """The pace of both together."""
+        return Pace(*map(operator.add, astuple(self), astuple(other)))
 
     @property
     def bound(self) -> str:
@@ -113,6 +141,12 @@ class Pace:
         if self.decode + self.engine == 0:
             return ""
         return "decode-bound" if self.decode > self.engine else "engine-bound"
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """How much of what the GPUs could do the models did; None where that is not known."""
+        share = self.flops / self.peak_flops if self.peak_flops else math.nan
+        return None if math.isnan(share) else share
 
     def seconds_left(self, samples: int) -> float | None:
         """How long ``samples`` will take; None if that cannot be said."""
@@ -139,7 +173,16 @@ def describe_pace(pace: Pace, left: int) -> str:
     seconds = pace.seconds_left(left)
     if left and seconds is not None:
         words.append(f"{duration(seconds)} left")
-    return ", ".join([*words, *filter(None, [pace.bound])])
+    return ", ".join([*words, *filter(None, [pace.bound, describe_gpu(pace)])])
+
+
+def describe_gpu(pace: Pace) -> str:
+    """``20,900 prompt tokens/s per GPU (38.2% of its peak)``; empty without one."""
+    if not pace.gpus:
+        return ""
+    peak = pace.share_of_peak
+    words = f"{pace.prompt_tokens_per_second / pace.gpus:,.0f} prompt tokens/s per GPU"
+    return words if peak is None else f"{words} ({peak:.1%} of its peak)"
 
 
 def count(done: int, total: int | None) -> str:

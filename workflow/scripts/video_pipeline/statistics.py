@@ -22,6 +22,7 @@ from video_pipeline.journal import ATTEMPTS, clean_text, split_of
 if TYPE_CHECKING:
     from video_pipeline.data.workers import Prepared
     from video_pipeline.engine.base import Answer
+    from video_pipeline.flops import ModelFlops
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ class Series:
         columns: A value for each step, by name.
     """
 
-    NAMES = ("inferred", "failed", "tokens", "busy", "decode", "engine")
+    NAMES = (
+        *("inferred", "failed", "tokens", "prompt_tokens", "flops"),
+        *("busy", "decode", "engine"),
+    )
 
     def __init__(self) -> None:
         self.step = 1.0
@@ -88,8 +92,13 @@ class JobStatistics:
         rank: The rank.
         num_workers: Decode processes, the spare one included.
         task: Name of the task.
+        model: Name of the model.
+        quantization: ``vllm.quantization``, where it is set.
         host: The machine.
         gpus: Devices that the job holds.
+        card: What they are, as nvidia-smi says it; None where it does not, or they differ.
+        peak_flops: Floating point operations a second of one of them at its peak, in the precision
+            of the model, see :mod:`video_pipeline.peaks`; None where that is not known.
         samples: Samples of the chunk.
         pending: Of these, to be inferred when the attempt began.
         state: How far it is. An attempt that was killed stays what it was.
@@ -107,7 +116,11 @@ class JobStatistics:
         last_error: ``key``, ``stage``, ``type``, ``message`` of the last that failed, and ``at`` in
             Unix seconds.
         prompt_tokens: Tokens of the prompts, visual ones included.
+        cached_tokens: Of these, how many the engine had computed before.
         completion_tokens: Tokens of the answers.
+        patches: Patches of the answered samples that the vision encoder was given.
+        flops: Floating point operations of the model for all these, see
+            :mod:`video_pipeline.flops`; None where that is not known.
         seconds: From the first request to the last answer: without the start of the model and of
             the decode processes.
         engine_busy_seconds: Of these, with at least one request in the engine.
@@ -127,8 +140,12 @@ class JobStatistics:
     rank: int
     num_workers: int
     task: str = ""
+    model: str = ""
+    quantization: str | None = None
     host: str = field(default_factory=socket.gethostname)
     gpus: int = 0
+    card: str | None = None
+    peak_flops: float | None = None
     samples: int = 0
     pending: int = 0
     state: State = "starting"
@@ -144,7 +161,10 @@ class JobStatistics:
     truncated: Counter[str] = field(default_factory=Counter)
     last_error: dict[str, Any] | None = None
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
+    patches: int = 0
+    flops: float | None = None
     seconds: float = 0.0
     engine_busy_seconds: float = 0.0
     decode_busy_seconds: float = 0.0
@@ -165,6 +185,11 @@ class JobStatistics:
         self._in_engine = 0
         self._busy_since = 0.0
         self._in_series: Counter[str] = Counter()
+        self._of_model: ModelFlops | None = None
+
+    def rate(self, of_model: ModelFlops | None, peak: float | None) -> None:
+        """Count operations from now on: those of the model, and ``peak_flops``."""
+        self._of_model, self.peak_flops = of_model, peak
 
     def tick(self, limits: dict[str, float]) -> None:
         """Bring the times up to now; ``limits`` is the window's. What is new since the last call
@@ -177,10 +202,16 @@ class JobStatistics:
             self.engine_busy_seconds += now - self._busy_since
             self._busy_since = now
         self.limits = dict(limits)
+        if self._of_model is not None:
+            self.flops = self._of_model.total(
+                self.prompt_tokens - self.cached_tokens, self.completion_tokens, self.patches
+            )
         counted = Counter(
             inferred=self.inferred,
             failed=self.failed,
             tokens=self.prompt_tokens + self.completion_tokens,
+            prompt_tokens=self.prompt_tokens,
+            flops=self.flops or 0.0,
             busy=self.engine_busy_seconds,
             **self.limits,
         )
@@ -217,11 +248,16 @@ class JobStatistics:
         if not self.first_answer_seconds:
             self.first_answer_seconds = time.monotonic() - self._started
         self.prompt_tokens += answer.prompt_tokens
+        self.cached_tokens += answer.cached_tokens
         self.completion_tokens += answer.completion_tokens
 
-    def count_sample(self, prepared: Prepared, cut_off: str | None = None) -> None:
-        """Count a sample that was answered; ``cut_off`` is the setting that cut an answer off."""
+    def count_sample(
+        self, prepared: Prepared, cut_off: str | None = None, patches: int = 0
+    ) -> None:
+        """Count a sample that was answered; ``cut_off`` is the setting that cut an answer off,
+        ``patches`` is what the vision encoder was given."""
         self.inferred += 1
+        self.patches += patches
         self.video_seconds += prepared.video_seconds
         if cut_off is not None:
             self.truncated[cut_off] += 1
@@ -277,6 +313,10 @@ class StatisticsFile:
                 write_text(self.path, text)
 
 
+_NEW = {"model": "", "quantization": None, "card": None, "peak_flops": None, "flops": None}
+"""What the attempts of earlier versions did not write down."""
+
+
 def read_statistics(journal: Path, splits: Collection[str] | None = None) -> list[dict[str, Any]]:
     """The statistics of the attempts that wrote to the folder ``journal``, in the order in which
     they began; only those that worked on one of ``splits``, if given."""
@@ -285,7 +325,7 @@ def read_statistics(journal: Path, splits: Collection[str] | None = None) -> lis
         if splits is not None and split_of(path.name) not in splits:
             continue
         try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
+            found.append({**_NEW, **json.loads(path.read_text(encoding="utf-8"))})
         except FileNotFoundError:
             continue  # pruned meanwhile
         except ValueError as error:
@@ -325,6 +365,7 @@ def throughput(jobs: list[dict[str, Any]]) -> dict[str, Any]:
         "videos_per_second": round(total["inferred"] / running, 3),
         "video_hours_per_hour": round(total["video_seconds"] / running, 3),
         "tokens_per_second": round(tokens / running, 1),
+        **_of_a_card(jobs),
         "engine_busy_share": round(busy, 4),
         "engine_waiting_share": round(1 - busy, 4),
         "decode_workers_load": round(min(1.0, total["decode_busy_seconds"] / workers), 4),
@@ -333,6 +374,24 @@ def throughput(jobs: list[dict[str, Any]]) -> dict[str, Any]:
             if waits["decode"] > waits["engine"]
             else "engine-bound"
         ),
+    }
+
+
+def _of_a_card(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """How fast one card was: nothing on a machine without GPUs, no share where one of the cards,
+    or the model, is not known."""
+    jobs = [job for job in jobs if job["gpus"]]
+    if not jobs:
+        return {"cards": [], "prompt_tokens_per_second_per_gpu": None, "share_of_peak": None}
+    held = sum(job["gpus"] * job["seconds"] for job in jobs)
+    share = None
+    if all(job["peak_flops"] and job["flops"] is not None for job in jobs):
+        at_peak = sum(job["peak_flops"] * job["gpus"] * job["seconds"] for job in jobs)
+        share = round(sum(job["flops"] for job in jobs) / at_peak, 4)
+    return {
+        "cards": sorted({job["card"] for job in jobs if job["card"]}),
+        "prompt_tokens_per_second_per_gpu": round(sum(j["prompt_tokens"] for j in jobs) / held, 1),
+        "share_of_peak": share,
     }
 
 

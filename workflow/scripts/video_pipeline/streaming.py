@@ -31,6 +31,7 @@ from video_pipeline.engine.base import (
 )
 from video_pipeline.gpus import gpus_needed
 from video_pipeline.journal import JournalWriter
+from video_pipeline.peaks import peak_flops
 from video_pipeline.progress import Pace, describe_pace, describe_samples
 from video_pipeline.statistics import JobStatistics, State, StatisticsFile
 
@@ -66,15 +67,15 @@ PARSED_AT_ONCE = 20
 """How many answers are parsed as they come, to find a task that breaks its contract early."""
 
 
-def run_stream(shard: Shard, folder: Path, num_workers: int) -> None:
+def run_stream(shard: Shard, folder: Path, num_workers: int, card: str | None) -> None:
     """Infer all pending samples of ``shard``, with ``num_workers`` decode processes.
 
-    ``folder`` is the job's folder of shared memory. Raises :class:`UserError` where the user's
-    code or settings are at fault, also if more than ``run.max_error_rate`` of the samples failed,
-    and :class:`EngineDead`.
+    ``folder`` is the job's folder of shared memory, ``card`` what its devices are. Raises
+    :class:`UserError` where the user's code or settings are at fault, also if more than
+    ``run.max_error_rate`` of the samples failed, and :class:`EngineDead`.
     """
     try:
-        asyncio.run(Stream(shard, folder, num_workers).run())
+        asyncio.run(Stream(shard, folder, num_workers, card).run())
     except BaseExceptionGroup as group:
         # one failure cancels the rest of its task group: that one is the message
         error: BaseException = group
@@ -194,7 +195,7 @@ class Outcome(NamedTuple):
 class Stream:
     """Everything that happens while the model is loaded."""
 
-    def __init__(self, shard: Shard, folder: Path, num_workers: int) -> None:
+    def __init__(self, shard: Shard, folder: Path, num_workers: int, card: str | None) -> None:
         config, pending = shard.config, len(shard.pending)
         self._shard = shard
         self._folder = folder
@@ -214,7 +215,10 @@ class Stream:
             shard.rank,
             self._num_processes,
             shard.task.name,
+            model=config.model_name,
+            quantization=config.vllm.arguments.get("quantization"),
             gpus=gpus_needed(config),
+            card=card,
             samples=len(shard),
             pending=pending,
         )
@@ -233,6 +237,8 @@ class Stream:
     async def _run(self, server: ForkServer) -> None:
         shard = self._shard
         engine = create_engine(shard.config, with_videos=shard.with_videos)
+        peak = peak_flops(self._statistics.card, engine.precision)
+        self._statistics.rate(engine.flops, peak)
         for part in {question.part for question in shard.questions(shard.pending[0])}:
             engine.check(Constraints.of(shard.task, part))
         self._window.engine_is_saturated = lambda: self._submit.locked() or engine.is_saturated()
@@ -375,7 +381,8 @@ class Stream:
             outcomes = [answer.result() for answer in answers]
             if any(each.is_answered for each in outcomes):
                 cut_off = next((each.cut_off for each in outcomes if each.cut_off), None)
-                self._statistics.count_sample(prepared, cut_off)
+                patches = engine.patches(prepared.requests.values())
+                self._statistics.count_sample(prepared, cut_off, patches)
             error = next((each.error for each in outcomes if each.error), None)
             self._count(questions[0].key, error)
         finally:

@@ -31,6 +31,7 @@ from video_pipeline.plan import read_plan
 from video_pipeline.progress import (
     Pace,
     count,
+    describe_gpu,
     describe_pace,
     describe_samples,
     describe_step,
@@ -108,19 +109,13 @@ class RunView:
     @property
     def total(self) -> RankView:
         """All ranks together."""
-        paces = [each.pace for each in self.ranks]
         return RankView(
             -1,
             "running",
             sum(each.samples for each in self.ranks),
             sum(each.finished for each in self.ranks),
             sum(each.failed for each in self.ranks),
-            Pace(
-                *(
-                    sum(getattr(pace, name) for pace in paces)
-                    for name in ("samples_per_second", "tokens_per_second", "decode", "engine")
-                )
-            ),
+            sum((each.pace for each in self.ranks), Pace()),
             truncated=sum((each.truncated for each in self.ranks), Counter()),
         )
 
@@ -212,7 +207,7 @@ def screen(views: Iterable[tuple[str, RunView]], height: int) -> RenderableType:
         if view.step is not None:
             parts.append(Text(f"{view.step['step']}: {describe_step(view.step)}"))
         if view.ranks and not view.is_over:
-            parts += [_table(view, height), *_cut_off(view), *_last_error(view)]
+            parts += [_table(view, height), *_gpu(view), *_cut_off(view), *_last_error(view)]
         elif view.layout.summary.exists() and view.is_over:
             parts.append(summary_table(view.layout.summary))
     return Group(*parts)
@@ -233,7 +228,8 @@ def _table(view: RunView, height: int) -> Table:
     total = view.total
     table.add_row("all", *_cells(total), _left(total), style="bold")
     urgent = sorted(view.ranks, key=lambda each: (_FIRST_SHOWN.index(each.state), each.rank))
-    shown, rest = urgent[: max(height - 8, 1)], urgent[max(height - 8, 1) :]
+    most = max(height - 8 - len(_gpu(view)), 1)
+    shown, rest = urgent[:most], urgent[most:]
     for each in sorted(shown, key=lambda each: each.rank):
         words = each.note.partition("\n")[0] or (_left(each) if each.pace.bound else each.state)
         style = _STYLES.get(each.state, "")
@@ -262,6 +258,11 @@ def _left(view: RankView) -> str:
     seconds = view.pace.seconds_left(view.samples - view.finished)
     left = f"{duration(seconds)} left" if seconds is not None else ""
     return ", ".join(filter(None, [left, view.pace.bound]))
+
+
+def _gpu(view: RunView) -> list[Text]:
+    words = describe_gpu(view.total.pace)
+    return [Text(words, no_wrap=True, overflow="ellipsis")] if words else []
 
 
 def _cut_off(view: RunView) -> list[Text]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.errors import UserError
+from video_pipeline.flops import ModelFlops
+from video_pipeline.peaks import Precision
 from video_pipeline.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -64,6 +67,7 @@ class Answer:
         finish_reason: ``stop``, ``length``, or what else the engine says, see
             :mod:`video_pipeline.answers`.
         reasoning: What a thinking model thought before it answered, else None.
+        cached_tokens: Tokens of the prompt that the engine had computed before.
     """
 
     output_text: str
@@ -71,6 +75,7 @@ class Answer:
     completion_tokens: int
     finish_reason: str
     reasoning: str | None = None
+    cached_tokens: int = 0
 
     @property
     def is_truncated(self) -> bool:
@@ -118,11 +123,15 @@ class Engine(ABC):
         dataset_model: ``model`` of the datasets.
         max_item_tokens: Visual tokens of the largest image or video it takes; None: any.
         steps: A number that grows while the engine computes, and stands still if it is stuck.
+        flops: What the model computes for a token; None where that is not known.
+        precision: In which it multiplies; None likewise.
     """
 
     dataset_model: str
     max_item_tokens: int | None = None
     steps: int = 0
+    flops: ModelFlops | None = None
+    precision: Precision | None = None
 
     @abstractmethod
     def preparer(self) -> Preparer:
@@ -142,6 +151,11 @@ class Engine(ABC):
 
         Raises :class:`RequestRefused` for this request alone, :class:`EngineDead` for all.
         """
+
+    def patches(self, requests: Iterable[Any]) -> int:
+        """Patches that the vision encoder is given for the requests of one sample; media that they
+        share count once."""
+        return 0
 
     @abstractmethod
     def is_saturated(self) -> bool:

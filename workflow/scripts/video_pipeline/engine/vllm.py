@@ -30,7 +30,9 @@ from video_pipeline.engine.base import (
     RequestRefused,
 )
 from video_pipeline.errors import UserError
+from video_pipeline.flops import ModelFlops
 from video_pipeline.gpus import LeaseHolder
+from video_pipeline.peaks import precision_of
 from video_pipeline.tasks.base import WHOLE
 from video_pipeline.testing.clips import write_clip
 
@@ -128,6 +130,13 @@ class VllmEngine(Engine):
             check_budget(config, vision.patch_size)
         model_config = self._vllm_config.model_config
         self.dataset_model = processor_folder(model_config.model, model_config.revision)
+        settings = model_config.hf_config.to_dict()
+        self.flops = ModelFlops.of(settings)
+        self.precision = precision_of(
+            str(model_config.dtype).removeprefix("torch."),
+            model_config.quantization,
+            settings.get("quantization_config"),
+        )
         self._lora = _lora_request(config)
         self._reasoning = _reasoning_parser(self._vllm_config)
         self._llm: AsyncLLM | None = None
@@ -212,6 +221,7 @@ class VllmEngine(Engine):
             len(completion.token_ids),
             completion.finish_reason or "unknown",
             reasoning,
+            output.num_cached_tokens or 0,
         )
 
     def split(self, text: str) -> tuple[str | None, str]:
@@ -220,6 +230,16 @@ class VllmEngine(Engine):
             return None, text
         reasoning, answer = self._reasoning.extract_reasoning(text, _NO_REQUEST)
         return (reasoning or "").strip(), (answer or "").strip()
+
+    def patches(self, requests: Iterable[Any]) -> int:
+        grids = {}
+        for request in requests:
+            for modality, items in (request.get("mm_kwargs") or {}).items():
+                names = request["mm_hashes"][modality]
+                for name, item in zip(names, items, strict=True):
+                    if f"{modality}_grid_thw" in item:
+                        grids[modality, name] = int(item[f"{modality}_grid_thw"].data.prod())
+        return sum(grids.values())
 
     def is_saturated(self) -> bool:
         return any(self.waiting.values())

@@ -82,6 +82,7 @@ def _sections(summary: dict[str, Any]) -> list[list[tuple[str | Text, str | Text
         ("video-hours", f"{cost['video_hours']:,.2f}"),
         ("wall time", duration(cost["wall_seconds"])),
         ("GPU-hours", f"{cost['gpu_hours']:,.2f}"),
+        *(("  of", plain(card)) for card in pace["cards"]),
         ("bound", pace["bound"]),
     ]
     running = [
@@ -89,7 +90,18 @@ def _sections(summary: dict[str, Any]) -> list[list[tuple[str | Text, str | Text
         ("  answered/s", f"{pace['videos_per_second']:,.2f}"),
         (f"  answered/s per {unit}", f"{cost['videos_per_second_per_gpu']:,.2f}"),
         ("  tokens/s", f"{pace['tokens_per_second']:,.0f}"),
+        *_of_a_card(pace),
         ("  engine busy", f"{pace['engine_busy_share']:.1%}"),
         ("  decoding busy", f"{pace['decode_workers_load']:.1%}"),
     ]
     return [counts, tokens, spent, running]
+
+
+def _of_a_card(pace: dict[str, Any]) -> list[tuple[str, str]]:
+    """What compares with the figures of others; nothing without a GPU."""
+    rows = []
+    if (tokens := pace["prompt_tokens_per_second_per_gpu"]) is not None:
+        rows.append(("  prompt tokens/s per GPU", f"{tokens:,.0f}"))
+    if (share := pace["share_of_peak"]) is not None:
+        rows.append(("  of the GPU's peak", f"{share:.1%}"))
+    return rows
