@@ -28,6 +28,7 @@ unpack_all() {
 compile() { "$PY" -m compileall -qq -j "${1:-0}" "${@:2}" >/dev/null 2>&1; }
 background() {
     unpack_all
+    cd "$BENCH_PROJECT" || exit 1
     # the clips first: they take longest
     nice -n 10 "$PY" -m benchmarks.gpu.make_clips "$BENCH_CLIPS" "${CLIP_PROCESSES:-$(nproc)}" \
         >"$BENCH_CLIPS/log.txt" 2>&1 &

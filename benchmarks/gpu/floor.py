@@ -53,13 +53,14 @@ def main() -> None:
     config = load_config(configuration(RUNS / STEP, VLLM))
     engine = VllmEngine(config)
     timeline["configured"] = time.time()
+    preparing_engine = VllmEngine(config)  # a preparer changes the configuration that it is given
     result = {**heading(), "timeline": timeline, "windows": {}}
     save(result)
     prepared: list[Any] = []
 
     def prepare() -> None:
         began = time.time()
-        prepared.extend(prepared_requests(config, engine, clips()[:DISTINCT]).values())
+        prepared.extend(prepared_requests(config, preparing_engine, clips()[:DISTINCT]).values())
         timeline["prepare_seconds"] = time.time() - began
 
     async def run() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -76,6 +77,11 @@ def main() -> None:
             print(f"{name}: {needed} s needed, {CLOCK.left():.0f} left", flush=True)
             continue
         run_variant(name, arguments, prepared)
+        one = results()[STEP]["variants"].get(name, {})
+        forked = os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+        if forked and "engine did not start" in one.get("failed", "") and CLOCK.left() > needed:
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+            run_variant(name, arguments, prepared)
         result["variants"] = results()[STEP]["variants"]
     save({**result, "complete": True})
 
@@ -98,11 +104,19 @@ def import_engine() -> None:
             importlib.import_module(module)
         except Exception as error:  # then its process will import what it needs
             print(f"not imported ahead: {module}: {error}", flush=True)
-    import torch
-
-    if torch.cuda.is_initialized():
+    if cuda_is_in_use():
         print("CUDA is in use here: engines are spawned", flush=True)
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+
+
+def cuda_is_in_use() -> bool:
+    """Whether this process has called CUDA's driver: its forks then could not."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    not_initialized = 3
+    return driver.cuCtxGetCurrent(ctypes.byref(ctypes.c_void_p())) != not_initialized
 
 
 def run_variant(name: str, arguments: dict[str, Any], prepared: list[Any]) -> None:
