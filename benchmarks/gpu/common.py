@@ -263,23 +263,24 @@ class Samplers:
         self._stop = threading.Event()
         self._smi: subprocess.Popen[str] | None = None
         try:
+            # to a terminal: into a pipe it would write when a block of lines is full
+            self._lines, terminal = os.openpty()
             self._smi = subprocess.Popen(
                 ["nvidia-smi", f"--query-gpu={self.QUERY}", "--format=csv,noheader,nounits", "-l1"],
-                stdout=subprocess.PIPE,
+                stdout=terminal,
                 stderr=subprocess.DEVNULL,
-                text=True,
             )
+            os.close(terminal)
             threading.Thread(target=self._read, daemon=True).start()
         except OSError:
             pass  # no GPU: a dry run
         threading.Thread(target=self._cpus, daemon=True).start()
 
     def _read(self) -> None:
-        for line in self._smi.stdout:
-            try:
-                self.gpu.append((time.time(), *(float(cell) for cell in line.split(","))))
-            except ValueError:
-                continue
+        with contextlib.suppress(OSError), os.fdopen(self._lines) as lines:  # until it ends
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    self.gpu.append((time.time(), *(float(cell) for cell in line.split(","))))
 
     def _cpus(self) -> None:
         def times() -> tuple[int, int]:

@@ -31,7 +31,7 @@ class Spec:
     log: Path
     trouble: str = ""
 
-    def preload(self) -> int:
+    def preload(self) -> int | str:
         with open(self.log, "a") as stream:
             stream.write(f"{os.getpid()}\n")
         if self.trouble == "thread":
@@ -40,6 +40,8 @@ class Spec:
             time.sleep(600)
         elif self.trouble == "dies":
             os._exit(3)
+        elif self.trouble == "environment":
+            return os.environ["CUDA_VISIBLE_DEVICES"]
         return os.getpid()
 
     def serve(self, preloaded: int | None, number: int, pipe: Connection) -> None:
@@ -47,7 +49,21 @@ class Spec:
             while pipe.recv() != "end":
                 chance = random.random(), float(np.random.rand()), float(torch.rand(1))
                 threads = len(list(Path("/proc/self/task").iterdir()))
-                pipe.send((preloaded, os.getpid(), os.getppid(), os.nice(0), chance, threads))
+                devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+                about = (preloaded, os.getpid(), os.getppid(), os.nice(0), chance, threads)
+                pipe.send((*about, devices))
+
+
+class Engine(Spec):
+    """One that has a second thread wherever it is imported, as some engines may."""
+
+    def __reduce__(self):
+        return _import_engine, (self.log,)
+
+
+def _import_engine(log: Path) -> Spec:
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    return Spec(log)
 
 
 @pytest.fixture
@@ -55,10 +71,10 @@ def start(tmp_path):
     """Starts a fork server; all are ended after the test."""
     servers = []
 
-    def run(trouble: str = "") -> ForkServer:
+    def run(trouble: str = "", kind: type[Spec] = Spec) -> ForkServer:
         server = ForkServer()
         servers.append(server)
-        server.load(Spec(tmp_path / "loaded", trouble))
+        server.load(kind(tmp_path / "loaded", trouble))
         return server
 
     yield run
@@ -84,7 +100,7 @@ def test_what_is_loaded_once_is_there_in_all(start, tmp_path):
 def test_processes_go_last_have_one_thread_and_chances_of_their_own(start, tmp_path):
     server = start()
     answers = [ask(server.fork(0)) for _ in range(2)]
-    for *_, nice, _, threads in answers:
+    for *_, nice, _, threads, _ in answers:
         assert nice == min(19, os.nice(0) + NICENESS)
         assert threads == 1
     for one, other in zip(answers[0][4], answers[1][4], strict=True):
@@ -100,6 +116,21 @@ def test_what_cannot_be_shared_each_process_loads_itself(start, tmp_path, caplog
     (warning,) = [record.getMessage() for record in caplog.records]
     assert said in warning
     assert "Each loads it by itself" in warning
+
+
+def test_an_engine_that_has_threads_is_imported_in_each_process(start, caplog):
+    server = start(kind=Engine)
+    assert [ask(server.fork(0))[0] for _ in range(2)] == [None, None]
+    assert "1 threads" in caplog.text
+
+
+def test_gpus_are_hidden_until_the_fork(start, tmp_path, monkeypatch):
+    """CUDA's driver does not work after a fork."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7")
+    server = start("environment")
+    answer = ask(server.fork(0))
+    assert answer[0] == ""
+    assert answer[-1] == "GPU-7"
 
 
 def test_how_a_process_ended(start, tmp_path):

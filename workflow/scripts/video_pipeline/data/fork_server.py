@@ -18,6 +18,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle, send_handle
+from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,25 @@ ANSWER_SECONDS = 60.0
 END_SECONDS = 5.0
 """How long a process that was killed may take to end."""
 
+CUDA = "CUDA_VISIBLE_DEVICES"
+
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow
+    CUDA: "",
 }
-"""Environment of a process that works on one core and must not start threads. Snakemake sets the
-others of these to the threads of the job."""
+"""Environment of a process that works on one core and must not start threads. Snakemake sets some
+of these to the threads of the job. CUDA's driver starts a thread, and cannot be used after a fork:
+the GPUs are hidden until then (to vLLM an empty list is as good as none)."""
+
+HARMLESS = ("cuda", "jemalloc_bg_thd")
+"""Threads, by the begin of their name for the kernel, that hold no lock which a decode process
+takes: jemalloc sees to its own (``pthread_atfork``), and CUDA's driver refuses to work after a
+fork."""
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -128,10 +139,14 @@ class ForkServer:
             raise ForkServerDied("the job ends")
         self._pipe, theirs = multiprocessing.Pipe()
         modules = self._modules if self._preloads else ()
+        devices = os.environ.get(CUDA)
         program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; "
         with theirs:  # so that its end of the pipe closes when it dies
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"{program}main({theirs.fileno()}, {list(modules)!r})"],
+                [
+                    *(sys.executable, "-c"),
+                    f"{program}main({theirs.fileno()}, {list(modules)!r}, {devices!r})",
+                ],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **ONE_THREAD},
                 stdin=subprocess.DEVNULL,
@@ -150,12 +165,16 @@ class ForkServer:
             self._start()
         while not self._is_ready:
             try:
-                self._pipe.send((self._spec, self._preloads))
+                # as bytes: to unpickle it imports the engine, which only a process that shares may
+                self._pipe.send((ForkingPickler.dumps(self._spec).tobytes(), self._preloads))
                 threads = self._receive(START_SECONDS)
-                if not threads:
+                others = [name for name in threads if not name.startswith(HARMLESS)]
+                if threads and not others:
+                    logger.info("threads of the fork server that do no harm: %s", threads)
+                if not others:
                     self._is_ready = True
                     return
-                reason = f"it has {len(threads)} threads ({', '.join(threads)})"
+                reason = f"it has {len(others)} threads ({', '.join(others)})"
             except (OSError, ForkServerDied) as error:
                 reason = str(error)
             could_share, self._preloads = self._preloads, False
@@ -224,8 +243,9 @@ class Forked:
         return self._code
 
 
-def main(handle: int, modules: Sequence[str]) -> None:
-    """The fork server: load, then fork until the other end of the pipe ``handle`` closes."""
+def main(handle: int, modules: Sequence[str], devices: str | None) -> None:
+    """The fork server: load, then fork until the other end of the pipe ``handle`` closes.
+    ``devices``: the GPUs that decode processes see."""
     pipe = Connection(handle)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for the job
     os.nice(NICENESS)
@@ -233,12 +253,20 @@ def main(handle: int, modules: Sequence[str]) -> None:
         with contextlib.suppress(Exception):  # whoever needs it says so
             importlib.import_module(name)
     with contextlib.suppress(EOFError, OSError):
-        spec, preloads = pipe.recv()
+        pickled, preloads = pipe.recv()
+        spec = pickle.loads(pickled) if preloads else None
         preloaded = spec.preload() if preloads else None
         gc.collect()
         gc.freeze()  # or a collection in a decode process would copy all pages
         pipe.send(_threads())
-        _fork_all(pipe, lambda *given: spec.serve(preloaded, *given))
+
+        def serve(number: int, own: Connection) -> None:
+            os.environ.pop(CUDA)
+            if devices is not None:
+                os.environ[CUDA] = devices
+            (spec or pickle.loads(pickled)).serve(preloaded, number, own)
+
+        _fork_all(pipe, serve)
     # Without the usual clean-up, which would wait for the decode processes: they die with this one.
     os._exit(0)
 
