@@ -311,7 +311,8 @@ class Run(Section):
         ge=0,
         le=1,
         description="Failed / finished samples of a chunk, looked at from the 20th failure on; a "
-        "shard over it stops at once.",
+        "shard over it stops at once. Errors of stage `parse` do not count: their answers are "
+        "there.",
     )
     formats: list[Literal["jsonl", "parquet"]] = Field(
         ["jsonl"],
