@@ -351,6 +351,17 @@ def test_bad_input_stops_before_anything_is_inferred(run):
     assert "2 samples" in run.log("split")
 
 
+def test_a_wrong_name_of_vllm_is_found_before_anything_starts(run):
+    run.write_samples(samples(1))
+    run.configure(vllm={"max_num_seq": 4})
+    expected = "vllm.max_num_seq: vLLM 0.32.0 has no such setting; did you mean vllm.max_num_seqs?"
+    assert expected in run.snakemake("-n", succeeds=False)
+    assert expected in run.snakemake("plan", succeeds=False)
+    assert expected in run.script("split.py", "--num-shards", "1", succeeds=False)
+    assert expected in run.module("preview", "--no-engine", succeeds=False)
+    assert not (run.folder / "results").exists()
+
+
 def test_an_unknown_task_and_a_broken_plugin_are_explained(run):
     run.write_samples(samples(1))
     run.configure(run={"task": "aks"})

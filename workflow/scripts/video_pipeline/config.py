@@ -16,7 +16,7 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -32,6 +32,7 @@ from pydantic_core import PydanticCustomError
 
 from video_pipeline.errors import UserError
 from video_pipeline.files import why_not_there
+from video_pipeline.vllm_names import wrong_names
 
 Auto = Literal["auto"]
 
@@ -220,11 +221,23 @@ class Vision(Section):
         return self.nframes if self.nframes is not None else self.max_frames
 
 
-class Vllm(Section):
-    """The model, and any other engine argument of vLLM by its own name. Unknown names are found
-    when the engine starts, checked against vLLM's own signature."""
+class VllmNames(Section):
+    """Base of a section that takes vLLM's own names, too."""
 
     model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    @model_validator(mode="after")
+    def _names_are_vllms(self) -> Self:
+        section = type(self).__name__.lower()
+        if faults := wrong_names(section, self.model_extra, type(self).model_fields):
+            raise ValueError("\n  ".join(faults))
+        return self
+
+
+class Vllm(VllmNames):
+    """The model, and any other engine argument of vLLM by its own name. Unknown names are found
+    at once, in a list of those of the vLLM that is pinned; where another one is installed, they are
+    a warning until its engine starts."""
 
     model: str = Field(
         "Qwen/Qwen2.5-VL-7B-Instruct",
@@ -253,10 +266,9 @@ class Vllm(Section):
         return self.model_dump(exclude={"lora_path"})
 
 
-class Sampling(Section):
-    """Any field of vLLM's `SamplingParams` by its own name."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+class Sampling(VllmNames):
+    """Any field of vLLM's `SamplingParams` by its own name. Unknown names are found as those of
+    `vllm`."""
 
     temperature: float = Field(0.0, ge=0, description="0: greedy, the same answer every time.")
     max_tokens: int = Field(512, ge=1, description="Tokens of an answer, at most.")
