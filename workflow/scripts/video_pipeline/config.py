@@ -32,6 +32,7 @@ from pydantic_core import PydanticCustomError
 
 from video_pipeline.errors import UserError
 from video_pipeline.files import why_not_there
+from video_pipeline.secret_keys import secrets_in
 from video_pipeline.vllm_names import wrong_names
 
 Auto = Literal["auto"]
@@ -525,7 +526,8 @@ def load_config(raw: dict[str, Any] | str | Path) -> Config:
     """Validate a configuration given as a mapping, or as the path of a YAML file.
 
     Raises :class:`UserError` with one line for every mistake: an unknown key names the nearest
-    key, a wrong value names its place, what was given and what is expected.
+    key, a wrong value names its place, what was given and what is expected. A secret is a mistake,
+    too, and is not repeated.
     """
     source = "configuration"
     if not isinstance(raw, dict):
@@ -539,10 +541,19 @@ def load_config(raw: dict[str, Any] | str | Path) -> Config:
             raise UserError(f"cannot read the configuration {source}: {error}") from error
         if not isinstance(raw, dict):
             raise UserError(f"{source}: expected sections (data:, vllm:, ...), got {raw!r}")
+    if faults := [_explain_secret(*found) for found in secrets_in(raw)]:
+        raise UserError("\n  ".join([f"{source}:", *faults]))
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise UserError("\n  ".join([f"{source}:", *_explain(error)])) from None
+
+
+def _explain_secret(place: str, variable: str) -> str:
+    return (
+        f"{place}: a secret has no place in the configuration, which is written beside the output; "
+        f"remove it and set the environment variable {variable}"
+    )
 
 
 def _explain(error: ValidationError) -> list[str]:
@@ -662,6 +673,11 @@ def reference_markdown() -> str:
         "paths are relative to the working directory (`--directory`).",
         "An editor that understands JSON Schema completes and checks keys with",
         "[`schema.json`](schema.json).",
+        "",
+        "A key that holds a secret (`hf_token`, `api_key`, `password`, ..., in any spelling and",
+        "at any depth) is an error: the configuration is written beside the output. Secrets go",
+        "into the environment: `HF_TOKEN` for the hub, a variable that your plugin reads for",
+        "anything else.",
     ]
     for name, model, defaults in _sections():
         lines += ["", f"## `{name}`", "", _one_line(model.__doc__), ""]
