@@ -103,7 +103,9 @@ def test_a_chunk_that_is_damaged_too_is_the_cause(finished):
 
 def test_an_input_that_looks_like_an_error_is_none(splitting):
     entries = [{**sample, "old": {"a": 1, "__status": "error", "b": 2}} for sample in samples(3)]
-    splitting(entries, 1).finish("0", "2", failed=("1",))
+    lines = [json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries]
+    (splitting.run.folder / "samples.jsonl").write_text("".join(lines))
+    splitting(num_shards=1).finish("0", "2", failed=("1",))
     infer(splitting.run.config, splitting.layout, 0, 1)
     consolidate(splitting.run.config, splitting.layout)
     assert [each["__key"] for each in read_jsonl(splitting.layout.errors)] == ["1"]
