@@ -5,17 +5,23 @@ Where no Snakemake is needed, the jobs run in this process (their decode process
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 
 import pytest
 from helpers import keys, samples
+from rich.console import Console
 from video_pipeline.consolidation import consolidate
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.inference import infer
+from video_pipeline.layout import Layout
 from video_pipeline.locks import try_lock
 from video_pipeline.plan import Plan
+from video_pipeline.report.page import collect, render
+from video_pipeline.report.summary import summary_table
 from video_pipeline.retry import retry
+from video_pipeline.watch import lines, look
 
 
 @pytest.fixture
@@ -155,13 +161,54 @@ def test_a_higher_limit_accepts_what_failed(splitting):
     assert splitting.run.reads() == {}
 
 
-def test_a_parse_that_always_fails_stops_the_shard_and_shows_why(splitting):
+def test_a_parse_that_always_fails_gives_no_output_and_shows_why(splitting):
     splitting.run.edit_plugin("generated_text.strip()", "generated_text.strep()")
     splitting(samples(25), 1).finish(*keys(25))
+    infer(splitting.run.config, splitting.layout, 0, 1)
     with pytest.raises(UserError) as caught:
-        infer(splitting.run.config, splitting.layout, 0, 1)
-    assert "25 of 25" in str(caught.value)
+        consolidate(splitting.run.config, splitting.layout)
+    assert "none of the 25 samples" in str(caught.value)
+    assert "was answered (parse: 25)" in str(caught.value)
     assert "'str' object has no attribute 'strep'" in str(caught.value)
+    assert "video_pipeline.retry" not in str(caught.value)
+
+
+def test_answers_that_parse_fails_on_stop_no_run_and_nobody_can_overlook_them(
+    one_shard, caplog, monkeypatch
+):
+    """A quarter of them, far over the limit of the error rate, and an error that counts."""
+    monkeypatch.setattr("video_pipeline.streaming.PARSED_AT_ONCE", 10**6)
+    run, layout = one_shard.user, Layout.of(one_shard.user.config, 1)
+    run.edit_plugin(
+        "generated_text.strip()",
+        '(HERE / "better").exists() or 1 // (int(sample["id"]) % 4)',
+    )
+    Plan(1).write(layout.plan)
+    one_shard([*samples(100), {"id": 101, "path": "bad.mp4", "do": "raise"}])
+    assert stages(run.records()) == ["parse", "ok", "ok", "ok"] * 25 + ["read"]
+    assert run.summary()["samples"]["errors_by_stage"] == {"parse": 25, "read": 1}
+    words = (
+        "parse failed on 25 answers: fix it in the task and run again; nothing is inferred twice"
+    )
+    logged = [record.getMessage() for record in caplog.records]
+    assert any(
+        line.startswith(f"rank 0: {words}; the last: ZeroDivisionError: ") for line in logged
+    )
+    assert f"{layout.output}: {words}" in logged
+    assert words in render(collect(run.config, layout, 1)).replace("Parse failed", "parse failed")
+    console = Console(file=io.StringIO(), width=160, color_system="standard", force_terminal=True)
+    console.print(summary_table(layout.summary))
+    assert "\x1b[33m  parse: fix it, the answers are there" in console.file.getvalue()
+    assert look(run.config).total.unparsed == 25
+    layout.output.unlink()
+    layout.rank_file(0).unlink()
+    view = look(run.config)  # from what the job said of itself while it ran
+    assert f"  {words}" in lines("", view)
+    # a better parse, and nothing is inferred again
+    (run.folder / "better").touch()
+    one_shard.again()
+    assert stages(run.records()) == ["ok"] * 100 + ["read"]
+    assert set(run.answers().values()) == {1}
 
 
 @pytest.fixture
@@ -302,6 +349,17 @@ def test_bad_input_stops_before_anything_is_inferred(run):
     run.write_samples(samples(2))
     run.snakemake("--until", "split")
     assert "2 samples" in run.log("split")
+
+
+def test_a_wrong_name_of_vllm_is_found_before_anything_starts(run):
+    run.write_samples(samples(1))
+    run.configure(vllm={"max_num_seq": 4})
+    expected = "vllm.max_num_seq: vLLM 0.32.0 has no such setting; did you mean vllm.max_num_seqs?"
+    assert expected in run.snakemake("-n", succeeds=False)
+    assert expected in run.snakemake("plan", succeeds=False)
+    assert expected in run.script("split.py", "--num-shards", "1", succeeds=False)
+    assert expected in run.module("preview", "--no-engine", succeeds=False)
+    assert not (run.folder / "results").exists()
 
 
 def test_an_unknown_task_and_a_broken_plugin_are_explained(run):

@@ -149,8 +149,6 @@ def test_the_contracts_task_runs_from_a_plugin_file(demo, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"vllm": {"max_num_seq": 4}}, "vllm.max_num_seq: .*did you mean vllm.max_num_seqs"),
-        ({"sampling": {"top_pp": 1}}, "sampling.top_pp: .*did you mean sampling.top_p"),
         ({"sampling": {"n": 2}}, "sampling.n"),
         ({"sampling": {"top_p": 7}}, "refuses the section sampling"),
         ({"vllm": {"dtype": "float99"}}, "refuses the section vllm"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from array import array
+from pathlib import Path
 
 import pytest
 from helpers import ERROR, EXPAND, few_open_files, keys, read_jsonl, samples
@@ -13,6 +14,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.export import export
 from video_pipeline.files import Seal
 from video_pipeline.inference import infer
+from video_pipeline.journal import split_of
 from video_pipeline.plan import Plan
 from video_pipeline.report.page import collect
 from video_pipeline.report.summary import read_summary
@@ -57,6 +59,75 @@ def test_the_summary_counts(finished):
     assert summary["model"] == "simulated"
     assert summary["task"] == "ask"
     assert summary["output"].endswith("out.jsonl")
+    attempts = finished.run.journals()[0].glob("attempt.*.jsonl")
+    assert summary["splits"] == sorted({split_of(path.name) for path in attempts})
+
+
+def test_the_log_says_how_much_is_finished(finished, caplog):
+    caplog.set_level("INFO")
+    consolidate_partial(finished.run.config, finished.layout)
+    assert caplog.messages[-1] == f"{finished.layout.partial}: 10 of 10 samples"
+
+
+def test_a_run_without_an_answer_has_no_output(splitting):
+    """Three of its ranks are empty."""
+    splitting(samples(2), 1).finish(failed=("0", "1"))
+    splitting(num_shards=5)
+    for rank in range(5):
+        infer(splitting.run.config, splitting.layout, rank, 1)
+    expected = r"none of the 2 samples .*answered \(read: 2\).*video_pipeline\.retry"
+    with pytest.raises(UserError, match=expected):
+        consolidate(splitting.run.config, splitting.layout)
+    assert not splitting.run.output.exists()
+
+
+def test_what_a_damaged_rank_file_holds_is_said(finished):
+    path = finished.layout.rank_file(1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    last = json.loads(lines[-1])["__key"]
+    for damaged, message in (
+        (lines[:-1], f"expected sample '{last}', found the end of the file"),
+        ([*lines, lines[-1]], f"expected the end of the file, found '{last}'"),
+    ):
+        path.write_bytes(b"".join(damaged))
+        with pytest.raises(UserError, match=message):
+            consolidate(finished.run.config, finished.layout)
+
+
+def test_a_chunk_that_is_damaged_too_is_the_cause(finished):
+    finished.layout.rank_file(1).write_bytes(b"")
+    finished.layout.chunk(1).write_bytes(b"")
+    with pytest.raises(UserError, match="--forcerun split"):
+        consolidate(finished.run.config, finished.layout)
+
+
+def test_an_input_that_looks_like_an_error_is_none(splitting):
+    entries = [{**sample, "old": {"a": 1, "__status": "error", "b": 2}} for sample in samples(3)]
+    lines = [json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries]
+    (splitting.run.folder / "samples.jsonl").write_text("".join(lines))
+    splitting(num_shards=1).finish("0", "2", failed=("1",))
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    assert [each["__key"] for each in read_jsonl(splitting.layout.errors)] == ["1"]
+
+
+def test_rather_no_rank_file_than_one_that_was_not_written_down(finished, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("video_pipeline.rank_files.write_text", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        infer(finished.run.config, finished.layout, 0, 1)
+    assert not finished.layout.rank_file(0).exists()
+
+
+def test_a_rank_file_is_on_the_disk_before_it_is_written_down(finished, synced):
+    infer(finished.run.config, finished.layout, 0, 1)
+    folder, written = (
+        finished.layout.rank_file(0).parent,
+        synced.index(f"-> {finished.layout.contents(0)}"),
+    )
+    assert any(Path(name).parent == folder.absolute() for name in synced[:written])
 
 
 def test_a_real_model_is_named(splitting):

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from video_pipeline import columns as columns_module
 from video_pipeline import export as module
-from video_pipeline.columns import MAX_DEPTH, MAX_NAMES, OTHERS
+from video_pipeline.columns import MAX_DEPTH, MAX_NAMES, OTHERS, Columns
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
-from video_pipeline.export import export, size_category
+from video_pipeline.export import dataset_card, export, size_category
 from video_pipeline.files import Seal, replacing_folder
 from video_pipeline.layout import Layout
 
@@ -275,11 +275,11 @@ def test_the_card_is_one(tmp_path):
     layout = exported(
         tmp_path,
         records,
-        vllm={"hf_token": "hf_s3cret", "gpu_memory_utilization": 0.5, "dtype": "float32"},
+        vllm={"gpu_memory_utilization": 0.5, "dtype": "float32"},
         run={"engine": "simulated"},
         task_params={
             "prompt_file": str(prompt),
-            "deep": [{"api_key": "s3cret", "apiKey": "s3cret", "max_tokens": 7}],
+            "deep": [{"max_tokens": 7}],
             "x": None,
         },
     )
@@ -293,8 +293,6 @@ def test_the_card_is_one(tmp_path):
     assert card.data.size_categories == ["n<1K"]
     assert card.data.license == "unknown"
     text = card.text
-    assert "s3cret" not in text
-    assert "api_key: (not shown)" in text
     assert "max_tokens: 7" in text
     assert "dtype: float32" in text
     assert "gpu_memory_utilization" not in text
@@ -305,6 +303,58 @@ def test_the_card_is_one(tmp_path):
     assert "made up by the simulated engine" in text
     assert "pyarrow " in text
     assert "<--" in text
+
+
+def test_paths_stay_out_of_the_card(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("models/base", "adapters/mine", "prompts"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "prompts/ask.txt").write_text("Why?")
+    layout = exported(
+        tmp_path,
+        [record(0)],
+        vllm={
+            "model": str(tmp_path / "models/base"),
+            "lora_path": "adapters/mine",
+            "tokenizer": str(tmp_path / "gone/tok"),
+            "hf_overrides": {"a": ["/srv/deep/x.json", "~/deep/y", "org/name", "and/or"]},
+        },
+        task_params={"prompt_file": "prompts/ask.txt", "hint": "/no_think", "q": "a / b and /c/d"},
+    )
+    text = layout.card.read_text()
+    for shown in ("model: base", "lora_adapter: mine", "tokenizer: tok", "- x.json", "- y"):
+        assert shown in text
+    for shown in ("org/name", "and/or", "hint: /no_think", "q: a / b and /c/d"):
+        assert shown in text
+    assert "prompt_file: ask.txt" in text
+    assert "The file `ask.txt`:\n\n```\nWhy?" in text
+    for path in (str(tmp_path), "lora_path", "adapters/", "models/", "prompts/", "/srv", "~/deep"):
+        assert path not in text
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("/srv/models/mine", "mine"),
+        ("/mine", "mine"),
+        ("runs/7/last", "last"),
+        ("org/name/file.gguf", "org/name/file.gguf"),
+    ],
+)
+def test_the_card_names_the_model_of_the_summary(model, shown):
+    summary = {
+        "model": model,
+        "task": "ask",
+        "samples": {"distinct": 1, "ok": 1, "error": 0, "errors_by_stage": {}, "duplicates": 0}
+        | {"truncated": 0, "truncated_at": {}},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+    columns = Columns({})
+    columns.finish()
+    card = dataset_card(load_config({"vllm": {"model": model}}), "out", summary, columns)
+    assert f"The answers of `{shown}` to" in card
+    assert f"model: {shown}\n" in card
 
 
 def test_the_card_says_that_answers_were_cut_off(tmp_path):

@@ -263,7 +263,7 @@ CHANGES = {
     "model": {"vllm": {"model": "Qwen/Qwen3-VL-8B-Instruct"}},
     "revision": {"vllm": {"revision": "abc"}},
     "dtype": {"vllm": {"dtype": "float16"}},
-    "unknown engine argument": {"vllm": {"some_new_setting": 1}},
+    "other engine argument": {"vllm": {"seed": 1}},
     "overrides": {"vllm": {"hf_overrides": {"a": {"b": 1}}}},
     "temperature": {"sampling": {"temperature": 0.5}},
     "max_tokens": {"sampling": {"max_tokens": 13}},

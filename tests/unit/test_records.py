@@ -330,6 +330,15 @@ def test_the_first_question_that_failed_is_named():
     assert record["output_text"] == {"many": "some"}
 
 
+def test_an_error_without_an_answer_goes_before_one_of_parse():
+    """It counts for the error rate, and ``retry`` may help."""
+    error = {"stage": "generate", "type": "ValueError", "message": "no"}
+    for failed, other in (("what", "many"), ("many", "what")):
+        journaled = {failed: {"__error": error}, other: answered("some")}
+        task = Parsing({"parse": lambda text, sample: int(text)})
+        assert record_of(task, ASKED, journaled)["__error"] == {**error, "message": f"{failed}: no"}
+
+
 def test_an_answer_that_fails_keeps_the_others():
     journaled = {"what": answered("A cat."), "many": answered("some")}
     record = record_of(Asking(), ASKED, journaled)
@@ -449,6 +458,29 @@ def test_samples_that_wait_for_their_answer_count_as_not_failed():
     assert rate.exceeded(under_way=179)
     assert not rate.exceeded(under_way=180)
     rate.check("rank 3", under_way=180)
+
+
+UNPARSED = {"stage": "parse", "type": "KeyError", "message": "'caption'"}
+
+
+def test_answers_that_parse_failed_on_are_counted_apart():
+    rate = ErrorRate(0.1)
+    for _ in range(1000):
+        rate.count(UNPARSED)
+    assert (rate.finished, rate.failed, rate.unparsed) == (1000, 0, 1000)
+    assert rate.last_unparsed == UNPARSED
+    rate.check("rank 3")
+
+
+def test_an_error_rate_that_is_passed_says_what_it_does_not_count():
+    rate = counted(0.1, 100, 30)
+    rate.count(UNPARSED)
+    with pytest.raises(
+        UserError,
+        match=r"^rank 3: 30 of 131 .*read: ValueError: no such clip; not "
+        r"counted: 1 that failed in parse; some are open again\. Fix",
+    ):
+        rate.check("rank 3", "some are open again")
 
 
 def test_an_error_rate_that_is_passed_says_what_to_do():

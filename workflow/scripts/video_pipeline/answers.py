@@ -68,3 +68,18 @@ def describe_cut_off(truncated: Mapping[str, int]) -> str:
     words = "answer was" if count == 1 else "answers were"
     keys = " and ".join(sorted(key for key in truncated if truncated[key]))
     return f"{count:,} {words} cut off: raise {keys}"
+
+
+def describe_unparsed(count: int) -> str:
+    """``parse failed on 3 answers: ...``; empty if there are none.
+
+    Args:
+        count: How many samples have an error of stage ``parse``.
+    """
+    if not count:
+        return ""
+    words = "answer" if count == 1 else "answers"
+    return (
+        f"parse failed on {count:,} {words}: fix it in the task and run again; nothing is inferred "
+        "twice"
+    )

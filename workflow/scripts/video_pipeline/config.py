@@ -16,7 +16,7 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -32,6 +32,8 @@ from pydantic_core import PydanticCustomError
 
 from video_pipeline.errors import UserError
 from video_pipeline.files import why_not_there
+from video_pipeline.secret_keys import secrets_in
+from video_pipeline.vllm_names import wrong_names
 
 Auto = Literal["auto"]
 
@@ -227,11 +229,23 @@ class Vision(Section):
         return self.nframes if self.nframes is not None else self.max_frames
 
 
-class Vllm(Section):
-    """The model, and any other engine argument of vLLM by its own name. Unknown names are found
-    when the engine starts, checked against vLLM's own signature."""
+class VllmNames(Section):
+    """Base of a section that takes vLLM's own names, too."""
 
     model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    @model_validator(mode="after")
+    def _names_are_vllms(self) -> Self:
+        section = type(self).__name__.lower()
+        if faults := wrong_names(section, self.model_extra, type(self).model_fields):
+            raise ValueError("\n  ".join(faults))
+        return self
+
+
+class Vllm(VllmNames):
+    """The model, and any other engine argument of vLLM by its own name. Unknown names are found
+    at once, in a list of those of the vLLM that is pinned; where another one is installed, they are
+    a warning until its engine starts."""
 
     model: str = Field(
         "Qwen/Qwen2.5-VL-7B-Instruct",
@@ -260,10 +274,9 @@ class Vllm(Section):
         return self.model_dump(exclude={"lora_path"})
 
 
-class Sampling(Section):
-    """Any field of vLLM's `SamplingParams` by its own name."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+class Sampling(VllmNames):
+    """Any field of vLLM's `SamplingParams` by its own name. Unknown names are found as those of
+    `vllm`."""
 
     temperature: float = Field(0.0, ge=0, description="0: greedy, the same answer every time.")
     max_tokens: int = Field(512, ge=1, description="Tokens of an answer, at most.")
@@ -318,7 +331,8 @@ class Run(Section):
         ge=0,
         le=1,
         description="Failed / finished samples of a chunk, looked at from the 20th failure on; a "
-        "shard over it stops at once.",
+        "shard over it stops at once. Errors of stage `parse` do not count: their answers are "
+        "there.",
     )
     formats: list[Literal["jsonl", "parquet"]] = Field(
         ["jsonl"],
@@ -525,7 +539,8 @@ def load_config(raw: dict[str, Any] | str | Path) -> Config:
     """Validate a configuration given as a mapping, or as the path of a YAML file.
 
     Raises :class:`UserError` with one line for every mistake: an unknown key names the nearest
-    key, a wrong value names its place, what was given and what is expected.
+    key, a wrong value names its place, what was given and what is expected. A secret is a mistake,
+    too, and is not repeated.
     """
     source = "configuration"
     if not isinstance(raw, dict):
@@ -539,10 +554,19 @@ def load_config(raw: dict[str, Any] | str | Path) -> Config:
             raise UserError(f"cannot read the configuration {source}: {error}") from error
         if not isinstance(raw, dict):
             raise UserError(f"{source}: expected sections (data:, vllm:, ...), got {raw!r}")
+    if faults := [_explain_secret(*found) for found in secrets_in(raw)]:
+        raise UserError("\n  ".join([f"{source}:", *faults]))
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise UserError("\n  ".join([f"{source}:", *_explain(error)])) from None
+
+
+def _explain_secret(place: str, variable: str) -> str:
+    return (
+        f"{place}: a secret has no place in the configuration, which is written beside the output; "
+        f"remove it and set the environment variable {variable}"
+    )
 
 
 def _explain(error: ValidationError) -> list[str]:
@@ -662,6 +686,11 @@ def reference_markdown() -> str:
         "paths are relative to the working directory (`--directory`).",
         "An editor that understands JSON Schema completes and checks keys with",
         "[`schema.json`](schema.json).",
+        "",
+        "A key that holds a secret (`hf_token`, `api_key`, `password`, ..., in any spelling and",
+        "at any depth) is an error: the configuration is written beside the output. Secrets go",
+        "into the environment: `HF_TOKEN` for the hub, a variable that your plugin reads for",
+        "anything else.",
     ]
     for name, model, defaults in _sections():
         lines += ["", f"## `{name}`", "", _one_line(model.__doc__), ""]

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from video_pipeline.answers import describe_cut_off
+from video_pipeline.answers import describe_cut_off, describe_unparsed
 from video_pipeline.chunks import ChunkEntry, not_of_this_split, read_lines
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
@@ -69,6 +69,8 @@ def consolidate(config: Config, layout: Layout) -> None:
     logger.info("%s: %s", layout.output, summary["samples"])
     if cut_off := describe_cut_off(summary["samples"]["truncated_at"]):
         logger.warning("%s: %s", layout.output, cut_off)
+    if unparsed := describe_unparsed(summary["samples"]["errors_by_stage"].get("parse", 0)):
+        logger.warning("%s: %s", layout.output, unparsed)
 
 
 def consolidate_partial(config: Config, layout: Layout) -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from os.path import exists
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +26,7 @@ from video_pipeline.files import replacing_folder
 from video_pipeline.identity import NEUTRAL_ENGINE_ARGUMENTS
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
-from video_pipeline.origin import check_origin
+from video_pipeline.origin import check_origin, is_local
 from video_pipeline.progress import Progress
 from video_pipeline.report.summary import read_summary
 from video_pipeline.tasks.prompts import prompt_files
@@ -69,7 +70,8 @@ _PACKAGES = (
     *("numpy", "pyarrow"),
 )
 
-_SECRET = re.compile(r"(token|password|secret|key|credentials?)$", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"(file://|~|\.\.?)?/[^\s/]+/\S*")
+"""A path that says itself that it is one."""
 
 
 def export(config: Config, layout: Layout) -> None:
@@ -164,15 +166,16 @@ def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Co
     return environment.get_template("dataset_card.md.j2").render(
         stem=stem,
         summary=summary,
+        model=_shown(summary["model"]),
         cut_off=describe_cut_off(summary["samples"]["truncated_at"]),
         size=size_category(summary["samples"]["distinct"]),
         is_simulated=config.run.engine == "simulated",
         settings=_settings(config),
-        prompts={
-            file: Path(file).read_text("utf-8")
+        prompts=[
+            (Path(file).name, Path(file).read_text("utf-8"))
             for file in prompt_files(config.task_params).values()
             if Path(file).is_file()
-        },
+        ],
         versions=_versions(),
         columns=list(_described(columns)),
     )
@@ -190,13 +193,16 @@ def size_category(count: int) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """The configuration that the answers depend on, without the section ``data`` and without
-    secrets."""
+    """The configuration that the answers depend on, without the section ``data``; of paths the last
+    part: where things lie on this machine is nobody's business."""
     engine = {
         name: value
         for name, value in config.vllm.model_dump(mode="json", exclude_none=True).items()
         if name not in NEUTRAL_ENGINE_ARGUMENTS
     }
+    if lora_path := engine.pop("lora_path", None):
+        engine["lora_adapter"] = Path(lora_path).name
+    engine["model"] = _shown(config.vllm.model)
     settings = {
         "run": config.run.model_dump(include={"task", "dataset"}, exclude_none=True),
         "vllm": engine,
@@ -204,16 +210,22 @@ def _settings(config: Config) -> dict[str, Any]:
         "sampling": config.sampling.model_dump(),
         "task_params": config.task_params,
     }
-    return _without_secrets(settings)
+    return _without_paths(settings)
 
 
-def _without_secrets(value: Any) -> Any:
+def _shown(model: str) -> str:
+    """The name of a model: on the hub its whole name, of a local one that of its folder."""
+    return Path(model).name if is_local(model) else _without_paths(model)
+
+
+def _without_paths(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            name: "(not shown)" if _SECRET.search(str(name)) else _without_secrets(entry)
-            for name, entry in value.items()
-        }
-    return [_without_secrets(entry) for entry in value] if isinstance(value, list) else value
+        return {name: _without_paths(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(entry) for entry in value]
+    if isinstance(value, str) and "/" in value and (_ABSOLUTE.fullmatch(value) or exists(value)):
+        return Path(value).name
+    return value
 
 
 def _versions() -> dict[str, str]:

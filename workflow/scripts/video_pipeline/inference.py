@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from video_pipeline import gpus
-from video_pipeline.answers import why_no_answer
+from video_pipeline.answers import describe_unparsed, why_no_answer
 from video_pipeline.chunks import Question
 from video_pipeline.config import Config
 from video_pipeline.engine.base import EngineDead
@@ -209,9 +209,9 @@ class Shard:
             fields = self._manifest.sample_fields
             check_deterministic(self.task, sample, video, entry.requests, fields)
 
-    def try_parse(self, position: int, part: str, output_text: str) -> None:
-        """Parse one answer. Raises :class:`TaskError` if the task breaks its contract; what else
-        goes wrong becomes the sample's error record later."""
+    def try_parse(self, position: int, part: str, output_text: str) -> bool:
+        """Parse one answer; returns whether that went well. Raises :class:`TaskError` if the task
+        breaks its contract; what else goes wrong becomes the sample's error record later."""
         entry = self.chunk[position]
         sample = task_sample(entry.key, entry.raw, self.config)
         try:
@@ -222,6 +222,8 @@ class Shard:
             logger.warning(
                 "sample %s: parse failed: %s: %s", entry.key, type(error).__name__, error
             )
+            return False
+        return True
 
     def reopen_read_failures(self) -> int:
         """Open the chunk's own failures to read again; returns how many there were."""
@@ -231,7 +233,7 @@ class Shard:
         """Write the rank file: the journal's records, parsed, in the order of the chunk.
 
         Raises :class:`Unfinished` if a sample has no record, and :class:`UserError` if more than
-        ``run.max_error_rate`` of them are errors.
+        ``run.max_error_rate`` of them are errors of another stage than ``parse``.
         """
         records = Records(self.config, self.task)
         rate = ErrorRate(self.config.run.max_error_rate)
@@ -252,3 +254,6 @@ class Shard:
                 rate.count(record.error)
                 rank_file.write(record, (each.place for each in done.values()))
             rate.check(f"rank {self.rank}")
+        if unparsed := describe_unparsed(rate.unparsed):
+            last = "{type}: {message}".format(**rate.last_unparsed)
+            logger.warning("rank %d: %s; the last: %s", self.rank, unparsed, last)

@@ -59,13 +59,13 @@ def _named_files(config: Config) -> Iterator[tuple[str, Path, str]]:
     for name, file in prompt_files(config.task_params).items():
         yield f"task_params.{name}", Path(file), "file"
     if config.run.engine == "vllm":
-        if _is_local(config.vllm.model):
+        if is_local(config.vllm.model):
             yield "vllm.model", Path(config.vllm.model), "file or folder"
         if config.vllm.lora_path is not None:
             yield "vllm.lora_path", config.vllm.lora_path, "folder"
 
 
-def _is_local(model: str) -> bool:
+def is_local(model: str) -> bool:
     """Whether ``vllm.model`` can be no name on the hub, which has one slash at most (a file of
     weights there may have two)."""
     if "://" in model:

@@ -110,9 +110,9 @@ class _View:
 
 
 def _together(views: dict[str, _View]) -> _View:
-    """What came of several questions: the first error, texts and fields under the names of the
-    questions, and the sum of their tokens. Their ``finish_reason`` is ``stop`` if all of them ended
-    by themselves."""
+    """What came of several questions: the first error (one of stage ``parse``, which has an answer,
+    only if there is no other), texts and fields under the names of the questions, and the sum of
+    their tokens. Their ``finish_reason`` is ``stop`` if all of them ended by themselves."""
     answered: dict[str, Any] = {}
     usages = [view.answered["__usage"] for view in views.values() if "__usage" in view.answered]
     if usages:
@@ -131,11 +131,12 @@ def _together(views: dict[str, _View]) -> _View:
             answered[name] = said
     if "damaged" not in views and any("damaged" in view.answered for view in views.values()):
         answered["damaged"] = True
-    error = None
-    for part, view in views.items():
-        if view.error is not None:
-            error = {**view.error, "message": f"{part}: {view.error['message']}"}
-            break
+    errors = [
+        {**view.error, "message": f"{part}: {view.error['message']}"}
+        for part, view in views.items()
+        if view.error is not None
+    ]
+    error = min(errors, key=lambda error: error["stage"] == "parse", default=None)
     fields = {part: orjson.Fragment(v.fields) for part, v in views.items() if v.error is None}
     cut_off = next((view.cut_off for view in views.values() if view.cut_off), None)
     return _View(error, answered, cut_off, orjson.dumps(fields))
@@ -148,23 +149,33 @@ def _parse_error(error: Exception) -> dict[str, str]:
 
 @dataclass
 class ErrorRate:
-    """Failures among the finished samples of a chunk.
+    """Failures among the finished samples of a chunk. The rate tells that storage or engine are at
+    fault. Where ``parse`` fails the answer is there, so that is counted apart and stops no run.
 
     Attributes:
         limit: ``run.max_error_rate``.
         finished: Samples that are done, failed ones included.
-        failed: Samples that failed.
+        failed: Samples that failed, but for those of stage ``parse``.
+        unparsed: Samples that failed in stage ``parse``.
+        last_unparsed: The ``__error`` of the last one.
     """
 
     limit: float
     finished: int = 0
     failed: int = 0
+    unparsed: int = 0
+    last_unparsed: dict[str, str] = field(default_factory=dict)
     _last: dict[str, str] = field(default_factory=dict)
 
     def count(self, error: dict[str, str] | None = None) -> None:
         """Count one finished sample, with its ``__error`` if it failed."""
         self.finished += 1
-        if error is not None:
+        if error is None:
+            return
+        if error["stage"] == "parse":
+            self.unparsed += 1
+            self.last_unparsed = error
+        else:
             self.failed += 1
             self._last = error
 
@@ -180,7 +191,10 @@ class ErrorRate:
         """Raise :class:`UserError` if the limit is passed."""
         if self.exceeded(under_way):
             last = "the last: {stage}: {type}: {message}".format(**self._last)
-            tail = "".join(f"; {part}" for part in (last, more) if part)
+            apart = ""
+            if self.unparsed:
+                apart = f"not counted: {self.unparsed} that failed in parse"
+            tail = "".join(f"; {part}" for part in (last, apart, more) if part)
             raise UserError(
                 f"{what}: {self.failed} of {self.finished} finished samples failed, more than "
                 f"run.max_error_rate: {self.limit:g}{tail}. Fix the cause and run again (what is "

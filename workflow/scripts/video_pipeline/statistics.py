@@ -113,6 +113,8 @@ class JobStatistics:
         finished_failed: Of these, how many failed.
         errors: Failed samples by stage.
         truncated: Samples with an answer that was cut off, by the setting that did it.
+        unparsed: Of the first answers, which are parsed as they come, those that ``parse`` failed
+            on.
         last_error: ``key``, ``stage``, ``type``, ``message`` of the last that failed, and ``at`` in
             Unix seconds.
         prompt_tokens: Tokens of the prompts, visual ones included.
@@ -159,6 +161,7 @@ class JobStatistics:
     finished_failed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     truncated: Counter[str] = field(default_factory=Counter)
+    unparsed: int = 0
     last_error: dict[str, Any] | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -422,7 +422,8 @@ class Stream:
             # whether free text that was cut off counts is not for the journal to say
             journal.answer(*question, **answered)
         if error is None and self._statistics.inferred < PARSED_AT_ONCE:
-            self._shard.try_parse(position, question.part, said)
+            parsed = self._shard.try_parse(position, question.part, said)
+            self._statistics.unparsed += not parsed
         return Outcome(error, is_answered=True, cut_off=cut_off_at(usage, config))
 
     async def _generate(

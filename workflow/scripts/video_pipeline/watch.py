@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from video_pipeline import cli
-from video_pipeline.answers import describe_cut_off
+from video_pipeline.answers import describe_cut_off, describe_unparsed
 from video_pipeline.cli import plain
 from video_pipeline.config import Config, load_config
 from video_pipeline.files import is_newer
@@ -72,6 +72,8 @@ class RankView:
         last_error: The last sample that failed, see :class:`JobStatistics`.
         truncated: How many of its samples have an answer that was cut off, by the setting that did
             it: as the rank file says; until it is there, those since the input was split.
+        unparsed: How many of its samples failed in stage ``parse``, as the rank file says; until it
+            is there, how many of the first answers of each attempt ``parse`` failed on.
     """
 
     rank: int
@@ -83,6 +85,7 @@ class RankView:
     note: str = ""
     last_error: dict[str, Any] | None = None
     truncated: Counter[str] = field(default_factory=Counter)
+    unparsed: int = 0
 
 
 @dataclass
@@ -117,6 +120,7 @@ class RunView:
             sum(each.failed for each in self.ranks),
             sum((each.pace for each in self.ranks), Pace()),
             truncated=sum((each.truncated for each in self.ranks), Counter()),
+            unparsed=sum(each.unparsed for each in self.ranks),
         )
 
     @property
@@ -177,6 +181,7 @@ def _rank(
         view.last_error = last["last_error"]
         view.state = last["state"]
         view.truncated = sum((Counter(each["truncated"]) for each in attempts), Counter())
+        view.unparsed = sum(each.get("unparsed", 0) for each in attempts)  # an earlier version's
         if view.state in ("starting", "running"):
             view.pace = Pace.of([last])
             silent = time.time() - last["updated_at"]
@@ -188,6 +193,7 @@ def _rank(
         contents = RankContents.read(layout, rank)
         if contents is not None:
             view.truncated, view.failed = contents.truncated, contents.errors_by_stage.total()
+            view.unparsed = contents.errors_by_stage["parse"]
     elif layout.failure(rank).exists():
         view.state, view.pace = "failed", Pace()
         view.note = layout.failure(rank).read_text(encoding="utf-8")
@@ -207,7 +213,8 @@ def screen(views: Iterable[tuple[str, RunView]], height: int) -> RenderableType:
         if view.step is not None:
             parts.append(Text(f"{view.step['step']}: {describe_step(view.step)}"))
         if view.ranks and not view.is_over:
-            parts += [_table(view, height), *_gpu(view), *_cut_off(view), *_last_error(view)]
+            warnings = map(_amber, _warnings(view))
+            parts += [_table(view, height), *_gpu(view), *warnings, *_last_error(view)]
         elif view.layout.summary.exists() and view.is_over:
             parts.append(summary_table(view.layout.summary))
     return Group(*parts)
@@ -265,9 +272,13 @@ def _gpu(view: RunView) -> list[Text]:
     return [Text(words, no_wrap=True, overflow="ellipsis")] if words else []
 
 
-def _cut_off(view: RunView) -> list[Text]:
-    words = describe_cut_off(view.total.truncated)
-    return [Text(words, "yellow", no_wrap=True, overflow="ellipsis")] if words else []
+def _warnings(view: RunView) -> list[str]:
+    total = view.total
+    return [*filter(None, [describe_cut_off(total.truncated), describe_unparsed(total.unparsed)])]
+
+
+def _amber(words: str) -> Text:
+    return Text(words, "yellow", no_wrap=True, overflow="ellipsis")
 
 
 def _last_error(view: RunView) -> list[Text]:
@@ -303,8 +314,7 @@ def lines(name: str, view: RunView) -> list[str]:
         for each in view.ranks
         if each.state in ("failed", "silent")
     ]
-    if cut_off := describe_cut_off(total.truncated):
-        found.append(f"  {cut_off}")
+    found += [f"  {words}" for words in _warnings(view)]
     if view.last_error is not None:
         found.append(f"  {_describe_error(*view.last_error)}")
     return [plain(line) for line in found]

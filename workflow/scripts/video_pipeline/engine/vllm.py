@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
 import inspect
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +33,7 @@ from video_pipeline.gpus import LeaseHolder
 from video_pipeline.peaks import precision_of
 from video_pipeline.tasks.base import WHOLE
 from video_pipeline.testing.clips import write_clip
+from video_pipeline.vllm_names import check_names
 
 # vLLM must start its engine process by spawn: this process has threads.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -97,9 +96,7 @@ class VllmEngine(Engine):
     def __init__(self, config: Config, *, with_videos: bool = True) -> None:
         """Raises :class:`UserError` for settings that vLLM refuses and, ``with_videos``, where the
         longest video does not fit into the model."""
-        check_names(
-            "vllm", config.vllm.arguments, [f.name for f in dataclasses.fields(AsyncEngineArgs)]
-        )
+        check_names("vllm", config.vllm.arguments, names_of_vllm()["vllm"])
         if config.vllm.arguments.get("worker_extension_cls"):
             raise UserError(
                 "vllm.worker_extension_cls: is in use, so that vLLM's workers keep the lease of "
@@ -355,13 +352,16 @@ def _check_ids(engine_input: Any, hf_config: Any, llm_input: dict[str, Any]) -> 
             )
 
 
-def check_names(section: str, given: Iterable[str], known: list[str]) -> None:
-    """Raise :class:`UserError`, with the nearest name, for a name that vLLM does not have."""
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {section}.{near[0]}?" if near else ""
-            raise UserError(f"{section}.{name}: vLLM has no such setting{hint}")
+def names_of_vllm() -> dict[str, list[str]]:
+    """The names that the sections ``vllm`` and ``sampling`` may have."""
+    names = {
+        "vllm": [field.name for field in dataclasses.fields(AsyncEngineArgs)],
+        "sampling": list(inspect.signature(SamplingParams).parameters),
+    }
+    return {
+        section: sorted(name for name in found if not name.startswith("_"))
+        for section, found in names.items()
+    }
 
 
 _NO_REQUEST = ChatCompletionRequest(messages=[])
@@ -404,7 +404,7 @@ def _lora_request(config: Config) -> LoRARequest | None:
 
 def _sampling_params(config: Config) -> SamplingParams:
     given = config.sampling.model_dump()
-    check_names("sampling", given, list(inspect.signature(SamplingParams).parameters))
+    check_names("sampling", given, names_of_vllm()["sampling"])
     if given.get("n", 1) != 1:
         raise UserError("sampling.n: a record holds one answer; leave n at 1")
     try:

@@ -25,7 +25,7 @@ import jinja2
 import orjson
 from markupsafe import Markup
 
-from video_pipeline.answers import describe_cut_off
+from video_pipeline.answers import describe_cut_off, describe_unparsed
 from video_pipeline.config import Config
 from video_pipeline.files import write_text
 from video_pipeline.layout import Layout
@@ -68,6 +68,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
         "written": _moment(time.time()),
         "samples": summary["samples"],
         "cut_off": describe_cut_off(summary["samples"]["truncated_at"]),
+        "unparsed": describe_unparsed(summary["samples"]["errors_by_stage"].get("parse", 0)),
         "usage": summary["usage"],
         "cost": summary["cost"],
         "throughput": summary["throughput"],

@@ -62,10 +62,16 @@ def _sections(summary: dict[str, Any]) -> list[list[tuple[str | Text, str | Text
         ("samples", f"{samples['distinct']:,}"),
         ("answered", f"{samples['ok']:,}"),
         ("failed", f"{samples['error']:,}"),
-        *((f"  {stage}", f"{n:,}") for stage, n in sorted(samples["errors_by_stage"].items())),
     ]
+    amber = "not dim yellow"
+    for stage, n in sorted(samples["errors_by_stage"].items()):
+        if stage == "parse":
+            counts.append(
+                (Text("  parse: fix it, the answers are there", amber), Text(f"{n:,}", amber))
+            )
+        else:
+            counts.append((f"  {stage}", f"{n:,}"))
     for key, n in sorted(samples["truncated_at"].items()):
-        amber = "not dim yellow"
         counts.append((Text(f"cut off: raise {key}", amber), Text(f"{n:,}", amber)))
     for name, words in (("duplicates", "duplicate lines"), ("left_out", "left out")):
         if samples[name]:
