@@ -124,6 +124,15 @@ def test_an_engine_that_has_threads_is_imported_in_each_process(start, caplog):
     assert "1 threads" in caplog.text
 
 
+def test_processes_may_share_nothing(tmp_path, caplog):
+    server = ForkServer(shares=False)
+    server.load(Spec(tmp_path / "loaded"))
+    assert ask(server.fork(0))[0] is None
+    assert not (tmp_path / "loaded").exists()
+    assert caplog.text == ""
+    server.stop()
+
+
 def test_gpus_are_hidden_until_the_fork(start, tmp_path, monkeypatch):
     """CUDA's driver does not work after a fork."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7")

@@ -280,4 +280,18 @@ def test_nvdec_without_a_card_stops_the_run(here, prepare):
 
 def test_auto_without_a_card_decodes_on_the_cpu(here, prepare):
     here.configure(vision={"decoder": "auto"})
-    assert [outcome(result) for result in prepare(doing(None, None))] == ["ok", "ok"]
+    entries = doing(*[None] * (workers.NVDEC_PROCESSES + 1))
+    results = prepare(entries, workers=len(entries))
+    assert [outcome(result) for result in results] == ["ok"] * len(entries)
+
+
+def test_processes_that_use_the_gpu_come_from_a_server_of_their_own(tmp_path):
+    """In which nothing has touched CUDA."""
+    server = ForkServer()
+    spec = WorkerSpec(
+        load_config({}), tmp_path, EMPTY, "m", SimulatedPreparer(), tmp_path, decoder="auto"
+    )
+    pool = DecodePool(server, spec, workers.NVDEC_PROCESSES + 2, 60.0)
+    shared = [process._server is server for process in pool._processes]
+    assert shared == [False] * workers.NVDEC_PROCESSES + [True] * 2
+    pool.stop()

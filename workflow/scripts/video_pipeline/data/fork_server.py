@@ -78,11 +78,14 @@ class ForkServer:
     """The process that decode processes are forked from. It is replaced when it dies, and takes
     its decode processes with it."""
 
-    def __init__(self, modules: Sequence[str] = ()) -> None:
-        """``modules``: what to import at once, while this process still finds out what to load."""
+    def __init__(self, modules: Sequence[str] = (), *, shares: bool = True) -> None:
+        """Args:
+        modules: what to import at once, while this process still finds out what to load.
+        shares: False for processes that must load everything themselves, as those that use CUDA.
+        """
         self._modules = modules
         self._changing = threading.Lock()
-        self._preloads = True
+        self._preloads = shares
         self._stopped = False
         self._spec: Any = None
         self._start()

@@ -169,11 +169,16 @@ class DecodePool:
     def __init__(
         self, server: ForkServer, spec: WorkerSpec, num_workers: int, timeout_s: float
     ) -> None:
-        """``server``: where its processes come from, all for ``spec``; it ends with the pool."""
-        server.load(spec)
-        self._server = server
+        """``server``: where its processes come from, all for ``spec``; it ends with the pool.
+        Those that use the GPU come from another one, in which nothing has touched CUDA."""
+        on_gpu = [spec.decoder_of(number) != "cpu" for number in range(num_workers)]
+        clean = ForkServer(shares=False) if any(on_gpu) else server
+        self._servers = {server, clean}
+        for each in self._servers:
+            each.load(spec)
         self._processes = [
-            _Process(server, spec, number, timeout_s) for number in range(num_workers)
+            _Process(clean if uses_gpu else server, spec, number, timeout_s)
+            for number, uses_gpu in enumerate(on_gpu)
         ]
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
         self._idle: asyncio.Queue[_Process] = asyncio.Queue()
@@ -199,7 +204,8 @@ class DecodePool:
         """Kill the processes and drop what they were doing."""
         for process in self._processes:
             process.stopped = True
-        self._server.stop()
+        for server in self._servers:
+            server.stop()
         for process in self._processes:
             process.end()
         self._threads.shutdown()
