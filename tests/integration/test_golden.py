@@ -236,7 +236,7 @@ class Rig:
         """Run ``coroutine`` beside the engine, which is started when first needed."""
         if not self._started:
             self._started = True
-            self._loop.run_until_complete(self.engine.start())
+            self._loop.run_until_complete(self.engine.start(Path(tempfile.mkdtemp())))
         return self._loop.run_until_complete(coroutine)
 
     def stop(self) -> None:

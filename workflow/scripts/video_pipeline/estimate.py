@@ -114,7 +114,7 @@ class CountingPreparer(Preparer):
         with measuring():
             try:
                 return dataset[position]
-            except (VideoReadError, UserError):
+            except (VideoReadError, Failure):
                 raise
             except Exception as error:  # it fails again below, unless it was for want of pixels
                 logger.debug("measured: %s", error)
@@ -399,7 +399,7 @@ class Findings:
         try:
             self.max_item_tokens = await asyncio.wrap_future(max_item_tokens)
         except Exception as error:
-            self.why_unknown = str(error) if isinstance(error, UserError) else explain(error)
+            self.why_unknown = str(error) if isinstance(error, Failure) else explain(error)
 
     @property
     def prompts_per_sample(self) -> float:

@@ -18,7 +18,7 @@ from video_pipeline import cli
 from video_pipeline.answers import cut_off_at, why_no_answer
 from video_pipeline.config import Config, load_config
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
-from video_pipeline.errors import UserError, explain
+from video_pipeline.errors import Failure, UserError, explain
 from video_pipeline.gpus import lease_for
 from video_pipeline.identity import request_digests
 from video_pipeline.processes import job_processes
@@ -141,7 +141,7 @@ def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
         sample = task_sample(KEY, raw, config)
         several = expanded(dataset, sample, dict(config.task_params))
         return task_sample(KEY, several[0], config)
-    except UserError:
+    except Failure:
         raise
     except Exception as error:
         raise UserError(f"the sample cannot be: {explain(error)}") from error
@@ -181,7 +181,7 @@ def _llm_inputs(
     dataset = create_dataset(config, task, [sample], model)
     try:
         item = dataset[0]
-    except UserError:
+    except Failure:
         raise
     except Exception as error:
         video = sample["__video_uri"]
@@ -276,7 +276,7 @@ def _show_answer(
     console.rule("parsed")
     try:
         fields = task.parsed(answer.output_text, sample, part)
-    except UserError:
+    except Failure:
         raise
     except Exception as error:
         raise UserError(f"parse: {explain(error)}") from error

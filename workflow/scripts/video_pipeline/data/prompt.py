@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.budget import SIMULATED_PATCH_SIZE
 from video_pipeline.data.special_tokens import SpecialTokenError, SpecialTokens
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import TaskError
+from video_pipeline.faults import failure_of
 
 if TYPE_CHECKING:
     from video_pipeline.tasks.base import Messages
@@ -26,7 +27,8 @@ def processor_folder(model: str, revision: str | None = None) -> str:
     """A local folder with the processor of ``model``: itself, or what is fetched from the Hugging
     Face hub if it is not here yet (a few MB, no weights).
 
-    Raises :class:`UserError` where it is not available.
+    Raises :class:`UserError` where it is not available, and :class:`EnvironmentFault` where it may
+    be later.
     """
     if Path(model).is_dir():
         return model
@@ -37,10 +39,11 @@ def processor_folder(model: str, revision: str | None = None) -> str:
     except (OSError, ValueError) as error:
         patterns = " ".join(f"'{pattern}'" for pattern in _PROCESSOR_FILES)
         version = f" --revision {revision}" if revision else ""
-        raise UserError(
+        raise failure_of(
+            error,
             f"vllm.model: {model} is no folder here, and the hub does not give its processor: "
             f"{error}. Fix the name; or fetch it where there is a network, to the same HF_HOME: "
-            f"hf download {model}{version} --include {patterns}; or name a local folder"
+            f"hf download {model}{version} --include {patterns}; or name a local folder",
         ) from error
 
 
@@ -131,7 +134,9 @@ def check_processor(model: str) -> None:
     try:
         Prompter(model)
     except (OSError, ValueError) as error:
-        raise UserError(f"vllm.model: cannot load the processor of {model}: {error}") from error
+        raise failure_of(
+            error, f"vllm.model: cannot load the processor of {model}: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)
