@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import threading
@@ -130,12 +129,10 @@ def test_processes_end_with_the_server_and_another_server_takes_over(start, tmp_
 
 def test_stopping_ends_everything(start, tmp_path):
     server = start()
-    _, pid, *_ = ask(server.fork(tmp_path))
-    process = psutil.Process(pid)
+    _, pid, ppid, *_ = ask(server.fork(tmp_path))
+    processes = [psutil.Process(pid), psutil.Process(ppid)]
     server.stop()
-    psutil.wait_procs([process], timeout=30)
-    assert not process.is_running()
-    assert multiprocessing.active_children() == []
+    assert psutil.wait_procs(processes, timeout=30)[1] == []
     with pytest.raises(ForkServerDied, match="the job ends"):
         server.fork(tmp_path)
 

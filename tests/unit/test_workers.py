@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import re
 
 import psutil
@@ -125,12 +124,9 @@ def test_memory_is_limited(prepare):
 
 
 def decode_processes() -> list[psutil.Process]:
-    """The children of the fork server, which is the only child of its kind here."""
-    return [
-        process
-        for server in multiprocessing.active_children()
-        for process in psutil.Process(server.pid).children()
-    ]
+    """The children of this process's children, the fork servers."""
+    servers = psutil.Process().children()
+    return [process for server in servers for process in server.children()]
 
 
 def test_a_process_that_is_killed_between_two_samples_costs_nothing(pool):
@@ -249,4 +245,4 @@ def test_stopping_ends_the_processes(pool):
 
     asyncio.run(one_and_stop())
     pool.stop()
-    assert multiprocessing.active_children() == []
+    assert decode_processes() == []

@@ -4,7 +4,7 @@ With a vocabulary of real size, the processor of a model takes 10 to 15 s of CPU
 to load. Forked, a decode process starts in a fraction of a second and shares that memory.
 
 A process may only be forked while it has one thread: another one could hold a lock, which nobody
-would ever release in the copy. So the fork server is started afresh (spawned), runs no code of the
+would ever release in the copy. So the fork server is a new program, runs no code of the
 user, and looks at its threads before it forks; where there are others, decode processes load
 everything themselves.
 """
@@ -19,6 +19,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -43,10 +44,16 @@ ANSWER_SECONDS = 60.0
 END_SECONDS = 5.0
 """How long a process that was killed may take to end."""
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""Environment of a process that works on one core and must not start threads."""
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment of a process that works on one core and must not start threads. Snakemake sets the
+others of these to the threads of the job."""
 
-_SPAWN = multiprocessing.get_context("spawn")
 _FORK = multiprocessing.get_context("fork")
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
@@ -87,7 +94,7 @@ class ForkServer:
         """
         with self._changing:
             self._get_ready()
-            ours, theirs = _SPAWN.Pipe()
+            ours, theirs = multiprocessing.Pipe()
             try:
                 with theirs:
                     self._pipe.send(("fork", folder))
@@ -100,7 +107,7 @@ class ForkServer:
                 ours.close()
                 raise
 
-    def ask(self, process: multiprocessing.process.BaseProcess, what: str, number: int) -> Any:
+    def ask(self, process: subprocess.Popen[bytes], what: str, number: int) -> Any:
         """Have the fork server that was ``process`` answer; None if it is gone."""
         with self._changing:
             if process is self._process:
@@ -119,20 +126,26 @@ class ForkServer:
     def _start(self) -> None:
         if self._stopped:
             raise ForkServerDied("the job ends")
-        self._pipe, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_main, args=(theirs, self._modules))
-        self._process.start()
-        theirs.close()  # so that its end of the pipe closes when it dies
+        self._pipe, theirs = multiprocessing.Pipe()
+        modules = self._modules if self._preloads else ()
+        program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; "
+        with theirs:  # so that its end of the pipe closes when it dies
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"{program}main({theirs.fileno()}, {list(modules)!r})"],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **ONE_THREAD},
+                stdin=subprocess.DEVNULL,
+            )
         self._is_ready = False
 
     def _end(self) -> None:
         self._process.kill()
-        self._process.join()
+        self._process.wait()
         self._pipe.close()
 
     def _get_ready(self) -> None:
         """Wait until there is one that has loaded."""
-        if not self._process.is_alive():
+        if self._process.poll() is not None:
             self._end()
             self._start()
         while not self._is_ready:
@@ -145,11 +158,11 @@ class ForkServer:
                 reason = f"it has {len(threads)} threads ({', '.join(threads)})"
             except (OSError, ForkServerDied) as error:
                 reason = str(error)
+            could_share, self._preloads = self._preloads, False
             self._end()
             self._start()
-            if not self._preloads:
+            if not could_share:
                 raise ForkServerDied(reason)
-            self._preloads = False
             logger.warning(
                 "decode processes cannot share what they load: %s. Each loads it by itself, which "
                 "takes more time and memory",
@@ -162,8 +175,9 @@ class ForkServer:
             if self._pipe.poll(seconds):
                 return self._pipe.recv()
         except (EOFError, OSError):
-            self._process.join(END_SECONDS)
-            code = self._process.exitcode
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+            code = self._process.returncode
             raise ForkServerDied(f"the process they are forked from ended, code {code}") from None
         raise ForkServerDied(f"the process they are forked from said nothing for {seconds:g} s")
 
@@ -178,7 +192,7 @@ class Forked:
     def __init__(
         self,
         server: ForkServer,
-        parent: multiprocessing.process.BaseProcess,
+        parent: subprocess.Popen[bytes],
         number: int,
         pipe: Connection,
     ) -> None:
@@ -203,17 +217,17 @@ class Forked:
         until = time.monotonic() + seconds
         while self._code is None:
             self._code = self._server.ask(self._parent, "exit code", self._number)
-            if time.monotonic() > until or not self._parent.is_alive():
+            if time.monotonic() > until or self._parent.poll() is not None:
                 break
             if self._code is None:
                 time.sleep(0.01)
         return self._code
 
 
-def _main(pipe: Connection, modules: Sequence[str]) -> None:
-    """The fork server: load, then fork until the other end of ``pipe`` closes."""
+def main(handle: int, modules: Sequence[str]) -> None:
+    """The fork server: load, then fork until the other end of the pipe ``handle`` closes."""
+    pipe = Connection(handle)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for the job
-    os.environ.update(ONE_THREAD)
     os.nice(NICENESS)
     for name in modules:
         with contextlib.suppress(Exception):  # whoever needs it says so
