@@ -37,7 +37,7 @@ from video_pipeline.data.prompt import (
 )
 from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
-from video_pipeline.errors import UserError, explain
+from video_pipeline.errors import Failure, UserError, explain
 from video_pipeline.files import replacing, write_text
 from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.journal import clean_text

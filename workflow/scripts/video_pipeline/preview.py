@@ -105,7 +105,7 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
         engine = None
         if with_engine:
             stack.enter_context(lease_for(config))
-            stack.enter_context(job_processes())
+            folder = stack.enter_context(job_processes())
             engine = _engine(config, task)
         model = engine.dataset_model if engine else _model(config)
         llm_inputs = _llm_inputs(config, task, sample, conversations, model)
@@ -120,7 +120,7 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
         _show_pictures(console, llm_inputs.values(), sheet)
         if engine is not None:
             constraints = {part: Constraints.of(task, part) for part in llm_inputs}
-            answers = asyncio.run(_answers(engine, llm_inputs, constraints))
+            answers = asyncio.run(_answers(engine, folder, llm_inputs, constraints))
             for part, answer in answers.items():
                 console.rule(f"answer to {cli.plain(part or task.name)}")
                 _show_answer(console, config, task, sample, part, answer)
@@ -237,10 +237,13 @@ def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path:
 
 
 async def _answers(
-    engine: Engine, llm_inputs: dict[str, dict[str, Any]], constraints: dict[str, Constraints]
+    engine: Engine,
+    folder: Path,
+    llm_inputs: dict[str, dict[str, Any]],
+    constraints: dict[str, Constraints],
 ) -> dict[str, Answer]:
     try:
-        await engine.start()
+        await engine.start(folder)
         preparer = engine.preparer()
         preparer.start()
         requests = preparer.prepare(llm_inputs, KEY)

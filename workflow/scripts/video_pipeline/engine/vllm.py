@@ -269,12 +269,11 @@ class VllmEngine(Engine):
     async def _output(self, name: str, request: Any, sampling: SamplingParams) -> RequestOutput:
         """What vLLM answers, by the classes of its exceptions. Raises :class:`_Recoverable` where
         the same request may succeed."""
-        output = None
         try:
-            async for output in self._llm.generate(
+            outputs = self._llm.generate(
                 request, sampling, request_id=name, lora_request=self._lora
-            ):
-                pass
+            )
+            output = [output async for output in outputs][-1:]
         except EngineDeadError as error:
             raise EngineDead(self._why(error)) from error
         except VLLMClientError as error:
@@ -284,11 +283,11 @@ class VllmEngine(Engine):
                 raise EngineDead(self._why(error)) from error
             cause = error.__cause__ or error
             raise _Recoverable(f"{type(cause).__name__}: {cause}") from cause
-        if output is None:
+        if not output:
             raise _Recoverable("it ended a request without an answer")
-        if output.outputs[0].finish_reason == "error":
+        if output[0].outputs[0].finish_reason == "error":
             raise _Recoverable("it ended a request with an error of its own; its log may say why")
-        return output
+        return output[0]
 
     def split(self, text: str) -> tuple[str | None, str]:
         """What a model that thinks has thought, and its answer; None and ``text`` of any other."""
@@ -307,7 +306,7 @@ class VllmEngine(Engine):
 
 
 class _Recoverable(Exception):
-    """vLLM failed with a request, and goes on; what it failed of is the cause, where there is one."""
+    """vLLM failed with a request, and goes on; the cause is what it failed of, where there is one."""
 
 
 class _Scheduler(StatLoggerBase):
