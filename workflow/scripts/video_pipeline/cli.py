@@ -27,6 +27,9 @@ def run(main: Callable[[], None]) -> None:
     bug and keeps its traceback. The last thing said is what went wrong, with the log's path.
     """
     end_with_snakemake()
+    # Of what killed processes leave behind, it warns when this one is gone, after the last words.
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [warnings, "ignore:resource_tracker"]))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")

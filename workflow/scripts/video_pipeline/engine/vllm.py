@@ -306,7 +306,7 @@ class VllmEngine(Engine):
 
 
 class _Recoverable(Exception):
-    """vLLM failed with a request, and goes on; the cause is what it failed of, where there is one."""
+    """vLLM failed with a request and goes on; its exception is the cause, where there is one."""
 
 
 class _Scheduler(StatLoggerBase):
