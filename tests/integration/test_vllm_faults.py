@@ -1,5 +1,5 @@
-"""Faults that are put into the processes of real vLLM on the CPU: what the job then says, and whether
-another attempt is made."""
+"""Faults in the processes of real vLLM on the CPU: what the job then says, and whether another
+attempt is made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INFER = ("infer.py", "--num-shards", "1", "--rank", "0")
 
 # A plugin of vLLM, which each of its processes loads. The file `fault` says what goes wrong; each
 # fault happens once.
-FAULTS = '''
+FAULTS = """
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ def inject():
 
     faulty("load_model")
     faulty("execute_model")
-'''
+"""
 
 
 @pytest.fixture
@@ -102,13 +102,13 @@ def test_the_last_line_is_the_workers_own_word(run):
 
 
 def test_a_setting_that_cannot_work_is_said_once(run):
-    """The cache has no room for one request: the engine's own process says so."""
+    """Its cache has room for nothing: the engine's own process says so."""
     run.configure(vllm={"kv_cache_memory_bytes": 100_000})
     run.snakemake("--until", "split")
     out = run.script(*INFER, succeeds=False)
     last = out.splitlines()[-1]
     assert "vLLM's engine did not start: ValueError: " in last
-    assert "KV cache" in last
+    assert "No available memory for the cache blocks" in last
     again = run.script(*INFER, "--attempt", "2", succeeds=False)
     assert again.splitlines()[-1] == last
     assert "engine core" not in again.lower()  # it was not started

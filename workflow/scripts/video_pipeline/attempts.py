@@ -64,7 +64,7 @@ def _link(log: Path) -> Path:
             continue
         except OSError:
             return log
-        for old in sorted(kept)[: len(kept) + 1 - KEPT]:
+        for old in sorted(kept)[: max(0, len(kept) + 1 - KEPT)]:
             kept[old].unlink(missing_ok=True)
         return own
     raise AssertionError("there are always more numbers")
