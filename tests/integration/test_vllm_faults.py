@@ -3,9 +3,13 @@ attempt is made."""
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
 import yaml
-from helpers import PROJECT, Run
+from helpers import PROJECT, Run, read_jsonl
+from video_pipeline.engine.base import EngineDead, RequestRefused
 from video_pipeline.testing.demo import write_demo
 
 INFER = ("infer.py", "--num-shards", "1", "--rank", "0")
@@ -72,8 +76,6 @@ def run(tmp_path, monkeypatch) -> Run:
 
 
 def _clips(run: Run) -> list[dict]:
-    from helpers import read_jsonl
-
     return read_jsonl(write_demo(run.folder))[:2]
 
 
@@ -112,3 +114,66 @@ def test_a_setting_that_cannot_work_is_said_once(run):
     again = run.script(*INFER, "--attempt", "2", succeeds=False)
     assert again.splitlines()[-1] == last
     assert "engine core" not in again.lower()  # it was not started
+
+
+# --- one request ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers():
+    """An engine whose requests come to what is put in here, one after the other: an exception, a
+    finish reason, or None for no output at all."""
+    from video_pipeline.engine import vllm
+
+    outcomes = []
+
+    async def generate(*args, **kwargs):
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome is not None:
+            completion = SimpleNamespace(text="A cat.", token_ids=[1, 2], finish_reason=outcome)
+            yield SimpleNamespace(outputs=[completion], prompt_token_ids=[1])
+
+    engine = object.__new__(vllm.VllmEngine)
+    engine._llm = SimpleNamespace(generate=generate, errored=False)
+    engine._sampling_under, engine._lora = {vllm.FREE: None}, None
+    engine._causes, engine._processes, engine._reasoning = None, [], None
+
+    def ask(*given):
+        outcomes[:] = given
+        return asyncio.run(engine.generate("a", {}))
+
+    return ask
+
+
+def recoverable(cause: Exception) -> Exception:
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    error = EngineGenerateError()
+    error.__cause__ = cause
+    return error
+
+
+def test_what_is_recoverable_is_asked_once_more(answers):
+    for first in (recoverable(RuntimeError("a slip")), "error", None):
+        assert answers(first, "stop").output_text == "A cat."
+
+
+def test_what_fails_twice_is_no_ones_final_record(answers):
+    for outcome in (recoverable(RuntimeError("a slip")), "error", None):
+        with pytest.raises(EngineDead, match="it failed twice with one request: "):
+            answers(outcome, outcome)
+
+
+def test_what_vllm_refuses_is_the_samples(answers):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(RequestRefused, match="too long") as caught:
+        answers(VLLMValidationError("too long"))
+    assert caught.value.type == "VLLMValidationError"
+    # also where its word is a plain ValueError, if it repeats it
+    refusal = recoverable(ValueError("no such token"))
+    with pytest.raises(RequestRefused, match="no such token") as caught:
+        answers(refusal, refusal)
+    assert caught.value.type == "ValueError"

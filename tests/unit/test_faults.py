@@ -72,6 +72,9 @@ def hub():
         "/api/models/some/model/revision/main": json.dumps(
             {"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": "config.json"}]}
         ),
+        f"/api/models/some/model/tree/{COMMIT}": json.dumps(
+            [{"type": "file", "path": "config.json", "size": 2, "oid": "1"}]
+        ),
         f"/some/model/resolve/{COMMIT}/config.json": "{}",
     }
 
@@ -79,7 +82,9 @@ def hub():
         def do_GET(self):
             path = self.path.partition("?")[0]
             body = files.get(path, "").encode()
-            status = refusals.pop(0) if refusals else 200 if path in files else 404
+            status = 200 if path in files else 404
+            if refusals and status == 200:
+                status = refusals.pop(0)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body) if status == 200 else 0))
             self.send_header("ETag", '"1"')
