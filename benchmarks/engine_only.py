@@ -8,6 +8,7 @@ to the last one.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def prepared_requests(config: Any, engine: Any, paths: list[str]) -> dict[str, A
 
 async def answer_all(engine: Any, requests: dict[str, Any]) -> dict[str, Any]:
     """Wall and CPU seconds a request, from the first one's answer to the last answer."""
-    await engine.start()
+    await engine.start(Path(tempfile.mkdtemp()))
     keys = list(requests)
     await engine.generate(keys[0], requests[keys[0]])
     cpu, started = time.process_time(), time.monotonic()

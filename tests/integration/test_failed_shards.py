@@ -37,6 +37,12 @@ def test_only_failed_shards_run_again(failed):
     run = failed
     assert "Shards that are not finished: 1, 2 (of 3)" in run.out
     assert "are reserved" in run.log("infer.rank1")
+    # the last words on the terminal: each error once, with the log of the attempt
+    last = run.out[run.out.index("by hand, from") :]
+    errors = [line for line in last.splitlines() if line.startswith("error: ")]
+    assert [line.count("are reserved") for line in errors] == [1, 1]
+    assert f"(log: {run.folder}/logs/out/infer.rank1.attempt4.log)" in errors[0]
+    assert len(list((run.folder / "logs/out").glob("infer.rank1.attempt*.log"))) == 4
     assert planned(run) == {"rank1", "rank2", "consolidate"}
 
     (run.folder / "mended").touch()

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -236,7 +237,7 @@ class Rig:
         """Run ``coroutine`` beside the engine, which is started when first needed."""
         if not self._started:
             self._started = True
-            self._loop.run_until_complete(self.engine.start())
+            self._loop.run_until_complete(self.engine.start(Path(tempfile.mkdtemp())))
         return self._loop.run_until_complete(coroutine)
 
     def stop(self) -> None:

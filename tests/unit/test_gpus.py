@@ -17,7 +17,7 @@ import pytest
 from helpers import SCRIPTS, lock_holders, marked_processes, samples, wait_until
 from video_pipeline import gpus
 from video_pipeline.config import load_config
-from video_pipeline.errors import UserError
+from video_pipeline.errors import EnvironmentFault, UserError
 from video_pipeline.inference import infer
 from video_pipeline.processes import MARK
 
@@ -437,7 +437,7 @@ def test_a_broken_device(machine):
     there = machine(2)
     there.answer("gpus", "Unable to determine the device handle: GPU is lost\n")
     there.answer("code", "15")
-    with pytest.raises(UserError, match=r"exit code 15: .* GPU is lost"):
+    with pytest.raises(EnvironmentFault, match=r"exit code 15: .* GPU is lost"):
         gpus.devices()
 
 
@@ -445,7 +445,7 @@ def test_an_nvidia_smi_that_hangs(machine, monkeypatch):
     there = machine(1)
     there.answer("hang", "")
     monkeypatch.setattr(gpus, "NVIDIA_SMI_SECONDS", 0.2)
-    with pytest.raises(UserError, match=r"has given no answer for 0.2 s"), gpus.lease(1):
+    with pytest.raises(EnvironmentFault, match=r"has given no answer for 0.2 s"), gpus.lease(1):
         pass
 
 

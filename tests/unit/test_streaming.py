@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from helpers import samples
@@ -192,7 +193,7 @@ def simulated(**settings) -> SimulatedEngine:
 
 def answer(engine: SimulatedEngine, key: str):
     async def ask():
-        await engine.start()
+        await engine.start(Path())
         return await engine.generate(key, REQUEST)
 
     return asyncio.run(ask())
@@ -226,7 +227,7 @@ def test_the_simulated_engine_bounds_what_runs_at_once(monkeypatch):
     engine = simulated(seconds_per_prompt_token=2.0, seconds_per_output_token=1.0, concurrency=4)
 
     async def main() -> None:
-        await engine.start()
+        await engine.start(Path())
         jobs = [engine.generate(str(sample["id"]), REQUEST) for sample in samples(20)]
         real = asyncio.sleep
         monkeypatch.setattr(

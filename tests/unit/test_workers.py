@@ -14,7 +14,7 @@ from video_pipeline.data import workers
 from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.files import EMPTY, Seal
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import split
@@ -230,6 +230,15 @@ def test_a_dataset_that_dies_at_its_start_is_an_error(here, prepare):
     (result,) = prepare(samples(1))
     assert isinstance(result, UserError)
     assert "died" in str(result)
+
+
+def test_processes_that_are_killed_at_their_start_are_the_machines_fault(here, prepare):
+    """As the kernel does it where memory is short."""
+    killed = INIT % "os.kill(os.getpid(), signal.SIGKILL)"
+    here.write_plugin((here.folder / "plugin.py").read_text() + killed)
+    (result,) = prepare(samples(1))
+    assert isinstance(result, EnvironmentFault)
+    assert "too little memory" in str(result)
 
 
 def test_large_samples_arrive_whole(here, prepare):

@@ -14,7 +14,8 @@ sys.path.insert(0, str(SCRIPTS))
 ENVIRONMENT = f"{workflow.basedir}/envs/gpu.yaml".replace("{", "{{").replace("}", "}}")
 
 from video_pipeline.config import load_config
-from video_pipeline.errors import UserError
+from video_pipeline.attempts import last_error
+from video_pipeline.errors import Failure
 from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
 from video_pipeline.literal_paths import take_literally
@@ -56,7 +57,7 @@ def resolve():
         # What only shows the rules needs no files.
         if workflow.is_main_process and not LOOKS & set(sys.argv):
             check_files([stage.config for stage in stages])
-    except UserError as error:
+    except Failure as error:
         raise WorkflowError(str(error))
     return stages
 
@@ -169,7 +170,7 @@ def take(stage):
     if workflow.local_exec:
         try:
             check_machine(stage.config, stage.plan.num_shards, given_gpus())
-        except UserError as error:
+        except Failure as error:
             raise WorkflowError(str(error))
     stage.plan.write(layout.plan)
     layout.config.write_text(stage.config.to_yaml(), encoding="utf-8")
@@ -198,6 +199,28 @@ def explain_failure():
         )
         for stage in STAGES:
             explain_missing(stage)
+        errors = [error for stage in STAGES for error in last_errors(stage)]
+        if len(errors) > SHOWN_ERRORS:
+            print(f"The first {SHOWN_ERRORS} of {len(errors)} errors:", file=sys.stderr)
+        for error in errors[:SHOWN_ERRORS]:
+            print(f"error: {error}", file=sys.stderr)
+
+
+SHOWN_ERRORS = 3
+
+
+def last_errors(stage):
+    """The last words of the jobs whose output is not there."""
+    layout = stage.layout
+    outputs = {
+        "split": layout.manifest,
+        "consolidate": layout.output,
+        "report": layout.report,
+        "export": layout.card,
+    }
+    failed = [name for name, path in outputs.items() if not path.exists()]
+    failed += [f"infer.rank{rank}" for rank in layout.unfinished()]
+    return list(filter(None, (last_error(layout.log(name)) for name in failed)))
 
 
 def explain_missing(stage):

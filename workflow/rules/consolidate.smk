@@ -23,8 +23,8 @@ for stage in STAGES:
             num_shards=stage.plan.num_shards,
             spec=spec(stage, "data", "run"),
         shell:
-            "{params.run} --config {params.config:q}"
-            " --num-shards {params.num_shards} 2>&1 | tee {log:q}"
+            "{params.run} --log {log:q} --config {params.config:q}"
+            " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}"
 
     # What is finished so far, while `infer` jobs run elsewhere or after they have failed.
     rule:
@@ -40,5 +40,5 @@ for stage in STAGES:
             config=stage.layout.config,
             num_shards=stage.plan.num_shards,
         shell:
-            "{params.run} --config {params.config:q}"
-            " --num-shards {params.num_shards} --partial 2>&1 | tee {log:q}"
+            "{params.run} --log {log:q} --config {params.config:q}"
+            " --num-shards {params.num_shards} --partial 2>&1 | tee -a {log:q}"

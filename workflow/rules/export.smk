@@ -19,4 +19,4 @@ for stage in STAGES:
             config=stage.layout.config,
             spec=spec(stage, "data", "vision", "vllm", "sampling", "run", "task_params"),
         shell:
-            "{params.run} --config {params.config:q} > {log:q} 2>&1"
+            "{params.run} --log {log:q} --config {params.config:q} >> {log:q} 2>&1"

@@ -25,7 +25,7 @@ for stage in STAGES:
             num_shards=stage.plan.num_shards,
             spec=spec(stage, "vision", "vllm", "sampling", "run", "task_params"),
         shell:
-            "{params.run} --config {params.config:q}"
+            "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --rank {wildcards.rank} --threads {threads}"
             " --attempt {resources.attempt}"
-            " > {log:q} 2>&1"
+            " >> {log:q} 2>&1"

@@ -11,4 +11,5 @@ rule plan:
         run=command("plan.py"),
         configs=[stage.layout.plan_config for stage in STAGES],
     shell:
-        "{params.run} --config {params.configs:q} --threads {threads} 2>&1 | tee {log:q}"
+        "{params.run} --log {log:q} --config {params.configs:q} --threads {threads}"
+        " 2>&1 | tee -a {log:q}"

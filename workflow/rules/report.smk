@@ -24,5 +24,5 @@ for stage in STAGES:
             num_shards=stage.plan.num_shards,
             spec=spec(stage, "report"),
         shell:
-            "{params.run} --config {params.config:q}"
-            " --num-shards {params.num_shards} --threads {threads} > {log:q} 2>&1"
+            "{params.run} --log {log:q} --config {params.config:q}"
+            " --num-shards {params.num_shards} --threads {threads} >> {log:q} 2>&1"

@@ -23,7 +23,7 @@ for number, stage in enumerate(STAGES):
             later=[later.layout.config for later in STAGES[number + 1 :]],
             spec=spec(stage, "data", "vision", "vllm", "sampling", "run", "task_params"),
         shell:
-            "{params.run} --config {params.config:q}"
+            "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --run-id={params.run_id:q} --threads {threads}"
             " --later {params.later:q}"
-            " 2>&1 | tee {log:q}"
+            " 2>&1 | tee -a {log:q}"

@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
     parser.add_argument("--partial", action="store_true", help="what is finished so far")
-    args = parser.parse_args()
+    args = cli.parse(parser)
     config = load_config(args.config)
     run = consolidate_partial if args.partial else consolidate
     run(config, Layout.of(config, args.num_shards))

@@ -12,7 +12,7 @@ from video_pipeline.layout import Layout
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
-    config = load_config(parser.parse_args().config)
+    config = load_config(cli.parse(parser).config)
     export(config, Layout.of(config, 0))
 
 

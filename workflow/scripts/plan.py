@@ -19,7 +19,7 @@ def main() -> None:
         help="the resolved configuration, of each stage",
     )
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
-    args = parser.parse_args()
+    args = cli.parse(parser)
     configs = [load_config(path) for path in args.config]
     check_files(configs)
     plan_stages(configs, args.threads)

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument(
         "--later", type=Path, nargs="*", default=[], help="the configurations of later stages"
     )
-    args = parser.parse_args()
+    args = cli.parse(parser)
     config = load_config(args.config)
     check_files([config])
     if args.later:

@@ -13,12 +13,22 @@ _NOT_THE_USERS = (
 )
 
 
-class UserError(Exception):
-    """Something the user can mend: bad input, configuration, plugin or environment.
+class Failure(Exception):
+    """What stops a job, in words for people.
 
     The message says what went wrong, where, and what to do next. Command lines print it without
     a traceback (see :mod:`video_pipeline.cli`); every other exception is a bug and keeps it.
     """
+
+
+class UserError(Failure):
+    """Something the user can fix: input, configuration, plugin. Another attempt would only repeat
+    it."""
+
+
+class EnvironmentFault(Failure):
+    """The machine, the network or the engine is at fault: another attempt is worth it, on a cluster
+    maybe on another node. See :mod:`video_pipeline.faults`."""
 
 
 SPLIT_AGAIN = "run snakemake again with `--forcerun split` (of a stage: `--forcerun split_<stage>`)"

@@ -38,7 +38,7 @@ from video_pipeline.data.prompt import (
 )
 from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
-from video_pipeline.errors import UserError, explain
+from video_pipeline.errors import Failure, UserError, explain
 from video_pipeline.files import replacing, write_text
 from video_pipeline.gpus import card_of, devices
 from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
@@ -116,7 +116,7 @@ class CountingPreparer(Preparer):
         with measuring():
             try:
                 return dataset[position]
-            except (VideoReadError, UserError):
+            except (VideoReadError, Failure):
                 raise
             except Exception as error:  # it fails again below, unless it was for want of pixels
                 logger.debug("measured: %s", error)
@@ -401,7 +401,7 @@ class Findings:
         try:
             self.max_item_tokens = await asyncio.wrap_future(max_item_tokens)
         except Exception as error:
-            self.why_unknown = str(error) if isinstance(error, UserError) else explain(error)
+            self.why_unknown = str(error) if isinstance(error, Failure) else explain(error)
 
     @property
     def prompts_per_sample(self) -> float:

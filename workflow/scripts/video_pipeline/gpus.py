@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from video_pipeline.config import Config
-from video_pipeline.errors import UserError
+from video_pipeline.errors import EnvironmentFault, UserError
 from video_pipeline.locks import describe_holder, holder, holder_lives
 from video_pipeline.plan import jobs_at_once
 
@@ -96,8 +96,8 @@ class Device:
 def devices() -> list[Device]:
     """The devices this process may use, each once; empty on a machine without a GPU.
 
-    Raises :class:`UserError` for an id that nvidia-smi does not know, and if that is stuck or
-    reports a broken device.
+    Raises :class:`UserError` for an id that nvidia-smi does not know, and :class:`EnvironmentFault`
+    if that is stuck or reports a broken device.
     """
     visible = os.environ.get(VISIBLE)
     # CUDA's rule: what follows the first id that is none is hidden, too
@@ -424,14 +424,14 @@ def _nvidia_smi(query: str) -> list[list[str]] | None:
         answer, _ = process.communicate(timeout=NVIDIA_SMI_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()  # not waited for: a broken driver may hold it in the kernel
-        raise UserError(
+        raise EnvironmentFault(
             f"`{' '.join(command)}` has given no answer for {NVIDIA_SMI_SECONDS:g} s: the driver "
             "or a device hangs. Fix that, then run the same command again"
         ) from None
     if process.returncode in _NO_GPU:
         return None
     if process.returncode not in _ANSWERED:
-        raise UserError(
+        raise EnvironmentFault(
             f"`{' '.join(command)}` failed with exit code {process.returncode}: {answer.strip()}. "
             "Fix the device or its driver, then run the same command again"
         )

@@ -16,8 +16,7 @@ from video_pipeline import gpus
 from video_pipeline.answers import describe_unparsed, why_no_answer
 from video_pipeline.chunks import Question
 from video_pipeline.config import Config
-from video_pipeline.engine.base import EngineDead
-from video_pipeline.errors import SPLIT_AGAIN, TaskError, UserError
+from video_pipeline.errors import SPLIT_AGAIN, EnvironmentFault, TaskError, UserError
 from video_pipeline.files import write_text
 from video_pipeline.identity import settings_digest
 from video_pipeline.journal import (
@@ -53,8 +52,8 @@ def infer(config: Config, layout: Layout, rank: int, threads: int, attempt: int 
     failure that another attempt would only repeat is reported again at once.
 
     Raises :class:`UserError` where the user's input, code or settings are at fault, also if more
-    than ``run.max_error_rate`` of the samples failed; :class:`EngineDead` and :class:`Unfinished`,
-    after which another attempt is worth it.
+    than ``run.max_error_rate`` of the samples failed; :class:`EnvironmentFault` (such as
+    :class:`EngineDead` and :class:`Unfinished`), after which another attempt is worth it.
     """
     failure = layout.failure(rank)
     if attempt > 1 and failure.exists():
@@ -62,8 +61,6 @@ def infer(config: Config, layout: Layout, rank: int, threads: int, attempt: int 
     failure.unlink(missing_ok=True)
     try:
         _infer(config, layout, rank, threads)
-    except (EngineDead, Unfinished):
-        raise
     except UserError as error:
         write_text(failure, str(error))
         raise
@@ -119,7 +116,7 @@ def _num_workers(config: Config, threads: int) -> int:
     return max(1, threads - 1)
 
 
-class Unfinished(UserError):
+class Unfinished(EnvironmentFault):
     """A sample of the chunk has no record. Another attempt infers it."""
 
 

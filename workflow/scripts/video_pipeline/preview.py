@@ -18,7 +18,7 @@ from video_pipeline import cli
 from video_pipeline.answers import cut_off_at, why_no_answer
 from video_pipeline.config import Config, load_config
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
-from video_pipeline.errors import UserError, explain
+from video_pipeline.errors import Failure, UserError, explain
 from video_pipeline.gpus import lease_for
 from video_pipeline.identity import request_digests
 from video_pipeline.processes import job_processes
@@ -105,7 +105,7 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
         engine = None
         if with_engine:
             stack.enter_context(lease_for(config))
-            stack.enter_context(job_processes())
+            folder = stack.enter_context(job_processes())
             engine = _engine(config, task)
         model = engine.dataset_model if engine else _model(config)
         llm_inputs = _llm_inputs(config, task, sample, conversations, model)
@@ -120,7 +120,7 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
         _show_pictures(console, llm_inputs.values(), sheet)
         if engine is not None:
             constraints = {part: Constraints.of(task, part) for part in llm_inputs}
-            answers = asyncio.run(_answers(engine, llm_inputs, constraints))
+            answers = asyncio.run(_answers(engine, folder, llm_inputs, constraints))
             for part, answer in answers.items():
                 console.rule(f"answer to {cli.plain(part or task.name)}")
                 _show_answer(console, config, task, sample, part, answer)
@@ -141,7 +141,7 @@ def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
         sample = task_sample(KEY, raw, config)
         several = expanded(dataset, sample, dict(config.task_params))
         return task_sample(KEY, several[0], config)
-    except UserError:
+    except Failure:
         raise
     except Exception as error:
         raise UserError(f"the sample cannot be: {explain(error)}") from error
@@ -181,7 +181,7 @@ def _llm_inputs(
     dataset = create_dataset(config, task, [sample], model)
     try:
         item = dataset[0]
-    except UserError:
+    except Failure:
         raise
     except Exception as error:
         video = sample["__video_uri"]
@@ -237,10 +237,13 @@ def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path:
 
 
 async def _answers(
-    engine: Engine, llm_inputs: dict[str, dict[str, Any]], constraints: dict[str, Constraints]
+    engine: Engine,
+    folder: Path,
+    llm_inputs: dict[str, dict[str, Any]],
+    constraints: dict[str, Constraints],
 ) -> dict[str, Answer]:
     try:
-        await engine.start()
+        await engine.start(folder)
         preparer = engine.preparer()
         preparer.start()
         requests = preparer.prepare(llm_inputs, KEY)
@@ -276,7 +279,7 @@ def _show_answer(
     console.rule("parsed")
     try:
         fields = task.parsed(answer.output_text, sample, part)
-    except UserError:
+    except Failure:
         raise
     except Exception as error:
         raise UserError(f"parse: {explain(error)}") from error

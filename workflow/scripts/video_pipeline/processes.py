@@ -144,6 +144,15 @@ def end_with_snakemake() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def how_it_ended(code: int) -> str:
+    """What an exit code of :mod:`multiprocessing` says, for people."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
+    hint = ", perhaps by the kernel for want of memory" if name == "SIGKILL" else ""
+    return f"killed by {name}{hint}"
+
+
 def _watch(mark: str, folder: Path) -> None:
     """Wait until the job is gone, then end what carries its mark."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -21,7 +21,7 @@ import orjson
 from video_pipeline.balance import known_weight
 from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError, UserError, explain
+from video_pipeline.errors import Failure, TaskError, explain
 from video_pipeline.identity import request_digests
 from video_pipeline.journal import identity, identity_of_json
 from video_pipeline.samples import (
@@ -232,7 +232,7 @@ class Scanner:
                     InputSample(sample.line, reader.key(raw), raw, orjson.dumps(raw))
                     for raw in future.result()
                 ]
-            except UserError:
+            except Failure:
                 raise
             except Exception as error:
                 bug = not isinstance(error, ValueError)

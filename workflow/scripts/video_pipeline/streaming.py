@@ -349,7 +349,7 @@ class Stream:
 
     async def _start(self, engine: Engine) -> None:
         """Load the model; meanwhile the decode processes start and prepare the first samples."""
-        await engine.start()
+        await engine.start(self._folder)
         self._engine_ready.set()
 
     async def _infer_one(

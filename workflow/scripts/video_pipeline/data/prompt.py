@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,13 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.budget import SIMULATED_PATCH_SIZE
 from video_pipeline.data.special_tokens import SpecialTokenError, SpecialTokens
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import Failure, TaskError
+from video_pipeline.faults import failure_of, is_environments
 
 if TYPE_CHECKING:
     from video_pipeline.tasks.base import Messages
 
+logger = logging.getLogger(__name__)
+
 SIMULATED_MODEL = "simulated"
 """Stands for the model where none is loaded: a plain ChatML prompt."""
+
+_HUB_WAITS = (5.0, 30.0)
+"""Seconds until a hub that is busy or away is asked again."""
 
 _PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
@@ -26,22 +34,35 @@ def processor_folder(model: str, revision: str | None = None) -> str:
     """A local folder with the processor of ``model``: itself, or what is fetched from the Hugging
     Face hub if it is not here yet (a few MB, no weights).
 
-    Raises :class:`UserError` where it is not available.
+    Raises :class:`UserError` where it is not available, and :class:`EnvironmentFault` where it may
+    be later.
     """
     if Path(model).is_dir():
         return model
     from huggingface_hub import snapshot_download
 
-    try:
-        return snapshot_download(model, revision=revision, allow_patterns=_PROCESSOR_FILES)
-    except (OSError, ValueError) as error:
-        patterns = " ".join(f"'{pattern}'" for pattern in _PROCESSOR_FILES)
-        version = f" --revision {revision}" if revision else ""
-        raise UserError(
-            f"vllm.model: {model} is no folder here, and the hub does not give its processor: "
-            f"{error}. Fix the name; or fetch it where there is a network, to the same HF_HOME: "
-            f"hf download {model}{version} --include {patterns}; or name a local folder"
-        ) from error
+    for seconds in (*_HUB_WAITS, None):
+        try:
+            return snapshot_download(model, revision=revision, allow_patterns=_PROCESSOR_FILES)
+        except (OSError, ValueError) as error:
+            if seconds is None or not is_environments(error):
+                raise _no_processor(model, revision, error) from error
+            logger.warning("the hub does not answer, asked again in %g s: %s", seconds, error)
+            time.sleep(seconds)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _no_processor(model: str, revision: str | None, error: Exception) -> Failure:
+    patterns = " ".join(f"'{pattern}'" for pattern in _PROCESSOR_FILES)
+    version = f" --revision {revision}" if revision else ""
+    later = is_environments(error)
+    return failure_of(
+        error,
+        f"vllm.model: {model} is no folder here, and the hub does not give its processor: {error}. "
+        f"{'Run the same command again later' if later else 'Fix the name'}; or fetch it where "
+        f"there is a network, to the same HF_HOME: hf download {model}{version} --include "
+        f"{patterns}; or name a local folder",
+    )
 
 
 class Prompter:
@@ -131,7 +152,9 @@ def check_processor(model: str) -> None:
     try:
         Prompter(model)
     except (OSError, ValueError) as error:
-        raise UserError(f"vllm.model: cannot load the processor of {model}: {error}") from error
+        raise failure_of(
+            error, f"vllm.model: cannot load the processor of {model}: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from video_pipeline.config import Config
 from video_pipeline.data.base import BaseDataset
-from video_pipeline.errors import TaskError, UserError, explain
+from video_pipeline.errors import Failure, TaskError, UserError, explain
 from video_pipeline.registry import Registry, is_built_in
 from video_pipeline.tasks.base import Task
 
@@ -78,7 +78,7 @@ def create_dataset(
             vision_kwargs=config.vision.video_kwargs(),
             params=dict(config.task_params),
         )
-    except UserError:
+    except Failure:
         raise
     except Exception as error:
         raise TaskError(

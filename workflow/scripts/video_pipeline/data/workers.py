@@ -28,9 +28,19 @@ from video_pipeline.data.fork_server import (
 )
 from video_pipeline.data.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
-from video_pipeline.errors import TaskError, UserError, place_of, user_frame, where
+from video_pipeline.errors import (
+    EnvironmentFault,
+    Failure,
+    TaskError,
+    UserError,
+    place_of,
+    user_frame,
+    where,
+)
+from video_pipeline.faults import is_environments
 from video_pipeline.files import Seal
 from video_pipeline.origin import check_code
+from video_pipeline.processes import how_it_ended
 
 SAMPLES_PER_WORKER = 10_000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""
@@ -123,8 +133,8 @@ class WorkerSpec:
             while True:
                 asked = pipe.recv()
                 try:
-                    result = worker if isinstance(worker, UserError) else worker.prepare(*asked)
-                except (SampleError, UserError) as error:
+                    result = worker if isinstance(worker, Failure) else worker.prepare(*asked)
+                except (SampleError, Failure) as error:
                     result = error
                 except Exception:
                     result = RuntimeError(f"in a decode process:\n{traceback.format_exc()}")
@@ -212,7 +222,15 @@ class DecodePool:
 
 
 class ProcessDied(Exception):
-    """A decode process ended by itself; the text says how."""
+    """A decode process ended by itself; the text says how.
+
+    Attributes:
+        code: Its exit code, where that is known.
+    """
+
+    def __init__(self, how: str, code: int | None = None) -> None:
+        super().__init__(how)
+        self.code = code
 
 
 class _Process:
@@ -269,11 +287,15 @@ class _Process:
                 self.end()
                 self._bad_starts += 1
                 if self._bad_starts >= BAD_STARTS:
-                    raise UserError(
-                        f"a decode process died {BAD_STARTS} times before it had a sample "
-                        f"({error}); the log above may say why. A dataset or plugin that ends its "
-                        "process does this, and so does too little memory for data.num_workers "
-                        "processes"
+                    died = f"a decode process died {BAD_STARTS} times before it had a sample"
+                    if isinstance(error, ProcessDied) and error.code != -signal.SIGKILL:
+                        raise UserError(
+                            f"{died} ({error}); the log above may say why. A dataset or plugin "
+                            "that ends its process does this"
+                        ) from error
+                    raise EnvironmentFault(
+                        f"{died} ({error}): there may be too little memory on this machine for "
+                        "data.num_workers processes"
                     ) from error
         return self._process
 
@@ -311,17 +333,9 @@ def _receive(process: Forked, seconds: float) -> Any:
     code = process.wait(END_SECONDS)
     if code is None:
         code = process.kill()  # it closed its end of the pipe and lives on
-    raise ProcessDied(_how_it_ended(code))
-
-
-def _how_it_ended(code: int | None) -> str:
     if code is None:
-        return "with the process that it was forked from"
-    if code >= 0:
-        return f"exit code {code}"
-    name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
-    hint = ", perhaps by the kernel for want of memory" if name == "SIGKILL" else ""
-    return f"killed by {name}{hint}"
+        raise ProcessDied("with the process that it was forked from")
+    raise ProcessDied(how_it_ended(code), code)
 
 
 class _Worker:
@@ -371,7 +385,7 @@ class _Worker:
         try:
             parcel = pack(requests, self._folder)
         except OSError as error:
-            raise UserError(
+            raise EnvironmentFault(
                 f"no room for a prepared sample in shared memory, {self._folder} ({error}): "
                 "enlarge it (docker run --shm-size), or lower vision.total_pixels or "
                 "data.num_workers"
@@ -384,7 +398,7 @@ class _Worker:
 
         try:
             item = self._preparer.read(self._dataset, position)
-        except UserError:
+        except Failure:
             raise
         except (Exception, SystemExit) as error:
             raise SampleError("read", type(error).__name__, _message(error)) from error
@@ -407,7 +421,7 @@ def _message(error: BaseException) -> str:
 
 def _start(
     spec: WorkerSpec, preloaded: Preloaded | Exception | None, number: int
-) -> _Worker | UserError:
+) -> _Worker | Failure:
     """The worker, or why there is none, which the first sample reports."""
     if spec.config.data.worker_memory_gb is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -419,10 +433,11 @@ def _start(
         if isinstance(preloaded, Exception):
             raise preloaded
         return _Worker(spec, preloaded, number)
-    except UserError as error:
+    except Failure as error:
         return error
     except (Exception, SystemExit) as error:
-        return TaskError(
+        failure = EnvironmentFault if is_environments(error) else TaskError
+        return failure(
             f"a decode process could not start: {type(error).__name__}: {error} ({where(error)})"
         )
 

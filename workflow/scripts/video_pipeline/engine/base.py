@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video_pipeline.errors import UserError
+from video_pipeline.errors import EnvironmentFault
 from video_pipeline.flops import ModelFlops
 from video_pipeline.peaks import Precision
 from video_pipeline.tasks.base import Task
@@ -31,7 +32,7 @@ class RequestRefused(Exception):
         return RequestRefused, (self.type, str(self))
 
 
-class EngineDead(UserError):
+class EngineDead(EnvironmentFault):
     """The engine is gone or stuck; the job cannot go on, but another attempt may."""
 
 
@@ -142,8 +143,10 @@ class Engine(ABC):
         """Raise :class:`UserError` for constraints that the engine cannot hold an answer to."""
 
     @abstractmethod
-    async def start(self) -> None:
-        """Load the model. Raises :class:`UserError` where the user's settings cannot work."""
+    async def start(self, folder: Path) -> None:
+        """Load the model; ``folder`` lasts as long as the job.
+
+        Raises :class:`UserError` where the user's settings cannot work, and :class:`EngineDead`."""
 
     @abstractmethod
     async def generate(self, name: str, request: Any, constraints: Constraints = FREE) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from video_pipeline.config import Config
@@ -30,7 +31,7 @@ class SimulatedEngine(Engine):
     def preparer(self) -> Preparer:
         return SimulatedPreparer()
 
-    async def start(self) -> None:
+    async def start(self, folder: Path) -> None:
         """Nothing to load."""
 
     def check(self, constraints: Constraints) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import inspect
 import json
 import logging
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterable
 from functools import cached_property
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,10 +31,13 @@ from video_pipeline.engine.base import (
     Preparer,
     RequestRefused,
 )
+from video_pipeline.engine.causes import Cause, noting, root_cause
 from video_pipeline.errors import UserError
+from video_pipeline.faults import failure_of, is_refusal
 from video_pipeline.flops import ModelFlops
 from video_pipeline.gpus import LeaseHolder
 from video_pipeline.peaks import precision_of
+from video_pipeline.processes import how_it_ended
 from video_pipeline.tasks.base import WHOLE
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.vllm_names import check_names
@@ -45,10 +51,12 @@ from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.exceptions import VLLMError
+from vllm.exceptions import VLLMClientError, VLLMError
+from vllm.logger import DEFAULT_LOGGING_CONFIG
 from vllm.lora.request import LoRARequest
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.encoder_budget import MultiModalBudget
+from vllm.outputs import RequestOutput
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
 from vllm.renderers.base import BaseRenderer
 from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -83,6 +91,9 @@ _REFUSALS = (ValueError, TypeError, OSError, VLLMError)
 
 _SHARED_MEDIA_GB = 2
 """Holds the prepared media of one sample in a decode process, for its next question."""
+
+DATES = "%Y-%m-%d %H:%M:%S"
+"""Of log lines; vLLM's own have no year."""
 
 _LEASE_HOLDER = f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}"
 
@@ -122,7 +133,7 @@ class VllmEngine(Engine):
                 engine_args = AsyncEngineArgs(**{**arguments, "mm_device_do_normalize": False})
                 self._vllm_config = engine_args.create_engine_config(UsageContext.LLM_CLASS)
         except _REFUSALS as error:
-            raise UserError(f"vLLM refuses the section vllm: {error}") from error
+            raise failure_of(error, f"vLLM refuses the section vllm: {error}") from error
         vision = getattr(self._vllm_config.model_config.hf_config, "vision_config", None)
         if with_videos and hasattr(vision, "patch_size"):
             check_budget(config, vision.patch_size)
@@ -138,6 +149,8 @@ class VllmEngine(Engine):
         self._lora = _lora_request(config)
         self._reasoning = _reasoning_parser(self._vllm_config)
         self._llm: AsyncLLM | None = None
+        self._processes: list[BaseProcess] = []
+        self._causes: Path | None = None
         self.waiting: dict[int, int] = {}
 
     @cached_property
@@ -152,7 +165,8 @@ class VllmEngine(Engine):
     def preparer(self) -> Preparer:
         return Renderer(self._vllm_config)
 
-    async def start(self) -> None:
+    async def start(self, folder: Path) -> None:
+        self._note_causes(folder)
         try:
             # In a thread, so that samples are prepared while the model loads.
             self._llm = await asyncio.to_thread(
@@ -162,10 +176,49 @@ class VllmEngine(Engine):
                 disable_log_stats=True,
             )
         except Exception as error:
-            raise UserError(
-                f"vLLM's engine did not start: {error} ({type(error).__name__}); what its own "
-                "process said stands above"
-            ) from error
+            cause = self._cause()
+            final = cause.is_refusal if cause is not None else is_refusal(error)
+            failure = UserError if final else EngineDead
+            raise failure(f"vLLM's engine did not start: {self._why(error)}") from error
+        self._processes = multiprocessing.active_children()
+
+    def _note_causes(self, folder: Path) -> None:
+        """Have the engine's processes write down, in ``folder``, what they die of; a logging
+        configuration of the user's stays as it is beside that."""
+        given = self._vllm_config.logging_config
+        if not given.configure_logging or given.formatter != "text":
+            return
+        if given.pylogging_config_file is not None:
+            logged = json.loads(Path(given.pylogging_config_file).read_text(encoding="utf-8"))
+        else:
+            logged = copy.deepcopy(DEFAULT_LOGGING_CONFIG)
+            logged["loggers"]["vllm"]["level"] = given.log_level
+            logged["handlers"]["vllm"]["level"] = given.log_level
+            for formatter in logged["formatters"].values():
+                formatter |= {"datefmt": DATES, "log_level": given.log_level}
+        self._causes = folder / "engine.errors.jsonl"
+        path = folder / "engine.logging.json"
+        path.write_text(json.dumps(noting(logged, self._causes)), encoding="utf-8")
+        self._vllm_config.logging_config = dataclasses.replace(
+            given, pylogging_config_file=str(path)
+        )
+
+    def _cause(self) -> Cause | None:
+        return root_cause(self._causes) if self._causes is not None else None
+
+    def _why(self, error: BaseException) -> str:
+        """Why the engine does not start or is dead: its processes' own word, how they ended, or
+        else ``error``."""
+        cause = self._cause()
+        if cause is not None and cause.is_exception:
+            return cause.text
+        ends = [
+            f"its process {process.name} ended: {how_it_ended(process.exitcode)}"
+            for process in self._processes
+            if process.name.startswith("EngineCore") and process.exitcode is not None
+        ]
+        said = [cause.text] if cause is not None else []
+        return "; ".join([*said, *ends]) or f"{type(error).__name__}: {error}"
 
     def check(self, constraints: Constraints) -> None:
         self._sampling_of(constraints)
@@ -197,17 +250,16 @@ class VllmEngine(Engine):
     async def generate(self, name: str, request: Any, constraints: Constraints = FREE) -> Answer:
         sampling = self._sampling_of(constraints)
         try:
-            outputs = self._llm.generate(
-                request, sampling, request_id=name, lora_request=self._lora
-            )
-            (output,) = [output async for output in outputs]
-        except EngineDeadError as error:
-            raise EngineDead(str(error)) from error
-        except Exception as error:  # vLLM's word for a request it refuses varies
-            if self._llm.errored:
-                raise EngineDead(str(error)) from error
-            cause = error.__cause__ or error
-            raise RequestRefused(type(cause).__name__, str(cause)) from error
+            output = await self._output(name, request, sampling)
+        except _Recoverable as first:
+            logger.warning("sample %s: asked again, because vLLM failed: %s", name, first)
+            try:
+                output = await self._output(name, request, sampling)
+            except _Recoverable as second:
+                cause = second.__cause__
+                if cause is not None and is_refusal(cause):
+                    raise RequestRefused(type(cause).__name__, str(cause)) from cause
+                raise EngineDead(f"it failed twice with one request: {second}") from second
         completion = output.outputs[0]
         if completion.finish_reason == "abort":
             # Nobody here cancels a request: the engine was told to end and hands back what it has.
@@ -221,6 +273,29 @@ class VllmEngine(Engine):
             reasoning,
             output.num_cached_tokens or 0,
         )
+
+    async def _output(self, name: str, request: Any, sampling: SamplingParams) -> RequestOutput:
+        """What vLLM answers, by the classes of its exceptions. Raises :class:`_Recoverable` where
+        the same request may succeed."""
+        try:
+            outputs = self._llm.generate(
+                request, sampling, request_id=name, lora_request=self._lora
+            )
+            output = [output async for output in outputs][-1:]
+        except EngineDeadError as error:
+            raise EngineDead(self._why(error)) from error
+        except VLLMClientError as error:
+            raise RequestRefused(type(error).__name__, str(error)) from error
+        except Exception as error:  # EngineGenerateError and what else may come
+            if self._llm.errored:
+                raise EngineDead(self._why(error)) from error
+            cause = error.__cause__ or error
+            raise _Recoverable(f"{type(cause).__name__}: {cause}") from cause
+        if not output:
+            raise _Recoverable("it ended a request without an answer")
+        if output[0].outputs[0].finish_reason == "error":
+            raise _Recoverable("it ended a request with an error of its own; its log may say why")
+        return output[0]
 
     def split(self, text: str) -> tuple[str | None, str]:
         """What a model that thinks has thought, and its answer; None and ``text`` of any other."""
@@ -246,6 +321,10 @@ class VllmEngine(Engine):
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+
+
+class _Recoverable(Exception):
+    """vLLM failed with a request and goes on; its exception is the cause, where there is one."""
 
 
 class _Scheduler(StatLoggerBase):

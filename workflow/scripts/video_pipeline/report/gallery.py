@@ -19,7 +19,7 @@ from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.prompt import SIMULATED_MODEL, processor_folder
 from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
-from video_pipeline.errors import UserError, explain
+from video_pipeline.errors import Failure, explain
 from video_pipeline.files import EMPTY
 from video_pipeline.processes import job_processes
 from video_pipeline.report.contact_sheet import contact_sheet
@@ -131,7 +131,7 @@ def make_sheets(
         return []
     try:
         return _make_sheets(config, records, num_processes)
-    except UserError as error:
+    except Failure as error:
         logger.warning("no pictures: %s", error)
         problem = str(error)
     except Exception as error:

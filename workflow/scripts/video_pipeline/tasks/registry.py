@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from video_pipeline.errors import TaskError, UserError, explain
+from video_pipeline.errors import Failure, TaskError, explain
 from video_pipeline.plugins import load_plugins
 from video_pipeline.registry import Registry
 from video_pipeline.tasks.base import Task, checked_names
@@ -41,7 +41,7 @@ def load_task(config: Config) -> Task:
     name = config.run.task
     try:
         task = get_task(name)(dict(config.task_params))
-    except UserError:
+    except Failure:
         raise
     except Exception as error:
         raise TaskError(

@@ -1,0 +1,179 @@
+"""Faults in the processes of real vLLM on the CPU: what the job then says, and whether another
+attempt is made."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from helpers import PROJECT, Run, read_jsonl
+from video_pipeline.engine.base import EngineDead, RequestRefused
+from video_pipeline.testing.demo import write_demo
+
+INFER = ("infer.py", "--num-shards", "1", "--rank", "0")
+
+# A plugin of vLLM, which each of its processes loads. The file `fault` says what goes wrong; each
+# fault happens once.
+FAULTS = """
+from pathlib import Path
+
+import torch
+
+FAULT = Path(__file__).with_name("fault")
+
+
+def happen(where):
+    if FAULT.exists() and FAULT.read_text().startswith(where):
+        fault = FAULT.read_text()
+        FAULT.unlink()
+        if fault.endswith("out of memory"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        raise RuntimeError("the worker's own\\nword")
+
+
+def inject():
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    def faulty(name):
+        sound = getattr(CPUWorker, name)
+
+        def method(self, *args, **kwargs):
+            happen(name)
+            return sound(self, *args, **kwargs)
+
+        setattr(CPUWorker, name, method)
+
+    faulty("load_model")
+    faulty("execute_model")
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Run:
+    """The demo's clips on one rank, with vLLM's workers in processes of their own, as with several
+    GPUs; :func:`fault` breaks them."""
+    run = Run(tmp_path / "run")
+    run.write_samples([{**one, "id": i} for i, one in enumerate(_clips(run))])
+    run.settings = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text())
+    run.settings["data"]["output_jsonl"] = "results/out.jsonl"
+    run.configure(
+        data={"num_shards": 1, "num_workers": 1, "id_field": "id"},
+        vllm={"distributed_executor_backend": "mp"},
+        report={"samples": 0},
+    )
+    plugins = tmp_path / "plugins"
+    info = plugins / "faults-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faults\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[vllm.general_plugins]\nfaults = faults:inject\n")
+    (plugins / "faults.py").write_text(FAULTS)
+    monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=":")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    run.fault = plugins / "fault"
+    return run
+
+
+def _clips(run: Run) -> list[dict]:
+    return read_jsonl(write_demo(run.folder))[:2]
+
+
+def test_an_engine_that_does_not_start_once_costs_an_attempt(run):
+    """Its memory was another's: Snakemake tries again by itself."""
+    run.fault.write_text("load_model out of memory")
+    out = run.snakemake()
+    said = "vLLM's engine did not start: OutOfMemoryError: CUDA out of memory. Tried to allocate"
+    first, second = run.log("infer.rank0.attempt1"), run.log("infer.rank0.attempt2")
+    assert said in first.splitlines()[-1]
+    assert f"(log: {run.folder}/logs/out/infer.rank0.attempt1.log)" in first.splitlines()[-1]
+    assert said not in second
+    assert second == run.log("infer.rank0")
+    assert said in out
+    assert [record["__status"] for record in run.records()] == ["ok", "ok"]
+    assert list(run.answers().values()) == [1, 1]
+
+
+def test_the_last_line_is_the_workers_own_word(run):
+    run.snakemake("--until", "split")
+    run.fault.write_text("execute_model")
+    out = run.script(*INFER, succeeds=False)
+    assert "the engine died: RuntimeError: the worker's own word" in out.splitlines()[-1]
+    run.script(*INFER, "--attempt", "2")
+    assert list(run.answers().values()) == [1, 1]
+
+
+def test_a_setting_that_cannot_work_is_said_once(run):
+    """Its cache has room for nothing: the engine's own process says so."""
+    run.configure(vllm={"kv_cache_memory_bytes": 100_000})
+    run.snakemake("--until", "split")
+    out = run.script(*INFER, succeeds=False)
+    last = out.splitlines()[-1]
+    assert "vLLM's engine did not start: ValueError: " in last
+    assert "No available memory for the cache blocks" in last
+    again = run.script(*INFER, "--attempt", "2", succeeds=False)
+    assert again.splitlines()[-1] == last
+    assert "engine core" not in again.lower()  # it was not started
+
+
+# --- one request ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers():
+    """An engine whose requests come to what is put in here, one after the other: an exception, a
+    finish reason, or None for no output at all."""
+    from video_pipeline.engine import vllm
+
+    outcomes = []
+
+    async def generate(*args, **kwargs):
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome is not None:
+            completion = SimpleNamespace(text="A cat.", token_ids=[1, 2], finish_reason=outcome)
+            yield SimpleNamespace(outputs=[completion], prompt_token_ids=[1])
+
+    engine = object.__new__(vllm.VllmEngine)
+    engine._llm = SimpleNamespace(generate=generate, errored=False)
+    engine._sampling_under, engine._lora = {vllm.FREE: None}, None
+    engine._causes, engine._processes, engine._reasoning = None, [], None
+
+    def ask(*given):
+        outcomes[:] = given
+        return asyncio.run(engine.generate("a", {}))
+
+    return ask
+
+
+def recoverable(cause: Exception) -> Exception:
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    error = EngineGenerateError()
+    error.__cause__ = cause
+    return error
+
+
+def test_what_is_recoverable_is_asked_once_more(answers):
+    for first in (recoverable(RuntimeError("a slip")), "error", None):
+        assert answers(first, "stop").output_text == "A cat."
+
+
+def test_what_fails_twice_is_no_ones_final_record(answers):
+    for outcome in (recoverable(RuntimeError("a slip")), "error", None):
+        with pytest.raises(EngineDead, match="it failed twice with one request: "):
+            answers(outcome, outcome)
+
+
+def test_what_vllm_refuses_is_the_samples(answers):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(RequestRefused, match="too long") as caught:
+        answers(VLLMValidationError("too long"))
+    assert caught.value.type == "VLLMValidationError"
+    # also where its word is a plain ValueError, if it repeats it
+    refusal = recoverable(ValueError("no such token"))
+    with pytest.raises(RequestRefused, match="no such token") as caught:
+        answers(refusal, refusal)
+    assert caught.value.type == "ValueError"

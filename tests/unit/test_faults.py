@@ -1,0 +1,179 @@
+"""Whose fault a failure is, and what an engine died of."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import logging.config
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
+from video_pipeline.engine import causes
+from video_pipeline.faults import is_environments, is_refusal
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "environment"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "environment"),
+        (torch.distributed.DistBackendError("ncclUnhandledCudaError"), "environment"),
+        (RuntimeError("NCCL communicator was aborted on rank 1"), "environment"),
+        (RuntimeError("No CUDA GPUs are available"), "environment"),
+        (ValueError("Free memory on device cuda:0 (3.1/79 GiB) on startup is less"), "environment"),
+        (OSError(errno.ENOSPC, "No space left on device"), "environment"),
+        (OSError("We couldn't connect to 'https://huggingface.co'"), "environment"),
+        (caused(RuntimeError("it did not load"), TimeoutError()), "environment"),
+        (ValueError("No available memory for the cache blocks"), "refusal"),
+        (ValueError("Model architectures ['Foo'] are not supported for now"), "refusal"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), "refusal"),
+        (ImportError("flash_attn is not installed"), "refusal"),
+        (caused(ValueError("not in the cache"), OfflineModeIsEnabled("offline")), "refusal"),
+        (RuntimeError("shapes do not match"), "neither"),
+    ],
+)
+def test_whose_fault(error, kind):
+    assert is_environments(error) == (kind == "environment")
+    assert is_refusal(error) == (kind == "refusal")
+
+
+# --- the hub -------------------------------------------------------------------------------------
+
+COMMIT = "c" * 40
+FETCH = """
+import video_pipeline.data.prompt as prompt
+from video_pipeline.errors import Failure
+
+prompt._HUB_WAITS = (0.0, 0.0)
+try:
+    print(open(prompt.processor_folder("some/model") + "/config.json").read())
+except Failure as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.fixture
+def hub():
+    """A stand-in with one file; ``refusals`` are the statuses of its next answers."""
+    refusals: list[int] = []
+    files = {
+        "/api/models/some/model/revision/main": json.dumps(
+            {"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": "config.json"}]}
+        ),
+        f"/api/models/some/model/tree/{COMMIT}": json.dumps(
+            [{"type": "file", "path": "config.json", "size": 2, "oid": "1"}]
+        ),
+        f"/some/model/resolve/{COMMIT}/config.json": "{}",
+    }
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.partition("?")[0]
+            body = files.get(path, "").encode()
+            status = 200 if path in files else 404
+            if refusals and status == 200:
+                status = refusals.pop(0)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) if status == 200 else 0))
+            self.send_header("ETag", '"1"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if status == 200 and self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.refusals = refusals
+    yield server
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("refusals", "said"),
+    [
+        ([503], "{}"),
+        ([429, 500], "{}"),
+        ([503] * 30, "EnvironmentFault"),
+        ([404] * 30, "UserError"),
+        ([401] * 30, "UserError"),
+        ([403] * 30, "UserError"),
+    ],
+)
+def test_a_hub_that_is_busy_is_asked_again(hub, tmp_path, refusals, said):
+    hub.refusals += refusals
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == said, done.stderr
+
+
+# --- what an engine died of ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def noted(tmp_path):
+    """vLLM's logger, as its processes have it, and the file that errors are noted in."""
+    path = tmp_path / "errors.jsonl"
+    given = {"version": 1, "disable_existing_loggers": False, "loggers": {"vllm": {}}}
+    logging.config.dictConfig(causes.noting(given, path))
+    yield logging.getLogger("vllm.worker"), path
+    logging.getLogger("vllm").handlers.clear()
+
+
+def failed(logger: logging.Logger, error: Exception) -> None:
+    try:
+        raise error
+    except Exception:
+        logger.exception("failed")
+
+
+def test_the_first_exception_is_the_cause(noted):
+    logger, path = noted
+    assert causes.root_cause(path) is None
+    logger.error("Dumping input data")
+    assert causes.root_cause(path).text == "Dumping input data"
+    failed(logger, torch.OutOfMemoryError("CUDA out of\n  memory"))
+    failed(logger, RuntimeError("a worker failed"))
+    cause = causes.root_cause(path)
+    assert cause.text == "OutOfMemoryError: CUDA out of memory"
+    assert not cause.is_refusal
+
+
+def test_an_error_of_hours_ago_is_not_the_cause(noted):
+    logger, path = noted
+    failed(logger, TypeError("of one request"))
+    old = json.loads(path.read_text())
+    path.write_text(json.dumps([*old[:-1], old[-1] - 3600]) + "\n")
+    failed(logger, caused(RuntimeError("it did not load"), ValueError("no such format")))
+    cause = causes.root_cause(path)
+    assert cause.text == "RuntimeError: it did not load (because of ValueError: no such format)"
+
+
+def test_a_logging_configuration_of_the_users_stays(tmp_path):
+    given = {"version": 1, "handlers": {"mine": {}}, "loggers": {"vllm": {"handlers": ["mine"]}}}
+    noting = causes.noting(given, tmp_path / "errors.jsonl")
+    assert noting["loggers"]["vllm"]["handlers"] == ["mine", "note_errors"]
+    assert given["loggers"]["vllm"]["handlers"] == ["mine"]
