@@ -367,6 +367,14 @@ def test_no_byte_is_sent_to_a_refused_host() -> None:
             assert connection.recv(100) == b""
 
 
+def test_a_urllib3_that_connects_otherwise_sends_no_request_either(server, monkeypatch) -> None:
+    """The hook before TLS is not a public one."""
+    monkeypatch.delattr(download._PublicHost, "_new_conn")
+    with pytest.raises(VideoReadError, match="not on the public internet"):
+        probe(f"http://127.0.0.1:{server.server_port}/clip.mp4")
+    assert server.requests == []
+
+
 def test_a_redirect_changes_no_rule(server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "is_public", lambda address: address == "127.0.0.1")
     here, there = (f"http://127.0.0.{n}:{server.server_port}" for n in (1, 2))

@@ -11,6 +11,7 @@ import pytest
 from helpers import PROJECT
 from video_pipeline import vllm_names
 from video_pipeline.config import load_config
+from video_pipeline.engine import create_engine
 from video_pipeline.errors import UserError
 from video_pipeline.vllm_names import installed_version, known_names, write_list
 
@@ -116,3 +117,12 @@ def test_vllm_is_not_imported():
         "sys.exit('no error')"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_vllm_that_lacks_what_is_used_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm.renderers.registry", None)
+    monkeypatch.delitem(sys.modules, "video_pipeline.engine.vllm", raising=False)
+    with pytest.raises(
+        UserError, match=r"vLLM [\d.]+ does not fit \(.*renderers.*Tried: vLLM 0.32.0"
+    ):
+        create_engine(load_config({"run": {"engine": "vllm"}}))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from video_pipeline.errors import UserError
+from video_pipeline.vllm_names import installed_version, known_names
+
 if TYPE_CHECKING:
     from video_pipeline.config import Config
     from video_pipeline.engine.base import Engine
@@ -18,11 +21,18 @@ def modules_of(config: Config) -> list[str]:
 
 def create_engine(config: Config, *, with_videos: bool = True) -> Engine:
     """The engine of ``run.engine``, configured but not started; ``with_videos``: the longest video
-    must fit into its model."""
+    must fit into its model. Raises :class:`UserError`, also for a vLLM that lacks what is used."""
     if config.run.engine == "simulated":
         from video_pipeline.engine.simulated import SimulatedEngine
 
         return SimulatedEngine(config)
-    from video_pipeline.engine.vllm import VllmEngine
-
+    try:
+        from video_pipeline.engine.vllm import VllmEngine
+    except ImportError as error:
+        installed, tried = installed_version(), known_names()["version"]
+        what = "vLLM is not installed" if installed is None else f"vLLM {installed} does not fit"
+        raise UserError(
+            f"{what} ({error}). Tried: vLLM {tried}, with the packages that envs/gpu.txt and "
+            "envs/cpu.txt list; envs/install.sh installs these"
+        ) from error
     return VllmEngine(config, with_videos=with_videos)

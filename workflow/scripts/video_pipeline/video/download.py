@@ -15,7 +15,7 @@ import ssl
 import tempfile
 from contextlib import closing
 from functools import lru_cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes, urljoin
 from urllib.request import getproxies, proxy_bypass
 
@@ -171,14 +171,26 @@ class _PublicHost:
     """Mixed into a connection: refuses hosts that are not on the public internet."""
 
     def _new_conn(self) -> socket.socket:
-        connected = super()._new_conn()
-        if not is_public(connected.getpeername()[0]):
-            connected.close()
-            raise VideoReadError(
-                "download: the host is not on the public internet "
-                "(data.allow_private_addresses allows that)"
-            )
-        return connected
+        """urllib3's own, not a public one: nothing is sent to such a host, not even the begin of
+        TLS. Where urllib3 calls it otherwise, :meth:`send` sees to it that no request is sent."""
+        return _checked(super()._new_conn())
+
+    def send(self, data: Any) -> None:
+        """That of :class:`http.client.HTTPConnection`, which all of a request goes through."""
+        if self.sock is None:
+            self.connect()
+        _checked(self.sock)
+        super().send(data)
+
+
+def _checked(connected: socket.socket) -> socket.socket:
+    if not is_public(connected.getpeername()[0]):
+        connected.close()
+        raise VideoReadError(
+            "download: the host is not on the public internet "
+            "(data.allow_private_addresses allows that)"
+        )
+    return connected
 
 
 class _PublicHttp(_PublicHost, urllib3.connection.HTTPConnection):

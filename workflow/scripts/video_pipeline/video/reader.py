@@ -33,7 +33,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from numbers import Real
 from typing import Any
 
@@ -189,6 +190,34 @@ def register_reader() -> None:
     _keep_memory()
     # nothing is logged, but exceptions carry the last error that FFmpeg logged
     av.logging.set_level(av.logging.PANIC)
+    _check_hooks()
+
+
+@cache
+def _check_hooks() -> None:
+    """See, once in a process, that qwen-vl-utils reads videos and images with the functions above:
+    they hold paths and addresses to what ``data`` allows.
+
+    Raises :class:`UserError` if it does not, as it may in another version.
+    """
+    for part in ({"type": "image", "image": _PROBE}, {"type": "video", "video": _PROBE}):
+        try:
+            qwen.process_vision_info([{"role": "user", "content": [part]}])
+        except _Reached:
+            continue
+        except Exception:
+            pass  # it was read, or tried to be, by something else
+        raise UserError(
+            f"qwen-vl-utils {version('qwen-vl-utils')} is not supported: it does not read "
+            f"{part['type']}s with the reader that it is given. Tried: 0.0.14"
+        )
+
+
+_PROBE = "video-pipeline: probe"
+
+
+class _Reached(BaseException):
+    """The reader was asked for the probe."""
 
 
 def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
@@ -208,6 +237,8 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
     Raises:
         VideoReadError: the video cannot be read, or not enough frames can be sampled from it.
     """
+    if ele["video"] is _PROBE:
+        raise _Reached
     if ele.get("resize", "native") not in RESIZES:
         raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
     with Video(ele["video"]) as video:
@@ -276,6 +307,8 @@ def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image
     """qwen-vl-utils' own function for an image that is upright and in RGB. Of its own it would not
     turn one, and lay one that is partly transparent on white, which transformers does not."""
     image = ele["image"] if "image" in ele else ele["image_url"]
+    if image is _PROBE:
+        raise _Reached
     if isinstance(image, str):
         image = read_image(image, with_pixels=not _is_measuring)
     elif isinstance(image, Image.Image):
