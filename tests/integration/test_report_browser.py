@@ -195,13 +195,13 @@ def test_search_and_filters(opened, finished):
 
 def test_answers_that_were_cut_off_are_amber_and_can_be_filtered(opened, finished):
     assert finished.summary()["samples"]["truncated_at"] == {"sampling.max_tokens": 3}
-    note = opened.locator(".verdict.warn")
+    note = opened.locator(".verdict.warn", has_text="cut off")
     assert note.inner_text().startswith("3 answers were cut off: raise sampling.max_tokens.")
     colour = "element => getComputedStyle(element).color"
     amber = note.evaluate(colour)
     red, green, _ = map(int, re.findall(r"\d+", amber)[:3])
     assert red > green > 60  # neither the red of errors nor the ink
-    assert opened.locator(".tiles .warn b").evaluate(colour) == amber
+    assert opened.locator(".tiles .warn", has_text="cut off").locator("b").evaluate(colour) == amber
     opened.locator("#show").select_option("failed")
     note.get_by_role("button").click()
     assert set(whole_gallery(opened)) == {"cut 0", "cut 1", "cut 2"}
