@@ -86,7 +86,7 @@ def _is_server(one: psutil.Process) -> bool:
 
 def _prepare(process: Any, position: int) -> float:
     begun = time.monotonic()
-    process.prepare(position, frozenset({""}))
+    process.ask(position, frozenset({""}))
     return time.monotonic() - begun
 
 

@@ -324,6 +324,63 @@ def test_windows_have_records_and_come_together_again(cut):
     assert "Nothing to be done" in cut.snakemake()
 
 
+DEADLY_CLIPS = """
+import os
+import signal
+import time
+from pathlib import Path
+
+from video_pipeline.data import clips
+from video_pipeline.data.registry import register_dataset
+
+duration = clips._duration
+
+
+def deadly(uri):
+    name = Path(uri).name
+    if name == "crash.mp4":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "hang.mp4":
+        time.sleep(600)
+    return duration(uri)
+
+
+clips._duration = deadly
+
+
+@register_dataset("deadly_clips")
+class DeadlyClips(clips.ClipsDataset):
+    pass
+"""
+
+
+def test_files_that_crash_or_hang_the_demuxer_cost_only_themselves(cut, clip):
+    """They are not cut; that the reader can read them after all must not pass for an answer about
+    their windows."""
+    cut.write_plugin(DEADLY_CLIPS)
+    cut.configure(
+        data={"sample_timeout_s": 8.0},
+        run={"dataset": "deadly_clips", "plugins": ["plugin.py"]},
+    )
+    names = ("clip", "crash", "hang", "short")
+    for name in names[1:3]:
+        (cut.folder / f"{name}.mp4").write_bytes(clip.read_bytes())
+    cut.write_samples([{"id": name, "path": f"{name}.mp4"} for name in names])
+    cut.snakemake()
+    windows = [f"clip@{start}-{start + 2}" for start in (0.0, 2.0, 4.0)]
+    records = cut.records()
+    assert [r["__key"] for r in records] == [*windows, "crash", "hang", "short@0.0-1.0"]
+    assert [r["__status"] for r in records] == [*["ok"] * 3, "error", "error", "ok"]
+    for record in records[3:5]:
+        assert record["__error"]["stage"] == "read"
+        assert "could not be read when the input was split" in record["__error"]["message"]
+    log = cut.log("split")
+    assert "line 2 (crash): " in log
+    assert "killed by SIGSEGV" in log
+    assert "line 3 (hang): " in log
+    assert "not ready after 8 s" in log
+
+
 def test_windows_share_no_frame(cut):
     """Also where a cut falls between two frames, and whatever the length of a frame."""
     write_clip(cut.folder / "odd.mp4", 2, fps=24)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from helpers import keys, read_jsonl, samples
+from helpers import EXPAND, keys, read_jsonl, samples
 from PIL import Image
 from video_pipeline import estimate
 from video_pipeline.chunks import ChunkEntry
@@ -317,6 +317,16 @@ def test_earlier_attempts_of_the_same_task_and_settings_give_the_rate(here):
 
 
 H100, L4 = "NVIDIA H100 80GB HBM3", "NVIDIA L4"
+
+
+def test_a_line_that_crashes_expand_costs_only_itself(plan, here):
+    here.edit_plugin("class Plain(BaseDataset):\n", EXPAND)
+    entries = samples(3)
+    entries[1]["do"] = "segfault"
+    _, lines = plan(entries)
+    windows = [[f"{number}@0.0-1.0", f"{number}@1.0-2.5"] for number in (0, 2)]
+    assert [line["key"] for line in lines] == [*windows[0], "1", *windows[1]]
+    assert [line["readable"] for line in lines] == [True, True, False, True, True]
 
 
 @pytest.fixture

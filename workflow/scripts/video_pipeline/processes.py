@@ -46,12 +46,13 @@ def job_processes() -> Iterator[Path]:
     """Within the block every process this one starts is marked, and is gone after it.
 
     Yields a folder for the job's shared memory (in ``/dev/shm`` where that exists), which goes
-    with the job too.
+    with the job too. Blocks may be nested.
     """
     mark = uuid.uuid4().hex
     parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="video-pipeline-", dir=parent))
     watch = _WatchProcess(mark, folder)
+    outer = os.environ.get(MARK)
     os.environ[MARK] = mark
     # vLLM names its processes with setproctitle, which writes the name over their environment, and
     # so over the mark, unless it is told not to
@@ -60,6 +61,8 @@ def job_processes() -> Iterator[Path]:
         yield folder
     finally:
         del os.environ[MARK]
+        if outer is not None:
+            os.environ[MARK] = outer
         watch.end()
 
 

@@ -7,8 +7,8 @@ import multiprocessing
 import os
 from array import array
 from collections import deque
-from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from glob import has_magic
 from itertools import chain, islice
@@ -21,7 +21,7 @@ import orjson
 from video_pipeline.balance import known_weight
 from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
-from video_pipeline.errors import Failure, TaskError, explain
+from video_pipeline.errors import TaskError
 from video_pipeline.identity import request_digests
 from video_pipeline.journal import identity, identity_of_json
 from video_pipeline.samples import (
@@ -29,23 +29,20 @@ from video_pipeline.samples import (
     InputReader,
     InputSample,
     read_blocks,
-    task_sample,
     video_address,
 )
 from video_pipeline.tasks.base import WHOLE, Task, checked_names
 from video_pipeline.tasks.registry import load_task
-from video_pipeline.video.access import Access, limit_access
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset
+    from video_pipeline.data.expanding import Expander
 
 TWICE = 100
 """How many samples have their messages built twice, to see that they come out the same."""
 
-_EXPANDING_THREADS = 16
-
 _AHEAD = 3
-"""Blocks that are on their way for each process: enough that none waits."""
+"""Blocks that are on their way, for each process that scans: enough that none waits."""
 
 
 @dataclass
@@ -147,30 +144,34 @@ class Scanner:
         self._needs_video = reading.needs_video
         self._sample_fields = reading.sample_fields
         self._reading = reading
-        self._dataset: type[BaseDataset] | None = None
-        if reading.expands:
-            from video_pipeline.data.registry import dataset_of  # imports torch
-
-            limit_access(Access.of(config.data))
-            self._dataset = dataset_of(config, self._task)
 
     def scan(self, block: bytes, first: int, twice: int) -> ScannedBlock:
         """Scan the whole lines in ``block``, the first of which is line ``first`` of the input.
 
         The messages of the first ``twice`` samples are built twice. Raises :class:`TaskError`.
         """
-        config, task = self._config, self._task
-        reader = InputReader(
-            config.data,
+        reader = self.reader(block, first)
+        return self.scan_samples(reader, reader, twice)
+
+    def reader(self, block: bytes, first: int) -> InputReader:
+        """The reader of a block."""
+        return InputReader(
+            self._config.data,
             block,
             first,
             needs_video=self._needs_video,
             with_failed=self._with_failed,
         )
+
+    def scan_samples(
+        self, reader: InputReader, samples: Iterable[InputSample], twice: int
+    ) -> ScannedBlock:
+        """Scan ``samples``, which come from the lines of ``reader``; see :meth:`scan`."""
+        config, task = self._config, self._task
         scanned = ScannedBlock()
         entries, keys, identities = [], [], []
         by, video_field, root = config.data.balance, config.data.video_field, config.video_root
-        for sample in self._expanded(reader) if self._dataset else reader:
+        for sample in samples:
             raw = sample.raw
             weight = known_weight(raw, by)
             video = raw.get(video_field)
@@ -221,31 +222,6 @@ class Scanner:
             return "/".join(parts[:magic]) or "/"
         return file
 
-    def _expanded(self, reader: InputReader) -> Iterator[InputSample]:
-        """The samples that those of ``reader`` stand for; their files are looked at in threads."""
-        samples = list(reader)
-        with ThreadPoolExecutor(_EXPANDING_THREADS) as threads:
-            futures = [threads.submit(self._expand, sample) for sample in samples]
-        for sample, future in zip(samples, futures, strict=True):
-            try:
-                found = [
-                    InputSample(sample.line, reader.key(raw), raw, orjson.dumps(raw))
-                    for raw in future.result()
-                ]
-            except Failure:
-                raise
-            except Exception as error:
-                bug = not isinstance(error, ValueError)
-                reader.bad.add(sample.line, explain(error) if bug else str(error))
-                continue
-            yield from found
-
-    def _expand(self, sample: InputSample) -> list[dict[str, Any]]:
-        from video_pipeline.data.base import expanded  # imports torch
-
-        asked = task_sample(sample.key, sample.raw, self._config)
-        return expanded(self._dataset, asked, dict(self._config.task_params))
-
 
 def scan(
     config: Config,
@@ -255,12 +231,20 @@ def scan(
     with_failed: bool = False,
 ) -> Iterator[ScannedBlock]:
     """Scan the input block by block, in order; an input of more than one block in
-    ``num_processes`` processes. ``reading`` is what the dataset wants; ``with_failed``: error
-    records of an earlier run are samples.
+    ``num_processes`` processes. Where a sample may stand for several, what takes the time is to
+    find out for which: then ``num_processes`` is the number of cores for that. ``reading`` is what
+    the dataset wants; ``with_failed``: error records of an earlier run are samples.
 
     Raises :class:`UserError` where it cannot be read, and :class:`TaskError`.
     """
     blocks = _numbered_blocks(config)
+    if reading.expands:
+        from video_pipeline.data.expanding import expanding
+
+        scanner = Scanner(config, with_identities, reading, with_failed)
+        with expanding(config, num_processes) as expander:
+            yield from _scan_expanded(scanner, blocks, expander)
+        return
     head = list(islice(blocks, 2))
     if num_processes == 1 or len(head) < 2:
         scanner = Scanner(config, with_identities, reading, with_failed)
@@ -283,6 +267,42 @@ def scan(
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _scan_expanded(
+    scanner: Scanner, blocks: Iterable[tuple[bytes, int, int]], expander: Expander
+) -> Iterator[ScannedBlock]:
+    """Scan ``blocks`` with the samples that their lines stand for; of those that follow a block the
+    first are expanded meanwhile, so that a line which takes long keeps no process from working."""
+    waiting: deque[tuple[InputReader, list[tuple[InputSample, Future]], int]] = deque()
+
+    def scan_next() -> ScannedBlock:
+        reader, asked, twice = waiting.popleft()
+        return scanner.scan_samples(reader, _answered(reader, asked, expander), twice)
+
+    for block, first, twice in blocks:
+        reader = scanner.reader(block, first)
+        waiting.append((reader, [(sample, expander.ask(sample)) for sample in reader], twice))
+        if len(waiting) == _AHEAD:
+            yield scan_next()
+    while waiting:
+        yield scan_next()
+
+
+def _answered(
+    reader: InputReader, asked: list[tuple[InputSample, Future]], expander: Expander
+) -> Iterator[InputSample]:
+    for sample, future in asked:
+        try:
+            found = [
+                InputSample(sample.line, reader.key(raw), raw, text)
+                for text in expander.answer(sample, future)
+                for raw in [orjson.loads(text)]
+            ]
+        except ValueError as error:
+            reader.bad.add(sample.line, str(error))
+            continue
+        yield from found
 
 
 def _numbered_blocks(config: Config) -> Iterator[tuple[bytes, int, int]]:

@@ -12,7 +12,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -368,8 +368,12 @@ def _fill(
 ) -> MissingFiles:
     """Fill ``table`` from the input, and count; ``with_failed``: error records are samples."""
     manifest.lines = manifest.left_out = 0
-    with table.writing() as append, Weigher(config.data, num_processes) as weigher:
-        for block in scan(config, len(index) > 0, reading, num_processes, with_failed):
+    with (
+        table.writing() as append,
+        Weigher(config.data, num_processes) as weigher,
+        closing(scan(config, len(index) > 0, reading, num_processes, with_failed)) as blocks,
+    ):
+        for block in blocks:
             progress.advance(block.lines)
             manifest.lines += block.lines
             manifest.left_out += block.left_out

@@ -59,8 +59,9 @@ class BaseDataset(Dataset):
 
     @classmethod
     def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:
-        """The input objects that the one in ``sample`` stands for, called by split: usually
-        itself. An exception makes its line a bad one."""
+        """The input objects that the one in ``sample`` stands for: usually itself. Split calls this
+        in a decode process. An exception makes its line a bad one; a sample that kills the process,
+        or is not ready after ``data.sample_timeout_s``, stays as it is."""
         return [raw_of(sample)]
 
     def __len__(self) -> int:

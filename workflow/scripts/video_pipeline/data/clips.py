@@ -9,7 +9,7 @@ from typing import Any
 from video_pipeline.data.base import raw_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
-from video_pipeline.errors import UserError
+from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.windows import CLIP, is_window, windows
 
@@ -26,6 +26,15 @@ class ClipsDataset(QwenVideoDataset):
     """
 
     version = QwenVideoDataset.version + 1
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        item = super().__getitem__(i)
+        if not is_window(item["raw"]):
+            raise VideoReadError(
+                "not cut into windows: it could not be read when the input was split, and can be "
+                f"now; {SPLIT_AGAIN}"
+            )
+        return item
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if "video" in part and is_window(sample):
@@ -44,7 +53,7 @@ class ClipsDataset(QwenVideoDataset):
             if end is None:
                 end = _duration(sample["__video_uri"])
         except VideoReadError:
-            return [raw]  # it becomes the error record of the whole video
+            return [raw]  # it becomes an error record, see __getitem__
         inner = raw.get("cuts")
         if inner is None:
             inner = _even_cuts(begin, end, _clip_seconds(params))

@@ -1,17 +1,24 @@
-"""The decode processes: ``Dataset.__getitem__``, then the engine's own preparation."""
+"""The decode processes: they may die or hang, and cost the sample in their hands alone.
+
+A pool of them serves what its :class:`ProcessSpec` says: to prepare samples
+(:class:`WorkerSpec`: ``Dataset.__getitem__``, then the engine's own preparation), or to find out
+which samples a line of the input stands for (:mod:`video_pipeline.data.expanding`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import resource
 import shutil
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from abc import abstractmethod
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -77,9 +84,71 @@ class SampleError(Exception):
         return {"stage": self.stage, "type": self.type, "message": str(self)}
 
 
+class ProcessSpec:
+    """What the processes of a pool are for; it crosses to the fork server as a pickle.
+
+    Attributes:
+        config: The configuration.
+        folder: Folder of shared memory, for what is too large for a pipe.
+    """
+
+    config: Config
+    folder: Path
+
+    def folder_of(self, number: int) -> Path:
+        """Folder of the process of that number in the pool."""
+        return self.folder / f"worker{number}"
+
+    def decoder_of(self, number: int) -> str:
+        """``vision.decoder`` of that process; all but ``cpu`` use the GPU."""
+        return "cpu"
+
+    def shared(self) -> Any:
+        """What all processes share beside what every dataset imports."""
+        return ()
+
+    @abstractmethod
+    def worker(self, shared: Any, number: int) -> Callable[..., Any]:
+        """In a process: what answers its questions. An answer crosses the pipe as a pickle; so does
+        a :class:`SampleError`, or a :class:`Failure`, that is raised in its place."""
+
+    def received(self, answer: Any) -> Any:
+        """In the process that asked: what it makes of an answer."""
+        return answer
+
+    def preload(self) -> Any:
+        """Load what all processes share; an exception if that fails. Nothing of it is the user's
+        code, which may keep threads or open files that two processes cannot share."""
+        import torch
+
+        import video_pipeline.data.qwen_video  # noqa: F401  (what all datasets import)
+
+        torch.set_num_threads(1)
+        try:
+            return self.shared()
+        except Exception as error:
+            return error
+
+    def serve(self, preloaded: Any, number: int, pipe: Connection) -> None:
+        """The main function of a process: say that it is up, then answer each question, or send an
+        exception, until the other end closes."""
+        worker = _start(self, preloaded, number)
+        pipe.send(None)
+        with contextlib.suppress(EOFError):
+            while True:
+                asked = pipe.recv()
+                try:
+                    result = worker if isinstance(worker, Failure) else worker(*asked)
+                except (SampleError, Failure) as error:
+                    result = error
+                except Exception:
+                    result = RuntimeError(f"in a decode process:\n{traceback.format_exc()}")
+                pipe.send(result)
+
+
 @dataclass(frozen=True)
-class WorkerSpec:
-    """What the decode processes are for; it crosses to the fork server as a pickle.
+class WorkerSpec(ProcessSpec):
+    """Decode processes that prepare samples for an engine.
 
     Attributes:
         config: The configuration.
@@ -102,43 +171,20 @@ class WorkerSpec:
     files: dict[str, str | None] | None = None
     decoder: str = "cpu"
 
-    def folder_of(self, number: int) -> Path:
-        """Folder of the process of that number in the pool."""
-        return self.folder / f"worker{number}"
-
     def decoder_of(self, number: int) -> str:
         """What that process decodes with: with ``auto`` only the first few use the GPU's."""
         return "cpu" if self.decoder == "auto" and number >= NVDEC_PROCESSES else self.decoder
 
-    def preload(self) -> Preloaded | Exception:
-        """Load what all decode processes share. Nothing of it is the user's code, which may keep
-        threads or open files that two processes cannot share."""
-        import torch
+    def shared(self) -> Preloaded:
+        self.preparer.start()
+        return Preloaded(self.preparer, Chunk(self.chunk, self.seal))
 
-        import video_pipeline.data.qwen_video  # noqa: F401  (what all datasets import)
+    def worker(self, shared: Preloaded, number: int) -> Callable[..., Any]:
+        return _Worker(self, shared, number).prepare
 
-        torch.set_num_threads(1)
-        try:
-            self.preparer.start()
-            return Preloaded(self.preparer, Chunk(self.chunk, self.seal))
-        except Exception as error:
-            return error
-
-    def serve(self, preloaded: Preloaded | Exception | None, number: int, pipe: Connection) -> None:
-        """The main function of a decode process: say that it is up, then answer each position with
-        a parcel or an exception, until the other end closes."""
-        worker = _start(self, preloaded, number)
-        pipe.send(None)
-        with contextlib.suppress(EOFError):
-            while True:
-                asked = pipe.recv()
-                try:
-                    result = worker if isinstance(worker, Failure) else worker.prepare(*asked)
-                except (SampleError, Failure) as error:
-                    result = error
-                except Exception:
-                    result = RuntimeError(f"in a decode process:\n{traceback.format_exc()}")
-                pipe.send(result)
+    def received(self, answer: tuple[Parcel, float, float, bool]) -> Prepared:
+        parcel, *figures = answer
+        return Prepared(unpack(parcel), parcel.num_bytes, *figures)
 
 
 @dataclass(frozen=True)
@@ -177,10 +223,11 @@ class DecodePool:
     """
 
     def __init__(
-        self, server: ForkServer, spec: WorkerSpec, num_workers: int, timeout_s: float
+        self, server: ForkServer, spec: ProcessSpec, num_workers: int, timeout_s: float
     ) -> None:
         """``server``: where its processes come from, all for ``spec``; it ends with the pool.
-        Those that use the GPU come from another one, in which nothing has touched CUDA."""
+        Those that use the GPU come from another one, in which nothing has touched CUDA.
+        ``timeout_s``: how long one answer may take."""
         on_gpu = [spec.decoder_of(number) != "cpu" for number in range(num_workers)]
         clean = ForkServer(shares=False) if any(on_gpu) else server
         self._servers = {server, clean}
@@ -191,9 +238,22 @@ class DecodePool:
             for number, uses_gpu in enumerate(on_gpu)
         ]
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
-        self._idle: asyncio.Queue[_Process] = asyncio.Queue()
-        for process in self._processes:
-            self._idle.put_nowait(process)
+        # the last one that was used comes first: no more processes start than have work
+        self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
+        for process in reversed(self._processes):
+            self._idle.put(process)
+
+    def submit(self, *asked: Any) -> Future[Any]:
+        """Ask the next process that is idle. The future holds what the spec's ``received`` made of
+        the answer; errors as in :meth:`prepare`."""
+        return self._threads.submit(self._ask, asked)
+
+    def _ask(self, asked: tuple[Any, ...]) -> Any:
+        process = self._idle.get()  # there is one for each thread
+        try:
+            return process.ask(*asked)
+        finally:
+            self._idle.put(process)
 
     async def prepare(self, position: int, parts: Collection[str]) -> Prepared:
         """Prepare ``parts`` of the sample at ``position`` of the chunk.
@@ -201,17 +261,11 @@ class DecodePool:
         Raises :class:`SampleError` for the sample's own failure and :class:`UserError` if the
         user's code or configuration is at fault.
         """
-        process = await self._idle.get()
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._threads, process.prepare, position, frozenset(parts)
-            )
-        finally:
-            self._idle.put_nowait(process)
+        return await asyncio.wrap_future(self.submit(position, frozenset(parts)))
 
     def stop(self) -> None:
         """Kill the processes and drop what they were doing."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._processes:
             process.stopped = True
         for server in self._servers:
@@ -240,8 +294,11 @@ class _Process:
         stopped: Whether no other may take its place.
     """
 
-    def __init__(self, server: ForkServer, spec: WorkerSpec, number: int, timeout_s: float) -> None:
+    def __init__(
+        self, server: ForkServer, spec: ProcessSpec, number: int, timeout_s: float
+    ) -> None:
         self._server = server
+        self._received = spec.received
         self._number = number
         self._folder = spec.folder_of(number)
         self._timeout_s = timeout_s
@@ -250,12 +307,12 @@ class _Process:
         self._changing = threading.Lock()
         self._process: Forked | None = None
 
-    def prepare(self, position: int, parts: frozenset[str]) -> Prepared:
-        """Have the process prepare a sample; errors as in :meth:`DecodePool.prepare`."""
+    def ask(self, *asked: Any) -> Any:
+        """Have the process answer; errors as in :meth:`DecodePool.prepare`."""
         process = self._running()
         try:
             with contextlib.suppress(BrokenPipeError):  # it died just now: _receive says how
-                process.pipe.send((position, parts))
+                process.pipe.send(asked)
             result = _receive(process, self._timeout_s)
         except TimeoutError:
             self.end()
@@ -269,12 +326,11 @@ class _Process:
             ) from None
         if isinstance(result, Exception):
             raise result
-        parcel, *figures = result
-        prepared = Prepared(unpack(parcel), parcel.num_bytes, *figures)
+        received = self._received(result)
         self._samples += 1
         if self._samples == SAMPLES_PER_WORKER:
             self.end()
-        return prepared
+        return received
 
     def _running(self) -> Forked:
         """The process, ready for a sample."""
@@ -401,7 +457,7 @@ class _Worker:
         except Failure:
             raise
         except (Exception, SystemExit) as error:
-            raise SampleError("read", type(error).__name__, _message(error)) from error
+            raise SampleError("read", type(error).__name__, message_of(error)) from error
         return inputs_of(item, self._dataset, key)
 
 
@@ -409,7 +465,7 @@ _SLIPS = (LookupError, TypeError, AttributeError, NameError)
 """Nobody raises these to say what is wrong with a sample."""
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """The error's text, with the user's line if it looks like a slip there; where it has none, the
     line that raised it."""
     if isinstance(error, MemoryError):
@@ -419,9 +475,7 @@ def _message(error: BaseException) -> str:
     return f"{user_frame(error).line} ({where(error)})"
 
 
-def _start(
-    spec: WorkerSpec, preloaded: Preloaded | Exception | None, number: int
-) -> _Worker | Failure:
+def _start(spec: ProcessSpec, preloaded: Any, number: int) -> Callable[..., Any] | Failure:
     """The worker, or why there is none, which the first sample reports."""
     if spec.config.data.worker_memory_gb is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -429,10 +483,11 @@ def _start(
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
-        preloaded = preloaded or spec.preload()
+        if preloaded is None:
+            preloaded = spec.preload()
         if isinstance(preloaded, Exception):
             raise preloaded
-        return _Worker(spec, preloaded, number)
+        return spec.worker(preloaded, number)
     except Failure as error:
         return error
     except (Exception, SystemExit) as error:
