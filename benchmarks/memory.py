@@ -114,7 +114,7 @@ def run(work: Path) -> Section:
     ]
     how = (
         "Peak resident size of the `infer.py` process (`VmHWM`), simulated engine, 2 decode "
-        f"processes and a spare one. With 1 MB a sample, `max_ready_gb: {MAX_READY_GB:g}` and an "
+        f"processes. With 1 MB a sample, `max_ready_gb: {MAX_READY_GB:g}` and an "
         "engine slower than decoding, so that the window is full in both runs; the simulated "
         "engine maps the samples and does not touch their pages. *All processes*: proportional "
         "set sizes without shared memory, plus `/dev/shm`, sampled twice a second. *Growth*: the "

@@ -120,7 +120,7 @@ def page(sections: Iterable[Section]) -> str:
         "",
         "Written by `make bench` (`python -m benchmarks`); do not edit. Figures of time are",
         "ratios of two things measured in the same run on the same machine. `python -m benchmarks",
-        "reader` measures one family again and keeps what was measured in the same checkout.",
+        "reader` measures one family again; the other sections stay as they are.",
         "",
         *_table([["figure", "bar", "measured", "met?"], *rows]),
     ]
@@ -135,14 +135,23 @@ def page(sections: Iterable[Section]) -> str:
 
 
 def put(text: str, section: Section) -> str:
-    """The page ``text`` with ``section``, in place of an earlier one of the same title."""
+    """The page ``text`` with ``section``, in place of an earlier one of the same title; the rest of
+    the page stays as it is."""
     head, *parts = re.split(r"(?m)^## ", text)
     rows = _table([["", "", "", ""], *map(_row, section.figures)])[2:]
     starts = tuple(f"| {figure.name} |" for figure in section.figures)
-    lines = [line for line in head.rstrip().splitlines() if not line.startswith(starts or "\0")]
-    new = page([section]).partition("\n## ")[2].rstrip()
-    parts = [part.rstrip() for part in parts if part.partition("\n")[0] != section.title]
-    return "\n\n## ".join(["\n".join([*lines, *rows]), *parts, new]) + "\n"
+    lines = head.rstrip().splitlines()
+    old = [at for at, line in enumerate(lines) if starts and line.startswith(starts)]
+    at = old[0] if old else len(lines)
+    kept = [line for at, line in enumerate(lines) if at not in old]
+    new = page([section]).partition("\n## ")[2]
+    titles = [part.partition("\n")[0] for part in parts]
+    if section.title in titles:
+        parts[titles.index(section.title)] = new
+    else:
+        parts.append(new)
+    heading = "\n".join([*kept[:at], *rows, *kept[at:]])
+    return "\n\n## ".join([heading, *map(str.rstrip, parts)]) + "\n"
 
 
 def _row(figure: Figure) -> list[str]:

@@ -115,7 +115,7 @@ def test_the_watch_process_is_killed_and_then_its_job(started):
 
 def test_a_second_snakemake_on_the_same_output_is_refused(started):
     out = started.snakemake(succeeds=False)
-    assert "another snakemake is at work on results/out.jsonl" in out
+    assert "another snakemake, retry or prune is at work on results/out.jsonl" in out
     assert f"process {started.main.pid}" in out
     assert "Traceback" not in out
     assert started.main.wait() == 0

@@ -10,7 +10,7 @@ import pytest
 from helpers import keys, read_jsonl, samples, wait_until
 from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
-from video_pipeline.journal.__main__ import journals, prune
+from video_pipeline.journal.__main__ import journals, of_other_settings, prune
 from video_pipeline.locks import try_lock
 
 pytestmark = pytest.mark.two_ranks
@@ -73,6 +73,28 @@ def test_failed_samples_are_an_input(run):
     assert (run.folder / "again" / "out.errors.jsonl").read_bytes() == b""
 
 
+def test_a_retry_keeps_the_output_until_it_is_replaced(run):
+    """A run that fails after it leaves the output of before, and says what is not finished."""
+    run.write_samples({**one, "do": "storage" if one["id"] == 1 else None} for one in samples(3))
+    run.snakemake()
+    before = run.output.read_bytes()
+    assert [record["__status"] for record in run.records()] == ["ok", "error", "ok"]
+    assert "1 failed sample(s) are open again" in run.module("retry")
+    run.edit_plugin('        return {"answer"', '        return {"input"')
+    assert "Shards that are not finished: 0" in run.snakemake(succeeds=False)
+    assert run.output.read_bytes() == before
+    run.edit_plugin('        return {"input"', '        return {"answer"')
+    (run.folder / "storage").touch()
+    assert "1 failed sample(s) are open again" in run.module("retry")
+    out = run.snakemake("-n")
+    assert "failed samples were opened again: written anew" in out
+    assert run.output.read_bytes() == before
+    run.snakemake()
+    assert [record["__status"] for record in run.records()] == ["ok"] * 3
+    assert run.answers() == dict.fromkeys(keys(3), 1)
+    assert "Nothing to be done" in run.snakemake()
+
+
 def test_journals_of_other_settings_can_go(splitting):
     run = splitting.run
     splitting(samples(3), 1)
@@ -84,11 +106,34 @@ def test_journals_of_other_settings_can_go(splitting):
     assert (current.is_current, current.answers, current.errors) == (True, 1, 1)
     assert old.num_bytes > current.num_bytes > 0
     assert "can go" in journal_command(run, "stats")
-    assert old.folder.name in journal_command(run, "prune", "--dry-run")
-    assert old.folder.exists()
+    shown = journal_command(run, "prune")
+    assert old.folder.name in shown
+    assert "add --yes" in shown
+    assert current.folder.name not in shown
     with try_lock(splitting.layout.lock(0)), pytest.raises(UserError, match="still being written"):
         prune(run.config, splitting.layout)
-    assert "are gone" in journal_command(run, "prune")
+    with try_lock(splitting.layout.run_lock), pytest.raises(UserError, match="another snakemake"):
+        prune(run.config, splitting.layout)
+    assert old.folder.exists()
+    assert "are gone" in journal_command(run, "prune", "--yes")
     assert run.journals() == [current.folder.absolute()]
     splitting(samples(3), 1)
     assert splitting.pending == keys(3)[2:]
+
+
+def test_no_journal_goes_where_none_is_current(splitting):
+    """Say, a setting was edited since the last run: all that was inferred is in the others."""
+    run = splitting.run
+    splitting(samples(3), 1).finish(*keys(3))
+    assert of_other_settings(run.config, splitting.layout) == []
+    before = run.journals()
+    run.configure(sampling={"max_tokens": 3})
+    with pytest.raises(UserError, match=r"none of the 1 journal\(s\) there is of the settings"):
+        prune(run.config, splitting.layout)
+    assert "so none is removed" in run.module("journal", "prune", "--yes", succeeds=False)
+    assert run.journals() == before
+
+
+def test_an_output_without_a_journal_has_none_to_remove(splitting):
+    splitting(samples(1), 1)
+    assert of_other_settings(splitting.run.config, splitting.layout) == []

@@ -60,6 +60,12 @@ def preview(folder: Path, *arguments: str, build="'Why?'", parse="text", succeed
     return done.stdout
 
 
+def test_a_sheet_that_cannot_be_written(folder):
+    options = ("--model", "model", "--no-engine", "--sheet", "missing/x.png")
+    printed = preview(folder, "--video", "h264.mp4", *options, succeeds=False)
+    assert "error: --sheet missing/x.png: " in printed
+
+
 def test_what_the_model_sees_without_vllm(folder):
     printed = preview(folder, "--video", "h264.mp4", "--model", "model", "--no-engine")
     assert '"text": "Why?"' in printed

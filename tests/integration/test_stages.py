@@ -50,7 +50,7 @@ def test_a_second_stage_works_on_what_the_first_said(staged):
 
     # the journals of all stages are in use
     used = staged.journals()
-    assert "0.0 MB are gone" in staged.module("journal", "prune")
+    assert "0.0 MB are gone" in staged.module("journal", "prune", "--yes")
     assert staged.journals() == used
 
 

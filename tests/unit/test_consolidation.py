@@ -15,6 +15,7 @@ from video_pipeline.export import export
 from video_pipeline.files import Seal
 from video_pipeline.inference import infer
 from video_pipeline.journal import split_of
+from video_pipeline.origin import output_is_damaged
 from video_pipeline.plan import Plan
 from video_pipeline.report.page import collect
 from video_pipeline.report.summary import read_summary
@@ -508,11 +509,20 @@ def test_records_of_windows_are_put_together_by_video(splitting):
     assert [(clip["video_start"], clip["video_end"]) for clip in clips] == [(0, 1), (1, 2.5)] * 2
     without_input = [{n: v for n, v in each.items() if n != "input"} for each in records]
     assert [{n: clip[n] for n in clip if n not in CUT} for clip in clips] == without_input
+    # it is no output of a rule, so that it is there is looked at here
+    assert not output_is_damaged(splitting.layout)
+    splitting.layout.videos.unlink()
+    assert output_is_damaged(splitting.layout)
+    consolidate(splitting.run.config, splitting.layout)
+    assert read_jsonl(splitting.layout.videos) == videos
 
 
 def test_without_windows_nothing_is_put_together(finished):
+    """Nor stays what an earlier run of the same output, with windows, has put together."""
+    finished.layout.videos.write_text("{}")
     consolidate(finished.run.config, finished.layout)
     assert not finished.layout.videos.exists()
+    assert not output_is_damaged(finished.layout)
 
 
 def test_the_output_is_an_input(finished):

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import threading
 import uuid
 from pathlib import Path
 
@@ -338,6 +339,27 @@ def test_busy_devices_are_waited_for(machine, job):
     assert lock_holders(there.lock_file(0)) == set()
     there.use(1, 450)
     assert devices_of(waiting) == [there.uuids[1]]
+
+
+def test_a_job_that_waits_for_its_turn_says_for_whom(machine, tmp_path, monkeypatch, caplog):
+    """Whoever has it may hang, say in nvidia-smi."""
+    monkeypatch.setattr(gpus, "FOLDER", tmp_path)
+    machine(1)
+    got = []
+
+    def second() -> None:
+        with gpus.lease(1) as held:
+            got.extend(held)
+
+    thread = threading.Thread(target=second)
+    with gpus._turn():
+        thread.start()
+        wait_until(lambda: "waiting for the turn" in caplog.text, "it says for whom it waits")
+        assert f"process {os.getpid()} has" in caplog.text
+        assert str(tmp_path / "video-pipeline.gpu.lock") in caplog.text
+        assert got == []
+    thread.join()
+    assert len(got) == 1
 
 
 def test_a_little_use_does_not_matter_where_no_device_is_idle(machine):

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from helpers import SCRIPTS, keys, samples
+from video_pipeline import retry as retry_module
 from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
 from video_pipeline.journal import JournalWriter, attempt_prefix
-from video_pipeline.locks import try_lock
+from video_pipeline.locks import is_locked, try_lock
 from video_pipeline.plan import Plan
 from video_pipeline.retry import STAGES, retry
+from video_pipeline.watch import look
 
 
 @pytest.fixture
@@ -50,12 +52,37 @@ def test_failures_of_one_stage_are_opened(failed, stage, key):
     assert pending(failed) == [key]
 
 
-def test_the_output_goes_only_where_something_is_opened(failed):
-    failed.run.output.write_text("")
+def test_the_output_stays_and_is_to_be_written_anew(failed):
+    failed.run.output.write_text("finished")
+    layout = failed.layout
+    for rank in range(2):
+        layout.rank_file(rank).write_text("")
+    assert layout.is_finished
     assert retry(failed.run.config, ("length",)) == 0
-    assert failed.run.output.exists()
-    retry(failed.run.config)
-    assert not failed.run.output.exists()
+    assert layout.is_finished
+    assert look(failed.run.config).is_over
+    opened = [rank for rank, chunk in enumerate(failed.keys) if "4" in chunk]
+    assert retry(failed.run.config, ("read",)) == 1
+    assert failed.run.output.read_text() == "finished"
+    assert not layout.is_finished
+    assert not look(failed.run.config).is_over
+    assert layout.unfinished() == opened
+
+
+def test_what_is_opened_is_marked_before_it_is_opened(failed, monkeypatch):
+    """A retry that is killed leaves nothing that passes for finished."""
+    failed.run.output.write_text("finished")
+    for rank in range(2):
+        failed.layout.rank_file(rank).write_text("")
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JournalWriter, "reopen", kill)
+    with pytest.raises(KeyboardInterrupt):
+        retry(failed.run.config)
+    assert not failed.layout.is_finished
+    assert failed.layout.unfinished() != []
 
 
 def test_a_retry_that_failed_again_can_be_retried(failed):
@@ -88,6 +115,29 @@ def test_while_a_run_is_on(failed):
     assert pending(failed) == []
 
 
+def test_between_the_jobs_of_a_run(failed):
+    """No job is at work, but a Snakemake is: its next ones wait in a queue."""
+    with (
+        try_lock(failed.layout.run_lock),
+        pytest.raises(UserError, match=r"another snakemake, retry or prune .*process"),
+    ):
+        retry(failed.run.config)
+    assert pending(failed) == []
+
+
+def test_no_snakemake_begins_meanwhile(failed, monkeypatch):
+    held = []
+    real = retry_module._errors
+    monkeypatch.setattr(
+        retry_module,
+        "_errors",
+        lambda *given: held.append(is_locked(failed.layout.run_lock)) or real(*given),
+    )
+    retry(failed.run.config)
+    assert held == [True, True]
+    assert not is_locked(failed.layout.run_lock)
+
+
 def test_the_command_line(failed):
     retry_command = [sys.executable, "-m", "video_pipeline.retry", "--configfile", "my.yaml"]
 
@@ -103,6 +153,10 @@ def test_the_command_line(failed):
 
     assert "1 failed sample(s) are open again" in call("--stage", "timeout").stdout
     assert "no failed samples" in call("--stage", "timeout").stdout
+    elsewhere = call("--directory", "nowhere")
+    assert elsewhere.returncode == 1
+    assert "--directory nowhere: No such file or directory" in elsewhere.stderr
+    assert "Traceback" not in elsewhere.stderr
     unknown = call("--stage", "raed")
     assert unknown.returncode == 2
     assert all(stage in unknown.stderr for stage in STAGES)

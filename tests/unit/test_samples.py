@@ -299,6 +299,16 @@ def test_windows_of_a_video_share_its_id_and_have_keys_of_their_own(reader):
     assert keys_of(reader(lines, id_field="id")) == ["v@0.0-1.5", "v@1.5-30.0"]
 
 
+def test_a_window_has_one_key_however_its_times_are_written(reader):
+    """A library that reads a list and writes it again turns 60 into 60.0, or back."""
+    one, other = (
+        windows({"path": "a", "id": "v"}, [60.0, 90.0]),
+        {"video_start": 60, "video_end": 90},
+    )
+    lines = "\n".join(map(json.dumps, [*one, {**one[0], **other}])).encode()
+    assert keys_of(reader(lines, id_field="id")) == ["v@60.0-90.0"] * 2
+
+
 @pytest.mark.parametrize("value", ["null", "true", "1.0", '""', "[1]", "{}"])
 def test_what_is_no_id(reader, value):
     line = b'{"path": "a", "id": %s}' % value.encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 from video_pipeline.identity import content_key
@@ -23,6 +24,15 @@ def test_the_edges_cut_a_video_into_windows():
             "clip": {"number": 1, "of": 2, "segment": {}},
         },
     ]
+
+
+def test_times_of_windows_are_floats_however_they_were_written():
+    """Equal JSON, so that the same is asked about both."""
+    whole_seconds, as_floats = (
+        json.dumps([(each["video_start"], each["video_end"]) for each in windows(RAW, edges)])
+        for edges in ([60, 75, 90], [60.0, 75.0, 90.0])
+    )
+    assert whole_seconds == as_floats
 
 
 def test_windows_of_a_segment_remember_it():

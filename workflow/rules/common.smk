@@ -19,7 +19,7 @@ from video_pipeline.errors import Failure
 from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
 from video_pipeline.literal_paths import take_literally
-from video_pipeline.locks import describe_holder, try_lock
+from video_pipeline.locks import take_output
 from video_pipeline.origin import check_files, code_files, output_is_damaged, what_changed
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
@@ -78,6 +78,8 @@ def samples(stage):
                 force(stage, stage.layout.manifest, f"split again, changed: {', '.join(changed)}")
             if output_is_damaged(stage.layout):
                 force(stage, stage.layout.output, "not what was written there: written again")
+            if stage.layout.reopened.exists():
+                force(stage, stage.layout.output, "failed samples were opened again: written anew")
         return str(stage.config.data.input_jsonl)
 
     return find
@@ -160,18 +162,12 @@ run_locks = []
 
 def take(stage):
     layout = stage.layout
-    lock = try_lock(layout.run_lock)
-    if lock is None:
-        raise WorkflowError(
-            f"another snakemake is at work on {layout.output}: "
-            f"{describe_holder(layout.run_lock)}. Wait for it or stop it, then run again."
-        )
-    run_locks.append(lock)
-    if workflow.local_exec:
-        try:
+    try:
+        run_locks.append(take_output(layout.run_lock, layout.output))
+        if workflow.local_exec:
             check_machine(stage.config, stage.plan.num_shards, given_gpus())
-        except Failure as error:
-            raise WorkflowError(str(error))
+    except Failure as error:
+        raise WorkflowError(str(error))
     stage.plan.write(layout.plan)
     layout.config.write_text(stage.config.to_yaml(), encoding="utf-8")
 

@@ -63,9 +63,12 @@ def consolidate(config: Config, layout: Layout) -> None:
         with open(layout.output, "rb") as output, replacing(layout.videos) as videos:
             for video in by_video(map(orjson.loads, output)):
                 videos.write(orjson.dumps(video) + b"\n")
+    else:
+        layout.videos.unlink(missing_ok=True)  # of an earlier run
     contents = [rank_file.contents for rank_file in rank_files]
     summary = _summary(config, layout, manifest, contents, sealed)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
+    layout.reopened.unlink(missing_ok=True)
     logger.info("%s: %s", layout.output, summary["samples"])
     if cut_off := describe_cut_off(summary["samples"]["truncated_at"]):
         logger.warning("%s: %s", layout.output, cut_off)
@@ -150,6 +153,7 @@ def _summary(
     return {
         "output": str(layout.output),
         "output_file": seal._asdict(),
+        "videos": str(layout.videos) if manifest.expanded else None,
         "task": manifest.task,
         "origin": manifest.origin,
         "model": config.model_name,

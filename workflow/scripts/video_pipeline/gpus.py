@@ -50,6 +50,8 @@ LOOK_SECONDS = 5.0
 SAY_SECONDS = 60.0
 """How often a waiting job says what it waits for."""
 
+_TURN_SECONDS = 0.1
+
 NVIDIA_SMI_SECONDS = 60.0
 """After this it is stuck: without persistence mode it takes some seconds for each device."""
 
@@ -290,8 +292,7 @@ def _try_lease(
     candidates: list[Device], count: int, memory_share: float, token: str
 ) -> tuple[dict[Device, TextIO], dict[Device, str]]:
     """The locks of ``count`` devices, or none, and why the others are refused."""
-    with _open(FOLDER / "video-pipeline.gpu.lock") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with _turn():
         free: dict[Device, TextIO] = {}
         held: dict[Device, TextIO] = {}
         refused: dict[Device, str] = {}
@@ -315,7 +316,7 @@ def _try_lease(
                 usable.sort(key=lambda device: device in usage and not usage[device].is_idle)
                 held = {device: free[device] for device in usable[:count]}
                 for lock in held.values():
-                    _write_holder(lock, token)
+                    _write_holder(lock, lease=token)
                     # shared with the engine's processes; what takes a device tries exclusively
                     fcntl.flock(lock, fcntl.LOCK_SH)
         finally:
@@ -325,6 +326,25 @@ def _try_lease(
     return held, refused
 
 
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Be the only job of this machine that chooses; whoever is at it may hang, so a job that waits
+    says for whom."""
+    path = FOLDER / "video-pipeline.gpu.lock"
+    said = time.monotonic() + LOOK_SECONDS - SAY_SECONDS  # a turn takes some seconds
+    with _open(path) as turn:
+        while not _try_flock(turn, fcntl.LOCK_EX):
+            if time.monotonic() - said >= SAY_SECONDS:
+                said = time.monotonic()
+                logger.warning(
+                    "waiting for the turn to choose a GPU, which %s has (%s); if it hangs, stop it",
+                    *(describe_holder(path), path),
+                )
+            time.sleep(_TURN_SECONDS)
+        _write_holder(turn)
+        yield
+
+
 def _leased_by(device: Device) -> str:
     """For people: who has the lease."""
     path = device.lock_file
@@ -332,10 +352,10 @@ def _leased_by(device: Device) -> str:
     return f"leased by {describe_holder(path)}{'' if holder_lives(path) else gone}"
 
 
-def _write_holder(lock: TextIO, token: str) -> None:
+def _write_holder(lock: TextIO, **more: str) -> None:
     lock.truncate(0)
     lock.seek(0)
-    lock.write(json.dumps({**holder(), "lease": token}))
+    lock.write(json.dumps({**holder(), **more}))
     lock.flush()
 
 

@@ -123,14 +123,19 @@ class Layout:
 
     def unfinished(self) -> list[int]:
         """The ranks whose rank file is not there, or is of earlier chunks; none where the output is
-        there already, or no chunks are."""
-        if not self.manifest.exists():
+        finished, or no chunks are there."""
+        if not self.manifest.exists() or self.is_finished:
             return []
-        split_at = self.manifest.stat().st_mtime
-        if is_newer(self.output, split_at):
-            return []
-        ranks = range(self.num_shards)
+        split_at, ranks = self.manifest.stat().st_mtime, range(self.num_shards)
         return [rank for rank in ranks if not is_newer(self.rank_file(rank), split_at)]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the output is there and holds all that these chunks have come to."""
+        # a job that begins writes its name into the lock of its rank
+        begun = [path for path in map(self.lock, range(self.num_shards)) if path.exists()]
+        last = max(path.stat().st_mtime for path in (self.manifest, *begun))
+        return not self.reopened.exists() and is_newer(self.output, last)
 
     def contents(self, rank: int) -> Path:
         """What the rank file of one rank holds."""
@@ -155,8 +160,13 @@ class Layout:
 
     @property
     def run_lock(self) -> Path:
-        """Held by the Snakemake that works on this output."""
+        """Held by the Snakemake, the retry or the prune that works on this output."""
         return self._all_chunks / "snakemake.lock"
+
+    @property
+    def reopened(self) -> Path:
+        """There while the output has errors that were opened again: it is to be written anew."""
+        return self._all_chunks / "reopened"
 
     @property
     def all_locks(self) -> list[Path]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from video_pipeline.errors import UserError
+
 _POLL_SECONDS = 1.0
 
 
@@ -62,6 +64,20 @@ def try_lock(path: Path) -> TextIO | None:
     stream.truncate(0)
     stream.write(json.dumps(holder()))
     stream.flush()
+    return stream
+
+
+def take_output(lock: Path, output: Path) -> TextIO:
+    """Lock ``lock``, the run lock of ``output``, so that nobody else changes what is there.
+
+    Raises :class:`UserError` naming who does so now.
+    """
+    stream = try_lock(lock)
+    if stream is None:
+        raise UserError(
+            f"another snakemake, retry or prune is at work on {output}: {describe_holder(lock)}. "
+            "Wait for it or stop it, then run again."
+        )
     return stream
 
 

@@ -145,9 +145,12 @@ def output_is_damaged(layout: Layout) -> bool:
     except OSError:
         return False  # what is missing is made
     try:
-        seal = Seal(**json.loads(summary)["output_file"])
+        about = json.loads(summary)
+        seal = Seal(**about["output_file"])
     except (ValueError, LookupError, TypeError):
         return True
+    if about.get("videos") and not layout.videos.exists():
+        return True  # no output of a rule: Snakemake does not miss it
     return size != seal.num_bytes or (size <= SMALL_BYTES and not seal.fits(layout.output))
 
 

@@ -6,11 +6,11 @@ python -m video_pipeline.retry --configfile my.yaml [--stage read]
 from __future__ import annotations
 
 import argparse
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from video_pipeline import cli
-from video_pipeline.chunks import Chunk
+from video_pipeline.chunks import Chunk, Question
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
 from video_pipeline.journal import (
@@ -20,6 +20,7 @@ from video_pipeline.journal import (
     JournalWriter,
 )
 from video_pipeline.layout import Layout
+from video_pipeline.locks import take_output
 from video_pipeline.plan import read_plan
 from video_pipeline.sharding import Manifest, refuse_live_writers
 
@@ -28,9 +29,11 @@ STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
 
 
 def retry(config: Config, stages: Container[str] = STAGES) -> int:
-    """Open the errors of ``stages`` again and remove the output; returns how many there were.
+    """Open the errors of ``stages`` again; returns how many there were. The output stays until the
+    next run replaces it.
 
-    Raises :class:`UserError` if nothing has run yet, or while a run is on.
+    Raises :class:`UserError` if nothing has run yet, or while a run is on: also where none of its
+    jobs is at work just now.
     """
     if not _has_run(config):
         output = config.data.output_jsonl
@@ -39,18 +42,23 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
     layout = Layout.of(config, plan.num_shards)
     if plan.run_id:
         raise UserError("data.resume is false: every invocation starts from nothing anyway")
-    refuse_live_writers(layout)
+    with take_output(layout.run_lock, layout.output):
+        refuse_live_writers(layout)
+        return _retry(layout, stages)
+
+
+def _retry(layout: Layout, stages: Container[str]) -> int:
     manifest = Manifest.read(layout.manifest)
     journal = Path(manifest.journal)
     total = 0
     index = manifest.read_index()
     for rank in range(manifest.num_shards):
-        count = reopen_errors(manifest.open_chunk(layout, rank), index, journal, stages)
-        if count:
+        errors = list(_errors(manifest.open_chunk(layout, rank), index, journal, stages))
+        if errors:
+            # before the journal: if this is killed, neither passes for finished
+            layout.reopened.touch()
             layout.rank_file(rank).unlink(missing_ok=True)
-        total += count
-    if total:
-        layout.output.unlink(missing_ok=True)
+        total += _reopen(journal, errors)
     return total
 
 
@@ -62,10 +70,15 @@ def _has_run(config: Config) -> bool:
 def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]) -> int:
     """Append a reopen record for every error of ``chunk`` whose stage is among ``stages``; returns
     how many samples they belong to."""
-    count = 0
-    with JournalReader(journal, index) as reader, JournalWriter(journal, REOPENS) as writer:
+    return _reopen(journal, list(_errors(chunk, index, journal, stages)))
+
+
+def _errors(
+    chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]
+) -> Iterator[tuple[Question, set[str]]]:
+    """The errors to open again: what was asked, and the journal files that hold them."""
+    with JournalReader(journal, index) as reader:
         for entry in chunk:
-            reopened = 0
             for question in entry.questions:
                 known = entry.done.get(question.part)
                 place = index.find(*question, known)
@@ -74,11 +87,17 @@ def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Cont
                 finished = reader.find(*question, known)
                 error = finished and finished.record.get("__error")
                 if error and error["stage"] in stages:
-                    for file in {finished.place.file, *index.deaths(*question)}:
-                        writer.reopen(*question, file)
-                    reopened = 1
-            count += reopened
-    return count
+                    yield question, {finished.place.file, *index.deaths(*question)}
+
+
+def _reopen(journal: Path, errors: list[tuple[Question, set[str]]]) -> int:
+    if not errors:
+        return 0
+    with JournalWriter(journal, REOPENS) as writer:
+        for question, files in errors:
+            for file in files:
+                writer.reopen(*question, file)
+    return len({question.key for question, _ in errors})
 
 
 def main() -> None:

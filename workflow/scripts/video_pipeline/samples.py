@@ -20,7 +20,7 @@ import zstandard
 from video_pipeline.config import Config, Data
 from video_pipeline.errors import UserError
 from video_pipeline.identity import content_key
-from video_pipeline.windows import is_window
+from video_pipeline.windows import is_window, window_id
 
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
@@ -180,7 +180,7 @@ class InputReader:
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
             raise ValueError(f"no id: field {self._id_field!r} must be text or an integer, {got}")
         if is_window(raw):
-            return f"{value}@{raw.get('video_start')}-{raw.get('video_end')}"
+            return window_id(value, raw)
         return str(value)
 
 

@@ -90,7 +90,7 @@ class JobStatistics:
 
     Attributes:
         rank: The rank.
-        num_workers: Decode processes, the spare one included.
+        num_workers: Decode processes.
         task: Name of the task.
         model: Name of the model.
         quantization: ``vllm.quantization``, where it is set.

@@ -141,7 +141,7 @@ def look(config: Config) -> RunView:
         return RunView(layout, "splitting" if step else "not split yet", step=step)
     manifest = Manifest.read(layout.manifest)
     split_at = layout.manifest.stat().st_mtime
-    is_over = is_newer(layout.output, split_at)
+    is_over = layout.is_finished
     attempts: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for attempt in read_statistics(Path(manifest.journal), {manifest.split_id}):
         attempts[attempt["rank"]].append(attempt)

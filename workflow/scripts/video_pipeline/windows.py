@@ -22,14 +22,22 @@ def is_window(raw: dict[str, Any]) -> bool:
     return isinstance(clip, dict) and {"number", "of", "segment"} == clip.keys()
 
 
+def window_id(of: str | int, raw: dict[str, Any]) -> str:
+    """The id of a window, from the id ``of`` its video: a second has one name, whether the input
+    says 60 or 60.0."""
+    start, end = (None if raw.get(name) is None else float(raw[name]) for name in CUT)
+    return f"{of}@{start}-{end}"
+
+
 def windows(raw: dict[str, Any], edges: list[float]) -> list[dict[str, Any]]:
-    """The input objects of the windows that ``edges``, in seconds, cut a video into."""
+    """The input objects of the windows that ``edges``, in seconds, cut a video into. Their times
+    are floats: what is asked about a window does not depend on how its edges were written."""
     segment = {name: raw[name] for name in CUT if name in raw}
     return [
         {
             **raw,
-            "video_start": start,
-            "video_end": stop,
+            "video_start": float(start),
+            "video_end": float(stop),
             CLIP: {"number": number, "of": len(edges) - 1, "segment": segment},
         }
         for number, (start, stop) in enumerate(itertools.pairwise(edges))

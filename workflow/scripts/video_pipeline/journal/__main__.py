@@ -1,7 +1,7 @@
 """What the journals of an output hold, and what of it can go.
 
 python -m video_pipeline.journal stats --configfile my.yaml
-python -m video_pipeline.journal prune --configfile my.yaml [--dry-run]
+python -m video_pipeline.journal prune --configfile my.yaml [--yes]
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from rich.table import Table
 
 from video_pipeline import cli
 from video_pipeline.config import Config, load_config
+from video_pipeline.errors import UserError
 from video_pipeline.journal import count_records
 from video_pipeline.layout import Layout
+from video_pipeline.locks import take_output
 from video_pipeline.plan import read_plan
 from video_pipeline.sharding import journal_folder, refuse_live_writers
 from video_pipeline.tasks.registry import load_task
@@ -72,17 +74,31 @@ def journals(config: Config, layout: Layout) -> list[Journal]:
     return sorted(found, key=lambda journal: journal.written)
 
 
-def prune(config: Config, layout: Layout, *, dry_run: bool = False) -> list[Journal]:
-    """Remove the journals that the configuration as it is now does not go on in; returns them.
+def of_other_settings(config: Config, layout: Layout) -> list[Journal]:
+    """The journals that the configuration as it is now does not go on in.
 
-    Raises :class:`UserError` while a job writes to the output.
+    Raises :class:`UserError` if there are no others: one edited setting may be all that keeps a
+    finished run from going on in one of them.
     """
-    refuse_live_writers(layout)
-    gone = [journal for journal in journals(config, layout) if not journal.is_current]
-    if not dry_run:
-        for journal in gone:
+    found = journals(config, layout)
+    if found and not any(journal.is_current for journal in found):
+        raise UserError(
+            f"{layout.journal}: none of the {len(found)} journal(s) there is of the settings in "
+            "the configuration, so none is removed. Run snakemake with these settings first, or "
+            "set back what has changed"
+        )
+    return [journal for journal in found if not journal.is_current]
+
+
+def prune(config: Config, layout: Layout) -> None:
+    """Remove the journals :func:`of_other_settings`.
+
+    Raises :class:`UserError` where that does, and while a run is on.
+    """
+    with take_output(layout.run_lock, layout.output):
+        refuse_live_writers(layout)
+        for journal in of_other_settings(config, layout):
             shutil.rmtree(journal.folder)
-    return gone
 
 
 def _table(found: list[Journal]) -> Table:
@@ -108,8 +124,8 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     stats = commands.add_parser("stats", help="what the journals hold")
-    remove = commands.add_parser("prune", help="remove the journals of other settings")
-    remove.add_argument("--dry-run", action="store_true", help="only show what would go")
+    remove = commands.add_parser("prune", help="show the journals of other settings")
+    remove.add_argument("--yes", action="store_true", help="remove them")
     for command in (stats, remove):
         command.add_argument("--configfile", type=Path, required=True)
         command.add_argument("--directory", type=Path, help="the working directory of the run")
@@ -117,17 +133,20 @@ def main() -> None:
     config = load_config(args.configfile)
     if args.directory:
         cli.enter(args.directory)
-    stages = [own for _, own in config.by_stage()]
+    stages = [(own, Layout.of(own, 0)) for _, own in config.by_stage()]
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if args.command == "stats":
-        console.print(_table([j for own in stages for j in journals(own, Layout.of(own, 0))]))
+        console.print(_table([journal for stage in stages for journal in journals(*stage)]))
         return
-    gone = [
-        journal for own in stages for journal in prune(own, Layout.of(own, 0), dry_run=args.dry_run)
-    ]
-    console.print(_table(gone))
-    size = sum(journal.num_bytes for journal in gone) / 1e6
-    console.print(f"{size:.1f} MB {'can go' if args.dry_run else 'are gone'}")
+    found = [journal for stage in stages for journal in of_other_settings(*stage)]
+    console.print(_table(found))
+    size = f"{sum(journal.num_bytes for journal in found) / 1e6:.1f} MB"
+    if not args.yes:
+        console.print(f"{size} can go: add --yes to remove them" if found else f"{size} can go")
+        return
+    for stage in stages:
+        prune(*stage)
+    console.print(f"{size} are gone")
 
 
 if __name__ == "__main__":
