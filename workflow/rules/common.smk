@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.resources import Resources
 
 SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -13,6 +14,7 @@ sys.path.insert(0, str(SCRIPTS))
 # Snakemake formats this path as it formats a shell command.
 ENVIRONMENT = f"{workflow.basedir}/envs/gpu.yaml".replace("{", "{{").replace("}", "}}")
 
+from video_pipeline.cluster import check_partitions
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.files import write_text
@@ -20,9 +22,11 @@ from video_pipeline.gpus import check_machine
 from video_pipeline.literal_paths import take_literally
 from video_pipeline.locks import describe_holder, try_lock
 from video_pipeline.origin import check_files, code_files, output_is_damaged, what_changed
+from video_pipeline.pending import only_publishes
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
 from video_pipeline.stages import resolve_stages
+from video_pipeline.weights import is_fetched
 
 own_jobs()
 
@@ -38,9 +42,23 @@ def given_gpus():
 
 def set_gpus(stage):
     """`--set-resources infer:gpu=N`, or None where it was not given."""
-    given = workflow.resource_settings.overwrite_resources
+    given = workflow.resource_settings._parsed_overwrite_resources
     gpus = given.get(stage.rule("infer"), {}).get("gpu")
     return gpus.raw if gpus is not None else None
+
+
+def pass_on_settings(stage):
+    """What a profile sets for `infer` holds for `infer_caption` too, but for what it sets for that
+    name. Before the rules are made: Snakemake then looks the settings up, by the name alone."""
+    settings = workflow.resource_settings
+    threads, resources = settings._parsed_overwrite_threads, settings._parsed_overwrite_resources
+    for rule in ("split", "infer", "consolidate", "report", "export"):
+        name = stage.rule(rule)
+        if rule in threads:
+            threads.setdefault(name, threads[rule])
+        if rule in resources:
+            own = resources.get(name, {})
+            resources[name] = Resources({**resources[rule], **own})
 
 
 def resolve():
@@ -49,6 +67,7 @@ def resolve():
         typed = load_config(config)
         stages = resolve_stages(typed, gpus=given_gpus(), is_main=workflow.is_main_process)
         for stage in stages:
+            pass_on_settings(stage)
             check_job_gpus(stage.config, set_gpus(stage))
         take_literally(
             [workflow.basedir, *(path for stage in stages for path in user_paths(stage))]
@@ -110,6 +129,12 @@ def rank_files(stage):
     return path if stage.config.run.keep_rank_files else temp(path)
 
 
+def weights(stage):
+    """What `infer` waits for: the weights of a model of the hub. That they were fetched anew is no
+    reason to infer again."""
+    return [ancient(str(stage.layout.weights))] if is_fetched(stage.config) else []
+
+
 def gpu_job_threads(stage):
     """An even share of the cores; a function, because the executor is known only later."""
 
@@ -119,6 +144,17 @@ def gpu_job_threads(stage):
         return job_threads(workflow.resource_settings.cores, at_once, gpus_bind=gpus is not None)
 
     return threads
+
+
+def gpu_job_gpus(stage):
+    """The GPUs of an inference job; none where it only publishes. A function: Snakemake calls it
+    again when the job is about to start, and split has found what is pending."""
+
+    def gpus(wildcards, attempt):
+        publishes = attempt == 1 and only_publishes(stage.layout, int(wildcards.rank))
+        return 0 if publishes else stage.config.vllm.gpus_per_job
+
+    return gpus
 
 
 def command(script):
@@ -145,6 +181,8 @@ def is_reader():
 
 def begin():
     """Take the outputs for this invocation, and write down, beside them, what was decided."""
+    if workflow.is_main_process and workflow.executor_plugin.name == "slurm":
+        check_cluster()
     if workflow.is_main_process and "plan" in workflow.dag_settings.targets:
         for stage in STAGES:
             write_text(stage.layout.plan_config, stage.config.to_yaml())
@@ -152,6 +190,25 @@ def begin():
         for stage in STAGES:
             take(stage)
         stop_jobs_on_signals()
+
+
+def check_cluster():
+    """Look at what the jobs ask SLURM for: what cannot work is an error before the first."""
+    jobs = {job.rule.name: job.resources for job in workflow.dag.needrun_jobs() if not job.is_local}
+    # Another cluster has partitions of its own.
+    here = {
+        name: of
+        for name, of in jobs.items()
+        if not {"slurm_cluster", "cluster", "clusters"} & of.keys()
+    }
+    named = {name: of.get("slurm_partition") for name, of in here.items()}
+    rules = workflow.executor_settings.partition_config or os.environ.get(
+        "SNAKEMAKE_SLURM_PARTITIONS"
+    )
+    try:
+        check_partitions(named, has_rules=bool(rules))
+    except UserError as error:
+        raise WorkflowError(str(error))
 
 
 run_locks = []

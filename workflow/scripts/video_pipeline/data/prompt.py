@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 SIMULATED_MODEL = "simulated"
 """Stands for the model where none is loaded: a plain ChatML prompt."""
 
-_PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+"""The files of a model that are not weights."""
 
 
 def processor_folder(model: str, revision: str | None = None) -> str:
@@ -33,9 +34,9 @@ def processor_folder(model: str, revision: str | None = None) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(model, revision=revision, allow_patterns=_PROCESSOR_FILES)
+        return snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
     except (OSError, ValueError) as error:
-        patterns = " ".join(f"'{pattern}'" for pattern in _PROCESSOR_FILES)
+        patterns = " ".join(f"'{pattern}'" for pattern in PROCESSOR_FILES)
         version = f" --revision {revision}" if revision else ""
         raise UserError(
             f"vllm.model: {model} is no folder here, and the hub does not give its processor: "
