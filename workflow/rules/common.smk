@@ -14,13 +14,14 @@ sys.path.insert(0, str(SCRIPTS))
 # Snakemake formats this path as it formats a shell command.
 ENVIRONMENT = f"{workflow.basedir}/envs/gpu.yaml".replace("{", "{{").replace("}", "}}")
 
-from video_pipeline.cluster import check_partitions
+from video_pipeline.cluster import check_partitions, memory_of
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
 from video_pipeline.literal_paths import take_literally
 from video_pipeline.locks import describe_holder, try_lock
+from video_pipeline.memory import JobMemory
 from video_pipeline.origin import check_files, code_files, output_is_damaged, what_changed
 from video_pipeline.pending import only_publishes
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
@@ -194,19 +195,20 @@ def begin():
 
 def check_cluster():
     """Look at what the jobs ask SLURM for: what cannot work is an error before the first."""
-    jobs = {job.rule.name: job.resources for job in workflow.dag.needrun_jobs() if not job.is_local}
-    # Another cluster has partitions of its own.
-    here = {
-        name: of
-        for name, of in jobs.items()
-        if not {"slurm_cluster", "cluster", "clusters"} & of.keys()
-    }
-    named = {name: of.get("slurm_partition") for name, of in here.items()}
-    rules = workflow.executor_settings.partition_config or os.environ.get(
-        "SNAKEMAKE_SLURM_PARTITIONS"
-    )
+    jobs = {job.rule.name: job for job in workflow.dag.needrun_jobs() if not job.is_local}
     try:
-        check_partitions(named, has_rules=bool(rules))
+        check_partitions(
+            {name: job.resources for name, job in jobs.items()},
+            has_rules=bool(workflow.executor_settings.partition_config),
+        )
+        for stage in STAGES:
+            if job := jobs.get(stage.rule("infer")):
+                mem_mb = memory_of(job.resources, job.threads)
+                warning = mem_mb and JobMemory.of(stage.config, job.threads).check(
+                    job.rule.name, mem_mb
+                )
+                if warning:
+                    print(f"warning: {warning}", file=sys.stderr)
     except UserError as error:
         raise WorkflowError(str(error))
 

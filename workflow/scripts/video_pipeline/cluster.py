@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from video_pipeline.errors import UserError
 
@@ -17,19 +18,32 @@ SINFO_SECONDS = 20.0
 _WHERE = "slurm_partition, in default-resources or set-resources of the profile"
 
 
-def check_partitions(named: Mapping[str, object], *, has_rules: bool) -> None:
+_CLUSTERS = ("slurm_cluster", "cluster", "clusters")
+
+
+def memory_of(resources: Mapping[str, Any], threads: int) -> int | None:
+    """The megabytes that a job asks for; None if it leaves them to the cluster."""
+    per_cpu = resources.get("mem_mb_per_cpu")
+    return per_cpu * threads if per_cpu else resources.get("mem_mb")
+
+
+def check_partitions(jobs: Mapping[str, Mapping[str, Any]], *, has_rules: bool) -> None:
     """Compare the partitions that jobs ask for with those of this cluster.
 
     Without a partition the plugin asks `sinfo` for the default one, and waits without a word and
     without end if that fails.
 
     Args:
-        named: the partition of each rule, None for the default one.
+        jobs: the resources of a job of each rule.
         has_rules: whether the plugin chooses by rules of its own (`slurm-partition-config`).
 
     Raises:
         UserError: if a partition is not there, or none is named and there is no default.
     """
+    has_rules = has_rules or "SNAKEMAKE_SLURM_PARTITIONS" in os.environ
+    # Another cluster has partitions of its own.
+    here = {rule: of for rule, of in jobs.items() if not any(map(of.get, _CLUSTERS))}
+    named = {rule: of.get("slurm_partition") for rule, of in here.items()}
     without = [] if has_rules else sorted(rule for rule, name in named.items() if not name)
     try:
         answer = _sinfo()
@@ -63,8 +77,7 @@ def _sinfo() -> list[str]:
             # such as SINFO_PARTITION, which shows that one alone
             env={name: value for name, value in os.environ.items() if name[:6] != "SINFO_"},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             timeout=SINFO_SECONDS,
         )

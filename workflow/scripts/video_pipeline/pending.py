@@ -14,8 +14,8 @@ from video_pipeline.layout import Layout
 
 
 def only_publishes(layout: Layout, rank: int) -> bool:
-    """Whether all of the chunk of ``rank`` was done when split made it, or when a job wrote its rank
-    file since then, and no error was opened again later. False where files do not tell."""
+    """Whether all of the chunk of ``rank`` was done when split made it, or when a job wrote its
+    rank file after that, and no error was opened again since. False where files do not tell."""
     manifest, done_at = _read(layout.manifest)
     if not manifest:
         return False

@@ -61,8 +61,9 @@ def fetch_weights(config: Config) -> Path:
         names = weight_files(_names(model, revision, cache), Path(rest))
         got = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=names)
     except (OSError, ValueError) as error:
+        why = str(error).rstrip(".")
         raise UserError(
-            f"vllm.model: the hub does not give {model}: {str(error).rstrip('.')}. {_advice(config, error)}"
+            f"vllm.model: the hub does not give {model}: {why}. {_advice(config, error)}"
         ) from error
     missing = [name for name in names if not Path(got, name).exists()]
     if missing or not names:
