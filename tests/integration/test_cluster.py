@@ -13,6 +13,11 @@ import pytest
 import yaml
 from helpers import PROJECT, Run, keys, samples
 from slurm.cluster import Cluster, missing_programs
+from video_pipeline.inference import Unfinished, infer
+from video_pipeline.journal import REOPENS, JournalWriter
+from video_pipeline.layout import Layout
+from video_pipeline.pending import only_publishes
+from video_pipeline.sharding import Manifest
 
 PROFILE_FOLDER = PROJECT / "profiles" / "slurm"
 PROFILE = yaml.safe_load((PROFILE_FOLDER / "profile.yaml").read_text())
@@ -98,3 +103,48 @@ def with_sinfo(folder: Path, script: str) -> dict[str, str]:
     (bin / "sinfo").write_text(f"#!/bin/sh\n{script}\n")
     (bin / "sinfo").chmod(0o755)
     return {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"}
+
+
+def test_what_is_set_for_one_stage_goes_before_what_is_set_for_all(run):
+    run.write_samples(samples(1))
+    run.settings["stages"] = [{"name": "ask"}, {"name": "again"}]
+    run.configure()
+    resources = ("infer:mem_mb=777", "infer:runtime=5", "infer_again:runtime=6")
+    said = run.snakemake(
+        *("-n", "--set-threads", "infer=2", "infer_again=1", "--set-resources", *resources)
+    )
+    ask, again = (job_of(said, f"infer_{name}") for name in ("ask", "again"))
+    assert "threads: 2" in ask
+    assert "threads: 2" not in again
+    assert "mem_mb=777" in ask
+    assert "mem_mb=777" in again
+    assert "runtime=5" in ask
+    assert "runtime=6" in again
+
+
+def job_of(said: str, rule: str) -> str:
+    """What a dry run says of the job of a rule."""
+    return next(job for job in said.split("\n\n") if f"rule {rule}:" in job)
+
+
+def test_a_job_without_a_gpu_infers_nothing_and_leaves_it_to_the_next_attempt(splitting):
+    splitting(samples(3), 1)
+    run, layout = splitting.run, splitting.layout
+    with pytest.raises(Unfinished, match=r"3 sample\(s\) are pending now, and the job has no GPU"):
+        infer(run.config, layout, 0, 1, only_publish=True)
+    assert not run.answers()
+    infer(run.config, layout, 0, 1, attempt=2)
+    assert only_publishes(layout, 0)
+    layout.rank_file(0).unlink()
+    infer(run.config, layout, 0, 1, only_publish=True)
+    assert len(layout.rank_file(0).read_text().splitlines()) == 3
+    # what is opened again has a GPU at once
+    assert reopen(layout)
+    assert not only_publishes(layout, 0)
+
+
+def reopen(layout: Layout) -> bool:
+    """Open errors again, of which there are none here, as `retry` does."""
+    journal = Path(Manifest.read(layout.manifest).journal)
+    with JournalWriter(journal, REOPENS) as writer:
+        return writer.path.exists()
