@@ -53,13 +53,13 @@ def pass_on_settings(stage):
     name. Before the rules are made: Snakemake then looks the settings up, by the name alone."""
     settings = workflow.resource_settings
     threads, resources = settings._parsed_overwrite_threads, settings._parsed_overwrite_resources
-    for rule in ("split", "infer", "consolidate", "report", "export"):
-        name = stage.rule(rule)
-        if rule in threads:
-            threads.setdefault(name, threads[rule])
-        if rule in resources:
+    for step in ("split", "infer", "consolidate", "report", "export"):
+        name = stage.rule(step)
+        if step in threads:
+            threads.setdefault(name, threads[step])
+        if step in resources:
             own = resources.get(name, {})
-            resources[name] = Resources({**resources[rule], **own})
+            resources[name] = Resources({**resources[step], **own})
 
 
 def resolve():
