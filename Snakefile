@@ -8,6 +8,7 @@ configfile: f"{workflow.basedir}/config/config.yaml"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/split.smk"
+include: "workflow/rules/fetch.smk"
 include: "workflow/rules/infer.smk"
 include: "workflow/rules/consolidate.smk"
 include: "workflow/rules/report.smk"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.resources import Resources
 
 SCRIPTS = Path(workflow.basedir) / "workflow/scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -13,6 +14,7 @@ sys.path.insert(0, str(SCRIPTS))
 # Snakemake formats this path as it formats a shell command.
 ENVIRONMENT = f"{workflow.basedir}/envs/gpu.yaml".replace("{", "{{").replace("}", "}}")
 
+from video_pipeline.cluster import check_partitions, memory_of
 from video_pipeline.config import load_config
 from video_pipeline.attempts import last_error
 from video_pipeline.errors import Failure
@@ -20,10 +22,13 @@ from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
 from video_pipeline.literal_paths import take_literally
 from video_pipeline.locks import take_output
+from video_pipeline.memory import JobMemory
 from video_pipeline.origin import check_files, code_files, output_is_damaged, what_changed
+from video_pipeline.pending import only_publishes
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
 from video_pipeline.stages import resolve_stages
+from video_pipeline.weights import is_fetched
 
 own_jobs()
 
@@ -39,9 +44,23 @@ def given_gpus():
 
 def set_gpus(stage):
     """`--set-resources infer:gpu=N`, or None where it was not given."""
-    given = workflow.resource_settings.overwrite_resources
+    given = workflow.resource_settings._parsed_overwrite_resources
     gpus = given.get(stage.rule("infer"), {}).get("gpu")
     return gpus.raw if gpus is not None else None
+
+
+def pass_on_settings(stage):
+    """What a profile sets for `infer` holds for `infer_caption` too, but for what it sets for that
+    name. Before the rules are made: Snakemake then looks the settings up, by the name alone."""
+    settings = workflow.resource_settings
+    threads, resources = settings._parsed_overwrite_threads, settings._parsed_overwrite_resources
+    for step in ("split", "infer", "consolidate", "report", "export"):
+        name = stage.rule(step)
+        if step in threads:
+            threads.setdefault(name, threads[step])
+        if step in resources:
+            own = resources.get(name, {})
+            resources[name] = Resources({**resources[step], **own})
 
 
 def resolve():
@@ -50,6 +69,7 @@ def resolve():
         typed = load_config(config)
         stages = resolve_stages(typed, gpus=given_gpus(), is_main=workflow.is_main_process)
         for stage in stages:
+            pass_on_settings(stage)
             check_job_gpus(stage.config, set_gpus(stage))
         take_literally(
             [workflow.basedir, *(path for stage in stages for path in user_paths(stage))]
@@ -113,6 +133,12 @@ def rank_files(stage):
     return path if stage.config.run.keep_rank_files else temp(path)
 
 
+def weights(stage):
+    """What `infer` waits for: the weights of a model of the hub. That they were fetched anew is no
+    reason to infer again."""
+    return [ancient(str(stage.layout.weights))] if is_fetched(stage.config) else []
+
+
 def gpu_job_threads(stage):
     """An even share of the cores; a function, because the executor is known only later."""
 
@@ -122,6 +148,17 @@ def gpu_job_threads(stage):
         return job_threads(workflow.resource_settings.cores, at_once, gpus_bind=gpus is not None)
 
     return threads
+
+
+def gpu_job_gpus(stage):
+    """The GPUs of an inference job; none where it only publishes. A function: Snakemake calls it
+    again when the job is about to start, and split has found what is pending."""
+
+    def gpus(wildcards, attempt):
+        publishes = attempt == 1 and only_publishes(stage.layout, int(wildcards.rank))
+        return 0 if publishes else stage.config.vllm.gpus_per_job
+
+    return gpus
 
 
 def command(script):
@@ -148,6 +185,8 @@ def is_reader():
 
 def begin():
     """Take the outputs for this invocation, and write down, beside them, what was decided."""
+    if workflow.is_main_process and workflow.executor_plugin.name == "slurm":
+        check_cluster()
     if workflow.is_main_process and "plan" in workflow.dag_settings.targets:
         for stage in STAGES:
             write_text(stage.layout.plan_config, stage.config.to_yaml())
@@ -155,6 +194,26 @@ def begin():
         for stage in STAGES:
             take(stage)
         stop_jobs_on_signals()
+
+
+def check_cluster():
+    """Look at what the jobs ask SLURM for: what cannot work is an error before the first."""
+    jobs = {job.rule.name: job for job in workflow.dag.needrun_jobs() if not job.is_local}
+    try:
+        check_partitions(
+            {name: job.resources for name, job in jobs.items()},
+            has_rules=bool(workflow.executor_settings.partition_config),
+        )
+        for stage in STAGES:
+            if job := jobs.get(stage.rule("infer")):
+                mem_mb = memory_of(job.resources, job.threads)
+                warning = mem_mb and JobMemory.of(stage.config, job.threads).check(
+                    job.rule.name, mem_mb
+                )
+                if warning:
+                    print(f"warning: {warning}", file=sys.stderr)
+    except Failure as error:
+        raise WorkflowError(str(error))
 
 
 run_locks = []

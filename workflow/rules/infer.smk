@@ -6,6 +6,7 @@ for stage in STAGES:
         input:
             chunk=stage.layout.chunk("{rank}"),
             manifest=stage.layout.manifest,
+            weights=weights(stage),
             user_files=code_files(stage.config),
         output:
             rank_files(stage),
@@ -17,7 +18,7 @@ for stage in STAGES:
             ENVIRONMENT
         threads: gpu_job_threads(stage)
         resources:
-            gpu=stage.config.vllm.gpus_per_job,
+            gpu=gpu_job_gpus(stage),
             attempt=lambda wildcards, attempt: attempt,
         params:
             run=command("infer.py"),
@@ -26,6 +27,6 @@ for stage in STAGES:
             spec=spec(stage, "vision", "vllm", "sampling", "run", "task_params"),
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
-            " --num-shards {params.num_shards} --rank {wildcards.rank} --threads {threads}"
-            " --attempt {resources.attempt}"
+            " --num-shards {params.num_shards} --gpus {resources.gpu}"
+            " --rank {wildcards.rank} --threads {threads} --attempt {resources.attempt}"
             " >> {log:q} 2>&1"

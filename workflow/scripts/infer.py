@@ -15,6 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
+    parser.add_argument("--gpus", type=int, help="given to this job; 0: it only publishes")
     parser.add_argument("--rank", type=int, required=True, help="the chunk to infer, from 0")
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
     parser.add_argument("--attempt", type=int, default=1, help="from 2 on it is a retry")
@@ -23,7 +24,8 @@ def main() -> None:
         raise UserError(f"--rank {args.rank}: the ranks are 0 to {args.num_shards - 1}")
     config = load_config(args.config)
     check_files([config])
-    infer(config, Layout.of(config, args.num_shards), args.rank, args.threads, args.attempt)
+    layout = Layout.of(config, args.num_shards)
+    infer(config, layout, args.rank, args.threads, args.attempt, only_publish=args.gpus == 0)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,20 @@ STORAGE_STAGES = frozenset({"read", "timeout"})
 """Stages of errors that end when the storage is back."""
 
 
-def infer(config: Config, layout: Layout, rank: int, threads: int, attempt: int = 1) -> None:
+def infer(
+    config: Config,
+    layout: Layout,
+    rank: int,
+    threads: int,
+    attempt: int = 1,
+    *,
+    only_publish: bool = False,
+) -> None:
     """Infer what is pending in the chunk of ``rank`` and write its rank file.
 
     ``threads`` is the number of cores given to the job, ``attempt`` counts Snakemake's retries: a
-    failure that another attempt would only repeat is reported again at once.
+    failure that another attempt would only repeat is reported again at once. With ``only_publish``
+    the job has no GPU, and what is pending is left to another attempt.
 
     Raises :class:`UserError` where the user's input, code or settings are at fault, also if more
     than ``run.max_error_rate`` of the samples failed; :class:`EnvironmentFault` (such as
@@ -60,13 +69,13 @@ def infer(config: Config, layout: Layout, rank: int, threads: int, attempt: int 
         raise UserError(failure.read_text(encoding="utf-8"))
     failure.unlink(missing_ok=True)
     try:
-        _infer(config, layout, rank, threads)
+        _infer(config, layout, rank, threads, only_publish)
     except UserError as error:
         write_text(failure, str(error))
         raise
 
 
-def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
+def _infer(config: Config, layout: Layout, rank: int, threads: int, only_publish: bool) -> None:
     """A second job of the same rank waits for the first and infers what that left. With nothing
     pending no GPU is taken and no model loaded."""
     task = load_task(config)
@@ -87,6 +96,11 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int) -> None:
                 logger.info("rank %d: all %d samples are done", rank, manifest.rank_samples[rank])
                 return
         shard.find_pending()
+        if len(shard.pending) and only_publish:
+            raise Unfinished(
+                f"rank {rank}: all was done when this job was started, but {len(shard.pending)} "
+                "sample(s) are pending now, and the job has no GPU. Another attempt has one"
+            )
         if len(shard.pending):
             logger.info("rank %d: %d of %d samples pending", rank, len(shard.pending), len(shard))
             num_workers = _num_workers(config, threads)

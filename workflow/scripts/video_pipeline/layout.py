@@ -121,6 +121,11 @@ class Layout:
         """The samples of one rank."""
         return self.chunks / f"rank{rank}.jsonl"
 
+    @property
+    def weights(self) -> Path:
+        """The name of the folder of the model's weights, written when they are there."""
+        return self.chunks / "weights.txt"
+
     def unfinished(self) -> list[int]:
         """The ranks whose rank file is not there, or is of earlier chunks; none where the output is
         finished, or no chunks are there."""

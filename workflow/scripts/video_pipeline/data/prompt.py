@@ -27,7 +27,8 @@ SIMULATED_MODEL = "simulated"
 _HUB_WAITS = (5.0, 30.0)
 """Seconds until a hub that is busy or away is asked again."""
 
-_PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+"""The files of a model that are not weights."""
 
 
 def processor_folder(model: str, revision: str | None = None) -> str:
@@ -43,7 +44,7 @@ def processor_folder(model: str, revision: str | None = None) -> str:
 
     for seconds in (*_HUB_WAITS, None):
         try:
-            return snapshot_download(model, revision=revision, allow_patterns=_PROCESSOR_FILES)
+            return snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
         except (OSError, ValueError) as error:
             if seconds is None or not is_environments(error):
                 raise _no_processor(model, revision, error) from error
@@ -53,7 +54,7 @@ def processor_folder(model: str, revision: str | None = None) -> str:
 
 
 def _no_processor(model: str, revision: str | None, error: Exception) -> Failure:
-    patterns = " ".join(f"'{pattern}'" for pattern in _PROCESSOR_FILES)
+    patterns = " ".join(f"'{pattern}'" for pattern in PROCESSOR_FILES)
     version = f" --revision {revision}" if revision else ""
     later = is_environments(error)
     return failure_of(

@@ -1,0 +1,105 @@
+"""A stand-in for the Hugging Face hub: one model, served on loopback, with all requests counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Attributes:
+    files: Name -> content of the model's files.
+    token: What a reader must show; None if the model is not gated.
+    served: How often each file was sent.
+    address: For ``HF_ENDPOINT``.
+    """
+
+    def __init__(self, model: str, files: dict[str, bytes]) -> None:
+        self.model = model
+        self.files = files
+        self.token: str | None = None
+        self.served: Counter[str] = Counter()
+        self.address = ""
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Variables with which huggingface_hub asks this hub, with a cache in ``home``."""
+        return {"HF_ENDPOINT": self.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """Answer for ``hub`` until the block ends."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self._answer(with_body=True)
+
+        def _answer(self, with_body: bool) -> None:
+            path = self.path.partition("?")[0]
+            if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                refused = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
+                return self._send(403, b"", refused, with_body)
+            api, resolve = f"/api/models/{hub.model}/", f"/{hub.model}/resolve/"
+            if path.startswith(f"{api}revision/"):
+                names = [{"rfilename": name} for name in hub.files]
+                return self._json({"id": hub.model, "sha": COMMIT, "siblings": names}, with_body)
+            if path.startswith(f"{api}tree/"):
+                return self._json([_entry(*item) for item in hub.files.items()], with_body)
+            name = path.removeprefix(resolve).partition("/")[2] if resolve in path else ""
+            if name not in hub.files:
+                return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+            content = hub.files[name]
+            if with_body:
+                hub.served[name] += 1
+                time.sleep(0.5)  # so that others come while it is on its way
+            headers = {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": COMMIT}
+            self._send(200, content, headers, with_body)
+
+        def _json(self, value: object, with_body: bool) -> None:
+            headers = {"Content-Type": "application/json"}
+            self._send(200, json.dumps(value).encode(), headers, with_body)
+
+        def _send(self, code: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
+            self.send_response(code)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+def _entry(name: str, content: bytes) -> dict[str, object]:
+    return {"type": "file", "path": name, "size": len(content), "oid": _oid(content)}
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()

@@ -1,0 +1,120 @@
+"""What jobs ask a cluster for."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from helpers import PROJECT
+from video_pipeline import cluster
+from video_pipeline.cluster import check_partitions, memory_of
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.memory import JobMemory
+
+
+def check(named: dict[str, str | None], *, has_rules: bool) -> None:
+    """Check one job of each rule."""
+    jobs = {rule: {"slurm_partition": name} for rule, name in named.items()}
+    check_partitions(jobs, has_rules=has_rules)
+
+
+@pytest.fixture
+def sinfo(tmp_path, monkeypatch):
+    """A function that makes `sinfo` a script."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+
+    def make(script: str) -> None:
+        (tmp_path / "sinfo").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "sinfo").chmod(0o755)
+
+    return make
+
+
+def test_partitions_that_are_there(sinfo):
+    sinfo("printf 'cpu*\\ngpu\\ngpu_long\\n'")
+    check({"split": None, "infer": "gpu,gpu_long"}, has_rules=False)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "named", "message"),
+    [
+        ("cpu\ngpu", {"split": None}, "no partition is set for split, and none is the default; "),
+        ("cpu*\ngpu", {"infer": "gpus"}, "infer: there is no partition gpus.*Did you mean gpu?"),
+        ("cpu*\ngpu", {"infer": "gpu,long"}, "no partition long; this cluster has cpu, gpu"),
+    ],
+)
+def test_partitions_that_cannot_work(sinfo, partitions, named, message):
+    sinfo(f"echo '{partitions}'")
+    with pytest.raises(UserError, match=message):
+        check(named, has_rules=False)
+
+
+def test_a_sinfo_that_fails_matters_only_without_a_partition(sinfo, monkeypatch):
+    monkeypatch.setattr(cluster, "SINFO_SECONDS", 0.2)
+    for script, why in (
+        ("echo down >&2; exit 1", "sinfo failed: down"),
+        ("exec sleep 60", "sinfo has not answered"),
+    ):
+        sinfo(script)
+        check({"split": "cpu"}, has_rules=False)
+        check({"split": None}, has_rules=True)
+        with pytest.raises(UserError, match=rf"no partition is set for split.*{why}"):
+            check({"split": None, "infer": "gpu"}, has_rules=False)
+
+
+def test_a_machine_without_sinfo(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="sinfo: No such file"):
+        check({"split": None}, has_rules=False)
+
+
+def test_jobs_for_another_cluster_are_left_to_it(sinfo):
+    sinfo("echo 'cpu'")
+    check_partitions({"infer": {"slurm_cluster": "other"}}, has_rules=False)
+
+
+def test_memory_may_be_asked_for_by_the_cpu():
+    assert memory_of({"mem_mb": 5}, 8) == 5
+    assert memory_of({"mem_mb": 5, "mem_mb_per_cpu": 2}, 8) == 16
+    assert memory_of({}, 8) is None
+
+
+def config_of(**sections) -> Config:
+    """A configuration with vLLM."""
+    return Config.model_validate(sections)
+
+
+def test_the_profile_has_enough_memory_for_the_defaults_but_not_for_the_worst():
+    profile = yaml.safe_load((PROJECT / "profiles/slurm/profile.yaml").read_text())
+    job = JobMemory.of(config_of(), profile["set-threads"]["infer"])
+    mem_mb = profile["set-resources"]["infer"]["mem_mb"]
+    warning = job.check("infer", mem_mb)
+    assert "8 decode processes may ask for 16 GB each" in warning
+    # what the warning says to set is no warning any more
+    share = float(re.search(r"worker_memory_gb: ([\d.]+)", warning)[1])
+    fits = JobMemory.of(config_of(data={"worker_memory_gb": share - 0.05}), 8)
+    assert fits.check("infer", mem_mb) == ""
+    assert JobMemory.of(config_of(data={"worker_memory_gb": None}), 8).check("infer", mem_mb) == ""
+
+
+def test_too_little_memory_is_an_error_that_says_how_much_does():
+    # the profile's memory of all other rules
+    with pytest.raises(UserError, match=r"infer_ask: mem_mb=8000 is 8 GB.*8 in /dev/shm") as error:
+        JobMemory.of(config_of(), 8).check("infer_ask", 8000)
+    enough = int(re.search(r"profile to (\d+)", str(error.value))[1])
+    JobMemory.of(config_of(), 8).check("infer_ask", enough)
+
+
+def test_memory_grows_with_what_is_configured():
+    base = JobMemory.of(config_of(), 4)
+    assert base.workers == 4  # three and the spare one
+    assert JobMemory.of(config_of(data={"num_workers": 9}), 4).workers == 10
+    two = JobMemory.of(config_of(vllm={"tensor_parallel_size": 2}), 4)
+    assert two.engine == 2 * base.engine
+    offload = JobMemory.of(config_of(vllm={"cpu_offload_gb": 10}), 4)
+    assert offload.least == pytest.approx(base.least + 10)
+    more = JobMemory.of(config_of(data={"max_ready_gb": 20}), 4)
+    assert more.least == pytest.approx(base.least + 12)
+    assert JobMemory.of(config_of(run={"engine": "simulated"}), 4).engine == 0

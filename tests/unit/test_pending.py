@@ -1,0 +1,69 @@
+"""Whether a job only publishes, as far as files tell."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from video_pipeline.journal import REOPENS, JournalWriter
+from video_pipeline.layout import Layout
+from video_pipeline.pending import only_publishes
+
+
+@pytest.fixture
+def layout(tmp_path):
+    """A split into three ranks: the first has nothing pending."""
+    layout = Layout(tmp_path / "out.jsonl", 3)
+    layout.chunks.mkdir(parents=True)
+    (tmp_path / "journal").mkdir()
+    write_manifest(layout, "s", [0, 1, 1])
+    return layout
+
+
+def write_manifest(layout: Layout, split_id: str, pending: list[int], at: int = 100) -> None:
+    journal = str(layout.output.parent / "journal")
+    values = {"split_id": split_id, "rank_pending": pending, "journal": journal}
+    layout.manifest.write_text(json.dumps(values))
+    os.utime(layout.manifest, (at, at))
+
+
+def publish(layout: Layout, rank: int, split_id: str, at: int) -> None:
+    layout.contents(rank).write_text(json.dumps({"split_id": split_id}))
+    os.utime(layout.contents(rank), (at, at))
+
+
+def reopen(layout: Layout, at: int) -> None:
+    with JournalWriter(layout.output.parent / "journal", REOPENS) as writer:
+        writer.reopen("k", "", "r", "attempt.1.jsonl")
+    os.utime(writer.path, (at, at))
+
+
+def publishing(layout: Layout) -> list[int]:
+    return [rank for rank in range(3) if only_publishes(layout, rank)]
+
+
+def test_what_is_pending_changes_with_each_split_and_job(layout):
+    assert publishing(layout) == [0]
+    publish(layout, 1, "an earlier split", at=90)
+    publish(layout, 2, "s", at=110)
+    assert publishing(layout) == [0, 2]
+    write_manifest(layout, "another", [1, 0, 1], at=120)
+    assert publishing(layout) == [1]
+    layout.manifest.unlink()
+    assert publishing(layout) == []
+
+
+def test_errors_that_were_opened_again_may_be_of_any_rank(layout):
+    publish(layout, 2, "s", at=110)
+    reopen(layout, at=50)
+    assert publishing(layout) == [0, 2]
+    reopen(layout, at=105)
+    assert publishing(layout) == [2]
+    reopen(layout, at=115)
+    assert publishing(layout) == []
+
+
+def test_a_damaged_manifest_takes_no_gpu_away(layout):
+    layout.manifest.write_text("{")
+    assert publishing(layout) == []

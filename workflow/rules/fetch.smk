@@ -1,0 +1,23 @@
+for stage in STAGES:
+    if is_fetched(stage.config):
+
+        # On the machine that runs Snakemake: the nodes of a cluster may have no network.
+        rule:
+            name:
+                stage.rule("fetch")
+            input:
+                stage.layout.manifest,
+            output:
+                stage.layout.weights,
+            log:
+                stage.layout.log("fetch"),
+            localrule: True
+            conda:
+                ENVIRONMENT
+            params:
+                run=command("fetch.py"),
+                config=stage.layout.config,
+                num_shards=stage.plan.num_shards,
+            shell:
+                "{params.run} --config {params.config:q}"
+                " --num-shards {params.num_shards} 2>&1 | tee {log:q}"

@@ -1,0 +1,115 @@
+"""The weights of a model of the Hugging Face hub are fetched once, before a GPU is taken.
+
+huggingface_hub has a lock for each file, so jobs that share a cache would fetch each file once by
+themselves. But all of them would hold their GPUs meanwhile, each would ask the hub for the list of
+files, which 64 jobs at once may not, and what the hub refuses would be known only then.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable
+from fnmatch import filter as matching
+from pathlib import Path
+
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+_FORMATS = ("auto", "hf", "safetensors")
+"""Values of ``vllm.load_format`` whose files are known here; what others need, vLLM fetches."""
+
+_INDEX = "model.safetensors.index.json"
+
+_PATTERNS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")
+"""Files of weights, in vLLM's order: the first that a model has is taken."""
+
+
+def is_fetched(config: Config) -> bool:
+    """Whether there are weights to be fetched: those of a model that the hub has."""
+    model, format = config.vllm.model, config.vllm.arguments.get("load_format", "auto")
+    return (
+        config.run.engine == "vllm"
+        and _HUB_NAME.fullmatch(model) is not None
+        and not model.endswith(".gguf")
+        and not Path(model).exists()
+        and format in _FORMATS
+        and not os.environ.get("VLLM_USE_MODELSCOPE")
+    )
+
+
+def fetch_weights(config: Config) -> Path:
+    """Fetch what is not here yet of the model's weights and processor; returns the folder of the
+    weights. With ``HF_HUB_OFFLINE`` it only looks whether they are here.
+
+    Raises :class:`UserError` where they cannot be had, and says what to do.
+    """
+    from huggingface_hub import snapshot_download
+
+    from video_pipeline.data.prompt import PROCESSOR_FILES  # imports much
+
+    model, revision = config.vllm.model, config.vllm.arguments.get("revision")
+    cache = config.vllm.arguments.get("download_dir")  # of the weights; the rest is in HF_HOME
+    try:
+        rest = snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
+        names = weight_files(_names(model, revision, cache), Path(rest))
+        got = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=names)
+    except (OSError, ValueError) as error:
+        why = str(error).rstrip(".")
+        raise UserError(
+            f"vllm.model: the hub does not give {model}: {why}. {_advice(config, error)}"
+        ) from error
+    missing = [name for name in names if not Path(got, name).exists()]
+    if missing or not names:
+        what = missing[0] if missing else "weights"
+        raise UserError(f"vllm.model: {got} has no {what}. {_advice(config)}")
+    logger.info("the weights of %s are in %s", model, got)
+    return Path(got)
+
+
+def weight_files(names: Iterable[str], folder: Path) -> list[str]:
+    """Which of a model's files are the weights that vLLM takes; ``folder`` holds its index."""
+    for pattern in _PATTERNS:
+        found = matching(list(names), pattern)
+        if found and pattern == "*.safetensors" and (folder / _INDEX).exists():
+            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            return sorted(set(index["weight_map"].values()))
+        if found:
+            return sorted(found)
+    return []
+
+
+def _names(model: str, revision: str | None, cache: str | None) -> list[str]:
+    """The files of a model: all that the hub has, or those that are here if it does not answer."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    try:
+        return list_repo_files(model, revision=revision)
+    except OSError:
+        # No patterns: with none at all it insists on every file of the model.
+        got = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=[])
+        return [str(path.relative_to(got)) for path in Path(got).rglob("*")]
+
+
+def _advice(config: Config, error: BaseException | None = None) -> str:
+    from huggingface_hub.errors import GatedRepoError
+
+    model, revision = config.vllm.model, config.vllm.arguments.get("revision")
+    if isinstance(error, GatedRepoError):
+        return (
+            f"The model is gated: accept its terms on https://huggingface.co/{model}, and put a "
+            "token of yours into the environment variable HF_TOKEN"
+        )
+    version = f" --revision {revision}" if revision else ""
+    cache = config.vllm.arguments.get("download_dir")
+    place = f" --cache-dir {cache}" if cache else ""
+    return (
+        "Where this machine has no network, run on one that has, with the same HF_HOME: "
+        f"hf download {model}{version}{place}"
+    )
