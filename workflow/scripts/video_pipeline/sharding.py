@@ -42,7 +42,8 @@ from video_pipeline.files import (
     sync_tree,
     write_text,
 )
-from video_pipeline.identity import content_key, fingerprint, settings_digest
+from video_pipeline.hub import known_commit, resolve_commit
+from video_pipeline.identity import content_key, fingerprint, settings_digest, settings_of
 from video_pipeline.journal import (
     ATTEMPTS,
     NOWHERE,
@@ -79,7 +80,8 @@ class Manifest:
         num_shards: Chunks, one for each rank.
         task: Name of the task.
         journal: Folder of the journal, relative to the working directory.
-        settings: Digest of the settings that the journal stands for.
+        settings: Digest of the settings that the journal stands for, without the dataset.
+        commit: Of the model, where it is one of the hub.
         origin: What the samples come from, see :func:`video_pipeline.origin.origin_of`.
         lines: Lines of the input that are not blank.
         samples: Distinct samples.
@@ -102,6 +104,7 @@ class Manifest:
     task: str
     journal: str
     settings: str
+    commit: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     lines: int = 0
     samples: int = 0
@@ -222,12 +225,14 @@ def _split(
     num_processes: int,
     progress: Progress,
 ) -> Manifest:
+    commit = resolve_commit(config, layout)
     if num_processes > 1 and _is_large(config.data.input_jsonl):
         # torch stays in a process of its own: it would be half of what this one holds
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            journal, reading = pool.submit(_look_at_dataset, config, layout, run_id).result()
+            stands_for, reading = pool.submit(_look_at_dataset, config, layout).result()
     else:
-        journal, reading = _look_at_dataset(config, layout, run_id)
+        stands_for, reading = _look_at_dataset(config, layout)
+    journal = stands_for.folder(layout, run_id)
     if reading.needs_video:
         check_budget_of_model(config)
     index = read_index(journal)
@@ -236,7 +241,8 @@ def _split(
         num_shards=layout.num_shards,
         task=task.name,
         journal=str(journal),
-        settings=settings_digest(config, task.in_messages),
+        settings=settings_digest(stands_for.settings),
+        commit=commit,
         origin=origin_of(config),
         journal_files=index.files,
         expanded=reading.expands,
@@ -567,26 +573,54 @@ def _log(manifest: Manifest, balance: Balance) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a journal stands for.
+
+    Attributes:
+        settings: See :func:`video_pipeline.identity.settings_of`.
+        dataset: Name of the dataset.
+        dataset_version: Its version.
+        reader_version: That of the reader of videos.
+    """
+
+    settings: dict[str, Any]
+    dataset: str
+    dataset_version: int
+    reader_version: int
+
+    def folder(self, layout: Layout, run_id: str = "") -> Path:
+        """The folder of the journal."""
+        name = fingerprint(self.settings, self.dataset, self.dataset_version, self.reader_version)
+        return layout.journal / (f"{name}-{run_id}" if run_id else name)
+
+    @classmethod
+    def of(cls, config: Config, layout: Layout, task: Task) -> Fingerprint:
+        """What the journal of ``config`` stands for, as far as the commit of its model is known."""
+        from video_pipeline.data.registry import dataset_of  # imports torch
+        from video_pipeline.video import READER_VERSION
+
+        return cls(
+            settings_of(config, task.in_messages, known_commit(config, layout)),
+            config.run.dataset or task.dataset_name,
+            dataset_of(config, task).version,
+            READER_VERSION,
+        )
+
+
 def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> Path:
     """The folder of the journal that this configuration writes to."""
-    from video_pipeline.data.registry import dataset_of  # imports torch
-    from video_pipeline.video import READER_VERSION
-
-    dataset = config.run.dataset or task.dataset_name
-    version = dataset_of(config, task).version
-    settings = settings_digest(config, task.in_messages)
-    name = fingerprint(settings, dataset, version, READER_VERSION)
-    return layout.journal / (f"{name}-{run_id}" if run_id else name)
+    return Fingerprint.of(config, layout, task).folder(layout, run_id)
 
 
-def _look_at_dataset(config: Config, layout: Layout, run_id: str) -> tuple[Path, Reading]:
+def _look_at_dataset(config: Config, layout: Layout) -> tuple[Fingerprint, Reading]:
     from video_pipeline.data.registry import check_params, dataset_of  # imports torch
 
     task = load_task(config)
     dataset = dataset_of(config, task)
     check_params(config, task, dataset)
     reading = Reading.of(dataset)
-    return journal_folder(config, layout, task, run_id), reading
+    return Fingerprint.of(config, layout, task), reading
 
 
 def refuse_live_writers(layout: Layout, *, of_other_plans: bool = False) -> None:
