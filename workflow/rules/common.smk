@@ -19,7 +19,7 @@ from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
 from video_pipeline.literal_paths import take_literally
 from video_pipeline.locks import describe_holder, try_lock
-from video_pipeline.origin import check_files, code_files, output_is_damaged, what_changed
+from video_pipeline.origin import check_files, code_files, output_is_damaged, what_changed, what_stays
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
 from video_pipeline.stages import resolve_stages
@@ -75,6 +75,8 @@ def samples(stage):
         if workflow.is_main_process:
             if changed := what_changed(stage.config, stage.layout):
                 force(stage, stage.layout.manifest, f"split again, changed: {', '.join(changed)}")
+                if stays := what_stays(stage.config, stage.layout, changed):
+                    print(f"{stage.layout.output}: {stays}", file=sys.stderr)
             if output_is_damaged(stage.layout):
                 force(stage, stage.layout.output, "not what was written there: written again")
         return str(stage.config.data.input_jsonl)

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from video_pipeline.changes import describe, different
 from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.files import Seal, why_not_there
@@ -129,22 +130,42 @@ def file_digest(path: Path) -> str | None:
 
 def what_changed(config: Config, layout: Layout) -> list[str]:
     """In what the chunks or the output that are there differ from what ``config`` says: ``input``,
-    ``task``, the keys of settings and the paths of files. Empty if in nothing. Snakemake alone may
-    not see it: a file can be older than what it replaces, and what it remembers of its last run can
-    be gone."""
+    ``task``, the keys of settings (with their values where these are short) and the paths of
+    files. Empty if in nothing. Snakemake alone may not see it: a file can be older than what it
+    replaces, and what it remembers of its last run can be gone."""
     input_jsonl = config.data.input_jsonl
     recorded = [_recorded(path) for path in (layout.manifest, layout.summary)]
     if not any(recorded) or not input_jsonl.exists():  # a stage before it has to write it
         return []
-    now, changed = _flat(origin_of(config)), set()
+    now, changed = _flat(origin_of(config)), {}
     for origin in filter(None, recorded):
-        changed.update(_differences(_flat(origin), now))
-    return sorted(changed)
+        then = _flat(origin)
+        changed.update(zip(names := different(then, now), describe(names, then, now), strict=True))
+    return [changed[name] for name in sorted(changed)]
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The names of what differs."""
-    return sorted(name for name in {**then, **now} if then.get(name) != now.get(name))
+_NOTHING_ASKED = ("input", "run.truncated", "run.plugins")
+"""What may change without another question for the model."""
+
+
+def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
+    """What becomes of the answers that are there, now that ``changed`` differs
+    (:func:`what_changed`); empty if there are none, or no other question comes of it."""
+    from video_pipeline.journal import count_answers  # imports numpy
+
+    harmless = (*_NOTHING_ASKED, str(config.data.input_jsonl))
+    recorded = next(filter(None, map(_read, (layout.summary, layout.manifest))), {})
+    if all(name.startswith(harmless) for name in changed) or "journal" not in recorded:
+        return ""
+    samples = recorded["samples"]
+    total = samples["distinct"] if isinstance(samples, dict) else samples
+    answers = count_answers(Path(recorded["journal"]))
+    if not answers:
+        return ""
+    return (
+        f"up to {total:,} of {total:,} samples will be inferred again; {answers:,} answers stay "
+        "under the old settings. The log of split says how many, before the output is replaced"
+    )
 
 
 def output_is_damaged(layout: Layout) -> bool:
@@ -166,15 +187,20 @@ def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
     """By ``input``, ``task``, the keys of settings and the paths of files."""
     settings = origin["settings"]
     if not isinstance(settings, dict):  # an earlier version wrote their digest
-        settings = {"settings": settings}
+        settings = {"settings": "of an earlier version"}
     return {"input": origin["input"], "task": origin["task"], **settings, **origin["files"]}
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:
+    return _read(path).get("origin")
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("origin")
-    except (OSError, ValueError, AttributeError):
-        return None
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> None:
@@ -194,7 +220,7 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
                 f"{now[name]}; {SPLIT_AGAIN}"
             )
     if recorded["settings"] != now["settings"]:
-        changed = _differences(_flat(recorded), _flat({**now, "files": recorded["files"]}))
+        changed = different(_flat(recorded), _flat({**now, "files": recorded["files"]}))
         raise UserError(
             f"the settings have changed since the input was split ({path}): "
             f"{', '.join(changed)}; {SPLIT_AGAIN}"

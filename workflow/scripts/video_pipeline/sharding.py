@@ -30,6 +30,7 @@ from video_pipeline.balance import (
     sorted_with_positions,
 )
 from video_pipeline.budget import check_budget_of_model
+from video_pipeline.changes import JournalSettings, consequences
 from video_pipeline.chunks import Chunk, ChunkEntry, finished_line, not_of_this_split
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
@@ -49,6 +50,7 @@ from video_pipeline.journal import (
     NOWHERE,
     JournalIndex,
     attempt_prefix,
+    count_answers,
     location_at,
     read_index,
 )
@@ -233,6 +235,7 @@ def _split(
     else:
         stands_for, reading = _look_at_dataset(config, layout)
     journal = stands_for.folder(layout, run_id)
+    earlier = None if run_id else JournalSettings.last(layout)
     if reading.needs_video:
         check_budget_of_model(config)
     index = read_index(journal)
@@ -292,9 +295,13 @@ def _split(
             os.replace(entry, layout.chunks / entry.name)
         sync_folder(layout.chunks)
         write_text(layout.manifest, json.dumps(asdict(manifest), indent=2) + "\n")
+        settings = JournalSettings.of(journal, stands_for.by_key, manifest.origin)
+        settings.write()
     finally:
         shutil.rmtree(scratch)
     _log(manifest, balance)
+    if earlier is not None and manifest.pending:
+        warn_of_changes(settings, earlier, manifest.pending, manifest.samples)
     return manifest
 
 
@@ -573,6 +580,19 @@ def _log(manifest: Manifest, balance: Balance) -> None:
     )
 
 
+def warn_of_changes(
+    now: JournalSettings, earlier: JournalSettings, pending: int, samples: int
+) -> None:
+    """Log what has changed since the split before this one, and what that costs."""
+    if not (changed := now.changes(earlier)):
+        return
+    answers = count_answers(earlier.folder)
+    if now.folder == earlier.folder:
+        answers = max(0, answers - (samples - pending))
+    same_input = now.input == earlier.input
+    logger.warning(consequences(changed, pending, samples, answers, same_input=same_input))
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """What a journal stands for.
@@ -588,6 +608,16 @@ class Fingerprint:
     dataset: str
     dataset_version: int
     reader_version: int
+
+    @property
+    def by_key(self) -> dict[str, Any]:
+        """All of it, by the names that users know."""
+        return {
+            **self.settings,
+            "dataset": self.dataset,
+            "dataset_version": self.dataset_version,
+            "reader_version": self.reader_version,
+        }
 
     def folder(self, layout: Layout, run_id: str = "") -> Path:
         """The folder of the journal."""
