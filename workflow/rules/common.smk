@@ -73,7 +73,11 @@ def samples(stage):
 
     def find(wildcards):
         if workflow.is_main_process:
-            if changed := what_changed(stage.config, stage.layout):
+            try:
+                changed = what_changed(stage.config, stage.layout)
+            except UserError as error:
+                raise WorkflowError(str(error))
+            if changed:
                 force(stage, stage.layout.manifest, f"split again, changed: {', '.join(changed)}")
                 if stays := what_stays(stage.config, stage.layout, changed):
                     print(f"{stage.layout.output}: {stays}", file=sys.stderr)

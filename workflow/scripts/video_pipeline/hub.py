@@ -97,7 +97,7 @@ def _ask(config: Config) -> str:
     model, revision = config.vllm.model, config.vllm.arguments.get("revision")
     try:
         return HfApi().model_info(model, revision=revision, timeout=_TIMEOUT_SECONDS).sha
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what the hub's client raises differs between its versions
         commit = _in_cache(config)
         if commit is not None:
             return commit

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from video_pipeline import versions
 from video_pipeline.changes import describe, different
 from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, UserError
@@ -138,6 +139,9 @@ def what_changed(config: Config, layout: Layout) -> list[str]:
     if not any(recorded) or not input_jsonl.exists():  # a stage before it has to write it
         return []
     now, changed = _flat(origin_of(config)), {}
+    if (manifest := _read(layout.manifest)) and manifest.get("version") != versions.CHUNKS:
+        versions.check_version(layout.manifest, manifest.get("version"), versions.CHUNKS)
+        changed["version"] = "the version of the chunks"
     for origin in filter(None, recorded):
         then = _flat(origin)
         changed.update(zip(names := different(then, now), describe(names, then, now), strict=True))

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import orjson
 
+from video_pipeline import versions
 from video_pipeline.balance import (
     BATCH,
     Balance,
@@ -33,7 +34,7 @@ from video_pipeline.budget import check_budget_of_model
 from video_pipeline.changes import JournalSettings, consequences
 from video_pipeline.chunks import Chunk, ChunkEntry, finished_line, not_of_this_split
 from video_pipeline.config import Config
-from video_pipeline.errors import UserError
+from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.files import (
     EMPTY,
     Seal,
@@ -99,6 +100,7 @@ class Manifest:
         sample_fields: Fields of a sample that the dataset reads, beside the messages.
         order: What the file of the order holds.
         chunks: What the chunk of each rank holds.
+        version: Of the manifest, the order and the chunks.
     """
 
     split_id: str
@@ -122,6 +124,7 @@ class Manifest:
     sample_fields: list[str] = field(default_factory=list)
     order: Seal = EMPTY
     chunks: list[Seal] = field(default_factory=list)
+    version: int = versions.CHUNKS
 
     @property
     def counts(self) -> dict[str, int]:
@@ -190,13 +193,19 @@ class Manifest:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            versions.check_version(path, values.get("version"), versions.CHUNKS)
+            if values.get("version") != versions.CHUNKS:
+                raise UserError(
+                    f"{path}: written by an earlier version of video-pipeline; {SPLIT_AGAIN}. "
+                    "Nothing is inferred twice"
+                )
             chunks = [Seal(*seal) for seal in values["chunks"]]
             return cls(**{**values, "order": Seal(*values["order"]), "chunks": chunks})
         except FileNotFoundError:
             raise UserError(
                 f"{path} is missing: the input was not split into these chunks"
             ) from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise not_of_this_split(path) from None
 
 

@@ -7,6 +7,13 @@ from pathlib import Path
 
 from video_pipeline.errors import UserError
 
+CHUNKS = 2
+"""Of the manifest, and of the chunks and the order that it vouches for."""
+
+
+SUMMARY = 1
+"""Of the summary."""
+
 
 def check_version(path: Path, found: object, known: int) -> None:
     """Raise :class:`UserError` if ``path`` was written by a later version of video-pipeline;
