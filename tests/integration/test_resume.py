@@ -409,3 +409,21 @@ def test_a_second_job_takes_over_when_the_first_dies(slow):
     consolidate(run.config, slow.layout)
     assert_output(run, keys(30))
     assert run.answers() == dict.fromkeys(keys(30), 1)
+
+
+def test_what_a_changed_setting_costs_is_said_before_it_is_spent(run):
+    """By a dry run, and by the run itself before it replaces the finished output."""
+    run.write_samples(samples(3))
+    run.snakemake()
+    assert "split again" not in run.snakemake("-n")
+    before = run.output.read_bytes()
+    run.configure(task_params={"prompt": "Why?"}, sampling={"max_tokens": 7})
+    stays = "up to 3 of 3 samples will be inferred again; 3 answers stay under the old settings"
+    said = run.snakemake("-n")
+    assert "changed: sampling.max_tokens (512 -> 7), task_params.prompt" in said
+    assert stays in said
+    assert run.output.read_bytes() == before
+    assert stays in run.snakemake()
+    log = run.log("split")
+    assert "sampling.max_tokens (512 -> 7)" in log
+    assert "3 of 3 samples will be inferred again; 3 answers stay under the old settings" in log

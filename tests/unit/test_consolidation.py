@@ -133,7 +133,9 @@ def test_a_rank_file_is_on_the_disk_before_it_is_written_down(finished, synced):
 
 def test_a_real_model_is_named(splitting):
     """Everything is in the journal, so none is loaded."""
-    splitting.run.configure(run={"engine": "vllm"}, vllm={"model": "some/model"})
+    splitting.run.configure(
+        run={"engine": "vllm"}, vllm={"model": "some/model", "revision": "0" * 40}
+    )
     splitting(samples(2), 1).finish("0", "1")
     splitting(num_shards=1)
     infer(splitting.run.config, splitting.layout, 0, 1)

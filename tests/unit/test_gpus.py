@@ -547,7 +547,9 @@ def test_what_a_job_needs(monkeypatch, gpu_build):
 
 def test_infer_leases_what_its_config_says(machine, gpu_build, splitting, monkeypatch):
     there = machine(1)
-    splitting.run.configure(run={"engine": "vllm"}, vllm={"tensor_parallel_size": 2})
+    splitting.run.configure(
+        run={"engine": "vllm"}, vllm={"tensor_parallel_size": 2, "revision": "0" * 40}
+    )
     splitting(samples(1), num_shards=1)
     with pytest.raises(UserError, match="needs 2 GPUs"):
         infer(splitting.run.config, splitting.layout, 0, 1)

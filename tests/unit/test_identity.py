@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 
 import pytest
 from video_pipeline.config import load_config
 from video_pipeline.errors import TaskError
 from video_pipeline.identity import (
+    BASELINE,
     NEUTRAL_ENGINE_ARGUMENTS,
     content_key,
     fingerprint,
     request_digests,
     settings_digest,
+    settings_of,
 )
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.describe import Describe
@@ -224,11 +225,8 @@ def test_the_key_is_pinned():
 
 
 def print_of(name="qwen_video", version=1, reader=1, **sections) -> str:
-    return fingerprint(settings_digest(load_config(sections)), name, version, reader)
+    return fingerprint(settings_of(load_config(sections)), name, version, reader)
 
-
-# What goes into these may change only on purpose: everybody's finished samples are then inferred
-# again. A new key of `vision`, or another default, is such a change.
 
 SETTINGS = {
     "vllm": {"model": "some/model", "revision": "abc", "dtype": "float16", "max_model_len": 9},
@@ -239,24 +237,68 @@ SETTINGS = {
 SIMULATED = {"run": {"engine": "simulated", "simulated": {"output_tokens": 3}}}
 
 
-@pytest.mark.parametrize(
-    ("settings", "in_messages", "digest"),
-    [
-        ({}, (), "7caf99701ec6f393a8023bbd569c26e5"),
-        (SETTINGS, (), "6580938ed75a1ee90e98b9ed5bb14a46"),
-        (SETTINGS, ("prompt",), "94313a8b256f7d20bc909af28883aa9f"),
-        (SIMULATED, (), "cd426ddb19087f9f3f40622a8d7cf2a7"),
-    ],
-)
-def test_the_settings_digest_is_pinned(settings, in_messages, digest):
-    assert settings_digest(load_config(settings), in_messages) == digest
+def test_only_what_differs_from_the_baseline_counts():
+    """So that a key that comes in with the value that was true before orphans nobody."""
+    assert settings_of(load_config({})) == {"vllm.model": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    assert settings_of(load_config(SETTINGS), ("prompt",)) == {
+        "vllm.model": "some/model",
+        "vllm.revision": "abc",
+        "vllm.dtype": "float16",
+        "vision.nframes": 8,
+        "vision.max_pixels": 100_352,
+        "sampling.temperature": 0.5,
+        "sampling.max_tokens": 13,
+        "sampling.top_p": 0.9,
+        "task_params.number": 3,
+    }
+    assert settings_of(load_config(SIMULATED)) == {
+        "run.engine": "simulated",
+        "run.simulated.output_tokens": 3,
+    }
+
+
+def test_a_default_that_is_written_down_changes_nothing():
+    written: dict = {"vllm": {}, "vision": {}, "sampling": {}}
+    for name, value in BASELINE.items():
+        section, _, key = name.partition(".")
+        if section in written:
+            written[section][key] = value
+    assert settings_of(load_config(written)) == settings_of(load_config({}))
+    assert print_of(vllm={"quantization": None}) == print_of()
+
+
+def test_the_defaults_of_vllm_in_the_baseline_are_vllms():
+    """Left out means the same as written down."""
+    import dataclasses
+
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    of_vllm = {f"vllm.{f.name}": f.default for f in dataclasses.fields(AsyncEngineArgs)}
+    plain = SamplingParams()
+    own = {"sampling.temperature", "sampling.max_tokens"}  # ours
+    for name, value in BASELINE.items():
+        section, _, key = name.partition(".")
+        if section == "vllm":
+            assert of_vllm[name] == value, name
+        elif section == "sampling" and name not in own:
+            assert getattr(plain, key) == value, name
+
+
+def test_the_settings_digest_is_pinned():
+    """Changing it, or the baseline, would infer everybody's finished samples again."""
+    assert settings_digest({}) == "2afb9b83f9314e5d029766197f539792"
+    assert (
+        settings_digest({"vision.fps": 1.0, "a": {"b": [1, None, "ü"]}})
+        == "7a10c43fb4ed57c64f7d8c13b3c23152"
+    )
+    assert settings_digest(BASELINE) == "44c9e5001f8fa912fdf5ccb34ca31e91"
 
 
 def test_the_fingerprint_is_pinned():
     """Of literal arguments: the version of the reader may rise."""
-    settings = "0123456789abcdef" * 2
-    assert fingerprint(settings, "qwen_video", 1, 1) == "4b118cd97ab2b9ae01a9e7342fda58d3"
-    assert fingerprint(settings, "frames", 2, 3) == "5b76eb9fb245faaacef07d411d238238"
+    assert fingerprint({}, "qwen_video", 1, 1) == "bb518c3030eff839209dd7178abded2a"
+    assert fingerprint({"vision.fps": 1.0}, "frames", 2, 3) == "86149d20918fc151e225fc0d9fee79f8"
 
 
 CHANGES = {
@@ -342,92 +384,30 @@ def test_speed_of_the_simulated_engine_is_neutral():
     assert print_of(run=longer) != base
 
 
-@pytest.fixture
-def model(tmp_path):
-    """A folder that looks like a model."""
-    folder = tmp_path / "model"
-    (folder / "sub").mkdir(parents=True)
-    for name in ("config.json", "model.safetensors", "sub/tokenizer.json"):
-        (folder / name).write_text("{}")
-        os.utime(folder / name, ns=(10**18, 10**18))
-    return folder
+# --- a model of the hub --------------------------------------------------------------------------
 
 
-def model_print(folder) -> str:
-    return print_of(vllm={"model": str(folder)})
+def test_a_model_of_the_hub_is_its_commit():
+    config = load_config({"vllm": {"model": "a/b", "revision": "v1"}})
+    assert settings_of(config, (), "0" * 40) == {"vllm.model": {"a/b": "0" * 40}}
+    same = load_config({"vllm": {"model": "a/b"}})
+    assert settings_of(same, (), "0" * 40) == settings_of(config, (), "0" * 40)
+    assert settings_of(config, (), "1" * 40) != settings_of(config, (), "0" * 40)
 
 
-def add_file(folder):
-    (folder / "sub" / "extra.txt").write_text("x")
-
-
-def touch(folder):
-    os.utime(folder / "model.safetensors", ns=(2 * 10**18, 2 * 10**18))
-
-
-def rename(folder):
-    (folder / "model.safetensors").rename(folder / "model2.safetensors")
-
-
-def grow(folder):
-    (folder / "config.json").write_text("{ }")
-    os.utime(folder / "config.json", ns=(10**18, 10**18))
-
-
-@pytest.mark.parametrize("change", [add_file, touch, rename, grow])
-def test_changed_model_files_change_the_fingerprint(model, change):
-    before = model_print(model)
-    assert model_print(model) == before
-    change(model)
-    assert model_print(model) != before
-
-
-def test_a_model_folder_may_move(model, tmp_path):
-    before = model_print(model)
-    moved = tmp_path / "elsewhere" / "model"
-    shutil.copytree(model, moved)  # keeps the times
-    assert model_print(moved) == before
-
-
-def test_a_model_behind_a_link_is_followed(model, tmp_path):
-    (tmp_path / "link").symlink_to(model)
-    (model / "weights").mkdir()
-    store = tmp_path / "store"
-    store.mkdir()
-    (store / "blob").write_text("x")
-    (model / "linked.bin").symlink_to(store / "blob")
-    before = model_print(tmp_path / "link")
-    (store / "blob").write_text("xx")
-    after = model_print(tmp_path / "link")
-    assert after != before
-    (model / "more").symlink_to(store)
-    assert model_print(tmp_path / "link") != after
-
-
-def test_the_order_in_which_a_disk_lists_files_does_not_matter(model, monkeypatch):
-    for name in ("a", "b", "c"):
-        (model / name).mkdir()
-        (model / name / "file").write_text("x")
-    real, before = os.walk, model_print(model)
-
-    def backwards(*arguments, **options):
-        for parent, folders, files in real(*arguments, **options):
-            folders.sort(reverse=True)
-            yield parent, folders, sorted(files, reverse=True)
-
-    monkeypatch.setattr(os, "walk", backwards)
-    assert model_print(model) == before
-
-
-def test_a_dangling_link_in_the_model_is_no_crash(model):
-    before = model_print(model)
-    (model / "gone.bin").symlink_to("nowhere")
-    assert model_print(model) != before
-
-
-def test_the_settings_digest_of_model_folders_is_pinned(model):
-    """Wherever they lie; the adapter's files count like the model's."""
-    vllm = {"model": str(model), "lora_path": str(model / "sub")}
-    assert settings_digest(load_config({"vllm": vllm})) == "b5c26458ea0434b5317693488cdbbcc5"
-    (model / "sub" / "gone.bin").symlink_to("nowhere")
-    assert settings_digest(load_config({"vllm": vllm})) == "1bf0eee38fa53d00f63176a5692caafc"
+def test_models_adapters_and_tokenizers_in_folders_are_their_files(tmp_path):
+    for name in ("model", "adapter", "words"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    vllm = {
+        "model": str(tmp_path / "model"),
+        "lora_path": str(tmp_path / "adapter"),
+        "tokenizer": str(tmp_path / "words"),
+    }
+    settings = settings_of(load_config({"vllm": vllm}))
+    assert {name: list(files) for name, files in settings.items()} == {
+        "vllm.model": ["config.json"],
+        "vllm.lora_path": ["config.json"],
+        "vllm.tokenizer": ["config.json"],
+    }
+    assert len({str(files) for files in settings.values()}) == 3

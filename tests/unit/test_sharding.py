@@ -287,7 +287,7 @@ def test_what_earlier_splits_have_left_goes(splitting):
     splitting(num_shards=2)
     assert splitting.order == keys(3)
     found = sorted(path.name for path in results.iterdir())
-    assert found == sorted([".chunks", *mine])
+    assert found == sorted([".chunks", ".journal", *mine])
     assert sorted(path.name for path in chunks.iterdir()) == ["of-2", "of-mine"]
 
 

@@ -25,7 +25,7 @@ from video_pipeline.config import Data, load_config
 from video_pipeline.data.frames import FramesDataset
 from video_pipeline.data.prompt import Prompter
 from video_pipeline.errors import UserError
-from video_pipeline.identity import settings_digest
+from video_pipeline.identity import settings_of
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import access, reader
 from video_pipeline.video.access import Access, limit_access, read_image
@@ -170,7 +170,7 @@ def test_roots(folders: Path) -> None:
 def test_limits_change_no_answer() -> None:
     limits = {"allowed_roots": ["/a"], "max_download_gb": 1, "allow_private_addresses": True}
     plain, limited = (load_config({"data": data}) for data in ({}, limits))
-    assert settings_digest(plain) == settings_digest(limited)
+    assert settings_of(plain) == settings_of(limited)
 
 
 # --- which formats -----------------------------------------------------------------------------

@@ -23,7 +23,13 @@ from video_pipeline.gpus import check_machine
 from video_pipeline.literal_paths import take_literally
 from video_pipeline.locks import take_output
 from video_pipeline.memory import JobMemory
-from video_pipeline.origin import check_files, code_files, output_is_damaged, what_changed
+from video_pipeline.origin import (
+    check_files,
+    code_files,
+    output_is_damaged,
+    what_changed,
+    what_stays,
+)
 from video_pipeline.pending import only_publishes
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals
@@ -94,8 +100,14 @@ def samples(stage):
 
     def find(wildcards):
         if workflow.is_main_process:
-            if changed := what_changed(stage.config, stage.layout):
+            try:
+                changed = what_changed(stage.config, stage.layout)
+            except Failure as error:
+                raise WorkflowError(str(error))
+            if changed:
                 force(stage, stage.layout.manifest, f"split again, changed: {', '.join(changed)}")
+                if stays := what_stays(stage.config, stage.layout, changed):
+                    print(f"{stage.layout.output}: {stays}", file=sys.stderr)
             if output_is_damaged(stage.layout):
                 force(stage, stage.layout.output, "not what was written there: written again")
             if stage.layout.reopened.exists():

@@ -19,5 +19,5 @@ for stage in STAGES:
                 config=stage.layout.config,
                 num_shards=stage.plan.num_shards,
             shell:
-                "{params.run} --config {params.config:q}"
-                " --num-shards {params.num_shards} 2>&1 | tee {log:q}"
+                "{params.run} --log {log:q} --config {params.config:q}"
+                " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}"

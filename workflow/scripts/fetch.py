@@ -6,6 +6,7 @@ from pathlib import Path
 from video_pipeline import cli
 from video_pipeline.config import load_config
 from video_pipeline.files import write_text
+from video_pipeline.hub import with_commit
 from video_pipeline.layout import Layout
 from video_pipeline.sharding import Manifest
 from video_pipeline.weights import fetch_weights
@@ -15,10 +16,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
-    args = parser.parse_args()
+    args = cli.parse(parser)
     config = load_config(args.config)
     layout = Layout.of(config, args.num_shards)
-    folder = fetch_weights(config) if Manifest.of(config, layout).pending else ""
+    manifest = Manifest.of(config, layout)
+    folder = fetch_weights(with_commit(config, manifest.commit)) if manifest.pending else ""
     write_text(layout.weights, f"{folder}\n")
 
 

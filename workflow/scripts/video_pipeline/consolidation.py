@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from video_pipeline import versions
 from video_pipeline.answers import describe_cut_off, describe_unparsed
 from video_pipeline.chunks import ChunkEntry, not_of_this_split, read_lines
 from video_pipeline.config import Config
@@ -151,6 +152,7 @@ def _summary(
         splits.update(each.splits)
     jobs = read_statistics(Path(manifest.journal), splits)
     return {
+        "version": versions.SUMMARY,
         "output": str(layout.output),
         "output_file": seal._asdict(),
         "videos": str(layout.videos) if manifest.expanded else None,

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import orjson
 
+from video_pipeline.changes import JournalSettings
 from video_pipeline.chunks import Chunk, ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.data.fork_server import ForkServer
@@ -42,12 +43,19 @@ from video_pipeline.errors import Failure, UserError, explain
 from video_pipeline.files import replacing, write_text
 from video_pipeline.gpus import card_of, devices
 from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
-from video_pipeline.journal import clean_text
+from video_pipeline.journal import clean_text, read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
+from video_pipeline.origin import origin_of
 from video_pipeline.processes import job_processes
 from video_pipeline.report.plan import FLAGS, show_plan
-from video_pipeline.sharding import Manifest, journal_folder, split
+from video_pipeline.sharding import (
+    Fingerprint,
+    Manifest,
+    journal_folder,
+    split,
+    warn_of_changes,
+)
 from video_pipeline.statistics import read_statistics
 from video_pipeline.tasks.registry import load_task
 
@@ -223,7 +231,21 @@ def _plan(own: Config, config: Config, layout: Layout, threads: int) -> dict[str
         findings = Findings(config, lines)
         if positions:
             _look(own, chunk, positions, folder, threads, findings)
+    _warn_of_changes(config, layout, manifest, chunk)
     return _report(config, layout, manifest, findings)
+
+
+def _warn_of_changes(config: Config, layout: Layout, manifest: Manifest, chunk: Chunk) -> None:
+    """Log what a run would infer again because the settings have changed."""
+    earlier = JournalSettings.last(layout) if config.data.resume else None
+    if earlier is None:
+        return
+    stands_for = Fingerprint.of(config, layout, load_task(config))
+    now = JournalSettings.of(stands_for.folder(layout), stands_for.by_key, origin_of(config))
+    index = read_index(now.folder)
+    pending = sum(any(index.find(*each) is None for each in entry.questions) for entry in chunk)
+    if pending:
+        warn_of_changes(now, earlier, pending, manifest.samples)
 
 
 def _look(

@@ -12,8 +12,7 @@ its *request digest*:
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,47 +20,94 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from video_pipeline.errors import TaskError
+from video_pipeline.model_files import model_files
 
 if TYPE_CHECKING:
     from video_pipeline.config import Config
     from video_pipeline.tasks.base import Task
 
-# Engine arguments that change speed, memory or logging, but not what is answered. Names from
-# vLLM 0.32's EngineArgs. Anything not listed here changes the fingerprint: rather infer once too
-# often than mix the answers of two settings.
+# Engine arguments that change speed, memory, logs or addresses, but not what is answered. Names
+# from vLLM 0.32's EngineArgs. Anything not listed here changes the fingerprint: rather infer once
+# too often than mix the answers of two settings.
 NEUTRAL_ENGINE_ARGUMENTS = frozenset(
     {
+        "aggregate_engine_logging",
         "async_scheduling",
         "block_size",
+        "collect_detailed_traces",
         "compilation_config",
+        "cpu_distributed_timeout_seconds",
         "cpu_offload_gb",
         "cudagraph_capture_sizes",
+        "cudagraph_metrics",
+        "custom_histogram_buckets",
+        "data_parallel_address",
+        "data_parallel_backend",
+        "data_parallel_rpc_port",
         "data_parallel_size",
+        "device_ids",
         "disable_log_stats",
         "distributed_executor_backend",
+        "distributed_timeout_seconds",
         "download_dir",
         "enable_chunked_prefill",
+        "enable_layerwise_nvtx_tracing",
         "enable_log_requests",
+        "enable_logging_iteration_details",
+        "enable_mfu_metrics",
+        "enable_mm_processor_stats",
         "enable_prefix_caching",
         "enforce_eager",
         "gpu_memory_utilization",
+        "hf_token",
+        "jit_monitor_mode",
+        "jit_monitor_verbose",
         "kv_cache_memory_bytes",
+        "kv_cache_metrics",
+        "kv_cache_metrics_sample",
+        "log_config_file",
+        "log_level",
+        "logging_config",
+        "master_addr",
+        "master_port",
+        "max_cpu_loras",
         "max_cudagraph_capture_size",
         "max_model_len",
+        "max_num_active_seqs",
         "max_num_batched_tokens",
+        "max_num_queued_reqs",
+        "max_num_queued_tokens",
+        "max_num_scheduled_tokens",
         "max_num_seqs",
         "max_parallel_loading_workers",
         "mm_encoder_tp_mode",
+        "mm_ipc_gpu_memory_gb",
         "mm_processor_cache_gb",
         "mm_processor_cache_type",
+        "mm_shm_cache_max_object_size_mb",
         "mm_tensor_ipc",
+        "node_rank",
         "num_gpu_blocks_override",
+        "numa_bind",
+        "numa_bind_cpus",
+        "numa_bind_nodes",
+        "otlp_traces_endpoint",
+        "per_request_spec_decode_metrics",
         "pipeline_parallel_size",
+        "profiler_config",
+        "ray_workers_use_nsight",
+        "renderer_num_workers",
         "safetensors_load_strategy",
+        "safetensors_prefetch_block_size",
+        "safetensors_prefetch_num_threads",
         "scheduling_policy",
+        "served_model_name",
         "show_hidden_metrics_for_version",
+        "shutdown_timeout",
+        "skip_mm_profiling",
         "stream_interval",
         "tensor_parallel_size",
+        "use_tqdm_on_load",
     }
 )
 
@@ -139,82 +185,131 @@ def _replace_text(data: bytes, old: str, new: str) -> bytes:
     return orjson.dumps(new).join(pieces)
 
 
-def settings_digest(config: Config, in_messages: Collection[str] = ()) -> str:
-    """Digest of the settings that change an answer: 32 hex digits. ``in_messages`` names the
-    ``task_params`` that act on the task's messages alone: request digests hold what they do.
+BASELINE: dict[str, Any] = {
+    "vllm.allowed_local_media_path": "",
+    "vllm.config_format": "auto",
+    "vllm.dtype": "auto",
+    "vllm.generation_config": "auto",
+    "vllm.kv_cache_dtype": "auto",
+    "vllm.load_format": "auto",
+    "vllm.logprobs_mode": "raw_logprobs",
+    "vllm.model_impl": "auto",
+    "vllm.runner": "auto",
+    "vllm.seed": 0,
+    "vllm.skip_tokenizer_init": False,
+    "vllm.tokenizer_mode": "auto",
+    "vllm.trust_remote_code": False,
+    "vision.fps": 2.0,
+    "vision.max_frames": 256,
+    "vision.max_pixels": 768 * 28 * 28,
+    "vision.min_pixels": 16 * 28 * 28,
+    "vision.resize": "native",
+    "vision.decoder": "cpu",
+    "vision.total_pixels": 20480 * 28 * 28,
+    "sampling.temperature": 0.0,
+    "sampling.max_tokens": 512,
+    "sampling.frequency_penalty": 0.0,
+    "sampling.ignore_eos": False,
+    "sampling.min_p": 0.0,
+    "sampling.min_tokens": 0,
+    "sampling.n": 1,
+    "sampling.presence_penalty": 0.0,
+    "sampling.repetition_penalty": 1.0,
+    "sampling.skip_special_tokens": True,
+    "sampling.spaces_between_special_tokens": True,
+    "sampling.top_k": 0,
+    "sampling.top_p": 1.0,
+    "run.engine": "vllm",
+    "run.simulated.output_tokens": 16,
+}
+"""What a fingerprint means where it says nothing. It stays as it is for ever: a new key comes in
+with the value that the version before it had, a default that changes stays here as it was, and so
+nobody's finished samples are inferred again. Of a key that is not here, that value is null."""
 
-    A local model is known by the names, sizes and modification times of its files; a model of the
-    hub by its name and ``vllm.revision``.
+_PATHS = ("tokenizer", "hf_config_path")
+"""Engine arguments that may name a folder, which is then known by its files."""
+
+
+def settings_of(
+    config: Config, in_messages: Collection[str] = (), commit: str | None = None
+) -> dict[str, Any]:
+    """The settings that change an answer and differ from :data:`BASELINE`, by their keys, such as
+    ``vision.fps``. ``in_messages`` names the ``task_params`` that act on the task's messages alone:
+    request digests hold what they do. ``commit`` is that of a model of the hub.
+
+    A local model or adapter is known by what its files hold, see
+    :func:`video_pipeline.model_files.model_files`; a model of the hub by its name and ``commit``
+    (without one by ``vllm.revision``).
     """
-    settings = _settings(config, in_messages)
-    engine = settings["engine"]
+    settings = _plain_settings(config)
+    for name in in_messages:
+        settings.pop(f"task_params.{name}", None)
     if config.run.engine == "vllm":
-        engine["model_files"] = _model_files(Path(config.vllm.model))
-        if engine["model_files"] is not None:
-            del engine["arguments"]["model"]  # its files know it, wherever they lie
+        files = model_files(Path(config.vllm.model))
+        if files is not None or commit is not None:
+            settings["vllm.model"] = files or {config.vllm.model: commit}
+            settings.pop("vllm.revision", None)
         if config.vllm.lora_path is not None:
-            engine["lora_files"] = _model_files(config.vllm.lora_path)
-    return _settings_digest(settings)
+            settings["vllm.lora_path"] = model_files(config.vllm.lora_path)
+        for name in _PATHS:
+            path = config.vllm.arguments.get(name)
+            if isinstance(path, str) and (files := model_files(Path(path))) is not None:
+                settings[f"vllm.{name}"] = files
+    return settings
 
 
-def plain_settings_digest(config: Config) -> str:
-    """Digest of the same settings as they are written down: no file is looked at, and all
-    ``task_params``, the dataset, the plugins and what becomes of an answer count."""
-    settings = _settings(config, ())
-    if config.run.engine == "vllm":
-        settings["lora_path"] = str(config.vllm.lora_path)
-    run = {name: getattr(config.run, name) for name in ("dataset", "plugins", "truncated")}
-    named = ("id_field", "video_field", "video_root")
-    data = config.data.model_dump(mode="json", include=set(named))
-    return _settings_digest({**settings, **run, "data": data})
+def written_settings(config: Config) -> dict[str, Any]:
+    """The same settings as they are written down: no file is looked at, and all ``task_params``,
+    the dataset, the plugins, what becomes of an answer and how samples are named count."""
+    settings = _plain_settings(config)
+    for section, names in _WRITTEN.items():
+        values = getattr(config, section).model_dump(mode="json", include=set(names))
+        settings.update({f"{section}.{name}": values[name] for name in names})
+    return settings
 
 
-def _settings(config: Config, in_messages: Collection[str]) -> dict[str, Any]:
-    engine: dict[str, Any] = {"kind": config.run.engine}
+_WRITTEN = {
+    "run": ("dataset", "plugins", "truncated"),
+    "data": ("id_field", "video_field", "video_root"),
+}
+
+
+def _plain_settings(config: Config) -> dict[str, Any]:
+    given: dict[str, Any] = {"run.engine": config.run.engine}
     if config.run.engine == "simulated":
-        engine["output_tokens"] = config.run.simulated.output_tokens
+        given["run.simulated.output_tokens"] = config.run.simulated.output_tokens
     else:
-        engine["arguments"] = {
-            name: value
-            for name, value in config.vllm.arguments.items()
+        arguments = config.vllm.model_dump(mode="json")
+        given.update(
+            (f"vllm.{name}", value)
+            for name, value in arguments.items()
             if name not in NEUTRAL_ENGINE_ARGUMENTS
-        }
-    vision = config.vision.model_dump(exclude={"decoder"})
-    if config.vision.decoder != "cpu":
-        vision["decoder"] = "nvdec"  # with either, some videos are decoded on the CPU
-    return {
-        "engine": engine,
-        "vision": vision,
-        "sampling": config.sampling.model_dump(),
-        "params": {k: v for k, v in config.task_params.items() if k not in in_messages},
-    }
+        )
+    sections = {"vision": config.vision.model_dump(), "sampling": config.sampling.model_dump()}
+    for section, values in sections.items():
+        given.update((f"{section}.{name}", value) for name, value in values.items())
+    if config.vision.decoder == "auto":
+        given["vision.decoder"] = "nvdec"  # with either, some videos are decoded on the CPU
+    settings = {name: value for name, value in given.items() if value != BASELINE.get(name)}
+    params = {f"task_params.{name}": value for name, value in config.task_params.items()}
+    return {**settings, **params}
 
 
-def _settings_digest(settings: dict[str, Any]) -> str:
-    return _digest(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """Digest of settings: 32 hex digits."""
+    return _digest(orjson.dumps(settings, option=_ANY_NAMES))
 
 
-def fingerprint(settings: str, dataset_name: str, dataset_version: int, reader_version: int) -> str:
-    """Digest of everything but the sample that changes an answer: 32 hex digits. ``settings`` is
-    the :func:`settings_digest`."""
-    return _digest(orjson.dumps([settings, dataset_name, dataset_version, reader_version]))
+_ANY_NAMES = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
 
 
-def _model_files(folder: Path) -> list[list[Any]] | None:
-    if not folder.is_dir():
-        return None
-    entries = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            path = os.path.join(parent, name)
-            place = os.path.relpath(path, folder)
-            if os.path.exists(path):
-                status = os.stat(path)
-                entries.append([place, status.st_size, status.st_mtime_ns])
-            else:  # a dangling link
-                entries.append([place, None, None])
-    return entries
+def fingerprint(
+    settings: Mapping[str, Any], dataset_name: str, dataset_version: int, reader_version: int
+) -> str:
+    """Digest of everything but the sample that changes an answer: 32 hex digits. ``settings`` are
+    the :func:`settings_of` the run."""
+    digest = settings_digest(settings)
+    return _digest(orjson.dumps([digest, dataset_name, dataset_version, reader_version]))
 
 
 def _replace(value: Any, old: Any, new: Any) -> Any:

@@ -18,7 +18,8 @@ from video_pipeline.chunks import Question
 from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, EnvironmentFault, TaskError, UserError
 from video_pipeline.files import write_text
-from video_pipeline.identity import settings_digest
+from video_pipeline.hub import with_commit
+from video_pipeline.identity import settings_digest, settings_of
 from video_pipeline.journal import (
     Finished,
     JournalIndex,
@@ -83,12 +84,14 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int, only_publish
         refuse_live_writers(layout, of_other_plans=True)
         layout.remove_leftovers(rank)
         manifest = Manifest.of(config, layout)
-        if manifest.settings != settings_digest(config, task.in_messages):
+        settings = settings_of(config, task.in_messages, manifest.commit)
+        if manifest.settings != settings_digest(settings):
             raise UserError(
                 "the files of the model have changed since the input was split "
                 f"({layout.manifest}); {SPLIT_AGAIN}"
             )
         check_code(manifest.origin["files"], config)
+        config = with_commit(config, manifest.commit)
         shard = Shard(config, layout, rank, manifest, task)
         if not manifest.rank_pending[rank]:
             with suppress(Unfinished):  # then something was opened again, or is gone

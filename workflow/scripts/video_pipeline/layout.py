@@ -193,6 +193,11 @@ class Layout:
         """The folder of the journals, one folder in it for each fingerprint."""
         return self.output.parent / ".journal" / self.stem
 
+    @property
+    def commits(self) -> Path:
+        """The commits of models of the hub, see :mod:`video_pipeline.hub`."""
+        return self.journal / "commits.json"
+
     def log(self, name: str) -> Path:
         """The log of one rule, relative to the working directory."""
         return Path("logs") / self.stem / f"{name}.log"

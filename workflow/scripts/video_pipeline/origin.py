@@ -14,10 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from video_pipeline import versions
+from video_pipeline.changes import describe, different
 from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.files import Seal, why_not_there
-from video_pipeline.identity import plain_settings_digest
+from video_pipeline.identity import written_settings
 from video_pipeline.layout import Layout
 from video_pipeline.plugins import plugin_files
 from video_pipeline.tasks.prompts import prompt_files
@@ -87,9 +91,14 @@ def origin_of(config: Config) -> dict[str, Any]:
     return {
         "input": str(config.data.input_jsonl),
         "task": config.run.task,
-        "settings": plain_settings_digest(config),
+        "settings": _as_json(written_settings(config)),
         "files": {str(path): file_digest(path) for path in files},
     }
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` as they are read back."""
+    return orjson.loads(orjson.dumps(settings, option=orjson.OPT_NON_STR_KEYS))
 
 
 def code_files(config: Config) -> list[Path]:
@@ -122,18 +131,45 @@ def file_digest(path: Path) -> str | None:
 
 def what_changed(config: Config, layout: Layout) -> list[str]:
     """In what the chunks or the output that are there differ from what ``config`` says: ``input``,
-    ``task``, ``settings`` and the paths of files. Empty if in nothing. Snakemake alone may not see
-    it: a file can be older than what it replaces, and what it remembers of its last run can be
-    gone."""
+    ``task``, the keys of settings (with their values where these are short) and the paths of
+    files. Empty if in nothing. Snakemake alone may not see it: a file can be older than what it
+    replaces, and what it remembers of its last run can be gone."""
     input_jsonl = config.data.input_jsonl
     recorded = [_recorded(path) for path in (layout.manifest, layout.summary)]
     if not any(recorded) or not input_jsonl.exists():  # a stage before it has to write it
         return []
-    now, changed = _flat(origin_of(config)), set()
+    now, changed = _flat(origin_of(config)), {}
+    if (manifest := _read(layout.manifest)) and manifest.get("version") != versions.CHUNKS:
+        versions.check_version(layout.manifest, manifest.get("version"), versions.CHUNKS)
+        changed["version"] = "the version of the chunks"
     for origin in filter(None, recorded):
         then = _flat(origin)
-        changed |= {name for name in now | then if now.get(name) != then.get(name)}
-    return sorted(changed)
+        changed.update(zip(names := different(then, now), describe(names, then, now), strict=True))
+    return [changed[name] for name in sorted(changed)]
+
+
+_NOTHING_ASKED = ("input", "run.truncated", "run.plugins")
+"""What may change without another question for the model."""
+
+
+def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
+    """What becomes of the answers that are there, now that ``changed`` differs
+    (:func:`what_changed`); empty if there are none, or no other question comes of it."""
+    from video_pipeline.journal import count_answers  # imports numpy
+
+    harmless = (*_NOTHING_ASKED, str(config.data.input_jsonl))
+    recorded = next(filter(None, map(_read, (layout.summary, layout.manifest))), {})
+    if all(name.startswith(harmless) for name in changed) or "journal" not in recorded:
+        return ""
+    samples = recorded["samples"]
+    total = samples["distinct"] if isinstance(samples, dict) else samples
+    answers = count_answers(Path(recorded["journal"]))
+    if not answers:
+        return ""
+    return (
+        f"up to {total:,} of {total:,} samples will be inferred again; {answers:,} answers stay "
+        "under the old settings. The log of split says how many, before the output is replaced"
+    )
 
 
 def output_is_damaged(layout: Layout) -> bool:
@@ -155,14 +191,23 @@ def output_is_damaged(layout: Layout) -> bool:
 
 
 def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{name: origin[name] for name in origin if name != "files"}, **origin["files"]}
+    """By ``input``, ``task``, the keys of settings and the paths of files."""
+    settings = origin["settings"]
+    if not isinstance(settings, dict):  # an earlier version wrote their digest
+        settings = {"settings": "of an earlier version"}
+    return {"input": origin["input"], "task": origin["task"], **settings, **origin["files"]}
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:
+    return _read(path).get("origin")
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("origin")
-    except (OSError, ValueError, AttributeError):
-        return None
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> None:
@@ -182,8 +227,10 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
                 f"{now[name]}; {SPLIT_AGAIN}"
             )
     if recorded["settings"] != now["settings"]:
+        changed = different(_flat(recorded), _flat({**now, "files": recorded["files"]}))
         raise UserError(
-            f"the settings have changed since the input was split ({path}); {SPLIT_AGAIN}"
+            f"the settings have changed since the input was split ({path}): "
+            f"{', '.join(changed)}; {SPLIT_AGAIN}"
         )
     digest = recorded["files"].get(now["input"])
     if digest != now["files"][now["input"]]:

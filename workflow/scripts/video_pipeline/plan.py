@@ -15,6 +15,10 @@ from pathlib import Path
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.files import write_text
+from video_pipeline.versions import check_version
+
+VERSION = 1
+"""Of the file of a plan."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,12 @@ class Plan:
     Attributes:
         num_shards: How many chunks, and so inference jobs.
         run_id: Names the journal of this invocation where ``data.resume`` is false, else empty.
+        version: Of the file.
     """
 
     num_shards: int
     run_id: str = ""
+    version: int = VERSION
 
     def write(self, path: Path) -> None:
         """Write the plan, at once."""
@@ -96,7 +102,10 @@ def job_threads(cores: int | None, at_once: int, *, gpus_bind: bool) -> int:
 def read_plan(path: Path) -> Plan | None:
     """The plan that an earlier invocation wrote, None if there is none."""
     try:
-        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            check_version(path.absolute(), values.get("version"), VERSION)
+        plan = Plan(**values)
         if type(plan.num_shards) is not int or plan.num_shards < 1:
             raise ValueError(f"num_shards: {plan.num_shards!r}")
         return plan

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import orjson
 
+from video_pipeline import versions
 from video_pipeline.balance import (
     BATCH,
     Balance,
@@ -30,9 +31,10 @@ from video_pipeline.balance import (
     sorted_with_positions,
 )
 from video_pipeline.budget import check_budget_of_model
+from video_pipeline.changes import JournalSettings, consequences
 from video_pipeline.chunks import Chunk, ChunkEntry, finished_line, not_of_this_split
 from video_pipeline.config import Config
-from video_pipeline.errors import UserError
+from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.files import (
     EMPTY,
     Seal,
@@ -42,12 +44,14 @@ from video_pipeline.files import (
     sync_tree,
     write_text,
 )
-from video_pipeline.identity import content_key, fingerprint, settings_digest
+from video_pipeline.hub import known_commit, resolve_commit
+from video_pipeline.identity import content_key, fingerprint, settings_digest, settings_of
 from video_pipeline.journal import (
     ATTEMPTS,
     NOWHERE,
     JournalIndex,
     attempt_prefix,
+    count_answers,
     location_at,
     read_index,
 )
@@ -79,7 +83,8 @@ class Manifest:
         num_shards: Chunks, one for each rank.
         task: Name of the task.
         journal: Folder of the journal, relative to the working directory.
-        settings: Digest of the settings that the journal stands for.
+        settings: Digest of the settings that the journal stands for, without the dataset.
+        commit: Of the model, where it is one of the hub.
         origin: What the samples come from, see :func:`video_pipeline.origin.origin_of`.
         lines: Lines of the input that are not blank.
         samples: Distinct samples.
@@ -95,6 +100,7 @@ class Manifest:
         sample_fields: Fields of a sample that the dataset reads, beside the messages.
         order: What the file of the order holds.
         chunks: What the chunk of each rank holds.
+        version: Of the manifest, the order and the chunks.
     """
 
     split_id: str
@@ -102,6 +108,7 @@ class Manifest:
     task: str
     journal: str
     settings: str
+    commit: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     lines: int = 0
     samples: int = 0
@@ -117,6 +124,7 @@ class Manifest:
     sample_fields: list[str] = field(default_factory=list)
     order: Seal = EMPTY
     chunks: list[Seal] = field(default_factory=list)
+    version: int = versions.CHUNKS
 
     @property
     def counts(self) -> dict[str, int]:
@@ -185,13 +193,19 @@ class Manifest:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            versions.check_version(path, values.get("version"), versions.CHUNKS)
+            if values.get("version") != versions.CHUNKS:
+                raise UserError(
+                    f"{path}: written by an earlier version of video-pipeline; {SPLIT_AGAIN}. "
+                    "Nothing is inferred twice"
+                )
             chunks = [Seal(*seal) for seal in values["chunks"]]
             return cls(**{**values, "order": Seal(*values["order"]), "chunks": chunks})
         except FileNotFoundError:
             raise UserError(
                 f"{path} is missing: the input was not split into these chunks"
             ) from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise not_of_this_split(path) from None
 
 
@@ -222,12 +236,15 @@ def _split(
     num_processes: int,
     progress: Progress,
 ) -> Manifest:
+    commit = resolve_commit(config, layout)
     if num_processes > 1 and _is_large(config.data.input_jsonl):
         # torch stays in a process of its own: it would be half of what this one holds
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            journal, reading = pool.submit(_look_at_dataset, config, layout, run_id).result()
+            stands_for, reading = pool.submit(_look_at_dataset, config, layout).result()
     else:
-        journal, reading = _look_at_dataset(config, layout, run_id)
+        stands_for, reading = _look_at_dataset(config, layout)
+    journal = stands_for.folder(layout, run_id)
+    earlier = None if run_id else JournalSettings.last(layout)
     if reading.needs_video:
         check_budget_of_model(config)
     index = read_index(journal)
@@ -236,7 +253,8 @@ def _split(
         num_shards=layout.num_shards,
         task=task.name,
         journal=str(journal),
-        settings=settings_digest(config, task.in_messages),
+        settings=settings_digest(stands_for.settings),
+        commit=commit,
         origin=origin_of(config),
         journal_files=index.files,
         expanded=reading.expands,
@@ -286,9 +304,13 @@ def _split(
             os.replace(entry, layout.chunks / entry.name)
         sync_folder(layout.chunks)
         write_text(layout.manifest, json.dumps(asdict(manifest), indent=2) + "\n")
+        settings = JournalSettings.of(journal, stands_for.by_key, manifest.origin)
+        settings.write()
     finally:
         shutil.rmtree(scratch)
     _log(manifest, balance)
+    if earlier is not None and manifest.pending:
+        warn_of_changes(settings, earlier, manifest.pending, manifest.samples)
     return manifest
 
 
@@ -571,26 +593,77 @@ def _log(manifest: Manifest, balance: Balance) -> None:
     )
 
 
+def warn_of_changes(
+    now: JournalSettings, earlier: JournalSettings, pending: int, samples: int
+) -> None:
+    """Log what has changed since the split before this one, and what that costs."""
+    if not (changed := now.changes(earlier)):
+        return
+    answers = count_answers(earlier.folder)
+    if now.folder == earlier.folder:
+        answers = max(0, answers - (samples - pending))
+    same_input = now.input == earlier.input
+    logger.warning(consequences(changed, pending, samples, answers, same_input=same_input))
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a journal stands for.
+
+    Attributes:
+        settings: See :func:`video_pipeline.identity.settings_of`.
+        dataset: Name of the dataset.
+        dataset_version: Its version.
+        reader_version: That of the reader of videos.
+    """
+
+    settings: dict[str, Any]
+    dataset: str
+    dataset_version: int
+    reader_version: int
+
+    @property
+    def by_key(self) -> dict[str, Any]:
+        """All of it, by the names that users know."""
+        return {
+            **self.settings,
+            "dataset": self.dataset,
+            "dataset_version": self.dataset_version,
+            "reader_version": self.reader_version,
+        }
+
+    def folder(self, layout: Layout, run_id: str = "") -> Path:
+        """The folder of the journal."""
+        name = fingerprint(self.settings, self.dataset, self.dataset_version, self.reader_version)
+        return layout.journal / (f"{name}-{run_id}" if run_id else name)
+
+    @classmethod
+    def of(cls, config: Config, layout: Layout, task: Task) -> Fingerprint:
+        """What the journal of ``config`` stands for, as far as the commit of its model is known."""
+        from video_pipeline.data.registry import dataset_of  # imports torch
+        from video_pipeline.video import READER_VERSION
+
+        return cls(
+            settings_of(config, task.in_messages, known_commit(config, layout)),
+            config.run.dataset or task.dataset_name,
+            dataset_of(config, task).version,
+            READER_VERSION,
+        )
+
+
 def journal_folder(config: Config, layout: Layout, task: Task, run_id: str) -> Path:
     """The folder of the journal that this configuration writes to."""
-    from video_pipeline.data.registry import dataset_of  # imports torch
-    from video_pipeline.video import READER_VERSION
-
-    dataset = config.run.dataset or task.dataset_name
-    version = dataset_of(config, task).version
-    settings = settings_digest(config, task.in_messages)
-    name = fingerprint(settings, dataset, version, READER_VERSION)
-    return layout.journal / (f"{name}-{run_id}" if run_id else name)
+    return Fingerprint.of(config, layout, task).folder(layout, run_id)
 
 
-def _look_at_dataset(config: Config, layout: Layout, run_id: str) -> tuple[Path, Reading]:
+def _look_at_dataset(config: Config, layout: Layout) -> tuple[Fingerprint, Reading]:
     from video_pipeline.data.registry import check_params, dataset_of  # imports torch
 
     task = load_task(config)
     dataset = dataset_of(config, task)
     check_params(config, task, dataset)
     reading = Reading.of(dataset)
-    return journal_folder(config, layout, task, run_id), reading
+    return Fingerprint.of(config, layout, task), reading
 
 
 def refuse_live_writers(layout: Layout, *, of_other_plans: bool = False) -> None:

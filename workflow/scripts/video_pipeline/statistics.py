@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from video_pipeline.files import write_text
 from video_pipeline.journal import ATTEMPTS, clean_text, split_of
+from video_pipeline.versions import check_version
 
 if TYPE_CHECKING:
     from video_pipeline.data.workers import Prepared
@@ -289,7 +290,7 @@ class JobStatistics:
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**values, "series": self.series.as_dict()}
+        return {"version": VERSION, **values, "series": self.series.as_dict()}
 
     def snapshot(self) -> tuple[float, str]:
         """For :meth:`StatisticsFile.write`: ``lasted``, and the content of the file."""
@@ -316,8 +317,17 @@ class StatisticsFile:
                 write_text(self.path, text)
 
 
-_NEW = {"model": "", "quantization": None, "card": None, "peak_flops": None, "flops": None}
-"""What the attempts of earlier versions did not write down."""
+VERSION = 1
+"""Of the files of statistics."""
+
+
+def _completed(job: dict[str, Any]) -> dict[str, Any]:
+    """``job``, with what an earlier version did not write down, as if it had been nothing."""
+    blank = JobStatistics(0, 0, host="", started_at=0.0).as_dict()
+    job = {**blank, **job}
+    for name in ("histograms", "limits"):
+        job[name] = {**blank[name], **job[name]}
+    return job
 
 
 def read_statistics(journal: Path, splits: Collection[str] | None = None) -> list[dict[str, Any]]:
@@ -328,10 +338,12 @@ def read_statistics(journal: Path, splits: Collection[str] | None = None) -> lis
         if splits is not None and split_of(path.name) not in splits:
             continue
         try:
-            found.append({**_NEW, **json.loads(path.read_text(encoding="utf-8"))})
+            job = json.loads(path.read_text(encoding="utf-8"))
+            check_version(path, job.get("version"), VERSION)
+            found.append(_completed(job))
         except FileNotFoundError:
             continue  # pruned meanwhile
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:
             logger.warning("%s is damaged, what it counted is left out: %s", path, error)
     return sorted(found, key=lambda attempt: attempt["started_at"])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
+from video_pipeline.faults import failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def fetch_weights(config: Config) -> Path:
     """Fetch what is not here yet of the model's weights and processor; returns the folder of the
     weights. With ``HF_HUB_OFFLINE`` it only looks whether they are here.
 
-    Raises :class:`UserError` where they cannot be had, and says what to do.
+    Raises :class:`UserError` where they are not available, and says what to do;
+    :class:`EnvironmentFault` where the hub or the network is at fault.
     """
     from huggingface_hub import snapshot_download
 
@@ -62,8 +64,8 @@ def fetch_weights(config: Config) -> Path:
         got = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=names)
     except (OSError, ValueError) as error:
         why = str(error).rstrip(".")
-        raise UserError(
-            f"vllm.model: the hub does not give {model}: {why}. {_advice(config, error)}"
+        raise failure_of(
+            error, f"vllm.model: the hub does not give {model}: {why}. {_advice(config, error)}"
         ) from error
     missing = [name for name in names if not Path(got, name).exists()]
     if missing or not names:

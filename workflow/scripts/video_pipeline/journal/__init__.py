@@ -399,6 +399,11 @@ def count_records(path: Path) -> Counter[str]:
     return Counter({kind.decode(): count for kind, count in kinds.items()})
 
 
+def count_answers(folder: Path) -> int:
+    """How many records of answers the journal in ``folder`` holds."""
+    return sum(count_records(path)["output_text"] for path in folder.glob(f"{ATTEMPTS}*.jsonl"))
+
+
 _OUTPUT_TEXT = b'","output_text":'
 _ERROR = b'","__error":'
 _REOPENED_FILE = re.compile(rb'","__reopens":"([^"\\]+)"\}')

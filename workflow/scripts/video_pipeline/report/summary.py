@@ -14,6 +14,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.files import Seal
 from video_pipeline.layout import Layout
 from video_pipeline.progress import duration
+from video_pipeline.versions import SUMMARY, check_version
 
 
 def read_summary(layout: Layout) -> dict[str, Any]:
@@ -23,10 +24,12 @@ def read_summary(layout: Layout) -> dict[str, Any]:
     """
     try:
         summary = json.loads(layout.summary.read_text(encoding="utf-8"))
+        check_version(layout.summary, summary.get("version"), SUMMARY)
         written = Seal(**summary["output_file"])
+        _check_complete(summary)
     except FileNotFoundError:
         raise UserError(f"{layout.summary} does not exist yet; run snakemake first") from None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(
             f"{layout.summary} is damaged, or was written by an earlier version. Remove it and run "
             "snakemake again; that infers again what an earlier version answered"
@@ -42,10 +45,25 @@ def read_summary(layout: Layout) -> dict[str, Any]:
     return summary
 
 
+_KEYS = ("task", "model", "samples", "usage", "cost", "throughput", "journal", "splits")
+_COUNTS = ("distinct", "ok", "error", "errors_by_stage", "truncated_at")
+_PACE = ("seconds", "videos_per_second", "tokens_per_second", "engine_busy_share")
+_COST = ("video_hours", "wall_seconds", "gpu_hours", "videos_per_second_per_gpu")
+
+
+def _check_complete(summary: dict[str, Any]) -> None:
+    for name in _KEYS:
+        summary[name]
+    for name in _COUNTS:
+        summary["samples"][name]
+
+
 def summary_table(path: Path) -> Table:
     """The table of the summary in ``path``."""
     summary = json.loads(path.read_text(encoding="utf-8"))
-    table = Table(title=plain(summary["output"]), show_header=False, title_justify="left")
+    table = Table(
+        title=plain(summary.get("output", path.name)), show_header=False, title_justify="left"
+    )
     table.add_column(style="dim")
     table.add_column(justify="right")
     for number, section in enumerate(_sections(summary)):
@@ -57,39 +75,39 @@ def summary_table(path: Path) -> Table:
 
 
 def _sections(summary: dict[str, Any]) -> list[list[tuple[str | Text, str | Text]]]:
-    samples, usage = summary["samples"], summary["usage"]
+    samples, usage = summary.get("samples", {}), summary.get("usage", {})
     counts: list[tuple[str | Text, str | Text]] = [
-        ("samples", f"{samples['distinct']:,}"),
-        ("answered", f"{samples['ok']:,}"),
-        ("failed", f"{samples['error']:,}"),
+        ("samples", _number(samples, "distinct")),
+        ("answered", _number(samples, "ok")),
+        ("failed", _number(samples, "error")),
     ]
     amber = "not dim yellow"
-    for stage, n in sorted(samples["errors_by_stage"].items()):
+    for stage, n in sorted(samples.get("errors_by_stage", {}).items()):
         if stage == "parse":
             counts.append(
                 (Text("  parse: fix it, the answers are there", amber), Text(f"{n:,}", amber))
             )
         else:
             counts.append((f"  {stage}", f"{n:,}"))
-    for key, n in sorted(samples["truncated_at"].items()):
+    for key, n in sorted(samples.get("truncated_at", {}).items()):
         counts.append((Text(f"cut off: raise {key}", amber), Text(f"{n:,}", amber)))
     for name, words in (("duplicates", "duplicate lines"), ("left_out", "left out")):
-        if samples[name]:
+        if samples.get(name):
             counts.append((words, f"{samples[name]:,}"))
     tokens = [
-        ("prompt tokens", f"{usage['prompt_tokens']:,}"),
-        ("answer tokens", f"{usage['completion_tokens']:,}"),
+        ("prompt tokens", _number(usage, "prompt_tokens")),
+        ("answer tokens", _number(usage, "completion_tokens")),
     ]
-    pace, cost = summary["throughput"], summary["cost"]
-    if "seconds" not in pace:
-        return [counts, tokens, [("this run", pace["bound"])]]
+    pace, cost = summary.get("throughput", {}), summary.get("cost", {})
+    if not (pace.keys() >= set(_PACE) and cost.keys() >= set(_COST)):
+        return [counts, tokens, [("this run", pace.get("bound", _UNKNOWN))]]
     unit = "GPU" if cost["gpu_hours"] else "job"
     spent = [
         ("video-hours", f"{cost['video_hours']:,.2f}"),
         ("wall time", duration(cost["wall_seconds"])),
         ("GPU-hours", f"{cost['gpu_hours']:,.2f}"),
-        *(("  of", plain(card)) for card in pace["cards"]),
-        ("bound", pace["bound"]),
+        *(("  of", plain(card)) for card in pace.get("cards", ())),
+        ("bound", pace.get("bound", _UNKNOWN)),
     ]
     running = [
         ("models running", duration(pace["seconds"])),
@@ -98,16 +116,24 @@ def _sections(summary: dict[str, Any]) -> list[list[tuple[str | Text, str | Text
         ("  tokens/s", f"{pace['tokens_per_second']:,.0f}"),
         *_of_a_card(pace),
         ("  engine busy", f"{pace['engine_busy_share']:.1%}"),
-        ("  decoding busy", f"{pace['decode_workers_load']:.1%}"),
+        ("  decoding busy", f"{pace.get('decode_workers_load', 0):.1%}"),
     ]
     return [counts, tokens, spent, running]
+
+
+_UNKNOWN = "not known"
+"""What an earlier version did not write down."""
+
+
+def _number(values: dict[str, Any], name: str) -> str:
+    return f"{values[name]:,}" if name in values else _UNKNOWN
 
 
 def _of_a_card(pace: dict[str, Any]) -> list[tuple[str, str]]:
     """What compares with the figures of others; nothing without a GPU."""
     rows = []
-    if (tokens := pace["prompt_tokens_per_second_per_gpu"]) is not None:
+    if (tokens := pace.get("prompt_tokens_per_second_per_gpu")) is not None:
         rows.append(("  prompt tokens/s per GPU", f"{tokens:,.0f}"))
-    if (share := pace["share_of_peak"]) is not None:
+    if (share := pace.get("share_of_peak")) is not None:
         rows.append(("  of the GPU's peak", f"{share:.1%}"))
     return rows

@@ -1,0 +1,122 @@
+"""The commit of a model of the hub: resolved once, kept, and the one that is loaded."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from helpers import samples
+from huggingface_hub import constants
+from video_pipeline import inference
+from video_pipeline.config import load_config
+from video_pipeline.errors import UserError
+from video_pipeline.hub import known_commit, resolve_commit, with_commit
+from video_pipeline.layout import Layout
+
+
+class Unreachable(Exception):
+    """As of the client's own HTTP library: no OSError."""
+
+
+OLD, NEW = "0" * 40, "1" * 40
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub, whose ``main`` tests move; ``asked`` are the names and revisions that were asked for.
+    None: it does not answer."""
+    hub = SimpleNamespace(main=OLD, asked=[])
+
+    def model_info(self, model, revision=None, timeout=None):
+        hub.asked.append((model, revision))
+        if hub.main is None:
+            raise Unreachable("no network")
+        return SimpleNamespace(sha=hub.main)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return hub
+
+
+def of(tmp_path, **vllm):
+    config = load_config(
+        {"data": {"output_jsonl": str(tmp_path / "out.jsonl")}, "vllm": {"model": "a/b", **vllm}}
+    )
+    return config, Layout.of(config, 1)
+
+
+def test_it_is_resolved_once(tmp_path, hub):
+    """What is pushed later is another model, and nobody's finished samples are inferred again."""
+    here = of(tmp_path)
+    assert known_commit(*here) is None
+    assert resolve_commit(*here) == OLD
+    hub.main = NEW
+    assert resolve_commit(*here) == known_commit(*here) == OLD
+    assert hub.asked == [("a/b", None)]
+    assert resolve_commit(*of(tmp_path, revision="v2")) == NEW
+    assert resolve_commit(*here) == OLD
+
+
+@pytest.mark.parametrize("model", [".", "s3://bucket/a", "/models/a/b", "a/b/c.gguf"])
+def test_a_model_that_is_not_of_the_hub_has_none(tmp_path, hub, model):
+    assert resolve_commit(*of(tmp_path, model=model)) is None
+    assert not hub.asked
+    assert not (tmp_path / ".journal").exists()
+
+
+def test_a_commit_in_the_configuration_is_the_commit(tmp_path, hub):
+    assert resolve_commit(*of(tmp_path, revision=NEW)) == NEW
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_without_a_network_the_cache_tells(tmp_path, hub, revision):
+    hub.main = None
+    here = of(tmp_path, revision=revision)
+    with pytest.raises(UserError, match=r"a/b is no folder here.*no network.*hf download a/b"):
+        resolve_commit(*here)
+    refs = tmp_path / "cache" / "models--a--b" / "refs"
+    refs.mkdir(parents=True)
+    (refs / (revision or "main")).write_text(NEW)
+    assert resolve_commit(*here) == NEW
+
+
+def test_what_is_written_down_and_damaged_is_said(tmp_path, hub):
+    config, layout = of(tmp_path)
+    resolve_commit(config, layout)
+    layout.commits.write_text("{")
+    with pytest.raises(UserError, match=r"commits\.json is damaged"):
+        resolve_commit(config, layout)
+
+
+def test_the_engine_loads_that_commit(tmp_path):
+    config, _ = of(tmp_path, revision="v2")
+    assert with_commit(config, NEW).vllm.arguments["revision"] == NEW
+    assert with_commit(config, None) is config
+    other = with_commit(of(tmp_path, tokenizer="c/d")[0], NEW).vllm.arguments
+    assert (other["revision"], other["tokenizer_revision"]) == (NEW, "main")
+
+
+def test_a_job_loads_the_commit_that_split_resolved(splitting, hub, monkeypatch):
+    """On a node that reaches no hub, and after somebody pushed."""
+    splitting.run.configure(run={"engine": "vllm"}, vllm={"model": "a/b"})
+    splitting(samples(2), 1)
+    assert splitting.manifest.commit == OLD
+    written = json.loads(splitting.layout.commits.read_text())
+    assert written == {"a/b@main": OLD}
+    hub.main = None
+    seen = []
+
+    def stop(shard):
+        seen.append(shard.config.vllm.arguments["revision"])
+        raise UserError("stop here")
+
+    monkeypatch.setattr(inference.Shard, "find_pending", stop)
+    with pytest.raises(UserError, match="stop here"):
+        inference.infer(splitting.run.config, splitting.layout, 0, 1)
+    assert seen == [OLD]
+    assert splitting().manifest.journal == str(
+        splitting.layout.journal / splitting.manifest.journal.rsplit("/", 1)[1]
+    )
