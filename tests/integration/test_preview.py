@@ -83,7 +83,7 @@ def test_what_the_model_sees_without_vllm(folder):
 
 def test_without_no_engine_it_says_that_vllm_is_missing(folder):
     printed = preview(folder, "--video", "h264.mp4", "--model", "model", succeeds=False)
-    assert "vLLM cannot be imported: no vLLM here. --no-engine shows everything" in printed
+    assert re.search(r"vLLM .* \(no vLLM here\).* --no-engine shows everything", printed)
 
 
 @pytest.mark.parametrize(

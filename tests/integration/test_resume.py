@@ -13,7 +13,7 @@ import psutil
 import pytest
 from helpers import PROJECT, USAGE, Run, keys, read_jsonl, samples, wait_until
 from video_pipeline.consolidation import consolidate, consolidate_partial
-from video_pipeline.errors import UserError
+from video_pipeline.errors import EnvironmentFault
 from video_pipeline.inference import Shard, infer
 from video_pipeline.journal import JournalWriter, attempt_prefix
 from video_pipeline.plan import Plan
@@ -287,7 +287,9 @@ def test_a_journal_that_changes_while_the_job_publishes(splitting, monkeypatch):
         publish(shard)
 
     monkeypatch.setattr(Shard, "publish", disturbed)
-    with pytest.raises(UserError, match=r"sample 0 has no record.*Run the same command again"):
+    with pytest.raises(
+        EnvironmentFault, match=r"sample 0 has no record.*Run the same command again"
+    ):
         infer(run.config, splitting.layout, 0, 1)
     assert run.reads() == {"3": 1}
     infer(run.config, splitting.layout, 0, 1, attempt=2)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from video_pipeline.engine.base import Engine
 
 
+class VllmUnfit(UserError):
+    """vLLM is not installed, or lacks what is used of it."""
+
+
 def modules_of(config: Config) -> list[str]:
     """What a process imports that prepares samples for the engine of ``run.engine``: for vLLM it
     takes 5 to 30 s."""
@@ -21,7 +25,7 @@ def modules_of(config: Config) -> list[str]:
 
 def create_engine(config: Config, *, with_videos: bool = True) -> Engine:
     """The engine of ``run.engine``, configured but not started; ``with_videos``: the longest video
-    must fit into its model. Raises :class:`UserError`, also for a vLLM that lacks what is used."""
+    must fit into its model. Raises :class:`UserError`, and :class:`VllmUnfit`."""
     if config.run.engine == "simulated":
         from video_pipeline.engine.simulated import SimulatedEngine
 
@@ -31,7 +35,7 @@ def create_engine(config: Config, *, with_videos: bool = True) -> Engine:
     except ImportError as error:
         installed, tried = installed_version(), known_names()["version"]
         what = "vLLM is not installed" if installed is None else f"vLLM {installed} does not fit"
-        raise UserError(
+        raise VllmUnfit(
             f"{what} ({error}). Tried: vLLM {tried}, with the packages that envs/gpu.txt and "
             "envs/cpu.txt list; envs/install.sh installs these"
         ) from error
