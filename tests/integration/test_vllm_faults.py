@@ -133,7 +133,7 @@ def answers():
             raise outcome
         if outcome is not None:
             completion = SimpleNamespace(text="A cat.", token_ids=[1, 2], finish_reason=outcome)
-            yield SimpleNamespace(outputs=[completion], prompt_token_ids=[1])
+            yield SimpleNamespace(outputs=[completion], prompt_token_ids=[1], num_cached_tokens=0)
 
     engine = object.__new__(vllm.VllmEngine)
     engine._llm = SimpleNamespace(generate=generate, errored=False)

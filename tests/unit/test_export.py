@@ -24,6 +24,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.export import dataset_card, export, size_category
 from video_pipeline.files import Seal, replacing_folder
 from video_pipeline.layout import Layout
+from video_pipeline.versions import SUMMARY
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "finish_reason": "stop"}
 ERROR = {"stage": "read", "type": "VideoReadError", "message": "moov atom not found"}
@@ -48,6 +49,7 @@ def exported(folder: Path, records: list[dict[str, Any]], **sections: dict[str, 
     cut_off = sum(usage.get("finish_reason") == "length" for usage in usages)
     truncated_at = {"sampling.max_tokens": cut_off} if cut_off else {}
     summary = {
+        "version": SUMMARY,
         "task": "ask",
         "model": "simulated",
         "samples": {
@@ -58,6 +60,7 @@ def exported(folder: Path, records: list[dict[str, Any]], **sections: dict[str, 
             "duplicates": 0,
         },
         "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+        **dict.fromkeys(("cost", "throughput", "journal", "splits")),  # not looked at
         "output_file": Seal.of(layout.output)._asdict(),
     }
     layout.summary.write_text(json.dumps(summary))
