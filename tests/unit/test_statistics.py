@@ -478,7 +478,7 @@ def test_a_run_counts_the_attempts_that_its_answers_came_from(splitting):
 def test_an_attempt_that_failed_before_its_first_answer_counts(splitting, monkeypatch):
     splitting(samples(3), 1)
     with monkeypatch.context() as patch:
-        patch.setattr(SimulatedEngine, "start", lambda self: 1 / 0)
+        patch.setattr(SimulatedEngine, "start", lambda self, folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             infer(splitting.run.config, splitting.layout, 0, threads=2)
     infer(splitting.run.config, splitting.layout, 0, threads=2)

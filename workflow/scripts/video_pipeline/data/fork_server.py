@@ -230,7 +230,7 @@ class Forked:
         with contextlib.suppress(EOFError, OSError):
             while self.pipe.poll(END_SECONDS):  # until its end closes
                 self.pipe.recv_bytes()
-        self.pipe.close()
+        # The pipe is not closed here: another thread may still wait for it, or end it, too.
         return self.wait(END_SECONDS)
 
     def wait(self, seconds: float) -> int | None:
