@@ -25,7 +25,7 @@ _TIMEOUT_SECONDS = 30
 def known_commit(config: Config, layout: Layout) -> str | None:
     """The commit that the journals of ``layout`` stand for. None of a model that has none (a
     folder, other storage than the hub), or where it was not resolved yet. Asks nobody."""
-    if not _is_on_hub(config):
+    if not _has_commit(config):
         return None
     revision = config.vllm.arguments.get("revision")
     if revision and _COMMIT.fullmatch(revision):
@@ -40,7 +40,7 @@ def resolve_commit(config: Config, layout: Layout) -> str | None:
     Raises :class:`UserError` where neither tells; :class:`EnvironmentFault` if the hub is at fault.
     """
     commit = known_commit(config, layout)
-    if commit is not None or not _is_on_hub(config):
+    if commit is not None or not _has_commit(config):
         return commit
     commit = _ask(config)
     commits = {**_commits(layout), _name(config): commit}
@@ -66,14 +66,20 @@ def with_commit(config: Config, commit: str | None) -> Config:
     return config.model_copy(update={"vllm": vllm})
 
 
-def _is_on_hub(config: Config) -> bool:
-    model, arguments = config.vllm.model, config.vllm.arguments
+def is_on_hub(config: Config) -> bool:
+    """Whether ``vllm.model`` names a model of the hub: it has the form of such a name, and nothing
+    of that name is here."""
+    model = config.vllm.model
     return (
         config.run.engine == "vllm"
         and _HUB_NAME.fullmatch(model) is not None
         and not Path(model).exists()
-        and not arguments.get("hf_config_path")  # vLLM would look for the commit there, too
     )
+
+
+def _has_commit(config: Config) -> bool:
+    # with hf_config_path vLLM would look for the commit there, too
+    return is_on_hub(config) and not config.vllm.arguments.get("hf_config_path")
 
 
 def _name(config: Config) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable
 from fnmatch import filter as matching
 from pathlib import Path
@@ -18,10 +17,9 @@ from pathlib import Path
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.faults import failure_of
+from video_pipeline.hub import is_on_hub
 
 logger = logging.getLogger(__name__)
-
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 _FORMATS = ("auto", "hf", "safetensors")
 """Values of ``vllm.load_format`` whose files are known here; what others need, vLLM fetches."""
@@ -34,13 +32,10 @@ _PATTERNS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")
 
 def is_fetched(config: Config) -> bool:
     """Whether there are weights to be fetched: those of a model that the hub has."""
-    model, format = config.vllm.model, config.vllm.arguments.get("load_format", "auto")
     return (
-        config.run.engine == "vllm"
-        and _HUB_NAME.fullmatch(model) is not None
-        and not model.endswith(".gguf")
-        and not Path(model).exists()
-        and format in _FORMATS
+        is_on_hub(config)
+        and not config.vllm.model.endswith(".gguf")
+        and config.vllm.arguments.get("load_format", "auto") in _FORMATS
         and not os.environ.get("VLLM_USE_MODELSCOPE")
     )
 

@@ -95,7 +95,7 @@ class ForkServer:
 
         Args:
             spec: crosses to the fork server as a pickle. Its ``preload()`` loads there what all
-                processes share, and must start no thread; its ``serve(preloaded, folder, pipe)`` is
+                processes share, and must start no thread; its ``serve(preloaded, number, pipe)`` is
                 the main function of a decode process, whose ``preloaded`` is None where that could
                 not be shared.
         """

@@ -381,11 +381,10 @@ def _receive(process: Forked, seconds: float) -> Any:
         if not process.pipe.poll(seconds):
             raise TimeoutError(f"no sign of life for {seconds:g} s")
         return process.pipe.recv()
-    except EOFError:
+    except TimeoutError:
+        raise
+    except (EOFError, OSError):
         pass
-    except OSError as error:
-        if isinstance(error, TimeoutError):
-            raise
     code = process.wait(END_SECONDS)
     if code is None:
         code = process.kill()  # it closed its end of the pipe and lives on
