@@ -157,6 +157,10 @@ class Data(Section):
             )
         return self
 
+    def decode_processes(self, threads: int) -> int:
+        """How many a job with so many cores has."""
+        return max(1, threads - 1) if self.num_workers == "auto" else self.num_workers
+
 
 class Vision(Section):
     """How many frames of which size the model sees: keys of the video item that

@@ -106,7 +106,7 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int, only_publish
             )
         if len(shard.pending):
             logger.info("rank %d: %d of %d samples pending", rank, len(shard.pending), len(shard))
-            num_workers = _num_workers(config, threads)
+            num_workers = config.data.decode_processes(threads)
             share_cores(threads - num_workers)
             with gpus.lease_for(config) as held, job_processes() as folder:
                 from video_pipeline.streaming import run_stream
@@ -125,12 +125,6 @@ def share_cores(cores: int) -> None:
     """
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores))
     os.environ["OMP_WAIT_POLICY"] = "passive"
-
-
-def _num_workers(config: Config, threads: int) -> int:
-    if config.data.num_workers != "auto":
-        return config.data.num_workers
-    return max(1, threads - 1)
 
 
 class Unfinished(EnvironmentFault):

@@ -42,9 +42,7 @@ class JobMemory:
     @classmethod
     def of(cls, config: Config, threads: int) -> JobMemory:
         """The memory of a job with so many cores."""
-        workers = config.data.num_workers
-        if workers == "auto":
-            workers = max(1, threads - 1)
+        workers = config.data.decode_processes(threads)
         per_gpu = ENGINE_GB + float(config.vllm.arguments.get("cpu_offload_gb") or 0)
         engine = per_gpu * config.vllm.gpus_per_job if config.run.engine == "vllm" else 0.0
         shared = FORK_SERVER_GB if config.run.engine == "vllm" else 0.0
