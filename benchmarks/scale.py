@@ -292,7 +292,7 @@ def _finish_all(folder: Path) -> None:
     """Write an answer for every sample, as the inference jobs would."""
     from video_pipeline.chunks import Chunk
     from video_pipeline.journal import JournalWriter, attempt_prefix
-    from video_pipeline.sharding import Manifest
+    from video_pipeline.run.manifest import Manifest
 
     chunks = folder / "results" / ".chunks" / "out" / f"of-{RANKS}"
     manifest = Manifest.read(chunks / "manifest.json")
@@ -335,9 +335,9 @@ def _planning(folder: Path) -> tuple[float, float]:
 
 def _balance(num_ranks: int) -> tuple[float, float]:
     """Weight of the longest rank / the mean: as split deals, and by count."""
-    from video_pipeline.balance import Balance, deal
+    from video_pipeline.split.balance import BalanceReport, assign_ranks
 
     weights = np.random.default_rng(0).lognormal(2.5, SIGMA, HEAVY_TAILED).astype(np.float32)
-    balance = Balance("duration")
-    deal(weights, num_ranks, balance)
+    balance = BalanceReport("duration")
+    assign_ranks(weights, num_ranks, balance)
     return balance.longest, balance.longest_by_count

@@ -26,7 +26,7 @@ def main() -> None:
     from video_pipeline.data.workers import WorkerSpec, _Process
     from video_pipeline.engine import create_engine, modules_of
     from video_pipeline.layout import Layout
-    from video_pipeline.sharding import Manifest
+    from video_pipeline.run.manifest import Manifest
 
     path = Path(settings_of_this_process()["config"])
     config = load_config(path)

@@ -42,7 +42,7 @@ def here(run: Run, monkeypatch: pytest.MonkeyPatch, forget_plugins: None) -> Run
 @pytest.fixture(autouse=True)
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, who writes to an output is not given time to end."""
-    monkeypatch.setattr("video_pipeline.sharding.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("video_pipeline.run.writers.GRACE_SECONDS", 0.0)
 
 
 @pytest.fixture

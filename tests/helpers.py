@@ -20,7 +20,7 @@ import yaml
 from video_pipeline.config import Config, load_config
 from video_pipeline.journal import JournalWriter, attempt_prefix
 from video_pipeline.layout import Layout
-from video_pipeline.sharding import split
+from video_pipeline.split.split import split
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPTS = PROJECT / "workflow" / "scripts"

@@ -17,7 +17,7 @@ from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.data.seen import pictures
 from video_pipeline.errors import UserError
-from video_pipeline.samples import task_sample
+from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.video.reader import probe
 

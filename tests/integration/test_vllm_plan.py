@@ -8,7 +8,7 @@ import pytest
 import yaml
 from helpers import PROJECT, Run, read_jsonl
 from PIL import Image
-from video_pipeline.estimate import make_plan
+from video_pipeline.estimate.estimate import make_plan
 from video_pipeline.flops import ModelFlops
 from video_pipeline.layout import Layout
 from video_pipeline.testing.clips import write_clip

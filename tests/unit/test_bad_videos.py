@@ -27,7 +27,7 @@ from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.files import Seal
 from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
-from video_pipeline.sharding import split
+from video_pipeline.split.split import split
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video.reader import VideoReadError, probe, register_reader
 

@@ -9,9 +9,10 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import pytest
 from helpers import samples
-from video_pipeline import balance
-from video_pipeline.balance import BYTES_PER_SECOND, Balance, Weigher, deal
 from video_pipeline.config import Data
+from video_pipeline.split import balance, weights
+from video_pipeline.split.balance import BalanceReport, assign_ranks
+from video_pipeline.split.weights import BYTES_PER_SECOND, Weigher, known_weight
 from video_pipeline.testing.clips import write_clip
 
 
@@ -30,8 +31,8 @@ def test_ranks_end_together(monkeypatch, num_ranks, single, bundles):
     """Also where the lighter samples are dealt out in bundles, as of millions."""
     monkeypatch.setattr(balance, "_SINGLE", single)
     monkeypatch.setattr(balance, "_BUNDLES", bundles)
-    weights, report = heavy_tailed(10_000), Balance("duration")
-    ours = loads(weights, deal(weights, num_ranks, report), num_ranks)
+    weights, report = heavy_tailed(10_000), BalanceReport("duration")
+    ours = loads(weights, assign_ranks(weights, num_ranks, report), num_ranks)
     by_count = loads(weights, np.arange(10_000) % num_ranks, num_ranks)
     assert ours.max() / ours.mean() <= 1.03
     assert report.longest == pytest.approx(ours.max() / ours.mean())
@@ -43,23 +44,23 @@ def test_ranks_end_together(monkeypatch, num_ranks, single, bundles):
 def test_the_size_of_a_batch_changes_nothing(monkeypatch, single):
     monkeypatch.setattr(balance, "_SINGLE", single)
     monkeypatch.setattr(balance, "_BUNDLES", 100)
-    once, in_batches = Balance("duration"), Balance("duration")
-    ranks = deal(heavy_tailed(1000), 7, once)
+    once, in_batches = BalanceReport("duration"), BalanceReport("duration")
+    ranks = assign_ranks(heavy_tailed(1000), 7, once)
     monkeypatch.setattr(balance, "BATCH", 64)
-    assert deal(heavy_tailed(1000), 7, in_batches).tolist() == ranks.tolist()
+    assert assign_ranks(heavy_tailed(1000), 7, in_batches).tolist() == ranks.tolist()
     assert in_batches.longest == pytest.approx(once.longest)
 
 
 def test_the_heaviest_goes_where_least_is():
     """By hand: 9 | 7 + 2 | 6 + 3, 1 to the first of the least."""
     weights = np.array([2, 9, 3, 7, 1, 6], np.float32)
-    assert deal(weights, 3, Balance("size")).tolist() == [1, 0, 2, 1, 0, 2]
+    assert assign_ranks(weights, 3, BalanceReport("size")).tolist() == [1, 0, 2, 1, 0, 2]
 
 
 def test_unknown_weights_are_the_median():
     weights = np.array([math.nan, 1, 5, 100, math.nan], np.float32)
-    report = Balance("size")
-    ranks = deal(weights, 2, report)
+    report = BalanceReport("size")
+    ranks = assign_ranks(weights, 2, report)
     assert weights.tolist() == [5, 1, 5, 100, 5]
     assert report.unknown == 2
     assert ranks.tolist() == [1, 1, 1, 0, 1]
@@ -67,7 +68,7 @@ def test_unknown_weights_are_the_median():
 
 @pytest.mark.parametrize("weights", [[], [math.nan] * 5, [2.0] * 5])
 def test_nothing_to_go_by(weights):
-    ranks = deal(np.array(weights, np.float32), 2, Balance("size"))
+    ranks = assign_ranks(np.array(weights, np.float32), 2, BalanceReport("size"))
     assert ranks.tolist() == [0, 1, 0, 1, 0][: len(weights)]
 
 
@@ -89,7 +90,7 @@ class Fragile:
 
 
 def test_a_file_that_kills_its_reader_costs_only_itself(monkeypatch):
-    monkeypatch.setattr(balance, "ProcessPoolExecutor", Fragile)
+    monkeypatch.setattr(weights, "ProcessPoolExecutor", Fragile)
     files = [*map(str, range(100)), "bad", *map(str, range(101, 200))]
     with Weigher(Data(balance="duration"), 2) as weigher:
         found = weigher.weigh(files, np.full(200, math.nan), np.ones(200, bool), [""] * 200)
@@ -125,8 +126,8 @@ def test_what_was_looked_up_is_counted(tmp_path):
 
 def test_the_manifest_has_numbers_that_can_be_read():
     nothing = {"longest_by_count": 1.0, "looked_up": 0, "unknown": 0, "seconds": 0.0}
-    assert Balance("size").as_dict() == {"by": "size", "longest": 1.0, **nothing}
-    assert Balance("size", 1.234567).as_dict() == {"by": "size", "longest": 1.2346, **nothing}
+    assert BalanceReport("size").as_dict() == {"by": "size", "longest": 1.0, **nothing}
+    assert BalanceReport("size", 1.234567).as_dict() == {"by": "size", "longest": 1.2346, **nothing}
 
 
 # --- through split -----------------------------------------------------------------------------
@@ -219,4 +220,4 @@ def test_lengths_from_headers(splitting):
     ],
 )
 def test_what_a_sample_says(raw, by, weight):
-    assert balance.known_weight(raw, by) == pytest.approx(weight, nan_ok=True)
+    assert known_weight(raw, by) == pytest.approx(weight, nan_ok=True)

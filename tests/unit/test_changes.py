@@ -7,10 +7,10 @@ import logging
 
 import pytest
 from helpers import keys, samples
-from video_pipeline.changes import JournalSettings
-from video_pipeline.estimate import make_plan
+from video_pipeline.estimate.estimate import make_plan
 from video_pipeline.layout import Layout
-from video_pipeline.origin import what_changed, what_stays
+from video_pipeline.run.changes import JournalSettings
+from video_pipeline.run.origin import what_changed, what_stays
 
 DESCRIBE = {"task": "describe", "max_error_rate": 1.0}  # no file of a sample is there
 

@@ -15,11 +15,11 @@ from video_pipeline.export import export
 from video_pipeline.files import Seal
 from video_pipeline.inference import infer
 from video_pipeline.journal import split_of
-from video_pipeline.origin import output_is_damaged
 from video_pipeline.plan import Plan
 from video_pipeline.report.page import collect
 from video_pipeline.report.summary import read_summary
 from video_pipeline.retry import retry
+from video_pipeline.run.origin import output_is_damaged
 from video_pipeline.windows import CUT
 
 

@@ -15,7 +15,6 @@ import orjson
 import pytest
 from helpers import EXPAND, keys, read_jsonl, samples
 from PIL import Image
-from video_pipeline import estimate
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config, load_config
 from video_pipeline.data import prompt
@@ -23,7 +22,8 @@ from video_pipeline.data.prompt import TokenCount, count_tokens, processor_folde
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.errors import UserError
-from video_pipeline.estimate import (
+from video_pipeline.estimate import estimate
+from video_pipeline.estimate.estimate import (
     Counted,
     CountingPreparer,
     Findings,
@@ -36,8 +36,9 @@ from video_pipeline.estimate import (
 from video_pipeline.gpus import Device
 from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.layout import Layout
-from video_pipeline.samples import task_sample
-from video_pipeline.sharding import journal_folder, split
+from video_pipeline.run.run import Run
+from video_pipeline.samples.input import task_sample
+from video_pipeline.split.split import split
 from video_pipeline.statistics import JobStatistics, StatisticsFile
 from video_pipeline.tasks.base import WHOLE
 from video_pipeline.tasks.registry import load_task
@@ -297,7 +298,7 @@ def test_earlier_attempts_of_the_same_task_and_settings_give_the_rate(here):
         return _expected(of, layout, findings, 1.0)
 
     assert expected()["gpu_hours"] is None
-    journal = journal_folder(config, layout, load_task(config), "")
+    journal = Run(config, layout).journal()
     spent = {"prompt_tokens": 300, "completion_tokens": 100}
     spend(journal, 1, seconds=10.0, **spent)
     spend(journal, 2, seconds=15.0, gpus=2, **spent)  # 30 s of a GPU
@@ -350,7 +351,7 @@ def expected_of(here, monkeypatch):
 
 def test_the_rate_is_that_of_one_card(here, expected_of):
     """Of this machine's, or else of the card that was last used."""
-    journal = journal_folder(here.config, Layout.of(here.config, 0), load_task(here.config), "")
+    journal = Run(here.config, Layout.of(here.config, 0)).journal()
     spent = {"prompt_tokens": 300, "completion_tokens": 100, "gpus": 1}
     spend(journal, 1, seconds=10.0, card=L4, started_at=1.0, **spent)
     spend(journal, 2, seconds=1.0, card=H100, started_at=2.0, **spent)
@@ -384,7 +385,7 @@ def test_other_settings_of_the_same_model_give_the_rate_and_no_answers(here, exp
     assert "same model and other settings on NVIDIA H100 80GB HBM3" in plan["formula"]
     assert plan["completion_tokens_from"] == "sampling.max_tokens, the worst case"
     # attempts with these settings are better
-    journal = journal_folder(here.config, Layout.of(here.config, 0), load_task(here.config), "")
+    journal = Run(here.config, Layout.of(here.config, 0)).journal()
     spend(journal, 5, **same, **{**spent, "seconds": 20.0})
     assert expected_of()["tokens_per_second"] == 20
     assert "other settings" not in expected_of()["formula"]

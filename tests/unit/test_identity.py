@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import pytest
 from video_pipeline.config import load_config
 from video_pipeline.errors import TaskError
-from video_pipeline.identity import (
+from video_pipeline.run.fingerprint import (
     BASELINE,
     NEUTRAL_ENGINE_ARGUMENTS,
-    content_key,
     fingerprint,
-    request_digests,
     settings_digest,
     settings_of,
 )
+from video_pipeline.samples.identity import content_key, request_digests
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.describe import Describe
 from video_pipeline.tasks.structured_caption import StructuredCaption

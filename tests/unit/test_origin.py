@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
-from video_pipeline.origin import check_files, file_digest, origin_of
+from video_pipeline.run.origin import check_files, file_digest, origin_of
 
 
 @pytest.fixture

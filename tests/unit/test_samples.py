@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
-from video_pipeline.samples import (
+from video_pipeline.samples.input import (
     BadLines,
     InputReader,
     read_blocks,

@@ -17,10 +17,10 @@ from video_pipeline.export import export
 from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
 from video_pipeline.locks import try_lock
-from video_pipeline.origin import what_changed
 from video_pipeline.report.page import write_report
-from video_pipeline.scanning import scan
-from video_pipeline.sharding import Manifest
+from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.origin import what_changed
+from video_pipeline.split.scanning import scan
 
 
 def files_under(folder: Path) -> list[str]:
@@ -143,7 +143,7 @@ def test_both_lines_of_one_id_are_named(splitting):
 @pytest.mark.parametrize("id_field", ["id", None])
 def test_no_hash_decides_what_is_a_duplicate(splitting, monkeypatch, id_field):
     """All keys have the same hash."""
-    monkeypatch.setattr("video_pipeline.scanning.crc32", lambda key: 7)
+    monkeypatch.setattr("video_pipeline.split.scanning.crc32", lambda key: 7)
     splitting.run.configure(data={"id_field": id_field})
     entries = [*samples(9), *reversed(samples(5)), *samples(12)]
     splitting(entries)
@@ -307,7 +307,7 @@ def test_a_writer_that_comes_during_a_split_keeps_its_chunks(splitting, monkeypa
     lock, chunks = splitting.layout.lock(1), splitting.layout.chunks
     held = []
     monkeypatch.setattr(
-        "video_pipeline.sharding.sync_tree", lambda folder: held.append(try_lock(lock))
+        "video_pipeline.split.split.sync_tree", lambda folder: held.append(try_lock(lock))
     )
     with pytest.raises(UserError, match="still being written by"):
         splitting(num_shards=2)
@@ -511,7 +511,7 @@ def test_an_input_that_changes_while_it_is_split(splitting, monkeypatch):
         yield from scan(*arguments)
         splitting.run.write_samples(samples(3))
 
-    monkeypatch.setattr("video_pipeline.sharding.scan", scan_slowly)
+    monkeypatch.setattr("video_pipeline.split.split.scan", scan_slowly)
     with pytest.raises(UserError, match="changed while"):
         splitting(samples(2))
     assert files_under(splitting.run.folder / "results") == []

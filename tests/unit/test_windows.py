@@ -6,7 +6,7 @@ import copy
 import json
 
 import pytest
-from video_pipeline.identity import content_key
+from video_pipeline.samples.identity import content_key
 from video_pipeline.windows import by_video, is_window, whole, windows
 
 RAW = {"path": "a.mp4", "title": "t"}

@@ -17,7 +17,7 @@ from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.files import EMPTY, Seal
 from video_pipeline.layout import Layout
-from video_pipeline.sharding import split
+from video_pipeline.split.split import split
 
 
 @pytest.fixture

@@ -23,13 +23,7 @@ from video_pipeline.gpus import check_machine
 from video_pipeline.literal_paths import take_literally
 from video_pipeline.locks import take_output
 from video_pipeline.memory import JobMemory
-from video_pipeline.origin import (
-    check_files,
-    code_files,
-    output_is_damaged,
-    what_changed,
-    what_stays,
-)
+from video_pipeline.run.origin import check_files, code_files, output_is_damaged, what_changed, what_stays
 from video_pipeline.pending import only_publishes
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.processes import own_jobs, stop_jobs_on_signals

@@ -8,7 +8,7 @@ from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
 from video_pipeline.layout import Layout
-from video_pipeline.origin import check_files
+from video_pipeline.run.origin import check_files
 
 
 def main() -> None:

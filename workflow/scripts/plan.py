@@ -5,8 +5,8 @@ from pathlib import Path
 
 from video_pipeline import cli
 from video_pipeline.config import load_config
-from video_pipeline.estimate import plan_stages
-from video_pipeline.origin import check_files
+from video_pipeline.estimate.estimate import plan_stages
+from video_pipeline.run.origin import check_files
 
 
 def main() -> None:

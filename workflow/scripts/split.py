@@ -6,8 +6,8 @@ from pathlib import Path
 from video_pipeline import cli
 from video_pipeline.config import load_config
 from video_pipeline.layout import Layout
-from video_pipeline.origin import check_files
-from video_pipeline.sharding import split
+from video_pipeline.run.origin import check_files
+from video_pipeline.split.split import split
 from video_pipeline.stages import check_stages
 
 

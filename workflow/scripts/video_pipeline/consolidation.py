@@ -22,7 +22,7 @@ from video_pipeline.layout import Layout
 from video_pipeline.progress import Progress
 from video_pipeline.rank_files import RankContents, RankFile
 from video_pipeline.records import Records
-from video_pipeline.sharding import Manifest
+from video_pipeline.run.manifest import Manifest
 from video_pipeline.statistics import OVER_TIME, cost, read_statistics, throughput
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.windows import by_video

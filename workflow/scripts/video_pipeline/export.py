@@ -23,12 +23,12 @@ from video_pipeline.cli import plain
 from video_pipeline.columns import OTHERS, Columns
 from video_pipeline.config import Config
 from video_pipeline.files import replacing_folder
-from video_pipeline.identity import NEUTRAL_ENGINE_ARGUMENTS
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
-from video_pipeline.origin import check_origin, is_local
 from video_pipeline.progress import Progress
 from video_pipeline.report.summary import read_summary
+from video_pipeline.run.fingerprint import NEUTRAL_ENGINE_ARGUMENTS
+from video_pipeline.run.origin import check_origin, is_local
 from video_pipeline.tasks.prompts import prompt_files
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ class Seal(NamedTuple):
     num_bytes: int = 0
     crc32: int = 0
 
-    def extended(self, data: bytes) -> Seal:
+    def extended(self, data: bytes | memoryview) -> Seal:
         """The seal of what this one stands for, with ``data`` after it."""
         return Seal(self.num_bytes + len(data), crc32(data, self.crc32))
 

@@ -19,7 +19,6 @@ from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, EnvironmentFault, TaskError, UserError
 from video_pipeline.files import write_text
 from video_pipeline.hub import with_commit
-from video_pipeline.identity import settings_digest, settings_of
 from video_pipeline.journal import (
     Finished,
     JournalIndex,
@@ -29,16 +28,17 @@ from video_pipeline.journal import (
 )
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
-from video_pipeline.origin import check_code
 from video_pipeline.processes import job_processes
 from video_pipeline.rank_files import writing
 from video_pipeline.records import ErrorRate, Records
 from video_pipeline.retry import reopen_errors
-from video_pipeline.samples import task_sample
-from video_pipeline.scanning import TWICE, check_deterministic
-from video_pipeline.sharding import Manifest, refuse_live_writers
+from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.origin import check_code
+from video_pipeline.run.run import Run
+from video_pipeline.run.writers import refuse_live_writers
+from video_pipeline.samples.determinism import TWICE, check_deterministic
+from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import Task
-from video_pipeline.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -79,20 +79,19 @@ def infer(
 def _infer(config: Config, layout: Layout, rank: int, threads: int, only_publish: bool) -> None:
     """A second job of the same rank waits for the first and infers what that left. With nothing
     pending no GPU is taken and no model loaded."""
-    task = load_task(config)
     with waiting_lock(layout.lock(rank), logger):
         refuse_live_writers(layout, of_other_plans=True)
         layout.remove_leftovers(rank)
         manifest = Manifest.of(config, layout)
-        settings = settings_of(config, task.in_messages, manifest.commit)
-        if manifest.settings != settings_digest(settings):
+        run = Run(config, layout, manifest.commit)
+        if manifest.settings != run.settings_digest:
             raise UserError(
                 "the files of the model have changed since the input was split "
                 f"({layout.manifest}); {SPLIT_AGAIN}"
             )
         check_code(manifest.origin["files"], config)
         config = with_commit(config, manifest.commit)
-        shard = Shard(config, layout, rank, manifest, task)
+        shard = Shard(config, layout, rank, manifest, run.task)
         if not manifest.rank_pending[rank]:
             with suppress(Unfinished):  # then something was opened again, or is gone
                 shard.publish()

@@ -75,7 +75,7 @@ class Layout:
 
     @property
     def plan_report(self) -> Path:
-        """What the run will take, see :mod:`video_pipeline.estimate`."""
+        """What the run will take, see :mod:`video_pipeline.estimate.estimate`."""
         return self.beside(".plan.json")
 
     @property

@@ -20,10 +20,11 @@ from video_pipeline.config import Config, load_config
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
 from video_pipeline.errors import Failure, UserError, explain
 from video_pipeline.gpus import lease_for
-from video_pipeline.identity import request_digests
 from video_pipeline.processes import job_processes
-from video_pipeline.samples import task_sample
-from video_pipeline.scanning import Reading, check_deterministic
+from video_pipeline.run.run import DatasetNeeds
+from video_pipeline.samples.determinism import check_deterministic
+from video_pipeline.samples.identity import request_digests
+from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import Messages, Task
 from video_pipeline.tasks.registry import load_task
 
@@ -129,11 +130,10 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
 def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
     """What the task and the dataset see; of a sample that stands for several, the first."""
     from video_pipeline.data.base import expanded  # torch
-    from video_pipeline.data.registry import check_params, dataset_of
+    from video_pipeline.data.registry import dataset_of
 
+    DatasetNeeds.of(config, task)
     dataset = dataset_of(config, task)
-    check_params(config, task, dataset)
-    Reading.of(dataset)
     field = config.data.video_field
     if dataset.needs_video and not raw.get(field):
         raise UserError(f"the sample has no video: give --video, or {field!r} in --sample")

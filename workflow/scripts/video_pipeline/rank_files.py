@@ -20,7 +20,7 @@ from video_pipeline.files import EMPTY, Seal, replacing, sync, write_text
 from video_pipeline.journal import Location, split_of
 from video_pipeline.layout import Layout
 from video_pipeline.records import Record
-from video_pipeline.sharding import Manifest
+from video_pipeline.run.manifest import Manifest
 
 _BATCH = 1 << 8
 _USAGE = ("prompt_tokens", "completion_tokens")

@@ -22,7 +22,8 @@ from video_pipeline.journal import (
 from video_pipeline.layout import Layout
 from video_pipeline.locks import take_output
 from video_pipeline.plan import read_plan
-from video_pipeline.sharding import Manifest, refuse_live_writers
+from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.writers import refuse_live_writers
 
 STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
 """Stages that inference can end in. ``parse`` is not among them: answers are parsed anew anyway."""

@@ -69,14 +69,9 @@ def check_stages(configs: list[Config]) -> None:
 
 
 def _check(config: Config) -> None:
-    from video_pipeline.data.registry import check_params, dataset_of  # imports torch
-    from video_pipeline.scanning import Reading
-    from video_pipeline.tasks.registry import load_task
+    from video_pipeline.run.run import DatasetNeeds
 
-    task = load_task(config)
-    dataset = dataset_of(config, task)
-    check_params(config, task, dataset)
-    Reading.of(dataset)
+    DatasetNeeds.of(config)
 
 
 def resolve_stages(config: Config, *, gpus: int | None, is_main: bool) -> list[Stage]:

@@ -41,7 +41,7 @@ from video_pipeline.progress import (
 )
 from video_pipeline.rank_files import RankContents
 from video_pipeline.report.summary import summary_table
-from video_pipeline.sharding import Manifest
+from video_pipeline.run.manifest import Manifest
 from video_pipeline.statistics import read_statistics
 
 SILENT_SECONDS = 60.0

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from video_pipeline.identity import content_key
+from video_pipeline.samples.identity import content_key
 
 CLIP = "clip"
 """Field of a window's input object: its ``number``, from 0, ``of`` how many, and the ``segment``

@@ -18,7 +18,7 @@ from video_pipeline.data.fork_server import ForkServer
 from video_pipeline.data.workers import DecodePool, ProcessSpec, SampleError, message_of
 from video_pipeline.errors import Failure, explain
 from video_pipeline.processes import job_processes
-from video_pipeline.samples import InputSample, task_sample
+from video_pipeline.samples.input import InputSample, task_sample
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset

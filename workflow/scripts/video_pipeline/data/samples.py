@@ -7,7 +7,7 @@ from typing import Any
 
 from video_pipeline.chunks import Chunk
 from video_pipeline.config import Config
-from video_pipeline.samples import task_sample
+from video_pipeline.samples.input import task_sample
 
 
 class ChunkSamples(Sequence[dict[str, Any]]):

@@ -46,8 +46,8 @@ from video_pipeline.errors import (
 )
 from video_pipeline.faults import is_environments
 from video_pipeline.files import Seal
-from video_pipeline.origin import check_code
 from video_pipeline.processes import how_it_ended
+from video_pipeline.run.origin import check_code
 
 SAMPLES_PER_WORKER = 10_000
 """A worker is replaced after this many samples, so that a codec's leak stays small."""

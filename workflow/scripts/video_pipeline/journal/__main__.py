@@ -24,8 +24,8 @@ from video_pipeline.journal import count_records
 from video_pipeline.layout import Layout
 from video_pipeline.locks import take_output
 from video_pipeline.plan import read_plan
-from video_pipeline.sharding import journal_folder, refuse_live_writers
-from video_pipeline.tasks.registry import load_task
+from video_pipeline.run.run import Run
+from video_pipeline.run.writers import refuse_live_writers
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,8 @@ class Journal:
 
 def journals(config: Config, layout: Layout) -> list[Journal]:
     """The journals of an output, the oldest first."""
-    task = load_task(config)
     plan = read_plan(layout.plan)
-    current = journal_folder(config, layout, task, plan.run_id if plan else "")
+    current = Run(config, layout).journal(plan.run_id if plan else "")
     found = []
     for folder in layout.journal.glob("*/"):
         counts: Counter[str] = Counter()

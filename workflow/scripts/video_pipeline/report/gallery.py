@@ -23,7 +23,7 @@ from video_pipeline.errors import Failure, explain
 from video_pipeline.files import EMPTY
 from video_pipeline.processes import job_processes
 from video_pipeline.report.contact_sheet import contact_sheet
-from video_pipeline.samples import task_sample
+from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import load_task
 

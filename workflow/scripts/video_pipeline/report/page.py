@@ -29,12 +29,12 @@ from video_pipeline.answers import describe_cut_off, describe_unparsed
 from video_pipeline.config import Config
 from video_pipeline.files import write_text
 from video_pipeline.layout import Layout
-from video_pipeline.origin import check_origin
 from video_pipeline.progress import duration
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.records import MOST_ERRORS, Tally, card
 from video_pipeline.report.summary import read_summary
 from video_pipeline.report.timeline import time_line
+from video_pipeline.run.origin import check_origin
 from video_pipeline.statistics import BINS_PER_OCTAVE, read_statistics
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import orjson
 
-from video_pipeline.changes import JournalSettings
 from video_pipeline.chunks import Chunk, ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.data.fork_server import ForkServer
@@ -46,16 +45,13 @@ from video_pipeline.histograms import even_edges, figures, growing_edges, histog
 from video_pipeline.journal import clean_text, read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
-from video_pipeline.origin import origin_of
 from video_pipeline.processes import job_processes
 from video_pipeline.report.plan import FLAGS, show_plan
-from video_pipeline.sharding import (
-    Fingerprint,
-    Manifest,
-    journal_folder,
-    split,
-    warn_of_changes,
-)
+from video_pipeline.run.changes import JournalSettings
+from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.origin import origin_of
+from video_pipeline.run.run import Fingerprint, journal_folder
+from video_pipeline.split.split import split, warn_of_changes
 from video_pipeline.statistics import read_statistics
 from video_pipeline.tasks.registry import load_task
 

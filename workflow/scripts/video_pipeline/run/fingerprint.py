@@ -1,30 +1,19 @@
-"""What makes two inferences the same: the key, the request digest and the fingerprint.
-
-A sample is done when the journal of its *fingerprint* has a record with its *key*, its part and
-its *request digest*:
-
-* the **key** names the sample: the user's id, or a hash of its content;
-* the **request digest** hashes what is asked about that sample: the messages of the task;
-* the **fingerprint** hashes everything else that changes an answer: model, engine, sampling,
-  vision settings, dataset. It names the folder of the journal.
-"""
+"""The fingerprint: everything but the sample that changes an answer. It names the journal's folder.
+Imported while Snakemake parses the workflow: keep it light."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from video_pipeline.errors import TaskError
 from video_pipeline.model_files import model_files
+from video_pipeline.samples.identity import digest
 
 if TYPE_CHECKING:
     from video_pipeline.config import Config
-    from video_pipeline.tasks.base import Task
 
 # Engine arguments that change speed, memory, logs or addresses, but not what is answered. Names
 # from vLLM 0.32's EngineArgs. Anything not listed here changes the fingerprint: rather infer once
@@ -110,80 +99,6 @@ NEUTRAL_ENGINE_ARGUMENTS = frozenset(
         "use_tqdm_on_load",
     }
 )
-
-
-def content_key(raw: dict[str, Any]) -> str:
-    """Key of a sample without an id: 32 hex digits of a hash over its sorted JSON.
-
-    Raises :class:`ValueError` for an object too deep to be written.
-    """
-    try:
-        return _digest(orjson.dumps(raw, option=orjson.OPT_SORT_KEYS))
-    except TypeError as error:
-        raise ValueError(f"cannot be written as JSON: {error}") from None
-
-
-def request_digests(
-    task: Task, sample: dict[str, Any], video: Any, sample_fields: Collection[str] = ()
-) -> dict[str, str]:
-    """Digests of what ``task`` asks about ``sample``, 32 hex digits each, by the name of the
-    conversation.
-
-    ``video`` is the path as the input has it (or a list of paths, or None). It stands for the
-    absolute address in the digest, so that a dataset may move to another folder. ``sample_fields``
-    are those that the dataset reads; a sample without any has the digest that it has without them.
-
-    Raises :class:`TaskError` if ``build_messages`` fails or returns what JSON cannot carry.
-    """
-    segment = [sample.get("video_start"), sample.get("video_end")]
-    address = sample["__video_uri"]
-    digests = {}
-    for part, messages in task.conversations(sample).items():
-        asked = {"messages": messages, "segment": segment, "video": video}
-        schema = task.json_schema(part)
-        if schema is not None:
-            asked["schema"] = schema
-        if sample_fields:
-            read = {name: sample[name] for name in sample_fields if name in sample}
-            if read:
-                asked["fields"] = read
-        digests[part] = _request_digest(task, asked, address, video)
-    return digests
-
-
-def _request_digest(task: Task, asked: dict[str, Any], address: Any, video: Any) -> str:
-    try:
-        try:
-            if not isinstance(address, str):
-                raise _Ambiguous
-            return _digest(_replace_text(orjson.dumps(asked, option=_PLAIN), address, video))
-        except (TypeError, _Ambiguous):
-            asked = {**asked, "messages": _replace(asked["messages"], address, video)}
-            return _digest(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
-    except TypeError as error:
-        raise TaskError(
-            f"task {task.name!r}: build_messages must return plain text, numbers, lists and dicts "
-            f"({error})"
-        ) from error
-
-
-# a dataclass is no dict to _replace
-_PLAIN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
-
-
-class _Ambiguous(Exception):
-    """Bytes that look like a certain text, but may be a part of another, or a name."""
-
-
-def _replace_text(data: bytes, old: str, new: str) -> bytes:
-    """The JSON ``data`` with every text equal to ``old`` (an address) replaced by ``new``: what
-    :func:`_replace` does, in the bytes. Raises :class:`_Ambiguous`."""
-    pieces = data.split(orjson.dumps(old))
-    for before, after in pairwise(pieces):
-        if before.endswith(b"\\") or after.startswith(b":"):
-            raise _Ambiguous
-    return orjson.dumps(new).join(pieces)
-
 
 BASELINE: dict[str, Any] = {
     "vllm.allowed_local_media_path": "",
@@ -297,7 +212,7 @@ def _plain_settings(config: Config) -> dict[str, Any]:
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """Digest of settings: 32 hex digits."""
-    return _digest(orjson.dumps(settings, option=_ANY_NAMES))
+    return digest(orjson.dumps(settings, option=_ANY_NAMES))
 
 
 _ANY_NAMES = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
@@ -308,21 +223,5 @@ def fingerprint(
 ) -> str:
     """Digest of everything but the sample that changes an answer: 32 hex digits. ``settings`` are
     the :func:`settings_of` the run."""
-    digest = settings_digest(settings)
-    return _digest(orjson.dumps([digest, dataset_name, dataset_version, reader_version]))
-
-
-def _replace(value: Any, old: Any, new: Any) -> Any:
-    """``value`` with everything equal to ``old`` (a text or a list of texts; None: nothing)
-    replaced by ``new``, however deep."""
-    if old is not None and value == old:
-        return new
-    if isinstance(value, dict):
-        return {name: _replace(entry, old, new) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace(entry, old, new) for entry in value]
-    return value
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    parts = [settings_digest(settings), dataset_name, dataset_version, reader_version]
+    return digest(orjson.dumps(parts))

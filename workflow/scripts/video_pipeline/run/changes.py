@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 
 from video_pipeline.files import write_text
-from video_pipeline.identity import BASELINE
 from video_pipeline.layout import Layout
+from video_pipeline.run.fingerprint import BASELINE
 from video_pipeline.versions import check_version
 
 FILE = "settings.json"

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import inspect
 import multiprocessing
 import os
 from array import array
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from glob import has_magic
 from itertools import chain, islice
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import orjson
 
-from video_pipeline.balance import known_weight
 from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
-from video_pipeline.identity import request_digests
 from video_pipeline.journal import identity, identity_of_json
-from video_pipeline.samples import (
+from video_pipeline.run.run import Run
+from video_pipeline.samples.determinism import TWICE, check_deterministic
+from video_pipeline.samples.identity import request_digests
+from video_pipeline.samples.input import (
     BadLines,
     InputReader,
     InputSample,
     read_blocks,
     video_address,
 )
-from video_pipeline.tasks.base import WHOLE, Task, checked_names
-from video_pipeline.tasks.registry import load_task
+from video_pipeline.split.weights import known_weight
+from video_pipeline.tasks.base import WHOLE
 
 if TYPE_CHECKING:
-    from video_pipeline.data.base import BaseDataset
     from video_pipeline.data.expanding import Expander
-
-TWICE = 100
-"""How many samples have their messages built twice, to see that they come out the same."""
 
 _AHEAD = 3
 """Blocks that are on their way, for each process that scans: enough that none waits."""
@@ -52,12 +48,12 @@ class ScannedBlock:
     Attributes:
         entries: Lines of a chunk, none of them done yet.
         sizes: Bytes of each entry.
-        numbers: The line of the input that each entry comes from.
+        line_numbers: The line of the input that each entry comes from.
         hashes: 32 bits of a hash of each key.
-        identities: 16 bytes for each question, see :meth:`JournalIndex.find_all`; empty if not
+        identities: 16 bytes for each conversation, see :meth:`JournalIndex.find_all`; empty if not
             wanted.
-        questions: How many conversations with a name there are about each entry, 0 if one without;
-            empty if ``identities`` is.
+        conversations: How many conversations with a name there are about each entry, 0 if there is
+            one without a name; empty if ``identities`` is.
         uris: The address of each video; empty where it need not be weighed.
         files: What must be there of each sample: its video, its folder of images, the first image
             of its list; empty where the dataset may take its path for something else.
@@ -69,10 +65,10 @@ class ScannedBlock:
 
     entries: bytes = b""
     sizes: array = field(default_factory=lambda: array("I"))
-    numbers: array = field(default_factory=lambda: array("I"))
+    line_numbers: array = field(default_factory=lambda: array("I"))
     hashes: array = field(default_factory=lambda: array("I"))
     identities: bytes = b""
-    questions: array = field(default_factory=lambda: array("I"))
+    conversations: array = field(default_factory=lambda: array("I"))
     uris: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     weights: array = field(default_factory=lambda: array("d"))
@@ -81,69 +77,20 @@ class ScannedBlock:
     bad: BadLines = field(default_factory=BadLines)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What the dataset wants of the samples.
-
-    Attributes:
-        needs_video: A sample without a video is bad.
-        expands: A sample may stand for several.
-        sample_fields: Fields of a sample that change its input, beside the messages.
-        reads_files: The path of a sample is that of a file, or of a folder of images.
-        reads_patterns: It may be a pattern of names, too.
-    """
-
-    needs_video: bool = True
-    expands: bool = False
-    sample_fields: tuple[str, ...] = ()
-    reads_files: bool = False
-    reads_patterns: bool = False
-
-    @classmethod
-    def of(cls, dataset: type[BaseDataset]) -> Reading:
-        """What ``dataset`` wants. Raises :class:`TaskError` for what is no list of fields.
-
-        A dataset of the user's own, from :class:`BaseDataset`, may take a path for anything: a name
-        in an archive, a key of a store.
-        """
-        from video_pipeline.data.frames import FramesDataset  # imports torch
-        from video_pipeline.data.qwen_video import QwenVideoDataset
-
-        name = f"dataset {dataset.__name__}"
-        if not isinstance(inspect.getattr_static(dataset, "expand"), classmethod):
-            raise TaskError(
-                f"{name}: expand must be a classmethod: @classmethod, (cls, sample, params)"
-            )
-        expands = dataset.expand.__func__ is not _base_dataset().expand.__func__
-        fields = checked_names(dataset.sample_fields, f"{name}: sample_fields")
-        return cls(
-            needs_video=dataset.needs_video,
-            expands=expands,
-            sample_fields=fields,
-            reads_files=dataset.needs_video and issubclass(dataset, QwenVideoDataset),
-            reads_patterns=issubclass(dataset, FramesDataset),
-        )
-
-
-def _base_dataset() -> type[BaseDataset]:
-    from video_pipeline.data.base import BaseDataset  # imports torch
-
-    return BaseDataset
-
-
 class Scanner:
     """Reads blocks of the input, and asks the task what it asks about each sample."""
 
-    def __init__(
-        self, config: Config, with_identities: bool, reading: Reading, with_failed: bool
-    ) -> None:
-        self._config = config
-        self._with_failed = with_failed
-        self._task = load_task(config)
+    def __init__(self, run: Run, with_identities: bool, with_failed: bool) -> None:
+        """Args:
+        run: What is asked.
+        with_identities: Whether ``identities`` of the blocks are wanted.
+        with_failed: Whether error records of an earlier run are samples.
+        """
+        self._config = run.config
+        self._task = run.task
+        self._dataset = run.dataset
         self._with_identities = with_identities
-        self._needs_video = reading.needs_video
-        self._sample_fields = reading.sample_fields
-        self._reading = reading
+        self._with_failed = with_failed
 
     def scan(self, block: bytes, first: int, twice: int) -> ScannedBlock:
         """Scan the whole lines in ``block``, the first of which is line ``first`` of the input.
@@ -159,7 +106,7 @@ class Scanner:
             self._config.data,
             block,
             first,
-            needs_video=self._needs_video,
+            needs_video=self._dataset.needs_video,
             with_failed=self._with_failed,
         )
 
@@ -167,10 +114,10 @@ class Scanner:
         self, reader: InputReader, samples: Iterable[InputSample], twice: int
     ) -> ScannedBlock:
         """Scan ``samples``, which come from the lines of ``reader``; see :meth:`scan`."""
-        config, task = self._config, self._task
-        scanned = ScannedBlock()
-        entries, keys, identities = [], [], []
+        config, task, fields = self._config, self._task, self._dataset.sample_fields
         by, video_field, root = config.data.balance, config.data.video_field, config.video_root
+        block = ScannedBlock()
+        entries, keys, identities = [], [], []
         for sample in samples:
             raw = sample.raw
             weight = known_weight(raw, by)
@@ -180,9 +127,9 @@ class Scanner:
             requests = {WHOLE: ""}
             if not reader.bad.count:  # else nobody will ask
                 try:
-                    requests = request_digests(task, raw, video, self._sample_fields)
+                    requests = request_digests(task, raw, video, fields)
                     if len(entries) < twice:
-                        check_deterministic(task, raw, video, requests, self._sample_fields)
+                        check_deterministic(task, raw, video, requests, fields)
                 except TaskError as error:
                     raise TaskError(
                         f"{config.data.input_jsonl}, line {sample.line}: {error}"
@@ -192,75 +139,78 @@ class Scanner:
                 request = requests[WHOLE].encode()
                 if self._with_identities:
                     identities.append(identity_of_json(key, b'""', request))
-                    scanned.questions.append(0)
+                    block.conversations.append(0)
                 entries.append(entry_line(key, request, sample.text))
             else:
                 if self._with_identities:
-                    identities += [identity(sample.key, *one) for one in requests.items()]
-                    scanned.questions.append(len(requests))
+                    identities += [
+                        identity(sample.key, part, request) for part, request in requests.items()
+                    ]
+                    block.conversations.append(len(requests))
                 entries.append(ChunkEntry(sample.key, requests, sample.text, {}).to_line())
             keys.append(key)
-            scanned.numbers.append(sample.line)
-            scanned.weights.append(weight)
+            block.line_numbers.append(sample.line)
+            block.weights.append(weight)
             is_wanted = isinstance(address, str) and (by == "size" or isnan(weight))
-            scanned.uris.append(address if is_wanted else "")
-            scanned.files.append(self._file(address))
-        scanned.sizes.extend(map(len, entries))
-        scanned.hashes.extend(map(crc32, keys))
-        scanned.entries, scanned.identities = b"".join(entries), b"".join(identities)
-        scanned.lines, scanned.left_out, scanned.bad = reader.lines, reader.left_out, reader.bad
-        return scanned
+            block.uris.append(address if isinstance(address, str) and is_wanted else "")
+            block.files.append(self._file(address))
+        block.sizes.extend(map(len, entries))
+        block.hashes.extend(map(crc32, keys))
+        block.entries, block.identities = b"".join(entries), b"".join(identities)
+        block.lines, block.left_out, block.bad = reader.lines, reader.left_out, reader.bad
+        return block
 
     def _file(self, address: str | list[str] | None) -> str:
         """What must be there for a sample at ``address`` to be read; empty if nothing is known."""
-        if not self._reading.reads_files or not address:
+        if not self._dataset.reads_files or not address:
             return ""
         file = address if isinstance(address, str) else address[0]
-        if self._reading.reads_patterns and has_magic(file) and not os.path.exists(file):
+        if self._dataset.reads_patterns and has_magic(file) and not os.path.exists(file):
             parts = file.split("/")
-            magic = next(number for number, part in enumerate(parts) if has_magic(part))
+            magic = next(place for place, part in enumerate(parts) if has_magic(part))
             return "/".join(parts[:magic]) or "/"
         return file
 
 
 def scan(
-    config: Config,
-    with_identities: bool,
-    reading: Reading,
-    num_processes: int,
-    with_failed: bool = False,
+    run: Run, num_processes: int, with_identities: bool, with_failed: bool = False
 ) -> Iterator[ScannedBlock]:
-    """Scan the input block by block, in order; an input of more than one block in
-    ``num_processes`` processes. Where a sample may stand for several, what takes the time is to
-    find out for which: then ``num_processes`` is the number of cores for that. ``reading`` is what
-    the dataset wants; ``with_failed``: error records of an earlier run are samples.
+    """Scan the input block by block, in order.
 
-    Raises :class:`UserError` where it cannot be read, and :class:`TaskError`.
+    Args:
+        run: What is asked.
+        num_processes: Processes for an input of more than one block; where a line may stand for
+            several samples, the number of cores to find out for which.
+        with_identities: Whether ``identities`` of the blocks are wanted.
+        with_failed: Whether error records of an earlier run are samples.
+
+    Raises:
+        UserError: The input cannot be read.
+        TaskError: The task or the dataset breaks its contract.
     """
-    blocks = _numbered_blocks(config)
-    if reading.expands:
+    blocks = _numbered_blocks(run.config)
+    if run.dataset.expands:
         from video_pipeline.data.expanding import expanding
 
-        scanner = Scanner(config, with_identities, reading, with_failed)
-        with expanding(config, num_processes) as expander:
-            yield from _scan_expanded(scanner, blocks, expander)
+        with expanding(run.config, num_processes) as expander:
+            yield from _scan_expanded(Scanner(run, with_identities, with_failed), blocks, expander)
         return
     head = list(islice(blocks, 2))
+    blocks = chain(head, blocks)
     if num_processes == 1 or len(head) < 2:
-        scanner = Scanner(config, with_identities, reading, with_failed)
-        for numbered in chain(head, blocks):
-            yield scanner.scan(*numbered)
+        scanner = Scanner(run, with_identities, with_failed)
+        yield from (scanner.scan(*block) for block in blocks)
         return
     with ProcessPoolExecutor(
         num_processes,
         multiprocessing.get_context("spawn"),
         initializer=_start,
-        initargs=(config, with_identities, reading, with_failed),
+        initargs=(run, with_identities, with_failed),
     ) as pool:
         waiting: deque[Future[ScannedBlock]] = deque()
         try:
-            for numbered in chain(head, blocks):
-                waiting.append(pool.submit(_scan, *numbered))
+            for block in blocks:
+                waiting.append(pool.submit(_scan, *block))
                 if len(waiting) == _AHEAD * num_processes:
                     yield waiting.popleft().result()
             while waiting:
@@ -274,11 +224,11 @@ def _scan_expanded(
 ) -> Iterator[ScannedBlock]:
     """Scan ``blocks`` with the samples that their lines stand for; of those that follow a block the
     first are expanded meanwhile, so that a line which takes long keeps no process from working."""
-    waiting: deque[tuple[InputReader, list[tuple[InputSample, Future]], int]] = deque()
+    waiting: deque[tuple[InputReader, list[_Asked], int]] = deque()
 
     def scan_next() -> ScannedBlock:
         reader, asked, twice = waiting.popleft()
-        return scanner.scan_samples(reader, _answered(reader, asked, expander), twice)
+        return scanner.scan_samples(reader, _expanded(reader, asked, expander), twice)
 
     for block, first, twice in blocks:
         reader = scanner.reader(block, first)
@@ -289,12 +239,16 @@ def _scan_expanded(
         yield scan_next()
 
 
-def _answered(
-    reader: InputReader, asked: list[tuple[InputSample, Future]], expander: Expander
+_Asked = tuple[InputSample, "Future[list[bytes] | str]"]
+"""A line, and the samples that it stands for when they are known."""
+
+
+def _expanded(
+    reader: InputReader, asked: list[_Asked], expander: Expander
 ) -> Iterator[InputSample]:
     for sample, future in asked:
         try:
-            found = [
+            samples = [
                 InputSample(sample.line, reader.key(raw), raw, text)
                 for text in expander.answer(sample, future)
                 for raw in [orjson.loads(text)]
@@ -302,7 +256,7 @@ def _answered(
         except ValueError as error:
             reader.bad.add(sample.line, str(error))
             continue
-        yield from found
+        yield from samples
 
 
 def _numbered_blocks(config: Config) -> Iterator[tuple[bytes, int, int]]:
@@ -317,26 +271,10 @@ _scanner: Scanner
 """Of a scanning process."""
 
 
-def _start(*arguments: Any) -> None:
+def _start(run: Run, with_identities: bool, with_failed: bool) -> None:
     global _scanner
-    _scanner = Scanner(*arguments)
+    _scanner = Scanner(run, with_identities, with_failed)
 
 
 def _scan(block: bytes, first: int, twice: int) -> ScannedBlock:
     return _scanner.scan(block, first, twice)
-
-
-def check_deterministic(
-    task: Task,
-    sample: dict[str, Any],
-    video: Any,
-    requests: dict[str, str],
-    sample_fields: Collection[str] = (),
-) -> None:
-    """Raise :class:`TaskError` if building the messages of ``sample`` again gives others."""
-    if request_digests(task, sample, video, sample_fields) != requests:
-        raise TaskError(
-            f"task {task.name!r}: build_messages gave two different conversations for sample "
-            f"{sample['__key']!r}; resume needs the same one each time. If it draws at random, "
-            "seed it from the key: random.Random(sample['__key'])"
-        )

@@ -1,0 +1,1 @@
+"""The rule ``plan``: what a run will take, found out without a GPU."""

@@ -1,0 +1,157 @@
+"""The manifest: what split did, which the jobs after it rely on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from video_pipeline import versions
+from video_pipeline.chunks import Chunk, not_of_this_split
+from video_pipeline.config import Config
+from video_pipeline.errors import SPLIT_AGAIN, UserError
+from video_pipeline.files import EMPTY, Seal
+from video_pipeline.journal import ATTEMPTS, JournalIndex, attempt_prefix, read_index
+from video_pipeline.layout import Layout
+from video_pipeline.run.origin import check_origin
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Manifest:
+    """What split did. Split writes it; infer and consolidate trust it.
+
+    Attributes:
+        split_id: Names this split; part of the names of the journal files.
+        num_shards: Chunks, one for each rank.
+        task: Name of the task.
+        journal: Folder of the journal, relative to the working directory.
+        settings: Digest of the settings that the journal stands for, without the dataset.
+        commit: Of the model, where it is one of the hub.
+        origin: What the samples come from, see :func:`video_pipeline.origin.origin_of`.
+        lines: Lines of the input that are not blank.
+        samples: Distinct samples.
+        duplicates: Lines that repeat an earlier sample.
+        left_out: Error records of an earlier run's output, unless they are the samples.
+        pending: Samples that were still to be inferred.
+        rank_samples: Samples of each rank.
+        rank_pending: Pending samples of each rank.
+        journal_files: Files of the journal that split has read.
+        balance: How even the pending samples are spread, see
+            :class:`video_pipeline.split.balance.BalanceReport`.
+        expanded: Whether a line of the input may stand for several samples.
+        with_videos: Whether the dataset reads videos.
+        sample_fields: Fields of a sample that the dataset reads, beside the messages.
+        order: What the file of the order holds.
+        chunks: What the chunk of each rank holds.
+        version: Of the manifest, the order and the chunks.
+    """
+
+    split_id: str
+    num_shards: int
+    task: str
+    journal: str
+    settings: str
+    commit: str | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    lines: int = 0
+    samples: int = 0
+    duplicates: int = 0
+    left_out: int = 0
+    pending: int = 0
+    rank_samples: list[int] = field(default_factory=list)
+    rank_pending: list[int] = field(default_factory=list)
+    journal_files: list[str] = field(default_factory=list)
+    balance: dict[str, Any] = field(default_factory=dict)
+    expanded: bool = False
+    with_videos: bool = True
+    sample_fields: list[str] = field(default_factory=list)
+    order: Seal = EMPTY
+    chunks: list[Seal] = field(default_factory=list)
+    version: int = versions.CHUNKS
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of the lines of the input, for summaries."""
+        return {
+            "input_lines": self.lines,
+            "distinct": self.samples,
+            "duplicates": self.duplicates,
+            "left_out": self.left_out,
+        }
+
+    def read_index(self, rank: int | None = None) -> JournalIndex:
+        """What the journal says about the chunk of ``rank`` (None: about all chunks) beyond what
+        split has read: the attempts on these chunks, and files that are there since (say, copied
+        from another machine)."""
+        known, ours = frozenset(self.journal_files), f"{ATTEMPTS}{self.split_id}."
+        index = read_index(
+            Path(self.journal),
+            ours if rank is None else attempt_prefix(self.split_id, rank),
+            lambda name: name not in known and not name.startswith(ours),
+        )
+        gone = sorted(known.difference(index.files))
+        if gone:
+            logger.warning(
+                "%s: %d file(s) are gone since the input was split, such as %s; what only they "
+                "held counts as missing",
+                self.journal,
+                len(gone),
+                gone[0],
+            )
+        return index
+
+    def open_chunk(self, layout: Layout, rank: int) -> Chunk:
+        """The chunk of ``rank``. Raises :class:`UserError` if it is not what split wrote."""
+        return Chunk(layout.chunk(rank), self.chunks[rank])
+
+    def check_chunk(self, layout: Layout, rank: int) -> None:
+        """Raise :class:`UserError` if the chunk of ``rank`` is not what split wrote."""
+        if not self.chunks[rank].fits(layout.chunk(rank)):
+            raise not_of_this_split(layout.chunk(rank))
+
+    def read_order(self, layout: Layout) -> array:
+        """The rank of each distinct sample, in input order.
+
+        Raises :class:`UserError` if that is not what split wrote.
+        """
+        if not self.order.fits(layout.order):
+            raise not_of_this_split(layout.order)
+        return array("I", layout.order.read_bytes())
+
+    @classmethod
+    def of(cls, config: Config, layout: Layout) -> Manifest:
+        """The manifest of the chunks in ``layout``, which were made as ``config`` says.
+
+        Raises :class:`UserError` if they were not, or the input was not split yet.
+        """
+        manifest = cls.read(layout.manifest)
+        check_origin(manifest.origin, config, layout.manifest)
+        return manifest
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read ``manifest.json``.
+
+        Raises :class:`UserError` if the input was not split yet, or not by this version.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            versions.check_version(path, values.get("version"), versions.CHUNKS)
+            if values.get("version") != versions.CHUNKS:
+                raise UserError(
+                    f"{path}: written by an earlier version of video-pipeline; {SPLIT_AGAIN}. "
+                    "Nothing is inferred twice"
+                )
+            chunks = [Seal(*seal) for seal in values["chunks"]]
+            return cls(**{**values, "order": Seal(*values["order"]), "chunks": chunks})
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is missing: the input was not split into these chunks"
+            ) from None
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise not_of_this_split(path) from None

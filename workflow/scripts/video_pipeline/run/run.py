@@ -1,0 +1,138 @@
+"""A run: what it asks of which model. Each part is looked up once, and here alone."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from video_pipeline.config import Config
+from video_pipeline.errors import TaskError
+from video_pipeline.hub import known_commit
+from video_pipeline.layout import Layout
+from video_pipeline.run.changes import JournalSettings
+from video_pipeline.run.fingerprint import fingerprint, settings_digest, settings_of
+from video_pipeline.run.origin import origin_of
+from video_pipeline.tasks.base import Task, checked_names
+from video_pipeline.tasks.registry import load_task
+
+
+@dataclass(frozen=True)
+class DatasetNeeds:
+    """What a dataset wants of its samples, as plain values: another process may look it up, because
+    the dataset brings torch.
+
+    Attributes:
+        name: The name under which the dataset is registered.
+        version: Its version.
+        reader_version: That of the reader of videos.
+        needs_video: A sample without a video is bad.
+        expands: A line of the input may stand for several samples.
+        sample_fields: Fields of a sample that change its input, beside the messages.
+        reads_files: The path of a sample is that of a file, or of a folder of images.
+        reads_patterns: It may be a pattern of names, too.
+    """
+
+    name: str
+    version: int
+    reader_version: int
+    needs_video: bool = True
+    expands: bool = False
+    sample_fields: tuple[str, ...] = ()
+    reads_files: bool = False
+    reads_patterns: bool = False
+
+    @classmethod
+    def of(cls, config: Config, task: Task | None = None) -> DatasetNeeds:
+        """What the dataset of ``config`` wants; ``task`` is its task, where that is loaded already.
+
+        A dataset of the user's own, from :class:`BaseDataset`, may take a path for anything: a name
+        in an archive, a key of a store.
+
+        Raises:
+            UserError: There is no such task or dataset, or nothing takes one of ``task_params``.
+            TaskError: The dataset breaks its contract.
+        """
+        # These import torch.
+        from video_pipeline.data.base import BaseDataset
+        from video_pipeline.data.frames import FramesDataset
+        from video_pipeline.data.qwen_video import QwenVideoDataset
+        from video_pipeline.data.registry import check_params, dataset_of
+        from video_pipeline.video import READER_VERSION
+
+        task = task or load_task(config)
+        dataset = dataset_of(config, task)
+        check_params(config, task, dataset)
+        title = f"dataset {dataset.__name__}"
+        if not isinstance(inspect.getattr_static(dataset, "expand"), classmethod):
+            raise TaskError(
+                f"{title}: expand must be a classmethod: @classmethod, (cls, sample, params)"
+            )
+        return cls(
+            config.run.dataset or task.dataset_name,
+            dataset.version,
+            READER_VERSION,
+            needs_video=dataset.needs_video,
+            expands=dataset.expand.__func__ is not BaseDataset.expand.__func__,
+            sample_fields=checked_names(dataset.sample_fields, f"{title}: sample_fields"),
+            reads_files=dataset.needs_video and issubclass(dataset, QwenVideoDataset),
+            reads_patterns=issubclass(dataset, FramesDataset),
+        )
+
+
+class Run:
+    """What one process works for: a configuration with its task, dataset and model.
+
+    Attributes:
+        config: The configuration.
+        layout: Where the files of its output lie.
+        commit: The commit of a model of the hub, as far as it is known; None for other models.
+    """
+
+    def __init__(self, config: Config, layout: Layout, commit: str | None = None) -> None:
+        self.config = config
+        self.layout = layout
+        self.commit = commit or known_commit(config, layout)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process loads the user's task itself.
+        return {name: value for name, value in vars(self).items() if name != "task"}
+
+    @cached_property
+    def task(self) -> Task:
+        """The task. Raises :class:`UserError` if a plugin cannot be loaded or has no such task."""
+        return load_task(self.config)
+
+    @cached_property
+    def dataset(self) -> DatasetNeeds:
+        """What the dataset wants; imports torch unless another process has found it out."""
+        return DatasetNeeds.of(self.config, self.task)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings that change an answer, see
+        :func:`video_pipeline.run.fingerprint.settings_of`."""
+        return settings_of(self.config, self.task.in_messages, self.commit)
+
+    @cached_property
+    def settings_digest(self) -> str:
+        """What stands for :attr:`settings` in the manifest."""
+        return settings_digest(self.settings)
+
+    def journal(self, run_id: str = "") -> Path:
+        """The folder of the journal. ``run_id`` is that of a run without ``data.resume``."""
+        dataset = self.dataset
+        name = fingerprint(self.settings, dataset.name, dataset.version, dataset.reader_version)
+        return self.layout.journal / (f"{name}-{run_id}" if run_id else name)
+
+    def journal_settings(self, run_id: str = "") -> JournalSettings:
+        """What that journal stands for."""
+        stands_for = {
+            **self.settings,
+            "dataset": self.dataset.name,
+            "dataset_version": self.dataset.version,
+            "reader_version": self.dataset.reader_version,
+        }
+        return JournalSettings.of(self.journal(run_id), stands_for, origin_of(self.config))

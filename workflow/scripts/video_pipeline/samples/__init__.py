@@ -1,0 +1,1 @@
+"""Samples: the lines of the input, their keys and what is asked about them."""

@@ -1,0 +1,1 @@
+"""The rule ``split``: check the input, find what is done, and give each rank its chunk."""

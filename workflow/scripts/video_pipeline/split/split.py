@@ -1,0 +1,360 @@
+"""Split: check the input, find what is done, and give each rank its chunk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import uuid
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from video_pipeline.budget import check_budget_of_model
+from video_pipeline.chunks import ChunkEntry, finished_line
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.files import (
+    EMPTY,
+    make_folder,
+    remove_leftovers,
+    sync_folder,
+    sync_tree,
+    write_text,
+)
+from video_pipeline.hub import resolve_commit
+from video_pipeline.journal import NOWHERE, JournalIndex, count_answers, location_at, read_index
+from video_pipeline.layout import Layout
+from video_pipeline.processes import job_processes
+from video_pipeline.progress import Progress
+from video_pipeline.run.changes import JournalSettings, consequences
+from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.origin import origin_of
+from video_pipeline.run.run import DatasetNeeds, Run
+from video_pipeline.run.writers import refuse_live_writers
+from video_pipeline.samples.input import BadLines
+from video_pipeline.split.balance import BATCH, BalanceReport, assign_ranks
+from video_pipeline.split.scanning import ScannedBlock, scan
+from video_pipeline.split.table import EntryTable, find_duplicates
+from video_pipeline.split.weights import Weigher
+
+logger = logging.getLogger(__name__)
+
+LARGE_INPUT_BYTES = 10_000_000
+"""What split holds matters for an input larger than this; a smaller one is split the sooner."""
+
+ALL_FINISHED = NOWHERE - 1
+"""The place of an entry with several conversations that are all finished; the entry says where."""
+
+
+def split(config: Config, layout: Layout, run_id: str = "", num_processes: int = 1) -> Manifest:
+    """Split the input into ``layout.num_shards`` chunks and write the manifest.
+
+    Pending samples are balanced (:mod:`video_pipeline.split.balance`), finished ones are spread
+    evenly; each chunk stays in input order. On bad input nothing is written.
+
+    Args:
+        config: The configuration.
+        layout: Where the files of its output lie.
+        run_id: Names the journal of a run without ``data.resume``, else empty.
+        num_processes: Processes that scan an input of more than one block.
+
+    Raises:
+        UserError: There are bad lines, the configuration cannot work, or another process writes to
+            the same output.
+    """
+    refuse_live_writers(layout)
+    with ExitStack() as stack:
+        if num_processes > 1 or config.data.balance == "duration":
+            stack.enter_context(job_processes())
+        progress = stack.enter_context(Progress(layout.progress("split"), "split", "lines"))
+        return _Split(Run(config, layout), run_id, num_processes, progress).run()
+
+
+class _Split:
+    """One split, step by step."""
+
+    def __init__(self, run: Run, run_id: str, num_processes: int, progress: Progress) -> None:
+        self._run = run
+        self._num_processes = num_processes
+        self._progress = progress
+        config, layout = run.config, run.layout
+        run.task  # noqa: B018 - what is wrong with the user's code is said before anything is read
+        run.commit = resolve_commit(config, layout)
+        if num_processes > 1 and _is_large(config.data.input_jsonl):
+            # torch stays in a process of its own: it would be half of what this one holds
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                run.dataset = pool.submit(DatasetNeeds.of, config).result()
+        if run.dataset.needs_video:
+            check_budget_of_model(config)
+        # Of a run without resume nothing is expected to be done already.
+        self._earlier = None if run_id else JournalSettings.last(layout)
+        self._settings = run.journal_settings(run_id)
+        self._index = read_index(self._settings.folder)
+        self._bad = BadLines()
+        self._balance = BalanceReport(config.data.balance)
+        self._manifest = Manifest(
+            split_id=uuid.uuid4().hex[:12],
+            num_shards=layout.num_shards,
+            task=run.task.name,
+            journal=str(self._settings.folder),
+            settings=run.settings_digest,
+            commit=run.commit,
+            origin=origin_of(config),
+            journal_files=self._index.files,
+            expanded=run.dataset.expands,
+            with_videos=run.dataset.needs_video,
+            sample_fields=list(run.dataset.sample_fields),
+        )
+
+    def run(self) -> Manifest:
+        layout, manifest = self._run.layout, self._manifest
+        scratch = layout.split_scratch
+        shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed
+        scratch.mkdir(parents=True)
+        try:
+            self._write_chunks(scratch)
+            self._publish(scratch)
+        finally:
+            shutil.rmtree(scratch)
+        _log(manifest, self._balance)
+        if self._earlier is not None and manifest.pending:
+            warn_of_changes(self._settings, self._earlier, manifest.pending, manifest.samples)
+        return manifest
+
+    def _write_chunks(self, scratch: Path) -> None:
+        """Write the chunks and the order into ``scratch``, and complete the manifest."""
+        config, manifest = self._run.config, self._manifest
+        table = EntryTable(scratch / "table")
+        weigher = self._fill(table)
+        if 0 < manifest.left_out == manifest.lines:
+            logger.info("%s: all records are failed samples: run them", config.data.input_jsonl)
+            self._progress.advance(-manifest.lines)
+            weigher = self._fill(table, with_failed=True)
+        files = self._index.indexed
+        del self._index  # the arrays that follow take its room
+        is_duplicate = find_duplicates(table, config, self._bad)
+        self._bad.raise_any(config.data.input_jsonl)
+        if origin_of(config)["files"] != manifest.origin["files"]:
+            raise UserError(
+                f"{config.data.input_jsonl.absolute()}, a plugin or a prompt file has changed "
+                "while the input was split; run again"
+            )
+        manifest.duplicates = int(is_duplicate.sum())
+        weigher.missing.check(config, len(is_duplicate) - manifest.duplicates)
+        ranks = _ranks(table, is_duplicate, manifest.num_shards, self._balance)
+        _write_entries(table, ranks, files, manifest, scratch, self._run.layout)
+        order = ranks[~is_duplicate]
+        order.tofile(scratch / self._run.layout.order.name)
+        manifest.order = EMPTY.extended(order.view(np.uint8).data)
+        manifest.samples, manifest.pending = sum(manifest.rank_samples), sum(manifest.rank_pending)
+        manifest.balance = self._balance.as_dict()
+        table.remove()
+        sync_tree(scratch)
+
+    def _fill(self, table: EntryTable, with_failed: bool = False) -> Weigher:
+        """Fill ``table`` from the input, and count; ``with_failed``: error records are samples."""
+        run, manifest, index = self._run, self._manifest, self._index
+        manifest.lines = manifest.left_out = 0
+        with (
+            table.writing() as append,
+            Weigher(run.config.data, self._num_processes) as weigher,
+            closing(scan(run, self._num_processes, len(index) > 0, with_failed)) as blocks,
+        ):
+            for block in blocks:
+                self._progress.advance(block.lines)
+                manifest.lines += block.lines
+                manifest.left_out += block.left_out
+                self._bad.merge(block.bad)
+                places = _places(block, index)
+                weights = np.asarray(block.weights, np.float64)
+                if not self._bad.count:
+                    weights = weigher.weigh(block.uris, weights, places == NOWHERE, block.files)
+                append(
+                    block.entries,
+                    sizes=block.sizes,
+                    lines=block.line_numbers,
+                    hashes=block.hashes,
+                    places=places,
+                    weights=weights,
+                )
+        self._balance.looked_up, self._balance.seconds = weigher.looked_up, weigher.seconds
+        return weigher
+
+    def _publish(self, scratch: Path) -> None:
+        """Put what lies in ``scratch`` in the place of what earlier splits have left: chunks of
+        other numbers of shards, and rank files. They are views of the journal; none may be taken
+        for a part of what comes."""
+        layout, journal = self._run.layout, self._settings.folder
+        refuse_live_writers(layout)  # one may have come meanwhile
+        layout.manifest.unlink(missing_ok=True)  # first: it vouches for the chunks
+        for path in layout.rank_files():
+            path.unlink()
+        for folder in layout.of_other_plans():
+            shutil.rmtree(folder)
+        make_folder(layout.chunks)
+        layout.remove_leftovers()
+        if journal.is_dir():
+            remove_leftovers(journal)
+        for entry in sorted(scratch.iterdir()):
+            os.replace(entry, layout.chunks / entry.name)
+        sync_folder(layout.chunks)
+        write_text(layout.manifest, json.dumps(asdict(self._manifest), indent=2) + "\n")
+        self._settings.write()
+
+
+def _is_large(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > LARGE_INPUT_BYTES
+
+
+def _places(block: ScannedBlock, index: JournalIndex) -> np.ndarray:
+    """Where in the journal each entry of ``block`` is finished, see :data:`NOWHERE`."""
+    if not len(index):
+        return np.full(len(block.sizes), NOWHERE, np.uint64)
+    places = index.find_all(block.identities)
+    if any(block.conversations):
+        return _note_finished_parts(block, places, index.indexed)
+    return places
+
+
+def _note_finished_parts(block: ScannedBlock, places: np.ndarray, files: list[str]) -> np.ndarray:
+    """Write into those entries of ``block`` that have several conversations which of these are
+    finished, and return one place for each entry. ``places`` has one for each conversation."""
+    entry_places = np.full(len(block.conversations), NOWHERE, np.uint64)
+    lines, begin = _lines(block.entries), 0
+    for position, count in enumerate(block.conversations):
+        own_places = places[begin : begin + max(count, 1)]
+        begin += len(own_places)
+        if count == 0:
+            entry_places[position] = own_places[0]
+        if count == 0 or (own_places == NOWHERE).all():
+            continue
+        entry = ChunkEntry.from_line(lines[position])
+        entry.done = {
+            part: location_at(int(place), files)
+            for part, place in zip(entry.requests, own_places, strict=True)
+            if place != NOWHERE
+        }
+        lines[position] = entry.to_line()
+        block.sizes[position] = len(lines[position])
+        if len(entry.done) == count:
+            entry_places[position] = ALL_FINISHED
+    block.entries = b"".join(lines)
+    return entry_places
+
+
+def _lines(entries: bytes) -> list[bytes]:
+    """The lines in ``entries``; a carriage return ends none: in JSON it is a space."""
+    return [line + b"\n" for line in entries.split(b"\n")[:-1]]
+
+
+def _ranks(
+    table: EntryTable, is_duplicate: np.ndarray, num_shards: int, balance: BalanceReport
+) -> np.ndarray:
+    """The rank of each entry; of a duplicate, ``num_shards``."""
+    is_pending = np.empty(len(is_duplicate), bool)
+    for begin in range(0, len(is_pending), BATCH):
+        places = table.read("places", begin, BATCH)
+        is_pending[begin : begin + BATCH] = places == NOWHERE
+    is_finished = ~(is_pending | is_duplicate)
+    is_pending &= ~is_duplicate
+    # These arrays are as long as the input: no two are made where one is enough.
+    pending_ranks = assign_ranks(table.read("weights")[is_pending], num_shards, balance)
+    ranks = np.full(len(is_pending), num_shards, np.uint32)
+    ranks[is_pending] = pending_ranks
+    evenly = np.arange(num_shards, dtype=np.uint32)
+    ranks[is_finished] = np.resize(evenly, np.count_nonzero(is_finished))
+    return ranks
+
+
+def _write_entries(
+    table: EntryTable,
+    ranks: np.ndarray,
+    files: list[str],
+    manifest: Manifest,
+    folder: Path,
+    layout: Layout,
+) -> None:
+    """Write each entry, as it is, into the chunk of its rank, and count them."""
+    paths = [folder / layout.chunk(rank).name for rank in range(manifest.num_shards)]
+    for path in paths:
+        path.touch()
+    manifest.chunks = [EMPTY] * len(paths)
+    file_names = [orjson.dumps(name) for name in files]
+    num_samples = np.zeros(manifest.num_shards + 1, int)
+    num_pending = np.zeros(manifest.num_shards + 1, int)
+    with open(table.entries, "rb", buffering=1 << 20) as entries:
+        for begin in range(0, len(ranks), BATCH):
+            lines = list(islice(entries, BATCH))
+            batch_ranks = ranks[begin : begin + BATCH]
+            places = table.read("places", begin, BATCH)
+            for position in np.flatnonzero(places < ALL_FINISHED).tolist():
+                file, offset, is_error = location_at(int(places[position]), file_names)
+                lines[position] = finished_line(lines[position], file, offset, is_error)
+            of_rank: list[list[bytes]] = [[] for _ in num_samples]
+            for line, rank in zip(lines, batch_ranks.tolist(), strict=True):
+                of_rank[rank].append(line)
+            # opened anew each time: there may be more ranks than files that may be open
+            for rank, path in enumerate(paths):
+                if of_rank[rank]:
+                    data = b"".join(of_rank[rank])
+                    manifest.chunks[rank] = manifest.chunks[rank].extended(data)
+                    with open(path, "ab") as stream:
+                        stream.write(data)
+            size = len(num_samples)
+            num_samples += np.bincount(batch_ranks, minlength=size)
+            num_pending += np.bincount(batch_ranks[places == NOWHERE], minlength=size)
+    manifest.rank_samples = num_samples[:-1].tolist()
+    manifest.rank_pending = num_pending[:-1].tolist()
+
+
+def _log(manifest: Manifest, balance: BalanceReport) -> None:
+    if not manifest.samples:
+        logger.warning(
+            "%s holds no samples (%d lines, %d of them failed earlier and left out): the output "
+            "will be empty",
+            manifest.origin["input"],
+            manifest.lines,
+            manifest.left_out,
+        )
+    logger.info(
+        "%d samples (%d lines, %d duplicates, %d failed earlier and left out), %d pending, "
+        "in %d chunk(s)",
+        manifest.samples,
+        manifest.lines,
+        manifest.duplicates,
+        manifest.left_out,
+        manifest.pending,
+        manifest.num_shards,
+    )
+    logger.info(
+        "balanced by %s: the longest rank is %.3f times the mean (%.3f if split by count); "
+        "%d file(s) looked up in %.1f s, %d pending of unknown %s, which count as the median",
+        balance.by,
+        balance.longest,
+        balance.longest_by_count,
+        balance.looked_up,
+        balance.seconds,
+        balance.unknown,
+        balance.by,
+    )
+
+
+def warn_of_changes(
+    now: JournalSettings, earlier: JournalSettings, pending: int, samples: int
+) -> None:
+    """Log what has changed since the split before this one, and what that costs."""
+    if not (changed := now.changes(earlier)):
+        return
+    answers = count_answers(earlier.folder)
+    if now.folder == earlier.folder:
+        answers = max(0, answers - (samples - pending))
+    same_input = now.input == earlier.input
+    logger.warning(consequences(changed, pending, samples, answers, same_input=same_input))

@@ -1,0 +1,114 @@
+"""What split knows of the entries of the input, in files, and which entries repeat another one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from video_pipeline.chunks import ChunkEntry
+from video_pipeline.config import Config
+from video_pipeline.samples.identity import content_key
+from video_pipeline.samples.input import BadLines
+from video_pipeline.split.balance import BATCH, sorted_with_positions
+
+
+class EntryTable:
+    """What split knows of each entry of the input, in files: the entries themselves as lines of a
+    chunk, and columns of numbers. In memory they would be most of what split holds.
+
+    Attributes:
+        entries: The file of the entries, in the order of the input, duplicates included.
+    """
+
+    COLUMNS: ClassVar = {
+        "sizes": np.uint32,  # bytes of the entry
+        "lines": np.uint32,  # of the input
+        "hashes": np.uint32,  # of the key
+        "places": np.uint64,  # in the journal
+        "weights": np.float32,
+    }
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+        self.entries = folder / "entries.jsonl"
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[..., None]]:
+        """Yields a function that appends entries, and an array for each column."""
+        with ExitStack() as stack:
+            entries = stack.enter_context(open(self.entries, "wb"))
+            files = {
+                name: stack.enter_context(open(self._folder / name, "wb")) for name in self.COLUMNS
+            }
+
+            def append(new_entries: bytes, **columns: Any) -> None:
+                entries.write(new_entries)
+                for name, column in columns.items():
+                    files[name].write(np.asarray(column, self.COLUMNS[name]))
+
+            yield append
+
+    def read(self, name: str, begin: int = 0, count: int = -1) -> np.ndarray:
+        """``count`` values of a column from ``begin`` on; all by default."""
+        kind = np.dtype(self.COLUMNS[name])
+        return np.fromfile(self._folder / name, kind, count, offset=begin * kind.itemsize)
+
+    def remove(self) -> None:
+        """Remove the files."""
+        shutil.rmtree(self._folder)
+
+
+def find_duplicates(table: EntryTable, config: Config, bad: BadLines) -> np.ndarray:
+    """Which entries repeat an earlier one (a mask); one id with two contents is added to ``bad``.
+
+    Keys are compared where their hashes are equal, so that no hash decides.
+    """
+    pairs = sorted_with_positions(table.read("hashes"))
+    is_duplicate = np.zeros(len(pairs), bool)
+    again = np.zeros(len(pairs), bool)  # the same hash as the one before
+    for begin in range(0, len(pairs), BATCH):
+        hashes = pairs[begin : begin + BATCH + 1] >> np.uint64(32)
+        again[begin + 1 : begin + len(hashes)] = hashes[1:] == hashes[:-1]
+    suspects = np.flatnonzero(again)
+    if not len(suspects):
+        return is_duplicate
+    line_numbers, sizes = table.read("lines"), table.read("sizes")
+    ends = np.cumsum(sizes, dtype=np.uint64)
+    with open(table.entries, "rb") as entries:
+
+        def read(place: int) -> tuple[int, bytes]:
+            position = int(pairs[place] & np.uint64(0xFFFFFFFF))
+            size = int(sizes[position])
+            return position, os.pread(entries.fileno(), size, int(ends[position]) - size)
+
+        first: dict[str, tuple[int, bytes]] = {}  # by key, of those that share a hash
+        for place in suspects.tolist():
+            if not again[place - 1]:
+                position, line = read(place - 1)
+                first = {ChunkEntry.from_line(line).key: (position, line)}
+            position, line = read(place)
+            key = ChunkEntry.from_line(line).key
+            known, earlier = first.setdefault(key, (position, line))
+            if known == position:
+                continue
+            is_duplicate[position] = True
+            if config.data.id_field is not None and not _same_content(line, earlier):
+                bad.add(
+                    int(line_numbers[position]),
+                    f"id {key!r:.80} stands on line {line_numbers[known]} with other content",
+                )
+    return is_duplicate
+
+
+def _same_content(line: bytes, other: bytes) -> bool:
+    if line == other:
+        return True
+    first, second = ChunkEntry.from_line(line).raw, ChunkEntry.from_line(other).raw
+    return content_key(first) == content_key(second)
