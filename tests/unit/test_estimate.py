@@ -22,17 +22,11 @@ from video_pipeline.data.prompt import TokenCount, count_tokens, processor_folde
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.errors import UserError
-from video_pipeline.estimate import estimate
-from video_pipeline.estimate.estimate import (
-    Counted,
-    CountingPreparer,
-    Findings,
-    Found,
-    Medium,
-    _expected,
-    make_plan,
-    plan_stages,
-)
+from video_pipeline.estimate import estimate, totals
+from video_pipeline.estimate.counting import CountingPreparer, PromptCost, ShownMedium
+from video_pipeline.estimate.estimate import make_plan, plan_stages
+from video_pipeline.estimate.expected import expected_costs
+from video_pipeline.estimate.totals import CostTotals, SampleCost
 from video_pipeline.gpus import Device
 from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.layout import Layout
@@ -105,7 +99,7 @@ def test_measured_tokens_are_those_of_the_pixels(material, family, case, monkeyp
     assert counted.tokens == count_tokens(model, pixels)
     media = pixels.get("multi_modal_data", {})
     pictures = [len(frames) for frames, _ in media.get("video", [])] or [1] * len(media)
-    assert [each.pictures for each in counted.media] == pictures
+    assert [each.num_frames for each in counted.media] == pictures
     assert bool(counted.tokens.visual) == bool(media)
 
 
@@ -290,12 +284,12 @@ def spend(journal: Path, number: int, **values) -> None:
 def test_earlier_attempts_of_the_same_task_and_settings_give_the_rate(here):
     config = here.config
     layout = Layout.of(config, 0)
-    findings = Findings(config, BytesIO())
+    findings = CostTotals(config, BytesIO())
     for _ in range(8):
-        findings.note(found(TokenCount(10, 0, 0)))
+        findings.note(cost_of(TokenCount(10, 0, 0)))
 
     def expected(of: Config = config) -> dict[str, Any]:
-        return _expected(of, layout, findings, 1.0)
+        return expected_costs(of, layout, findings, 1.0)
 
     assert expected()["gpu_hours"] is None
     journal = Run(config, layout).journal()
@@ -340,11 +334,11 @@ def expected_of(here, monkeypatch):
                 raise error
             return [Device(str(n), f"GPU-{n}", card) for n, card in enumerate(cards)]
 
-        monkeypatch.setattr(estimate, "devices", devices)
-        findings = Findings(here.config, BytesIO())
+        monkeypatch.setattr("video_pipeline.estimate.expected.devices", devices)
+        findings = CostTotals(here.config, BytesIO())
         for _ in range(8):
-            findings.note(found(TokenCount(10, 0, 0)))
-        return _expected(here.config, Layout.of(here.config, 0), findings, 1.0)
+            findings.note(cost_of(TokenCount(10, 0, 0)))
+        return expected_costs(here.config, Layout.of(here.config, 0), findings, 1.0)
 
     return expected
 
@@ -394,19 +388,21 @@ def test_other_settings_of_the_same_model_give_the_rate_and_no_answers(here, exp
 # --- what is made of it --------------------------------------------------------------------------
 
 
-def findings_of(max_item_tokens=None) -> Findings:
+def findings_of(max_item_tokens=None) -> CostTotals:
     config = load_config(
         {"vllm": {"max_model_len": 1000}, "sampling": {"max_tokens": 100}, "data": {}}
     )
-    findings = Findings(config, BytesIO())
+    findings = CostTotals(config, BytesIO())
     findings.max_item_tokens = max_item_tokens
     return findings
 
 
-def found(*tokens: TokenCount, media: tuple[Medium, ...] = (), seconds: float = 0.0) -> Found:
-    counted = {str(number): Counted(one, media) for number, one in enumerate(tokens)}
+def cost_of(
+    *tokens: TokenCount, media: tuple[ShownMedium, ...] = (), seconds: float = 0.0
+) -> SampleCost:
+    counted = {str(number): PromptCost(one, media) for number, one in enumerate(tokens)}
     entry = ChunkEntry("key", dict.fromkeys(counted, ""), b'{"path": "a.mp4"}', {})
-    return Found(entry, seconds, counted)
+    return SampleCost(entry, seconds, counted)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +419,7 @@ def found(*tokens: TokenCount, media: tuple[Medium, ...] = (), seconds: float = 
 )
 def test_what_is_over_the_limits(tokens, flags):
     findings = findings_of(max_item_tokens=200)
-    findings.note(found(tokens))
+    findings.note(cost_of(tokens))
     line = orjson.loads(findings._lines.getvalue())
     assert line["flags"] == flags
     assert findings.flagged == dict.fromkeys(flags, 1)
@@ -434,7 +430,7 @@ def test_what_is_over_the_limits(tokens, flags):
 
 def test_an_unknown_encoder_cache_flags_nothing():
     findings = findings_of()
-    findings.note(found(TokenCount(500, 300, 10**9)))
+    findings.note(cost_of(TokenCount(500, 300, 10**9)))
     assert not findings.flagged
 
 
@@ -443,8 +439,8 @@ def test_several_questions_share_their_media():
         frames=60, fps=30.0, duration=2.0, width=64, height=48, codec="h264", num_bytes=1000
     )
     findings = findings_of()
-    shown = (Medium(8, info), Medium(1, None))
-    findings.note(found(TokenCount(100, 40, 40), TokenCount(950, 40, 40), media=shown, seconds=2))
+    shown = (ShownMedium(8, info), ShownMedium(1, None))
+    findings.note(cost_of(TokenCount(100, 40, 40), TokenCount(950, 40, 40), media=shown, seconds=2))
     line = orjson.loads(findings._lines.getvalue())
     assert line["prompt_tokens_of"] == {"0": 100, "1": 950}
     assert (line["prompt_tokens"], line["visual_tokens"]) == (1050, 80)
@@ -456,11 +452,11 @@ def test_several_questions_share_their_media():
 
 
 def test_many_kinds_of_errors_do_not_pile_up(monkeypatch):
-    monkeypatch.setattr(estimate, "ERROR_KINDS", 3)
+    monkeypatch.setattr(totals, "ERROR_KINDS", 3)
     findings = findings_of()
     for number in range(10):
         error = {"stage": "read", "type": "ValueError", "message": f"frame {number}"}
-        findings.note(Found(found().entry, error=error))
+        findings.note(SampleCost(cost_of().entry, error=error))
     assert findings.errors.total() == 10
     assert findings.errors["read", "ValueError", "(other messages)"] == 7
     assert len(findings.errors) == 4

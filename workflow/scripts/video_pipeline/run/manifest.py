@@ -114,7 +114,7 @@ class Manifest:
         if not self.chunks[rank].fits(layout.chunk(rank)):
             raise not_of_this_split(layout.chunk(rank))
 
-    def read_order(self, layout: Layout) -> array:
+    def read_order(self, layout: Layout) -> array[int]:
         """The rank of each distinct sample, in input order.
 
         Raises :class:`UserError` if that is not what split wrote.

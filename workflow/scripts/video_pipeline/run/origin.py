@@ -98,7 +98,8 @@ def origin_of(config: Config) -> dict[str, Any]:
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
     """``settings`` as they are read back."""
-    return orjson.loads(orjson.dumps(settings, option=orjson.OPT_NON_STR_KEYS))
+    read_back: dict[str, Any] = orjson.loads(orjson.dumps(settings, option=orjson.OPT_NON_STR_KEYS))
+    return read_back
 
 
 def code_files(config: Config) -> list[Path]:

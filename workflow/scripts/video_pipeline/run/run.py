@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
@@ -17,6 +17,19 @@ from video_pipeline.run.fingerprint import fingerprint, settings_digest, setting
 from video_pipeline.run.origin import origin_of
 from video_pipeline.tasks.base import Task, checked_names
 from video_pipeline.tasks.registry import load_task
+
+if TYPE_CHECKING:
+    from video_pipeline.data.base import BaseDataset
+
+
+def _function_of_expand(dataset: type[BaseDataset], title: str) -> Any:
+    """The function behind the class method ``expand``."""
+    method = inspect.getattr_static(dataset, "expand")
+    if not isinstance(method, classmethod):
+        raise TaskError(
+            f"{title}: expand must be a classmethod: @classmethod, (cls, sample, params)"
+        )
+    return method.__func__
 
 
 @dataclass(frozen=True)
@@ -66,16 +79,13 @@ class DatasetNeeds:
         dataset = dataset_of(config, task)
         check_params(config, task, dataset)
         title = f"dataset {dataset.__name__}"
-        if not isinstance(inspect.getattr_static(dataset, "expand"), classmethod):
-            raise TaskError(
-                f"{title}: expand must be a classmethod: @classmethod, (cls, sample, params)"
-            )
+        own, inherited = (_function_of_expand(kind, title) for kind in (dataset, BaseDataset))
         return cls(
             config.run.dataset or task.dataset_name,
             dataset.version,
             READER_VERSION,
             needs_video=dataset.needs_video,
-            expands=dataset.expand.__func__ is not BaseDataset.expand.__func__,
+            expands=own is not inherited,
             sample_fields=checked_names(dataset.sample_fields, f"{title}: sample_fields"),
             reads_files=dataset.needs_video and issubclass(dataset, QwenVideoDataset),
             reads_patterns=issubclass(dataset, FramesDataset),

@@ -129,36 +129,36 @@ class InputReader:
     def __iter__(self) -> Iterator[InputSample]:
         check_numbers = _has_long_number(self._block)
         video_field = self._video_field
-        for number, line in enumerate(self._block.split(b"\n"), start=self._first):
+        for line_number, line in enumerate(self._block.split(b"\n"), start=self._first):
             text = line.strip(b" \t\r\n")  # what JSON takes for space
             if not text or text.isspace():
                 continue
             self.lines += 1
             try:
-                raw = value = _parse(text, check_numbers)
-                if "__key" in value:
-                    raw = _unwrap(value, self._with_failed)
-                    if raw is None:
+                raw = _parse(text, check_numbers)
+                if "__key" in raw:
+                    sample = _unwrap(raw, self._with_failed)
+                    if sample is None:
                         self.left_out += 1
                         continue
-                    if raw is not value:
-                        text = orjson.dumps(raw)
+                    if sample is not raw:
+                        raw, text = sample, orjson.dumps(sample)
                 video = raw.get(video_field)
                 if type(video) is not str or not video or "://" in video:
                     self._check_video(raw)
                 if "video_start" in raw or "video_end" in raw:
                     _check_segment(raw)
-                yield InputSample(number, self.key(raw), raw, text)
+                yield InputSample(line_number, self.key(raw), raw, text)
             except ValueError as error:
-                self.bad.add(number, str(error))
+                self.bad.add(line_number, str(error))
 
     def _check_video(self, raw: dict[str, Any]) -> None:
         video = raw.get(self._video_field)
         if isinstance(video, str) and video:
             video_uri(video, "/")
         elif isinstance(video, list) and video and all(isinstance(v, str) and v for v in video):
-            for each in video:
-                video_uri(each, "/")
+            for path in video:
+                video_uri(path, "/")
         elif self._needs_video or video is not None:
             got = f"got {video!r:.80}" if self._video_field in raw else "it is missing"
             raise ValueError(
@@ -171,12 +171,8 @@ class InputReader:
         Raises :class:`ValueError` if its id is none."""
         if self._id_field is None:
             return content_key(raw)
-        value = raw.get(self._id_field)
-        if isinstance(value, str):
-            is_id = value != ""
-        else:
-            is_id = isinstance(value, int) and not isinstance(value, bool)
-        if not is_id:
+        value: Any = raw.get(self._id_field)
+        if type(value) not in (str, int) or value == "":
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
             raise ValueError(f"no id: field {self._id_field!r} must be text or an integer, {got}")
         if is_window(raw):
@@ -261,13 +257,8 @@ def _may_repeat_names(line: bytes, value: Any) -> bool:
 def _count_names(value: Any) -> int:
     """Entries of all objects in ``value``."""
     if isinstance(value, dict):
-        count, parts = len(value), value.values()
-    else:
-        count, parts = 0, value if isinstance(value, list) else ()
-    for part in parts:
-        if isinstance(part, dict | list):
-            count += _count_names(part)
-    return count
+        return len(value) + sum(map(_count_names, value.values()))
+    return sum(map(_count_names, value)) if isinstance(value, list) else 0
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -307,10 +298,11 @@ def _unwrap(value: dict[str, Any], with_failed: bool) -> dict[str, Any] | None:
         return value
     if value["__status"] != "ok":
         return value["input"] if with_failed else None
-    sample, said = value["input"], {n: entry for n, entry in value.items() if n != "input"}
-    if "previous" in sample:  # what the run before that said
-        said["previous"] = sample["previous"]
-    return {**sample, "previous": said}
+    sample = value["input"]
+    previous = {name: entry for name, entry in value.items() if name != "input"}
+    if "previous" in sample:  # the answer of the run before that
+        previous["previous"] = sample["previous"]
+    return {**sample, "previous": previous}
 
 
 def video_uri(video: str, root: str) -> str:
@@ -337,7 +329,7 @@ def video_address(video: Any, root: str) -> str | list[str] | None:
     if isinstance(video, str):
         return video_uri(video, root)
     if isinstance(video, list):
-        return [video_uri(each, root) for each in video]
+        return [video_uri(path, root) for path in video]
     return None
 
 

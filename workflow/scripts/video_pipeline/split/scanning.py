@@ -6,7 +6,7 @@ import multiprocessing
 import os
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from glob import has_magic
@@ -64,14 +64,14 @@ class ScannedBlock:
     """
 
     entries: bytes = b""
-    sizes: array = field(default_factory=lambda: array("I"))
-    line_numbers: array = field(default_factory=lambda: array("I"))
-    hashes: array = field(default_factory=lambda: array("I"))
+    sizes: array[int] = field(default_factory=lambda: array("I"))
+    line_numbers: array[int] = field(default_factory=lambda: array("I"))
+    hashes: array[int] = field(default_factory=lambda: array("I"))
     identities: bytes = b""
-    conversations: array = field(default_factory=lambda: array("I"))
+    conversations: array[int] = field(default_factory=lambda: array("I"))
     uris: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-    weights: array = field(default_factory=lambda: array("d"))
+    weights: array[float] = field(default_factory=lambda: array("d"))
     lines: int = 0
     left_out: int = 0
     bad: BadLines = field(default_factory=BadLines)
@@ -117,7 +117,9 @@ class Scanner:
         config, task, fields = self._config, self._task, self._dataset.sample_fields
         by, video_field, root = config.data.balance, config.data.video_field, config.video_root
         block = ScannedBlock()
-        entries, keys, identities = [], [], []
+        entries: list[bytes] = []
+        keys: list[bytes] = []
+        identities: list[bytes] = []
         for sample in samples:
             raw = sample.raw
             weight = known_weight(raw, by)
@@ -174,7 +176,7 @@ class Scanner:
 
 def scan(
     run: Run, num_processes: int, with_identities: bool, with_failed: bool = False
-) -> Iterator[ScannedBlock]:
+) -> Generator[ScannedBlock]:
     """Scan the input block by block, in order.
 
     Args:

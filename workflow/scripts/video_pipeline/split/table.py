@@ -51,7 +51,7 @@ class EntryTable:
             def append(new_entries: bytes, **columns: Any) -> None:
                 entries.write(new_entries)
                 for name, column in columns.items():
-                    files[name].write(np.asarray(column, self.COLUMNS[name]))
+                    files[name].write(np.asarray(column, self.COLUMNS[name]).data)
 
             yield append
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -50,13 +49,12 @@ def known_weight(raw: dict[str, Any], by: str) -> float:
     begin, end = raw.get("video_start"), raw.get("video_end")
     if by == "size" and begin is None and end is None:
         return math.nan
-    whole = raw.get("duration")
-    is_number = isinstance(whole, float) or (isinstance(whole, int) and type(whole) is not bool)
-    if is_number and 0 < whole < math.inf:
-        end = whole if end is None else min(end, whole)
+    duration: Any = raw.get("duration")
+    if type(duration) in (int, float) and 0 < duration < math.inf:
+        end = duration if end is None else min(end, duration)
     if end is None:
         return math.nan
-    seconds = end - (begin or 0)
+    seconds: float = end - (begin or 0)
     if not 0 < seconds < _TOO_LONG:  # the reader will say what is wrong with it
         return math.nan
     return seconds * BYTES_PER_SECOND if by == "size" else seconds
@@ -98,21 +96,20 @@ class MissingFiles:
         """
         if not self.count:
             return
-        what = (
+        missing = (
             f"{self.count:,} of the {self.looked_at:,} files that pending samples name cannot be "
             f"found; the first: {self.first} ({_why(self.first)})"
         )
         is_few = self.count <= FEW_MISSING * samples or config.run.max_error_rate == 1
         is_whole_input = self.head == self.looked_at == samples
         if is_few or not (self.head >= FIRST_FILES or is_whole_input):
-            logger.warning("%s. They become error records of stage read", what)
+            logger.warning("%s. They become error records of stage read", missing)
             return
-        given = config.data.video_root
-        why = "that of data.input_jsonl" if given is None else str(given)
+        root = config.data.video_root
+        why = "that of data.input_jsonl" if root is None else str(root)
         raise UserError(
-            f"{what}. Relative paths are relative to {config.video_root} (data.video_root: {why}). "
-            "Nothing was started: "
-            f"fix data.video_root, or the paths in {config.data.input_jsonl} "
+            f"{missing}. Relative paths are relative to {config.video_root} (data.video_root: "
+            f"{why}). Nothing was started: fix data.video_root, or the paths in {config.data.input_jsonl} "
             "(`run.max_error_rate: 1` accepts them as error records)"
         )
 
@@ -150,34 +147,37 @@ class Weigher:
         """The weights of the ``wanted`` (a mask) among some samples, NaN where one is not
         available. ``uris`` and ``files`` are those of a :class:`ScannedBlock`, ``known`` is what
         :func:`known_weight` said."""
-        by, begun = self._data.balance, time.monotonic()
-        weights = known.copy()
+        by_size, begun = self._data.balance == "size", time.monotonic()
         sizes = np.full(len(known), np.nan)
-        weighed = uris if by == "size" else repeat("")
-        named = [file or uri for file, uri in zip(files, weighed, strict=False)]
-        places = [at for at in np.flatnonzero(wanted) if _is_local(named[at])]
-        if places:
-            sizes[places] = self._sizes([named[at] for at in places])
-            looked_for = [at for at in places if files[at]]
-            self.missing.note([files[at] for at in looked_for], sizes[looked_for])
-        if by == "size":
-            places = [at for at in places if named[at] == uris[at]]
-            found = sizes[places]
+        # Of each sample the file that must be there, or else the one that is weighed.
+        paths = [file or (uri if by_size else "") for file, uri in zip(files, uris, strict=True)]
+        local = [place for place in np.flatnonzero(wanted) if _is_local(paths[place])]
+        if local:
+            sizes[local] = self._sizes([paths[place] for place in local])
+            needed = [place for place in local if files[place]]
+            self.missing.note([files[place] for place in needed], sizes[needed])
+        if by_size:
+            weighed = [place for place in local if paths[place] == uris[place]]
+            looked_up = sizes[weighed]
         else:
-            is_open = wanted & np.isnan(known)
-            places = [at for at in np.flatnonzero(is_open) if _is_local(uris[at])]
-            found = self._durations([uris[at] for at in places]) if places else []
-        weights[places] = np.fmin(known[places], found)  # the one that is there, or the smaller one
-        self.looked_up += len(places)
+            unknown = np.flatnonzero(wanted & np.isnan(known))
+            weighed = [place for place in unknown if _is_local(uris[place])]
+            looked_up = self._durations([uris[place] for place in weighed])
+        weights = known.copy()
+        # The one that is known, or the smaller one.
+        weights[weighed] = np.fmin(known[weighed], looked_up)
+        self.looked_up += len(weighed)
         self.seconds += time.monotonic() - begun
         return weights
 
     def _sizes(self, files: list[str]) -> np.ndarray:
         step = -(-len(files) // STAT_THREADS)
-        slices = [files[at : at + step] for at in range(0, len(files), step)]
+        slices = [files[begin : begin + step] for begin in range(0, len(files), step)]
         return np.concatenate(list(self._threads.map(_sizes, slices)))
 
     def _durations(self, files: list[str]) -> np.ndarray:
+        if not files:
+            return np.empty(0)
         if self._processes is None:
             self._processes = ProcessPoolExecutor(
                 self._num_processes,
@@ -185,8 +185,8 @@ class Weigher:
                 initializer=limit_access,
                 initargs=(Access.of(self._data),),
             )
-        starts = range(0, len(files), _HEADERS_AT_ONCE)
-        slices = [files[at : at + _HEADERS_AT_ONCE] for at in starts]
+        step = _HEADERS_AT_ONCE
+        slices = [files[begin : begin + step] for begin in range(0, len(files), step)]
         try:
             return np.concatenate(list(self._processes.map(_durations, slices)))
         except BrokenProcessPool:  # a file kills its reader: it is found by halves
@@ -207,7 +207,7 @@ def _why(file: str) -> str:
     try:
         os.stat(file)
     except OSError as error:
-        return error.strerror
+        return str(error.strerror)
     except ValueError as error:
         return str(error)
     return "it is there now"
@@ -216,9 +216,9 @@ def _why(file: str) -> str:
 def _sizes(files: list[str]) -> np.ndarray:
     """The size of each file in bytes, at least 1, NaN where there is no file."""
     sizes = np.full(len(files), np.nan)
-    for number, file in enumerate(files):
+    for place, file in enumerate(files):
         try:
-            sizes[number] = max(os.stat(file).st_size, 1)
+            sizes[place] = max(os.stat(file).st_size, 1)
         except (OSError, ValueError):
             continue
     return sizes
@@ -228,10 +228,10 @@ def _durations(files: list[str]) -> list[float]:
     """The seconds that each file's header says it lasts, NaN where it does not."""
     from video_pipeline.video.container import header_seconds
 
-    found = []
+    seconds = []
     for file in files:
         try:
-            found.append(header_seconds(file) or math.nan)
+            seconds.append(header_seconds(file) or math.nan)
         except Exception:  # whatever it is, the reader will say so
-            found.append(math.nan)
-    return found
+            seconds.append(math.nan)
+    return seconds

@@ -1,0 +1,104 @@
+"""Counting: the tokens of a sample's prompts, found by its dataset and the model's processor."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from video_pipeline.data.prompt import SIMULATED_MODEL, TokenCount, check_processor, count_tokens
+from video_pipeline.engine.base import Preparer, RequestRefused
+from video_pipeline.errors import Failure
+
+if TYPE_CHECKING:
+    from video_pipeline.data.base import BaseDataset
+    from video_pipeline.video.reader import VideoInfo
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShownMedium:
+    """A video or image that the model sees.
+
+    Attributes:
+        num_frames: Sampled frames; 1 for an image.
+        info: What the file of a video holds, if that is known.
+    """
+
+    num_frames: int
+    info: VideoInfo | None
+
+
+@dataclass(frozen=True)
+class PromptCost:
+    """What one conversation about a sample costs.
+
+    Attributes:
+        tokens: Tokens of its prompt.
+        media: The videos and images in it; conversations that show the same one share the object.
+    """
+
+    tokens: TokenCount
+    media: tuple[ShownMedium, ...]
+
+
+class CountingPreparer(Preparer):
+    """Counts the tokens of what a dataset made of a sample, in place of the engine's part."""
+
+    def __init__(self, model: str) -> None:
+        """``model``: ``dataset_model`` of the engine."""
+        self._model = model
+
+    def start(self) -> None:
+        check_processor(self._model)
+
+    def read(self, dataset: BaseDataset, position: int) -> Any:
+        """The item of a sample, without pixels; with them where the dataset looks at them."""
+        from video_pipeline.video.reader import VideoReadError, measuring
+
+        with measuring():
+            try:
+                return dataset[position]
+            except (VideoReadError, Failure):
+                raise
+            except Exception as error:  # it fails again below, unless it was for want of pixels
+                logger.debug("measured: %s", error)
+        return dataset[position]
+
+    def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+        media: dict[int, ShownMedium] = {}
+        counted = {}
+        try:
+            for part, llm_input in llm_inputs.items():
+                shown = _items(llm_input)
+                for item in shown:
+                    media.setdefault(id(item), _medium(item))
+                counted[part] = PromptCost(
+                    self._count(llm_input), tuple(media[id(item)] for item in shown)
+                )
+        except Exception as error:
+            raise RequestRefused(type(error).__name__, str(error)) from error
+        return counted
+
+    def _count(self, llm_input: dict[str, Any]) -> TokenCount:
+        if self._model == SIMULATED_MODEL:
+            from video_pipeline.engine import simulated
+
+            text = simulated.count_tokens({"prompt": llm_input["prompt"]})
+            prompt = simulated.count_tokens(llm_input)
+            return TokenCount(prompt, prompt - text, 0)
+        return count_tokens(self._model, llm_input)
+
+
+def _items(llm_input: dict[str, Any]) -> list[Any]:
+    """The images and videos of an input."""
+    media = (llm_input.get("multi_modal_data") or {}).values()
+    return [item for items in media for item in (items if isinstance(items, list) else [items])]
+
+
+def _medium(item: Any) -> ShownMedium:
+    if not isinstance(item, tuple):
+        return ShownMedium(1, None)
+    frames, metadata = item
+    return ShownMedium(len(frames), getattr(metadata, "info", None))

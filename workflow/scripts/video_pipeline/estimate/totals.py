@@ -1,0 +1,173 @@
+"""Totals: what the samples that were looked at cost together."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections import Counter
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import orjson
+
+from video_pipeline.chunks import ChunkEntry
+from video_pipeline.config import Config
+from video_pipeline.data.prompt import TokenCount
+from video_pipeline.errors import Failure, explain
+from video_pipeline.estimate.counting import PromptCost, ShownMedium
+from video_pipeline.report.plan import FLAGS
+
+ERROR_KINDS = 1000
+"""So many different errors are told apart; the lines of the samples hold all."""
+
+_REFUSED = frozenset({"prompt_too_long", "item_too_large"})
+
+
+@dataclass(frozen=True)
+class SampleCost:
+    """What is known of a sample.
+
+    Attributes:
+        entry: The sample.
+        seconds: Length of its videos (of the segment, where one is given).
+        prompts: What each conversation about it costs; empty if it cannot be read.
+        error: ``__error`` of the record that a run would write, if it cannot.
+    """
+
+    entry: ChunkEntry
+    seconds: float = 0.0
+    prompts: dict[str, PromptCost] = field(default_factory=dict)
+    error: dict[str, str] | None = None
+
+    @property
+    def media(self) -> list[ShownMedium]:
+        """Its videos and images, each once."""
+        media = (medium for prompt in self.prompts.values() for medium in prompt.media)
+        return list({id(medium): medium for medium in media}.values())
+
+    @property
+    def tokens(self) -> list[TokenCount]:
+        """Of each conversation."""
+        return [prompt.tokens for prompt in self.prompts.values()]
+
+
+class CostTotals:
+    """What is known of the samples that were looked at; numbers are those of a sample unless they
+    are said to be of a prompt.
+
+    Attributes:
+        max_item_tokens: See :class:`video_pipeline.engine.base.Engine`.
+        why_unknown: Why that is not known, where it is not.
+        looked_at: Samples.
+        unreadable: Of these, those that would become error records.
+        errors: How often each kind of error came, as (stage, type, message).
+        examples: The video of the first sample with that error.
+        prompt_tokens: Of each prompt.
+        visual_tokens: Likewise.
+        refused: Prompts that vLLM would refuse.
+        tokens_to_run: Tokens of all others.
+        flagged: Samples with each of :data:`FLAGS`.
+        seconds: Of each sample with videos.
+        num_bytes: Of all videos together.
+        sizes: Videos of each size, such as ``1920x1080``.
+        codecs: Videos of each codec.
+    """
+
+    def __init__(self, config: Config, lines: BinaryIO) -> None:
+        self._config = config
+        self._lines = lines
+        self.max_item_tokens: int | None = None
+        self.why_unknown = ""
+        self.looked_at = self.unreadable = 0
+        self.errors: Counter[tuple[str, str, str]] = Counter()
+        self.examples: dict[tuple[str, str, str], Any] = {}
+        self.prompt_tokens = array("q")
+        self.visual_tokens = array("q")
+        self.refused = self.tokens_to_run = 0
+        self.flagged: Counter[str] = Counter()
+        self.seconds = array("d")
+        self.num_bytes = 0
+        self.sizes: Counter[str] = Counter()
+        self.codecs: Counter[str] = Counter()
+
+    def note(self, cost: SampleCost) -> None:
+        """Count a sample, and write its line."""
+        video = cost.entry.raw.get(self._config.data.video_field)
+        line: dict[str, Any] = {"key": cost.entry.key, "path": video}
+        self.looked_at += 1
+        if cost.error is not None:
+            self._note_error(cost.error, video)
+            line |= {"readable": False, "error": cost.error}
+        else:
+            line |= {"readable": True, **self._note_readable(cost)}
+        self._lines.write(orjson.dumps(line) + b"\n")
+
+    async def ask(self, max_item_tokens: Future[int | None]) -> None:
+        """Wait for what another process says. On a machine without a GPU a vLLM that was built for
+        one may not know."""
+        try:
+            self.max_item_tokens = await asyncio.wrap_future(max_item_tokens)
+        except Exception as error:
+            self.why_unknown = str(error) if isinstance(error, Failure) else explain(error)
+
+    @property
+    def prompts_per_sample(self) -> float:
+        """How many conversations there are about a sample."""
+        readable = self.looked_at - self.unreadable
+        return len(self.prompt_tokens) / readable if readable else 1.0
+
+    def _note_error(self, error: dict[str, str], video: Any) -> None:
+        self.unreadable += 1
+        kind = (error["stage"], error["type"], error["message"])
+        if kind not in self.errors and len(self.errors) >= ERROR_KINDS:
+            kind = (error["stage"], error["type"], "(other messages)")
+        self.errors[kind] += 1
+        self.examples.setdefault(kind, video)
+
+    def _note_readable(self, cost: SampleCost) -> dict[str, Any]:
+        flags: set[str] = set()
+        for tokens in cost.tokens:
+            wrong = self._flags(tokens)
+            flags |= wrong
+            self.prompt_tokens.append(tokens.prompt)
+            self.visual_tokens.append(tokens.visual)
+            if wrong & _REFUSED:
+                self.refused += 1
+            else:
+                self.tokens_to_run += tokens.prompt
+        self.flagged.update(flags)
+        media = cost.media
+        files = [medium.info for medium in media if medium.info is not None]
+        for file in files:
+            self.num_bytes += file.num_bytes
+            self.sizes[f"{file.width}x{file.height}"] += 1
+            self.codecs[file.codec] += 1
+        if cost.seconds:
+            self.seconds.append(cost.seconds)
+        first = files[0] if files else None
+        several = {part: prompt.tokens.prompt for part, prompt in cost.prompts.items()}
+        return {
+            "seconds": round(cost.seconds, 3),
+            "width": first and first.width,
+            "height": first and first.height,
+            "codec": first and first.codec,
+            "bytes": sum(file.num_bytes for file in files) if files else None,
+            "frames": sum(medium.num_frames for medium in media),
+            "prompt_tokens": sum(several.values()),
+            "visual_tokens": sum(tokens.visual for tokens in cost.tokens),
+            **({"prompt_tokens_of": several} if len(several) > 1 else {}),
+            "flags": [flag for flag in FLAGS if flag in flags],
+        }
+
+    def _flags(self, tokens: TokenCount) -> set[str]:
+        """What is wrong with a prompt, see :data:`FLAGS`."""
+        most = self._config.vllm.max_model_len
+        flags = set()
+        if tokens.prompt >= most:
+            flags.add("prompt_too_long")
+        elif tokens.prompt + self._config.most_tokens > most:
+            flags.add("answer_may_be_cut")
+        if self.max_item_tokens is not None and tokens.largest > self.max_item_tokens:
+            flags.add("item_too_large")
+        return flags
