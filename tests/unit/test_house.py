@@ -1,0 +1,120 @@
+"""The house: which room may use which, and how large it may grow."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).parents[2] / "workflow" / "scripts" / "video_pipeline"
+
+ROOMS = [
+    "errors",
+    "common",
+    "config",
+    "video",
+    "tasks",
+    "samples",
+    "journal",
+    "model",
+    "data",
+    "run",
+    "gpu",
+    "decode",
+    "engine",
+    "output",
+    "split",
+    "infer",
+    "report",
+    "export",
+    "estimate",
+    "commands",
+    "workflow",
+    "testing",
+]
+"""From the ground floor up: a room uses what stands before it."""
+
+MODULE_LINES = 400
+LIBRARY_LINES = 17_500
+"""Ceilings. Whoever needs more lines looks first for those that may go."""
+
+
+def modules() -> list[Path]:
+    return sorted(LIBRARY.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(LIBRARY).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports(path: Path, *, only_at_start: bool) -> Iterator[str]:
+    """The modules that a file imports, but for type hints; ``only_at_start``: when it is imported
+    itself, and not within its functions."""
+
+    def walk(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if only_at_start and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            yield child
+            yield from walk(child)
+
+    for node in walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def of_this_library(path: Path) -> set[str]:
+    """The rooms that a file uses."""
+    own = (name for name in imports(path, only_at_start=False))
+    return {
+        room_of(name.removeprefix("video_pipeline."))
+        for name in own
+        if name.startswith("video_pipeline.")
+    }
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_room_uses_those_below_it(path):
+    if (name := name_of(path)) in ("", "api", "retry", "watch", "preview"):
+        return  # doors to the rooms
+    if name == "journal.__main__":
+        return
+    here = ROOMS.index(room_of(name))
+    above = {room for room in of_this_library(path) if ROOMS.index(room) > here}
+    assert not above
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_only_the_engine_imports_vllm(path):
+    uses = {name.split(".")[0] for name in imports(path, only_at_start=False)}
+    assert "vllm" not in uses or name_of(path).startswith("engine.vllm")
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_light_rooms_load_nothing_heavy(path):
+    if room_of(name_of(path)) in ("errors", "common", "config", "journal", "run", "output"):
+        uses = {name.split(".")[0] for name in imports(path, only_at_start=True)}
+        assert not uses & {"torch", "transformers", "pandas", "pyarrow", "av", "qwen_vl_utils"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_module_can_be_read_at_once(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MODULE_LINES
+
+
+def test_the_library_does_not_grow():
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in modules())
+    assert lines <= LIBRARY_LINES, sys.modules[__name__].LIBRARY_LINES.__doc__
