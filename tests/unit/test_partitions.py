@@ -41,7 +41,7 @@ def test_partitions_that_are_there(sinfo):
     ("partitions", "named", "message"),
     [
         ("cpu\ngpu", {"split": None}, "no partition is set for split, and none is the default; "),
-        ("cpu*\ngpu", {"infer": "gpus"}, "infer: there is no partition gpus.*Did you mean gpu?"),
+        ("cpu*\ngpu", {"infer": "gpus"}, "infer: there is no partition gpus.*did you mean gpu?"),
         ("cpu*\ngpu", {"infer": "gpu,long"}, "no partition long; this cluster has cpu, gpu"),
     ],
 )

@@ -7,10 +7,10 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from video_pipeline.errors import UserError
+from video_pipeline.suggest import did_you_mean
 
 SINFO_SECONDS = 20.0
 """A controller that answers does so in a fraction of a second."""
@@ -64,9 +64,8 @@ def check_partitions(jobs: Mapping[str, Mapping[str, Any]], *, has_rules: bool) 
     for rule, partitions in named.items():
         for name in str(partitions).split(",") if partitions else []:
             if name not in names:
-                near = get_close_matches(name, names, n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                raise UserError(f"{rule}: there is no partition {name}{listed}.{hint}")
+                hint = did_you_mean(name, names, show=str)
+                raise UserError(f"{rule}: there is no partition {name}{listed}{hint}")
 
 
 def _sinfo() -> list[str]:
