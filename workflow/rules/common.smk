@@ -16,7 +16,7 @@ ENVIRONMENT = f"{workflow.basedir}/envs/gpu.yaml".replace("{", "{{").replace("}"
 
 from video_pipeline.cluster import check_partitions, memory_of
 from video_pipeline.config import load_config
-from video_pipeline.attempts import last_error
+from video_pipeline.logs import last_error
 from video_pipeline.errors import Failure
 from video_pipeline.files import write_text
 from video_pipeline.gpus import check_machine
@@ -32,11 +32,11 @@ from video_pipeline.origin import (
 )
 from video_pipeline.pending import only_publishes
 from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
-from video_pipeline.processes import own_jobs, stop_jobs_on_signals
+from video_pipeline.processes import stop_jobs_on_signals, tie_jobs_to_this_process
 from video_pipeline.stages import resolve_stages
 from video_pipeline.weights import is_fetched
 
-own_jobs()
+tie_jobs_to_this_process()
 
 
 LOOKS = {"--lint", "--list-rules", "--list", "-l", "--list-target-rules", "--lt", "--unlock"}

@@ -9,5 +9,5 @@ from collections.abc import Callable, Iterable
 def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
     """``; did you mean 'describe'?`` for the name in ``known`` that is most like ``name``, empty if
     none is like it; ``show`` writes that name."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {show(close[0])}?" if close else ""
