@@ -23,12 +23,12 @@ rule all:
 
 
 onstart:
-    begin()
+    RUN.begin()
 
 
 onsuccess:
-    show_summary()
+    RUN.show_summary()
 
 
 onerror:
-    explain_failure()
+    RUN.explain_failure()

@@ -18,6 +18,7 @@ from video_pipeline.journal import REOPENS, JournalWriter
 from video_pipeline.layout import Layout
 from video_pipeline.pending import only_publishes
 from video_pipeline.run.manifest import Manifest
+from video_pipeline.workflow.pending import only_publishes
 
 PROFILE_FOLDER = PROJECT / "profiles" / "slurm"
 PROFILE = yaml.safe_load((PROFILE_FOLDER / "profile.yaml").read_text())

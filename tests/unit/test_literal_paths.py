@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from snakemake import io, pathvars
 from video_pipeline.errors import UserError
-from video_pipeline.literal_paths import take_literally
+from video_pipeline.workflow.literal_paths import take_literally
 
 NAMES = ["{a}", "x{a,[0-9]+}y", "{rank}", "{{a}}", "a}{b", "{ a }", "<results>", "é{é}"]
 

@@ -1,4 +1,4 @@
-"""What jobs ask a cluster for."""
+"""What jobs request from a cluster."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import re
 import pytest
 import yaml
 from helpers import PROJECT
-from video_pipeline import cluster
-from video_pipeline.cluster import check_partitions, memory_of
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.memory import JobMemory
+from video_pipeline.layout import Layout
+from video_pipeline.plan import Plan
+from video_pipeline.stages import Stage
+from video_pipeline.workflow import cluster
+from video_pipeline.workflow.cluster import check_jobs, check_partitions, requested_mb
+from video_pipeline.workflow.memory import JobMemory
+from video_pipeline.workflow.snakemake_internals import PlannedJob
 
 
 def check(named: dict[str, str | None], *, has_rules: bool) -> None:
@@ -41,7 +45,7 @@ def test_partitions_that_are_there(sinfo):
     ("partitions", "named", "message"),
     [
         ("cpu\ngpu", {"split": None}, "no partition is set for split, and none is the default; "),
-        ("cpu*\ngpu", {"infer": "gpus"}, "infer: there is no partition gpus.*Did you mean gpu?"),
+        ("cpu*\ngpu", {"infer": "gpus"}, "infer: there is no partition gpus.*did you mean gpu?"),
         ("cpu*\ngpu", {"infer": "gpu,long"}, "no partition long; this cluster has cpu, gpu"),
     ],
 )
@@ -75,10 +79,25 @@ def test_jobs_for_another_cluster_are_left_to_it(sinfo):
     check_partitions({"infer": {"slurm_cluster": "other"}}, has_rules=False)
 
 
-def test_memory_may_be_asked_for_by_the_cpu():
-    assert memory_of({"mem_mb": 5}, 8) == 5
-    assert memory_of({"mem_mb": 5, "mem_mb_per_cpu": 2}, 8) == 16
-    assert memory_of({}, 8) is None
+def test_memory_may_be_requested_for_each_cpu():
+    assert requested_mb({"mem_mb": 5}, 8) == 5
+    assert requested_mb({"mem_mb": 5, "mem_mb_per_cpu": 2}, 8) == 16
+    assert requested_mb({}, 8) is None
+
+
+def test_the_memory_of_inference_jobs_is_checked_and_of_no_others(sinfo, tmp_path):
+    sinfo("echo 'cpu*'")
+    config = config_of(data={"num_shards": 1})
+    layout = Layout(tmp_path / "out.jsonl", 1)
+    stages = [Stage("ask", config, Plan(1), layout), Stage("done", config, Plan(1), layout)]
+    jobs = {rule: PlannedJob(8, {"mem_mb": 8000}) for rule in ("split_ask", "report_ask")}
+    assert check_jobs(jobs, stages, has_rules=False) == []
+    (warning,) = check_jobs(
+        {**jobs, "infer_ask": PlannedJob(8, {"mem_mb": 64000})}, stages, has_rules=False
+    )
+    assert warning.startswith("infer_ask: mem_mb=64000")
+    with pytest.raises(UserError, match="infer_ask: mem_mb=8000 is 8 GB"):
+        check_jobs({"infer_ask": PlannedJob(8, {"mem_mb": 8000})}, stages, has_rules=False)
 
 
 def config_of(**sections) -> Config:
@@ -91,7 +110,7 @@ def test_the_profile_has_enough_memory_for_the_defaults_but_not_for_the_worst():
     job = JobMemory.of(config_of(), profile["set-threads"]["infer"])
     mem_mb = profile["set-resources"]["infer"]["mem_mb"]
     warning = job.check("infer", mem_mb)
-    assert "8 decode processes may ask for 16 GB each" in warning
+    assert "7 decode processes may request 16 GB each" in warning
     # what the warning says to set is no warning any more
     share = float(re.search(r"worker_memory_gb: ([\d.]+)", warning)[1])
     fits = JobMemory.of(config_of(data={"worker_memory_gb": share - 0.05}), 8)
@@ -107,14 +126,22 @@ def test_too_little_memory_is_an_error_that_says_how_much_does():
     JobMemory.of(config_of(), 8).check("infer_ask", enough)
 
 
+def test_the_memory_of_the_defaults():
+    memory = JobMemory.of(config_of(), 8)
+    assert memory.decode_processes == 7
+    assert memory.least == pytest.approx(3 + 1.3 + 7 * 0.35 + 8)
+    assert memory.most == pytest.approx(3 + 1.3 + 7 * 16 + 8)
+
+
 def test_memory_grows_with_what_is_configured():
     base = JobMemory.of(config_of(), 4)
-    assert base.workers == 4  # three and the spare one
-    assert JobMemory.of(config_of(data={"num_workers": 9}), 4).workers == 10
+    assert base.decode_processes == 3
+    assert JobMemory.of(config_of(data={"num_workers": 9}), 4).decode_processes == 9
     two = JobMemory.of(config_of(vllm={"tensor_parallel_size": 2}), 4)
     assert two.engine == 2 * base.engine
     offload = JobMemory.of(config_of(vllm={"cpu_offload_gb": 10}), 4)
     assert offload.least == pytest.approx(base.least + 10)
     more = JobMemory.of(config_of(data={"max_ready_gb": 20}), 4)
     assert more.least == pytest.approx(base.least + 12)
-    assert JobMemory.of(config_of(run={"engine": "simulated"}), 4).engine == 0
+    simulated = JobMemory.of(config_of(run={"engine": "simulated"}), 4)
+    assert (simulated.engine, simulated.fork_server) == (0, 0)

@@ -8,7 +8,7 @@ import os
 import pytest
 from video_pipeline.journal import REOPENS, JournalWriter
 from video_pipeline.layout import Layout
-from video_pipeline.pending import only_publishes
+from video_pipeline.workflow.pending import only_publishes
 
 
 @pytest.fixture

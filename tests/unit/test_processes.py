@@ -151,7 +151,7 @@ def test_two_jobs_do_not_touch_each_other(job, tmp_path):
 
 
 def test_a_job_whose_snakemake_is_gone_before_it_looks_ends(tmp_path):
-    script = "import time; from video_pipeline.processes import *; end_with_snakemake(); %s"
+    script = "import time; from video_pipeline.processes import *; exit_with_snakemake(); %s"
     command = [sys.executable, "-c", script % "time.sleep(60)"]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
     gone = subprocess.Popen(["true"])

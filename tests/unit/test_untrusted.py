@@ -20,11 +20,12 @@ from helpers import Splitter, samples
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 from qwen_vl_utils import vision_process as qwen
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.config import Data, load_config
 from video_pipeline.data.frames import FramesDataset
 from video_pipeline.data.prompt import Prompter
 from video_pipeline.errors import UserError
+from video_pipeline.printable import PrintableFormatter
 from video_pipeline.run.fingerprint import settings_of
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import access, reader
@@ -415,7 +416,7 @@ def line() -> Callable[..., str]:
 
     def log(message: str, *arguments: object) -> str:
         record = logging.LogRecord("name", logging.INFO, "file", 1, message, arguments, None)
-        shown = cli.PlainFormatter("%(levelname)s %(message)s").format(record)
+        shown = PrintableFormatter("%(levelname)s %(message)s").format(record)
         assert record.args == (arguments[0] if isinstance(record.args, dict) else arguments)
         return shown
 
@@ -449,7 +450,7 @@ def test_errors_for_people_are_escaped(
         raise UserError(f"two lines:\n  {NASTY[2:]}")
 
     with pytest.raises(SystemExit):
-        cli.run(main)
+        program.run(main)
     logged, first, second = capfd.readouterr().err.splitlines()
     assert logged.endswith(f"WARNING sample {SHOWN}")
     assert first == "error: two lines:"

@@ -115,7 +115,7 @@ def test_a_slip_in_a_dataset_names_its_line(here, prepare):
     [
         ("vanish", "exit code 0"),
         ("segfault", "SIGSEGV"),
-        ("killed", "SIGKILL, perhaps by the kernel for want of memory"),
+        ("killed", "SIGKILL, perhaps by the kernel for lack of memory"),
     ],
 )
 def test_however_a_process_dies_it_is_replaced(prepare, do, said):

@@ -21,7 +21,7 @@ for stage in STAGES:
             run=command("consolidate.py"),
             config=stage.layout.config,
             num_shards=stage.plan.num_shards,
-            spec=spec(stage, "data", "run"),
+            spec=stage.digest("data", "run"),
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}"

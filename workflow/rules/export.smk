@@ -17,6 +17,6 @@ for stage in STAGES:
         params:
             run=command("export.py"),
             config=stage.layout.config,
-            spec=spec(stage, "data", "vision", "vllm", "sampling", "run", "task_params"),
+            spec=stage.digest("data", "vision", "vllm", "sampling", "run", "task_params"),
         shell:
             "{params.run} --log {log:q} --config {params.config:q} >> {log:q} 2>&1"

@@ -12,19 +12,18 @@ for stage in STAGES:
             rank_files(stage),
         log:
             stage.layout.log("infer.rank{rank}"),
-        # A job on a cluster runs a Snakemake of its own, which would try again inside of the job.
-        retries: 3 if workflow.is_main_process else 0
+        retries: RUN.infer_retries
         conda:
             ENVIRONMENT
-        threads: gpu_job_threads(stage)
+        threads: infer_threads(stage)
         resources:
-            gpu=gpu_job_gpus(stage),
+            gpu=infer_gpus(stage),
             attempt=lambda wildcards, attempt: attempt,
         params:
             run=command("infer.py"),
             config=stage.layout.config,
             num_shards=stage.plan.num_shards,
-            spec=spec(stage, "vision", "vllm", "sampling", "run", "task_params"),
+            spec=stage.digest("vision", "vllm", "sampling", "run", "task_params"),
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --gpus {resources.gpu}"

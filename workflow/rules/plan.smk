@@ -6,7 +6,7 @@ rule plan:
     localrule: True
     conda:
         ENVIRONMENT
-    threads: workflow.resource_settings.cores or os.cpu_count()
+    threads: RUN.cores
     params:
         run=command("plan.py"),
         configs=[stage.layout.plan_config for stage in STAGES],

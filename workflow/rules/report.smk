@@ -22,7 +22,7 @@ for stage in STAGES:
             run=command("report.py"),
             config=stage.layout.config,
             num_shards=stage.plan.num_shards,
-            spec=spec(stage, "report"),
+            spec=stage.digest("report"),
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --threads {threads} >> {log:q} 2>&1"

@@ -1,4 +1,4 @@
-for number, stage in enumerate(STAGES):
+for position, stage in enumerate(STAGES, 1):
 
     rule:
         name:
@@ -20,8 +20,8 @@ for number, stage in enumerate(STAGES):
             config=stage.layout.config,
             num_shards=stage.plan.num_shards,
             run_id=stage.plan.run_id,
-            later=[later.layout.config for later in STAGES[number + 1 :]],
-            spec=spec(stage, "data", "vision", "vllm", "sampling", "run", "task_params"),
+            later=[later.layout.config for later in STAGES[position:]],
+            spec=stage.digest("data", "vision", "vllm", "sampling", "run", "task_params"),
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --run-id={params.run_id:q} --threads {threads}"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.config import load_config
 from video_pipeline.consolidation import consolidate, consolidate_partial
 from video_pipeline.layout import Layout
@@ -14,11 +14,11 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
     parser.add_argument("--partial", action="store_true", help="what is finished so far")
-    args = cli.parse(parser)
+    args = program.parse(parser)
     config = load_config(args.config)
     run = consolidate_partial if args.partial else consolidate
     run(config, Layout.of(config, args.num_shards))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.config import load_config
 from video_pipeline.export import export
 from video_pipeline.layout import Layout
@@ -12,9 +12,9 @@ from video_pipeline.layout import Layout
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
-    config = load_config(cli.parse(parser).config)
+    config = load_config(program.parse(parser).config)
     export(config, Layout.of(config, 0))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

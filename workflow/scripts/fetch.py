@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.config import load_config
 from video_pipeline.files import write_text
 from video_pipeline.hub import with_commit
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
-    args = cli.parse(parser)
+    args = program.parse(parser)
     config = load_config(args.config)
     layout = Layout.of(config, args.num_shards)
     manifest = Manifest.of(config, layout)
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, required=True, help="the chunk to infer, from 0")
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
     parser.add_argument("--attempt", type=int, default=1, help="from 2 on it is a retry")
-    args = cli.parse(parser)
+    args = program.parse(parser)
     if args.rank not in range(args.num_shards):
         raise UserError(f"--rank {args.rank}: the ranks are 0 to {args.num_shards - 1}")
     config = load_config(args.config)
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

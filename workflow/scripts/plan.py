@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.config import load_config
 from video_pipeline.estimate.estimate import plan_stages
 from video_pipeline.run.origin import check_files
@@ -19,11 +19,11 @@ def main() -> None:
         help="the resolved configuration, of each stage",
     )
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
-    args = cli.parse(parser)
+    args = program.parse(parser)
     configs = [load_config(path) for path in args.config]
     check_files(configs)
     plan_stages(configs, args.threads)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.config import load_config
 from video_pipeline.layout import Layout
 from video_pipeline.report.page import write_report
@@ -14,10 +14,10 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
-    args = cli.parse(parser)
+    args = program.parse(parser)
     config = load_config(args.config)
     write_report(config, Layout.of(config, args.num_shards), args.threads)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.config import load_config
 from video_pipeline.layout import Layout
 from video_pipeline.run.origin import check_files
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument(
         "--later", type=Path, nargs="*", default=[], help="the configurations of later stages"
     )
-    args = cli.parse(parser)
+    args = program.parse(parser)
     config = load_config(args.config)
     check_files([config])
     if args.later:
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -17,7 +17,7 @@ class Failure(Exception):
     """What stops a job, in words for people.
 
     The message says what went wrong, where, and what to do next. Command lines print it without
-    a traceback (see :mod:`video_pipeline.cli`); every other exception is a bug and keeps it.
+    a traceback (see :mod:`video_pipeline.program`); every other exception is a bug and keeps it.
     """
 
 

@@ -19,12 +19,12 @@ import yaml
 
 from video_pipeline import __version__
 from video_pipeline.answers import describe_cut_off
-from video_pipeline.cli import plain
 from video_pipeline.columns import OTHERS, Columns
 from video_pipeline.config import Config
 from video_pipeline.files import replacing_folder
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
+from video_pipeline.printable import printable
 from video_pipeline.progress import Progress
 from video_pipeline.report.summary import read_summary
 from video_pipeline.run.fingerprint import NEUTRAL_ENGINE_ARGUMENTS
@@ -259,7 +259,7 @@ def _described(columns: Columns) -> Iterator[tuple[str, str, str]]:
 
 def _code(text: str) -> str:
     """``text`` as a code span, also in a table."""
-    shown = plain(text, newlines=False).replace("|", "\\|") or " "
+    shown = printable(text, newlines=False).replace("|", "\\|") or " "
     ticks = "`" * (_longest_run(shown) + 1)
     pad = " " if "`" in shown else ""
     return f"{ticks}{pad}{shown}{pad}{ticks}"

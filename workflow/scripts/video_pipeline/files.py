@@ -3,7 +3,6 @@ that was meant where one is missing."""
 
 from __future__ import annotations
 
-import difflib
 import errno
 import fcntl
 import os
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from zlib import crc32
+
+from video_pipeline.suggest import did_you_mean
 
 _READ_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -147,8 +148,7 @@ def why_not_there(path: Path, kind: str = "file") -> str:
     except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(path):
             return f"{absolute} is a link to {os.readlink(path)}, which does not exist"
-        near = nearest_path(absolute)
-        return f"{absolute} does not exist" + (f"; did you mean {near}?" if near else "")
+        return f"{absolute} does not exist{_similar_path(absolute)}"
     except (OSError, ValueError) as error:  # ValueError: a NUL character
         return f"{absolute!r} cannot be read: {error}"
     if kind == "file" and not stat.S_ISREG(mode):
@@ -160,26 +160,27 @@ def why_not_there(path: Path, kind: str = "file") -> str:
     return ""
 
 
-def nearest_path(absolute: str) -> str | None:
-    """The existing path that is most like one that does not exist: its first part that is not there
-    is replaced by the most similar name beside it. None if there is none."""
+def _similar_path(absolute: str) -> str:
+    """``; did you mean /data/samples.jsonl?``, for a path that does not exist: the first part that
+    is missing is replaced by the most similar name beside it. Empty if no name is similar."""
     cwd = os.getcwd()
     if absolute.startswith(f"{cwd}/~"):  # the shell replaces ~, a configuration file does not
         home = os.path.expanduser(absolute.removeprefix(f"{cwd}/"))
-        return home if os.path.exists(home) else None
+        return f"; did you mean {home}?" if os.path.exists(home) else ""
     parent, name, rest = *os.path.split(absolute), ""
     while not os.path.isdir(parent):
         (parent, name), rest = os.path.split(parent), os.path.join(name, rest)
     try:
         names = {entry.casefold(): entry for entry in os.listdir(parent)}
     except OSError:
-        return None
-    close = difflib.get_close_matches(name.casefold(), names, n=1)
-    if not close:
-        return None
-    found = os.path.join(parent, names[close[0]])
-    whole = os.path.join(found, rest).rstrip("/")
-    return whole if os.path.exists(whole) else found
+        return ""
+
+    def path_of(close: str) -> str:
+        similar = os.path.join(parent, names[close])
+        whole = os.path.join(similar, rest).rstrip("/")
+        return whole if os.path.exists(whole) else similar
+
+    return did_you_mean(name.casefold(), names, show=path_of)
 
 
 def write_text(path: Path, text: str) -> None:

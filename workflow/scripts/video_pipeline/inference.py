@@ -139,7 +139,7 @@ class Shard:
         chunk: The entries of the chunk.
         rank: The rank.
         with_videos: Whether the dataset reads videos.
-        code: The user's code as split saw it, see :func:`video_pipeline.origin.check_code`.
+        code: The user's code as split saw it, see :func:`video_pipeline.run.origin.check_code`.
         pending: Positions in the chunk that are still to be inferred, in input order.
         deaths: Of the pending samples that were in an engine when it died, how often.
         error_rate: Failures among the finished samples.

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.answers import cut_off_at, why_no_answer
 from video_pipeline.config import Config, load_config
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
 from video_pipeline.errors import Failure, UserError, explain
 from video_pipeline.gpus import lease_for
+from video_pipeline.printable import printable
 from video_pipeline.processes import job_processes
 from video_pipeline.run.run import DatasetNeeds
 from video_pipeline.samples.determinism import check_deterministic
@@ -111,10 +112,10 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
         model = engine.dataset_model if engine else _model(config)
         llm_inputs = _llm_inputs(config, task, sample, conversations, model)
         for part, messages in conversations.items():
-            console.rule(f"messages of {cli.plain(part or task.name)}")
+            console.rule(f"messages of {printable(part or task.name)}")
             _show_json(console, messages)
             console.rule("prompt")
-            console.print(cli.plain(llm_inputs[part].get("prompt")))
+            console.print(printable(llm_inputs[part].get("prompt")))
             if plain := _plain_characters(model, llm_inputs[part]):
                 console.print(f"plain characters in the text of a message: {', '.join(plain)}")
             console.print(_tokens(model, llm_inputs[part]))
@@ -123,7 +124,7 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
             constraints = {part: Constraints.of(task, part) for part in llm_inputs}
             answers = asyncio.run(_answers(engine, folder, llm_inputs, constraints))
             for part, answer in answers.items():
-                console.rule(f"answer to {cli.plain(part or task.name)}")
+                console.rule(f"answer to {printable(part or task.name)}")
                 _show_answer(console, config, task, sample, part, answer)
 
 
@@ -196,7 +197,7 @@ def _plain_characters(model: str, llm_input: dict[str, Any]) -> list[str]:
     text, ids = (llm_input.get(name) for name in ("prompt", "prompt_token_ids"))
     if model == SIMULATED_MODEL or text is None or ids is None:
         return []
-    return [cli.plain(token) for token in special_tokens(model).plain(text, ids)]
+    return [printable(token) for token in special_tokens(model).plain(text, ids)]
 
 
 def _tokens(model: str, llm_input: dict[str, Any]) -> str:
@@ -212,7 +213,7 @@ def _tokens(model: str, llm_input: dict[str, Any]) -> str:
 
 
 def _show_json(console: Console, value: Any) -> None:
-    console.print(cli.plain(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()))
+    console.print(printable(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()))
 
 
 def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path: Path) -> None:
@@ -229,7 +230,7 @@ def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path:
             sheet.save(path)
         except (OSError, ValueError) as error:
             raise UserError(f"--sheet {path}: {error}") from error
-        console.print(f"{len(shown)} pictures: {cli.plain(path)}")
+        console.print(f"{len(shown)} pictures: {printable(path)}")
     else:
         console.print("none: the model sees text only")
 
@@ -264,8 +265,8 @@ def _show_answer(
     answer: Answer,
 ) -> None:
     if answer.reasoning is not None:
-        console.print(f"reasoning: {cli.plain(answer.reasoning)}")
-    console.print(cli.plain(answer.output_text))
+        console.print(f"reasoning: {printable(answer.reasoning)}")
+    console.print(printable(answer.output_text))
     usage = answer.usage
     if key := cut_off_at(usage, config):
         tokens = answer.completion_tokens
@@ -273,7 +274,7 @@ def _show_answer(
     has_schema = task.json_schema(part) is not None
     error = why_no_answer(usage, answer.output_text, config, has_schema=has_schema)
     if error is not None:
-        console.print(f"(it counts as failed: {cli.plain(error['message'])})", style="yellow")
+        console.print(f"(it counts as failed: {printable(error['message'])})", style="yellow")
     console.rule("parsed")
     try:
         fields = task.parsed(answer.output_text, sample, part)
@@ -285,4 +286,4 @@ def _show_answer(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -1,13 +1,13 @@
-"""No process outlives its job: a watch that ends what a job leaves behind.
+"""No process outlives its job: a watch process ends what a job leaves behind.
 
 A job that is killed cannot clean up, and its children live on: decode processes wait for work that
 never comes, vLLM's engine process keeps its GPU. So each job starts a small watch process first.
-The watch sees the job end, however it ends, because the kernel closes the pipe between them; then
-it kills every process that carries the job's mark in its environment and removes the job's shared
-memory.
+The watch process sees the job end, however it ends, because the kernel closes the pipe between
+them. Then it kills every process that carries the job's mark in its environment and removes the
+job's shared memory.
 
-Nor does a job outlive the Snakemake that started it: killed, Snakemake would leave it running, and
-asked to end, it would wait for it.
+Nor does a job outlive the Snakemake that started it: a killed Snakemake would leave its jobs
+running, and one that is asked to end would wait for them.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 SNAKEMAKE = "VIDEO_PIPELINE_SNAKEMAKE"
 """Environment variable: process id of the Snakemake that starts the jobs."""
 
 MARK = "VIDEO_PIPELINE_JOB"
+"""Environment variable: the mark of a job, which its processes inherit."""
 
 KILL_SECONDS = 30.0
 """A process that a broken driver holds in the kernel cannot be killed: give up after this."""
 
 LOOK_SECONDS = 1.0
-"""How often a job looks whether its Snakemake is still there."""
+"""How often a job looks whether its Snakemake is still alive."""
 
 _SHARED_MEMORY = Path("/dev/shm")
+
+_TRACKER = "multiprocessing.resource_tracker"
 
 
 @contextlib.contextmanager
 def job_processes() -> Iterator[Path]:
     """Within the block every process this one starts is marked, and is gone after it.
 
-    Yields a folder for the job's shared memory (in ``/dev/shm`` where that exists), which goes
-    with the job too. Blocks may be nested.
+    Yields a folder for the job's shared memory (in ``/dev/shm`` if that exists), which is removed
+    with the job. Blocks may be nested.
     """
     mark = uuid.uuid4().hex
     parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
@@ -54,8 +56,8 @@ def job_processes() -> Iterator[Path]:
     watch = _WatchProcess(mark, folder)
     outer = os.environ.get(MARK)
     os.environ[MARK] = mark
-    # vLLM names its processes with setproctitle, which writes the name over their environment, and
-    # so over the mark, unless it is told not to
+    # vLLM names its processes with setproctitle, which would write the name over their environment
+    # and the mark in it.
     os.environ.setdefault("SPT_NOENV", "1")
     try:
         yield folder
@@ -73,63 +75,46 @@ class _WatchProcess:
         self._command = [sys.executable, "-P", __file__, mark, str(folder)]
         self._changing = threading.Lock()
         self._ending = False
-        self._start()
-        threading.Thread(target=self._keep_up, daemon=True).start()
+        self._process = self._start()
+        threading.Thread(target=self._restart, daemon=True).start()
 
     def end(self) -> None:
-        """Have it do its work, and wait until it is done."""
+        """Let it kill what carries the mark, and wait until that is done."""
         with self._changing:
             self._ending = True
-        self._process.stdin.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._process.wait()
 
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd="/",
-            # without the mark, or it would kill itself
+            # Without the mark, or it would kill itself.
             env={name: value for name, value in os.environ.items() if name != MARK},
-            start_new_session=True,  # a Ctrl-C at the terminal is not for the watch
+            start_new_session=True,  # a Ctrl-C at the terminal is not for the watch process
         )
 
-    def _keep_up(self) -> None:
+    def _restart(self) -> None:
         while True:
             self._process.wait()
             with self._changing:
                 if self._ending:
                     return
-                self._start()
+                self._process = self._start()
 
 
-def own_jobs() -> None:
-    """In Snakemake: jobs started from now on end with this process, see
-    :func:`end_with_snakemake`."""
+def tie_jobs_to_this_process() -> None:
+    """In Snakemake: the jobs started from now on end with this process, by
+    :func:`exit_with_snakemake`."""
     os.environ[SNAKEMAKE] = str(os.getpid())
 
 
-def stop_jobs_on_signals() -> None:
-    """In Snakemake's main thread: stop the jobs on this machine when Snakemake is asked to end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        then = signal.getsignal(number)
-
-        def stop(number: int, frame: FrameType | None, then: Any = then) -> None:
-            import psutil
-
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    process.terminate()
-            if callable(then):
-                then(number, frame)
-
-        if then is not signal.SIG_IGN:
-            signal.signal(number, stop)
-
-
-def end_with_snakemake() -> None:
-    """In a job: end this process once the Snakemake that started it is gone, or at once if it is
-    gone already. A job that was started by hand goes on."""
+def exit_with_snakemake() -> None:
+    """In a job: kill this process once the Snakemake that started it is gone, or at once if it is
+    gone already. A job that was started by hand is left alone."""
     pid = os.environ.get(SNAKEMAKE)
     if pid is None:
         return
@@ -147,12 +132,30 @@ def end_with_snakemake() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def stop_jobs_on_signals() -> None:
+    """In Snakemake's main thread: stop the jobs on this machine when Snakemake is asked to end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        earlier = signal.getsignal(number)
+
+        def stop(number: int, frame: FrameType | None, earlier: object = earlier) -> None:
+            import psutil
+
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.terminate()
+            if callable(earlier):
+                earlier(number, frame)
+
+        if earlier is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
 def how_it_ended(code: int) -> str:
-    """What an exit code of :mod:`multiprocessing` says, for people."""
+    """An exit code of :mod:`multiprocessing` in words."""
     if code >= 0:
         return f"exit code {code}"
-    name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
-    hint = ", perhaps by the kernel for want of memory" if name == "SIGKILL" else ""
+    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+    hint = ", perhaps by the kernel for lack of memory" if name == "SIGKILL" else ""
     return f"killed by {name}{hint}"
 
 
@@ -175,18 +178,16 @@ def _kill_marked(mark: str) -> bool:
     """
     import psutil
 
-    found = False
+    any_alive = False
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) != mark or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             if not any(_TRACKER in argument for argument in process.cmdline()):
                 process.kill()
-                found = True
-    return found
+                any_alive = True
+    return any_alive
 
-
-_TRACKER = "multiprocessing.resource_tracker"
 
 if __name__ == "__main__":
     _watch(sys.argv[1], Path(sys.argv[2]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 from typing import Generic, TypeVar
 
 from video_pipeline.errors import UserError
+from video_pipeline.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,9 @@ class Registry(Generic[T]):
         """The class registered as ``name``; a :class:`UserError` lists the names there are."""
         if name in self._classes:
             return self._classes[name]
-        near = difflib.get_close_matches(name, self._classes, n=1)
-        hint = f" did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, self._classes) or ";"
         raise UserError(
-            f"no {self._kind} is called {name!r};{hint} registered: "
+            f"no {self._kind} is called {name!r}{hint} registered: "
             f"{', '.join(sorted(self._classes))}. Your own are found through run.plugins"
         )
 

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.chunks import Chunk, Question
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
@@ -111,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.configfile)
     if args.directory:
-        cli.enter(args.directory)
+        program.enter(args.directory)
     stages = (args.stage,) if args.stage else STAGES
     first, *later = (own for _, own in config.by_stage())
     # a stage is not begun before the one ahead of it has ended
@@ -130,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -21,13 +21,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.answers import describe_cut_off, describe_unparsed
-from video_pipeline.cli import plain
 from video_pipeline.config import Config, load_config
 from video_pipeline.files import is_newer
 from video_pipeline.layout import Layout
 from video_pipeline.plan import read_plan
+from video_pipeline.printable import printable
 from video_pipeline.progress import (
     Pace,
     count,
@@ -221,7 +221,7 @@ def screen(views: Iterable[tuple[str, RunView]], height: int) -> RenderableType:
 
 
 def _title(name: str, view: RunView) -> Text:
-    title = Text(plain(view.layout.output), "bold")
+    title = Text(printable(view.layout.output), "bold")
     title.append(f"  {name + ': ' if name else ''}{view.state}", "green" if view.is_over else "dim")
     return title
 
@@ -240,7 +240,9 @@ def _table(view: RunView, height: int) -> Table:
     for each in sorted(shown, key=lambda each: each.rank):
         words = each.note.partition("\n")[0] or (_left(each) if each.pace.bound else each.state)
         style = _STYLES.get(each.state, "")
-        table.add_row(f"rank {each.rank}", *_cells(each), Text(plain(words), style, no_wrap=True))
+        table.add_row(
+            f"rank {each.rank}", *_cells(each), Text(printable(words), style, no_wrap=True)
+        )
     if rest:
         states = Counter(each.state for each in rest)
         table.add_row(
@@ -290,7 +292,7 @@ def _last_error(view: RunView) -> list[Text]:
 def _describe_error(rank: int, error: dict[str, Any]) -> str:
     ago = duration(max(0.0, time.time() - error["at"]))
     what = f"{error['stage']}: {error['type']}: {error['message']}"
-    return plain(f"last error, {ago} ago: rank {rank}, sample {error['key']}: {what}", False)
+    return printable(f"last error, {ago} ago: rank {rank}, sample {error['key']}: {what}", False)
 
 
 # --- without a terminal --------------------------------------------------------------------------
@@ -317,7 +319,7 @@ def lines(name: str, view: RunView) -> list[str]:
     found += [f"  {words}" for words in _warnings(view)]
     if view.last_error is not None:
         found.append(f"  {_describe_error(*view.last_error)}")
-    return [plain(line) for line in found]
+    return [printable(line) for line in found]
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -364,7 +366,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.configfile or {})
     if args.directory:
-        cli.enter(args.directory)
+        program.enter(args.directory)
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     try:
         watch(config, once=args.once, console=console)
@@ -373,4 +375,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from video_pipeline.cli import plain
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.printable import printable
 from video_pipeline.video.access import permitted
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,9 @@ class FramesDataset(QwenVideoDataset):
         logger.warning(
             "%s: frames are taken in natural order, %s before %s, not in the order of characters. "
             "Logged once; it applies to all samples",
-            plain(named),
-            plain(against[0].name),
-            plain(against[1].name),
+            printable(named),
+            printable(against[0].name),
+            printable(against[1].name),
         )
 
 

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from video_pipeline.budget import SIMULATED_PATCH_SIZE
 from video_pipeline.data.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.errors import Failure, TaskError
 from video_pipeline.faults import failure_of, is_environments
+from video_pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from video_pipeline.tasks.base import Messages
@@ -140,8 +140,7 @@ def _check_parts(message: dict[str, Any]) -> None:
     for part in parts if isinstance(parts, list) else []:
         if not (isinstance(part, dict) and part.keys() & set(_PARTS)):
             names = part if isinstance(part, dict) else ()
-            near = [close for name in names for close in get_close_matches(name, _PARTS, n=1)]
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = next(filter(None, (did_you_mean(str(name), _PARTS) for name in names)), "")
             raise TaskError(
                 "build_messages: a part of a message must be a dict with one of "
                 f"{', '.join(map(repr, _PARTS))}, got {part!r:.200}{hint}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ from video_pipeline.config import Config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.errors import Failure, TaskError, UserError, explain
 from video_pipeline.registry import Registry, is_built_in
+from video_pipeline.suggest import did_you_mean
 from video_pipeline.tasks.base import Task
 
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
@@ -56,10 +56,9 @@ def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None
         return
     for name in config.task_params:
         if name not in PARAMS:
-            near = difflib.get_close_matches(name, PARAMS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(name, PARAMS) or ";"
             raise UserError(
-                f"task_params.{name}: no built-in task or dataset takes that; {hint}"
+                f"task_params.{name}: no built-in task or dataset takes that{hint} "
                 f"known: {', '.join(PARAMS)}"
             )
 

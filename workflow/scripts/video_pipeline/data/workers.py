@@ -157,7 +157,7 @@ class WorkerSpec(ProcessSpec):
         model: ``model`` of the dataset.
         preparer: The engine's part.
         folder: Folder of shared memory for the prepared samples.
-        files: The user's code as split saw it, see :func:`video_pipeline.origin.check_code`; None
+        files: The user's code as split saw it, see :func:`video_pipeline.run.origin.check_code`; None
             if no split saw it.
         decoder: ``vision.decoder``; ``cpu`` unless the job has a GPU.
     """

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from video_pipeline import cli
+from video_pipeline import program
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
 from video_pipeline.journal import count_records
@@ -131,7 +131,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.configfile)
     if args.directory:
-        cli.enter(args.directory)
+        program.enter(args.directory)
     stages = [(own, Layout.of(own, 0)) for _, own in config.by_stage()]
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if args.command == "stats":
@@ -149,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    program.run(main)

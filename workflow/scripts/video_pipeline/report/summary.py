@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from video_pipeline.cli import plain
 from video_pipeline.errors import UserError
 from video_pipeline.files import Seal
 from video_pipeline.layout import Layout
+from video_pipeline.printable import printable
 from video_pipeline.progress import duration
 from video_pipeline.versions import SUMMARY, check_version
 
@@ -62,7 +62,7 @@ def summary_table(path: Path) -> Table:
     """The table of the summary in ``path``."""
     summary = json.loads(path.read_text(encoding="utf-8"))
     table = Table(
-        title=plain(summary.get("output", path.name)), show_header=False, title_justify="left"
+        title=printable(summary.get("output", path.name)), show_header=False, title_justify="left"
     )
     table.add_column(style="dim")
     table.add_column(justify="right")
@@ -106,7 +106,7 @@ def _sections(summary: dict[str, Any]) -> list[list[tuple[str | Text, str | Text
         ("video-hours", f"{cost['video_hours']:,.2f}"),
         ("wall time", duration(cost["wall_seconds"])),
         ("GPU-hours", f"{cost['gpu_hours']:,.2f}"),
-        *(("  of", plain(card)) for card in pace.get("cards", ())),
+        *(("  of", printable(card)) for card in pace.get("cards", ())),
         ("bound", pace.get("bound", _UNKNOWN)),
     ]
     running = [

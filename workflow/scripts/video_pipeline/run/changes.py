@@ -27,7 +27,7 @@ VERSION = 1
 _LONGEST_VALUE = 40
 
 _OF_A_FILE = re.compile(r'"([0-9a-f]{32}|\d+ bytes, \d+)"')
-"""What stands for the content of one, see :func:`video_pipeline.origin.file_digest`."""
+"""What stands for the content of one, see :func:`video_pipeline.run.origin.file_digest`."""
 
 _OF_REQUESTS = ("task_params.", "data.id_field", "data.video_field")
 
@@ -53,7 +53,7 @@ class JournalSettings:
     def of(
         cls, folder: Path, fingerprint: Mapping[str, Any], origin: Mapping[str, Any]
     ) -> JournalSettings:
-        """Of a split; ``origin`` is its :func:`video_pipeline.origin.origin_of`."""
+        """Of a split; ``origin`` is its :func:`video_pipeline.run.origin.origin_of`."""
         files = dict(origin["files"])
         source = files.pop(origin["input"], None)
         settings = {n: v for n, v in origin["settings"].items() if n.startswith(_OF_REQUESTS)}

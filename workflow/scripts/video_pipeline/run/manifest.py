@@ -32,7 +32,7 @@ class Manifest:
         journal: Folder of the journal, relative to the working directory.
         settings: Digest of the settings that the journal stands for, without the dataset.
         commit: Of the model, where it is one of the hub.
-        origin: What the samples come from, see :func:`video_pipeline.origin.origin_of`.
+        origin: What the samples come from, see :func:`video_pipeline.run.origin.origin_of`.
         lines: Lines of the input that are not blank.
         samples: Distinct samples.
         duplicates: Lines that repeat an earlier sample.

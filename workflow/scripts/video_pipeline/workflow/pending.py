@@ -1,6 +1,5 @@
-"""Whether an inference job has anything to infer, as far as a few small files tell: Snakemake asks
-before it starts the job, which gets no GPU if it only publishes. Imported while Snakemake parses
-the workflow: keep it light.
+"""Whether an inference job has anything to infer, by a few small files: Snakemake asks before it
+starts the job, which gets no GPU if it only publishes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from video_pipeline.layout import Layout
 
 def only_publishes(layout: Layout, rank: int) -> bool:
     """Whether all of the chunk of ``rank`` was done when split made it, or when a job wrote its
-    rank file after that, and no error was opened again since. False where files do not tell."""
+    rank file after that, and no error was opened again since. False if the files do not tell."""
     manifest, done_at = _read(layout.manifest)
     if not manifest:
         return False
@@ -27,18 +26,20 @@ def only_publishes(layout: Layout, rank: int) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON object in a file and when it was written; an empty one if there is no file."""
+    """The JSON object in a file and when it was written; an empty one if there is no file, or a
+    damaged one, which the jobs name."""
     try:
         written_at = path.stat().st_mtime_ns
         return _parsed(path, written_at), written_at
-    except (FileNotFoundError, ValueError):  # the jobs say what is wrong with a damaged one
+    except (FileNotFoundError, ValueError):
         return {}, 0
 
 
 @lru_cache(maxsize=16)
 def _parsed(path: Path, written_at: int) -> dict[str, Any]:
     """Parsed once, as it was ``written_at``: each of a thousand ranks asks for the manifest."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 def _reopened_at(journal: Path) -> int:
@@ -51,5 +52,5 @@ def _reopened_at(journal: Path) -> int:
 
 @lru_cache(maxsize=16)
 def _newest_reopening(journal: Path, changed_at: int) -> int:
-    """Looked up once for what the folder held, when it was ``changed_at``."""
+    """Looked up once for the folder as it was ``changed_at``."""
     return max((file.stat().st_mtime_ns for file in journal.glob("reopen.*")), default=0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from video_pipeline import attempts
+from video_pipeline import logs
 
 
 def attempt(log, text: str):
     """What a job does: Snakemake deletes the log, the shell opens it, the job writes to it."""
     log.unlink(missing_ok=True)
     with open(log, "a") as stream:
-        own = attempts.begin(log)
+        own = logs.begin_attempt(log)
         stream.write(text)
     return own
 
@@ -42,8 +42,8 @@ def test_where_a_file_system_has_no_links_there_is_one_log(tmp_path, monkeypatch
 
 def test_the_last_error_is_all_that_follows(tmp_path):
     log = tmp_path / "split.log"
-    assert attempts.last_error(log) is None
+    assert logs.last_error(log) is None
     log.write_text("1 bad line\n")
-    assert attempts.last_error(log) is None
+    assert logs.last_error(log) is None
     log.write_text("error: old\nmore\nerror: 2 bad lines\n  line 3\n")
-    assert attempts.last_error(log) == "2 bad lines\n  line 3"
+    assert logs.last_error(log) == "2 bad lines\n  line 3"

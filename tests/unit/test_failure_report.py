@@ -1,0 +1,60 @@
+"""What Snakemake prints last after a failure."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from video_pipeline.config import load_config
+from video_pipeline.layout import Layout
+from video_pipeline.plan import Plan
+from video_pipeline.stages import Stage
+from video_pipeline.workflow.failure_report import failure_report
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch) -> Stage:
+    """A stage of six ranks that was split, and of which the first is finished."""
+    monkeypatch.chdir(tmp_path)
+    config = load_config({"data": {"output_jsonl": "my results/out.jsonl"}})
+    layout = Layout.of(config, 6)
+    layout.chunks.mkdir(parents=True)
+    layout.manifest.write_text("{}")
+    os.utime(layout.manifest, (time.time() - 60,) * 2)
+    layout.rank_file(0).write_text("")
+    return Stage("ask", config, Plan(6), layout)
+
+
+def write_log(stage: Stage, name: str, text: str) -> None:
+    log = stage.layout.log(name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(text)
+
+
+def test_the_report_names_unfinished_shards_and_the_first_errors(stage, tmp_path):
+    write_log(stage, "infer.rank0", "error: of an earlier attempt\n")
+    for rank in (1, 2, 3, 5):
+        write_log(stage, f"infer.rank{rank}", f"=== begun\nerror: number {rank}\n")
+    lines = failure_report([stage], Path("/the workflow")).splitlines()
+    assert "The logs under logs/out/ say what failed" in lines[1]
+    assert lines[3].startswith("Shards that are not finished: 1, 2, 3, 4, 5 (of 6).")
+    assert lines[3].endswith(f"from {tmp_path}:")
+    assert shlex.split(lines[4]) == [
+        *(sys.executable, "/the workflow/infer.py", "--config", "my results/out.config.yaml"),
+        *("--num-shards", "6", "--rank", "1", "--threads", str(os.cpu_count())),
+    ]
+    assert lines[5:] == [
+        *("The first 3 of 4 errors:", "error: number 1", "error: number 2", "error: number 3"),
+    ]
+
+
+def test_a_job_that_has_not_made_its_output_says_why(stage):
+    stage.layout.manifest.unlink()
+    write_log(stage, "split", "error: 2 bad lines\n  line 3\n")
+    report = failure_report([stage], Path())
+    assert "Shards" not in report
+    assert report.endswith("\nerror: 2 bad lines\n  line 3")

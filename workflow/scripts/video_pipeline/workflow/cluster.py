@@ -1,0 +1,114 @@
+"""What jobs request from SLURM, checked before the first is submitted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+
+from video_pipeline.errors import UserError
+from video_pipeline.stages import Stage
+from video_pipeline.suggest import did_you_mean
+from video_pipeline.workflow.memory import JobMemory
+from video_pipeline.workflow.snakemake_internals import JobResources, PlannedJob
+
+SINFO_SECONDS = 20.0
+"""A controller that answers does so in a fraction of a second."""
+
+_WHERE = "slurm_partition, in default-resources or set-resources of the profile"
+
+_CLUSTERS = ("slurm_cluster", "cluster", "clusters")
+
+
+def check_jobs(
+    jobs: Mapping[str, PlannedJob], stages: Iterable[Stage], *, has_rules: bool
+) -> list[str]:
+    """Compare what jobs request with this cluster and with their needs; returns warnings.
+
+    Args:
+        jobs: a job of each rule, by the rule's name.
+        stages: the stages that the jobs belong to.
+        has_rules: whether the plugin chooses partitions by rules of its own.
+
+    Raises:
+        UserError: if a job cannot run with what it requests.
+    """
+    check_partitions({rule: job.resources for rule, job in jobs.items()}, has_rules=has_rules)
+    warnings = []
+    for stage in stages:
+        rule = stage.rule("infer")
+        if (job := jobs.get(rule)) and (mem_mb := requested_mb(job.resources, job.threads)):
+            warnings.append(JobMemory.of(stage.config, job.threads).check(rule, mem_mb))
+    return list(filter(None, warnings))
+
+
+def requested_mb(resources: JobResources, threads: int) -> int | None:
+    """The megabytes that a job requests; None if it leaves them to the cluster."""
+    per_cpu, mem_mb = resources.get("mem_mb_per_cpu"), resources.get("mem_mb")
+    if isinstance(per_cpu, int) and per_cpu:
+        return per_cpu * threads
+    return mem_mb if isinstance(mem_mb, int) else None
+
+
+def check_partitions(jobs: Mapping[str, JobResources], *, has_rules: bool) -> None:
+    """Compare the partitions that jobs request with those of this cluster.
+
+    Without a partition the plugin asks `sinfo` for the default one, and waits without a message and
+    without end if that fails.
+
+    Args:
+        jobs: the resources of a job of each rule.
+        has_rules: whether the plugin chooses by rules of its own (`slurm-partition-config`).
+
+    Raises:
+        UserError: if a partition does not exist, or none is named and there is no default.
+    """
+    has_rules = has_rules or "SNAKEMAKE_SLURM_PARTITIONS" in os.environ
+    requested = {
+        rule: resources.get("slurm_partition")
+        for rule, resources in jobs.items()
+        if not any(map(resources.get, _CLUSTERS))  # another cluster has partitions of its own
+    }
+    without = [] if has_rules else sorted(rule for rule, name in requested.items() if not name)
+    try:
+        partitions = _partitions()
+    except UserError as error:
+        if without:
+            raise UserError(
+                f"no partition is set for {', '.join(without)}, and the default one is not known: "
+                f"{error}. Set {_WHERE}"
+            ) from None
+        return
+    names = [name.removesuffix("*") for name in partitions]
+    listed = f"; this cluster has {', '.join(names)}"
+    if without and names == partitions:
+        raise UserError(
+            f"no partition is set for {', '.join(without)}, and none is the default{listed}. "
+            f"Set {_WHERE}"
+        )
+    for rule, joined in requested.items():
+        for name in str(joined).split(",") if joined else []:
+            if name not in names:
+                hint = did_you_mean(name, names, show=str)
+                raise UserError(f"{rule}: there is no partition {name}{listed}{hint}")
+
+
+def _partitions() -> list[str]:
+    """The partitions of this cluster, the default one with a star, as `sinfo` names them."""
+    try:
+        done = subprocess.run(
+            ["sinfo", "--all", "--noheader", "--format=%P"],
+            # Without variables such as SINFO_PARTITION, which shows that one alone.
+            env={name: value for name, value in os.environ.items() if name[:6] != "SINFO_"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SINFO_SECONDS,
+        )
+    except OSError as error:
+        raise UserError(f"sinfo: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"sinfo has not answered for {SINFO_SECONDS:.0f} s") from None
+    if done.returncode:
+        raise UserError(f"sinfo failed: {done.stderr.strip()}")
+    return done.stdout.split()

@@ -1,0 +1,62 @@
+"""What Snakemake prints last after a failure: where to look, and the command to go on with."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from video_pipeline.logs import ERROR, last_error
+from video_pipeline.stages import Stage
+
+MAX_ERRORS = 3
+"""So many errors are shown."""
+
+
+def failure_report(stages: Sequence[Stage], scripts: Path) -> str:
+    """The lines about the jobs of ``stages`` that have failed; ``scripts`` is the folder of the
+    workflow's scripts."""
+    folders = sorted({str(stage.layout.log("split").parent) for stage in stages})
+    lines = [
+        f"\nThe logs under {', '.join(folders)}/ say what failed; the journal holds what is done.\n"
+        "Fix the cause and run the same command again: it infers only what is missing."
+    ]
+    for stage in stages:
+        if unfinished := stage.layout.unfinished():
+            lines.append(
+                f"Shards that are not finished: {', '.join(map(str, unfinished))} "
+                f"(of {stage.plan.num_shards}). One of them here, by hand, from {os.getcwd()}:\n"
+                f"  {shlex.join(_infer_command(stage, unfinished[0], scripts))}"
+            )
+    errors = [error for stage in stages for error in _last_errors(stage)]
+    if len(errors) > MAX_ERRORS:
+        lines.append(f"The first {MAX_ERRORS} of {len(errors)} errors:")
+    return "\n".join([*lines, *(f"{ERROR}{error}" for error in errors[:MAX_ERRORS])])
+
+
+def _last_errors(stage: Stage) -> list[str]:
+    """The last words of the jobs whose output is missing."""
+    layout = stage.layout
+    outputs = {
+        "split": layout.manifest,
+        "consolidate": layout.output,
+        "report": layout.report,
+        "export": layout.card,
+    }
+    failed = [name for name, path in outputs.items() if not path.exists()]
+    failed += [f"infer.rank{rank}" for rank in layout.unfinished()]
+    return list(filter(None, (last_error(layout.log(name)) for name in failed)))
+
+
+def _infer_command(stage: Stage, rank: int, scripts: Path) -> list[str]:
+    """The command line that infers one shard without Snakemake, with all cores of this machine."""
+    options: dict[str, object] = {
+        "config": stage.layout.config,
+        "num-shards": stage.plan.num_shards,
+        "rank": rank,
+        "threads": os.cpu_count(),
+    }
+    arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    return [sys.executable, str(scripts / "infer.py"), *arguments]

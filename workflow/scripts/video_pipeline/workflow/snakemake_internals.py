@@ -1,0 +1,223 @@
+"""Everything that this workflow uses of Snakemake beyond its public API, behind named functions.
+
+If a version of Snakemake lacks something, the run stops with an error that names it.
+``tests/unit/test_snakemake_internals.py`` tests each function with the installed Snakemake.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+
+from snakemake.exceptions import WorkflowError
+
+from video_pipeline.errors import Failure, UserError
+
+if TYPE_CHECKING:
+    from snakemake.workflow import Workflow
+
+TRIED = {
+    "snakemake": ("9.27.1",),
+    "snakemake-executor-plugin-slurm": ("2.6.1", "2.8.0"),
+}
+"""The versions that were tried, of each package whose internals are used here."""
+
+_INSPECTIONS = {
+    *("--lint", "--list-rules", "--list", "-l"),
+    *("--list-target-rules", "--lt", "--unlock"),
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Value = int | str | None
+JobResources = Mapping[str, Value]
+
+
+def fails_as_workflow_error(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: a :class:`Failure` becomes the error that Snakemake prints without a traceback."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Failure as error:
+            raise WorkflowError(str(error)) from error
+
+    return call
+
+
+@contextmanager
+def _uses(internal: str, package: str = "snakemake") -> Iterator[None]:
+    """Decorator of a function that uses ``internal``: if ``package`` has no such thing, the error
+    says which versions have."""
+    try:
+        yield
+    except (AttributeError, ImportError, TypeError) as error:
+        tried = TRIED[package]
+        raise UserError(
+            f"{package} {importlib.metadata.version(package)} is not supported, because its "
+            f"{internal} differs ({error}). Tried: {', '.join(tried)}. Install one of these: "
+            f"pip install {package}=={tried[-1]}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job that will run.
+
+    Attributes:
+        threads: Its cores.
+        resources: Its other resources, by name.
+    """
+
+    threads: int
+    resources: JobResources
+
+
+class Snakemake:
+    """The Snakemake that parses the workflow; ``workflow`` is the object of this name that it gives
+    to Snakefiles."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        self._workflow = workflow
+
+    @property
+    @_uses("workflow.is_main_process")
+    def is_main_process(self) -> bool:
+        """Whether a person called it, and not the executor for a job on a cluster."""
+        return bool(self._workflow.is_main_process)
+
+    @property
+    def only_inspects(self) -> bool:
+        """Whether it was called to show the rules, or to unlock the folder: no job will run."""
+        return not _INSPECTIONS.isdisjoint(sys.argv)
+
+    @property
+    @_uses("workflow.dag_settings.targets")
+    def targets(self) -> set[str]:
+        """The targets on the command line."""
+        return set(self._workflow.dag_settings.targets)
+
+    @property
+    @_uses("workflow.deployment_settings.deployment_method")
+    def uses_conda(self) -> bool:
+        """Whether jobs run in conda environments (``--sdm conda``)."""
+        return "conda" in map(str, self._workflow.deployment_settings.deployment_method)
+
+    # --- cores, GPUs and other resources --------------------------------------------------------
+
+    @property
+    @_uses("workflow.resource_settings.cores")
+    def cores(self) -> int | None:
+        """``--cores``, None if it is not given, as on a cluster."""
+        cores: int | None = self._workflow.resource_settings.cores
+        return cores
+
+    @property
+    @_uses("workflow.global_resources")
+    def gpu_limit(self) -> int | None:
+        """``--resources gpu=N``, None if it is not given, as in an executor's child process."""
+        limit = self._workflow.global_resources.get("gpu")
+        gpus: int | None = None if limit is None else limit.value
+        return gpus
+
+    @_uses("workflow.resource_settings._parsed_overwrite_resources")
+    def set_resource(self, rule: str, resource: str) -> Value:
+        """``--set-resources RULE:RESOURCE=VALUE``, None if it is not given."""
+        overwritten = self._workflow.resource_settings._parsed_overwrite_resources
+        value = overwritten.get(rule, {}).get(resource)
+        raw: Value = None if value is None else value.raw
+        return raw
+
+    @_uses("workflow.resource_settings._parsed_overwrite_threads and _parsed_overwrite_resources")
+    def copy_settings(self, rule: str, other: str) -> None:
+        """Let ``--set-threads`` and ``--set-resources`` of ``rule`` hold for ``other`` too, except
+        where they name ``other``. Call this before the rules are made: Snakemake looks the settings
+        up then, by the name of the rule alone."""
+        from snakemake.resources import Resources
+
+        settings = self._workflow.resource_settings
+        threads = settings._parsed_overwrite_threads
+        resources = settings._parsed_overwrite_resources
+        if rule in threads:
+            threads.setdefault(other, threads[rule])
+        if rule in resources:
+            resources[other] = Resources({**resources[rule], **resources.get(other, {})})
+
+    # --- the executor and the jobs: known when Snakemake has read all rules -----------------------
+
+    @property
+    @_uses("workflow.local_exec")
+    def runs_jobs_here(self) -> bool:
+        """Whether jobs run on this machine."""
+        return bool(self._workflow.local_exec)
+
+    @property
+    @_uses("workflow.executor_plugin")
+    def executor(self) -> str:
+        """The name of the executor, such as ``local`` or ``slurm``."""
+        return str(self._workflow.executor_plugin.name)
+
+    @property
+    @_uses("executor_settings.partition_config", package="snakemake-executor-plugin-slurm")
+    def chooses_partitions(self) -> bool:
+        """Whether SLURM's plugin chooses partitions by rules (``--slurm-partition-config``)."""
+        return bool(self._workflow.executor_settings.partition_config)
+
+    @_uses("workflow.dag.needrun_jobs")
+    def planned_jobs(self) -> dict[str, PlannedJob]:
+        """A job of each rule that will run, by the rule's name, without those that run where
+        Snakemake does."""
+        return {
+            job.rule.name: PlannedJob(job.threads, dict(job.resources.items()))
+            for job in self._workflow.dag.needrun_jobs()
+            if not job.is_local
+        }
+
+    @_uses("workflow.dag.forcefiles")
+    def force(self, output: Path) -> None:
+        """Have the job of ``output`` run, whatever file times and Snakemake's memory say. Call this
+        while jobs are put together, from an input function."""
+        self._workflow.dag.forcefiles.add(str(output))
+
+
+# --- wildcards and path variables -----------------------------------------------------------------
+
+
+class Pattern(Protocol):
+    """The part of a compiled pattern that Snakemake uses."""
+
+    def finditer(self, text: str, /) -> Iterator[re.Match[str]]:
+        """All matches."""
+
+    def search(self, text: str, /) -> re.Match[str] | None:
+        """The first match."""
+
+    def sub(self, replace: Callable[[re.Match[str]], str], text: str, /) -> str:
+        """``text`` with all matches replaced."""
+
+
+@_uses("io.WILDCARD_REGEX and pathvars.PATHVAR_REGEX")
+def replace_patterns(replace: Callable[[Pattern], Pattern]) -> None:
+    """Replace the patterns by which wildcards and path variables are found in a path."""
+    from snakemake import io, pathvars
+
+    io.WILDCARD_REGEX = replace(io.WILDCARD_REGEX)
+    pathvars.PATHVAR_REGEX = replace(pathvars.PATHVAR_REGEX)
+
+
+@_uses("io.contains_wildcard and pathvars.Pathvars")
+def is_literal(path: str) -> bool:
+    """Whether there is neither a wildcard nor a path variable in ``path``."""
+    from snakemake import io, pathvars
+
+    applied = pathvars.Pathvars.with_defaults().apply(path)
+    return bool(applied == path and not io.contains_wildcard(path))
