@@ -34,6 +34,7 @@ from video_pipeline.budget import check_budget_of_model
 from video_pipeline.changes import JournalSettings, consequences
 from video_pipeline.chunks import Chunk, ChunkEntry, finished_line, not_of_this_split
 from video_pipeline.config import Config
+from video_pipeline.engine.vllm.version import warn_if_untried
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.files import (
     EMPTY,
@@ -247,6 +248,8 @@ def _split(
     earlier = None if run_id else JournalSettings.last(layout)
     if reading.needs_video:
         check_budget_of_model(config)
+    if config.run.engine == "vllm":
+        warn_if_untried()
     index = read_index(journal)
     manifest = Manifest(
         split_id=uuid.uuid4().hex[:12],
