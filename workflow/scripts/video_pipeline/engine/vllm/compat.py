@@ -11,8 +11,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, get_args
 
 from video_pipeline.engine.vllm.version import unsupported
@@ -106,6 +108,13 @@ def start_engine(vllm_config: VllmConfig, note_step: Callable[[int, int | None],
         stat_loggers=[lambda _, index: StepLogger(note_step, index)],
         disable_log_stats=True,
     )
+
+
+def engine_processes() -> list[BaseProcess]:
+    """The processes that :func:`start_engine` started for the scheduler and the model. Relies on
+    them being children of this process with names that begin so."""
+    children = multiprocessing.active_children()
+    return [process for process in children if process.name.startswith("EngineCore")]
 
 
 class StepLogger(StatLoggerBase):

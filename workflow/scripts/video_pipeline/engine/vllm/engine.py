@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 from collections.abc import Iterable
 from functools import cached_property
 from multiprocessing.process import BaseProcess
@@ -34,6 +33,7 @@ from video_pipeline.engine.vllm.compat import (
     StructuredOutputsParams,
     VLLMClientError,
     encoder_cache_size,
+    engine_processes,
     media_of,
     reasoning_parser,
     split_reasoning,
@@ -111,7 +111,7 @@ class VllmEngine(Engine):
             final = cause.is_refusal if cause is not None else is_refusal(error)
             failure = UserError if final else EngineDead
             raise failure(f"vLLM's engine did not start: {self._why(error)}") from error
-        self._processes = multiprocessing.active_children()
+        self._processes = engine_processes()
 
     def _note_step(self, index: int, waiting: int | None) -> None:
         self.steps += 1
@@ -128,7 +128,7 @@ class VllmEngine(Engine):
         ends = [
             f"its process {process.name} ended: {how_it_ended(process.exitcode)}"
             for process in self._processes
-            if process.name.startswith("EngineCore") and process.exitcode is not None
+            if process.exitcode is not None
         ]
         return "; ".join([*logged, *ends]) or f"{type(error).__name__}: {error}"
 
