@@ -68,7 +68,7 @@ def kernels():
 def product():
     import av
     import snakemake
-    import video_pipeline.engine.vllm
+    import video_pipeline.engine.vllm.engine
 
     return f"av {av.__version__}, snakemake {snakemake.__version__}, {video_pipeline.__path__[0]}"
 

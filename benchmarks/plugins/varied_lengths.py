@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import replace
 
-from video_pipeline.engine.base import FREE, Engine
+from video_pipeline.engine.base import UNCONSTRAINED, Engine
 
 from benchmarks.gpu.lengths import lengths
 
@@ -18,14 +18,14 @@ NUMBERS = lengths(int(os.environ["BENCH_MEAN_TOKENS"]))
 def vary(engine_class):
     generate = engine_class.generate
 
-    async def generate_varied(self, name, request, constraints=FREE):
+    async def generate_varied(self, name, request, constraints=UNCONSTRAINED):
         limited = replace(constraints, max_tokens=next(NUMBERS))
         return await generate(self, name, request, limited)
 
     engine_class.generate = generate_varied
 
 
-if "video_pipeline.engine.vllm" in sys.modules:
-    vary(sys.modules["video_pipeline.engine.vllm"].VllmEngine)
+if "video_pipeline.engine.vllm.engine" in sys.modules:
+    vary(sys.modules["video_pipeline.engine.vllm.engine"].VllmEngine)
 else:
     Engine.__init_subclass__ = classmethod(lambda cls, **_: vary(cls))

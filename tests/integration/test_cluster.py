@@ -16,7 +16,6 @@ from slurm.cluster import Cluster, missing_programs
 from video_pipeline.inference import Unfinished, infer
 from video_pipeline.journal import REOPENS, JournalWriter
 from video_pipeline.layout import Layout
-from video_pipeline.pending import only_publishes
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.workflow.pending import only_publishes
 

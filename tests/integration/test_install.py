@@ -73,7 +73,7 @@ def test_editable_install(own_venv, tmp_path):
             shutil.copy(ROOT / name, source / name)
     install = [own_venv, "-m", "pip", "install", "--quiet", "-e", source]
     subprocess.run(install, check=True)
-    ask = "import video_pipeline, video_pipeline.engine.vllm; print(video_pipeline.__file__)"
+    ask = "import video_pipeline, video_pipeline.engine.vllm.engine; print(video_pipeline.__file__)"
     found = subprocess.run(
         [own_venv, "-P", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.strip()

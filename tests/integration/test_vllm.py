@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from video_pipeline.config import load_config
-from video_pipeline.engine.base import EngineDead
+from video_pipeline.engine.base import UNCONSTRAINED, EngineDead
 from video_pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -168,15 +168,15 @@ def test_the_engine_refuses_what_vllm_does_not_know(demo, monkeypatch, settings,
 
 def test_an_engine_that_is_told_to_end_leaves_no_answers():
     """vLLM hands back what it has of each request, with the reason ``abort``."""
-    from video_pipeline.engine import vllm
+    from video_pipeline.engine.vllm import VllmEngine
 
     completion = SimpleNamespace(text="It ra", token_ids=[1, 2], finish_reason="abort")
 
     async def generate(*args, **kwargs):
         yield SimpleNamespace(outputs=[completion], prompt_token_ids=[1])
 
-    engine = object.__new__(vllm.VllmEngine)
+    engine = object.__new__(VllmEngine)
     engine._llm = SimpleNamespace(generate=generate, errored=False)
-    engine._sampling_under, engine._lora = {vllm.FREE: None}, None
+    engine._sampling_under, engine._lora = {UNCONSTRAINED: None}, None
     with pytest.raises(EngineDead, match="told to end"):
         asyncio.run(engine.generate("a", {}))

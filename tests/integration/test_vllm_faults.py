@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from helpers import PROJECT, Run, read_jsonl
-from video_pipeline.engine.base import EngineDead, RequestRefused
+from video_pipeline.engine.base import UNCONSTRAINED, EngineDead, RequestRefused
 from video_pipeline.testing.demo import write_demo
 
 INFER = ("infer.py", "--num-shards", "1", "--rank", "0")
@@ -123,7 +123,7 @@ def test_a_setting_that_cannot_work_is_said_once(run):
 def answers():
     """An engine whose requests come to what is put in here, one after the other: an exception, a
     finish reason, or None for no output at all."""
-    from video_pipeline.engine import vllm
+    from video_pipeline.engine.vllm import VllmEngine
 
     outcomes = []
 
@@ -135,9 +135,9 @@ def answers():
             completion = SimpleNamespace(text="A cat.", token_ids=[1, 2], finish_reason=outcome)
             yield SimpleNamespace(outputs=[completion], prompt_token_ids=[1], num_cached_tokens=0)
 
-    engine = object.__new__(vllm.VllmEngine)
+    engine = object.__new__(VllmEngine)
     engine._llm = SimpleNamespace(generate=generate, errored=False)
-    engine._sampling_under, engine._lora = {vllm.FREE: None}, None
+    engine._sampling_under, engine._lora = {UNCONSTRAINED: None}, None
     engine._causes, engine._processes, engine._reasoning = None, [], None
 
     def ask(*given):

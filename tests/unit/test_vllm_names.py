@@ -9,13 +9,13 @@ from importlib import metadata
 
 import pytest
 from helpers import PROJECT
-from video_pipeline import vllm_names
 from video_pipeline.config import load_config
-from video_pipeline.engine import create_engine
+from video_pipeline.engine.vllm import names
+from video_pipeline.engine.vllm.names import known_names, write_list
+from video_pipeline.engine.vllm.version import TRIED, installed_version
 from video_pipeline.errors import UserError
-from video_pipeline.vllm_names import installed_version, known_names, write_list
 
-VERSION = known_names()["version"]
+VERSION = TRIED[-1]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def installed(monkeypatch):
             return versions[name]
 
         monkeypatch.setattr(metadata, "version", version)
-        vllm_names._warn_once.cache_clear()
+        names._warn_once.cache_clear()
 
     return say
 
@@ -97,7 +97,7 @@ def test_then_the_engine_refuses_what_it_does_not_know(installed, settings, near
 
 
 def test_the_list_is_that_of_the_installed_vllm(tmp_path):
-    """Else: ``python -m video_pipeline.vllm_names``."""
+    """Else: ``python -m video_pipeline.engine.vllm.names``."""
     write_list(tmp_path / "list.json")
     assert json.loads((tmp_path / "list.json").read_text()) == known_names()
 
@@ -117,12 +117,3 @@ def test_vllm_is_not_imported():
         "sys.exit('no error')"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_a_vllm_that_lacks_what_is_used_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm.renderers.registry", None)
-    monkeypatch.delitem(sys.modules, "video_pipeline.engine.vllm", raising=False)
-    with pytest.raises(
-        UserError, match=r"vLLM [\d.]+ does not fit \(.*renderers.*Tried: vLLM 0.32.0"
-    ):
-        create_engine(load_config({"run": {"engine": "vllm"}}))

@@ -15,44 +15,45 @@ FRAMES_PER_PATCH = 2
 """Frames that share one temporal patch."""
 
 TEXT_TOKENS = 256
-"""What is set aside for the text of a prompt, in tokens."""
+"""Tokens that are set aside for the text of a prompt."""
 
 TIMESTAMP_TOKENS = 10
-"""Tokens of the timestamp that Qwen3-VL (patches of 16) writes before each temporal patch, e.g.
-``<1234.5 seconds>`` between two vision marks, at most."""
+"""The most tokens of the timestamp that Qwen3-VL (patches of 16) writes before each temporal patch,
+such as ``<1234.5 seconds>`` between two vision marks."""
 
 SIMULATED_PATCH_SIZE = 14
-"""Patch size in pixels where no model is loaded."""
+"""Patch size in pixels if no model is loaded."""
 
-# Numbers of qwen_vl_utils.vision_process 0.0.14: the most pixels of one frame, in tokens.
 _VIDEO_MAX_TOKEN_NUM = 768
+"""Limit of qwen_vl_utils.vision_process 0.0.14 on the tokens of one frame."""
 
 
 def visual_tokens(config: Config, patch_size: int) -> int:
-    """Upper bound on the tokens of one video under ``vision``, for a model whose patches are
-    ``patch_size`` (14 or 16) pixels wide. The same arithmetic as qwen-vl-utils' ``fetch_video``.
+    """Upper bound on the tokens of one video under ``vision``, with the arithmetic of
+    qwen-vl-utils' ``fetch_video``.
+
+    Args:
+        patch_size: Width of the model's patches in pixels (14 or 16).
     """
     vision = config.vision
     pixels_per_token = (patch_size * MERGE_SIZE) ** 2
-    most = 0
-    # Few large frames or many small ones: the bound per frame falls with their number, so the
-    # most tokens can lie anywhere.
-    for frames in range(FRAMES_PER_PATCH, vision.most_frames + 1, FRAMES_PER_PATCH):
-        limit = max(
-            min(
-                _VIDEO_MAX_TOKEN_NUM * pixels_per_token,
-                vision.total_pixels / frames * FRAMES_PER_PATCH,
-            ),
-            int(vision.min_pixels * 1.05),
-        )
-        per_frame = int(min(vision.max_pixels, limit)) // pixels_per_token
-        stamps = TIMESTAMP_TOKENS if patch_size == 16 else 0
-        most = max(most, frames // FRAMES_PER_PATCH * (max(per_frame, 1) + stamps))
-    return most
+    timestamp = TIMESTAMP_TOKENS if patch_size == 16 else 0
+
+    def tokens(patches: int) -> int:
+        limit = min(_VIDEO_MAX_TOKEN_NUM * pixels_per_token, vision.total_pixels / patches)
+        pixels = min(vision.max_pixels, max(limit, int(vision.min_pixels * 1.05)))
+        return patches * (max(int(pixels) // pixels_per_token, 1) + timestamp)
+
+    # The bound on a frame falls with the number of frames: any number may have the most tokens.
+    return max(map(tokens, range(1, vision.most_frames // FRAMES_PER_PATCH + 1)), default=0)
 
 
 def check_budget(config: Config, patch_size: int) -> None:
-    """Raise :class:`UserError`, with the numbers, if the worst case exceeds the model's length."""
+    """Compare the worst case with the model's length.
+
+    Raises:
+        UserError: If it is longer, with the numbers.
+    """
     visual = visual_tokens(config, patch_size)
     needed = visual + TEXT_TOKENS + config.most_tokens
     if needed > config.vllm.max_model_len:
@@ -66,9 +67,9 @@ def check_budget(config: Config, patch_size: int) -> None:
 
 
 def check_budget_of_model(config: Config) -> None:
-    """:func:`check_budget`, where the model is a local folder that tells its patch size.
+    """:func:`check_budget` for the simulated engine, or a local folder that says its patch size.
 
-    A model of the hub is checked when its processor is loaded, by the inference job.
+    A model of the hub is checked by the inference job, when its processor is loaded.
     """
     if config.run.engine == "simulated":
         check_budget(config, SIMULATED_PATCH_SIZE)

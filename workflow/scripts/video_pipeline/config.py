@@ -30,10 +30,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from video_pipeline.engine.vllm.names import wrong_names
 from video_pipeline.errors import UserError
 from video_pipeline.files import why_not_there
 from video_pipeline.secret_keys import secrets_in
-from video_pipeline.vllm_names import wrong_names
 
 Auto = Literal["auto"]
 

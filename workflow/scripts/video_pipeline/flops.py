@@ -1,9 +1,9 @@
-"""What a model computes: the floating point operations of a token, from its config.json alone.
+"""The floating point operations of a model, computed from its config.json alone.
 
 A matrix of ``a x b`` weights costs a token ``2ab`` operations: a multiplication and an addition for
 each weight (Kaplan et al. 2020, arXiv:2001.08361, table 1; Chowdhery et al. 2022, arXiv:2204.02311,
-appendix B, which defines the share of the peak as "model FLOPs utilization"). So what is counted is
-twice the weights that a token meets:
+appendix B, which defines the share of the peak as "model FLOPs utilization"). So the weights that a
+token meets count twice:
 
 * in each layer of the language model the projections of the attention (query, key, value, output)
   and the MLP (gate, up, down); of experts the router and those that are active;
@@ -11,10 +11,10 @@ twice the weights that a token meets:
 * for each patch of a picture the patch embedding and the layers of the vision encoder, and for the
   patches that become one token together the mergers.
 
-Left out are norms, what an adapter adds, and the attention's products of tokens with tokens, which
-grow with the square of the length: 3 % on top for Qwen2.5-VL-7B and prompts of 2,600 tokens; in the
-encoder of Qwen3-VL-8B, which compares all patches of a picture, 22 % of its own part for pictures
-of 640 x 640 pixels. So the true number is a little higher.
+Norms, adapters and the attention's products of tokens with tokens are left out, so the true number
+is a little higher. Those products grow with the square of the length: they add 3 % for
+Qwen2.5-VL-7B and prompts of 2,600 tokens, and 22 % to the encoder of Qwen3-VL-8B, which compares
+all patches of a picture, for pictures of 640 x 640 pixels.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class ModelFlops:
     """Floating point operations of a model.
 
     Attributes:
-        token: Of a token, in a prompt or an answer, in the layers of the language model.
-        head: Of a token of an answer, in the output layer.
-        patch: Of a patch, in the vision encoder and its mergers.
+        token: For a token of a prompt or an answer, in the layers of the language model.
+        head: For a token of an answer, in the output layer.
+        patch: For a patch, in the vision encoder and its mergers.
     """
 
     token: int
@@ -40,8 +40,8 @@ class ModelFlops:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelFlops | None:
-        """Those of the model with this config.json; None for a model whose parts are not known
-        here, or a file that does not say all that is needed."""
+        """The operations of the model with this config.json; None for an unknown kind of model or
+        an incomplete file."""
         try:
             text = config.get("text_config") or config
             patch = 0
@@ -57,7 +57,8 @@ class ModelFlops:
             return None
 
     def total(self, prompt_tokens: int, completion_tokens: int, patches: int) -> float:
-        """Operations for prompts, answers and pictures of so many tokens and patches."""
+        """The operations for prompts, answers and pictures with these numbers of tokens and
+        patches."""
         tokens = prompt_tokens + completion_tokens
         return float(self.token * tokens + self.head * completion_tokens + self.patch * patches)
 
@@ -70,16 +71,16 @@ def _attention(text: Mapping[str, Any]) -> int:
     """Weights of the projections of one layer."""
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     head_dim = text.get("head_dim") or hidden // heads
-    return 2 * hidden * head_dim * (heads + text["num_key_value_heads"])
+    return int(2 * hidden * head_dim * (heads + text["num_key_value_heads"]))
 
 
 def _mlps(text: Mapping[str, Any]) -> int:
     """Weights of the MLPs of all layers."""
-    return 3 * text["hidden_size"] * text["intermediate_size"] * text["num_hidden_layers"]
+    return int(3 * text["hidden_size"] * text["intermediate_size"] * text["num_hidden_layers"])
 
 
 def _experts(text: Mapping[str, Any]) -> int:
-    """Weights of the MLPs of all layers that a token meets, where most of them are experts."""
+    """Weights of the MLPs of all layers that a token meets, for a mixture of experts."""
     layers = text["num_hidden_layers"]
     with_experts = sum(
         layer not in text["mlp_only_layers"] and (layer + 1) % text["decoder_sparse_step"] == 0
@@ -89,7 +90,7 @@ def _experts(text: Mapping[str, Any]) -> int:
     experts = text["num_experts"] if "num_experts" in text else text["num_local_experts"]
     active = 3 * text["num_experts_per_tok"] * text["moe_intermediate_size"]
     dense = (layers - with_experts) * _mlps(text) // layers
-    return with_experts * text["hidden_size"] * (experts + active) + dense
+    return int(with_experts * text["hidden_size"] * (experts + active) + dense)
 
 
 def _qwen2_vl(vision: Mapping[str, Any]) -> int:
@@ -125,11 +126,11 @@ def _patch(vision: Mapping[str, Any], width: int, block: int) -> int:
     """Weights of the patch embedding and of the encoder's layers, of ``block`` weights each."""
     channels = vision["in_channels"] if "in_channels" in vision else vision["in_chans"]
     pixels = channels * vision["temporal_patch_size"] * vision["patch_size"] ** 2
-    return pixels * width + vision["depth"] * block
+    return int(pixels * width + vision["depth"] * block)
 
 
 def _merger(vision: Mapping[str, Any], width: int, out: int) -> int:
-    """Weights of a merger, for one of the patches that it makes a token of: together these are
-    ``merged`` wide, and it has ``merged**2 + merged * out``."""
-    merged = vision["spatial_merge_size"] ** 2 * width
+    """Weights of a merger, for each of the patches that it joins to a token: together they are
+    ``merged`` wide, and it has ``merged**2 + merged * out`` weights."""
+    merged: int = vision["spatial_merge_size"] ** 2 * width
     return merged * width + width * out

@@ -1,4 +1,4 @@
-"""The peak of a card: floating point operations a second, dense, from the vendor's data sheet."""
+"""The peak of a card: dense floating point operations a second, from the vendor's data sheet."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 Precision = Literal["bf16", "fp8"]
-"""In which a run multiplies: BF16 or FP16 (cards do both at the same rate), or FP8."""
+"""The precision in which a run multiplies: BF16 or FP16 (cards do both at one rate), or FP8."""
 
-# TFLOP/s in BF16 and in FP8, the latter None for cards that do not multiply in FP8: there vLLM
-# multiplies such weights in BF16. Names as nvidia-smi says them, without "NVIDIA". Only exact names
-# count: others may be cut down. Most sheets print numbers "with sparsity", which are twice these.
+# TFLOP/s in BF16 and in FP8. The latter is None for cards that do not multiply in FP8: there vLLM
+# multiplies FP8 weights in BF16. The names are those of nvidia-smi without "NVIDIA". Only exact
+# names count, since others may be cut-down cards. Most sheets print numbers "with sparsity", which
+# are twice these.
 _TFLOPS: dict[str, tuple[float, float | None]] = {
     # NVIDIA H100 data sheet (2024): SXM 1,979 and 3,958 with sparsity, NVL 1,671 and 3,341; that of
     # 2022 for PCIe: 1,513 and 3,026
@@ -52,8 +53,11 @@ _TFLOPS: dict[str, tuple[float, float | None]] = {
 
 
 def peak_flops(card: str | None, precision: Precision | None) -> float | None:
-    """The peak of a card that nvidia-smi calls ``card``, in operations a second; None where it is
-    not known."""
+    """The peak of a card in operations a second; None if it is not known.
+
+    Args:
+        card: The name that nvidia-smi gives it.
+    """
     if card is None or precision is None:
         return None
     bf16, fp8 = _TFLOPS.get(card.removeprefix("NVIDIA ").strip(), (None, None))
@@ -67,19 +71,19 @@ _WEIGHTS_ONLY = frozenset(
         "int8_per_channel_weight_only",
     }
 )
-"""vLLM's names of quantizations that are undone before anything is multiplied."""
+"""vLLM's names of quantizations that it undoes before it multiplies."""
 
 _FP8 = frozenset({"fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel"})
-"""Those that multiply in FP8."""
+"""vLLM's names of quantizations that multiply in FP8."""
 
 
 def precision_of(
     dtype: str, quantization: str | None, settings: Mapping[str, Any] | None
 ) -> Precision | None:
-    """In which precision a model multiplies; None where that is not known.
+    """The precision in which a model multiplies; None if it is not known.
 
     Args:
-        dtype: Of its weights without quantization, such as ``bfloat16``.
+        dtype: Type of its weights without quantization, such as ``bfloat16``.
         quantization: vLLM's name of its quantization, if it has one.
         settings: ``quantization_config`` of its config.json.
     """
@@ -90,20 +94,16 @@ def precision_of(
     if quantization in _FP8:
         return "fp8"
     if quantization == "compressed-tensors":
-        return _of_groups((settings or {}).get("config_groups") or {})
+        groups = (settings or {}).get("config_groups") or {}
+        precisions = {_of_group(group) for group in groups.values()}
+        return precisions.pop() if len(precisions) == 1 else None
     return None
 
 
-def _of_groups(groups: Mapping[str, Any]) -> Precision | None:
-    """That of the groups of layers of a checkpoint in the format compressed-tensors, if they are
-    alike."""
-    found = {_of_group(group) for group in groups.values()}
-    return found.pop() if len(found) == 1 else None
-
-
 def _of_group(group: Mapping[str, Any]) -> Precision | None:
+    """The precision of one group of layers of a checkpoint in the format compressed-tensors."""
     weights, inputs = group.get("weights"), group.get("input_activations")
     if inputs is None:
         return "bf16"
-    kinds = [each and (each["type"], each["num_bits"]) for each in (weights, inputs)]
+    kinds = [part and (part["type"], part["num_bits"]) for part in (weights, inputs)]
     return "fp8" if kinds == [("float", 8)] * 2 else None

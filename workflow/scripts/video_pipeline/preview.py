@@ -150,11 +150,12 @@ def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
 
 def _engine(config: Config, task: Task) -> Engine:
     from video_pipeline.data.registry import dataset_of
-    from video_pipeline.engine import VllmUnfit, create_engine
+    from video_pipeline.engine import create_engine
+    from video_pipeline.engine.vllm.version import VllmUnsupported
 
     try:
         return create_engine(config, with_videos=dataset_of(config, task).needs_video)
-    except VllmUnfit as error:
+    except VllmUnsupported as error:
         raise UserError(f"{error}. --no-engine shows everything but the answer") from error
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RequestRefused(Exception):
-    """The engine refuses one request; the others go on.
+    """The engine refuses one request. The others continue.
 
     Attributes:
         type: Name of the engine's own exception.
@@ -33,16 +33,16 @@ class RequestRefused(Exception):
 
 
 class EngineDead(EnvironmentFault):
-    """The engine is gone or stuck; the job cannot go on, but another attempt may."""
+    """The engine is gone or stuck. The job must end, but another attempt may succeed."""
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """What one answer is held to.
+    """The limits of one answer.
 
     Attributes:
         json_schema: The JSON Schema that it must follow, as JSON; None for free text.
-        max_tokens: Its tokens, at most; None for ``sampling.max_tokens``.
+        max_tokens: The most tokens that it may have; None for ``sampling.max_tokens``.
     """
 
     json_schema: str | None = None
@@ -50,25 +50,26 @@ class Constraints:
 
     @classmethod
     def of(cls, task: Task, part: str) -> Constraints:
-        """What the answer to the conversation of ``task`` named ``part`` is held to."""
+        """The constraints of the answer to the conversation ``part`` of ``task``."""
         return cls(task.json_schema(part))
 
 
-FREE = Constraints()
+UNCONSTRAINED = Constraints()
+"""Free text of up to ``sampling.max_tokens`` tokens."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said.
+    """An answer of the model.
 
     Attributes:
         output_text: The text, without the reasoning.
-        prompt_tokens: Tokens of the prompt, visual ones included.
-        completion_tokens: Tokens of the answer.
-        finish_reason: ``stop``, ``length``, or what else the engine says, see
+        prompt_tokens: Number of tokens of the prompt, visual ones included.
+        completion_tokens: Number of tokens of the answer.
+        finish_reason: ``stop``, ``length``, or another word of the engine, see
             :mod:`video_pipeline.answers`.
-        reasoning: What a thinking model thought before it answered, else None.
-        cached_tokens: Tokens of the prompt that the engine had computed before.
+        reasoning: The reasoning of a thinking model, else None.
+        cached_tokens: Number of tokens of the prompt that the engine had computed before.
     """
 
     output_text: str
@@ -99,22 +100,31 @@ class Answer:
 
 
 class Preparer(ABC):
-    """The engine's part of preparing a sample. It crosses to the decode processes as a pickle."""
+    """The engine's part of preparing a sample. It is pickled for the decode processes."""
 
     @abstractmethod
     def start(self) -> None:
-        """Load what is needed; called once in each decode process."""
+        """Load the libraries and the model's processor; called once in each decode process."""
 
     def read(self, dataset: BaseDataset, position: int) -> Any:
-        """Have ``dataset`` make an item of the sample at ``position``."""
+        """The dataset's item for the sample at ``position``."""
         return dataset[position]
 
     @abstractmethod
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
-        """Turn what a dataset made of the sample ``key``, an ``llm_input`` for each of its parts,
-        into requests for :meth:`Engine.generate`. Media that several parts share are prepared once.
+        """Make requests for :meth:`Engine.generate` of the conversations about one sample. Media
+        that several conversations share are prepared once.
 
-        Raises :class:`RequestRefused` where the engine would refuse one."""
+        Args:
+            llm_inputs: What the dataset made of the sample: by part an ``llm_input``.
+            key: The sample's key.
+
+        Returns:
+            The requests, by part.
+
+        Raises:
+            RequestRefused: If the engine would refuse a request.
+        """
 
 
 class Engine(ABC):
@@ -122,47 +132,64 @@ class Engine(ABC):
 
     Attributes:
         dataset_model: ``model`` of the datasets.
-        max_item_tokens: Visual tokens of the largest image or video it takes; None: any.
         steps: A number that grows while the engine computes, and stands still if it is stuck.
-        flops: What the model computes for a token; None where that is not known.
-        precision: In which it multiplies; None likewise.
+        flops: Floating point operations of the model; None if they are not known.
+        precision: The precision in which the model multiplies; None if it is not known.
     """
 
     dataset_model: str
-    max_item_tokens: int | None = None
     steps: int = 0
     flops: ModelFlops | None = None
     precision: Precision | None = None
 
+    @property
+    def max_item_tokens(self) -> int | None:
+        """Visual tokens of the largest image or video that the engine takes; None for no limit."""
+        return None
+
     @abstractmethod
     def preparer(self) -> Preparer:
-        """What the decode processes do for this engine."""
+        """The work of the decode processes for this engine."""
 
     @abstractmethod
     def check(self, constraints: Constraints) -> None:
-        """Raise :class:`UserError` for constraints that the engine cannot hold an answer to."""
+        """Raise :class:`UserError` for constraints that the engine cannot enforce."""
 
     @abstractmethod
     async def start(self, folder: Path) -> None:
-        """Load the model; ``folder`` lasts as long as the job.
+        """Load the model.
 
-        Raises :class:`UserError` where the user's settings cannot work, and :class:`EngineDead`."""
+        Args:
+            folder: A folder that exists as long as the job.
+
+        Raises:
+            UserError: If the user's settings cannot work.
+            EngineDead: For any other reason.
+        """
 
     @abstractmethod
-    async def generate(self, name: str, request: Any, constraints: Constraints = FREE) -> Answer:
-        """Answer one request, whose ``name`` no other request has; called for many at once.
+    async def generate(
+        self, name: str, request: Any, constraints: Constraints = UNCONSTRAINED
+    ) -> Answer:
+        """Answer one request; called for many at once.
 
-        Raises :class:`RequestRefused` for this request alone, :class:`EngineDead` for all.
+        Args:
+            name: A name that no other request has.
+            request: One of the requests of :meth:`Preparer.prepare`.
+
+        Raises:
+            RequestRefused: If the engine refuses this request alone.
+            EngineDead: If no request will be answered any more.
         """
 
     def patches(self, requests: Iterable[Any]) -> int:
-        """Patches that the vision encoder is given for the requests of one sample; media that they
-        share count once."""
+        """Number of patches that the vision encoder computes for the requests of one sample. Media
+        that they share count once."""
         return 0
 
     @abstractmethod
     def is_saturated(self) -> bool:
-        """Whether requests wait inside the engine: more of them would not make it faster."""
+        """Whether requests wait inside the engine, so that more of them would not speed it up."""
 
     @abstractmethod
     def stop(self) -> None:

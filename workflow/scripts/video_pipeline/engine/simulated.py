@@ -9,16 +9,23 @@ from typing import Any
 
 from video_pipeline.config import Config
 from video_pipeline.data.prompt import SIMULATED_MODEL
-from video_pipeline.engine.base import FREE, Answer, Constraints, Engine, Preparer, RequestRefused
+from video_pipeline.engine.base import (
+    UNCONSTRAINED,
+    Answer,
+    Constraints,
+    Engine,
+    Preparer,
+    RequestRefused,
+)
 
 _PIXELS_PER_TOKEN = 28 * 28 * 2
 
 
 class SimulatedEngine(Engine):
-    """Says deterministic words made from the key, and waits as long as it is told to.
+    """Answers with words made from the request's name, after the time that ``run.simulated`` sets.
 
-    Waiting costs no CPU. At most ``run.simulated.concurrency`` requests wait at a time. Its
-    records say so: ``__model`` is ``simulated``.
+    Waiting costs no CPU. At most ``run.simulated.concurrency`` requests wait at a time. In its
+    records ``__model`` is ``simulated``.
     """
 
     dataset_model = SIMULATED_MODEL
@@ -35,9 +42,11 @@ class SimulatedEngine(Engine):
         """Nothing to load."""
 
     def check(self, constraints: Constraints) -> None:
-        """It follows no schema: its words are no JSON."""
+        """Ignores schemas: its words are no JSON."""
 
-    async def generate(self, name: str, request: Any, constraints: Constraints = FREE) -> Answer:
+    async def generate(
+        self, name: str, request: Any, constraints: Constraints = UNCONSTRAINED
+    ) -> Answer:
         if not isinstance(request.get("prompt"), str):
             raise RequestRefused("ValueError", "the request has no prompt")
         prompt_tokens = count_tokens(request)
@@ -61,16 +70,15 @@ class SimulatedEngine(Engine):
 
 def simulated_text(key: str, num_words: int) -> str:
     """``num_words`` words made from ``key``."""
-    words = []
-    for number in range(num_words):
-        digest = hashlib.blake2b(f"{key} {number}".encode(), digest_size=3)
-        words.append(digest.hexdigest())
-    return " ".join(words)
+    return " ".join(
+        hashlib.blake2b(f"{key} {i}".encode(), digest_size=3).hexdigest() for i in range(num_words)
+    )
 
 
 def count_tokens(llm_input: dict[str, Any]) -> int:
-    """Roughly the tokens of a prompt: 4 characters each, and 28 x 28 pixels of 2 frames."""
-    pixels = sum(
+    """A rough number of tokens of a prompt: one for 4 characters, and one for 28 x 28 pixels of 2
+    frames."""
+    pixels: int = sum(
         frames.shape[0] * frames.shape[-2] * frames.shape[-1]
         for frames, _ in llm_input.get("multi_modal_data", {}).get("video", [])
         if hasattr(frames, "shape")
@@ -79,7 +87,7 @@ def count_tokens(llm_input: dict[str, Any]) -> int:
 
 
 class SimulatedPreparer(Preparer):
-    """Hands the dataset's input on as it is."""
+    """The dataset's ``llm_input`` is the request."""
 
     def start(self) -> None:
         """Nothing to load."""

@@ -20,6 +20,7 @@ import orjson
 from video_pipeline.budget import check_budget_of_model
 from video_pipeline.chunks import ChunkEntry, finished_line
 from video_pipeline.config import Config
+from video_pipeline.engine.vllm.version import warn_if_untried
 from video_pipeline.errors import UserError
 from video_pipeline.files import (
     EMPTY,
@@ -94,6 +95,8 @@ class _Split:
                 run.dataset = pool.submit(DatasetNeeds.of, config).result()
         if run.dataset.needs_video:
             check_budget_of_model(config)
+        if config.run.engine == "vllm":
+            warn_if_untried()
         # Of a run without resume nothing is expected to be done already.
         self._earlier = None if run_id else JournalSettings.last(layout)
         self._settings = run.journal_settings(run_id)

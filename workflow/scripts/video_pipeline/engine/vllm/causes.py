@@ -1,24 +1,32 @@
 """Why an engine died: its processes write down the errors that they log.
 
-vLLM's own word is "See root cause above": the exception itself is logged by the process that it was
-raised in. So each process of the engine logs to a handler of ours, too.
+vLLM itself says only "See root cause above": the process that raised the exception logs it. So each
+process of the engine logs to a handler of ours, too. It imports this module for that, which is why
+vLLM is not imported above.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from video_pipeline.faults import is_refusal
 
+if TYPE_CHECKING:
+    from video_pipeline.engine.vllm.compat import VllmConfig
+
+DATES = "%Y-%m-%d %H:%M:%S"
+"""Format of the times in log lines; vLLM's own has no year."""
+
 BURST_SECONDS = 60.0
-"""Errors so long before the last one have not led to it."""
+"""An error that was logged so long before the last one has not led to it."""
 
 MAX_CHARACTERS = 1000
-"""Of a cause in a message; its log has the rest."""
+"""Length of a cause in a message; the log has the rest."""
 
 _CONSEQUENCES = {"EngineDeadError"}
 """Exceptions that say only that something else has failed."""
@@ -28,10 +36,10 @@ class Cause(NamedTuple):
     """An error that a process of the engine has logged.
 
     Attributes:
-        text: Type and text of the exception, in one line; what was logged where there is none.
-        is_exception: Whether there is one.
+        text: Type and text of the exception, or else the logged message, in one line.
+        is_exception: Whether an exception was logged.
         is_refusal: Whether another attempt would only repeat it.
-        time: When, in seconds since the epoch.
+        time: Seconds since the epoch.
     """
 
     text: str
@@ -59,6 +67,32 @@ class NoteErrors(logging.Handler):
             stream.write(json.dumps(cause) + "\n")
 
 
+def note_causes(vllm_config: VllmConfig, folder: Path) -> Path | None:
+    """Have the engine's processes write down, in ``folder``, what they die of.
+
+    A logging configuration of the user's stays as it is beside that.
+
+    Returns:
+        The file for :func:`root_cause`; None if the user has turned vLLM's logging off, or has
+        chosen another format than text.
+    """
+    from video_pipeline.engine.vllm.compat import default_logging
+
+    settings = vllm_config.logging_config
+    if not settings.configure_logging or settings.formatter != "text":
+        return None
+    if settings.pylogging_config_file is not None:
+        text = Path(settings.pylogging_config_file).read_text(encoding="utf-8")
+        logging_config = json.loads(text)
+    else:
+        logging_config = default_logging(settings.log_level, DATES)
+    causes = folder / "engine.errors.jsonl"
+    path = folder / "engine.logging.json"
+    path.write_text(json.dumps(noting(logging_config, causes)), encoding="utf-8")
+    vllm_config.logging_config = dataclasses.replace(settings, pylogging_config_file=str(path))
+    return causes
+
+
 def noting(logging_config: dict[str, Any], path: Path) -> dict[str, Any]:
     """``logging_config``, a schema for :func:`logging.config.dictConfig`, with the handler."""
     handler = {"()": f"{NoteErrors.__module__}.{NoteErrors.__qualname__}", "path": str(path)}
@@ -71,11 +105,14 @@ def noting(logging_config: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-def root_cause(path: Path) -> Cause | None:
-    """The first of the errors in ``path`` that the engine has died of; None if none was noted.
+def root_cause(path: Path | None) -> Cause | None:
+    """The error in ``path`` that the engine has died of; None if none was noted.
 
-    The first, because one process takes the others with it; and an exception rather than a message.
+    It is the first of the last burst, because one process takes the others with it; and an
+    exception rather than a message.
     """
+    if path is None:
+        return None
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

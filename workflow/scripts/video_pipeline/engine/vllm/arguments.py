@@ -1,0 +1,124 @@
+"""What the sections ``vllm`` and ``sampling`` mean to vLLM."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from video_pipeline.config import Config
+from video_pipeline.data.prompt import processor_folder
+from video_pipeline.engine.vllm.compat import (
+    ENGINE_ARGUMENTS,
+    LORA_RANKS,
+    REFUSALS,
+    SAMPLING_PARAMETERS,
+    LoRARequest,
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsConfig,
+    VllmConfig,
+    configure,
+)
+from video_pipeline.engine.vllm.names import check_names
+from video_pipeline.errors import UserError
+from video_pipeline.faults import failure_of
+from video_pipeline.gpus import LeaseHolder
+
+# Each video is seen once: caches of processed media only cost memory and hashing. A user's own
+# engine arguments come after these.
+_DEFAULTS = {
+    "mm_processor_cache_gb": 0,
+    "enable_prefix_caching": False,
+    "disable_log_stats": True,
+    # Without spaces, which JSON allows and a model may fill its answer with. vLLM wants the backend
+    # to be named for that: this is the one that it would choose first.
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+}
+
+
+def vllm_config_of(config: Config) -> VllmConfig:
+    """vLLM's configuration for the section ``vllm``.
+
+    Raises:
+        UserError: For settings that vLLM refuses.
+        EnvironmentFault: If the machine or the hub is at fault.
+    """
+    check_names("vllm", config.vllm.arguments, ENGINE_ARGUMENTS)
+    if config.vllm.arguments.get("worker_extension_cls"):
+        raise UserError(
+            "vllm.worker_extension_cls: is in use, so that vLLM's workers keep the lease of "
+            "their GPUs; nothing here calls another extension"
+        )
+    arguments = {
+        **_DEFAULTS,
+        **_lora_arguments(config),
+        **config.vllm.arguments,
+        "worker_extension_cls": f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}",
+    }
+    try:
+        structured = StructuredOutputsConfig(**arguments["structured_outputs_config"])
+        arguments["structured_outputs_config"] = structured
+        vllm_config = configure(arguments)
+        if not _same_normalisation(vllm_config):
+            # On the device vLLM normalises videos with the image processor's mean and std.
+            vllm_config = configure({**arguments, "mm_device_do_normalize": False})
+    except REFUSALS as error:
+        raise failure_of(error, f"vLLM refuses the section vllm: {error}") from error
+    return vllm_config
+
+
+def _same_normalisation(vllm_config: VllmConfig) -> bool:
+    """Whether images and videos are normalised alike by the model's processor."""
+    from transformers import AutoImageProcessor, AutoVideoProcessor
+
+    model_config = vllm_config.model_config
+    if not model_config.is_multimodal_model:
+        return True
+    folder = processor_folder(model_config.model, model_config.revision)
+    try:  # without the tokenizer, which takes seconds
+        image = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+        video = AutoVideoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError):
+        return False  # not known: then each is normalised by its own
+    return all(getattr(image, name, None) == getattr(video, name, None) for name in _NORMALISATION)
+
+
+_NORMALISATION = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
+
+
+def sampling_params(config: Config) -> SamplingParams:
+    """The section ``sampling``. Raises :class:`UserError` for settings that vLLM refuses."""
+    settings = config.sampling.model_dump()
+    check_names("sampling", settings, SAMPLING_PARAMETERS)
+    if settings.get("n", 1) != 1:
+        raise UserError("sampling.n: a record holds one answer; leave n at 1")
+    try:
+        return SamplingParams(**{**settings, "output_kind": RequestOutputKind.FINAL_ONLY})
+    except REFUSALS as error:
+        raise UserError(f"vLLM refuses the section sampling: {error}") from error
+
+
+def lora_request(config: Config) -> LoRARequest | None:
+    """What each request says of the adapter in ``vllm.lora_path``; None without one."""
+    path = config.vllm.lora_path
+    return LoRARequest(path.name, 1, str(path.absolute())) if path is not None else None
+
+
+def _lora_arguments(config: Config) -> dict[str, Any]:
+    """What vLLM must know ahead of the adapter in ``vllm.lora_path``."""
+    if config.vllm.lora_path is None:
+        return {}
+    path = config.vllm.lora_path / "adapter_config.json"
+    try:
+        rank = json.loads(path.read_text(encoding="utf-8"))["r"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"vllm.lora_path: {path} does not tell the rank of an adapter ({error}); the folder "
+            "must hold what peft's save_pretrained writes"
+        ) from error
+    max_rank = min((limit for limit in LORA_RANKS if limit >= rank), default=None)
+    if max_rank is None:
+        raise UserError(
+            f"vllm.lora_path: {path}: rank {rank} is more than vLLM takes ({max(LORA_RANKS)})"
+        )
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": max_rank}

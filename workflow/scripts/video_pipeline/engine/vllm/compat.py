@@ -1,0 +1,280 @@
+"""All of vLLM that is used. No other module imports it.
+
+Some of it is no public API of vLLM and may change with any version. It is listed in :func:`_check`,
+or used behind a function that says what it relies on; ``tests/unit/test_vllm_compat.py`` shows each
+thing with the installed vLLM. Whatever is missing is a :class:`VllmUnsupported`, when this module
+is imported or before the first sample.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any, get_args
+
+from video_pipeline.engine.vllm.version import unsupported
+
+# vLLM must start its engine process by spawn: this process has threads.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+try:
+    from vllm import SamplingParams
+    from vllm.config import LoggingConfig, MultiModalConfig, StructuredOutputsConfig, VllmConfig
+    from vllm.config.lora import MaxLoRARanks
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.exceptions import VLLMClientError, VLLMError
+    from vllm.logger import DEFAULT_LOGGING_CONFIG
+    from vllm.lora.request import LoRARequest
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.cache import MultiModalProcessorOnlyCache
+    from vllm.multimodal.encoder_budget import MultiModalBudget
+    from vllm.multimodal.inputs import MultiModalFieldElem, PlaceholderRange
+    from vllm.outputs import RequestOutput
+    from vllm.reasoning import ReasoningParser, ReasoningParserManager
+    from vllm.renderers.base import BaseRenderer
+    from vllm.renderers.inputs.preprocess import parse_model_prompt
+    from vllm.renderers.registry import renderer_from_config
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.tokenizers.registry import cached_tokenizer_from_config
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError
+    from vllm.v1.metrics.loggers import StatLoggerBase
+    from vllm.v1.metrics.stats import SchedulerStats
+except (ImportError, AttributeError) as error:
+    raise unsupported(error) from error
+
+__all__ = [
+    "REFUSALS",
+    "AsyncLLM",
+    "EngineDeadError",
+    "LoRARequest",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "StructuredOutputsConfig",
+    "StructuredOutputsParams",
+    "VLLMClientError",
+    "VllmConfig",
+]
+
+REFUSALS = (ValueError, TypeError, OSError, VLLMError)
+"""What vLLM raises for settings that cannot work."""
+
+ENGINE_ARGUMENTS = sorted(
+    field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")
+)
+SAMPLING_PARAMETERS = sorted(
+    name for name in inspect.signature(SamplingParams).parameters if not name.startswith("_")
+)
+
+LORA_RANKS: tuple[int, ...] = get_args(MaxLoRARanks)
+"""The values of ``max_lora_rank``; an adapter runs under the next larger one."""
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+
+def configure(arguments: Mapping[str, Any]) -> VllmConfig:
+    """vLLM's configuration for engine arguments. For offline use: vLLM then chooses batch sizes for
+    throughput."""
+    return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
+
+
+def encoder_cache_size(vllm_config: VllmConfig) -> int:
+    """The visual tokens of the largest image or video that the engine takes."""
+    budget = MultiModalBudget(vllm_config, MULTIMODAL_REGISTRY, enable_cache=False)
+    return budget.encoder_cache_size
+
+
+def start_engine(vllm_config: VllmConfig, note_step: Callable[[int, int | None], None]) -> AsyncLLM:
+    """Load the model.
+
+    Args:
+        note_step: Called after each step of a scheduler with the index of its data-parallel engine,
+            and the number of requests that wait there, None if vLLM does not say.
+    """
+    # The process that feeds the engine gets prepared samples and needs no processor, whose warm-up
+    # takes 15 s of CPU beside the engine's start. AsyncLLM starts it with this method.
+    BaseRenderer.start_mm_warmup_in_background = lambda self: None  # type: ignore[method-assign]
+    return AsyncLLM.from_vllm_config(
+        vllm_config,
+        stat_loggers=[lambda _, index: StepLogger(note_step, index)],
+        disable_log_stats=True,
+    )
+
+
+def engine_processes() -> list[BaseProcess]:
+    """The processes that :func:`start_engine` started for the scheduler and the model. Relies on
+    them being children of this process with names that begin so."""
+    children = multiprocessing.active_children()
+    return [process for process in children if process.name.startswith("EngineCore")]
+
+
+class StepLogger(StatLoggerBase):
+    """Hears from the scheduler of one engine after each of its steps."""
+
+    def __init__(self, note_step: Callable[[int, int | None], None], index: int) -> None:
+        self._note_step = note_step
+        self._index = index
+
+    def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
+        waiting = None if scheduler_stats is None else scheduler_stats.num_waiting_reqs
+        self._note_step(self._index, waiting)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+
+def verify_sampling(sampling: SamplingParams, vllm_config: VllmConfig) -> None:
+    """Have vLLM look at sampling parameters, as it does with each request. Raises one of
+    :data:`REFUSALS`."""
+    sampling.verify(
+        vllm_config.model_config,
+        vllm_config.speculative_config,
+        vllm_config.structured_outputs_config,
+        cached_tokenizer_from_config(vllm_config.model_config),
+    )
+
+
+def default_logging(level: str, dates: str) -> dict[str, Any]:
+    """vLLM's logging configuration, a schema for :func:`logging.config.dictConfig`, with ``dates``
+    as the format of times. Relies on its one logger and handler, both called ``vllm``."""
+    logging_config = copy.deepcopy(DEFAULT_LOGGING_CONFIG)
+    logging_config["loggers"]["vllm"]["level"] = level
+    logging_config["handlers"]["vllm"]["level"] = level
+    for formatter in logging_config["formatters"].values():
+        formatter |= {"datefmt": dates, "log_level": level}
+    return logging_config
+
+
+# --- reasoning ------------------------------------------------------------------------------------
+
+
+def reasoning_parser(vllm_config: VllmConfig) -> ReasoningParser | None:
+    """The parser that ``reasoning_parser`` names, if there is one. Raises :class:`KeyError` or one
+    of :data:`REFUSALS`."""
+    name = vllm_config.structured_outputs_config.reasoning_parser
+    if not name:
+        return None
+    parser_class = ReasoningParserManager.get_reasoning_parser(name)
+    return parser_class(cached_tokenizer_from_config(vllm_config.model_config))
+
+
+def split_reasoning(parser: ReasoningParser, text: str) -> tuple[str | None, str | None]:
+    """The reasoning in ``text``, and the answer."""
+    return parser.extract_reasoning(text, _NO_CHAT_REQUEST)
+
+
+_NO_CHAT_REQUEST = ChatCompletionRequest(messages=[], seed=None)
+"""Reasoning parsers want to see the request of a chat server; there is none."""
+
+
+# --- prepared requests ----------------------------------------------------------------------------
+
+
+class SampleRenderer:
+    """Makes the engine's input of the prompts of one sample after another. The prompts of a sample
+    share what is made of their media."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        """Changes ``vllm_config``, which must not be the engine's."""
+        self._model_config = vllm_config.model_config
+        if self._model_config.multimodal_config is not None:
+            # A renderer makes its caches when this is not 0.
+            self._model_config.multimodal_config.mm_processor_cache_gb = _SHARED_MEDIA_GB
+        self._renderer = renderer_from_config(vllm_config)
+        try:
+            self._cache: MultiModalProcessorOnlyCache | None = (
+                self._renderer._mm_processor_only_cache
+            )
+        except AttributeError as error:
+            raise unsupported(error) from error
+
+    def render(self, llm_input: Mapping[str, Any]) -> dict[str, Any]:
+        """The input for ``AsyncLLM.generate``. With ``skip_mm_cache`` vLLM looks up media in the
+        cache of this process alone, and not in one that it believes the engine to share."""
+        prompt = parse_model_prompt(self._model_config, llm_input)
+        engine_input: dict[str, Any]
+        (engine_input,) = self._renderer.render_cmpl([prompt], skip_mm_cache=True)
+        return engine_input
+
+    def forget_media(self) -> None:
+        """Empty the cache: no other sample has the media of this one."""
+        if self._cache is not None:
+            self._cache.clear_cache()
+
+
+_SHARED_MEDIA_GB = 2
+"""Enough for the prepared media of one sample."""
+
+
+def media_of(engine_input: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Modality, name and fields of each medium. The tensor of a field is its attribute ``data``."""
+    for modality, items in (engine_input.get("mm_kwargs") or {}).items():
+        for name, item in zip(engine_input["mm_hashes"][modality], items, strict=True):
+            yield modality, name, item
+
+
+def media_ranges(engine_input: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Where in ``prompt_token_ids`` the media are: begin and end of each, in order."""
+    ranges = (engine_input.get("mm_placeholders") or {}).values()
+    return sorted((r.offset, r.offset + r.length) for of_modality in ranges for r in of_modality)
+
+
+# --- what must be there ---------------------------------------------------------------------------
+
+
+def _check() -> None:
+    """Compare the installed vLLM with what is used of it beyond names that are imported: now, and
+    not in the middle of a run."""
+    try:
+        _takes(AsyncLLM.from_vllm_config, "config", options=("stat_loggers", "disable_log_stats"))
+        _takes(
+            AsyncLLM.generate, "self", "prompt", "sampling", options=("request_id", "lora_request")
+        )
+        _takes(AsyncLLM.shutdown, "self")
+        _takes(BaseRenderer.start_mm_warmup_in_background, "self")
+        _takes(BaseRenderer.render_cmpl, "self", "prompts", options=("skip_mm_cache",))
+        _takes(MultiModalBudget, "config", "registry", options=("enable_cache",))
+        _takes(MultiModalProcessorOnlyCache.clear_cache, "self")
+        _takes(ReasoningParser.extract_reasoning, "self", "text", "request")
+        _takes(SamplingParams.verify, "self", "model", "speculative", "structured", "tokenizer")
+        _takes(parse_model_prompt, "model", "prompt")
+        _takes(renderer_from_config, "config")
+        _has(AsyncLLM, "errored")
+        _has(LoggingConfig, "configure_logging", "formatter", "log_level", "pylogging_config_file")
+        _has(MultiModalConfig, "mm_processor_cache_gb")
+        _has(MultiModalFieldElem, "data")
+        _has(PlaceholderRange, "offset", "length")
+        _has(SchedulerStats, "num_waiting_reqs")
+        StepLogger(lambda index, waiting: None, 0)  # no other method is abstract
+        default_logging("INFO", "")
+        min(LORA_RANKS)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unsupported(f"{type(error).__name__}: {error}") from error
+
+
+def _takes(function: Callable[..., Any], *arguments: str, options: Sequence[str] = ()) -> None:
+    """Raise :class:`TypeError` if a function cannot be called with so many positional arguments,
+    and these keyword arguments."""
+    try:
+        inspect.signature(function).bind(*arguments, **dict.fromkeys(options))
+    except TypeError as error:
+        raise TypeError(f"{function.__qualname__}: {error}") from None
+
+
+def _has(owner: type, *attributes: str) -> None:
+    """Raise :class:`AttributeError` if a class lacks an attribute, or a dataclass a field."""
+    for name in attributes:
+        if name not in getattr(owner, "__dataclass_fields__", ()) and not hasattr(owner, name):
+            raise AttributeError(f"{owner.__qualname__} has no {name}")
+
+
+_check()

@@ -1,0 +1,236 @@
+"""vLLM's own asynchronous engine as one of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from functools import cached_property
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from video_pipeline.budget import check_budget
+from video_pipeline.config import Config
+from video_pipeline.data.prompt import processor_folder
+from video_pipeline.engine.base import (
+    UNCONSTRAINED,
+    Answer,
+    Constraints,
+    Engine,
+    EngineDead,
+    Preparer,
+    RequestRefused,
+)
+from video_pipeline.engine.vllm.arguments import lora_request, sampling_params, vllm_config_of
+from video_pipeline.engine.vllm.causes import note_causes, root_cause
+from video_pipeline.engine.vllm.compat import (
+    REFUSALS,
+    AsyncLLM,
+    EngineDeadError,
+    RequestOutput,
+    SamplingParams,
+    StructuredOutputsParams,
+    VLLMClientError,
+    encoder_cache_size,
+    engine_processes,
+    media_of,
+    reasoning_parser,
+    split_reasoning,
+    start_engine,
+    verify_sampling,
+)
+from video_pipeline.engine.vllm.preparer import VllmPreparer
+from video_pipeline.errors import UserError
+from video_pipeline.faults import is_refusal
+from video_pipeline.flops import ModelFlops
+from video_pipeline.peaks import precision_of
+from video_pipeline.processes import how_it_ended
+
+logger = logging.getLogger(__name__)
+
+
+class VllmEngine(Engine):
+    """vLLM with continuous batching: requests join and leave while others run."""
+
+    def __init__(self, config: Config, *, with_videos: bool = True) -> None:
+        """Configure vLLM.
+
+        Args:
+            with_videos: Whether samples have videos. Then the longest one must fit into the model.
+
+        Raises:
+            UserError: For settings that vLLM refuses.
+            EnvironmentFault: If the machine or the hub is at fault.
+        """
+        self._sampling = sampling_params(config)  # first, because it takes no time
+        self._sampling_under = {UNCONSTRAINED: self._sampling}
+        self._vllm_config = vllm_config_of(config)
+        model_config = self._vllm_config.model_config
+        vision = getattr(model_config.hf_config, "vision_config", None)
+        patch_size = getattr(vision, "patch_size", None)
+        if with_videos and patch_size is not None:
+            check_budget(config, patch_size)
+        self.dataset_model = processor_folder(model_config.model, model_config.revision)
+        settings = model_config.hf_config.to_dict()
+        self.flops = ModelFlops.of(settings)
+        self.precision = precision_of(
+            str(model_config.dtype).removeprefix("torch."),
+            model_config.quantization,
+            settings.get("quantization_config"),
+        )
+        self._lora = lora_request(config)
+        try:
+            self._reasoning = reasoning_parser(self._vllm_config)
+        except (KeyError, *REFUSALS) as error:
+            name = self._vllm_config.structured_outputs_config.reasoning_parser
+            raise UserError(f"vLLM refuses vllm.reasoning_parser: {name}: {error}") from error
+        self._llm: AsyncLLM | None = None
+        self._processes: list[BaseProcess] = []
+        self._causes: Path | None = None
+        self._waiting: dict[int, int] = {}
+
+    @cached_property
+    def max_item_tokens(self) -> int | None:
+        """What vLLM sets its encoder cache to: ``max_num_batched_tokens`` (whose default depends on
+        the device), or the largest item that the model's processor gives if that is more."""
+        if not self._vllm_config.model_config.is_multimodal_model:
+            return None
+        return encoder_cache_size(self._vllm_config)
+
+    def preparer(self) -> Preparer:
+        return VllmPreparer(self._vllm_config)
+
+    async def start(self, folder: Path) -> None:
+        self._causes = note_causes(self._vllm_config, folder)
+        try:
+            # In a thread, so that samples are prepared while the model loads.
+            self._llm = await asyncio.to_thread(start_engine, self._vllm_config, self._note_step)
+        except Exception as error:
+            cause = root_cause(self._causes)
+            final = cause.is_refusal if cause is not None else is_refusal(error)
+            failure = UserError if final else EngineDead
+            raise failure(f"vLLM's engine did not start: {self._why(error)}") from error
+        self._processes = engine_processes()
+
+    def _note_step(self, index: int, waiting: int | None) -> None:
+        self.steps += 1
+        if waiting is not None:
+            self._waiting[index] = waiting
+
+    def _why(self, error: BaseException) -> str:
+        """Why the engine does not start or is dead: what its processes logged and how they ended,
+        or else ``error``."""
+        cause = root_cause(self._causes)
+        if cause is not None and cause.is_exception:
+            return cause.text
+        logged = [cause.text] if cause is not None else []
+        ends = [
+            f"its process {process.name} ended: {how_it_ended(process.exitcode)}"
+            for process in self._processes
+            if process.exitcode is not None
+        ]
+        return "; ".join([*logged, *ends]) or f"{type(error).__name__}: {error}"
+
+    def check(self, constraints: Constraints) -> None:
+        self._sampling_of(constraints)
+
+    def _sampling_of(self, constraints: Constraints) -> SamplingParams:
+        if constraints not in self._sampling_under:
+            sampling = self._sampling.clone()
+            if constraints.max_tokens is not None:
+                sampling.max_tokens = constraints.max_tokens
+            if constraints.json_schema is not None:
+                sampling.structured_outputs = StructuredOutputsParams(json=constraints.json_schema)
+            try:
+                verify_sampling(sampling, self._vllm_config)
+            except REFUSALS as error:
+                raise UserError(
+                    f"vLLM refuses the task's output_schema: {error}. Another backend may take it: "
+                    "vllm.structured_outputs_config: {backend: guidance, disable_any_whitespace: "
+                    "true}"
+                ) from error
+            self._sampling_under[constraints] = sampling
+        return self._sampling_under[constraints]
+
+    async def generate(
+        self, name: str, request: Any, constraints: Constraints = UNCONSTRAINED
+    ) -> Answer:
+        sampling = self._sampling_of(constraints)
+        try:
+            output = await self._output(name, request, sampling)
+        except _Recoverable as first:
+            logger.warning("sample %s: asked again, because vLLM failed: %s", name, first)
+            try:
+                output = await self._output(name, request, sampling)
+            except _Recoverable as second:
+                cause = second.__cause__
+                if cause is not None and is_refusal(cause):
+                    raise RequestRefused(type(cause).__name__, str(cause)) from cause
+                raise EngineDead(f"it failed twice with one request: {second}") from second
+        completion = output.outputs[0]
+        if completion.finish_reason == "abort":
+            # Nobody here cancels a request: the engine was told to end and hands back what it has.
+            raise EngineDead("it gave up a request: it was told to end")
+        reasoning, text = self.split(completion.text)
+        return Answer(
+            text,
+            len(output.prompt_token_ids or ()),
+            len(completion.token_ids),
+            completion.finish_reason or "unknown",
+            reasoning,
+            output.num_cached_tokens or 0,
+        )
+
+    async def _output(self, name: str, request: Any, sampling: SamplingParams) -> RequestOutput:
+        """vLLM's answer, or one of our exceptions for its own.
+
+        Raises:
+            _Recoverable: If the same request may succeed when it is repeated.
+        """
+        llm = self._llm
+        assert llm is not None, "start() comes first"
+        try:
+            outputs = llm.generate(request, sampling, request_id=name, lora_request=self._lora)
+            *_, output = [None, *[output async for output in outputs]]
+        except EngineDeadError as error:
+            raise EngineDead(self._why(error)) from error
+        except VLLMClientError as error:
+            raise RequestRefused(type(error).__name__, str(error)) from error
+        except Exception as error:  # EngineGenerateError and what else may come
+            if llm.errored:
+                raise EngineDead(self._why(error)) from error
+            cause = error.__cause__ or error
+            raise _Recoverable(f"{type(cause).__name__}: {cause}") from cause
+        if output is None:
+            raise _Recoverable("it ended a request without an answer")
+        if output.outputs[0].finish_reason == "error":
+            raise _Recoverable("it ended a request with an error of its own; its log may say why")
+        return output
+
+    def split(self, text: str) -> tuple[str | None, str]:
+        """The reasoning of a thinking model, and its answer; None and ``text`` of any other."""
+        if self._reasoning is None:
+            return None, text
+        reasoning, answer = split_reasoning(self._reasoning, text)
+        return (reasoning or "").strip(), (answer or "").strip()
+
+    def patches(self, requests: Iterable[Any]) -> int:
+        grids = {}
+        for request in requests:
+            for modality, name, item in media_of(request):
+                if f"{modality}_grid_thw" in item:
+                    grids[modality, name] = int(item[f"{modality}_grid_thw"].data.prod())
+        return sum(grids.values())
+
+    def is_saturated(self) -> bool:
+        return any(self._waiting.values())
+
+    def stop(self) -> None:
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+
+class _Recoverable(Exception):
+    """vLLM failed with one request only; its own exception, if there is one, is the cause."""

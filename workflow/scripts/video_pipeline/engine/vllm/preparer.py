@@ -1,0 +1,33 @@
+"""What decode processes do for vLLM. Imports no vLLM."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from video_pipeline.engine.base import Preparer
+
+if TYPE_CHECKING:
+    from video_pipeline.engine.vllm.compat import VllmConfig
+
+
+class VllmPreparer(Preparer):
+    """vLLM's own preparation of a prompt (tokens, pixel values, positions), run in a decode process
+    so that the engine's process only passes the result on.
+
+    It carries vLLM's configuration as bytes. So it can be unpickled without vLLM, and where vLLM is
+    not supported :meth:`start` raises the error that says so. And :meth:`start` may change its own
+    copy of the configuration.
+    """
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        self._pickled_config = pickle.dumps(vllm_config)
+
+    def start(self) -> None:
+        from video_pipeline.engine.vllm.renderer import Renderer
+
+        self._renderer = Renderer(pickle.loads(self._pickled_config))
+        self._renderer.warm_up()
+
+    def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+        return self._renderer.prepare(llm_inputs, key)

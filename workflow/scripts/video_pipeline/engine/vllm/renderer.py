@@ -1,0 +1,129 @@
+"""Makes requests of prompts and media with vLLM's renderer, in a decode process."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from video_pipeline.data.prompt import PlaceholderError, processor_folder
+from video_pipeline.data.qwen_video import QwenVideoDataset
+from video_pipeline.data.special_tokens import SpecialTokenError
+from video_pipeline.engine.base import RequestRefused
+from video_pipeline.engine.vllm.compat import SampleRenderer, VllmConfig, media_of, media_ranges
+from video_pipeline.tasks.base import WHOLE
+from video_pipeline.testing.clips import write_clip
+
+logger = logging.getLogger(__name__)
+
+
+class Renderer:
+    """Makes the requests of samples."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        """Changes ``vllm_config``, which must not be the engine's."""
+        self._model_config = vllm_config.model_config
+        self._renderer = SampleRenderer(vllm_config)
+
+    def warm_up(self) -> None:
+        """Prepare a made-up video: what vLLM, transformers and FFmpeg load when they first need it
+        is then loaded for all samples."""
+        model = processor_folder(self._model_config.model, self._model_config.revision)
+        dataset = QwenVideoDataset(
+            samples=(),
+            task=None,  # type: ignore[arg-type]  # it is not asked: the messages are made below
+            model=model,
+            video_field="",
+            vision_kwargs={},
+            params={},
+        )
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                clip = write_clip(Path(folder) / "clip.mp4", seconds=0.5)
+                video = dataset.visual({"type": "video", "video": str(clip), "nframes": 2}, {})
+                content = [video, {"type": "text", "text": "What happens?"}]
+                messages = {WHOLE: [{"role": "user", "content": content}]}
+                self.prepare(dataset.llm_inputs(messages), "made-up")
+        except Exception as error:
+            # The model may take no video. If something else is wrong, each sample says it.
+            logger.debug("a made-up video could not be prepared: %s", error)
+
+    def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+        """See :meth:`video_pipeline.engine.base.Preparer.prepare`."""
+        # Without names of our own each process counts its items from 1, two different videos
+        # share a name, and the encoder cache answers for the wrong one.
+        names: dict[int, str] = {}
+        requests = {}
+        try:
+            for part, llm_input in llm_inputs.items():
+                uuids = {
+                    modality: [
+                        names.setdefault(id(item), f"{key}-{modality}-{len(names)}")
+                        for item in (items if isinstance(items, list) else [items])
+                    ]
+                    for modality, items in (llm_input.get("multi_modal_data") or {}).items()
+                }
+                requests[part] = self._render({**llm_input, "multi_modal_uuids": uuids})
+        except Exception as error:
+            raise RequestRefused(type(error).__name__, str(error)) from error
+        finally:
+            self._renderer.forget_media()
+        return requests
+
+    def _render(self, llm_input: dict[str, Any]) -> dict[str, Any]:
+        request = self._renderer.render(llm_input)
+        hf_config = self._model_config.hf_config
+        _check_tokens(request, hf_config, llm_input.get("prompt_token_ids"))
+        vision = getattr(hf_config, "vision_config", None)
+        for modality, _, video in media_of(request):
+            if modality == "video" and "second_per_grid_ts" in video:
+                _round_as_transformers(video, getattr(vision, "tokens_per_second", 1.0))
+        return request
+
+
+def _check_tokens(request: dict[str, Any], hf_config: Any, prompt_ids: list[int] | None) -> None:
+    """Look at what vLLM made of a prompt, beside its media.
+
+    Args:
+        prompt_ids: The prompt, if it came as tokens.
+
+    Raises:
+        SpecialTokenError: If a prompt that came as tokens has other ones now. If vLLM does not find
+            a placeholder among them, it turns to their text, in which special tokens act.
+        PlaceholderError: For a placeholder that no medium took.
+    """
+    ids = request.get("prompt_token_ids") or []
+    text_ids: list[int] = []
+    begin = 0
+    for media_begin, media_end in media_ranges(request):
+        text_ids += ids[begin:media_begin]
+        begin = max(begin, media_end)
+    text_ids += ids[begin:]
+    prompt = iter(prompt_ids or text_ids)
+    if not all(token in prompt for token in text_ids):  # in this order
+        raise SpecialTokenError("vLLM changes the tokens of this prompt")
+    for modality in ("image", "video"):
+        if getattr(hf_config, f"{modality}_token_id", None) in text_ids:
+            raise PlaceholderError(
+                f"the prompt has more placeholders of the kind {modality} than there are media"
+            )
+
+
+def _round_as_transformers(video: Any, tokens_per_second: float) -> None:
+    """Make vLLM cut the time of a patch to the position that transformers cuts it to.
+
+    transformers multiplies in float32, where a product that should be whole comes out whole. vLLM
+    multiplies the same float32 number in float64, where it comes out as 4.9999 and is cut to 4,
+    unless the number is one bit larger.
+    """
+    seconds = video["second_per_grid_ts"].data
+    patches = torch.arange(int(video["video_grid_thw"].data[0]))
+    positions = (patches * (tokens_per_second * seconds)).long()
+    for candidate in (seconds, torch.nextafter(seconds, torch.tensor(torch.inf))):
+        of_vllm = (patches.double() * (candidate.item() * tokens_per_second)).long()
+        if torch.equal(of_vllm, positions):
+            video["second_per_grid_ts"].data = candidate
+            return
