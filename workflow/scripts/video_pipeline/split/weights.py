@@ -109,8 +109,8 @@ class MissingFiles:
         why = "that of data.input_jsonl" if root is None else str(root)
         raise UserError(
             f"{missing}. Relative paths are relative to {config.video_root} (data.video_root: "
-            f"{why}). Nothing was started: fix data.video_root, or the paths in {config.data.input_jsonl} "
-            "(`run.max_error_rate: 1` accepts them as error records)"
+            f"{why}). Nothing was started: fix data.video_root, or the paths in "
+            f"{config.data.input_jsonl} (`run.max_error_rate: 1` accepts them as error records)"
         )
 
 

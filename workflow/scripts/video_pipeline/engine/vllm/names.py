@@ -10,7 +10,6 @@ Imported while Snakemake parses the workflow: keep it light.
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Collection, Iterable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from video_pipeline.engine.vllm.version import TRIED, installed_version
 from video_pipeline.errors import UserError
+from video_pipeline.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,7 @@ def check_names(section: str, given: Iterable[str], names: list[str]) -> None:
 
 def _fault(section: str, name: str, names: list[str], vllm: str) -> str:
     """``vllm.max_num_seq: vLLM 0.32.0 has no such setting; did you mean vllm.max_num_seqs?``"""
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {section}.{near[0]}?" if near else ""
+    hint = did_you_mean(name, names, show=lambda close: f"{section}.{close}")
     return f"{section}.{name}: {vllm} has no such setting{hint}"
 
 
