@@ -7,8 +7,8 @@ import json
 
 import pytest
 from video_pipeline.config import load_config
+from video_pipeline.config.secrets import is_secret, secrets_in
 from video_pipeline.errors import UserError
-from video_pipeline.secret_keys import is_secret, secrets_in
 from video_pipeline.vllm_names import known_names
 
 SECRETS = """
