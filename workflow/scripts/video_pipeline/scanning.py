@@ -31,7 +31,7 @@ from video_pipeline.samples import (
     read_blocks,
     video_address,
 )
-from video_pipeline.tasks.base import WHOLE, Task, checked_names
+from video_pipeline.tasks.base import ONLY_PART, Task, checked_names
 from video_pipeline.tasks.registry import load_task
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Scanner:
             video = raw.get(video_field)
             address = video_address(video, root)
             raw.update(__key=sample.key, __video_uri=address)  # as task_sample does in a copy
-            requests = {WHOLE: ""}
+            requests = {ONLY_PART: ""}
             if not reader.bad.count:  # else nobody will ask
                 try:
                     requests = request_digests(task, raw, video, self._sample_fields)
@@ -188,8 +188,8 @@ class Scanner:
                         f"{config.data.input_jsonl}, line {sample.line}: {error}"
                     ) from error
             key = orjson.dumps(sample.key)
-            if WHOLE in requests:
-                request = requests[WHOLE].encode()
+            if ONLY_PART in requests:
+                request = requests[ONLY_PART].encode()
                 if self._with_identities:
                     identities.append(identity_of_json(key, b'""', request))
                     scanned.questions.append(0)

@@ -38,7 +38,7 @@ from video_pipeline.flops import ModelFlops
 from video_pipeline.gpus import LeaseHolder
 from video_pipeline.peaks import precision_of
 from video_pipeline.processes import how_it_ended
-from video_pipeline.tasks.base import WHOLE
+from video_pipeline.tasks.base import ONLY_PART
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.vllm_names import check_names
 
@@ -371,7 +371,7 @@ class Renderer(Preparer):
                 clip = write_clip(Path(folder) / "clip.mp4", seconds=0.5)
                 video = dataset.visual({"type": "video", "video": str(clip), "nframes": 2}, {})
                 content = [video, {"type": "text", "text": "What happens?"}]
-                messages = {WHOLE: [{"role": "user", "content": content}]}
+                messages = {ONLY_PART: [{"role": "user", "content": content}]}
                 self.prepare(dataset.llm_inputs(messages), "made-up")
         except Exception as error:  # a model that takes no video; what is wrong each sample says
             logger.debug("a made-up video could not be prepared: %s", error)
