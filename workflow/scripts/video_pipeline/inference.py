@@ -18,7 +18,6 @@ from video_pipeline.chunks import Question
 from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, EnvironmentFault, TaskError, UserError
 from video_pipeline.files import write_text
-from video_pipeline.hub import with_commit
 from video_pipeline.identity import settings_digest, settings_of
 from video_pipeline.journal import (
     Finished,
@@ -29,6 +28,7 @@ from video_pipeline.journal import (
 )
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
+from video_pipeline.model.model import with_commit
 from video_pipeline.origin import check_code
 from video_pipeline.processes import job_processes
 from video_pipeline.rank_files import writing

@@ -44,7 +44,6 @@ from video_pipeline.files import (
     sync_tree,
     write_text,
 )
-from video_pipeline.hub import known_commit, resolve_commit
 from video_pipeline.identity import content_key, fingerprint, settings_digest, settings_of
 from video_pipeline.journal import (
     ATTEMPTS,
@@ -57,6 +56,7 @@ from video_pipeline.journal import (
 )
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, is_locked
+from video_pipeline.model.model import Model
 from video_pipeline.origin import check_origin, origin_of
 from video_pipeline.processes import job_processes
 from video_pipeline.progress import Progress
@@ -236,7 +236,7 @@ def _split(
     num_processes: int,
     progress: Progress,
 ) -> Manifest:
-    commit = resolve_commit(config, layout)
+    commit = Model.of(config).resolve_commit(layout)
     if num_processes > 1 and _is_large(config.data.input_jsonl):
         # torch stays in a process of its own: it would be half of what this one holds
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -644,7 +644,7 @@ class Fingerprint:
         from video_pipeline.video import READER_VERSION
 
         return cls(
-            settings_of(config, task.in_messages, known_commit(config, layout)),
+            settings_of(config, task.in_messages, Model.of(config).known_commit(layout)),
             config.run.dataset or task.dataset_name,
             dataset_of(config, task).version,
             READER_VERSION,
