@@ -33,7 +33,7 @@ from video_pipeline.run.run import Run
 from video_pipeline.samples.input import task_sample
 from video_pipeline.split.split import split
 from video_pipeline.statistics import JobStatistics, StatisticsFile
-from video_pipeline.tasks.base import WHOLE
+from video_pipeline.tasks.base import ONLY_PART
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
@@ -92,7 +92,9 @@ def test_measured_tokens_are_those_of_the_pixels(material, family, case, monkeyp
     dataset = create_dataset(config, load_task(config), [sample], model)
     preparer = CountingPreparer(model)
     preparer.start()
-    (counted,) = preparer.prepare({WHOLE: preparer.read(dataset, 0)["llm_input"]}, "key").values()
+    (counted,) = preparer.prepare(
+        {ONLY_PART: preparer.read(dataset, 0)["llm_input"]}, "key"
+    ).values()
     pixels = dataset[0]["llm_input"]
     monkeypatch.setattr(prompt, "_without_pixels", lambda picture: picture)
     assert counted.tokens == count_tokens(model, pixels)
@@ -134,7 +136,7 @@ def test_what_the_processor_cannot_take_is_refused(material):
     preparer = CountingPreparer(str(material / FAMILIES[0]))
     llm_input = {"prompt": "<|video_pad|>", "multi_modal_data": {"video": [7]}}
     with pytest.raises(RequestRefused) as refused:
-        preparer.prepare({WHOLE: llm_input}, "key")
+        preparer.prepare({ONLY_PART: llm_input}, "key")
     assert refused.value.type == "TypeError"
 
 

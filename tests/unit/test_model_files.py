@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from video_pipeline.model_files import WHOLE_BYTES, model_files
+from video_pipeline.model.files import WHOLE_BYTES, model_files
 
 TENSOR_BYTES = WHOLE_BYTES // 4
 

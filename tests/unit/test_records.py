@@ -12,13 +12,13 @@ from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import load_config
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.records import ErrorRate, Records
-from video_pipeline.tasks.base import WHOLE, Task
+from video_pipeline.tasks.base import ONLY_PART, Task
 from video_pipeline.tasks.describe import Describe
 from video_pipeline.tasks.structured_caption import StructuredCaption
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "finish_reason": "stop"}
 RAW = {"path": "a.mp4", "title": "t"}
-ENTRY = ChunkEntry("key", {WHOLE: "r" * 32}, orjson.dumps(RAW), {})
+ENTRY = ChunkEntry("key", {ONLY_PART: "r" * 32}, orjson.dumps(RAW), {})
 
 
 class Parsing(Task):
@@ -45,7 +45,7 @@ def record_of(task: Task, entry: ChunkEntry, journaled: dict, **settings) -> dic
 
 def build(task: Task, text: str = "some text", **settings) -> dict:
     journaled = {"__key": "key", "__part": "", "__request": "r", "output_text": text}
-    return record_of(task, ENTRY, {WHOLE: {**journaled, "__usage": USAGE}}, **settings)
+    return record_of(task, ENTRY, {ONLY_PART: {**journaled, "__usage": USAGE}}, **settings)
 
 
 def build_parsed(parse, text: str = "some text") -> dict:
@@ -73,7 +73,7 @@ def test_a_simulated_record_says_so():
 def test_an_error_record_of_the_journal():
     error = {"stage": "read", "type": "ValueError", "message": "no"}
     journaled = {"__key": "key", "__part": "", "__request": "r", "__error": error}
-    record = record_of(Describe(), ENTRY, {WHOLE: journaled}, vllm={"model": "m"})
+    record = record_of(Describe(), ENTRY, {ONLY_PART: journaled}, vllm={"model": "m"})
     assert record == {
         "__key": "key",
         "__status": "error",
@@ -87,20 +87,20 @@ def test_an_error_record_of_the_journal():
 def test_an_error_after_the_answer_keeps_the_answer():
     error = {"stage": "length", "type": "Length", "message": "cut off"}
     journaled = {"__key": "key", "__error": error, "output_text": "half", "__usage": USAGE}
-    record = record_of(Describe(), ENTRY, {WHOLE: journaled})
+    record = record_of(Describe(), ENTRY, {ONLY_PART: journaled})
     assert (record["output_text"], record["__usage"]) == ("half", USAGE)
 
 
 def test_a_damaged_video_is_named_in_its_record():
     journaled = {"output_text": "text", "__usage": USAGE, "damaged": True}
-    assert record_of(Describe(), ENTRY, {WHOLE: journaled})["damaged"] is True
+    assert record_of(Describe(), ENTRY, {ONLY_PART: journaled})["damaged"] is True
     assert "damaged" not in build(Describe())
 
 
 def test_a_field_of_the_tasks_own_goes_before_the_damage():
     journaled = {"output_text": "text", "__usage": USAGE, "damaged": True}
     task = Parsing({"parse": lambda text, sample: {"damaged": "a dent"}})
-    built = Records(load_config({}), task).build(ENTRY, {WHOLE: journaled})
+    built = Records(load_config({}), task).build(ENTRY, {ONLY_PART: journaled})
     assert built.line.count(b'"damaged"') == 1
     assert orjson.loads(built.line)["damaged"] == "a dent"
 
@@ -191,12 +191,12 @@ def test_a_models_odd_json_costs_only_its_sample(case):
 
 def test_parse_cannot_change_the_input():
     text = b'{"path": "a.mp4", "tags": ["b", "a"]}'
-    entry = ChunkEntry("key", {WHOLE: "r" * 32}, text, {})
+    entry = ChunkEntry("key", {ONLY_PART: "r" * 32}, text, {})
     task = Parsing({"parse": lambda text, sample: {"first": sorted(sample["tags"])[0]}})
     sorting = Parsing({"parse": lambda text, sample: sample["tags"].sort() or {}})
     for each in (task, sorting):
         journaled = {"output_text": "x", "__usage": USAGE, "__key": "key"}
-        record = record_of(each, entry, {WHOLE: journaled})
+        record = record_of(each, entry, {ONLY_PART: journaled})
         assert record["input"]["tags"] == ["b", "a"]
 
 
@@ -365,7 +365,7 @@ ERRORS = {**SIXTEEN, "run": {"truncated": "error"}}
 
 
 def test_a_cut_off_answer_is_kept_or_an_error_as_the_user_says():
-    journaled = {WHOLE: ended("length", 16)}
+    journaled = {ONLY_PART: ended("length", 16)}
     kept = record_of(Describe(), ENTRY, journaled, **SIXTEEN)
     assert (kept["__status"], kept["description"]) == ("ok", "It rains")
     record = record_of(Describe(), ENTRY, journaled, **ERRORS)
@@ -375,13 +375,13 @@ def test_a_cut_off_answer_is_kept_or_an_error_as_the_user_says():
     assert record["output_text"] == "It rains"
     assert record["__usage"]["finish_reason"] == "length"
     assert "description" not in record
-    whole = record_of(Describe(), ENTRY, {WHOLE: ended("stop", 16)}, **ERRORS)
+    whole = record_of(Describe(), ENTRY, {ONLY_PART: ended("stop", 16)}, **ERRORS)
     assert whole["__status"] == "ok"
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_a_model_that_was_still_thinking_has_not_answered(text):
-    journaled = {WHOLE: ended("length", 16, text, __reasoning="Let me see")}
+    journaled = {ONLY_PART: ended("length", 16, text, __reasoning="Let me see")}
     record = record_of(Describe(), ENTRY, journaled, **SIXTEEN)
     assert record["__error"]["stage"] == "length"
     assert record["__error"]["message"].startswith("there was no answer yet after 16 tokens")
@@ -390,7 +390,7 @@ def test_a_model_that_was_still_thinking_has_not_answered(text):
 
 @pytest.mark.parametrize("reason", ["abort", "error", "repetition", "unknown"])
 def test_what_the_engine_ended_is_no_answer(reason):
-    error = record_of(Describe(), ENTRY, {WHOLE: ended(reason, 3)})["__error"]
+    error = record_of(Describe(), ENTRY, {ONLY_PART: ended(reason, 3)})["__error"]
     assert error["stage"] == "generate"
     assert reason in error["message"]
 
@@ -406,7 +406,7 @@ def test_what_the_engine_ended_is_no_answer(reason):
 )
 def test_a_record_knows_the_setting_that_cut_it_off(reason, tokens, key):
     config = load_config({**SIXTEEN, "run": {"retry_truncated": 40}})
-    built = Records(config, Describe()).build(ENTRY, {WHOLE: ended(reason, tokens)})
+    built = Records(config, Describe()).build(ENTRY, {ONLY_PART: ended(reason, tokens)})
     assert built.cut_off == key
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from video_pipeline import program
 from video_pipeline.config import load_config
 from video_pipeline.files import write_text
-from video_pipeline.hub import with_commit
 from video_pipeline.layout import Layout
+from video_pipeline.model.model import with_commit
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.weights import fetch_weights
 

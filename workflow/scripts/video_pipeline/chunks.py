@@ -17,7 +17,7 @@ import orjson
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.files import EMPTY, Seal
 from video_pipeline.journal import Finished, JournalReader, Location
-from video_pipeline.tasks.base import WHOLE
+from video_pipeline.tasks.base import ONLY_PART
 
 
 class Question(NamedTuple):
@@ -25,7 +25,7 @@ class Question(NamedTuple):
 
     Attributes:
         key: The sample's key.
-        part: Name of the conversation, :data:`WHOLE` if it is the only one.
+        part: Name of the conversation, :data:`ONLY_PART` if it is the only one.
         request: Digest of it.
     """
 
@@ -73,8 +73,8 @@ class ChunkEntry:
         """The entry as a line of a chunk file."""
         requests: Any = self.requests
         done: Any = {part: list(place) for part, place in self.done.items()} or None
-        if WHOLE in requests:
-            requests, done = requests[WHOLE], done and done[WHOLE]
+        if ONLY_PART in requests:
+            requests, done = requests[ONLY_PART], done and done[ONLY_PART]
         return orjson.dumps([done, self.key, requests, orjson.Fragment(self.text)]) + b"\n"
 
     @classmethod
@@ -85,8 +85,8 @@ class ChunkEntry:
             file, offset, is_error, key, request = head.groups()
             done = {}
             if file is not None:
-                done[WHOLE] = Location(file.decode(), int(offset), is_error == b"true")
-            requests = {WHOLE: request.decode()}
+                done[ONLY_PART] = Location(file.decode(), int(offset), is_error == b"true")
+            requests = {ONLY_PART: request.decode()}
             return cls(orjson.loads(key), requests, line[head.end() : -len(_END)], done)
         places, key, requests, raw = orjson.loads(line)
         done = {part: Location(*place) for part, place in (places or {}).items()}

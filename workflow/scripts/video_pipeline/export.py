@@ -24,11 +24,12 @@ from video_pipeline.config import Config
 from video_pipeline.files import replacing_folder
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
+from video_pipeline.model.model import is_path
 from video_pipeline.printable import printable
 from video_pipeline.progress import Progress
 from video_pipeline.report.summary import read_summary
 from video_pipeline.run.fingerprint import NEUTRAL_ENGINE_ARGUMENTS
-from video_pipeline.run.origin import check_origin, is_local
+from video_pipeline.run.origin import check_origin
 from video_pipeline.tasks.prompts import prompt_files
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 def _shown(model: str) -> str:
     """The name of a model: on the hub its whole name, of a local one that of its folder."""
-    return Path(model).name if is_local(model) else _without_paths(model)
+    return Path(model).name if is_path(model) else _without_paths(model)
 
 
 def _without_paths(value: Any) -> Any:

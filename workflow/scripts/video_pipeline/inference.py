@@ -28,6 +28,7 @@ from video_pipeline.journal import (
 )
 from video_pipeline.layout import Layout
 from video_pipeline.locks import waiting_lock
+from video_pipeline.model.model import with_commit
 from video_pipeline.processes import job_processes
 from video_pipeline.rank_files import writing
 from video_pipeline.records import ErrorRate, Records

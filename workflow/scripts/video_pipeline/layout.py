@@ -195,7 +195,7 @@ class Layout:
 
     @property
     def commits(self) -> Path:
-        """The commits of models of the hub, see :mod:`video_pipeline.hub`."""
+        """The commits of models of the hub, see :mod:`video_pipeline.model.model`."""
         return self.journal / "commits.json"
 
     def log(self, name: str) -> Path:

@@ -14,7 +14,7 @@ from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.errors import TaskError, UserError, where
 from video_pipeline.journal import clean_text
 from video_pipeline.samples.input import task_sample
-from video_pipeline.tasks.base import WHOLE, Task
+from video_pipeline.tasks.base import ONLY_PART, Task
 
 FIRST_LOOK = 20
 """The error rate is looked at from this many failures on."""
@@ -55,8 +55,8 @@ class Records:
 
         Raises :class:`TaskError` if ``parse`` returns a reserved name or no dict.
         """
-        if WHOLE in entry.requests:
-            view = self._view(entry, WHOLE, journaled[WHOLE])
+        if ONLY_PART in entry.requests:
+            view = self._view(entry, ONLY_PART, journaled[ONLY_PART])
         else:
             parts = entry.requests
             view = _together({part: self._view(entry, part, journaled[part]) for part in parts})

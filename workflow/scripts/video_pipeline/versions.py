@@ -1,5 +1,4 @@
-"""The version that a file carries: of an earlier one the reader knows what to do, of a later one
-nobody here does."""
+"""The versions of files on disk. A reader handles earlier ones and refuses later ones."""
 
 from __future__ import annotations
 
@@ -8,18 +7,22 @@ from pathlib import Path
 from video_pipeline.errors import UserError
 
 CHUNKS = 2
-"""Of the manifest, and of the chunks and the order that it vouches for."""
-
+"""The version of the manifest, of its chunks and of their order."""
 
 SUMMARY = 1
-"""Of the summary."""
+"""The version of the summary."""
 
 
-def check_version(path: Path, found: object, known: int) -> None:
-    """Raise :class:`UserError` if ``path`` was written by a later version of video-pipeline;
-    ``found`` is the version that it carries, ``known`` the last that can be read."""
-    if isinstance(found, int) and found > known:
+def check_version(path: Path, version: object, newest: int) -> None:
+    """Raise :class:`UserError` if a later version of video-pipeline wrote ``path``.
+
+    Args:
+        path: The file, for the message.
+        version: The version that it holds.
+        newest: The newest version that this program reads.
+    """
+    if isinstance(version, int) and version > newest:
         raise UserError(
-            f"{path} was written by a newer version of video-pipeline (version {found}, this one "
-            f"reads up to {known}): update, or set another data.output_jsonl"
+            f"{path} was written by a newer version of video-pipeline (version {version}, this one "
+            f"reads up to {newest}): update, or set another data.output_jsonl"
         )

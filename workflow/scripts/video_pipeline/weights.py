@@ -17,7 +17,7 @@ from pathlib import Path
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.faults import failure_of
-from video_pipeline.hub import is_on_hub
+from video_pipeline.model.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _PATTERNS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")
 def is_fetched(config: Config) -> bool:
     """Whether there are weights to be fetched: those of a model that the hub has."""
     return (
-        is_on_hub(config)
+        Model.of(config).is_on_hub
         and not config.vllm.model.endswith(".gguf")
         and config.vllm.arguments.get("load_format", "auto") in _FORMATS
         and not os.environ.get("VLLM_USE_MODELSCOPE")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from video_pipeline.errors import TaskError
-from video_pipeline.tasks.base import WHOLE
+from video_pipeline.tasks.base import ONLY_PART
 
 if TYPE_CHECKING:
     from video_pipeline.tasks.base import Task
@@ -83,7 +83,11 @@ class BaseDataset(Dataset):
 
 def item(sample: dict[str, Any], llm_inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What ``__getitem__`` returns, from the inputs of the sample's conversations."""
-    given = {"llm_input": llm_inputs[WHOLE]} if WHOLE in llm_inputs else {"llm_inputs": llm_inputs}
+    given = (
+        {"llm_input": llm_inputs[ONLY_PART]}
+        if ONLY_PART in llm_inputs
+        else {"llm_inputs": llm_inputs}
+    )
     return {"__key": sample["__key"], "raw": raw_of(sample), **given}
 
 
@@ -109,7 +113,7 @@ def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, 
     name = type(dataset).__name__
     given = item if isinstance(item, dict) else {}
     named = given.get("llm_inputs")
-    inputs = named if isinstance(named, dict) and named else {WHOLE: given.get("llm_input")}
+    inputs = named if isinstance(named, dict) and named else {ONLY_PART: given.get("llm_input")}
     if not all(isinstance(llm_input, dict) for llm_input in inputs.values()):
         raise TaskError(
             f"dataset {name}: __getitem__ must return a dict with '__key', 'raw' and "

@@ -1,5 +1,7 @@
-"""What a journal stands for, written beside it, and what has changed since the last one: said
-before anything is inferred again. Imported while Snakemake parses the workflow: keep it light.
+"""The settings of a journal, written beside it, and how those of a run differ from the last ones:
+the user reads it before anything is inferred again.
+
+Imported while Snakemake parses the workflow: keep it light.
 """
 
 from __future__ import annotations
@@ -19,29 +21,30 @@ from video_pipeline.run.fingerprint import BASELINE
 from video_pipeline.versions import check_version
 
 FILE = "settings.json"
-"""Beside the files of a journal."""
+"""The name of the file that holds them."""
 
 VERSION = 1
-"""Of that file."""
+"""The version of that file."""
 
 _LONGEST_VALUE = 40
 
-_OF_A_FILE = re.compile(r'"([0-9a-f]{32}|\d+ bytes, \d+)"')
-"""What stands for the content of one, see :func:`video_pipeline.run.origin.file_digest`."""
+_FILE_DIGEST = re.compile(r'"([0-9a-f]{32}|\d+ bytes, \d+)"')
+"""See :func:`video_pipeline.run.origin.file_digest`, as JSON."""
 
-_OF_REQUESTS = ("task_params.", "data.id_field", "data.video_field")
+_IN_REQUESTS = ("task_params.", "data.id_field", "data.video_field")
+"""Settings that act on the requests."""
 
 
 @dataclass(frozen=True)
 class JournalSettings:
-    """What a journal stands for.
+    """The settings of a journal.
 
     Attributes:
         folder: The folder of the journal.
-        fingerprint: The settings, the dataset and the reader that its name is a digest of, by key.
-        asked: The task, its parameters, how samples are named, the user's code and prompts: what is
-            asked about each sample comes from them.
-        input: What stands for the input of the last split.
+        fingerprint: The settings, the dataset and the reader in its fingerprint, by key.
+        asked: The task, its parameters, how samples are named, the user's code and prompts: they
+            make the requests.
+        input: The digest of the input at the last split.
     """
 
     folder: Path
@@ -53,13 +56,13 @@ class JournalSettings:
     def of(
         cls, folder: Path, fingerprint: Mapping[str, Any], origin: Mapping[str, Any]
     ) -> JournalSettings:
-        """Of a split; ``origin`` is its :func:`video_pipeline.run.origin.origin_of`."""
+        """The settings of a split; ``origin`` is its :func:`video_pipeline.run.origin.origin_of`."""
         files = dict(origin["files"])
-        source = files.pop(origin["input"], None)
-        settings = {n: v for n, v in origin["settings"].items() if n.startswith(_OF_REQUESTS)}
+        input_digest = files.pop(origin["input"], None)
+        settings = {n: v for n, v in origin["settings"].items() if n.startswith(_IN_REQUESTS)}
         asked = {"task": origin["task"], **settings, **files}
         values = orjson.dumps(dict(fingerprint), option=orjson.OPT_NON_STR_KEYS)
-        return cls(folder, orjson.loads(values), asked, source)
+        return cls(folder, orjson.loads(values), asked, input_digest)
 
     def write(self) -> None:
         """Write :data:`FILE`."""
@@ -74,20 +77,21 @@ class JournalSettings:
 
     @classmethod
     def last(cls, layout: Layout) -> JournalSettings | None:
-        """Those of the last split of an output, None if there was none (that goes on)."""
+        """The settings of the last split of an output that resumes; None if there are none, or they
+        are damaged."""
         paths = [path for path in layout.journal.glob(f"*/{FILE}") if "-" not in path.parent.name]
         if not paths:
             return None
-        path = max(paths, key=lambda each: each.stat().st_mtime_ns)
+        path = max(paths, key=lambda path: path.stat().st_mtime_ns)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             check_version(path, values.get("version"), VERSION)
             return cls(path.parent, values["fingerprint"], values["asked"], values["input"])
         except (OSError, ValueError, LookupError, AttributeError):
-            return None  # damaged: then nothing is known
+            return None
 
     def changes(self, earlier: JournalSettings) -> list[str]:
-        """What is not as it was ``earlier``, key by key, with the values that are short."""
+        """The keys that differ from the ``earlier`` settings, with short values."""
         changed = dict.fromkeys(different(earlier.fingerprint, self.fingerprint))
         changed |= dict.fromkeys(different(earlier.asked, self.asked))
         then = {**earlier.asked, **earlier.fingerprint}
@@ -96,12 +100,12 @@ class JournalSettings:
 
 
 def different(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The names of what differs."""
+    """The names whose values differ."""
     return sorted(name for name in {**then, **now} if then.get(name) != now.get(name))
 
 
 def describe(names: Iterable[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Each of ``names``, with what it was and is where that is short."""
+    """Each of ``names`` with its values ``then`` and ``now``, if they are short."""
     return [
         name + _values(then.get(name, BASELINE.get(name)), now.get(name, BASELINE.get(name)))
         for name in names
@@ -114,7 +118,7 @@ def _values(then: Any, now: Any) -> str:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return f" ({', '.join(map(str, names[:3]))}{more})"
     shown = [json.dumps(value, ensure_ascii=False) for value in (then, now)]
-    if max(map(len, shown)) > _LONGEST_VALUE or any(map(_OF_A_FILE.fullmatch, shown)):
+    if max(map(len, shown)) > _LONGEST_VALUE or any(map(_FILE_DIGEST.fullmatch, shown)):
         return ""
     return f" ({shown[0]} -> {shown[1]})"
 
@@ -122,7 +126,7 @@ def _values(then: Any, now: Any) -> str:
 def consequences(
     changed: list[str], pending: int, samples: int, answers: int, *, same_input: bool
 ) -> str:
-    """What a run will do about it. ``answers``: those that are there and are not used."""
+    """What a run will do after the changes; ``answers`` counts those that it will not use."""
     again = "again" if same_input else "(the input has changed, too)"
     return (
         f"changed since the last split: {', '.join(changed)}: {pending:,} of {samples:,} samples "

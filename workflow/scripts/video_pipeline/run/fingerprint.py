@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from video_pipeline.model_files import model_files
+from video_pipeline.model.files import model_files
+from video_pipeline.model.model import Model
 from video_pipeline.samples.identity import digest
 
 if TYPE_CHECKING:
@@ -153,16 +154,15 @@ def settings_of(
     request digests hold what they do. ``commit`` is that of a model of the hub.
 
     A local model or adapter is known by what its files hold, see
-    :func:`video_pipeline.model_files.model_files`; a model of the hub by its name and ``commit``
+    :func:`video_pipeline.model.files.model_files`; a model of the hub by its name and ``commit``
     (without one by ``vllm.revision``).
     """
     settings = _plain_settings(config)
     for name in in_messages:
         settings.pop(f"task_params.{name}", None)
     if config.run.engine == "vllm":
-        files = model_files(Path(config.vllm.model))
-        if files is not None or commit is not None:
-            settings["vllm.model"] = files or {config.vllm.model: commit}
+        if (model := Model.of(config).identity(commit)) is not None:
+            settings["vllm.model"] = model
             settings.pop("vllm.revision", None)
         if config.vllm.lora_path is not None:
             settings["vllm.lora_path"] = model_files(config.vllm.lora_path)

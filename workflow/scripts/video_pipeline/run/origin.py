@@ -21,6 +21,7 @@ from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.files import Seal, why_not_there
 from video_pipeline.layout import Layout
+from video_pipeline.model.model import is_path
 from video_pipeline.plugins import plugin_files
 from video_pipeline.run.changes import describe, different
 from video_pipeline.run.fingerprint import written_settings
@@ -63,19 +64,10 @@ def _named_files(config: Config) -> Iterator[tuple[str, Path, str]]:
     for name, file in prompt_files(config.task_params).items():
         yield f"task_params.{name}", Path(file), "file"
     if config.run.engine == "vllm":
-        if is_local(config.vllm.model):
+        if is_path(config.vllm.model):
             yield "vllm.model", Path(config.vllm.model), "file or folder"
         if config.vllm.lora_path is not None:
             yield "vllm.lora_path", config.vllm.lora_path, "folder"
-
-
-def is_local(model: str) -> bool:
-    """Whether ``vllm.model`` can be no name on the hub, which has one slash at most (a file of
-    weights there may have two)."""
-    if "://" in model:
-        return False
-    parts = model.split("/")
-    return parts[0] in ("", ".", "..", "~") or (len(parts) > 2 and not model.endswith(".gguf"))
 
 
 # --- which ones they are --------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
-from video_pipeline.hub import known_commit
 from video_pipeline.layout import Layout
+from video_pipeline.model.model import Model
 from video_pipeline.run.changes import JournalSettings
 from video_pipeline.run.fingerprint import fingerprint, settings_digest, settings_of
 from video_pipeline.run.origin import origin_of
@@ -104,7 +104,7 @@ class Run:
     def __init__(self, config: Config, layout: Layout, commit: str | None = None) -> None:
         self.config = config
         self.layout = layout
-        self.commit = commit or known_commit(config, layout)
+        self.commit = commit or Model.of(config).known_commit(layout)
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process loads the user's task itself.

@@ -32,7 +32,7 @@ from video_pipeline.samples.input import (
     video_address,
 )
 from video_pipeline.split.weights import known_weight
-from video_pipeline.tasks.base import WHOLE
+from video_pipeline.tasks.base import ONLY_PART
 
 if TYPE_CHECKING:
     from video_pipeline.data.expanding import Expander
@@ -126,7 +126,7 @@ class Scanner:
             video = raw.get(video_field)
             address = video_address(video, root)
             raw.update(__key=sample.key, __video_uri=address)  # as task_sample does in a copy
-            requests = {WHOLE: ""}
+            requests = {ONLY_PART: ""}
             if not reader.bad.count:  # else nobody will ask
                 try:
                     requests = request_digests(task, raw, video, fields)
@@ -137,8 +137,8 @@ class Scanner:
                         f"{config.data.input_jsonl}, line {sample.line}: {error}"
                     ) from error
             key = orjson.dumps(sample.key)
-            if WHOLE in requests:
-                request = requests[WHOLE].encode()
+            if ONLY_PART in requests:
+                request = requests[ONLY_PART].encode()
                 if self._with_identities:
                     identities.append(identity_of_json(key, b'""', request))
                     block.conversations.append(0)

@@ -30,9 +30,9 @@ from video_pipeline.files import (
     sync_tree,
     write_text,
 )
-from video_pipeline.hub import resolve_commit
 from video_pipeline.journal import NOWHERE, JournalIndex, count_answers, location_at, read_index
 from video_pipeline.layout import Layout
+from video_pipeline.model.model import Model
 from video_pipeline.processes import job_processes
 from video_pipeline.progress import Progress
 from video_pipeline.run.changes import JournalSettings, consequences
@@ -88,7 +88,7 @@ class _Split:
         self._progress = progress
         config, layout = run.config, run.layout
         run.task  # noqa: B018 - what is wrong with the user's code is said before anything is read
-        run.commit = resolve_commit(config, layout)
+        run.commit = Model.of(config).resolve_commit(layout)
         if num_processes > 1 and _is_large(config.data.input_jsonl):
             # torch stays in a process of its own: it would be half of what this one holds
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

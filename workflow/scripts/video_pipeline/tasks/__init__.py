@@ -1,1 +1,1 @@
-"""Tasks: what is asked about a video, and how the answer is read."""
+"""Tasks: what is asked about a video, and how the answer is parsed."""

@@ -1,28 +1,25 @@
-"""The base class of tasks."""
+"""The base class of tasks.
+
+A task asks one or more **conversations** about a sample. The name of a conversation is its **part**
+in records and journals. What the engine gets for a conversation is a **request**.
+"""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from functools import cache
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ValidationError
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from video_pipeline.errors import TaskError, explain
-
-if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
+from video_pipeline.tasks.schemas import Schema, schema_text, validated
 
 RESERVED_FIELDS = frozenset({"input", "output_text"})
-"""Fields of an output record that are not the task's; so are all that start with ``__``."""
+"""Fields of an output record that a task must not return, as all that start with ``__``."""
 
-WHOLE = ""
-"""The part of a sample about which a task asks one thing only."""
+ONLY_PART = ""
+"""The part of a conversation without a name: the only one that its task asks."""
 
 Messages = list[dict[str, Any]]
-Schema = type[BaseModel] | dict[str, Any]
 
 
 class Task(ABC):
@@ -32,9 +29,10 @@ class Task(ABC):
         name: The name in ``run.task``.
         dataset_name: The dataset that reads the samples of this task.
         output_schema: A pydantic model or a JSON Schema that every answer must follow, or None for
-            free text. The engine is held to it, and :meth:`parse` gets the object.
-        in_messages: The ``task_params`` that act on :meth:`build_messages` alone. Changing one of
-            them asks again only what then reads otherwise; changing another one, everything.
+            free text. The engine generates nothing else, and :meth:`parse` gets the object.
+        in_messages: The ``task_params`` that act on :meth:`build_messages` alone. A change of one
+            of them asks only the conversations again that it changes; a change of any other asks
+            everything again.
         params: ``task_params`` of the configuration.
     """
 
@@ -48,27 +46,41 @@ class Task(ABC):
 
     @abstractmethod
     def build_messages(self, sample: dict[str, Any]) -> Messages | dict[str, Messages]:
-        """The conversation for ``sample``, in the form that Qwen's chat templates take; or several
-        by name, which share one reading of the video.
+        """The conversation about ``sample``, or several by name.
 
-        ``sample`` is the input object plus ``__key`` and ``__video_uri``. The result must be the
-        same each time: randomness must be seeded from ``sample["__key"]``.
+        Several conversations share one reading of the video. The result must be the same each time:
+        draw at random only from ``random.Random(sample["__key"])``.
+
+        Args:
+            sample: The input object plus ``__key`` and ``__video_uri``.
+
+        Returns:
+            Messages in the form that Qwen's chat templates take: dicts with ``role`` and
+            ``content``.
         """
 
     def schema(self, part: str) -> Schema | None:
-        """What the answer to the conversation named ``part`` must follow: :attr:`output_schema`,
-        unless a task has another one for each."""
+        """The schema for the answer to the conversation ``part``: :attr:`output_schema`, unless a
+        task overrides this."""
         return self.output_schema
 
     def parse(self, generated_text: Any, sample: dict[str, Any]) -> dict[str, Any]:
-        """Fields of the output record, from what the model said: text, or with a schema the object
-        (an instance of the pydantic model, or what the JSON holds). Of several conversations each
-        is parsed alone; ``sample["__part"]`` names it, and its fields go under that name. An
-        exception makes the sample an error record of stage ``parse``; the text is kept."""
+        """The fields of the output record. Each answer of a sample is parsed alone.
+
+        Args:
+            generated_text: The answer: text, or with a schema the object (an instance of the
+                pydantic model, or the value of the JSON).
+            sample: The input object plus ``__key`` and ``__video_uri``, and ``__part``, the name of
+                the conversation, if it has one. The fields then go under that name.
+
+        Raises:
+            Exception: Any makes the sample an error record of stage ``parse``, which keeps the
+                text.
+        """
         return {}
 
     def conversations(self, sample: dict[str, Any]) -> dict[str, Messages]:
-        """:meth:`build_messages`, checked, by name; one that has no name goes under :data:`WHOLE`.
+        """:meth:`build_messages`, checked, by part (:data:`ONLY_PART` for one without a name).
 
         Raises :class:`TaskError` naming the sample.
         """
@@ -79,8 +91,8 @@ class Task(ABC):
                 f"task {self.name!r}: build_messages failed for sample {sample['__key']!r}: "
                 f"{explain(error)}"
             ) from error
-        named = built if isinstance(built, dict) else {WHOLE: built}
-        for messages in named.values():
+        conversations = built if isinstance(built, dict) else {ONLY_PART: built}
+        for messages in conversations.values():
             if not _is_conversation(messages):
                 raise TaskError(
                     f"task {self.name!r}: build_messages must return a list of messages, each with "
@@ -89,60 +101,59 @@ class Task(ABC):
                 )
         if isinstance(built, dict):
             self._check_names(built, "build_messages")
-            if not built or WHOLE in built:
+            if not built or ONLY_PART in built:
                 raise TaskError(
                     f"task {self.name!r}: build_messages must name at least one conversation, and "
-                    f"none of them {WHOLE!r}; for sample {sample['__key']!r} it named "
+                    f"none of them {ONLY_PART!r}; for sample {sample['__key']!r} it named "
                     f"{list(built)!r:.200}"
                 )
-        return named
+        return conversations
 
     def messages(self, sample: dict[str, Any]) -> Messages:
-        """The only conversation about ``sample``. Raises :class:`TaskError` if there are several:
-        see :meth:`conversations`."""
-        named = self.conversations(sample)
-        if WHOLE not in named:
+        """The only conversation about ``sample``. Raises :class:`TaskError` if the task names its
+        conversations, see :meth:`conversations`."""
+        conversations = self.conversations(sample)
+        if ONLY_PART not in conversations:
             raise TaskError(
-                f"task {self.name!r} asks {', '.join(named)} about one sample, and dataset "
+                f"task {self.name!r} asks {', '.join(conversations)} about one sample, and dataset "
                 f"{self.dataset_name!r} can take one conversation only: it should use "
                 "task.conversations(sample)"
             )
-        return named[WHOLE]
+        return conversations[ONLY_PART]
 
     def json_schema(self, part: str) -> str | None:
-        """:meth:`schema` as a JSON Schema, as JSON in its own order, in which the answer will be
-        written. Raises :class:`TaskError` for what is none."""
+        """:meth:`schema` as the text of a JSON Schema. Raises :class:`TaskError` if it is not a
+        schema."""
         try:
             schema = self.schema(part)
-            return None if schema is None else _json_schema(schema)
+            return None if schema is None else schema_text(schema)
         except Exception as error:
             about = f" for {part!r}" if part else ""
             raise TaskError(
-                f"task {self.name!r}: its output_schema{about} is none: {explain(error)}"
+                f"task {self.name!r}: its output_schema{about} is not a schema: {explain(error)}"
             ) from error
 
-    def parsed(self, output_text: str, sample: dict[str, Any], part: str = WHOLE) -> dict[str, Any]:
-        """:meth:`parse`, checked. Raises :class:`TaskError` if the result is no dict or holds a
-        reserved name, and :class:`ValueError` for a text that does not follow the schema; what the
-        user's own code raises passes through."""
+    def parsed(
+        self, output_text: str, sample: dict[str, Any], part: str = ONLY_PART
+    ) -> dict[str, Any]:
+        """:meth:`parse`, checked.
+
+        Raises:
+            ValueError: The text does not follow the schema.
+            TaskError: The result is not a dict, or it holds a reserved name.
+            Exception: Whatever the user's own code raises.
+        """
         schema = self.schema(part)
-        answer = output_text if schema is None else _validated(output_text, schema)
+        answer = output_text if schema is None else validated(output_text, schema)
         fields = self.parse(answer, {**sample, "__part": part} if part else sample)
         if not isinstance(fields, dict):
-            raise TaskError(
-                f"task {self.name!r}: parse must return a dict with text keys, it returned "
-                f"{fields!r:.200}"
-            )
+            raise self._no_text_keys("parse", fields)
         self._check_names(fields, "parse")
         return fields
 
     def _check_names(self, named: dict[Any, Any], method: str) -> None:
-        for name in named:
-            if not isinstance(name, str):
-                raise TaskError(
-                    f"task {self.name!r}: {method} must return a dict with text keys, it returned "
-                    f"{named!r:.200}"
-                )
+        if not all(isinstance(name, str) for name in named):
+            raise self._no_text_keys(method, named)
         reserved = [n for n in named if n.startswith("__") or n in RESERVED_FIELDS]
         if reserved:
             raise TaskError(
@@ -150,75 +161,25 @@ class Task(ABC):
                 "names that start with '__', 'input' and 'output_text' are reserved, use another"
             )
 
+    def _no_text_keys(self, method: str, returned: Any) -> TaskError:
+        return TaskError(
+            f"task {self.name!r}: {method} must return a dict with text keys, it returned "
+            f"{returned!r:.200}"
+        )
+
 
 def _is_conversation(messages: Any) -> bool:
     if not isinstance(messages, list):
         return False
-    for message in messages:  # of each sample: all() takes twice as long
+    for message in messages:  # This runs for each sample, and all() takes twice as long.
         if not (isinstance(message, dict) and "role" in message and "content" in message):
             return False
     return bool(messages)
 
 
-def checked_names(names: Any, place: str) -> tuple[str, ...]:
-    """``names`` of fields. Raises :class:`TaskError`, which says where they stand, if they are
+def checked_names(names: Iterable[Any], place: str) -> tuple[str, ...]:
+    """``names`` of fields as a tuple. Raises :class:`TaskError`, with ``place``, if they are
     something else: ``("fps")`` is one text."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TaskError(f'{place} must be a tuple of names, such as ("fps",); got {names!r:.200}')
     return tuple(names)
-
-
-def _json_schema(schema: Any) -> str:
-    """Raises :class:`TypeError` or :class:`ValueError` for what is no schema."""
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return _model_schema(schema)
-    if not isinstance(schema, dict):
-        raise TypeError(
-            "expected a pydantic model (the class, not an object of it) or a JSON Schema (a dict), "
-            f"got {schema!r:.200}"
-        )
-    text = json.dumps(schema)
-    _validator(text)
-    return text
-
-
-@cache
-def _model_schema(model: type[BaseModel]) -> str:
-    return json.dumps(model.model_json_schema())
-
-
-@cache
-def _validator(text: str) -> Validator:
-    """Raises :class:`ValueError` for what is no schema."""
-    import jsonschema
-
-    schema = json.loads(text)
-    kind = jsonschema.validators.validator_for(schema)
-    try:
-        kind.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ValueError(f"not a JSON Schema, at {error.json_path}: {error.message:.200}") from None
-    return kind(schema)
-
-
-def _validated(output_text: str, schema: Schema) -> Any:
-    """The object in ``output_text``. Raises :class:`ValueError` where it does not follow
-    ``schema``."""
-    if isinstance(schema, type):
-        try:
-            return schema.model_validate_json(output_text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"])) or "the top"
-            raise ValueError(f"the answer at {place}: {first['msg']}") from error
-    from jsonschema.exceptions import best_match
-
-    try:
-        answer = json.loads(output_text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the answer is not JSON: {error}") from error
-    # as jsonschema.validate does, which would check the schema itself each time, too
-    error = best_match(_validator(json.dumps(schema)).iter_errors(answer))
-    if error is not None:
-        raise ValueError(f"the answer at {error.json_path}: {error.message:.200}")
-    return answer

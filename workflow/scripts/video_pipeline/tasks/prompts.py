@@ -9,29 +9,33 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from video_pipeline.errors import UserError
+from video_pipeline.tasks.base import Messages, Task
 
 FILE = "_file"
-"""``task_params`` with this ending name a file that holds the prompt."""
+"""The ending of those ``task_params`` that name a file."""
 
 TEMPLATE_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=False
-)
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
 _MARKS = ("{{", "{%", "{#")
-"""Where none of these stands, a template is a text."""
+"""Each template that is more than a text has one of these."""
 
 
 class Prompt:
     """A text about a sample.
 
     ``task_params.<name>`` holds the text itself, a Jinja2 template over the fields of the sample
-    (``{{ title }}``, ``{{ previous.description }}``), and ``task_params.<name>_file`` the path of a
-    file: a template if it ends with one of :data:`TEMPLATE_SUFFIXES`, else taken as it is. Where
-    neither is given the text is ``default``.
+    (``{{ title }}``, ``{{ previous.description }}``). ``task_params.<name>_file`` holds the path of
+    a file: a template if it ends with one of :data:`TEMPLATE_SUFFIXES`, else plain text.
 
-    Raises :class:`UserError` if both are given, for a file that cannot be read, and for a template
-    that is none.
+    Args:
+        params: ``task_params`` of the configuration.
+        name: The name of the parameter.
+        default: The template if neither is given.
+        place: The place of ``params`` in the configuration, for messages.
+
+    Raises:
+        UserError: Both are given, the file cannot be read, or the template has a mistake.
     """
 
     def __init__(
@@ -42,40 +46,41 @@ class Prompt:
         *,
         place: str = "task_params",
     ) -> None:
-        """``place``: where ``params`` stand, for messages."""
         self._place = f"{place}.{name}"
         text, file = params.get(name), params.get(name + FILE)
         if text is not None and file is not None:
             raise UserError(f"give either {self._place} or {self._place}{FILE}")
-        is_template = True
         if file is not None:
             self._place = str(file)
             try:
-                path = Path(file).absolute()
-                text = path.read_text(encoding="utf-8")
+                text = Path(file).absolute().read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError, TypeError) as error:
                 raise UserError(f"{place}.{name}{FILE}: cannot read {file}: {error}") from error
-            is_template = Path(file).suffix in TEMPLATE_SUFFIXES
         elif text is None:
             text = default
         if not isinstance(text, str):
             raise UserError(f"{self._place}: expected a text, got {text!r:.80}")
         self._text = text
         self._template: jinja2.Template | None = None
-        if is_template:
-            try:
-                self._template = _ENVIRONMENT.from_string(text)
-            except jinja2.TemplateSyntaxError as error:
-                raise UserError(f"{self._place}, line {error.lineno}: {error.message}") from error
-            # jinja2's own mapping is copied for each sample, by Python code
-            self._template.globals = dict(self._template.globals)
-            if not any(mark in text for mark in _MARKS):
-                self._text, self._template = self._template.render(), None
+        if file is None or Path(file).suffix in TEMPLATE_SUFFIXES:
+            self._compile()
+
+    def _compile(self) -> None:
+        try:
+            template = _ENVIRONMENT.from_string(self._text)
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"{self._place}, line {error.lineno}: {error.message}") from error
+        # Jinja2 copies its own kind of mapping for each sample, in Python code.
+        template.globals = dict(template.globals)
+        if any(mark in self._text for mark in _MARKS):
+            self._template = template
+        else:
+            self._text = template.render()
 
     def render(self, sample: dict[str, Any]) -> str:
         """The text for ``sample``.
 
-        Raises :class:`ValueError` where the template asks for what the sample does not have.
+        Raises :class:`ValueError` if the template needs a field that the sample does not have.
         """
         if self._template is None:
             return self._text
@@ -85,19 +90,46 @@ class Prompt:
             raise ValueError(
                 f"{self._place}: {error.message}; there are {', '.join(_fields_of(sample))}"
             ) from error
-        except Exception as error:  # whatever an expression does
+        except Exception as error:  # An expression can raise anything.
             raise ValueError(f"{self._place}: {type(error).__name__}: {error}") from error
 
 
+class PromptTask(Task):
+    """Base of the built-in tasks that ask one prompt about each sample: ``task_params.prompt``,
+    ``task_params.prompt_file`` or :attr:`default_prompt`."""
+
+    in_messages = ("prompt", "prompt_file")
+    default_prompt: str
+    system = ""
+
+    def __init__(self, params: dict[str, Any] | None = None) -> None:
+        super().__init__(params)
+        self._prompt = Prompt(self.params, "prompt", self.default_prompt)
+
+    def build_messages(self, sample: dict[str, Any]) -> Messages:
+        return about_video(sample, self._prompt.render(sample), self.system)
+
+
+def about_video(sample: dict[str, Any], text: str, system: str = "") -> Messages:
+    """A conversation that shows the video of ``sample`` and then asks ``text``. Conversations that
+    begin with the same video share its computation in the engine."""
+    content = [
+        {"type": "video", "video": sample["__video_uri"]},
+        {"type": "text", "text": text},
+    ]
+    messages: Messages = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": content}]
+
+
 def _fields_of(sample: dict[str, Any]) -> list[str]:
-    """What a template can ask for: the fields of a sample and of the record before it."""
+    """The names that a template can use: fields of the sample and of its previous record."""
     previous = sample.get("previous")
-    said = previous if isinstance(previous, dict) else {}
-    names = [*sample, *(f"previous.{name}" for name in said)]
+    fields = previous if isinstance(previous, dict) else {}
+    names = [*sample, *(f"previous.{name}" for name in fields)]
     return [name for name in names if not name.startswith(("__", "previous.__"))]
 
 
 def prompt_files(params: dict[str, Any]) -> dict[str, str]:
-    """The files that ``task_params`` names, by the names of the params: the answers depend on their
+    """The files that ``task_params`` names, by the names of the params. The answers depend on their
     content."""
     return {n: value for n, value in params.items() if n.endswith(FILE) and isinstance(value, str)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from video_pipeline.errors import UserError
 from video_pipeline.tasks.base import Messages, Task
-from video_pipeline.tasks.prompts import Prompt
+from video_pipeline.tasks.prompts import Prompt, about_video
 from video_pipeline.tasks.registry import register_task
 
 _QUESTIONS = {
@@ -18,7 +18,8 @@ _QUESTIONS = {
 
 @register_task
 class Questions(Task):
-    """Ask several questions about each video, which is read and encoded once.
+    """Ask several questions about each video, each in a conversation of its own. The video is read
+    and encoded once.
 
     ``task_params.questions`` holds them by name; the answer to each goes under its name.
     """
@@ -38,17 +39,8 @@ class Questions(Task):
         }
 
     def build_messages(self, sample: dict[str, Any]) -> dict[str, Messages]:
-        # the video comes first: what follows it differs, and the engine shares what comes before
         return {
-            name: [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "video", "video": sample["__video_uri"]},
-                        {"type": "text", "text": prompt.render(sample)},
-                    ],
-                }
-            ]
+            name: about_video(sample, prompt.render(sample))
             for name, prompt in self._prompts.items()
         }
 

@@ -19,11 +19,13 @@ T = TypeVar("T", bound=type[Task])
 
 def register_task(cls: T) -> T:
     """Class decorator: make a :class:`Task` known under its ``name``."""
-    return _TASKS.add(getattr(cls, "name", ""), cls)
+    _TASKS.add(getattr(cls, "name", ""), cls)
+    return cls
 
 
 def get_task(name: str) -> type[Task]:
-    """The task registered as ``name``. Raises :class:`UserError` listing those there are."""
+    """The task registered as ``name``. Raises :class:`UserError` with all names if there is
+    none."""
     from video_pipeline.tasks import (  # noqa: F401  (they register)
         describe,
         questions,
@@ -35,8 +37,11 @@ def get_task(name: str) -> type[Task]:
 
 
 def load_task(config: Config) -> Task:
-    """The task that a configuration asks for, after its plugins were imported. Raises
-    :class:`UserError` where one cannot be, or no task has that name."""
+    """Import the plugins of ``config`` and make its task.
+
+    Raises :class:`UserError` if a plugin cannot be imported, no task has the name in ``run.task``,
+    or the task does not take its parameters.
+    """
     load_plugins(config.run.plugins)
     name = config.run.task
     try:
@@ -46,7 +51,7 @@ def load_task(config: Config) -> Task:
     except Exception as error:
         raise TaskError(
             f"task {name!r}: its __init__ failed: {explain(error)}. It is called with "
-            "task_params, and hands them on: super().__init__(params)"
+            "task_params and must pass them on: super().__init__(params)"
         ) from error
     checked_names(task.in_messages, f"task {name!r}: in_messages")
     return task

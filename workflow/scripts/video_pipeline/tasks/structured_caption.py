@@ -6,17 +6,20 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from video_pipeline.tasks.base import Messages, Task
-from video_pipeline.tasks.prompts import Prompt
+from video_pipeline.tasks.prompts import PromptTask
 from video_pipeline.tasks.registry import register_task
 
-_QUESTION = """\
+_PROMPT = """\
 Describe this video as one JSON object and nothing else, with these keys:
 "subjects": a list of objects, one for each important person, animal or thing, each with
     "type", "appearance", "action", "expression" and "position";
 "scene": where and when it takes place, light and mood;
 "camera": shot size, angle and movement;
 "time_order": a list of what happens, in order."""
+
+
+# The docstrings of these models are descriptions in the JSON Schema, which is part of the request
+# digest: another word in one of them would infer all finished samples again.
 
 
 class Subject(BaseModel):
@@ -54,29 +57,14 @@ class Caption(BaseModel):
 
 
 @register_task
-class StructuredCaption(Task):
+class StructuredCaption(PromptTask):
     """Describe subjects, scene, camera and time order as a JSON object, which goes under
-    ``caption``. ``task_params.prompt`` or ``prompt_file`` replaces the question."""
+    ``caption``. ``task_params.prompt`` or ``prompt_file`` replaces the prompt."""
 
     name = "structured_caption"
     output_schema = Caption
-    in_messages = ("prompt", "prompt_file")
-
-    def __init__(self, params: dict[str, Any] | None = None) -> None:
-        super().__init__(params)
-        self._prompt = Prompt(self.params, "prompt", _QUESTION)
-
-    def build_messages(self, sample: dict[str, Any]) -> Messages:
-        return [
-            {"role": "system", "content": "You are a careful annotator of videos."},
-            {
-                "role": "user",
-                "content": [
-                    {"type": "video", "video": sample["__video_uri"]},
-                    {"type": "text", "text": self._prompt.render(sample)},
-                ],
-            },
-        ]
+    default_prompt = _PROMPT
+    system = "You are a careful annotator of videos."
 
     def parse(self, generated_text: Caption, sample: dict[str, Any]) -> dict[str, Any]:
         return {"caption": generated_text.model_dump()}

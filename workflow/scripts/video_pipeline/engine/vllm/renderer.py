@@ -14,7 +14,7 @@ from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.special_tokens import SpecialTokenError
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.compat import SampleRenderer, VllmConfig, media_of, media_ranges
-from video_pipeline.tasks.base import WHOLE
+from video_pipeline.tasks.base import ONLY_PART
 from video_pipeline.testing.clips import write_clip
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Renderer:
                 clip = write_clip(Path(folder) / "clip.mp4", seconds=0.5)
                 video = dataset.visual({"type": "video", "video": str(clip), "nframes": 2}, {})
                 content = [video, {"type": "text", "text": "What happens?"}]
-                messages = {WHOLE: [{"role": "user", "content": content}]}
+                messages = {ONLY_PART: [{"role": "user", "content": content}]}
                 self.prepare(dataset.llm_inputs(messages), "made-up")
         except Exception as error:
             # The model may take no video. If something else is wrong, each sample says it.

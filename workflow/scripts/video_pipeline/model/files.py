@@ -1,9 +1,8 @@
-"""Which model it is: what stands for its weights, wherever they lie and whenever they were copied.
+"""The identity of a model's files, wherever they lie and whenever they were copied.
 
-A folder is known by the content of its files, of which little is read: all of a small file, of
-weights their size, header and some samples. Two checkpoints of one training differ in nothing but
-their numbers, so header and size alone would not tell them apart. A model of the hub, also one that
-is named by its folder in the hub's cache, is known by its commit.
+A folder is known by the content of its files, and little of it is read: all of a small file; size,
+header and some samples of weights. Two checkpoints of one training differ only in their numbers, so
+header and size alone would not tell them apart. A folder in the hub's cache is known by its commit.
 """
 
 from __future__ import annotations
@@ -20,47 +19,40 @@ WHOLE_BYTES = 16 << 20
 """A file up to this size is read as a whole; tokenizers and most adapters are."""
 
 SAMPLES = 512
-"""Places at which the weights of a folder are sampled, all files together."""
+"""At so many places the weights of a folder are sampled, all files together."""
 
 SAMPLE_BYTES = 1 << 12
 
 END_BYTES = 1 << 20
-"""Read at both ends of weights that are no safetensors: a checkpoint of torch ends with the
-checksums of its tensors, and GGUF begins with its metadata."""
+"""Bytes that are read at both ends of weights other than safetensors: a checkpoint of torch ends
+with the checksums of its tensors, and GGUF begins with its metadata."""
 
 _NOT_READ = re.compile(
     r"\..*|__pycache__|.*\.(md|pyc|lock|png|jpe?g|gif|svg|webp|pdf|mp4)|(LICENSE|NOTICE).*", re.I
 )
-"""Files that no engine reads, which one copy of a model has and another has not."""
+"""Files that no engine reads: one copy of a model has them, another has not."""
 
 _HUB_SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})$")
 
 
 def model_files(path: Path) -> dict[str, str] | None:
-    """What stands for the content of each file of a model, by its place in the folder ``path``
-    (of a single file: by its name). None if nothing is there."""
+    """A digest of each file of a model, by its path in the folder ``path`` (of a single file: by
+    its name), or the commit of a folder in the hub's cache, by the name on the hub. None if nothing
+    is there."""
     if path.is_file():
         return {path.name: _digest(path, SAMPLES)}
     if not path.is_dir():
         return None
-    if (snapshot := hub_snapshot(path)) is not None:
-        name, commit = snapshot
-        return {name: commit}
-    found = dict(sorted(_files(path)))
-    sampled = sum(_size(file) > WHOLE_BYTES for file in found.values())
-    return {
-        place: _digest(file, max(4, SAMPLES // max(1, sampled))) for place, file in found.items()
-    }
-
-
-def hub_snapshot(path: Path) -> tuple[str, str] | None:
-    """The name and the commit of a model whose folder lies in the cache of the hub."""
-    found = _HUB_SNAPSHOT.search(os.path.realpath(path))
-    return (found[1].replace("--", "/", 1), found[2]) if found else None
+    if snapshot := _HUB_SNAPSHOT.search(os.path.realpath(path)):
+        return {snapshot[1].replace("--", "/", 1): snapshot[2]}
+    files = dict(sorted(_files(path)))
+    sampled = sum(_size(file) > WHOLE_BYTES for file in files.values())
+    samples = max(4, SAMPLES // max(1, sampled))
+    return {name: _digest(file, samples) for name, file in files.items()}
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Each file that an engine may read, links followed, by its place."""
+    """Yield each file that an engine may read, with its path in ``folder``; links are followed."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not _NOT_READ.fullmatch(name)]
         for name in files:
@@ -72,7 +64,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError:  # a dangling link
+    except OSError:  # It is a dangling link.
         return 0
 
 
@@ -83,9 +75,9 @@ def _digest(file: Path, samples: int) -> str:
             if size <= WHOLE_BYTES:
                 parts = [(0, size)]
             elif file.suffix == ".safetensors":
-                parts = _of_safetensors(stream, size, samples)
+                parts = _safetensors_spans(stream, size, samples)
             else:
-                parts = _of_other_weights(size, samples)
+                parts = _even_spans(size, samples)
             digest = hashlib.blake2b(digest_size=16)
             for begin, count in parts:
                 digest.update(_read(stream, begin, count))
@@ -104,12 +96,13 @@ def _read(stream: BinaryIO, begin: int, count: int) -> bytes:
     return data
 
 
-def _of_safetensors(stream: BinaryIO, size: int, samples: int) -> list[tuple[int, int]]:
-    """Where to read: the header, and the middle of some tensors. These are drawn by the hash of
-    their names, so that no kind of tensor is left out because the layers repeat."""
+def _safetensors_spans(stream: BinaryIO, size: int, samples: int) -> list[tuple[int, int]]:
+    """Where to read: begin and length of the header, and of the middle of some tensors. These are
+    drawn by the hash of their names, so that each kind of tensor has a chance although layers
+    repeat."""
     length = int.from_bytes(_read(stream, 0, 8), "little")
     if length > _LONGEST_HEADER:
-        return _of_other_weights(size, samples)
+        return _even_spans(size, samples)
     try:
         header = json.loads(_read(stream, 8, length))
         spans = {
@@ -122,16 +115,21 @@ def _of_safetensors(stream: BinaryIO, size: int, samples: int) -> list[tuple[int
             count = min(SAMPLE_BYTES, end - begin)
             parts.append((8 + length + (begin + end - count) // 2, count))
         return parts
-    except (ValueError, KeyError, TypeError, AttributeError):  # no safetensors, despite its name
-        return _of_other_weights(size, samples)
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # It is not safetensors, despite its name.
+        return _even_spans(size, samples)
 
 
 _LONGEST_HEADER = 100_000_000
-"""Of safetensors; a longer one is refused by its own reader."""
+"""Bytes of a header of safetensors; their own reader refuses a longer one."""
 
 
-def _of_other_weights(size: int, samples: int) -> list[tuple[int, int]]:
-    """Where to read: both ends, and places at even distances between them."""
+def _even_spans(size: int, samples: int) -> list[tuple[int, int]]:
+    """Where to read: begin and length of both ends, and of places at even distances between."""
     step = max(1, size // (samples + 1))
     places = [(begin, SAMPLE_BYTES) for begin in range(END_BYTES, size - END_BYTES, step)]
     return [(0, END_BYTES), *places, (size - END_BYTES, END_BYTES)]

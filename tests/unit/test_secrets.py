@@ -7,9 +7,9 @@ import json
 
 import pytest
 from video_pipeline.config import load_config
+from video_pipeline.config.secrets import is_secret, secrets_in
 from video_pipeline.engine.vllm.names import known_names
 from video_pipeline.errors import UserError
-from video_pipeline.secret_keys import is_secret, secrets_in
 
 SECRETS = """
     hf_token HF_TOKEN hfToken hf-token HFToken hftoken hf.token hf_token2 hf_tokens

@@ -10,10 +10,10 @@ import pytest
 from helpers import samples
 from huggingface_hub import constants
 from video_pipeline import inference
-from video_pipeline.config import load_config
+from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
-from video_pipeline.hub import known_commit, resolve_commit, with_commit
 from video_pipeline.layout import Layout
+from video_pipeline.model.model import Model, with_commit
 
 
 class Unreachable(Exception):
@@ -47,6 +47,14 @@ def of(tmp_path, **vllm):
     return config, Layout.of(config, 1)
 
 
+def known_commit(config: Config, layout: Layout) -> str | None:
+    return Model.of(config).known_commit(layout)
+
+
+def resolve_commit(config: Config, layout: Layout) -> str | None:
+    return Model.of(config).resolve_commit(layout)
+
+
 def test_it_is_resolved_once(tmp_path, hub):
     """What is pushed later is another model, and nobody's finished samples are inferred again."""
     here = of(tmp_path)
@@ -54,7 +62,7 @@ def test_it_is_resolved_once(tmp_path, hub):
     assert resolve_commit(*here) == OLD
     hub.main = NEW
     assert resolve_commit(*here) == known_commit(*here) == OLD
-    assert hub.asked == [("a/b", None)]
+    assert hub.asked == [("a/b", "main")]
     assert resolve_commit(*of(tmp_path, revision="v2")) == NEW
     assert resolve_commit(*here) == OLD
 

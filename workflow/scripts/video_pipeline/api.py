@@ -1,0 +1,45 @@
+"""What plugins import: tasks, datasets, how they register, and errors.
+
+    from video_pipeline.api import Task, register_task
+
+The paths of the modules that define these names stay valid, too. A dataset derives from one of
+torch's classes, and torch takes seconds to import: the names of datasets are resolved when a plugin
+first asks for them (PEP 562), so a plugin that has only tasks does not pay for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from video_pipeline.errors import TaskError, UserError
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.prompts import Prompt
+from video_pipeline.tasks.registry import register_task
+
+if TYPE_CHECKING:
+    from video_pipeline.data.base import BaseDataset
+    from video_pipeline.data.qwen_video import QwenVideoDataset
+    from video_pipeline.data.registry import register_dataset
+
+__all__ = [
+    "BaseDataset",
+    "Prompt",
+    "QwenVideoDataset",
+    "Task",
+    "TaskError",
+    "UserError",
+    "register_dataset",
+    "register_task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from video_pipeline.data.base import BaseDataset
+    from video_pipeline.data.qwen_video import QwenVideoDataset
+    from video_pipeline.data.registry import register_dataset
+
+    datasets = (BaseDataset, QwenVideoDataset, register_dataset)
+    globals().update({dataset.__name__: dataset for dataset in datasets})
+    return globals()[name]

@@ -1,0 +1,160 @@
+"""The whole configuration, and how it is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from video_pipeline.config.data import Data
+from video_pipeline.config.explain import explain
+from video_pipeline.config.report import Planning, Report
+from video_pipeline.config.run import Run
+from video_pipeline.config.secrets import secrets_in
+from video_pipeline.config.section import Section
+from video_pipeline.config.stages import overlaid
+from video_pipeline.config.vision import Vision
+from video_pipeline.config.vllm import Sampling, Vllm
+from video_pipeline.errors import UserError
+from video_pipeline.files import why_not_there
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    data: Data = Data()
+    vision: Vision = Vision()
+    vllm: Vllm = Vllm()
+    sampling: Sampling = Sampling()
+    run: Run = Run()
+    report: Report = Report()
+    plan: Planning = Planning()
+    task_params: dict[str, Any] = Field(
+        default={},
+        description="Parameters of the task (`task.params`) and of the dataset (`params`).",
+    )
+    stages: list[dict[str, Any]] = Field(
+        default=[],
+        description="Runs that follow each other: a list of sections with a `name` each, laid over "
+        "the sections above. A stage reads the output of the stage before it; the last one writes "
+        "`data.output_jsonl`.",
+    )
+
+    @model_validator(mode="after")
+    def _different_files(self) -> Config:
+        input_jsonl = os.path.abspath(self.data.input_jsonl)
+        output_jsonl = os.path.abspath(self.data.output_jsonl)
+        if input_jsonl == output_jsonl:
+            raise ValueError("data.output_jsonl: is the same file as data.input_jsonl")
+        rank_file = re.escape(output_jsonl.removesuffix(".jsonl"))
+        if re.fullmatch(rf"{rank_file}\.rank\d+\.jsonl", input_jsonl):
+            raise ValueError(
+                f"data.input_jsonl: {str(self.data.input_jsonl)!r} is a rank file of "
+                "data.output_jsonl, which a run replaces; give it another name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _more_tokens(self) -> Config:
+        more, most = self.run.retry_truncated, self.sampling.max_tokens
+        if more is not None and more <= most:
+            raise ValueError(
+                f"run.retry_truncated: {more} gives a second try no more than "
+                f"sampling.max_tokens: {most}"
+            )
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Who answers: the model, or the engine that has none."""
+        return self.vllm.model if self.run.engine == "vllm" else self.run.engine
+
+    @property
+    def most_tokens(self) -> int:
+        """Upper bound on the tokens of one answer."""
+        return self.run.retry_truncated or self.sampling.max_tokens
+
+    @cached_property
+    def video_root(self) -> str:
+        """The absolute folder of relative video paths."""
+        return str((self.data.video_root or self.data.input_jsonl.parent).absolute())
+
+    def by_stage(self) -> list[tuple[str, Config]]:
+        """The name and the complete configuration of each stage. A configuration without stages is
+        one stage without a name.
+
+        Raises:
+            UserError: The name or the sections of a stage are wrong, or two write the same output.
+        """
+        if not self.stages:
+            return [("", self)]
+        shared = self.model_dump(exclude={"stages"})
+        shared["data"]["video_root"] = self.data.video_root or self.data.input_jsonl.parent
+        configs: list[tuple[str, Config]] = []
+        writers: dict[Path, str] = {}
+        for name, raw in overlaid(shared, self.stages):
+            try:
+                config = load_config(raw)
+            except UserError as error:
+                raise UserError(f"stage {name}: {error}") from None
+            output_jsonl = config.data.output_jsonl
+            if (other := writers.setdefault(output_jsonl, name)) != name:
+                raise UserError(
+                    f"stages: {other} and {name} write the same output, {output_jsonl}; give one "
+                    "another data.output_jsonl"
+                )
+            configs.append((name, config))
+        return configs
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, as YAML that :func:`load_config` reads back."""
+        text: str = yaml.safe_dump(
+            self.model_dump(mode="json"), sort_keys=False, allow_unicode=True
+        )
+        return text
+
+
+def load_config(raw: dict[str, Any] | str | Path) -> Config:
+    """Validate a configuration.
+
+    Args:
+        raw: The sections as a mapping, or the path of a YAML file.
+
+    Raises:
+        UserError: One line for every mistake: an unknown key with the nearest known one, a wrong
+            value with its place and what is expected. A secret is a mistake, too, and is not shown.
+    """
+    source = "configuration"
+    if not isinstance(raw, dict):
+        source = str(raw)
+        raw = _read(Path(raw))
+    if lines := [_secret(place, variable) for place, variable in secrets_in(raw)]:
+        raise UserError("\n  ".join([f"{source}:", *lines]))
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n  ".join([f"{source}:", *explain(error, Config)])) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if why := why_not_there(path):
+        raise UserError(f"cannot read the configuration: {why}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected sections (data:, vllm:, ...), got {raw!r}")
+    return raw
+
+
+def _secret(place: str, variable: str) -> str:
+    return (
+        f"{place}: a secret has no place in the configuration, which is written beside the output; "
+        f"remove it and set the environment variable {variable}"
+    )

@@ -1,0 +1,83 @@
+"""The section ``vision``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from video_pipeline.config.section import Positive, Section
+
+
+class Vision(Section):
+    """How many frames the model sees, and how large: keys of the video item that
+    `qwen_vl_utils.process_vision_info` reads. The defaults fit `vllm.max_model_len: 32768`."""
+
+    fps: Positive | None = Field(
+        default=2.0, description="Frames a second to sample. `null` together with `nframes`."
+    )
+    nframes: int | None = Field(
+        default=None,
+        ge=2,
+        description="Sample this many frames, however long the video; replaces `fps`.",
+    )
+    min_frames: int | None = Field(
+        default=None, ge=2, description="At least this many frames. `null`: 4, as in qwen-vl-utils."
+    )
+    max_frames: int = Field(default=256, ge=2, description="At most this many frames.")
+    min_pixels: int = Field(
+        default=16 * 28 * 28, gt=0, description="Pixels of a frame after the resize, at least."
+    )
+    max_pixels: int = Field(
+        default=768 * 28 * 28, gt=0, description="Pixels of a frame after the resize, at most."
+    )
+    total_pixels: int = Field(
+        default=20480 * 28 * 28,
+        gt=0,
+        description="Bound on frames x pixels / 2, and so on the visual tokens of a video: "
+        "20,480 tokens if a token covers 28 x 28 pixels (Qwen2.5-VL), 15,680 if it covers 32 x 32 "
+        "(Qwen3-VL).",
+    )
+
+    resize: Literal["native", "exact"] = Field(
+        default="native",
+        description="`native`: the fast uint8 resize that transformers' own Qwen video processor "
+        "uses. `exact`: that of qwen-vl-utils, bit for bit, and much slower.",
+    )
+    decoder: Literal["auto", "cpu", "nvdec"] = Field(
+        default="cpu",
+        description="`cpu`, or `nvdec`: the decoder on the GPU, in every decode process; videos "
+        "that it does not take are decoded on the CPU. `auto`: a few decode processes use the "
+        "GPU's decoder if there is one, the others the CPU. Its memory comes on top of "
+        "`vllm.gpu_memory_utilization`, see "
+        "[Throughput](../docs/throughput.md#the-decoder-on-the-gpu).",
+    )
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Vision:
+        if self.nframes is None and self.fps is None:
+            raise ValueError("vision: give either vision.fps or vision.nframes")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"vision.min_pixels: {self.min_pixels} is larger than vision.max_pixels: "
+                f"{self.max_pixels}"
+            )
+        if self.min_frames is not None and self.min_frames > self.max_frames:
+            raise ValueError(
+                f"vision.min_frames: {self.min_frames} is larger than vision.max_frames: "
+                f"{self.max_frames}"
+            )
+        return self
+
+    def video_kwargs(self) -> dict[str, Any]:
+        """The keys to add to a video item of the messages."""
+        kwargs = self.model_dump(exclude_none=True, exclude={"decoder"})
+        if "nframes" in kwargs:  # qwen-vl-utils accepts one of the two
+            for key in ("fps", "min_frames", "max_frames"):
+                kwargs.pop(key, None)
+        return kwargs
+
+    @property
+    def most_frames(self) -> int:
+        """Upper bound on the frames of one video."""
+        return self.nframes if self.nframes is not None else self.max_frames

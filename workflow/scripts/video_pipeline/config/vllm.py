@@ -1,0 +1,68 @@
+"""The sections ``vllm`` and ``sampling``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from video_pipeline.config.section import Count, Section
+from video_pipeline.engine.vllm.names import wrong_names
+
+
+class VllmSection(Section):
+    """A section that takes vLLM's own names, too."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    @model_validator(mode="after")
+    def _names_are_vllms(self) -> Self:
+        section = type(self).__name__.lower()
+        if faults := wrong_names(section, self.model_extra or {}, type(self).model_fields):
+            raise ValueError("\n  ".join(faults))
+        return self
+
+
+class Vllm(VllmSection):
+    """The model, and any other engine argument of vLLM by its own name. An unknown name is an error
+    at once. If another vLLM than the pinned one is installed, it is a warning, and the engine
+    decides when it starts."""
+
+    model: str = Field(
+        default="Qwen/Qwen2.5-VL-7B-Instruct",
+        min_length=1,
+        description="A name on the Hugging Face hub, or a local folder.",
+    )
+    tensor_parallel_size: Count = Field(
+        default=1, description="GPUs that share one copy of the model."
+    )
+    pipeline_parallel_size: Count = Field(default=1, description="Pipeline stages of the model.")
+    data_parallel_size: Count = Field(default=1, description="Copies of the model in one job.")
+    max_model_len: Count = Field(
+        default=32768, description="Prompt and answer together, in tokens, at most."
+    )
+
+    lora_path: Path | None = Field(
+        default=None, description="The folder of a LoRA adapter for the model. `null`: none."
+    )
+
+    @property
+    def gpus_per_job(self) -> int:
+        """GPUs that one inference job needs: tensor x pipeline x data parallel."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All engine arguments, as vLLM gets them."""
+        return self.model_dump(exclude={"lora_path"})
+
+
+class Sampling(VllmSection):
+    """Any field of vLLM's `SamplingParams` by its own name. Unknown names are treated as in
+    `vllm`."""
+
+    temperature: float = Field(
+        default=0.0, ge=0, description="0: greedy, the same answer every time."
+    )
+    max_tokens: Count = Field(default=512, description="Tokens of an answer, at most.")

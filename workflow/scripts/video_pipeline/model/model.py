@@ -1,0 +1,171 @@
+"""Which model a run asks.
+
+A model of the hub stays at one commit: it is resolved when the input is split for the first time,
+and kept beside the journals. The files behind a name change when somebody pushes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.faults import failure_of
+from video_pipeline.files import write_text
+from video_pipeline.layout import Layout
+from video_pipeline.model.files import model_files
+
+logger = logging.getLogger(__name__)
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TIMEOUT_SECONDS = 30
+
+
+def is_path(name: str) -> bool:
+    """Whether the ``name`` of a model can only be a path: names on the hub have one slash at most
+    (a file of weights there may have two)."""
+    if "://" in name:
+        return False
+    parts = name.split("/")
+    return parts[0] in ("", ".", "..", "~") or (len(parts) > 2 and not name.endswith(".gguf"))
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model of a run.
+
+    Attributes:
+        name: Its name on the Hugging Face hub, or its path here.
+        revision: Its branch, tag or commit on the hub.
+        download_dir: The folder of its weights, if it is not the hub's cache.
+        is_on_hub: Whether the hub has it: its name has the form of such a name, and nothing here
+            has that name.
+        has_commit: Whether vLLM can load it at a commit.
+    """
+
+    name: str
+    revision: str
+    download_dir: str | None
+    is_on_hub: bool
+    has_commit: bool
+
+    @classmethod
+    def of(cls, config: Config) -> Model:
+        """The model in ``config``. The simulated engine has none: it is never on the hub."""
+        name, arguments = config.vllm.model, config.vllm.arguments
+        is_on_hub = (
+            config.run.engine == "vllm"
+            and _HUB_NAME.fullmatch(name) is not None
+            and not Path(name).exists()
+        )
+        return cls(
+            name=name,
+            revision=arguments.get("revision") or "main",
+            download_dir=arguments.get("download_dir"),
+            is_on_hub=is_on_hub,
+            # With hf_config_path vLLM would look for the commit in that repository, too.
+            has_commit=is_on_hub and not arguments.get("hf_config_path"),
+        )
+
+    def identity(self, commit: str | None) -> dict[str, str | None] | None:
+        """What a fingerprint holds for the model: the content of its files here, or its name and
+        ``commit``. None if there is neither."""
+        files = model_files(Path(self.name))
+        if files is None and commit is None:
+            return None
+        return {**files} if files else {self.name: commit}
+
+    def known_commit(self, layout: Layout) -> str | None:
+        """The commit that the journals of ``layout`` stand for; None if the model has none, or none
+        was resolved yet. Asks nobody."""
+        if not self.has_commit:
+            return None
+        if _COMMIT.fullmatch(self.revision):
+            return self.revision
+        return _commits(layout).get(self._revision_name)
+
+    def resolve_commit(self, layout: Layout) -> str | None:
+        """:meth:`known_commit`, or else the commit that the hub has now (without a network: the
+        hub's cache on this machine), which is written down.
+
+        Raises:
+            UserError: Neither the hub nor the cache has the model.
+            EnvironmentFault: The hub or the network is at fault.
+        """
+        commit = self.known_commit(layout)
+        if commit is not None or not self.has_commit:
+            return commit
+        commit = self._ask_hub()
+        commits = {**_commits(layout), self._revision_name: commit}
+        write_text(layout.commits, json.dumps(commits, indent=2) + "\n")
+        logger.info(
+            "%s stays at commit %s, whatever is pushed to the hub; vllm.revision names another",
+            self.name,
+            commit,
+        )
+        return commit
+
+    @property
+    def _revision_name(self) -> str:
+        return f"{self.name}@{self.revision}"
+
+    def _ask_hub(self) -> str:
+        from huggingface_hub import HfApi
+
+        try:
+            info = HfApi().model_info(self.name, revision=self.revision, timeout=_TIMEOUT_SECONDS)
+            return str(info.sha)
+        except Exception as error:  # The errors of the hub's client differ between its versions.
+            commit = self._ask_cache()
+            if commit is not None:
+                return commit
+            raise failure_of(
+                error,
+                f"vllm.model: {self.name} is no folder here, and the hub does not say at which "
+                f"commit {self.revision} is: {error}. Fix the name; or give the commit in "
+                "vllm.revision; or fetch the model to the same HF_HOME where there is a network: "
+                f"hf download {self.name}",
+            ) from error
+
+    def _ask_cache(self) -> str | None:
+        from huggingface_hub import constants
+
+        for folder in filter(None, (self.download_dir, constants.HF_HUB_CACHE)):
+            ref = Path(folder, f"models--{self.name.replace('/', '--')}", "refs", self.revision)
+            try:
+                return ref.read_text(encoding="utf-8").strip()
+            except OSError:
+                continue
+        return None
+
+
+def with_commit(config: Config, commit: str | None) -> Config:
+    """``config`` with the model at ``commit``, if there is one."""
+    if commit is None:
+        return config
+    arguments = config.vllm.arguments
+    update = {"revision": commit}
+    if arguments.get("tokenizer") and not arguments.get("tokenizer_revision"):
+        # Otherwise vLLM looks for the model's commit in the tokenizer's own repository.
+        update["tokenizer_revision"] = arguments.get("revision") or "main"
+    vllm = config.vllm.model_copy(update=update)
+    return config.model_copy(update={"vllm": vllm})
+
+
+def _commits(layout: Layout) -> dict[str, str]:
+    """The commits that were resolved, by name and revision."""
+    try:
+        commits: dict[str, str] = json.loads(layout.commits.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(
+            f"{layout.commits} is damaged: {error}. It says at which commit the models of the hub "
+            "are taken; remove it to take them as they are now"
+        ) from error
+    return commits

@@ -1,0 +1,75 @@
+"""What an answer must look like: pydantic models and JSON Schemas."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+Schema = type[BaseModel] | dict[str, Any]
+
+
+def schema_text(schema: Any) -> str:
+    """``schema`` as the text of a JSON Schema, in its own order: the answer is generated in it.
+
+    Raises :class:`TypeError` or :class:`ValueError` if it is not a schema.
+    """
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return _model_schema(schema)
+    if not isinstance(schema, dict):
+        raise TypeError(
+            "expected a pydantic model (the class, not an object of it) or a JSON Schema (a dict), "
+            f"got {schema!r:.200}"
+        )
+    text = json.dumps(schema)
+    _validator(text)
+    return text
+
+
+def validated(output_text: str, schema: Schema) -> Any:
+    """The object in ``output_text``: an instance of the pydantic model, or the value of the JSON.
+
+    Raises :class:`ValueError` if it does not follow ``schema``.
+    """
+    if isinstance(schema, type):
+        try:
+            return schema.model_validate_json(output_text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"])) or "the top"
+            raise ValueError(f"the answer at {place}: {first['msg']}") from error
+    from jsonschema.exceptions import best_match
+
+    try:
+        answer = json.loads(output_text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the answer is not JSON: {error}") from error
+    # jsonschema.validate does the same, but checks the schema itself each time.
+    fault = best_match(_validator(json.dumps(schema)).iter_errors(answer))
+    if fault is not None:
+        raise ValueError(f"the answer at {fault.json_path}: {fault.message:.200}")
+    return answer
+
+
+@cache
+def _model_schema(model: type[BaseModel]) -> str:
+    return json.dumps(model.model_json_schema())
+
+
+@cache
+def _validator(text: str) -> Validator:
+    """Raises :class:`ValueError` if ``text`` is not a JSON Schema."""
+    import jsonschema
+
+    schema = json.loads(text)
+    validator = jsonschema.validators.validator_for(schema)
+    try:
+        validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"not a JSON Schema, at {error.json_path}: {error.message:.200}") from None
+    return validator(schema)
