@@ -18,7 +18,6 @@ from video_pipeline.chunks import Question
 from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, EnvironmentFault, TaskError, UserError
 from video_pipeline.files import write_text
-from video_pipeline.hub import with_commit
 from video_pipeline.journal import (
     Finished,
     JournalIndex,

@@ -56,7 +56,8 @@ class JournalSettings:
     def of(
         cls, folder: Path, fingerprint: Mapping[str, Any], origin: Mapping[str, Any]
     ) -> JournalSettings:
-        """The settings of a split; ``origin`` is its :func:`video_pipeline.run.origin.origin_of`."""
+        """The settings of a split. ``origin`` comes from
+        :func:`video_pipeline.run.origin.origin_of`."""
         files = dict(origin["files"])
         input_digest = files.pop(origin["input"], None)
         settings = {n: v for n, v in origin["settings"].items() if n.startswith(_IN_REQUESTS)}
