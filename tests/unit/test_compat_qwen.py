@@ -23,7 +23,6 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for hook in ("fetch_image", "get_video_reader_backend"):
         monkeypatch.setattr(qwen, hook, getattr(qwen, hook))
     monkeypatch.setattr(qwen, "VIDEO_READER_BACKENDS", {})
-    monkeypatch.setattr(compat_qwen, "_backends", qwen.VIDEO_READER_BACKENDS)
     compat_qwen.check_readers.cache_clear()
     yield
     compat_qwen.check_readers.cache_clear()

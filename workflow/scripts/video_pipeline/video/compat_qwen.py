@@ -51,9 +51,7 @@ try:
     floor_by_factor: Callable[[float, int], int] = vision_process.floor_by_factor
     smart_nframes: Callable[..., int] = vision_process.smart_nframes
     smart_resize: Callable[..., tuple[int, int]] = vision_process.smart_resize
-    _backends: dict[str, VideoReader] = vision_process.VIDEO_READER_BACKENDS
     _stock_fetch_image: Callable[..., Image.Image] = vision_process.fetch_image
-    _logger: logging.Logger = vision_process.logger
 except AttributeError as error:
     raise unsupported(error) from error
 
@@ -67,22 +65,41 @@ def use_readers(read_video: VideoReader, read_image: ImageReader) -> None:
     Raises:
         UserError: This version reads with other functions.
     """
-
-    def video_backend(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
-        _stop_at_probe(ele["video"])
-        return read_video(ele)
-
-    def fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image:
-        image = ele["image"] if "image" in ele else ele["image_url"]
-        _stop_at_probe(image)
-        return _stock_fetch_image({**ele, "image": read_image(image)}, image_patch_size)
-
-    _backends[NAME] = video_backend
-    _backends["torchvision"] = _raise_again
-    vision_process.get_video_reader_backend = lambda: NAME
-    vision_process.fetch_image = fetch_image
-    _logger.setLevel(logging.ERROR)
+    global _read_video, _read_image
+    _read_video, _read_image = read_video, read_image
+    try:
+        vision_process.VIDEO_READER_BACKENDS[NAME] = _video_backend
+        vision_process.VIDEO_READER_BACKENDS["torchvision"] = _raise_again
+        vision_process.logger.setLevel(logging.ERROR)
+    except AttributeError as error:
+        raise unsupported(error) from error
+    vision_process.get_video_reader_backend = _backend_name
+    vision_process.fetch_image = _fetch_image
     check_readers()
+
+
+_read_video: VideoReader
+_read_image: ImageReader
+
+
+def _video_backend(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
+    _stop_at_probe(ele["video"])
+    return _read_video(ele)
+
+
+def _backend_name() -> str:
+    return NAME
+
+
+def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image:
+    image = ele["image"] if "image" in ele else ele["image_url"]
+    _stop_at_probe(image)
+    return _stock_fetch_image({**ele, "image": _read_image(image)}, image_patch_size)
+
+
+def _raise_again(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
+    """Stand in for the torchvision reader, which ``fetch_video`` calls where a reader fails."""
+    raise sys.exception() or unsupported("it reads videos with torchvision")
 
 
 _PROBE = "video-pipeline: probe"
@@ -118,9 +135,3 @@ def check_readers() -> None:
         except Exception:  # Another reader tried to open the probe.
             pass
         raise unsupported(f"it does not read {item['type']} items with the reader that it is given")
-
-
-def _raise_again(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
-    """Stand in for the torchvision reader, which ``fetch_video`` calls where a reader fails."""
-    error = sys.exception()
-    raise error if error is not None else unsupported("it reads videos with torchvision")
