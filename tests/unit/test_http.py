@@ -19,8 +19,9 @@ from PIL import Image
 from qwen_vl_utils import process_vision_info
 from qwen_vl_utils import vision_process as qwen
 from video_pipeline.config import Data
+from video_pipeline.errors import UserError
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.video import access, download
+from video_pipeline.video import access, download, public_hosts
 from video_pipeline.video.access import Access, read_image
 from video_pipeline.video.reader import VideoReadError, probe, read_video, register_reader
 
@@ -367,16 +368,20 @@ def test_no_byte_is_sent_to_a_refused_host() -> None:
             assert connection.recv(100) == b""
 
 
-def test_a_urllib3_that_connects_otherwise_sends_no_request_either(server, monkeypatch) -> None:
-    """The hook before TLS is not a public one."""
-    monkeypatch.delattr(download._PublicHost, "_new_conn")
-    with pytest.raises(VideoReadError, match="not on the public internet"):
+@pytest.mark.parametrize("hook", ["_PublicHttp.connect", "_PublicTls.wrap_socket"])
+def test_a_urllib3_that_does_not_call_a_hook_is_refused(server, monkeypatch, hook: str) -> None:
+    """No foreign host is asked, and the run ends."""
+    owner, name = hook.split(".")
+    monkeypatch.delattr(getattr(public_hosts, owner), name)
+    public_hosts.check_hooks.cache_clear()
+    with pytest.raises(UserError, match=r"^urllib3 2.* is not supported: .* Tried: 2\.0\.2 to "):
         probe(f"http://127.0.0.1:{server.server_port}/clip.mp4")
     assert server.requests == []
 
 
 def test_a_redirect_changes_no_rule(server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "is_public", lambda address: address == "127.0.0.1")
+    public_hosts.check_hooks()
+    monkeypatch.setattr(public_hosts, "is_public", lambda address: address == "127.0.0.1")
     here, there = (f"http://127.0.0.{n}:{server.server_port}" for n in (1, 2))
     assert probe(f"{here}/to/{here}/clip.mp4").frames == 24
     server.requests.clear()
@@ -396,11 +401,11 @@ def test_a_redirect_changes_no_rule(server, monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:
-    assert not download.is_public(address)
+    assert not public_hosts.is_public(address)
 
 
 @pytest.mark.parametrize(
     "address", ["8.8.8.8", "::ffff:8.8.8.8", "2606:4700:4700::1111", "2a00:1450:4001:813::200e"]
 )
 def test_addresses_that_are_public(address: str) -> None:
-    assert download.is_public(address)
+    assert public_hosts.is_public(address)

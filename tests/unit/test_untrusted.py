@@ -28,7 +28,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.printable import PrintableFormatter
 from video_pipeline.run.fingerprint import settings_of
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.video import access, reader
+from video_pipeline.video import access
 from video_pipeline.video.access import Access, limit_access, read_image
 from video_pipeline.video.reader import VideoReadError, probe, register_reader
 
@@ -38,21 +38,6 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits and qwen-vl-utils are as before when a test ends."""
     monkeypatch.setattr(access, "_access", Access.of(Data()))
     monkeypatch.setattr(qwen, "fetch_image", qwen.fetch_image)
-
-
-@pytest.mark.parametrize("hook", ["fetch_image", "get_video_reader_backend"])
-def test_a_qwen_vl_utils_that_asks_another_reader_is_refused(hook, monkeypatch) -> None:
-    """Or nothing would be held to what ``data`` allows."""
-    register_reader()
-    own = getattr(qwen, hook)
-    monkeypatch.setattr(reader, "_check_hooks", reader._check_hooks.__wrapped__)
-    reader._check_hooks()
-    stock = reader._stock_fetch_image if hook == "fetch_image" else lambda: "decord"
-    monkeypatch.setattr(qwen, hook, stock)
-    with pytest.raises(UserError, match=r"qwen-vl-utils .* is not supported"):
-        reader._check_hooks()
-    monkeypatch.setattr(qwen, hook, own)
-    reader._check_hooks()
 
 
 # --- which files -------------------------------------------------------------------------------

@@ -1,29 +1,25 @@
-"""Videos and images that are read by http(s): downloaded, within limits, to a file without a name.
+"""Downloads of videos and images by http(s), within limits, to a file without a name.
 
 The environment's proxies (``http_proxy``, ``https_proxy``, ``all_proxy``, ``no_proxy``) are used.
-Behind a proxy it is the proxy that connects, so its rules, not ours, say which addresses it may
-ask.
+A proxy connects to the hosts itself, so its rules, not ours, say which addresses it may ask.
 """
 
 from __future__ import annotations
 
 import base64
-import ipaddress
-import os
-import socket
 import ssl
 import tempfile
 from contextlib import closing
-from functools import lru_cache
-from typing import Any, BinaryIO
+from functools import cache
+from typing import BinaryIO
 from urllib.parse import unquote_to_bytes, urljoin
 from urllib.request import getproxies, proxy_bypass
 
-import certifi
 import urllib3
 from urllib3 import exceptions
 from urllib3.util import Timeout, Url, make_headers, parse_url
 
+from video_pipeline.video import public_hosts
 from video_pipeline.video.errors import VideoReadError
 
 CONNECT_SECONDS = 10.0
@@ -35,9 +31,6 @@ READ_SECONDS = 30.0
 MAX_REDIRECTS = 10
 
 _PIECE = 1 << 20  # bytes
-
-_IPV6_UNICAST = ipaddress.ip_network("2000::/3")
-"""All that IANA has given out for unicast on the internet (RFC 4291, section 2.4)."""
 
 
 def download(url: str, max_bytes: int, allow_private_addresses: bool) -> BinaryIO:
@@ -70,18 +63,6 @@ def download(url: str, max_bytes: int, allow_private_addresses: bool) -> BinaryI
     except BaseException:
         file.close()
         raise
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet: not private, loopback, link-local or
-    reserved, also where it is an IPv4 address in the clothes of IPv6."""
-    ip = ipaddress.ip_address(address)
-    if ip.version == 6:
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is None:
-            return ip.is_global and ip in _IPV6_UNICAST
-        ip = inner
-    return ip.is_global and not ip.is_multicast
 
 
 def _parse(url: str, base: str = "") -> Url:
@@ -138,7 +119,7 @@ def _write(file: BinaryIO, piece: memoryview) -> None:
     except OSError as error:
         raise VideoReadError(
             f"download: cannot be written to {tempfile.gettempdir()} (the environment variable "
-            f"TMPDIR names another folder): {os.strerror(error.errno)}"
+            f"TMPDIR names another folder): {error.strerror}"
         ) from error
 
 
@@ -164,76 +145,28 @@ def _explain(error: Exception) -> str:
     return type(error).__name__
 
 
-# --- connections ---------------------------------------------------------------------------------
-
-
-class _PublicHost:
-    """Mixed into a connection: refuses hosts that are not on the public internet."""
-
-    def _new_conn(self) -> socket.socket:
-        """urllib3's own, not a public one: nothing is sent to such a host, not even the begin of
-        TLS. Where urllib3 calls it otherwise, :meth:`send` sees to it that no request is sent."""
-        return _checked(super()._new_conn())
-
-    def send(self, data: Any) -> None:
-        """That of :class:`http.client.HTTPConnection`, which all of a request goes through."""
-        if self.sock is None:
-            self.connect()
-        _checked(self.sock)
-        super().send(data)
-
-
-def _checked(connected: socket.socket) -> socket.socket:
-    if not is_public(connected.getpeername()[0]):
-        connected.close()
-        raise VideoReadError(
-            "download: the host is not on the public internet "
-            "(data.allow_private_addresses allows that)"
-        )
-    return connected
-
-
-class _PublicHttp(_PublicHost, urllib3.connection.HTTPConnection):
-    pass
-
-
-class _PublicHttps(_PublicHost, urllib3.connection.HTTPSConnection):
-    pass
-
-
-class _PublicHttpPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _PublicHttp
-
-
-class _PublicHttpsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _PublicHttps
-
-
 def _pools(url: Url, allow_private_addresses: bool) -> urllib3.PoolManager:
-    """What makes the connection to ``url``."""
+    """The manager of the connection to ``url``."""
     proxy = _proxy(url)
     if proxy is not None:
         auth = parse_url(proxy).auth
         headers = make_headers(proxy_basic_auth=auth) if auth else None
-        return urllib3.ProxyManager(proxy, proxy_headers=headers, ssl_context=_trust())
-    pools = urllib3.PoolManager(ssl_context=_trust())
-    if not allow_private_addresses:
-        pools.pool_classes_by_scheme = {"http": _PublicHttpPool, "https": _PublicHttpsPool}
-    return pools
+        return urllib3.ProxyManager(proxy, proxy_headers=headers, ssl_context=_tls())
+    if allow_private_addresses:
+        return urllib3.PoolManager(ssl_context=_tls())
+    public_hosts.check_hooks()
+    return public_hosts.open_pools()
 
 
 def _proxy(url: Url) -> str | None:
     """The environment's proxy for ``url``."""
-    if proxy_bypass(url.netloc):
+    if proxy_bypass(url.netloc or ""):
         return None
     proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
+    proxy = proxies.get(url.scheme or "") or proxies.get("all")
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
-@lru_cache(maxsize=1)
-def _trust() -> ssl.SSLContext:
-    """The certificates of the system, which slim images lack, and those that certifi brings."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
+@cache
+def _tls() -> ssl.SSLContext:
+    return public_hosts.trusting(ssl.create_default_context())

@@ -28,13 +28,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.metadata import version
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -42,10 +40,10 @@ import av
 import torch
 from av.error import FFmpegError
 from PIL import Image
-from qwen_vl_utils import vision_process as qwen
 
 from video_pipeline.errors import UserError
 from video_pipeline.video import READER_VERSION, decode_pyav
+from video_pipeline.video import compat_qwen as qwen
 from video_pipeline.video.access import read_image, upright_rgb
 from video_pipeline.video.container import Video, explain
 from video_pipeline.video.display import Shown
@@ -67,11 +65,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-NAME = "video_pipeline"
-"""Of the reader among the backends of qwen-vl-utils."""
-
-_stock_fetch_image = qwen.fetch_image
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
@@ -179,45 +172,13 @@ def register_reader() -> None:
     """Make ``process_vision_info`` read videos with :func:`read_video`, and images with
     :func:`video_pipeline.video.access.read_image`, in this process.
 
-    It also raises the reader's own error where qwen-vl-utils would try torchvision's reader, which
-    no longer exists, and says on stderr what the error says already. May be called again.
+    Raises:
+        UserError: the installed qwen-vl-utils cannot be made to.
     """
-    qwen.VIDEO_READER_BACKENDS[NAME] = read_video
-    qwen.VIDEO_READER_BACKENDS["torchvision"] = _raise_again
-    qwen.get_video_reader_backend = _backend
-    qwen.fetch_image = _fetch_image
-    qwen.logger.setLevel(logging.ERROR)
+    qwen.use_readers(read_video, _upright_image)
     _keep_memory()
     # nothing is logged, but exceptions carry the last error that FFmpeg logged
     av.logging.set_level(av.logging.PANIC)
-    _check_hooks()
-
-
-@cache
-def _check_hooks() -> None:
-    """See, once in a process, that qwen-vl-utils reads videos and images with the functions above:
-    they hold paths and addresses to what ``data`` allows.
-
-    Raises :class:`UserError` if it does not, as it may in another version.
-    """
-    for part in ({"type": "image", "image": _PROBE}, {"type": "video", "video": _PROBE}):
-        try:
-            qwen.process_vision_info([{"role": "user", "content": [part]}])
-        except _Reached:
-            continue
-        except Exception:
-            pass  # it was read, or tried to be, by something else
-        raise UserError(
-            f"qwen-vl-utils {version('qwen-vl-utils')} is not supported: it does not read "
-            f"{part['type']}s with the reader that it is given. Tried: 0.0.14"
-        )
-
-
-_PROBE = "video-pipeline: probe"
-
-
-class _Reached(BaseException):
-    """The reader was asked for the probe."""
 
 
 def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
@@ -237,8 +198,6 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
     Raises:
         VideoReadError: the video cannot be read, or not enough frames can be sampled from it.
     """
-    if ele["video"] is _PROBE:
-        raise _Reached
     if ele.get("resize", "native") not in RESIZES:
         raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
     with Video(ele["video"]) as video:
@@ -299,21 +258,12 @@ def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
     return Image.fromarray(_resized(shown, shown.size).permute(1, 2, 0).numpy())
 
 
-def _backend() -> str:
-    return NAME
-
-
-def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image:
-    """qwen-vl-utils' own function for an image that is upright and in RGB. Of its own it would not
-    turn one, and lay one that is partly transparent on white, which transformers does not."""
-    image = ele["image"] if "image" in ele else ele["image_url"]
-    if image is _PROBE:
-        raise _Reached
+def _upright_image(image: object) -> object:
+    """An image item's value as an upright image in RGB. qwen-vl-utils would not turn one, and would
+    lay one that is partly transparent on white, which transformers does not."""
     if isinstance(image, str):
-        image = read_image(image, with_pixels=not _is_measuring)
-    elif isinstance(image, Image.Image):
-        image = upright_rgb(image)
-    return _stock_fetch_image({**ele, "image": image}, image_patch_size)
+        return read_image(image, with_pixels=not _is_measuring)
+    return upright_rgb(image) if isinstance(image, Image.Image) else image
 
 
 def _keep_memory() -> None:
@@ -324,11 +274,6 @@ def _keep_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
-
-
-def _raise_again(ele: dict[str, Any]) -> None:
-    """Stands for the torchvision reader, which ``fetch_video`` calls from its ``except`` block."""
-    raise sys.exception()
 
 
 def _sample(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any], float]:
@@ -358,7 +303,7 @@ def _sample(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any
         rate = len(positions) / count * fps
     else:
         metadata, rate = _timed(video, positions)
-    return positions, {**metadata, "video_backend": NAME}, rate
+    return positions, {**metadata, "video_backend": qwen.NAME}, rate
 
 
 def _evenly(ele: dict[str, Any], video: Video, first: int, last: int, count: int) -> list[int]:

@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from qwen_vl_utils import vision_process as qwen
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
+
+from video_pipeline.video import compat_qwen as qwen
 
 
 def frame_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tuple[int, int]:
@@ -48,7 +49,8 @@ def resize_frame(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     where torch has no such kernel, to the same pixels."""
     if frame.is_cuda:
         return resize_by_products(frame, size)
-    return resize(frame, list(size), InterpolationMode.BICUBIC, antialias=True)
+    resized: torch.Tensor = resize(frame, list(size), InterpolationMode.BICUBIC, antialias=True)
+    return resized
 
 
 def resize_by_products(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
