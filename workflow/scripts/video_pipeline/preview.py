@@ -19,8 +19,8 @@ from video_pipeline.answers import cut_off_at, why_no_answer
 from video_pipeline.config import Config, load_config
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
 from video_pipeline.errors import Failure, UserError, explain
-from video_pipeline.gpus import lease_for
 from video_pipeline.identity import request_digests
+from video_pipeline.leases import lease_for
 from video_pipeline.processes import job_processes
 from video_pipeline.samples import task_sample
 from video_pipeline.scanning import Reading, check_deterministic

@@ -35,7 +35,7 @@ from video_pipeline.engine.causes import Cause, noting, root_cause
 from video_pipeline.errors import UserError
 from video_pipeline.faults import failure_of, is_refusal
 from video_pipeline.flops import ModelFlops
-from video_pipeline.gpus import LeaseHolder
+from video_pipeline.leases import LeaseHolder
 from video_pipeline.peaks import precision_of
 from video_pipeline.processes import how_it_ended
 from video_pipeline.tasks.base import WHOLE
