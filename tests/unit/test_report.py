@@ -285,7 +285,7 @@ def test_whatever_comes_from_outside_is_data(finished):
     shown = embedded(html)
     assert [each["key"] for each in shown["cards"][-5:]] == [
         *HOSTILE[:4],
-        "\\u202egpj.exe \\u0000\\u0007\\u001b[2J \\u2028 & &amp; \"quoted' `",
+        "\\u202egpj.exe \\x00\\x07\\x1b[2J \\u2028 & &amp; \"quoted' `",
     ]
     # two scripts and nothing else: the data and the page's own
     assert html.count("<script") == html.count("</script") == 2

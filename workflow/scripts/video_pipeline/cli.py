@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from video_pipeline import attempts
 from video_pipeline.errors import Failure, UserError, explain
+from video_pipeline.printable import printable as plain
 from video_pipeline.processes import end_with_snakemake
 
 
@@ -114,10 +115,3 @@ class _Plain:
     def of(cls, value: Any) -> Any:
         """``value`` itself if it is a number, which may be formatted as one."""
         return value if isinstance(value, Number) else cls(value)
-
-
-def plain(value: Any, newlines: bool = True) -> str:
-    """``str(value)`` with what is not printable (control characters, those that reverse the
-    direction of text, lone surrogates) escaped as ``repr`` does it; ``newlines`` may stay."""
-    kept = "\n" if newlines else ""
-    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in str(value))

@@ -10,7 +10,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from video_pipeline.cli import plain
+from video_pipeline.printable import printable
 
 SHOWN_KINDS = 10
 """How many kinds of errors, sizes and codecs are printed."""
@@ -26,12 +26,12 @@ FLAGS = {
 def show_plan(report: dict[str, Any]) -> None:
     """Print the report of a plan."""
     console = Console(highlight=False, markup=False)
-    console.rule(f"plan of {plain(report['output'])}")
+    console.rule(f"plan of {printable(report['output'])}")
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column()
     for name, text in _facts(report):
-        facts.add_row(name, plain(text))
+        facts.add_row(name, printable(text))
     console.print(facts)
     for name, title in (("prompt_tokens", "tokens of a prompt"), ("seconds", "seconds of video")):
         bins = report["histograms"][name]
