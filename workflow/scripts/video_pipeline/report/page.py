@@ -188,7 +188,9 @@ def _within(edges: list[float], counts: list[int]) -> Callable[[float], float]:
 def render(data: dict[str, Any]) -> str:
     """The page about ``data``, as :func:`collect` gives it."""
     folder = Path(__file__).parent
-    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    names = ("page.css", "page.charts.js", "page.js")
+    style, *scripts = ((folder / name).read_text("utf-8") for name in names)
+    script = "".join(scripts)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
