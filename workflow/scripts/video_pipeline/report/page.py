@@ -31,7 +31,7 @@ from video_pipeline.origin import check_origin
 from video_pipeline.printable import printable
 from video_pipeline.progress import duration
 from video_pipeline.report.gallery import make_sheets
-from video_pipeline.report.records import MOST_ERRORS, Tally, card, map_texts
+from video_pipeline.report.records import Tally, card, map_texts
 from video_pipeline.report.summary import read_summary
 from video_pipeline.report.timeline import time_line
 from video_pipeline.statistics import BINS_PER_OCTAVE, read_statistics
@@ -85,7 +85,6 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
             "chosen_cut_off": tally.chosen_cut_off,
             "failed": tally.failed,
             "listed": len(tally.errors),
-            "most_listed": MOST_ERRORS,
             "seed": config.report.seed,
         },
         "cards": _cards(config, chosen, tally, threads),

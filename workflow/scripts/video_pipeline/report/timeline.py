@@ -6,9 +6,11 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from video_pipeline.progress import duration
 
@@ -46,14 +48,20 @@ class Attempt:
         start, end = job["started_at"], job["started_at"] + job["lasted"]
         return cls(job, start, end if job["ready_at"] is None else job["ready_at"], end)
 
-    def steps(self, *names: str) -> Iterator[tuple[float, float, list[float]]]:
-        """Begin, end and values of each step of the series ``names``."""
-        series, seconds = self.job["series"], self.job["series"]["step"]
-        for step, values in enumerate(zip(*(series[name] for name in names), strict=True)):
-            begin = self.start + step * seconds
-            if begin >= self.end:  # This was counted in the last moment.
-                begin = max(self.start, self.end - seconds)
-            yield begin, min(begin + seconds, self.end), list(values)
+    def moved(self, clock: Clock) -> Attempt:
+        """The attempt in the time of ``clock``; it lies within one of the clock's spans."""
+        shift = clock.at(self.start) - self.start
+        return Attempt(self.job, self.start + shift, self.ready + shift, self.end + shift)
+
+    def sums(self, name: str, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The sums of the series ``name`` in the bins between ``edges``, the last bin being open.
+        The value of a step is spread evenly over it."""
+        values, step = self.job["series"][name], self.job["series"]["step"]
+        count = max(1, math.ceil(self.job["lasted"] / step))
+        totals = np.cumsum([0.0, *values[:count]])
+        totals[-1] += sum(values[count:])  # These were counted in the last moment.
+        times = np.minimum(self.start + step * np.arange(len(totals)), self.end)
+        return np.diff(np.interp([*edges[:-1], math.inf], times, totals))
 
 
 @dataclass
@@ -148,10 +156,11 @@ def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
     """The bar of an attempt. ``engine`` and ``decode`` hold a digit for each of its cells: the
     share of the time, in ninths, in which the engine or the decoding limited it."""
     cells = max(1, min(CELLS, round(attempt.end - attempt.start)))
-    width = (attempt.end - attempt.start) / cells
+    edges = np.linspace(attempt.start, attempt.end, cells + 1)
+    width = max((attempt.end - attempt.start) / cells, 1e-3)
     engine, decode = (
-        "".join(str(min(9, round(9 * seconds / width))) if width else "0" for seconds in row)
-        for row in _spread([attempt], ("engine", "decode"), attempt.start, width, cells)
+        "".join(str(min(9, round(9 * share))) for share in attempt.sums(name, edges) / width)
+        for name in ("engine", "decode")
     )
     return {
         "start": round(clock.at(attempt.start), 1),
@@ -163,27 +172,6 @@ def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
     }
 
 
-def _spread(
-    attempts: list[Attempt], names: tuple[str, ...], origin: float, width: float, count: int
-) -> list[list[float]]:
-    """The sums of the series ``names`` over all attempts, in ``count`` bins of ``width`` seconds
-    from ``origin`` on. The values of a step are spread evenly over it."""
-    bins = [[0.0] * count for _ in names]
-    if not width:
-        return bins
-    for attempt in attempts:
-        for begin, end, values in attempt.steps(*names):
-            first = min(max(int((begin - origin) / width), 0), count - 1)
-            last = min(max(int((end - origin) / width), first), count - 1)
-            for place in range(first, last + 1):
-                left, right = origin + place * width, origin + (place + 1) * width
-                share = (min(end, right) - max(begin, left)) / (end - begin) if end > begin else 1.0
-                if share > 0:
-                    for row, value in zip(bins, values, strict=True):
-                        row[place] += share * value
-    return bins
-
-
 def _curves(attempts: list[Attempt], clock: Clock) -> dict[str, Any]:
     """Rates of all ranks together over the time of ``clock``: answered and failed samples and
     tokens a second, and how many jobs were at work. Each has a value for each bin of ``width``
@@ -191,31 +179,21 @@ def _curves(attempts: list[Attempt], clock: Clock) -> dict[str, Any]:
     seconds = clock.seconds
     width = next((nice for nice in NICE_SECONDS if seconds / nice <= BINS), seconds / BINS)
     count = max(1, math.ceil(seconds / width))
-    names = ("inferred", "failed", "tokens")
-    moved = [_moved(attempt, clock) for attempt in attempts]
-    rates = _spread(moved, names, 0.0, width, count)
-    lengths = [min(width, max(seconds - place * width, 1e-3)) for place in range(count)]
-    at_work = [0.0] * count
-    for attempt in moved:
-        for place, length in enumerate(lengths):
-            left = place * width
-            overlap = min(attempt.end, left + length) - max(attempt.start, left)
-            at_work[place] += max(0.0, overlap)
-    totals = dict(zip((*names, "jobs"), (*rates, at_work), strict=True))
+    edges = np.minimum(width * np.arange(count + 1), seconds)
+    lengths = np.maximum(np.diff(edges), 1e-3)
+    totals = {name: np.zeros(count) for name in ("inferred", "failed", "tokens", "jobs")}
+    for attempt in (attempt.moved(clock) for attempt in attempts):
+        for name in ("inferred", "failed", "tokens"):
+            totals[name] += attempt.sums(name, edges)
+        totals["jobs"] += np.diff(np.clip(edges, attempt.start, attempt.end))
     return {
         "width": width,
-        **{
-            name: [round(value / length, 3) for value, length in zip(row, lengths, strict=True)]
+        **{name: np.round(row / lengths, 3).tolist() for name, row in totals.items()},
+        "means": {
+            name: round(row.sum().item() / seconds, 3) if seconds else 0
             for name, row in totals.items()
         },
-        "means": {n: round(sum(row) / seconds, 3) if seconds else 0 for n, row in totals.items()},
     }
-
-
-def _moved(attempt: Attempt, clock: Clock) -> Attempt:
-    """The attempt in the time of ``clock``; it lies within one of the clock's spans."""
-    shift = clock.at(attempt.start) - attempt.start
-    return Attempt(attempt.job, attempt.start + shift, attempt.ready + shift, attempt.end + shift)
 
 
 def _remarks(ranks: list[dict[str, Any]]) -> list[str]:
