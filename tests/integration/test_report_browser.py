@@ -55,7 +55,7 @@ HOSTILE = [
 
 def shown(text: str) -> str:
     """How a text is to be read on the page: what cannot be seen is an escape."""
-    return re.sub("[\x00-\x1f\u202e\u2028]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    return re.sub("[\x00-\x1f\u202e\u2028]", lambda match: repr(match[0])[1:-1], text)
 
 
 @pytest.fixture(scope="module")

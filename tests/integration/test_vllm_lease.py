@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 from helpers import PROJECT, SCRIPTS, Run, lock_holders, marked_processes, read_jsonl, wait_until
-from video_pipeline import gpus
+from video_pipeline import gpus, leases
 from video_pipeline.processes import MARK
 from video_pipeline.testing.demo import write_demo
 
@@ -40,7 +40,7 @@ def device(tmp_path, monkeypatch):
     for name in (gpus.VISIBLE, "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     yield gpus.Device("0", DEVICE)
-    gpus.Device("0", DEVICE).lock_file.unlink(missing_ok=True)
+    leases.lock_file(gpus.Device("0", DEVICE)).unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def job(tmp_path, monkeypatch, device):
 def test_a_worker_of_vllm_keeps_the_lease(job, device):
     """The job and its worker hold it, and no other process; the worker alone is enough."""
     me = psutil.Process(job.pid)
-    (worker,) = [psutil.Process(pid) for pid in lock_holders(device.lock_file) - {job.pid}]
+    (worker,) = [psutil.Process(pid) for pid in lock_holders(leases.lock_file(device)) - {job.pid}]
     assert "Worker" in " ".join([worker.name(), *worker.cmdline()])
     assert worker.ppid() != job.pid  # the engine's process is between them
     (watch,) = [child for child in me.children() if "processes.py" in " ".join(child.cmdline())]
@@ -89,9 +89,9 @@ def test_a_worker_of_vllm_keeps_the_lease(job, device):
     watch.kill()
     job.kill()
     job.wait()
-    assert lock_holders(device.lock_file) == {worker.pid}
+    assert lock_holders(leases.lock_file(device)) == {worker.pid}
     worker.kill()
-    wait_until(lambda: not lock_holders(device.lock_file), "the kernel has freed the lease")
+    wait_until(lambda: not lock_holders(leases.lock_file(device)), "the kernel has freed the lease")
     subprocess.run(clean_up, stdin=subprocess.DEVNULL, check=True)
     wait_until(
         lambda: all(ends_by_itself(pid) for pid in marked_processes(mark)), "the others are gone"

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import SCRIPTS, lock_holders, marked_processes, samples, wait_until
-from video_pipeline import gpus
+from video_pipeline import gpus, leases, nvidia_smi
 from video_pipeline.config import load_config
 from video_pipeline.errors import EnvironmentFault, UserError
 from video_pipeline.inference import infer
@@ -68,15 +68,15 @@ class Machine:
         self.answer("memory", "".join(f"{u}, {n}, {81_000 - n}, 81559\n" for u, n in rows))
 
     def lock_file(self, index: int) -> Path:
-        return gpus.Device(str(index), self.uuids[index]).lock_file
+        return leases.lock_file(gpus.Device(str(index), self.uuids[index]))
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Makes a machine, for this process and those that it starts."""
-    for name in (gpus.VISIBLE, gpus.ORDER, gpus.LEASE, "SLURM_JOB_ID"):
+    for name in (gpus.VISIBLE, leases.ORDER, leases.LEASE, "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gpus, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "LOOK_SECONDS", 0.05)
     made = []
 
     def make(num_gpus: int) -> Machine:
@@ -97,15 +97,15 @@ def unknown(machine, tmp_path, monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, ",".join(names))
     yield names
     for name in names:
-        gpus.Device(name, name).lock_file.unlink(missing_ok=True)
+        leases.lock_file(gpus.Device(name, name)).unlink(missing_ok=True)
 
 
 JOB = """
     import logging, os, sys
-    from video_pipeline import gpus
-    gpus.LOOK_SECONDS = 0.05
+    from video_pipeline import leases
+    leases.LOOK_SECONDS = 0.05
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    with gpus.lease(int(sys.argv[1])) as devices:
+    with leases.lease(int(sys.argv[1])) as devices:
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(d.name for d in devices)
         assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         print("has", *(d.uuid for d in devices), flush=True)
@@ -213,18 +213,18 @@ def test_one_device_by_three_names(machine, job):
 def test_the_environment_is_put_back(machine, monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "1,0")
     there = machine(2)
-    with gpus.lease(1):
+    with leases.lease(1):
         assert os.environ[gpus.VISIBLE] == "1"
         assert lock_holders(there.lock_file(1)) == {os.getpid()}
-    with pytest.raises(KeyError), gpus.lease(2):
+    with pytest.raises(KeyError), leases.lease(2):
         raise KeyError
     assert os.environ[gpus.VISIBLE] == "1,0"
-    assert gpus.ORDER not in os.environ
-    assert gpus.LEASE not in os.environ
+    assert leases.ORDER not in os.environ
+    assert leases.LEASE not in os.environ
     assert lock_holders(there.lock_file(0)) == set()
     assert lock_holders(there.lock_file(1)) == set()
     monkeypatch.delenv(gpus.VISIBLE)
-    with gpus.lease(1):
+    with leases.lease(1):
         assert os.environ[gpus.VISIBLE] == "0"
     assert gpus.VISIBLE not in os.environ
 
@@ -234,7 +234,7 @@ def test_the_environment_is_put_back(machine, monkeypatch):
 # A job with a process of an engine and one that decodes; both outlive their parent if they can.
 ENGINE_JOB = """
     import logging, multiprocessing, os, sys, time
-    from video_pipeline import gpus
+    from video_pipeline import leases
     from video_pipeline.processes import MARK, job_processes
 
     class Worker: pass
@@ -242,7 +242,7 @@ ENGINE_JOB = """
         def __init__(self, *, rank): assert rank == 0
 
     def engine(pipe):
-        GpuWorker.__bases__ += (gpus.LeaseHolder,)  # as vLLM does it
+        GpuWorker.__bases__ += (leases.LeaseHolder,)  # as vLLM does it
         GpuWorker(rank=0)
         pipe.send(os.getpid())
         time.sleep(600)
@@ -253,7 +253,7 @@ ENGINE_JOB = """
 
     if __name__ == "__main__":
         context = multiprocessing.get_context("spawn")
-        with gpus.lease(int(sys.argv[1])) as devices, job_processes():
+        with leases.lease(int(sys.argv[1])) as devices, job_processes():
             pids = []
             for target in (engine, decode):
                 ours, theirs = context.Pipe()
@@ -306,12 +306,12 @@ def test_a_job_that_ends_frees_its_devices_after_its_engine(machine, job):
 def test_an_engine_that_comes_too_late_has_no_lease(machine, job, monkeypatch):
     """Its job was killed while it started, and another has the device."""
     machine(1)
-    with gpus.lease(1):
-        late = os.environ[gpus.LEASE]
+    with leases.lease(1):
+        late = os.environ[leases.LEASE]
     assert devices_of(job())
-    monkeypatch.setenv(gpus.LEASE, late)
+    monkeypatch.setenv(leases.LEASE, late)
     with pytest.raises(RuntimeError, match="is gone, and its GPU lease too"):
-        gpus.hold_lease()
+        leases.hold_lease()
 
 
 # --- devices in use -----------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_a_busy_device_is_passed_over(machine, caplog):
     there = machine(2)
     there.use(0, 30_000)
     there.answer("apps", f"{there.uuids[0]}, 4711, 29500\n{there.uuids[1]}, 12, 100\n")
-    with caplog.at_level(logging.INFO), gpus.lease(1) as (device,):
+    with caplog.at_level(logging.INFO), leases.lease(1) as (device,):
         assert device.name == "1"
     assert (
         f"passed over: GPU 0 ({there.uuids[0]}), in use by others: 30000 of 81559 MiB, "
@@ -343,16 +343,16 @@ def test_busy_devices_are_waited_for(machine, job):
 
 def test_a_job_that_waits_for_its_turn_says_for_whom(machine, tmp_path, monkeypatch, caplog):
     """Whoever has it may hang, say in nvidia-smi."""
-    monkeypatch.setattr(gpus, "FOLDER", tmp_path)
+    monkeypatch.setattr(leases, "FOLDER", tmp_path)
     machine(1)
     got = []
 
     def second() -> None:
-        with gpus.lease(1) as held:
+        with leases.lease(1) as held:
             got.extend(held)
 
     thread = threading.Thread(target=second)
-    with gpus._turn():
+    with leases._turn():
         thread.start()
         wait_until(lambda: "waiting for the turn" in caplog.text, "it says for whom it waits")
         assert f"process {os.getpid()} has" in caplog.text
@@ -366,19 +366,19 @@ def test_a_little_use_does_not_matter_where_no_device_is_idle(machine):
     """vLLM starts there."""
     there = machine(2)
     there.use(0, 3_000)
-    with gpus.lease(1) as (device,):
+    with leases.lease(1) as (device,):
         assert device.name == "1"
-    with gpus.lease(2) as two:
+    with leases.lease(2) as two:
         assert [device.name for device in two] == ["1", "0"]
     there.use(0, 30_000)
-    with gpus.lease(2, memory_share=0.5) as two:
+    with leases.lease(2, memory_share=0.5) as two:
         assert [device.name for device in two] == ["1", "0"]
 
 
 def test_memory_that_is_not_known(machine):
     there = machine(1)
     there.answer("memory", f"{there.uuids[0]}, [N/A], [N/A], [N/A]\n")
-    with gpus.lease(1) as (device,):
+    with leases.lease(1) as (device,):
         assert device.uuid == there.uuids[0]
 
 
@@ -419,13 +419,13 @@ def test_a_device_that_is_not_there(machine, monkeypatch, visible):
 
 def test_the_card_of_a_lease(machine, monkeypatch):
     there = machine(2)
-    with gpus.lease(2) as held:
+    with leases.lease(2) as held:
         assert gpus.card_of(held) == CARD
     first, second = there.uuids
     there.answer("gpus", f"0, {first}, {CARD}\n1, {second}, NVIDIA L4\n")
-    with gpus.lease(1) as held:
+    with leases.lease(1) as held:
         assert gpus.card_of(held) == CARD
-    with gpus.lease(2) as held:
+    with leases.lease(2) as held:
         assert gpus.card_of(held) is None
     # nvidia-smi does not list slices, and a slice is not the card
     monkeypatch.setenv(gpus.VISIBLE, f"MIG-{first}")
@@ -435,16 +435,16 @@ def test_the_card_of_a_lease(machine, monkeypatch):
 
 def test_too_few_devices(machine):
     machine(2)
-    with pytest.raises(UserError, match=r"needs 3 GPUs.*only 2: 0 \(GPU-"), gpus.lease(3):
+    with pytest.raises(UserError, match=r"needs 3 GPUs.*only 2: 0 \(GPU-"), leases.lease(3):
         pass
 
 
 def test_without_a_gpu_nothing_is_leased(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
-    with gpus.lease(4) as devices:
+    with leases.lease(4) as devices:
         assert devices == []
         assert gpus.VISIBLE not in os.environ
-        gpus.hold_lease()
+        leases.hold_lease()
 
 
 @pytest.mark.parametrize(("code", "number"), [(6, 0), (9, 0), (12, 0), (14, 2)])
@@ -466,21 +466,21 @@ def test_a_broken_device(machine):
 def test_an_nvidia_smi_that_hangs(machine, monkeypatch):
     there = machine(1)
     there.answer("hang", "")
-    monkeypatch.setattr(gpus, "NVIDIA_SMI_SECONDS", 0.2)
-    with pytest.raises(EnvironmentFault, match=r"has given no answer for 0.2 s"), gpus.lease(1):
+    monkeypatch.setattr(nvidia_smi, "TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(EnvironmentFault, match=r"has given no answer for 0.2 s"), leases.lease(1):
         pass
 
 
 def test_without_nvidia_smi_names_are_taken_as_they_are(unknown, job):
     assert devices_of(job()) == [unknown[0]]
-    with gpus.lease(1) as (second,):
+    with leases.lease(1) as (second,):
         assert second.name == unknown[1]
 
 
 def test_numbers_mean_nothing_in_a_job_of_a_cluster(unknown, monkeypatch):
     """Two jobs of one machine may both call their device 0: the scheduler has chosen."""
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    with gpus.lease(1) as devices:
+    with leases.lease(1) as devices:
         assert devices == []
         assert os.environ[gpus.VISIBLE] == ",".join(unknown)
 
@@ -498,7 +498,7 @@ def test_every_user_may_lock_a_device(machine):
     there = machine(1)
     before = os.umask(0o077)
     try:
-        with gpus.lease(1):
+        with leases.lease(1):
             assert there.lock_file(0).stat().st_mode & 0o777 == 0o666
             told = json.loads(there.lock_file(0).read_text())
             assert told["pid"] == os.getpid()
@@ -509,7 +509,7 @@ def test_every_user_may_lock_a_device(machine):
 @pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to", "mkdir", "fifo"])
 def test_a_lock_file_that_is_something_else(machine, kind):
     there = machine(1)
-    precious = gpus.FOLDER / f"precious.{there.uuids[0]}"
+    precious = leases.FOLDER / f"precious.{there.uuids[0]}"
     precious.write_text("mine")
     path = there.lock_file(0)
     if kind == "fifo":
@@ -519,7 +519,7 @@ def test_a_lock_file_that_is_something_else(machine, kind):
     else:
         getattr(path, kind)(precious)
     try:
-        with pytest.raises(UserError, match=f"cannot use the lock file .*{path}"), gpus.lease(1):
+        with pytest.raises(UserError, match=f"cannot use the lock file .*{path}"), leases.lease(1):
             pass
     finally:
         path.rmdir() if kind == "mkdir" else path.unlink()
@@ -555,7 +555,7 @@ def test_infer_leases_what_its_config_says(machine, gpu_build, splitting, monkey
         infer(splitting.run.config, splitting.layout, 0, 1)
     there.use(0, 30_000)
     tight = load_config({"vllm": {"gpu_memory_utilization": 0.5}})
-    with gpus.lease_for(tight) as (device,):
+    with leases.lease_for(tight) as (device,):
         assert device.name == "0"
 
 

@@ -192,6 +192,9 @@ def test_what_was_counted_in_the_last_moment_is_on_the_curves():
     assert len(curves["inferred"]) == 41
     assert curves["means"]["inferred"] == pytest.approx(spent["inferred"] / 40.4, abs=0.001)
     assert curves["inferred"][-1] == pytest.approx(2 / 0.4, abs=0.01)
+    # Here it came after the end, so it belongs to the last step.
+    curves = time_line([{**spent, "lasted": 40.0}])["curves"]
+    assert curves["inferred"] == [2] * 39 + [4]
 
 
 def test_an_attempt_that_never_had_a_request():
@@ -285,7 +288,7 @@ def test_whatever_comes_from_outside_is_data(finished):
     shown = embedded(html)
     assert [each["key"] for each in shown["cards"][-5:]] == [
         *HOSTILE[:4],
-        "\\u202egpj.exe \\u0000\\u0007\\u001b[2J \\u2028 & &amp; \"quoted' `",
+        "\\u202egpj.exe \\x00\\x07\\x1b[2J \\u2028 & &amp; \"quoted' `",
     ]
     # two scripts and nothing else: the data and the page's own
     assert html.count("<script") == html.count("</script") == 2

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import samples
 from rich.console import Console
-from video_pipeline import gpus, streaming
+from video_pipeline import gpus, leases, streaming
 from video_pipeline import statistics as module
 from video_pipeline.consolidation import consolidate
 from video_pipeline.engine.base import Answer
@@ -392,7 +392,7 @@ def test_a_job_on_a_card_tells_its_share(splitting, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     card = "NVIDIA H100 80GB HBM3"
     held = [gpus.Device("0", "GPU-1", card), gpus.Device("1", "GPU-2", card)]
-    monkeypatch.setattr(gpus, "lease_for", lambda config: nullcontext(held))
+    monkeypatch.setattr(leases, "lease_for", lambda config: nullcontext(held))
     monkeypatch.setattr(streaming, "gpus_needed", lambda config: 2)
     monkeypatch.setattr(SimulatedEngine, "flops", ModelFlops(10**12, 10**11, 10**10))
     monkeypatch.setattr(SimulatedEngine, "precision", "fp8")

@@ -12,7 +12,7 @@ from array import array
 from contextlib import suppress
 from pathlib import Path
 
-from video_pipeline import gpus
+from video_pipeline import gpus, leases
 from video_pipeline.answers import describe_unparsed, why_no_answer
 from video_pipeline.chunks import Question
 from video_pipeline.config import Config
@@ -107,7 +107,7 @@ def _infer(config: Config, layout: Layout, rank: int, threads: int, only_publish
             logger.info("rank %d: %d of %d samples pending", rank, len(shard.pending), len(shard))
             num_workers = config.data.decode_processes(threads)
             share_cores(threads - num_workers)
-            with gpus.lease_for(config) as held, job_processes() as folder:
+            with leases.lease_for(config) as held, job_processes() as folder:
                 from video_pipeline.streaming import run_stream
 
                 run_stream(shard, folder, num_workers, gpus.card_of(held))

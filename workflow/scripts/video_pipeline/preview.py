@@ -1,4 +1,4 @@
-"""Try a task on one sample: what is asked, what the model sees, what it says.
+"""Try a task on one sample: the prompt, the pictures that the model sees, and its answer.
 
 python -m video_pipeline.preview my_plugin.py --task my_task --video clip.mp4
 """
@@ -8,29 +8,41 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
+from rich.console import Console
 
 from video_pipeline import program
 from video_pipeline.answers import cut_off_at, why_no_answer
 from video_pipeline.config import Config, load_config
+from video_pipeline.data.base import check_complete, expanded, inputs_of
+from video_pipeline.data.prompt import (
+    SIMULATED_MODEL,
+    check_processor,
+    count_tokens,
+    dataset_model,
+    special_tokens,
+)
+from video_pipeline.data.registry import create_dataset, dataset_of
+from video_pipeline.data.seen import all_pictures
+from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
+from video_pipeline.engine.vllm.version import VllmUnsupported
 from video_pipeline.errors import Failure, UserError, explain
-from video_pipeline.gpus import lease_for
+from video_pipeline.leases import lease_for
 from video_pipeline.printable import printable
 from video_pipeline.processes import job_processes
+from video_pipeline.report.contact_sheet import contact_sheet
 from video_pipeline.run.run import DatasetNeeds
 from video_pipeline.samples.determinism import check_deterministic
 from video_pipeline.samples.identity import request_digests
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import Messages, Task
 from video_pipeline.tasks.registry import load_task
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from video_pipeline.video.access import Access, limit_access
 
 KEY = "preview"
 """``__key`` of the sample."""
@@ -58,24 +70,23 @@ def main() -> None:
 
 
 def _config(args: argparse.Namespace) -> Config:
-    config = _stage(load_config(args.configfile or {}), args.task).model_dump()
-    config["run"]["plugins"] = [*config["run"]["plugins"], *args.plugins]
+    """The configuration of the stage that runs ``--task``, of the first one if none does, with the
+    other options put in."""
+    stages = [config for _, config in load_config(args.configfile or {}).by_stage()]
+    stage = next((config for config in stages if config.run.task == args.task), stages[0])
+    values = stage.model_dump()
+    values["run"]["plugins"] += args.plugins
     if args.task:
-        config["run"]["task"] = args.task
+        values["run"]["task"] = args.task
     if args.model:
-        config["vllm"]["model"] = args.model
-    if args.video:  # as the shell knows it, whatever the samples are relative to
-        config["data"]["video_root"] = Path.cwd()
-    return load_config(config)
-
-
-def _stage(config: Config, task: str | None) -> Config:
-    """The stage that runs ``task``; the first one if none does."""
-    stages = [own for _, own in config.by_stage()]
-    return next((own for own in stages if own.run.task == task), stages[0])
+        values["vllm"]["model"] = args.model
+    if args.video:  # The shell's relative path, whatever the samples are relative to.
+        values["data"]["video_root"] = Path.cwd()
+    return load_config(values)
 
 
 def _raw(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """The input object of the sample."""
     try:
         raw = orjson.loads(args.sample)
     except orjson.JSONDecodeError as error:
@@ -86,16 +97,17 @@ def _raw(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 
 def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bool) -> None:
-    """Show what the task of ``config`` does with the sample ``raw``; the pictures that the model
-    sees go to ``sheet``.
+    """Print what the task of ``config`` does with one sample.
 
-    Raises :class:`UserError` where the user's code, sample or settings are at fault, naming the
-    line.
+    Args:
+        config: The configuration.
+        raw: The input object of the sample.
+        sheet: The file for the pictures that the model sees.
+        with_engine: Whether to ask the model, too.
+
+    Raises:
+        UserError: The user's code, sample or settings are at fault; the message names the line.
     """
-    from rich.console import Console
-
-    from video_pipeline.video.access import Access, limit_access
-
     console = Console(highlight=False, markup=False, soft_wrap=True)
     limit_access(Access.of(config.data))
     task = load_task(config)
@@ -109,16 +121,13 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
             stack.enter_context(lease_for(config))
             folder = stack.enter_context(job_processes())
             engine = _engine(config, task)
-        model = engine.dataset_model if engine else _model(config)
+        model = engine.dataset_model if engine else dataset_model(config)
         llm_inputs = _llm_inputs(config, task, sample, conversations, model)
         for part, messages in conversations.items():
             console.rule(f"messages of {printable(part or task.name)}")
             _show_json(console, messages)
             console.rule("prompt")
-            console.print(printable(llm_inputs[part].get("prompt")))
-            if plain := _plain_characters(model, llm_inputs[part]):
-                console.print(f"plain characters in the text of a message: {', '.join(plain)}")
-            console.print(_tokens(model, llm_inputs[part]))
+            _show_prompt(console, model, llm_inputs[part])
         _show_pictures(console, llm_inputs.values(), sheet)
         if engine is not None:
             constraints = {part: Constraints.of(task, part) for part in llm_inputs}
@@ -128,41 +137,35 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
                 _show_answer(console, config, task, sample, part, answer)
 
 
-def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
-    """What the task and the dataset see; of a sample that stands for several, the first."""
-    from video_pipeline.data.base import expanded  # torch
-    from video_pipeline.data.registry import dataset_of
+@contextlib.contextmanager
+def _user_code(place: str) -> Iterator[None]:
+    """An exception of the user's code becomes a :class:`UserError` that names ``place`` and the
+    line."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        raise UserError(f"{place}: {explain(error)}") from error
 
+
+def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
+    """The sample for task and dataset; the first one if the input object stands for several."""
     DatasetNeeds.of(config, task)
     dataset = dataset_of(config, task)
     field = config.data.video_field
     if dataset.needs_video and not raw.get(field):
         raise UserError(f"the sample has no video: give --video, or {field!r} in --sample")
-    try:
-        sample = task_sample(KEY, raw, config)
-        several = expanded(dataset, sample, dict(config.task_params))
-        return task_sample(KEY, several[0], config)
-    except Failure:
-        raise
-    except Exception as error:
-        raise UserError(f"the sample cannot be: {explain(error)}") from error
+    with _user_code("the dataset cannot make a sample"):
+        raws = expanded(dataset, task_sample(KEY, raw, config), dict(config.task_params))
+        return task_sample(KEY, raws[0], config)
 
 
 def _engine(config: Config, task: Task) -> Engine:
-    from video_pipeline.data.registry import dataset_of
-    from video_pipeline.engine import create_engine
-    from video_pipeline.engine.vllm.version import VllmUnsupported
-
     try:
         return create_engine(config, with_videos=dataset_of(config, task).needs_video)
     except VllmUnsupported as error:
         raise UserError(f"{error}. --no-engine shows everything but the answer") from error
-
-
-def _model(config: Config) -> str:
-    from video_pipeline.data.prompt import SIMULATED_MODEL
-
-    return SIMULATED_MODEL if config.run.engine == "simulated" else config.vllm.model
 
 
 def _llm_inputs(
@@ -172,41 +175,31 @@ def _llm_inputs(
     conversations: dict[str, Messages],
     model: str,
 ) -> dict[str, dict[str, Any]]:
-    """What the dataset makes of the sample, by conversation."""
-    from video_pipeline.data.base import check_complete, inputs_of
-    from video_pipeline.data.prompt import check_processor
-    from video_pipeline.data.registry import create_dataset
-
+    """The ``llm_input`` that the dataset makes of the sample, by conversation."""
     check_processor(model)
     dataset = create_dataset(config, task, [sample], model)
-    try:
+    with _user_code(f"the dataset cannot read {sample['__video_uri'] or 'the sample'}"):
         item = dataset[0]
-    except Failure:
-        raise
-    except Exception as error:
-        video = sample["__video_uri"]
-        raise UserError(f"the dataset cannot read {video or 'it'}: {explain(error)}") from error
     llm_inputs = inputs_of(item, dataset, KEY)
     check_complete(llm_inputs, conversations, dataset, KEY)
     return llm_inputs
 
 
-def _plain_characters(model: str, llm_input: dict[str, Any]) -> list[str]:
-    """What looks like a special token in a prompt and is none."""
-    from video_pipeline.data.prompt import SIMULATED_MODEL, special_tokens
-
+def _show_prompt(console: Console, model: str, llm_input: dict[str, Any]) -> None:
     text, ids = (llm_input.get(name) for name in ("prompt", "prompt_token_ids"))
-    if model == SIMULATED_MODEL or text is None or ids is None:
-        return []
-    return [printable(token) for token in special_tokens(model).plain(text, ids)]
+    console.print(printable(text))
+    if model != SIMULATED_MODEL and text is not None and ids is not None:
+        tokens = special_tokens(model).plain(text, ids)  # They look special, and are text.
+        if tokens:
+            plain = ", ".join(map(printable, tokens))
+            console.print(f"plain characters in the text of a message: {plain}")
+    console.print(_tokens(model, llm_input))
 
 
 def _tokens(model: str, llm_input: dict[str, Any]) -> str:
-    from video_pipeline.data.prompt import count_tokens
-
     try:
         count = count_tokens(model, llm_input)
-    except Exception as error:  # what a user's own dataset may hand to any processor
+    except Exception as error:  # A user's own dataset may hand anything to the processor.
         return f"tokens: the model's processor refuses this input: {explain(error)}"
     if count is None:
         return "tokens: not known without a model"
@@ -218,22 +211,18 @@ def _show_json(console: Console, value: Any) -> None:
 
 
 def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path: Path) -> None:
-    from video_pipeline.data.seen import all_pictures
-    from video_pipeline.report.contact_sheet import contact_sheet
-
     console.rule("pictures")
-    shown = all_pictures(llm_inputs)
-    for picture in shown:
-        console.print(picture.caption)
-    if shown:
-        sheet = contact_sheet([p.image for p in shown], [p.caption for p in shown])
-        try:
-            sheet.save(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--sheet {path}: {error}") from error
-        console.print(f"{len(shown)} pictures: {printable(path)}")
-    else:
+    pictures = all_pictures(llm_inputs)
+    if not pictures:
         console.print("none: the model sees text only")
+        return
+    for picture in pictures:
+        console.print(picture.caption)
+    try:
+        contact_sheet(pictures).save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--sheet {path}: {error}") from error
+    console.print(f"{len(pictures)} pictures: {printable(path)}")
 
 
 async def _answers(
@@ -277,12 +266,8 @@ def _show_answer(
     if error is not None:
         console.print(f"(it counts as failed: {printable(error['message'])})", style="yellow")
     console.rule("parsed")
-    try:
+    with _user_code("parse"):
         fields = task.parsed(answer.output_text, sample, part)
-    except Failure:
-        raise
-    except Exception as error:
-        raise UserError(f"parse: {explain(error)}") from error
     _show_json(console, fields)
 
 

@@ -1,17 +1,26 @@
-"""Text from outside, such as a sample's key or an error, made safe for a terminal and a log."""
+"""Text from outside, such as a sample's key or an error, made safe for terminal, log and page."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import re
 from numbers import Number
+
+_ACTIVE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+"""Characters that act instead of being shown: controls, those that turn the direction of the text
+around, and halves of characters. Joiners and wide spaces are not among them: many languages are
+written with them."""
 
 
 def printable(value: object, newlines: bool = True) -> str:
-    """``str(value)`` with all that is not printable (control characters, those that reverse the
-    direction of text, lone surrogates) escaped as ``repr`` does it; ``newlines`` may stay."""
-    kept = "\n" if newlines else ""
-    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in str(value))
+    """``str(value)`` with the characters that act on a terminal or a page escaped as ``repr`` does
+    it. ``newlines`` and tabs may stay; then the newline of Windows becomes one of Linux."""
+    kept = "\n\t" if newlines else ""
+    text = str(value).replace("\r\n", "\n") if newlines else str(value)
+    return _ACTIVE.sub(lambda match: match[0] if match[0] in kept else repr(match[0])[1:-1], text)
 
 
 class PrintableFormatter(logging.Formatter):

@@ -1,5 +1,5 @@
-"""Watch a run: a bar for each rank and one for all, and what bounds it. Only files are read, so it
-works beside a local run, on another machine of a cluster, and after the end.
+"""Watch a run: its progress, the progress of each rank, and what limits them. Only files are read,
+so it works beside a local run, on another machine of a cluster, and after the end.
 
 python -m video_pipeline.watch --configfile my.yaml
 """
@@ -7,10 +7,12 @@ python -m video_pipeline.watch --configfile my.yaml
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,35 +47,36 @@ from video_pipeline.run.manifest import Manifest
 from video_pipeline.statistics import read_statistics
 
 SILENT_SECONDS = 60.0
-"""A job writes down how far it is every 5 s. One that has not for so long is probably gone."""
+"""A job writes its statistics every 5 s. One that has not for so long is probably gone."""
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 2.0, 30.0
-"""How often a terminal is drawn anew; how often lines are printed where there is none."""
+"""How often a terminal is drawn anew; how often lines are printed without a terminal."""
 
 State = Literal["waiting", "starting", "running", "silent", "failed", "done"]
 
-_FIRST_SHOWN: tuple[State, ...] = ("failed", "silent", "running", "starting", "waiting", "done")
+_URGENCY: tuple[State, ...] = ("failed", "silent", "running", "starting", "waiting", "done")
 _STYLES = {"failed": "red", "silent": "yellow", "running": "cyan", "done": "green"}
 _STEPS = ("split", "consolidate")
 
 
 @dataclass
 class RankView:
-    """How far one rank is.
+    """The progress of one rank.
 
     Attributes:
         rank: The rank.
-        state: ``silent`` is one that runs, but has not said so for :data:`SILENT_SECONDS`.
+        state: Its state; ``silent`` is a running one without a sign of life for
+            :data:`SILENT_SECONDS`.
         samples: Samples of its chunk.
-        finished: Of these, how many are done.
-        failed: Of these, how many failed.
-        pace: Of its running job.
+        finished: How many of the samples are done.
+        failed: How many of the samples failed.
+        pace: The pace of its running job.
         note: Why it failed, or how long it has been silent.
         last_error: The last sample that failed, see :class:`JobStatistics`.
-        truncated: How many of its samples have an answer that was cut off, by the setting that did
-            it: as the rank file says; until it is there, those since the input was split.
-        unparsed: How many of its samples failed in stage ``parse``, as the rank file says; until it
-            is there, how many of the first answers of each attempt ``parse`` failed on.
+        truncated: How many samples have an answer that was cut off, by the setting that did it:
+            from the rank file; until that exists, from the attempts since the input was split.
+        unparsed: How many samples failed in stage ``parse``, from the rank file; until that exists,
+            on how many of the first answers of each attempt ``parse`` failed.
     """
 
     rank: int
@@ -87,16 +90,23 @@ class RankView:
     truncated: Counter[str] = field(default_factory=Counter)
     unparsed: int = 0
 
+    @property
+    def left(self) -> str:
+        """For people: the time left, and what limits the pace."""
+        seconds = self.pace.seconds_left(self.samples - self.finished)
+        words = f"{duration(seconds)} left" if seconds is not None else ""
+        return ", ".join(filter(None, [words, self.pace.bound]))
+
 
 @dataclass
 class RunView:
-    """How far one output is.
+    """The progress of the run of one output.
 
     Attributes:
-        layout: Where its files lie.
-        state: In a word or two.
+        layout: The paths of its files.
+        state: Its state, in a word or two.
         ranks: Its ranks; none before the input was split.
-        step: A step that is on and is no inference, see :class:`Progress`.
+        step: The :class:`Progress` of split or consolidate while that runs.
     """
 
     layout: Layout
@@ -115,28 +125,41 @@ class RunView:
         return RankView(
             -1,
             "running",
-            sum(each.samples for each in self.ranks),
-            sum(each.finished for each in self.ranks),
-            sum(each.failed for each in self.ranks),
-            sum((each.pace for each in self.ranks), Pace()),
-            truncated=sum((each.truncated for each in self.ranks), Counter()),
-            unparsed=sum(each.unparsed for each in self.ranks),
+            sum(view.samples for view in self.ranks),
+            sum(view.finished for view in self.ranks),
+            sum(view.failed for view in self.ranks),
+            sum((view.pace for view in self.ranks), Pace()),
+            truncated=sum((view.truncated for view in self.ranks), Counter()),
+            unparsed=sum(view.unparsed for view in self.ranks),
         )
 
     @property
-    def last_error(self) -> tuple[int, dict[str, Any]] | None:
-        """The rank, and the last sample that failed."""
-        found = [(each.rank, each.last_error) for each in self.ranks if each.last_error]
-        return max(found, key=lambda entry: entry[1]["at"], default=None)
+    def warnings(self) -> list[str]:
+        """For people: what is wrong with the answers so far."""
+        total = self.total
+        words = [describe_cut_off(total.truncated), describe_unparsed(total.unparsed)]
+        return list(filter(None, words))
+
+    @property
+    def last_error(self) -> str:
+        """For people: the last sample that failed; empty if none did."""
+        errors = [(view.last_error, view.rank) for view in self.ranks if view.last_error]
+        if not errors:
+            return ""
+        error, rank = max(errors, key=lambda entry: entry[0]["at"])
+        ago = duration(max(0.0, time.time() - error["at"]))
+        words = "{stage}: {type}: {message}".format(**error)
+        text = f"last error, {ago} ago: rank {rank}, sample {error['key']}: {words}"
+        return printable(text, newlines=False)
 
 
 def look(config: Config) -> RunView:
-    """How far the run of ``config`` is (without its stages)."""
+    """The progress of the run of ``config``, without its stages."""
     plan = read_plan(Layout.of(config, 0).plan)
     if plan is None:
         return RunView(Layout.of(config, 0), "not begun")
     layout = Layout.of(config, plan.num_shards)
-    step = next(filter(None, (_running(layout, name) for name in _STEPS)), None)
+    step = next(filter(None, (_running_step(layout, name) for name in _STEPS)), None)
     if (step is not None and step["step"] == "split") or not layout.manifest.exists():
         return RunView(layout, "splitting" if step else "not split yet", step=step)
     manifest = Manifest.read(layout.manifest)
@@ -149,20 +172,19 @@ def look(config: Config) -> RunView:
         _rank(layout, manifest, rank, attempts[rank], split_at, is_over)
         for rank in range(plan.num_shards)
     ]
-    states = Counter(each.state for each in ranks)
     if is_over:
         state = "done"
     elif step is not None:
         state = "consolidating"
     else:
-        state = ", ".join(f"{states[name]} {name}" for name in _FIRST_SHOWN if states[name])
+        state = _count_states(ranks)
     return RunView(layout, state, ranks, step)
 
 
-def _running(layout: Layout, name: str) -> dict[str, Any] | None:
+def _running_step(layout: Layout, name: str) -> dict[str, Any] | None:
     step = read_step(layout.progress(name))
     is_alive = step is not None and time.time() - step["updated_at"] < SILENT_SECONDS
-    return step if is_alive else None  # else it was killed
+    return step if is_alive else None  # Else it was killed.
 
 
 def _rank(
@@ -180,8 +202,9 @@ def _rank(
         view.finished, view.failed = last["finished"], last["finished_failed"]
         view.last_error = last["last_error"]
         view.state = last["state"]
-        view.truncated = sum((Counter(each["truncated"]) for each in attempts), Counter())
-        view.unparsed = sum(each.get("unparsed", 0) for each in attempts)  # an earlier version's
+        view.truncated = sum((Counter(attempt["truncated"]) for attempt in attempts), Counter())
+        # An earlier version did not count these.
+        view.unparsed = sum(attempt.get("unparsed", 0) for attempt in attempts)
         if view.state in ("starting", "running"):
             view.pace = Pace.of([last])
             silent = time.time() - last["updated_at"]
@@ -202,6 +225,12 @@ def _rank(
     return view
 
 
+def _count_states(ranks: Sequence[RankView]) -> str:
+    """``1 failed, 3 running``."""
+    states = Counter(view.state for view in ranks)
+    return ", ".join(f"{states[state]} {state}" for state in _URGENCY if states[state])
+
+
 # --- on a terminal -------------------------------------------------------------------------------
 
 
@@ -209,53 +238,47 @@ def screen(views: Iterable[tuple[str, RunView]], height: int) -> RenderableType:
     """What a terminal of ``height`` lines shows of some runs, by the names of their stages."""
     parts: list[RenderableType] = []
     for name, view in views:
-        parts.append(_title(name, view))
+        stage = f"{name}: " if name else ""
+        title = Text(printable(view.layout.output), "bold")
+        parts.append(title.append(f"  {stage}{view.state}", "green" if view.is_over else "dim"))
         if view.step is not None:
             parts.append(Text(f"{view.step['step']}: {describe_step(view.step)}"))
         if view.ranks and not view.is_over:
-            warnings = map(_amber, _warnings(view))
-            parts += [_table(view, height), *_gpu(view), *warnings, *_last_error(view)]
+            gpu = describe_gpu(view.total.pace)
+            parts.append(_table(view, height - 9 if gpu else height - 8))
+            notes = [(gpu, ""), *((words, "yellow") for words in view.warnings)]
+            parts += [
+                Text(words, style, no_wrap=True, overflow="ellipsis")
+                for words, style in (*notes, (view.last_error, "red"))
+                if words
+            ]
         elif view.layout.summary.exists() and view.is_over:
             parts.append(summary_table(view.layout.summary))
     return Group(*parts)
 
 
-def _title(name: str, view: RunView) -> Text:
-    title = Text(printable(view.layout.output), "bold")
-    title.append(f"  {name + ': ' if name else ''}{view.state}", "green" if view.is_over else "dim")
-    return title
-
-
-def _table(view: RunView, height: int) -> Table:
+def _table(view: RunView, num_rows: int) -> Table:
+    """All ranks together, then up to ``num_rows`` of them, the most urgent ones."""
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "left", "right", "right", "right", "right", "left"):
         table.add_column(justify=justify, no_wrap=True)
-    headings = ("", "", "done", "failed", "videos/s", "tokens/s", "")
-    table.add_row(*headings, style="dim")
-    total = view.total
-    table.add_row("all", *_cells(total), _left(total), style="bold")
-    urgent = sorted(view.ranks, key=lambda each: (_FIRST_SHOWN.index(each.state), each.rank))
-    most = max(height - 8 - len(_gpu(view)), 1)
-    shown, rest = urgent[:most], urgent[most:]
-    for each in sorted(shown, key=lambda each: each.rank):
-        words = each.note.partition("\n")[0] or (_left(each) if each.pace.bound else each.state)
-        style = _STYLES.get(each.state, "")
-        table.add_row(
-            f"rank {each.rank}", *_cells(each), Text(printable(words), style, no_wrap=True)
-        )
-    if rest:
-        states = Counter(each.state for each in rest)
-        table.add_row(
-            f"{len(rest)} more", *[""] * 5, ", ".join(f"{n} {s}" for s, n in states.items())
-        )
+    table.add_row("", "", "done", "failed", "videos/s", "tokens/s", "", style="dim")
+    table.add_row("all", *_cells(view.total), view.total.left, style="bold")
+    urgent = sorted(view.ranks, key=lambda rank: (_URGENCY.index(rank.state), rank.rank))
+    num_rows = max(num_rows, 1)
+    for rank in sorted(urgent[:num_rows], key=lambda rank: rank.rank):
+        words = rank.note.partition("\n")[0] or (rank.left if rank.pace.bound else rank.state)
+        text = Text(printable(words), _STYLES.get(rank.state, ""), no_wrap=True)
+        table.add_row(f"rank {rank.rank}", *_cells(rank), text)
+    if rest := urgent[num_rows:]:
+        table.add_row(f"{len(rest)} more", *[""] * 5, _count_states(rest))
     return table
 
 
 def _cells(view: RankView) -> tuple[RenderableType, ...]:
-    bar = ProgressBar(max(view.samples, 1), view.finished, width=24)
     is_running = view.pace.samples_per_second > 0
     return (
-        bar,
+        ProgressBar(max(view.samples, 1), view.finished, width=24),
         f"{view.finished:,} of {view.samples:,} {share(view.finished, view.samples):>6}",
         f"{view.failed:,}",
         f"{view.pace.samples_per_second:,.2f}" if is_running else "",
@@ -263,97 +286,54 @@ def _cells(view: RankView) -> tuple[RenderableType, ...]:
     )
 
 
-def _left(view: RankView) -> str:
-    seconds = view.pace.seconds_left(view.samples - view.finished)
-    left = f"{duration(seconds)} left" if seconds is not None else ""
-    return ", ".join(filter(None, [left, view.pace.bound]))
-
-
-def _gpu(view: RunView) -> list[Text]:
-    words = describe_gpu(view.total.pace)
-    return [Text(words, no_wrap=True, overflow="ellipsis")] if words else []
-
-
-def _warnings(view: RunView) -> list[str]:
-    total = view.total
-    return [*filter(None, [describe_cut_off(total.truncated), describe_unparsed(total.unparsed)])]
-
-
-def _amber(words: str) -> Text:
-    return Text(words, "yellow", no_wrap=True, overflow="ellipsis")
-
-
-def _last_error(view: RunView) -> list[Text]:
-    if view.last_error is None:
-        return []
-    return [Text(_describe_error(*view.last_error), "red", no_wrap=True, overflow="ellipsis")]
-
-
-def _describe_error(rank: int, error: dict[str, Any]) -> str:
-    ago = duration(max(0.0, time.time() - error["at"]))
-    what = f"{error['stage']}: {error['type']}: {error['message']}"
-    return printable(f"last error, {ago} ago: rank {rank}, sample {error['key']}: {what}", False)
-
-
 # --- without a terminal --------------------------------------------------------------------------
 
 
 def lines(name: str, view: RunView) -> list[str]:
-    """What is printed of a run where there is no terminal."""
-    title = f"{time.strftime('%H:%M:%S')} {view.layout.output}: {name + ': ' if name else ''}"
+    """The lines that are printed of a run without a terminal."""
+    stage = f"{name}: " if name else ""
+    title = f"{time.strftime('%H:%M:%S')} {view.layout.output}: {stage}"
     if view.step is not None:
         return [f"{title}{view.step['step']}: {describe_step(view.step)}"]
     if not view.ranks:
         return [f"{title}{view.state}"]
     total = view.total
-    found = [
+    texts = [
         f"{title}{describe_samples(total.finished, total.samples, total.failed)}; "
         f"{describe_pace(total.pace, total.samples - total.finished)}; {view.state}"
     ]
-    found += [
-        f"  rank {each.rank} {each.state}: {count(each.finished, each.samples)}"
-        f"{': ' if each.note else ''}{each.note.partition(chr(10))[0]}"
-        for each in view.ranks
-        if each.state in ("failed", "silent")
-    ]
-    found += [f"  {words}" for words in _warnings(view)]
-    if view.last_error is not None:
-        found.append(f"  {_describe_error(*view.last_error)}")
-    return [printable(line) for line in found]
+    for rank in view.ranks:
+        if rank.state in ("failed", "silent"):
+            note = f": {rank.note.splitlines()[0]}" if rank.note else ""
+            done = count(rank.finished, rank.samples)
+            texts.append(f"  rank {rank.rank} {rank.state}: {done}{note}")
+    texts += [f"  {words}" for words in (*view.warnings, view.last_error) if words]
+    return [printable(text) for text in texts]
 
 
 # --- the command ---------------------------------------------------------------------------------
 
 
 def watch(config: Config, *, once: bool, console: Console) -> None:
-    """Show how far the run of ``config`` and its stages is until it is over; with ``once`` only
-    how far it is now."""
+    """Show the progress of the run of ``config`` and its stages until it is over; with ``once``
+    show it once."""
     stages = config.by_stage()
-
-    def views() -> list[tuple[str, RunView]]:
-        return [(name, look(own)) for name, own in stages]
-
-    def is_over(seen: list[tuple[str, RunView]]) -> bool:
-        return all(view.is_over for _, view in seen)
-
-    if once or not console.is_terminal:
+    is_live = console.is_terminal and not once
+    live = Live(console=console, auto_refresh=False) if is_live else None
+    with live or nullcontext():
         while True:
-            seen = views()
-            if console.is_terminal or is_over(seen):
-                console.print(screen(seen, sys.maxsize if once else console.height))
+            views = [(name, look(stage)) for name, stage in stages]
+            is_over = all(view.is_over for _, view in views)
+            if live is not None:
+                live.update(screen(views, console.height), refresh=True)
+            elif console.is_terminal or is_over:
+                console.print(screen(views, sys.maxsize))
             else:
-                for line in (line for each in seen for line in lines(*each)):
+                for line in itertools.chain.from_iterable(lines(*view) for view in views):
                     console.print(line)
-            if once or is_over(seen):
+            if once or is_over:
                 return
-            time.sleep(PLAIN_SECONDS)
-    with Live(console=console, auto_refresh=False, screen=False) as live:
-        while True:
-            seen = views()
-            live.update(screen(seen, console.height), refresh=True)
-            if is_over(seen):
-                return
-            time.sleep(TERMINAL_SECONDS)
+            time.sleep(PLAIN_SECONDS if live is None else TERMINAL_SECONDS)
 
 
 def main() -> None:
@@ -362,7 +342,7 @@ def main() -> None:
     )
     parser.add_argument("--configfile", type=Path, help="the configuration of the run")
     parser.add_argument("--directory", type=Path, help="the working directory of the run")
-    parser.add_argument("--once", action="store_true", help="how far it is now, and no more")
+    parser.add_argument("--once", action="store_true", help="show the progress once and end")
     args = parser.parse_args()
     config = load_config(args.configfile or {})
     if args.directory:

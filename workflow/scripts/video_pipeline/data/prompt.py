@@ -17,6 +17,7 @@ from video_pipeline.faults import failure_of, is_environments
 from video_pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from video_pipeline.config import Config
     from video_pipeline.tasks.base import Messages
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,14 @@ _HUB_WAITS = (5.0, 30.0)
 
 PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 """The files of a model that are not weights."""
+
+
+def dataset_model(config: Config) -> str:
+    """The ``model`` of the datasets if no engine is there to name it: a local folder, or
+    :data:`SIMULATED_MODEL`. Raises what :func:`processor_folder` does."""
+    if config.run.engine == "simulated":
+        return SIMULATED_MODEL
+    return processor_folder(config.vllm.model, config.vllm.arguments.get("revision"))
 
 
 def processor_folder(model: str, revision: str | None = None) -> str:

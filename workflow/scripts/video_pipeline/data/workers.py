@@ -414,7 +414,7 @@ class _Worker:
         self._folder = spec.folder_of(number)
         decoder = spec.decoder_of(number)
         if decoder != "cpu":
-            from video_pipeline.gpus import hold_lease
+            from video_pipeline.leases import hold_lease
             from video_pipeline.video.reader import use_decoder
 
             hold_lease()

@@ -1,4 +1,4 @@
-"""What the model saw: the videos of some records are read again, as the run read them."""
+"""Contact sheets of what the model saw: some videos are read again, as the run read them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import orjson
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.data.fork_server import ForkServer
-from video_pipeline.data.prompt import SIMULATED_MODEL, processor_folder
+from video_pipeline.data.prompt import dataset_model
 from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure, explain
@@ -33,32 +33,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PICTURES = 12
-"""Pictures of a sheet, at most, evenly chosen."""
+"""At most so many pictures are on a sheet, evenly chosen."""
 
 WIDTH = 160
-"""Width of each, in pixels."""
+"""Width of a picture on a sheet, in pixels."""
 
 QUALITIES = (75, 60, 45, 30, 15)
-"""Of the WebP: the first one with which a sheet is small enough."""
+"""Qualities of the WebP: the first one that makes a sheet small enough is taken."""
 
-SHEETS_BYTES = 800_000
-"""What all sheets may have. As base64 in the page, and the page once more so in Snakemake's report,
-they stay below the 2 MiB (``url::kMaxURLChars``) that Chromium opens as a ``data:`` address."""
+ALL_SHEETS_BYTES = 800_000
+"""Limit for all sheets together. The page holds them as base64, and Snakemake's report holds the
+page as base64: that stays below the 2 MiB (``url::kMaxURLChars``) that Chromium opens as a
+``data:`` address."""
 
 SHEET_BYTES = (10_000, 40_000)
-"""What one sheet may have, at least and at most, however many there are."""
+"""The limit for one sheet lies between these, however many sheets there are."""
 
-PROMPT = 4_000
-"""Characters of a prompt that are shown, at most."""
+PROMPT_CHARACTERS = 4_000
+"""At most so many characters of a prompt are shown."""
 
 SHEET_SECONDS = 60.0
-"""What one sheet may take; a page is not worth ``data.sample_timeout_s``."""
+"""Time limit for one sheet; a page is not worth ``data.sample_timeout_s``."""
 
 GALLERY_SECONDS = 600.0
-"""What all sheets may take: a storage that hangs must not keep the run from ending."""
+"""Time limit for all sheets: a storage that hangs must not keep the run from ending."""
 
-SHEETS_PER_WORKER = 4
-"""A decode process takes seconds to start, so it should have so many sheets to make."""
+SHEETS_PER_PROCESS = 4
+"""A decode process takes seconds to start, so it should have at least so many sheets to make."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class Sheet:
     """What the model saw of one sample.
 
     Attributes:
-        image: ``data:`` URI of the contact sheet; None if there is none.
+        image: ``data:`` URI of the contact sheet; None without a picture.
         count: How many pictures the model saw.
-        prompts: The texts it was given, by conversation.
-        problem: Why there is no sheet, if it could not be made.
+        prompts: The prompts, by conversation.
+        problem: Why the sheet could not be made.
     """
 
     image: str | None = None
@@ -80,10 +81,10 @@ class Sheet:
 
 @dataclass(frozen=True)
 class SheetPreparer(Preparer):
-    """Makes a contact sheet in a decode process, where others make requests for an engine.
+    """Makes a contact sheet in a decode process, as others make requests for an engine.
 
     Attributes:
-        most_bytes: Size of the sheet, at most, as far as the worst quality allows.
+        most_bytes: Limit for the size of a sheet, as far as the worst quality can keep it.
     """
 
     most_bytes: int
@@ -96,22 +97,19 @@ class SheetPreparer(Preparer):
         from video_pipeline.data.seen import all_pictures
 
         try:
-            shown = all_pictures(llm_inputs.values())
-            image = _webp(shown, self.most_bytes) if shown else None
-        except Exception as error:  # what a user's own dataset may take for a picture
+            pictures = all_pictures(llm_inputs.values())
+            image = _webp(pictures, self.most_bytes) if pictures else None
+        except Exception as error:  # A user's own dataset may take anything for a picture.
             raise RequestRefused(type(error).__name__, f"no picture: {explain(error)}") from error
-        prompts = {part: str(each.get("prompt", "")) for part, each in llm_inputs.items()}
-        return {"image": image, "count": len(shown), "prompts": prompts}
+        prompts = {
+            part: str(llm_input.get("prompt", ""))[:PROMPT_CHARACTERS]
+            for part, llm_input in llm_inputs.items()
+        }
+        return {"image": image, "count": len(pictures), "prompts": prompts}
 
 
-def _webp(shown: list[Picture], most_bytes: int) -> bytes:
-    sheet = contact_sheet(
-        [picture.image for picture in shown],
-        [picture.caption for picture in shown],
-        columns=4,
-        width=WIDTH,
-        most=PICTURES,
-    )
+def _webp(pictures: list[Picture], most_bytes: int) -> bytes:
+    sheet = contact_sheet(pictures, columns=4, width=WIDTH, most=PICTURES)
     for quality in QUALITIES:
         stream = io.BytesIO()
         sheet.save(stream, "WEBP", quality=quality)
@@ -125,7 +123,7 @@ def make_sheets(
 ) -> list[Sheet]:
     """A sheet for each of the output's ``records``, made in up to ``num_processes`` processes.
 
-    Whatever goes wrong costs the sheets it concerns, never the page: a :class:`Sheet` says what.
+    A fault costs the sheets that it concerns, never the page: :attr:`Sheet.problem` describes it.
     """
     if not records:
         return []
@@ -144,59 +142,50 @@ def _make_sheets(
     config: Config, records: Sequence[dict[str, Any]], num_processes: int
 ) -> list[Sheet]:
     task = load_task(config)
-    num_processes = min(num_processes, math.ceil(len(records) / SHEETS_PER_WORKER))
+    num_processes = min(num_processes, math.ceil(len(records) / SHEETS_PER_PROCESS))
+    entries = [
+        ChunkEntry(record["__key"], {}, orjson.dumps(record["input"]), {}) for record in records
+    ]
+    lines = b"".join(entry.to_line() for entry in entries)
+    least, most = SHEET_BYTES
+    preparer = SheetPreparer(min(max(ALL_SHEETS_BYTES // len(records), least), most))
+    seconds = min(SHEET_SECONDS, config.data.sample_timeout_s)
     with job_processes() as folder:
         chunk = folder / "chosen.jsonl"
-        entries = [
-            ChunkEntry(each["__key"], {}, orjson.dumps(each["input"]), {}) for each in records
-        ]
-        lines = b"".join(entry.to_line() for entry in entries)
         chunk.write_bytes(lines)
-        low, high = SHEET_BYTES
-        preparer = SheetPreparer(min(max(SHEETS_BYTES // len(records), low), high))
-        model, seal = _dataset_model(config), EMPTY.extended(lines)
+        model, seal = dataset_model(config), EMPTY.extended(lines)
         spec = WorkerSpec(config, chunk, seal, model, preparer, folder)
-        server = ForkServer(READER)
-        pool = DecodePool(
-            server, spec, num_processes, min(SHEET_SECONDS, config.data.sample_timeout_s)
-        )
+        pool = DecodePool(ForkServer(READER), spec, num_processes, seconds)
         try:
             return asyncio.run(_all_sheets(config, task, entries, pool))
         finally:
             pool.stop()
 
 
-def _dataset_model(config: Config) -> str:
-    if config.run.engine == "simulated":
-        return SIMULATED_MODEL
-    return processor_folder(config.vllm.model, config.vllm.arguments.get("revision"))
-
-
 async def _all_sheets(
     config: Config, task: Task, entries: list[ChunkEntry], pool: DecodePool
 ) -> list[Sheet]:
-    makers = [
+    jobs = [
         asyncio.create_task(_sheet(config, task, entry, position, pool))
         for position, entry in enumerate(entries)
     ]
-    ended, late = await asyncio.wait(
-        makers, timeout=GALLERY_SECONDS, return_when=asyncio.FIRST_EXCEPTION
+    done, late = await asyncio.wait(
+        jobs, timeout=GALLERY_SECONDS, return_when=asyncio.FIRST_EXCEPTION
     )
-    for maker in late:
-        maker.cancel()
-    failures = [maker.exception() for maker in ended if maker.exception()]
+    for job in late:
+        job.cancel()
+    sheets = {job: job.result() for job in done if not job.exception()}
     problem = f"not made: the gallery took longer than {GALLERY_SECONDS:g} s"
-    if failures:
-        problem = str(failures[0])
+    if failed := next((job for job in done if job not in sheets), None):
+        problem = str(failed.exception())
         logger.warning("pictures are missing: %s", problem)
-    made = {maker for maker in ended if not maker.exception()}
-    return [maker.result() if maker in made else Sheet(problem=problem) for maker in makers]
+    return [sheets.get(job, Sheet(problem=problem)) for job in jobs]
 
 
 async def _sheet(
     config: Config, task: Task, entry: ChunkEntry, position: int, pool: DecodePool
 ) -> Sheet:
-    """Raises :class:`UserError` where no sheet can be made, of whichever sample."""
+    """Raises :class:`UserError` if no sheet can be made of any sample."""
     try:
         parts = task.conversations(task_sample(entry.key, entry.raw, config)).keys()
         made = (await pool.prepare(position, parts)).requests
@@ -204,4 +193,4 @@ async def _sheet(
         logger.warning("no pictures of %s: %s", entry.key, error)
         return Sheet(problem=str(error))
     image = made["image"] and "data:image/webp;base64," + base64.b64encode(made["image"]).decode()
-    return Sheet(image, made["count"], {p: text[:PROMPT] for p, text in made["prompts"].items()})
+    return Sheet(image, made["count"], made["prompts"])

@@ -1,8 +1,7 @@
-"""The page: collects what a run left behind and writes it as one HTML file that needs nothing else.
+"""The report page about a run: one HTML file that needs no other.
 
-Whatever comes from the outside (captions, keys, paths, messages) is data: it lies in the page as
-packed JSON and is put into it as text. The page's own policy lets it run its own script and nothing
-else, and load nothing.
+Everything from outside (captions, keys, paths, messages) is data: the page holds it as packed JSON
+and shows it as text. The page's policy allows no script but its own, and nothing from outside.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import gzip
 import hashlib
 import logging
 import math
-import re
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -29,9 +27,10 @@ from video_pipeline.answers import describe_cut_off, describe_unparsed
 from video_pipeline.config import Config
 from video_pipeline.files import write_text
 from video_pipeline.layout import Layout
+from video_pipeline.printable import printable
 from video_pipeline.progress import duration
 from video_pipeline.report.gallery import make_sheets
-from video_pipeline.report.records import MOST_ERRORS, Tally, card
+from video_pipeline.report.records import Tally, card, map_texts
 from video_pipeline.report.summary import read_summary
 from video_pipeline.report.timeline import time_line
 from video_pipeline.run.origin import check_origin
@@ -44,8 +43,8 @@ TOKEN_BINS = 30
 
 
 def write_report(config: Config, layout: Layout, threads: int) -> None:
-    """Write ``layout.report`` about the finished output, with up to ``threads`` processes that read
-    the videos of the gallery again."""
+    """Write ``layout.report`` about the finished output. Up to ``threads`` processes read the
+    videos of the gallery again."""
     data = collect(config, layout, threads)
     write_text(layout.report, render(data))
     size = layout.report.stat().st_size / 1e6
@@ -53,7 +52,7 @@ def write_report(config: Config, layout: Layout, threads: int) -> None:
 
 
 def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
-    """All that the page shows. Raises :class:`UserError` if the output is not of ``config``."""
+    """All data of the page. Raises :class:`UserError` if the output is not of ``config``."""
     summary = read_summary(layout)
     check_origin(summary.get("origin", {}), config, layout.summary)
     tally = Tally.of(layout.output, config)
@@ -79,14 +78,13 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
             _token_histogram("Tokens of a prompt, visual ones included", tally.prompt_tokens),
             _token_histogram("Tokens of an answer", tally.completion_tokens),
         ],
-        "classes": sorted(map(vars, tally.classes.values()), key=lambda each: -each["count"]),
+        "classes": sorted(map(vars, tally.classes.values()), key=lambda row: -row["count"]),
         "gallery": {
             "answered": tally.ok,
             "chosen": len(chosen),
             "chosen_cut_off": tally.chosen_cut_off,
             "failed": tally.failed,
             "listed": len(tally.errors),
-            "most_listed": MOST_ERRORS,
             "seed": config.report.seed,
         },
         "cards": _cards(config, chosen, tally, threads),
@@ -97,13 +95,13 @@ def _cards(
     config: Config, chosen: list[dict[str, Any]], tally: Tally, threads: int
 ) -> list[dict[str, Any]]:
     """The records of the gallery, with their sheets; the failed ones come last."""
-    seen = [*chosen, *tally.seen_errors]
-    sheets: dict[str, dict[str, Any]] = {}
-    if seen:
-        made = make_sheets(config, seen, threads)
-        sheets = {each["__key"]: vars(sheet) for each, sheet in zip(seen, made, strict=True)}
+    pictured = [*chosen, *tally.seen_errors]
+    sheets = {
+        record["__key"]: vars(sheet)
+        for record, sheet in zip(pictured, make_sheets(config, pictured, threads), strict=True)
+    }
     cards = [*(card(record, config) for record in chosen), *tally.errors]
-    return [{**each, **sheets.get(each["key"], {})} for each in cards]
+    return [{**shown, **sheets.get(shown["key"], {})} for shown in cards]
 
 
 # --- histograms ----------------------------------------------------------------------------------
@@ -189,14 +187,16 @@ def _within(edges: list[float], counts: list[int]) -> Callable[[float], float]:
 def render(data: dict[str, Any]) -> str:
     """The page about ``data``, as :func:`collect` gives it."""
     folder = Path(__file__).parent
-    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    names = ("page.css", "page.charts.js", "page.js")
+    style, *scripts = ((folder / name).read_text("utf-8") for name in names)
+    script = "".join(scripts)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters |= {
         "duration": duration,
@@ -217,32 +217,11 @@ def render(data: dict[str, Any]) -> str:
     )
 
 
-def visible(text: str) -> str:
-    """``text`` with its control characters, and those that turn the direction of text around,
-    written as escapes; lines and tabs stay."""
-    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
-
-
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
-)
-
-
 def _packed(data: dict[str, Any]) -> str:
     """``data`` as base64 of compressed JSON: many errors take little room, and nothing in them can
-    be taken for HTML."""
-    compressed = gzip.compress(orjson.dumps(_visible_all(data)), mtime=0)
+    act as HTML."""
+    compressed = gzip.compress(orjson.dumps(map_texts(data, printable)), mtime=0)
     return base64.b64encode(compressed).decode()
-
-
-def _visible_all(value: Any) -> Any:
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, dict):
-        return {visible(name): _visible_all(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_visible_all(each) for each in value]
-    return value
 
 
 def _source(text: str) -> str:

@@ -13,14 +13,14 @@ from rich.table import Table
 from video_pipeline.printable import printable
 
 SHOWN_KINDS = 10
-"""How many kinds of errors, sizes and codecs are printed."""
+"""At most so many kinds of errors, sizes and codecs are printed."""
 
 FLAGS = {
     "prompt_too_long": "the prompt alone fills vllm.max_model_len: vLLM refuses it",
     "answer_may_be_cut": "prompt + longest answer are over vllm.max_model_len",
     "item_too_large": "an image or a video is larger than vLLM's encoder cache: vLLM refuses it",
 }
-"""What may be wrong with a sample that can be read."""
+"""Faults of samples that can be read."""
 
 
 def show_plan(report: dict[str, Any]) -> None:
@@ -41,15 +41,15 @@ def show_plan(report: dict[str, Any]) -> None:
         table = Table.grid(padding=(0, 2))
         for justify in ("right", "right", "left"):
             table.add_column(justify=justify, no_wrap=True)
-        most = max(each["count"] for each in bins)
-        for each in bins:
-            bar = Bar(most, 0, each["count"], width=40)
-            table.add_row(f"{each['from']:,g} to {each['to']:,g}", f"{each['count']:,}", bar)
+        most = max(entry["count"] for entry in bins)
+        for entry in bins:
+            bar = Bar(most, 0, entry["count"], width=40)
+            table.add_row(f"{entry['from']:,g} to {entry['to']:,g}", f"{entry['count']:,}", bar)
         console.print(table)
 
 
 def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is printed above the histograms: names and texts."""
+    """The names and texts above the histograms."""
     samples, scale = report["samples"], report["scale"]
     yield "task, model", f"{report['task']}, {report['model']}"
     yield (
@@ -58,11 +58,8 @@ def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{samples['duplicates']:,} repeated, {samples['left_out']:,} left out)",
     )
     if scale > 1:
-        yield (
-            "looked at",
-            f"{samples['looked_at']:,} of them, drawn at random; what is said of the run is "
-            f"scaled up by {scale:.4g}",
-        )
+        words = "drawn at random; the figures of the run are scaled up by"
+        yield "looked at", f"{samples['looked_at']:,} of them, {words} {scale:.4g}"
     yield "readable", f"{samples['readable']:,}"
     yield "unreadable", f"{samples['unreadable']:,}"
     for error in report["errors"][:SHOWN_KINDS]:

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ MOST_ERRORS = 5_000
 """Failed samples that the page lists; the others are counted."""
 
 MOST_CLASSES = 100
-"""Rows of the table of errors; what is left shares the last one."""
+"""Rows of the table of errors; all other errors share the last one."""
 
 EXAMPLES = 3
 """Different messages that are shown of a class of errors."""
@@ -34,7 +35,7 @@ LINE = 80
 """Characters of JSON that stay in one line, at most."""
 
 STAGES_SEEN = frozenset({"generate", "length", "parse", "quarantine"})
-"""Stages of errors that come after the video was read, so that it can be shown."""
+"""Stages of errors after the video was read, so that it can be shown."""
 
 
 @dataclass
@@ -44,8 +45,8 @@ class ErrorClass:
     Attributes:
         stage: ``__error.stage``.
         type: ``__error.type``.
-        count: How many samples have it.
-        examples: Keys and messages of the first of them, each message once.
+        count: How many samples have such an error.
+        examples: Key and message of the first samples, each message once.
     """
 
     stage: str
@@ -56,27 +57,28 @@ class ErrorClass:
     def add(self, key: str, message: str) -> None:
         """Count the error of a sample."""
         self.count += 1
-        if len(self.examples) < EXAMPLES and message not in {seen for _, seen in self.examples}:
+        if len(self.examples) < EXAMPLES and all(message != other for _, other in self.examples):
             self.examples.append((key, message))
 
 
 class Tally:
-    """What one pass over the output finds; it holds no more than the page shows.
+    """Counts and examples from one pass over the output: no more than the page shows.
 
     Attributes:
         ok: How many samples were answered.
-        failed: How many failed.
-        prompt_tokens: How many samples have how many, likewise ``completion_tokens``.
+        failed: How many samples failed.
+        prompt_tokens: How many samples there are with each number of prompt tokens.
+        completion_tokens: How many samples there are with each number of answer tokens.
         classes: The errors by stage and type.
         errors: Cards of the first failed samples.
-        seen_errors: Records of the first failed samples of which there is something to see.
+        seen_errors: Records of the first failed samples whose video was read.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._num_samples = config.report.samples
-        self._drawn = Draw(config.report.samples, config.report.seed)
-        self._drawn_cut_off = Draw(config.report.samples // 4, config.report.seed)
+        self._answers = Selection(config.report.samples, config.report.seed)
+        self._cut_off = Selection(config.report.samples // 4, config.report.seed)
         self.ok = self.failed = 0
         self.prompt_tokens: Counter[int] = Counter()
         self.completion_tokens: Counter[int] = Counter()
@@ -86,8 +88,8 @@ class Tally:
 
     @classmethod
     def of(cls, output: Path, config: Config) -> Tally:
-        """The tally of a consolidated output, with ``report.samples`` answered ones chosen by the
-        hash of their keys and ``report.seed``, and a quarter as many whose answer was cut off."""
+        """The tally of a consolidated output. It selects ``report.samples`` answered samples, and a
+        quarter as many whose answer was cut off."""
         tally = cls(config)
         with open(output, "rb") as stream:
             for number, line in enumerate(stream):
@@ -103,9 +105,9 @@ class Tally:
             self.completion_tokens[usage["completion_tokens"]] += 1
         if record["__status"] == "ok":
             self.ok += 1
-            self._drawn.offer(record["__key"], number, line)
+            self._answers.offer(record["__key"], number, line)
             if usage["finish_reason"] == "length":
-                self._drawn_cut_off.offer(record["__key"], number, line)
+                self._cut_off.offer(record["__key"], number, line)
         else:
             self.failed += 1
             self._add_error(record)
@@ -115,8 +117,8 @@ class Tally:
         name = (error["stage"], error["type"])
         if name not in self.classes and len(self.classes) >= MOST_CLASSES - 1:
             name = ("other", "")
-        known = self.classes.setdefault(name, ErrorClass(*name))
-        known.add(record["__key"], cut(error["message"], SHORT_TEXT))
+        error_class = self.classes.setdefault(name, ErrorClass(*name))
+        error_class.add(record["__key"], cut(error["message"], SHORT_TEXT))
         if len(self.errors) < MOST_ERRORS:
             self.errors.append(card(record, self._config))
         if error["stage"] in STAGES_SEEN and len(self.seen_errors) < self._num_samples // 4:
@@ -124,18 +126,19 @@ class Tally:
 
     @property
     def chosen(self) -> list[dict[str, Any]]:
-        """The chosen records, in input order."""
-        lines = {**self._drawn.lines, **self._drawn_cut_off.lines}
+        """The selected records, in input order."""
+        lines = self._answers.lines | self._cut_off.lines
         return [orjson.loads(lines[number]) for number in sorted(lines)]
 
     @property
     def chosen_cut_off(self) -> int:
-        """How many of the chosen are there only because their answer was cut off."""
-        return len(self._drawn_cut_off.lines.keys() - self._drawn.lines.keys())
+        """How many records are selected only because their answer was cut off."""
+        return len(self._cut_off.lines.keys() - self._answers.lines.keys())
 
 
-class Draw:
-    """Some of many records: those whose hashes are smallest, whichever order they come in."""
+class Selection:
+    """A random selection: the records with the smallest hashes of seed and key, in whichever order
+    they come."""
 
     def __init__(self, most: int, seed: int) -> None:
         self._most = most
@@ -143,7 +146,8 @@ class Draw:
         self._heap: list[tuple[int, int, bytes]] = []
 
     def offer(self, key: str, number: int, line: bytes) -> None:
-        """Keep the record of ``key``, in line ``number`` of the output, if it is one of them."""
+        """Select the record of ``key``, in line ``number`` of the output, if its hash is small
+        enough so far."""
         digest = hashlib.blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
         entry = (-int.from_bytes(digest), number, line)
         if len(self._heap) < self._most:
@@ -153,19 +157,17 @@ class Draw:
 
     @property
     def lines(self) -> dict[int, bytes]:
-        """What was kept, by the number of the line."""
+        """The selected lines, by their numbers."""
         return {number: line for _, number, line in self._heap}
 
 
 def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
-    """What the page shows of a record, as texts; a failed one is kept short, for there may be many
+    """The texts that the page shows of a record. A failed one is kept short, for there may be many
     of them."""
     failed = record["__status"] == "error"
-    most = SHORT_TEXT if failed else LONG_TEXT
     raw = record["input"]
     fields = _fields({name: value for name, value in record.items() if _is_answer(name)})
-    shown = {value for _, value in fields}
-    said = [pair for pair in _fields({"output_text": record.get("output_text")}) if pair[1]]
+    shown = {text for _, text in fields}
     card = {
         "key": record["__key"],
         "failed": failed,
@@ -173,13 +175,17 @@ def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
         "span": [raw.get(name) for name in CUT] if any(name in raw for name in CUT) else None,
         "input": _json(raw),
         "fields": fields,
-        # often a field of the task holds the same
-        "said": [pair for pair in said if pair[1].strip() not in shown],
+        "said": [
+            [name, text]
+            for name, text in _fields({"output_text": record.get("output_text")})
+            if text and text.strip() not in shown  # Often a field of the task holds the same.
+        ],
         "reasoning": _fields({"reasoning": record.get("__reasoning")}),
         "usage": list((record.get("__usage") or {}).values()),
         "error": list(record["__error"].values()) if failed else None,
     }
-    return {name: _cut_all(value, most) for name, value in card.items() if value}
+    most = SHORT_TEXT if failed else LONG_TEXT
+    return {n: map_texts(value, lambda text: cut(text, most)) for n, value in card.items() if value}
 
 
 def _is_answer(name: str) -> bool:
@@ -187,7 +193,7 @@ def _is_answer(name: str) -> bool:
 
 
 def _fields(named: dict[str, Any]) -> list[list[str]]:
-    """Names and texts; what is in a dict goes under ``outer · inner``."""
+    """Names and texts; a value inside of a dict is named ``outer · inner``."""
     texts = []
     for name, value in named.items():
         if isinstance(value, dict) and value:
@@ -200,37 +206,36 @@ def _fields(named: dict[str, Any]) -> list[list[str]]:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
-        return "\n".join(f"• {each}" for each in value)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return "\n".join(f"• {item}" for item in value)
     return "" if value is None else _json(value)
 
 
 def _json(value: Any) -> str:
-    """JSON for people: in one line if it is short, a list of short things with one in each."""
-    line = _line(value)
+    """JSON for people: in one line if it is short, a list of short items with one item a line."""
+    line = json.dumps(value, ensure_ascii=False)
     if len(line) <= LINE:
         return line
     if isinstance(value, list):
-        lines = [_line(each) for each in value]
+        lines = [json.dumps(item, ensure_ascii=False) for item in value]
         if max(map(len, lines)) <= LINE:
-            return "[\n" + ",\n".join(f"  {each}" for each in lines) + "\n]"
+            return "[\n" + ",\n".join(f"  {line}" for line in lines) + "\n]"
     return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
 
 
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
 def cut(text: str, most: int) -> str:
-    """``text``; of a longer one the first ``most`` characters, and how many there are."""
+    """The first ``most`` characters of a longer text, and how many it has; else the text itself."""
     if len(text) <= most:
         return text
     return f"{text[:most]} … (the first {most:,} of {len(text):,} characters)"
 
 
-def _cut_all(value: Any, most: int) -> Any:
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """``value`` with every text in it changed, names of dicts included."""
     if isinstance(value, str):
-        return cut(value, most)
-    if isinstance(value, list):
-        return [_cut_all(each, most) for each in value]
+        return change(value)
+    if isinstance(value, dict):
+        return {change(name): map_texts(item, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_texts(item, change) for item in value]
     return value

@@ -18,15 +18,19 @@ from video_pipeline.versions import SUMMARY, check_version
 
 
 def read_summary(layout: Layout) -> dict[str, Any]:
-    """The summary of the output that is there.
+    """The summary of the consolidated output.
 
-    Raises :class:`UserError` if there is none, or the output is not the one that it is about.
+    Raises:
+        UserError: There is none, it is damaged, or the output is not the one it was written about.
     """
     try:
-        summary = json.loads(layout.summary.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(layout.summary.read_text(encoding="utf-8"))
         check_version(layout.summary, summary.get("version"), SUMMARY)
-        written = Seal(**summary["output_file"])
-        _check_complete(summary)
+        seal = Seal(**summary["output_file"])
+        for name in _COUNTS:
+            summary["samples"][name]
+        for name in _KEYS:
+            summary[name]
     except FileNotFoundError:
         raise UserError(f"{layout.summary} does not exist yet; run snakemake first") from None
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -36,7 +40,7 @@ def read_summary(layout: Layout) -> dict[str, Any]:
         ) from None
     if not layout.output.exists():
         raise UserError(f"{layout.output} does not exist; run snakemake first")
-    if not written.fits(layout.output):
+    if not seal.fits(layout.output):
         raise UserError(
             f"{layout.output}: it has changed since {layout.summary.name} was written beside it. "
             "Remove it and run snakemake again (nothing is inferred twice); if you edited it on "
@@ -45,95 +49,84 @@ def read_summary(layout: Layout) -> dict[str, Any]:
     return summary
 
 
+_UNKNOWN = "not known"
+"""Shown for figures that an earlier version did not write."""
+
 _KEYS = ("task", "model", "samples", "usage", "cost", "throughput", "journal", "splits")
 _COUNTS = ("distinct", "ok", "error", "errors_by_stage", "truncated_at")
 _PACE = ("seconds", "videos_per_second", "tokens_per_second", "engine_busy_share")
 _COST = ("video_hours", "wall_seconds", "gpu_hours", "videos_per_second_per_gpu")
 
 
-def _check_complete(summary: dict[str, Any]) -> None:
-    for name in _KEYS:
-        summary[name]
-    for name in _COUNTS:
-        summary["samples"][name]
+_Cell = str | Text
+_Rows = list[tuple[_Cell, _Cell]]
 
 
 def summary_table(path: Path) -> Table:
     """The table of the summary in ``path``."""
     summary = json.loads(path.read_text(encoding="utf-8"))
-    table = Table(
-        title=printable(summary.get("output", path.name)), show_header=False, title_justify="left"
-    )
+    output = printable(summary.get("output", path.name))
+    table = Table(title=output, show_header=False, title_justify="left")
     table.add_column(style="dim")
     table.add_column(justify="right")
-    for number, section in enumerate(_sections(summary)):
-        if number:
-            table.add_section()
+    for section in _sections(summary):
         for name, value in section:
             table.add_row(name, value)
+        table.add_section()
     return table
 
 
-def _sections(summary: dict[str, Any]) -> list[list[tuple[str | Text, str | Text]]]:
+def _sections(summary: dict[str, Any]) -> list[_Rows]:
     samples, usage = summary.get("samples", {}), summary.get("usage", {})
-    counts: list[tuple[str | Text, str | Text]] = [
+    amber = "not dim yellow"
+    counts: _Rows = [
         ("samples", _number(samples, "distinct")),
         ("answered", _number(samples, "ok")),
         ("failed", _number(samples, "error")),
     ]
-    amber = "not dim yellow"
-    for stage, n in sorted(samples.get("errors_by_stage", {}).items()):
+    for stage, count in sorted(samples.get("errors_by_stage", {}).items()):
         if stage == "parse":
-            counts.append(
-                (Text("  parse: fix it, the answers are there", amber), Text(f"{n:,}", amber))
-            )
+            words = "  parse: fix it, the answers are there"
+            counts.append((Text(words, amber), Text(f"{count:,}", amber)))
         else:
-            counts.append((f"  {stage}", f"{n:,}"))
-    for key, n in sorted(samples.get("truncated_at", {}).items()):
-        counts.append((Text(f"cut off: raise {key}", amber), Text(f"{n:,}", amber)))
+            counts.append((f"  {stage}", f"{count:,}"))
+    for key, count in sorted(samples.get("truncated_at", {}).items()):
+        counts.append((Text(f"cut off: raise {key}", amber), Text(f"{count:,}", amber)))
     for name, words in (("duplicates", "duplicate lines"), ("left_out", "left out")):
         if samples.get(name):
             counts.append((words, f"{samples[name]:,}"))
-    tokens = [
+    tokens: _Rows = [
         ("prompt tokens", _number(usage, "prompt_tokens")),
         ("answer tokens", _number(usage, "completion_tokens")),
     ]
     pace, cost = summary.get("throughput", {}), summary.get("cost", {})
+    bound = pace.get("bound", _UNKNOWN)
     if not (pace.keys() >= set(_PACE) and cost.keys() >= set(_COST)):
-        return [counts, tokens, [("this run", pace.get("bound", _UNKNOWN))]]
+        return [counts, tokens, [("this run", bound)]]
     unit = "GPU" if cost["gpu_hours"] else "job"
-    spent = [
+    spent: _Rows = [
         ("video-hours", f"{cost['video_hours']:,.2f}"),
         ("wall time", duration(cost["wall_seconds"])),
         ("GPU-hours", f"{cost['gpu_hours']:,.2f}"),
         *(("  of", printable(card)) for card in pace.get("cards", ())),
-        ("bound", pace.get("bound", _UNKNOWN)),
+        ("bound", bound),
     ]
-    running = [
+    running: _Rows = [
         ("models running", duration(pace["seconds"])),
         ("  answered/s", f"{pace['videos_per_second']:,.2f}"),
         (f"  answered/s per {unit}", f"{cost['videos_per_second_per_gpu']:,.2f}"),
         ("  tokens/s", f"{pace['tokens_per_second']:,.0f}"),
-        *_of_a_card(pace),
+    ]
+    if (rate := pace.get("prompt_tokens_per_second_per_gpu")) is not None:
+        running.append(("  prompt tokens/s per GPU", f"{rate:,.0f}"))
+    if (share := pace.get("share_of_peak")) is not None:
+        running.append(("  of the GPU's peak", f"{share:.1%}"))
+    running += [
         ("  engine busy", f"{pace['engine_busy_share']:.1%}"),
         ("  decoding busy", f"{pace.get('decode_workers_load', 0):.1%}"),
     ]
     return [counts, tokens, spent, running]
 
 
-_UNKNOWN = "not known"
-"""What an earlier version did not write down."""
-
-
 def _number(values: dict[str, Any], name: str) -> str:
     return f"{values[name]:,}" if name in values else _UNKNOWN
-
-
-def _of_a_card(pace: dict[str, Any]) -> list[tuple[str, str]]:
-    """What compares with the figures of others; nothing without a GPU."""
-    rows = []
-    if (tokens := pace.get("prompt_tokens_per_second_per_gpu")) is not None:
-        rows.append(("  prompt tokens/s per GPU", f"{tokens:,.0f}"))
-    if (share := pace.get("share_of_peak")) is not None:
-        rows.append(("  of the GPU's peak", f"{share:.1%}"))
-    return rows

@@ -1,4 +1,4 @@
-"""When each rank did what, and how fast all were together: from the statistics of their jobs."""
+"""When each rank did what, and how fast all ranks were together, from their jobs' statistics."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from video_pipeline.progress import duration
 
 PAUSE_SECONDS = 60.0
-"""Where nobody is at work for so long, and for a twentieth of the whole, the time axis is cut."""
+"""The time axis is cut if nobody is at work for so long, and for a twentieth of the whole."""
 
 CELLS = 60
-"""Pieces of the bar of an attempt, at most."""
+"""At most so many pieces has the bar of an attempt."""
 
 BINS = 120
-"""Points of a curve over time, at most."""
+"""At most so many points has a curve over time."""
 
 NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 
@@ -30,9 +32,9 @@ class Attempt:
 
     Attributes:
         job: The statistics.
-        start: Unix seconds at which it had its GPUs.
-        ready: Unix seconds of its first request; ``end`` if there was none.
-        end: Unix seconds of its last sign of life.
+        start: When it had its GPUs, in Unix seconds.
+        ready: When it made its first request; ``end`` if there was none.
+        end: When it wrote its statistics last.
     """
 
     job: dict[str, Any]
@@ -46,18 +48,20 @@ class Attempt:
         start, end = job["started_at"], job["started_at"] + job["lasted"]
         return cls(job, start, end if job["ready_at"] is None else job["ready_at"], end)
 
-    def steps(self, *names: str) -> Iterator[tuple[float, float, list[float]]]:
-        """Begin, end and values of each step of the series ``names``."""
-        series = self.job["series"]
-        columns = [series[name] for name in names]
-        for number, values in enumerate(zip(*columns, strict=True)):
-            begin = self.start + number * series["step"]
-            if begin >= self.end:
-                # what came within the last moment
-                begin, end = max(self.start, self.end - series["step"]), self.end
-            else:
-                end = min(begin + series["step"], self.end)
-            yield begin, end, list(values)
+    def moved(self, clock: Clock) -> Attempt:
+        """The attempt in the time of ``clock``; it lies within one of the clock's spans."""
+        shift = clock.at(self.start) - self.start
+        return Attempt(self.job, self.start + shift, self.ready + shift, self.end + shift)
+
+    def sums(self, name: str, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The sums of the series ``name`` in the bins between ``edges``, the last bin being open.
+        The value of a step is spread evenly over it."""
+        values, step = self.job["series"][name], self.job["series"]["step"]
+        count = max(1, math.ceil(self.job["lasted"] / step))
+        totals = np.cumsum([0.0, *values[:count]])
+        totals[-1] += sum(values[count:])  # These were counted in the last moment.
+        times = np.minimum(self.start + step * np.arange(len(totals)), self.end)
+        return np.diff(np.interp([*edges[:-1], math.inf], times, totals))
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Clock:
     """Time without the pauses between invocations: seconds in which any rank was at work.
 
     Attributes:
-        spans: Begin and end, in Unix seconds, of each stretch of work.
+        spans: Begin and end of each stretch of work, in Unix seconds.
     """
 
     spans: list[tuple[float, float]] = field(default_factory=list)
@@ -73,20 +77,8 @@ class Clock:
     @classmethod
     def of(cls, attempts: list[Attempt]) -> Clock:
         """The clock of these attempts."""
-        spans: list[list[float]] = []
-        for start, end in sorted((each.start, each.end) for each in attempts):
-            if spans and start <= spans[-1][1]:
-                spans[-1][1] = max(spans[-1][1], end)
-            else:
-                spans.append([start, end])
-        shortest = max(PAUSE_SECONDS, sum(end - start for start, end in spans) / 20)
-        merged: list[list[float]] = []
-        for start, end in spans:
-            if merged and start - merged[-1][1] < shortest:
-                merged[-1][1] = end
-            else:
-                merged.append([start, end])
-        return cls([(start, end) for start, end in merged])
+        spans = _joined(sorted((attempt.start, attempt.end) for attempt in attempts), 0.0)
+        return cls(_joined(spans, max(PAUSE_SECONDS, cls(spans).seconds / 20)))
 
     @property
     def seconds(self) -> float:
@@ -103,6 +95,17 @@ class Clock:
             {"at": round(self.at(end), 1), "seconds": round(begin - end)}
             for (_, end), (begin, _) in itertools.pairwise(self.spans)
         ]
+
+
+def _joined(spans: list[tuple[float, float]], gap: float) -> list[tuple[float, float]]:
+    """Sorted spans; those that overlap, or are less than ``gap`` seconds apart, become one."""
+    joined: list[tuple[float, float]] = []
+    for start, end in spans:
+        if joined and start - joined[-1][1] < gap:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def time_line(jobs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def _rank(rank: int, jobs: list[dict[str, Any]], clock: Clock) -> dict[str, Any]
         "host": ", ".join(dict.fromkeys(job["host"] for job in jobs)),
         "inferred": sum(job["inferred"] for job in jobs),
         "failed": sum(job["failed"] for job in jobs),
-        "ended": round(clock.at(max(each.end for each in attempts)), 1),
+        "ended": round(clock.at(max(attempt.end for attempt in attempts)), 1),
         "waited": round(waited, 1),
         "waiting_share": round(waited / limits, 4) if limits else None,
         "busy_share": round(min(1.0, busy / seconds), 4) if seconds else None,
@@ -150,13 +153,14 @@ def _rank(rank: int, jobs: list[dict[str, Any]], clock: Clock) -> dict[str, Any]
 
 
 def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
-    """The bar of an attempt. ``engine`` and ``decode`` hold a digit for each of its cells: tenths
-    of the time in which the one or the other kept it from being faster."""
+    """The bar of an attempt. ``engine`` and ``decode`` hold a digit for each of its cells: the
+    share of the time, in ninths, in which the engine or the decoding limited it."""
     cells = max(1, min(CELLS, round(attempt.end - attempt.start)))
-    width = (attempt.end - attempt.start) / cells
+    edges = np.linspace(attempt.start, attempt.end, cells + 1)
+    width = max((attempt.end - attempt.start) / cells, 1e-3)
     engine, decode = (
-        "".join(str(min(9, round(9 * seconds / width))) if width else "0" for seconds in row)
-        for row in _spread([attempt], ("engine", "decode"), attempt.start, width, cells)
+        "".join(str(min(9, round(9 * share))) for share in attempt.sums(name, edges) / width)
+        for name in ("engine", "decode")
     )
     return {
         "start": round(clock.at(attempt.start), 1),
@@ -168,64 +172,32 @@ def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
     }
 
 
-def _spread(
-    attempts: list[Attempt], names: tuple[str, ...], origin: float, width: float, count: int
-) -> list[list[float]]:
-    """What the series ``names`` of the attempts come to in ``count`` bins of ``width`` seconds from
-    ``origin`` on; what happened within a step is spread evenly over it."""
-    bins = [[0.0] * count for _ in names]
-    if not width:
-        return bins
-    for attempt in attempts:
-        for begin, end, values in attempt.steps(*names):
-            first = min(max(int((begin - origin) / width), 0), count - 1)
-            last = min(max(int((end - origin) / width), first), count - 1)
-            for number in range(first, last + 1):
-                left, right = origin + number * width, origin + (number + 1) * width
-                share = (min(end, right) - max(begin, left)) / (end - begin) if end > begin else 1.0
-                if share > 0:
-                    for row, value in zip(bins, values, strict=True):
-                        row[number] += share * value
-    return bins
-
-
 def _curves(attempts: list[Attempt], clock: Clock) -> dict[str, Any]:
-    """Rates of all ranks together over the time of ``clock``, a value for each bin of ``width``
-    seconds: answered and failed samples and tokens a second, and how many jobs were at work.
-    ``means`` are those of the whole time."""
+    """Rates of all ranks together over the time of ``clock``: answered and failed samples and
+    tokens a second, and how many jobs were at work. Each has a value for each bin of ``width``
+    seconds; ``means`` are over the whole time."""
     seconds = clock.seconds
     width = next((nice for nice in NICE_SECONDS if seconds / nice <= BINS), seconds / BINS)
     count = max(1, math.ceil(seconds / width))
-    names = ("inferred", "failed", "tokens")
-    moved = [_moved(attempt, clock) for attempt in attempts]
-    rates = _spread(moved, names, 0.0, width, count)
-    lengths = [min(width, max(seconds - number * width, 1e-3)) for number in range(count)]
-    at_work = [0.0] * count
-    for attempt in moved:
-        for number in range(count):
-            left = number * width
-            overlap = min(attempt.end, left + lengths[number]) - max(attempt.start, left)
-            at_work[number] += max(0.0, overlap)
-    totals = dict(zip((*names, "jobs"), (*rates, at_work), strict=True))
+    edges = np.minimum(width * np.arange(count + 1), seconds)
+    lengths = np.maximum(np.diff(edges), 1e-3)
+    totals = {name: np.zeros(count) for name in ("inferred", "failed", "tokens", "jobs")}
+    for attempt in (attempt.moved(clock) for attempt in attempts):
+        for name in ("inferred", "failed", "tokens"):
+            totals[name] += attempt.sums(name, edges)
+        totals["jobs"] += np.diff(np.clip(edges, attempt.start, attempt.end))
     return {
         "width": width,
-        **{
-            name: [round(value / length, 3) for value, length in zip(row, lengths, strict=True)]
+        **{name: np.round(row / lengths, 3).tolist() for name, row in totals.items()},
+        "means": {
+            name: round(row.sum().item() / seconds, 3) if seconds else 0
             for name, row in totals.items()
         },
-        "means": {n: round(sum(row) / seconds, 3) if seconds else 0 for n, row in totals.items()},
     }
 
 
-def _moved(attempt: Attempt, clock: Clock) -> Attempt:
-    """The attempt in the time of ``clock``; it lies within one of its spans."""
-    start = clock.at(attempt.start)
-    shift = start - attempt.start
-    return Attempt(attempt.job, start, attempt.ready + shift, attempt.end + shift)
-
-
 def _remarks(ranks: list[dict[str, Any]]) -> list[str]:
-    """What stands out, in words."""
+    """What stands out, as sentences."""
     remarks = []
     ended = {row["rank"]: row["ended"] for row in ranks}
     if len(ended) > 1:
