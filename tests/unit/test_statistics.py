@@ -18,6 +18,7 @@ from video_pipeline import statistics as module
 from video_pipeline.consolidation import consolidate
 from video_pipeline.engine.base import Answer
 from video_pipeline.engine.simulated import SimulatedEngine
+from video_pipeline.figures import time_bin
 from video_pipeline.flops import ModelFlops
 from video_pipeline.inference import infer
 from video_pipeline.progress import Pace, describe_gpu, describe_pace
@@ -32,7 +33,6 @@ from video_pipeline.statistics import (
     covered,
     read_statistics,
     throughput,
-    time_bin,
 )
 
 
@@ -57,14 +57,6 @@ def test_a_series_has_empty_steps_where_nothing_was_counted():
     assert shown["failed"] == [1, 0, 0, 0]
     assert shown["inferred"] == [0, 0, 0, 2]
     assert shown["engine"] == [0, 0, 0, 0]
-
-
-def test_bins_of_a_histogram():
-    assert time_bin(1.0) == 0
-    assert time_bin(4.0) == 8
-    assert time_bin(1.18) == 0
-    assert time_bin(1.2) == 1
-    assert time_bin(0.0) == time_bin(0.001) == -40
 
 
 class Clock:

@@ -40,9 +40,9 @@ from video_pipeline.data.prompt import (
 from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure, UserError, explain
+from video_pipeline.figures import Histogram, even_edges, figures, growing_edges
 from video_pipeline.files import replacing, write_text
 from video_pipeline.gpus import card_of, devices
-from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.journal import clean_text, read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
@@ -531,8 +531,8 @@ def _report(
         "flagged": {flag: findings.flagged[flag] for flag in FLAGS},
         "expected": _expected(config, layout, findings, scale),
         "histograms": {
-            "prompt_tokens": histogram(findings.prompt_tokens, even_edges),
-            "seconds": histogram(findings.seconds, growing_edges),
+            "prompt_tokens": Histogram.of(findings.prompt_tokens, even_edges).as_rows(),
+            "seconds": Histogram.of(findings.seconds, growing_edges).as_rows(),
         },
     }
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from video_pipeline.figures import time_bin
 from video_pipeline.files import write_text
 from video_pipeline.journal import ATTEMPTS, clean_text, split_of
 from video_pipeline.versions import check_version
@@ -29,12 +30,6 @@ logger = logging.getLogger(__name__)
 
 MOST_STEPS = 120
 """Steps of a :class:`Series`; when there are more, two become one."""
-
-BINS_PER_OCTAVE = 4
-"""Bins of a histogram between a time and its double."""
-
-SHORTEST_SECONDS = 1e-3
-"""What takes less is counted in the first bin of a histogram."""
 
 OVER_TIME = ("series", "histograms")
 """The parts of a job's statistics that are for charts."""
@@ -75,11 +70,6 @@ class Series:
         """``step``, and a list for each name."""
         rounded = {name: [round(v, 3) for v in column] for name, column in self.columns.items()}
         return {"step": self.step, **rounded}
-
-
-def time_bin(seconds: float) -> int:
-    """The bin of a histogram: those of four times their seconds differ by 8."""
-    return math.floor(BINS_PER_OCTAVE * math.log2(max(seconds, SHORTEST_SECONDS)))
 
 
 @dataclass

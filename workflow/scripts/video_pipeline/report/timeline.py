@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from video_pipeline.figures import round_up
 from video_pipeline.progress import duration
 
 PAUSE_SECONDS = 60.0
@@ -21,7 +22,8 @@ CELLS = 60
 BINS = 120
 """Points of a curve over time, at most."""
 
-NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
+TIME_UNITS = (1, 60, 3600, 86400)
+"""Second, minute, hour and day, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _curves(attempts: list[Attempt], clock: Clock) -> dict[str, Any]:
     seconds: answered and failed samples and tokens a second, and how many jobs were at work.
     ``means`` are those of the whole time."""
     seconds = clock.seconds
-    width = next((nice for nice in NICE_SECONDS if seconds / nice <= BINS), seconds / BINS)
+    width = round_up(seconds / BINS, TIME_UNITS)
     count = max(1, math.ceil(seconds / width))
     names = ("inferred", "failed", "tokens")
     moved = [_moved(attempt, clock) for attempt in attempts]
