@@ -21,7 +21,7 @@ from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.figures import time_bin
 from video_pipeline.flops import ModelFlops
 from video_pipeline.inference import infer
-from video_pipeline.progress import Pace, describe_gpu, describe_pace
+from video_pipeline.pace import Pace, describe_gpu, describe_pace
 from video_pipeline.report.page import collect, render
 from video_pipeline.report.summary import summary_table
 from video_pipeline.statistics import (
@@ -29,11 +29,9 @@ from video_pipeline.statistics import (
     JobStatistics,
     Series,
     StatisticsFile,
-    cost,
-    covered,
     read_statistics,
-    throughput,
 )
+from video_pipeline.throughput import cost, covered, throughput
 
 
 def test_a_series_keeps_what_was_counted_however_long_it_gets():
@@ -136,7 +134,7 @@ def test_operations_are_counted_where_the_model_is_known(clock):
     statistics = JobStatistics(0, num_workers=1, gpus=1)
     statistics.tick({})
     assert (statistics.flops, statistics.peak_flops) == (None, None)
-    statistics.rate(MODEL, 1e15)
+    statistics.count_flops(MODEL, 1e15)
     with statistics.engine_busy():
         clock.now += 1.0
         statistics.count(answer(7, 3))

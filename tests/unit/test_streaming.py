@@ -10,8 +10,9 @@ from helpers import samples
 from video_pipeline import streaming
 from video_pipeline.config import load_config
 from video_pipeline.engine.simulated import SimulatedEngine
-from video_pipeline.statistics import JobStatistics, throughput
+from video_pipeline.statistics import JobStatistics
 from video_pipeline.streaming import Window
+from video_pipeline.throughput import throughput
 
 REQUEST = {"prompt": "x" * 40, "multi_modal_data": {}}
 

@@ -31,8 +31,8 @@ from video_pipeline.engine.base import (
 )
 from video_pipeline.gpus import gpus_needed
 from video_pipeline.journal import JournalWriter
+from video_pipeline.pace import Pace, describe_pace, describe_samples
 from video_pipeline.peaks import peak_flops
-from video_pipeline.progress import Pace, describe_pace, describe_samples
 from video_pipeline.statistics import JobStatistics, State, StatisticsFile
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Stream:
         shard = self._shard
         engine = create_engine(shard.config, with_videos=shard.with_videos)
         peak = peak_flops(self._statistics.card, engine.precision)
-        self._statistics.rate(engine.flops, peak)
+        self._statistics.count_flops(engine.flops, peak)
         for part in {question.part for question in shard.questions(shard.pending[0])}:
             engine.check(Constraints.of(shard.task, part))
         self._window.engine_is_saturated = lambda: self._submit.locked() or engine.is_saturated()

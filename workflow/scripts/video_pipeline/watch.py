@@ -27,18 +27,9 @@ from video_pipeline.cli import plain
 from video_pipeline.config import Config, load_config
 from video_pipeline.files import is_newer
 from video_pipeline.layout import Layout
+from video_pipeline.pace import Pace, describe_gpu, describe_pace, describe_samples
 from video_pipeline.plan import read_plan
-from video_pipeline.progress import (
-    Pace,
-    count,
-    describe_gpu,
-    describe_pace,
-    describe_samples,
-    describe_step,
-    duration,
-    read_step,
-    share,
-)
+from video_pipeline.progress import count, describe_step, duration, read_step, share
 from video_pipeline.rank_files import RankContents
 from video_pipeline.report.summary import summary_table
 from video_pipeline.sharding import Manifest
