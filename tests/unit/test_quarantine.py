@@ -6,40 +6,42 @@ import pytest
 from video_pipeline.chunks import Question
 from video_pipeline.engine.base import EngineDead
 from video_pipeline.journal import JournalWriter, read_index
-from video_pipeline.quarantine import QUARANTINE_DEATHS, Quarantine
+from video_pipeline.quarantine import QUARANTINE_DEATHS, Quarantine, quarantine_error
 
 DEATHS = {1: 1, 4: 2, 5: QUARANTINE_DEATHS, 7: 1}
 REQUEST = "0" * 32
 
 
-def tried(quarantine: Quarantine) -> list[tuple[list[int], int]]:
+def tried(quarantine: Quarantine, max_in_flight: int) -> list[tuple[list[int], int]]:
     """The positions of each round, and how many of them are in the engine at once."""
-    return [(list(r.positions), r.max_in_flight) for r in quarantine.rounds(range(8))]
+    rounds = quarantine.rounds(range(8), max_in_flight)
+    return [(list(positions), at_once) for positions, at_once in rounds]
 
 
 def test_suspects_are_tried_last_and_few_at_once():
-    assert tried(Quarantine(DEATHS, 256)) == [
+    assert tried(Quarantine(DEATHS), 256) == [
         ([0, 2, 3, 6], 256),
         ([1, 7], 16),
         ([4], 1),
         ([], 1),
     ]
-    assert [at_once for _, at_once in tried(Quarantine(DEATHS, 8))] == [8, 1, 1, 1]
+    assert [at_once for _, at_once in tried(Quarantine(DEATHS), 8)] == [8, 1, 1, 1]
 
 
 def test_a_sample_with_too_many_deaths_has_an_error():
-    errors = Quarantine(DEATHS, 256).errors()
-    assert list(errors) == [5]
+    errors = {position: quarantine_error(deaths) for position, deaths in DEATHS.items()}
+    assert [position for position, error in errors.items() if error] == [5]
     assert errors[5]["stage"] == "quarantine"
 
 
 def test_a_sample_that_killed_its_process_is_tried_again_once():
-    quarantine = Quarantine({}, 256)
-    for positions, _, is_last in quarantine.rounds(range(3)):
+    quarantine = Quarantine({})
+    tried_again = []
+    for positions, _ in quarantine.rounds(range(3), 256):
         for position in positions:
             if position == 1:
-                assert quarantine.try_again(position) != is_last
-    assert tried(quarantine)[-1] == ([1], 1)
+                tried_again.append(quarantine.try_again(position))
+    assert tried_again == [True, False]
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def deaths(folder) -> dict[str, int]:
 
 
 def test_the_journal_gets_what_was_in_the_engine_when_it_died(tmp_path, journal):
-    quarantine = Quarantine({}, 256)
+    quarantine = Quarantine({})
     questions = {key: Question(key, "", REQUEST) for key in "abc"}
     with quarantine.in_engine("a", questions["a"], journal):
         assert not quarantine.engine_is_empty

@@ -34,13 +34,6 @@ class JobMonitor:
     """
 
     def __init__(self, shard: Shard, window: Window, num_processes: int, card: str | None) -> None:
-        """
-        Args:
-            shard: The samples.
-            window: The window of samples that are held at once.
-            num_processes: Decode processes of the job.
-            card: Name of its GPUs; None if it is not known.
-        """
         self._shard = shard
         self._window = window
         self._logged_cut_off = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from video_pipeline.engine.base import EngineDead
 
@@ -21,64 +21,43 @@ many times fewer of them at once; after a second death again: 256, 16, 1. So the
 suspect only."""
 
 
-class Round(NamedTuple):
-    """Samples that are tried together.
-
-    Attributes:
-        positions: Their positions in the chunk.
-        max_in_flight: How many requests may be in the engine at once.
-        is_last: Whether this is the last round.
-    """
-
-    positions: Iterable[int]
-    max_in_flight: int
-    is_last: bool = False
-
-
 class Quarantine:
     """Decides in which order samples are tried, and beside how many others.
 
-    Samples without a suspicion go first. Then come those that were in the engine when it died, and
-    at the end, alone, those that killed their decode process.
+    Attributes:
+        is_last_round: Whether :meth:`rounds` has come to its last round.
     """
 
-    def __init__(self, deaths: Mapping[int, int], max_in_flight: int) -> None:
-        """
-        Args:
-            deaths: By position in the chunk, at how many deaths of an engine a pending sample was
-                in it.
-            max_in_flight: How many requests may be in the engine at once.
-        """
+    def __init__(self, deaths: Mapping[int, int]) -> None:
+        """``deaths``: by position in the chunk, at how many deaths of an engine a pending sample
+        was in it."""
+        self.is_last_round = False
         self._deaths = deaths
-        self._max_in_flight = max_in_flight
         self._crashed: list[int] = []
-        self._is_last_round = False
         self._in_engine: dict[str, Question] = {}
 
-    def rounds(self, pending: Iterable[int]) -> Iterator[Round]:
-        """The rounds in which the samples at the positions ``pending`` are tried."""
-        max_in_flight = self._max_in_flight
-        yield Round((p for p in pending if p not in self._deaths), max_in_flight)
+    def rounds(
+        self, pending: Iterable[int], max_in_flight: int
+    ) -> Iterator[tuple[Iterable[int], int]]:
+        """The rounds in which the samples at the positions ``pending`` are tried: positions, and
+        how many requests may be in the engine at once.
+
+        Samples without a suspicion go first. Then come those that were in the engine when it died,
+        and at the end, one at a time, those that killed their decode process.
+        """
+        yield (position for position in pending if position not in self._deaths), max_in_flight
         for count in range(1, QUARANTINE_DEATHS):
             max_in_flight = max(1, max_in_flight // SUSPECTS_DIVISOR)
-            yield Round([p for p, n in self._deaths.items() if n == count], max_in_flight)
-        self._is_last_round = True
-        yield Round(self._crashed, 1, is_last=True)
-
-    def errors(self) -> dict[int, dict[str, str]]:
-        """The ``__error`` of each sample that is not tried again, by position."""
-        errors = {position: quarantine_error(count) for position, count in self._deaths.items()}
-        return {position: error for position, error in errors.items() if error is not None}
+            yield [p for p, deaths in self._deaths.items() if deaths == count], max_in_flight
+        self.is_last_round = True
+        yield self._crashed, 1
 
     def try_again(self, position: int) -> bool:
-        """Have a sample that killed its decode process tried once more, alone, in the last round.
-
-        Returns:
-            Whether that is still possible: not for a sample of the last round itself.
-        """
-        if not self._is_last_round:
+        """Have a sample that killed its decode process tried once more, in the last round. Returns
+        False if this is the last round."""
+        if not self.is_last_round:
             self._crashed.append(position)
-        return not self._is_last_round
+        return not self.is_last_round
 
     @contextmanager
     def in_engine(self, name: str, question: Question, journal: JournalWriter) -> Iterator[None]:

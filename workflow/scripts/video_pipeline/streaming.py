@@ -14,6 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from video_pipeline.engine.base import Answer, Constraints, Engine, EngineDead
 from video_pipeline.job_monitor import JobMonitor
 from video_pipeline.journal import JournalWriter
 from video_pipeline.peaks import peak_flops
-from video_pipeline.quarantine import Quarantine
+from video_pipeline.quarantine import Quarantine, quarantine_error
 from video_pipeline.statistics import State, StatisticsFile
 
 if TYPE_CHECKING:
@@ -49,10 +50,9 @@ PARSED_AT_ONCE = 20
 
 
 def run_stream(shard: Shard, folder: Path, num_workers: int, card: str | None) -> None:
-    """Infer all pending samples of a shard.
+    """Infer all pending samples of ``shard``.
 
     Args:
-        shard: The shard.
         folder: The job's folder of shared memory.
         num_workers: How many decode processes there may be.
         card: Name of the job's GPUs; None if it is not known.
@@ -111,49 +111,43 @@ async def _run(shard: Shard, folder: Path, num_workers: int, card: str | None) -
         server.stop()
 
 
+@dataclass
 class Stream:
     """Infers the pending samples of a shard, many at the same time."""
 
-    def __init__(
-        self,
-        shard: Shard,
-        folder: Path,
-        engine: Engine,
-        pool: DecodePool,
-        journal: JournalWriter,
-        window: Window,
-        monitor: JobMonitor,
-    ) -> None:
-        self._shard = shard
-        self._folder = folder
-        self._engine = engine
-        self._pool = pool
-        self._journal = journal
-        self._window = window
-        self._monitor = monitor
-        self._statistics = monitor.statistics
-        max_in_flight = shard.config.run.max_in_flight
-        self._quarantine = Quarantine(shard.deaths, max_in_flight)
-        self._submit = asyncio.Semaphore(max_in_flight)
+    shard: Shard
+    folder: Path
+    engine: Engine
+    pool: DecodePool
+    journal: JournalWriter
+    window: Window
+    monitor: JobMonitor
+
+    def __post_init__(self) -> None:
+        self._statistics = self.monitor.statistics
+        self._quarantine = Quarantine(self.shard.deaths)
+        self._submit = asyncio.Semaphore(self.shard.config.run.max_in_flight)
         self._engine_ready = asyncio.Event()
-        window.engine_is_saturated = lambda: self._submit.locked() or engine.is_saturated()
+        self.window.engine_is_saturated = self._is_saturated
 
     async def run(self, file: StatisticsFile) -> None:
         """Start the engine and infer all pending samples; write the statistics to ``file``."""
-        shard, window = self._shard, self._window
+        shard, window = self.shard, self.window
         async with asyncio.TaskGroup() as group:
             helpers = [
-                group.create_task(_every(SYNC_SECONDS, self._journal.sync)),
-                group.create_task(_every(PROGRESS_SECONDS, self._monitor.log_progress)),
-                group.create_task(self._monitor.keep_file(file)),
+                group.create_task(_every(SYNC_SECONDS, self.journal.sync)),
+                group.create_task(_every(PROGRESS_SECONDS, self.monitor.log_progress)),
+                group.create_task(self.monitor.keep_file(file)),
                 group.create_task(self._watch_engine()),
             ]
-            for position, error in self._quarantine.errors().items():
-                self._fail(shard.questions(position), error)
+            for position, deaths in shard.deaths.items():
+                if error := quarantine_error(deaths):
+                    self._fail(shard.questions(position), error)
             start = group.create_task(self._start())
-            for positions, max_in_flight, is_last in self._quarantine.rounds(shard.pending):
+            rounds = self._quarantine.rounds(shard.pending, shard.config.run.max_in_flight)
+            for positions, max_in_flight in rounds:
                 self._submit = asyncio.Semaphore(max_in_flight)
-                if is_last:
+                if self._quarantine.is_last_round:
                     window.max_preparing = 1
                 async with asyncio.TaskGroup() as samples:
                     for position in positions:
@@ -163,36 +157,39 @@ class Stream:
             await start
             for helper in helpers:
                 helper.cancel()
-        self._monitor.tick()
-        self._monitor.log_progress()
+        self.monitor.tick()
+        self.monitor.log_progress()
+
+    def _is_saturated(self) -> bool:
+        return self._submit.locked() or self.engine.is_saturated()
 
     async def _start(self) -> None:
         """Load the model; meanwhile the decode processes start and prepare the first samples."""
-        await self._engine.start(self._folder)
+        await self.engine.start(self.folder)
         self._engine_ready.set()
 
     async def _watch_engine(self) -> None:
         """Raise :class:`EngineDead` if the engine has requests and stands still."""
-        timeout_s = self._shard.config.run.engine_timeout_s
-        steps, since = self._engine.steps, time.monotonic()
+        timeout_s = self.shard.config.run.engine_timeout_s
+        steps, since = self.engine.steps, time.monotonic()
         while True:
             await asyncio.sleep(min(ENGINE_LOOK_SECONDS, timeout_s / 2))
-            if self._quarantine.engine_is_empty or self._engine.steps != steps:
-                steps, since = self._engine.steps, time.monotonic()
+            if self._quarantine.engine_is_empty or self.engine.steps != steps:
+                steps, since = self.engine.steps, time.monotonic()
             elif time.monotonic() - since > timeout_s:
-                self._quarantine.note_death(self._journal)
+                self._quarantine.note_death(self.journal)
                 raise EngineDead(f"no sign of life for run.engine_timeout_s: {timeout_s:g} s")
 
     async def _infer(self, position: int) -> None:
         """Prepare one sample and have all questions about it answered."""
-        questions = self._shard.questions(position)
+        questions = self.shard.questions(position)
         prepared: Prepared | None = None
         try:
             try:
                 parts = [question.part for question in questions]
-                prepared = await self._pool.prepare(position, parts)
+                prepared = await self.pool.prepare(position, parts)
             finally:
-                await self._window.prepared(prepared.num_bytes if prepared else 0)
+                await self.window.prepared(prepared.num_bytes if prepared else 0)
             self._statistics.count_prepared(prepared)
             await self._engine_ready.wait()
             # In a group no task is left that writes to the journal after another one has failed.
@@ -211,20 +208,20 @@ class Stream:
             outcomes = [task.result() for task in tasks]
             if any(outcome.answer for outcome in outcomes):
                 cut_off = next((o.cut_off for o in outcomes if o.cut_off), None)
-                patches = self._engine.patches(prepared.requests.values())
+                patches = self.engine.patches(prepared.requests.values())
                 self._statistics.count_sample(prepared, cut_off, patches)
-            self._monitor.count_finished(questions[0].key, first_error(outcomes))
+            self.monitor.count_finished(questions[0].key, first_error(outcomes))
         finally:
-            await self._window.release(prepared.num_bytes if prepared else 0)
+            await self.window.release(prepared.num_bytes if prepared else 0)
 
     async def _ask(self, position: int, question: Question, prepared: Prepared) -> Outcome:
         """Have one question answered, write the answer down, and count it."""
-        outcome = await ask(self._shard, question, prepared, self._journal, self._generate)
+        outcome = await ask(self.shard, question, prepared, self.journal, self._generate)
         if outcome.answer is not None:
             self._statistics.count(outcome.answer)
             if outcome.error is None and self._statistics.inferred < PARSED_AT_ONCE:
                 text = outcome.answer.output_text
-                parsed = self._shard.try_parse(position, question.part, text)
+                parsed = self.shard.try_parse(position, question.part, text)
                 self._statistics.unparsed += not parsed
         return outcome
 
@@ -232,17 +229,17 @@ class Stream:
         """Have the engine answer, as soon as it may be given one more request."""
         name = request_name(question)
         async with self._submit:
-            self._window.start_clock()
+            self.window.start_clock()
             with (
-                self._quarantine.in_engine(name, question, self._journal),
+                self._quarantine.in_engine(name, question, self.journal),
                 self._statistics.engine_busy(),
             ):
-                return await self._engine.generate(name, request, constraints)
+                return await self.engine.generate(name, request, constraints)
 
     def _fail(self, questions: list[Question], error: dict[str, str]) -> None:
         """Write ``error`` for all questions about a sample, which counts as one failure."""
-        fail_all(self._journal, questions, error)
-        self._monitor.count_finished(questions[0].key, error)
+        fail_all(self.journal, questions, error)
+        self.monitor.count_finished(questions[0].key, error)
 
 
 async def _every(seconds: float, action: Callable[[], None]) -> None:
