@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-from array import array
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from video_pipeline.estimate.estimate import estimate, make_plan, plan_stages, t
 from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
 from video_pipeline.gpus import Device
-from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.layout import Layout
 from video_pipeline.run.run import Run
 from video_pipeline.samples.input import task_sample
@@ -461,47 +459,3 @@ def test_many_kinds_of_errors_do_not_pile_up(monkeypatch):
     assert findings.errors.total() == 10
     assert findings.errors["read", "ValueError", "(other messages)"] == 7
     assert len(findings.errors) == 4
-
-
-@pytest.mark.parametrize(
-    ("least", "most", "edges"),
-    [
-        (137, 209, [130, 140, 150, 160, 170, 180, 190, 200, 210]),
-        (5, 5, [5, 6]),
-        (0, 9, list(range(11))),
-        (0, 10, [0, 2, 4, 6, 8, 10, 12]),
-        (4000, 12345, [4000, 5000, 6000, 7000, 8000, 9000, 10000, 11000, 12000, 13000]),
-    ],
-)
-def test_even_edges(least, most, edges):
-    assert even_edges(least, most) == edges
-
-
-@pytest.mark.parametrize(
-    ("least", "most", "edges"),
-    [
-        (1.5, 30.0, [1, 2, 5, 10, 20, 50]),
-        (2.0, 2.0, [2, 5]),
-        (0.0001, 0.001, [0, 0.001, 0.002]),
-        (3.0, 7200.0, [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]),
-    ],
-)
-def test_growing_edges(least, most, edges):
-    assert growing_edges(least, most) == edges
-
-
-@pytest.mark.parametrize("edges_of", [even_edges, growing_edges])
-def test_a_histogram_counts_every_value(edges_of):
-    values = array("d", np.random.default_rng(0).lognormal(3, 2, 1000))
-    bins = histogram(values, edges_of)
-    numbers = np.array(values)
-    assert sum(each["count"] for each in bins) == 1000
-    for each in bins:
-        inside = (numbers >= each["from"]) & (numbers < each["to"])
-        assert each["count"] == inside.sum()
-
-
-def test_figures():
-    found = figures(array("q", range(101)))
-    assert found == {"total": 5050, "min": 0, "median": 50, "p95": 95, "max": 100}
-    assert figures(array("q")) is None

@@ -13,14 +13,15 @@ from types import SimpleNamespace
 import pytest
 from helpers import samples
 from rich.console import Console
-from video_pipeline import gpus, leases, streaming
+from video_pipeline import gpus, job_monitor, leases, streaming
 from video_pipeline import statistics as module
 from video_pipeline.consolidation import consolidate
 from video_pipeline.engine.base import Answer
 from video_pipeline.engine.simulated import SimulatedEngine
+from video_pipeline.figures import time_bin
 from video_pipeline.flops import ModelFlops
 from video_pipeline.inference import infer
-from video_pipeline.progress import Pace, describe_gpu, describe_pace
+from video_pipeline.pace import Pace, describe_gpu, describe_pace
 from video_pipeline.report.page import collect, render
 from video_pipeline.report.summary import summary_table
 from video_pipeline.statistics import (
@@ -28,12 +29,9 @@ from video_pipeline.statistics import (
     JobStatistics,
     Series,
     StatisticsFile,
-    cost,
-    covered,
     read_statistics,
-    throughput,
-    time_bin,
 )
+from video_pipeline.throughput import cost, throughput
 
 
 def test_a_series_keeps_what_was_counted_however_long_it_gets():
@@ -57,14 +55,6 @@ def test_a_series_has_empty_steps_where_nothing_was_counted():
     assert shown["failed"] == [1, 0, 0, 0]
     assert shown["inferred"] == [0, 0, 0, 2]
     assert shown["engine"] == [0, 0, 0, 0]
-
-
-def test_bins_of_a_histogram():
-    assert time_bin(1.0) == 0
-    assert time_bin(4.0) == 8
-    assert time_bin(1.18) == 0
-    assert time_bin(1.2) == 1
-    assert time_bin(0.0) == time_bin(0.001) == -40
 
 
 class Clock:
@@ -144,7 +134,7 @@ def test_operations_are_counted_where_the_model_is_known(clock):
     statistics = JobStatistics(0, num_workers=1, gpus=1)
     statistics.tick({})
     assert (statistics.flops, statistics.peak_flops) == (None, None)
-    statistics.rate(MODEL, 1e15)
+    statistics.count_flops(MODEL, 1e15)
     with statistics.engine_busy():
         clock.now += 1.0
         statistics.count(answer(7, 3))
@@ -253,109 +243,6 @@ def test_decode_processes_are_never_busier_than_they_can_be(clock):
     assert throughput([statistics.as_dict()])["decode_workers_load"] == round(5 / 8, 4)
 
 
-def job(begin: float, end: float, ready: float | None = None, **more) -> dict:
-    """An attempt that began, and ended, at these moments; its first request came halfway."""
-    ready = (begin + end) / 2 if ready is None else ready
-    made = JobStatistics(0, 2, started_at=begin, gpus=1, inferred=10, video_seconds=3600.0)
-    made.ready_at, made.lasted, made.seconds = ready, end - begin, end - ready
-    made.engine_busy_seconds = made.decode_busy_seconds = made.seconds
-    return {**made.as_dict(), **more}
-
-
-def test_what_a_run_took():
-    # two at once, a pause, and one more
-    jobs = [job(0, 3600), job(1800, 5400, gpus=2), job(9000, 9900)]
-    assert cost(jobs) == {
-        "wall_seconds": 5400 + 900,
-        "gpu_hours": 1 + 2 + 0.25,
-        "video_hours": 3.0,
-        "videos_per_second_per_gpu": round(30 / (1800 + 3600 + 450), 3),
-    }
-    assert cost([])["wall_seconds"] == 0
-
-
-def test_time_is_counted_once_however_many_were_at_work():
-    assert covered([]) == 0
-    assert covered([(0, 10), (2, 3), (9, 12), (20, 21)]) == 13
-    assert covered([(5, 5), (-3, -1)]) == 2
-
-
-def test_ranks_that_had_to_wait_for_a_gpu_are_not_taken_as_side_by_side():
-    """Two ranks of 10 samples in 50 s each: at once, or on one GPU after each other."""
-    at_once = [job(0, 100), job(0, 100, rank=1)]
-    in_turn = [job(0, 100), job(100, 200, rank=1)]
-    assert throughput(at_once)["videos_per_second"] == 0.4
-    assert throughput(at_once)["seconds"] == 50
-    assert throughput(in_turn)["videos_per_second"] == 0.2
-    assert throughput(in_turn)["seconds"] == 100
-    # of one GPU it is the same
-    assert {cost(jobs)["videos_per_second_per_gpu"] for jobs in (at_once, in_turn)} == {0.2}
-
-
-def test_how_fast_one_gpu_was():
-    """Its model ran for 50 of the 100 seconds of each of these attempts."""
-    spent = {"prompt_tokens": 50_000, "card": "A", "peak_flops": 1e12, "flops": 20e12}
-    one = throughput([job(0, 100, **spent)])
-    assert one["cards"] == ["A"]
-    assert one["prompt_tokens_per_second_per_gpu"] == 1000
-    assert one["share_of_peak"] == 0.4
-    # a job with two devices, of another kind
-    both = throughput(
-        [job(0, 100, **spent), job(0, 100, **{**spent, "gpus": 2, "card": "B", "peak_flops": 2e12})]
-    )
-    assert both["cards"] == ["A", "B"]
-    assert both["prompt_tokens_per_second_per_gpu"] == round(100_000 / 150, 1)
-    assert both["share_of_peak"] == round(40 / (50 + 200), 4)
-
-
-def test_what_is_not_known_has_no_share():
-    known = {"prompt_tokens": 50_000, "card": "A", "peak_flops": 1e12, "flops": 20e12}
-    for missing in ({"peak_flops": None}, {"flops": None}, {"card": None, "peak_flops": None}):
-        found = throughput([job(0, 100, **known), job(0, 100, **{**known, **missing})])
-        assert found["prompt_tokens_per_second_per_gpu"] == 1000
-        assert found["share_of_peak"] is None
-    on_a_cpu = throughput([job(0, 100, **{**known, "gpus": 0, "card": None, "peak_flops": None})])
-    assert on_a_cpu["prompt_tokens_per_second_per_gpu"] is None
-    assert on_a_cpu["share_of_peak"] is None
-    assert on_a_cpu["cards"] == []
-
-
-def test_an_attempt_of_an_earlier_version_still_counts(tmp_path):
-    of_old = job(0, 100, prompt_tokens=50_000, completion_tokens=0)
-    for name in ("model", "quantization", "card", "peak_flops", "patches", "flops"):
-        del of_old[name]
-    for name in ("prompt_tokens", "flops"):
-        del of_old["series"][name]
-    (tmp_path / "attempt.a.rank0.1-x.statistics.json").write_text(json.dumps(of_old))
-    jobs = read_statistics(tmp_path)
-    assert throughput(jobs)["prompt_tokens_per_second_per_gpu"] == 1000
-    assert throughput(jobs)["share_of_peak"] is None
-    assert describe_gpu(Pace.of(jobs)) == ""
-
-
-def test_an_attempt_that_was_killed_counts_up_to_its_last_sign_of_life():
-    killed = job(0, 100, state="running")
-    again = job(10_000, 10_100, rank=0)
-    assert cost([killed, again])["wall_seconds"] == 200
-    assert cost([killed, again])["gpu_hours"] == round(200 / 3600, 4)
-    assert throughput([killed, again])["seconds"] == 100
-
-
-def test_shares_lie_between_none_and_all():
-    """Whatever a file says that was written down between two moments."""
-    more = {"engine_busy_seconds": 50.1, "decode_busy_seconds": 101.0}
-    found = throughput([job(0, 100, **more)])
-    assert found["engine_busy_share"] == found["decode_workers_load"] == 1.0
-    assert found["engine_waiting_share"] == 0.0
-
-
-def test_an_attempt_without_a_request_has_no_pace_but_a_cost():
-    starting = job(0, 100, ready=100, state="starting", ready_at=None, inferred=0)
-    assert throughput([starting]) == {"bound": "nothing was inferred"}
-    assert cost([starting])["gpu_hours"] == round(100 / 3600, 4)
-    assert throughput([starting, job(100, 200)])["seconds"] == 50
-
-
 # --- the files -----------------------------------------------------------------------------------
 
 
@@ -393,7 +280,7 @@ def test_a_job_on_a_card_tells_its_share(splitting, monkeypatch, caplog):
     card = "NVIDIA H100 80GB HBM3"
     held = [gpus.Device("0", "GPU-1", card), gpus.Device("1", "GPU-2", card)]
     monkeypatch.setattr(leases, "lease_for", lambda config: nullcontext(held))
-    monkeypatch.setattr(streaming, "gpus_needed", lambda config: 2)
+    monkeypatch.setattr(job_monitor, "gpus_needed", lambda config: 2)
     monkeypatch.setattr(SimulatedEngine, "flops", ModelFlops(10**12, 10**11, 10**10))
     monkeypatch.setattr(SimulatedEngine, "precision", "fp8")
     monkeypatch.setattr(SimulatedEngine, "patches", lambda self, requests: 4 * len(list(requests)))

@@ -18,8 +18,9 @@ from video_pipeline.errors import UserError
 from video_pipeline.inference import infer
 from video_pipeline.journal import __main__ as journal
 from video_pipeline.journal import attempt_prefix
+from video_pipeline.pace import Pace
 from video_pipeline.plan import Plan
-from video_pipeline.progress import Pace, Progress
+from video_pipeline.progress import Progress
 from video_pipeline.statistics import JobStatistics, Series, StatisticsFile
 from video_pipeline.watch import RankView, RunView, lines, look, screen, watch
 

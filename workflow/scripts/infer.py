@@ -19,13 +19,22 @@ def main() -> None:
     parser.add_argument("--rank", type=int, required=True, help="the chunk to infer, from 0")
     parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
     parser.add_argument("--attempt", type=int, default=1, help="from 2 on it is a retry")
+    parser.add_argument("--plain", action="store_true", help="one sample at a time, to debug")
     args = program.parse(parser)
     if args.rank not in range(args.num_shards):
         raise UserError(f"--rank {args.rank}: the ranks are 0 to {args.num_shards - 1}")
     config = load_config(args.config)
     check_files([config])
     layout = Layout.of(config, args.num_shards)
-    infer(config, layout, args.rank, args.threads, args.attempt, only_publish=args.gpus == 0)
+    infer(
+        config,
+        layout,
+        args.rank,
+        args.threads,
+        args.attempt,
+        only_publish=args.gpus == 0,
+        plain=args.plain,
+    )
 
 
 if __name__ == "__main__":

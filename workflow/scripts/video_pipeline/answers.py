@@ -1,4 +1,4 @@
-"""How an answer ended, and what becomes of one that did not end by itself."""
+"""Answers that were cut off or did not parse: whether they count, and how to say it."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ def cut_off_at(usage: Mapping[str, Any], config: Config) -> str | None:
 
     Args:
         usage: ``__usage`` of the answer.
-        config: The configuration under which it was given.
+        config: The configuration under which the model answered.
     """
     if usage["finish_reason"] != "length":
         return None
-    tokens, most = usage["completion_tokens"], config.sampling.max_tokens
-    if tokens < most:
-        return "vllm.max_model_len"  # prompt and answer together fill the model
-    if tokens == most:
+    tokens, max_tokens = usage["completion_tokens"], config.sampling.max_tokens
+    if tokens == max_tokens:
         return "sampling.max_tokens"
-    # only a second try may be longer
-    return "run.retry_truncated" if tokens == config.run.retry_truncated else "vllm.max_model_len"
+    # Only a second try may be longer.
+    if tokens > max_tokens and tokens == config.run.retry_truncated:
+        return "run.retry_truncated"
+    return "vllm.max_model_len"  # Prompt and answer together fill the model.
 
 
 def why_no_answer(
     usage: Mapping[str, Any], output_text: str, config: Config, *, has_schema: bool = False
 ) -> dict[str, str] | None:
-    """The ``__error`` of an answer that counts for none; None if it counts.
+    """The ``__error`` of an answer that does not count; None if it counts.
 
-    What was cut off counts if ``run.truncated`` is ``keep``, but for two cases: half an object is
-    no object, and of a model that was still thinking there is no answer at all.
+    With ``run.truncated: keep`` a text that was cut off counts, unless the model was still
+    thinking. With a schema it never counts: half an object is no object.
 
     Args:
         usage: ``__usage`` of the answer.
-        output_text: What the model said, without its thoughts.
-        config: The configuration under which it was given.
+        output_text: The answer without the thoughts of the model.
+        config: The configuration under which the model answered.
         has_schema: Whether the answer had to follow a schema.
     """
     reason, tokens = usage["finish_reason"], usage["completion_tokens"]
@@ -65,21 +65,18 @@ def describe_cut_off(truncated: Mapping[str, int]) -> str:
     count = sum(truncated.values())
     if not count:
         return ""
-    words = "answer was" if count == 1 else "answers were"
+    answers = "answer was" if count == 1 else "answers were"
     keys = " and ".join(sorted(key for key in truncated if truncated[key]))
-    return f"{count:,} {words} cut off: raise {keys}"
+    return f"{count:,} {answers} cut off: raise {keys}"
 
 
 def describe_unparsed(count: int) -> str:
-    """``parse failed on 3 answers: ...``; empty if there are none.
-
-    Args:
-        count: How many samples have an error of stage ``parse``.
-    """
+    """``parse failed on 3 answers: ...``, for ``count`` samples with an error of stage ``parse``;
+    empty if there are none."""
     if not count:
         return ""
-    words = "answer" if count == 1 else "answers"
+    answers = "answer" if count == 1 else "answers"
     return (
-        f"parse failed on {count:,} {words}: fix it in the task and run again; nothing is inferred "
-        "twice"
+        f"parse failed on {count:,} {answers}: fix it in the task and run again; nothing is "
+        "inferred twice"
     )

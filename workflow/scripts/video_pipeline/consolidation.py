@@ -23,8 +23,9 @@ from video_pipeline.progress import Progress
 from video_pipeline.rank_files import RankContents, RankFile
 from video_pipeline.records import Records
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.statistics import OVER_TIME, cost, read_statistics, throughput
+from video_pipeline.statistics import OVER_TIME, read_statistics
 from video_pipeline.tasks.registry import load_task
+from video_pipeline.throughput import cost, throughput
 from video_pipeline.windows import by_video
 
 logger = logging.getLogger(__name__)

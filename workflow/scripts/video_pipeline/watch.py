@@ -28,14 +28,11 @@ from video_pipeline.answers import describe_cut_off, describe_unparsed
 from video_pipeline.config import Config, load_config
 from video_pipeline.files import is_newer
 from video_pipeline.layout import Layout
+from video_pipeline.pace import Pace, describe_gpu, describe_pace, describe_samples
 from video_pipeline.plan import read_plan
 from video_pipeline.printable import printable
 from video_pipeline.progress import (
-    Pace,
     count,
-    describe_gpu,
-    describe_pace,
-    describe_samples,
     describe_step,
     duration,
     read_step,

@@ -30,8 +30,8 @@ from video_pipeline.errors import UserError
 from video_pipeline.estimate.counting import CountingPreparer
 from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
+from video_pipeline.figures import Histogram, even_edges, figures, growing_edges
 from video_pipeline.files import replacing, write_text
-from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.journal import clean_text, read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
@@ -270,7 +270,7 @@ def _report(
         "flagged": {flag: totals.flagged[flag] for flag in FLAGS},
         "expected": expected_costs(config, layout, totals, scale),
         "histograms": {
-            "prompt_tokens": histogram(totals.prompt_tokens, even_edges),
-            "seconds": histogram(totals.seconds, growing_edges),
+            "prompt_tokens": Histogram.of(totals.prompt_tokens, even_edges).as_rows(),
+            "seconds": Histogram.of(totals.seconds, growing_edges).as_rows(),
         },
     }

@@ -10,12 +10,10 @@ import base64
 import gzip
 import hashlib
 import logging
-import math
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from markupsafe import Markup
 
 from video_pipeline.answers import describe_cut_off, describe_unparsed
 from video_pipeline.config import Config
+from video_pipeline.figures import Histogram, even_edges, weighted_quantile
 from video_pipeline.files import write_text
 from video_pipeline.layout import Layout
 from video_pipeline.printable import printable
@@ -34,7 +33,7 @@ from video_pipeline.report.records import Tally, card, map_texts
 from video_pipeline.report.summary import read_summary
 from video_pipeline.report.timeline import time_line
 from video_pipeline.run.origin import check_origin
-from video_pipeline.statistics import BINS_PER_OCTAVE, read_statistics
+from video_pipeline.statistics import read_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -107,78 +106,42 @@ def _cards(
 # --- histograms ----------------------------------------------------------------------------------
 
 
+QUANTILES = {"median": 0.5, "95 %": 0.95, "99 %": 0.99}
+
+
 def _seconds_histogram(
     title: str, unit: str, name: str, jobs: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """From the jobs' counts by :func:`time_bin`."""
     counts: Counter[int] = Counter()
     for job in jobs:
-        for number, count in job["histograms"][name].items():
-            counts[int(number)] += count
-    bins = range(min(counts), max(counts) + 2) if counts else range(0)
-    edges = [round(2 ** (number / BINS_PER_OCTAVE), 6) for number in bins]
-    bars = [counts[number] for number in bins[:-1]]
-    return _histogram(title, unit, "seconds", edges, bars, _within(edges, bars))
+        for time_bin, count in job["histograms"][name].items():
+            counts[int(time_bin)] += count
+    histogram = Histogram.of_time_bins(counts)
+    return _histogram(title, unit, "seconds", histogram, histogram.quantile)
 
 
 def _token_histogram(title: str, counts: Counter[int]) -> dict[str, Any]:
     """From the number of samples by their number of tokens."""
-    low, high = (min(counts), max(counts)) if counts else (0, -1)
-    width = _nice_width((high - low + 1) / TOKEN_BINS)
-    first = low // width
-    bars = [0] * (high // width - first + 1)
-    for tokens, count in counts.items():
-        bars[tokens // width - first] += count
-    edges = [(first + number) * width for number in range(len(bars) + 1)]
-    values = sorted(counts)
-    below = list(accumulate(counts[value] for value in values))
-    return _histogram(
-        title,
-        "samples",
-        "tokens",
-        edges,
-        bars,
-        lambda share: values[bisect_left(below, share * below[-1])],
-    )
-
-
-def _nice_width(width: float) -> int:
-    """The next 1, 2 or 5 times a power of ten."""
-    power = 10 ** math.floor(math.log10(max(width, 1)))
-    return next(n * power for n in (1, 2, 5, 10) if n * power >= width)
+    edges_of = partial(even_edges, bins=TOKEN_BINS)
+    histogram = Histogram.of(list(counts), edges_of, list(counts.values()))
+    quantile = partial(weighted_quantile, counts)
+    return _histogram(title, "samples", "tokens", histogram, quantile)
 
 
 def _histogram(
-    title: str,
-    of: str,
-    unit: str,
-    edges: list[float],
-    counts: list[int],
-    quantile: Callable[[float], float],
+    title: str, of: str, unit: str, histogram: Histogram, quantile: Callable[[float], float]
 ) -> dict[str, Any]:
-    shares = {"median": 0.5, "95 %": 0.95, "99 %": 0.99}
+    total = sum(histogram.counts)
     return {
         "title": title,
         "of": of,
         "unit": unit,
-        "edges": edges,
-        "counts": counts,
-        "total": sum(counts),
-        "quantiles": {n: quantile(share) for n, share in shares.items()} if any(counts) else {},
+        "edges": histogram.edges,
+        "counts": histogram.counts,
+        "total": total,
+        "quantiles": {n: quantile(share) for n, share in QUANTILES.items()} if total else {},
     }
-
-
-def _within(edges: list[float], counts: list[int]) -> Callable[[float], float]:
-    """Quantiles of what is known by its bin: taken as evenly spread within it."""
-    below = list(accumulate(counts, initial=0))
-
-    def quantile(share: float) -> float:
-        wanted = share * below[-1]
-        number = bisect_left(below, wanted, lo=1) - 1
-        part = (wanted - below[number]) / counts[number]
-        return round(edges[number] + part * (edges[number + 1] - edges[number]), 4)
-
-    return quantile
 
 
 # --- HTML ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from video_pipeline.figures import round_up
 from video_pipeline.progress import duration
 
 PAUSE_SECONDS = 60.0
@@ -23,7 +24,8 @@ CELLS = 60
 BINS = 120
 """At most so many points has a curve over time."""
 
-NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
+TIME_UNITS = (1, 60, 3600, 86400)
+"""Second, minute, hour and day, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def _curves(attempts: list[Attempt], clock: Clock) -> dict[str, Any]:
     tokens a second, and how many jobs were at work. Each has a value for each bin of ``width``
     seconds; ``means`` are over the whole time."""
     seconds = clock.seconds
-    width = next((nice for nice in NICE_SECONDS if seconds / nice <= BINS), seconds / BINS)
+    width = round_up(seconds / BINS, TIME_UNITS)
     count = max(1, math.ceil(seconds / width))
     edges = np.minimum(width * np.arange(count + 1), seconds)
     lengths = np.maximum(np.diff(edges), 1e-3)
