@@ -260,7 +260,7 @@ class Shard:
                     )
                 record = records.build(entry, {part: each.record for part, each in done.items()})
                 rate.count(record.error)
-                rank_file.write(record, (each.place for each in done.values()))
+                rank_file.write(record, (each.location for each in done.values()))
             rate.check(f"rank {self.rank}")
         if unparsed := describe_unparsed(rate.unparsed):
             last = "{type}: {message}".format(**rate.last_unparsed)

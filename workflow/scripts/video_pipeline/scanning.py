@@ -23,7 +23,7 @@ from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
 from video_pipeline.identity import request_digests
-from video_pipeline.journal import identity, identity_of_json
+from video_pipeline.journal import record_id, record_id_from_json
 from video_pipeline.samples import (
     BadLines,
     InputReader,
@@ -191,12 +191,12 @@ class Scanner:
             if WHOLE in requests:
                 request = requests[WHOLE].encode()
                 if self._with_identities:
-                    identities.append(identity_of_json(key, b'""', request))
+                    identities.append(record_id_from_json(key, b'""', request))
                     scanned.questions.append(0)
                 entries.append(entry_line(key, request, sample.text))
             else:
                 if self._with_identities:
-                    identities += [identity(sample.key, *one) for one in requests.items()]
+                    identities += [record_id(sample.key, *one) for one in requests.items()]
                     scanned.questions.append(len(requests))
                 entries.append(ChunkEntry(sample.key, requests, sample.text, {}).to_line())
             keys.append(key)

@@ -48,7 +48,7 @@ from video_pipeline.hub import known_commit, resolve_commit
 from video_pipeline.identity import content_key, fingerprint, settings_digest, settings_of
 from video_pipeline.journal import (
     ATTEMPTS,
-    NOWHERE,
+    NO_RECORD,
     JournalIndex,
     attempt_prefix,
     count_answers,
@@ -405,10 +405,10 @@ def _fill(
                 if any(block.questions):
                     places = _settle(block, places, index.indexed)
             else:
-                places = np.full(len(block.sizes), NOWHERE, np.uint64)
+                places = np.full(len(block.sizes), NO_RECORD, np.uint64)
             weights = np.asarray(block.weights, np.float64)
             if not bad.count:
-                weights = weigher.weigh(block.uris, weights, places == NOWHERE, block.files)
+                weights = weigher.weigh(block.uris, weights, places == NO_RECORD, block.files)
             append(
                 block.entries,
                 sizes=block.sizes,
@@ -421,27 +421,27 @@ def _fill(
     return weigher.missing
 
 
-SETTLED = NOWHERE - 1
+SETTLED = NO_RECORD - 1
 """The place of an entry with several questions that are all finished; the entry says where."""
 
 
 def _settle(block: ScannedBlock, places: np.ndarray, files: list[str]) -> np.ndarray:
     """Write into the entries of ``block`` about which there are several questions which of those
     are finished; returns one place for each entry."""
-    settled = np.full(len(block.questions), NOWHERE, np.uint64)
+    settled = np.full(len(block.questions), NO_RECORD, np.uint64)
     lines, begin = _lines(block.entries), 0
     for number, count in enumerate(block.questions):
         found = places[begin : begin + max(count, 1)]
         begin += len(found)
         if count == 0:
             settled[number] = found[0]
-        if count == 0 or (found == NOWHERE).all():
+        if count == 0 or (found == NO_RECORD).all():
             continue
         entry = ChunkEntry.from_line(lines[number])
         entry.done = {
             part: location_at(int(place), files)
             for part, place in zip(entry.requests, found, strict=True)
-            if place != NOWHERE
+            if place != NO_RECORD
         }
         lines[number] = entry.to_line()
         block.sizes[number] = len(lines[number])
@@ -510,7 +510,7 @@ def _ranks(table: Table, is_duplicate: np.ndarray, num_shards: int, balance: Bal
     is_pending = np.empty(len(is_duplicate), bool)
     for begin in range(0, len(is_pending), BATCH):
         places = table.read("places", begin, BATCH)
-        is_pending[begin : begin + BATCH] = places == NOWHERE
+        is_pending[begin : begin + BATCH] = places == NO_RECORD
     is_finished = ~(is_pending | is_duplicate)
     is_pending &= ~is_duplicate
     dealt = deal(table.read("weights")[is_pending], num_shards, balance)
@@ -555,7 +555,7 @@ def _write_chunks(
                     with open(path, "ab") as stream:
                         stream.write(data)
             num_samples += np.bincount(part, minlength=len(num_samples))
-            num_pending += np.bincount(part[places == NOWHERE], minlength=len(num_pending))
+            num_pending += np.bincount(part[places == NO_RECORD], minlength=len(num_pending))
     manifest.rank_samples, manifest.rank_pending = (
         numbers[:-1].tolist() for numbers in (num_samples, num_pending)
     )
