@@ -16,6 +16,7 @@ from video_pipeline import gpus
 from video_pipeline.answers import describe_unparsed, why_no_answer
 from video_pipeline.chunks import Question
 from video_pipeline.config import Config
+from video_pipeline.error_rate import ErrorRate
 from video_pipeline.errors import SPLIT_AGAIN, EnvironmentFault, TaskError, UserError
 from video_pipeline.files import write_text
 from video_pipeline.hub import with_commit
@@ -32,7 +33,7 @@ from video_pipeline.locks import waiting_lock
 from video_pipeline.origin import check_code
 from video_pipeline.processes import job_processes
 from video_pipeline.rank_files import writing
-from video_pipeline.records import ErrorRate, Records
+from video_pipeline.records import RecordBuilder
 from video_pipeline.retry import reopen_errors
 from video_pipeline.samples import task_sample
 from video_pipeline.scanning import TWICE, check_deterministic
@@ -243,7 +244,7 @@ class Shard:
         Raises :class:`Unfinished` if a sample has no record, and :class:`UserError` if more than
         ``run.max_error_rate`` of them are errors of another stage than ``parse``.
         """
-        records = Records(self.config, self.task)
+        records = RecordBuilder(self.config, self.task)
         rate = ErrorRate(self.config.run.max_error_rate)
         split_id = self._manifest.split_id
         with (
