@@ -18,7 +18,7 @@ from video_pipeline.report.summary import summary_table
 from video_pipeline.retry import retry
 from video_pipeline.watch import lines, look
 
-WHOLE = "0"
+ONLY_PART = "0"
 """The sample whose answer always comes to its end: a run without any answer fails."""
 
 
@@ -29,7 +29,7 @@ def engine_says(monkeypatch):
 
     def say(**changed):
         async def generate(self, name, *args, **kwargs):
-            how = {"finish_reason": "stop"} if name == WHOLE else changed
+            how = {"finish_reason": "stop"} if name == ONLY_PART else changed
             return replace(await real(self, name, *args, **kwargs), **how)
 
         monkeypatch.setattr(SimulatedEngine, "generate", generate)

@@ -10,8 +10,9 @@ import orjson
 import pytest
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import load_config
+from video_pipeline.error_rate import ErrorRate
 from video_pipeline.errors import TaskError, UserError
-from video_pipeline.records import ErrorRate, Records
+from video_pipeline.records import RecordBuilder
 from video_pipeline.tasks.base import ONLY_PART, Task
 from video_pipeline.tasks.describe import Describe
 from video_pipeline.tasks.structured_caption import StructuredCaption
@@ -35,7 +36,7 @@ class Parsing(Task):
 
 def record_of(task: Task, entry: ChunkEntry, journaled: dict, **settings) -> dict:
     """The record that stands in the line, whose error and usage are known beside it."""
-    built = Records(load_config(settings), task).build(entry, journaled)
+    built = RecordBuilder(load_config(settings), task).build(entry, journaled)
     record = orjson.loads(built.line)
     assert built.line.endswith(b"}\n")
     assert record.get("__error") == built.error
@@ -100,7 +101,7 @@ def test_a_damaged_video_is_named_in_its_record():
 def test_a_field_of_the_tasks_own_goes_before_the_damage():
     journaled = {"output_text": "text", "__usage": USAGE, "damaged": True}
     task = Parsing({"parse": lambda text, sample: {"damaged": "a dent"}})
-    built = Records(load_config({}), task).build(ENTRY, {ONLY_PART: journaled})
+    built = RecordBuilder(load_config({}), task).build(ENTRY, {ONLY_PART: journaled})
     assert built.line.count(b'"damaged"') == 1
     assert orjson.loads(built.line)["damaged"] == "a dent"
 
@@ -406,7 +407,7 @@ def test_what_the_engine_ended_is_no_answer(reason):
 )
 def test_a_record_knows_the_setting_that_cut_it_off(reason, tokens, key):
     config = load_config({**SIXTEEN, "run": {"retry_truncated": 40}})
-    built = Records(config, Describe()).build(ENTRY, {ONLY_PART: ended(reason, tokens)})
+    built = RecordBuilder(config, Describe()).build(ENTRY, {ONLY_PART: ended(reason, tokens)})
     assert built.cut_off == key
 
 
@@ -414,7 +415,7 @@ def test_of_several_answers_one_that_was_cut_off_is_enough():
     journaled = {"what": ended("length", 16), "many": answered("3")}
     kept = record_of(Asking(), ASKED, journaled, **SIXTEEN)
     assert (kept["__status"], kept["__usage"]["finish_reason"]) == ("ok", "length")
-    built = Records(load_config(SIXTEEN), Asking()).build(ASKED, journaled)
+    built = RecordBuilder(load_config(SIXTEEN), Asking()).build(ASKED, journaled)
     assert built.cut_off == "sampling.max_tokens"
     record = record_of(Asking(), ASKED, journaled, **ERRORS)
     assert record["__error"]["stage"] == "length"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -53,7 +53,8 @@ class ChunkEntry:
     @property
     def raw(self) -> dict[str, Any]:
         """The input object, parsed anew each time."""
-        return orjson.loads(self.text)
+        raw: dict[str, Any] = orjson.loads(self.text)
+        return raw
 
     @property
     def questions(self) -> list[Question]:
@@ -62,17 +63,16 @@ class ChunkEntry:
 
     def find(self, journal: JournalReader) -> dict[str, Finished]:
         """The finished records, by part: those that split knew of, and what came later."""
-        found = {}
-        for part, request in self.requests.items():
-            finished = journal.find(self.key, part, request, self.done.get(part))
-            if finished is not None:
-                found[part] = finished
-        return found
+        finished = {
+            part: journal.find(self.key, part, request, self.done.get(part))
+            for part, request in self.requests.items()
+        }
+        return {part: record for part, record in finished.items() if record is not None}
 
     def to_line(self) -> bytes:
         """The entry as a line of a chunk file."""
         requests: Any = self.requests
-        done: Any = {part: list(place) for part, place in self.done.items()} or None
+        done: Any = {part: list(location) for part, location in self.done.items()} or None
         if ONLY_PART in requests:
             requests, done = requests[ONLY_PART], done and done[ONLY_PART]
         return orjson.dumps([done, self.key, requests, orjson.Fragment(self.text)]) + b"\n"
@@ -88,15 +88,15 @@ class ChunkEntry:
                 done[ONLY_PART] = Location(file.decode(), int(offset), is_error == b"true")
             requests = {ONLY_PART: request.decode()}
             return cls(orjson.loads(key), requests, line[head.end() : -len(_END)], done)
-        places, key, requests, raw = orjson.loads(line)
-        done = {part: Location(*place) for part, place in (places or {}).items()}
+        locations, key, requests, raw = orjson.loads(line)
+        done = {part: Location(*location) for part, location in (locations or {}).items()}
         return cls(key, requests, orjson.dumps(raw), done)
 
 
-PENDING = b"[null,"
+_PENDING = b"[null,"
 """How the line of an entry starts that is still to be inferred."""
 
-# place of its record, key, digest; the input object follows
+# The location of its record, the key and the digest; the input object follows.
 _ONE_QUESTION = re.compile(
     rb'\[(?:null|\["([^"\\]*)",(\d+),(true|false)\]),'
     rb'("[^"\\]*(?:\\.[^"\\]*)*"),"([0-9a-f]{32})",'
@@ -111,33 +111,34 @@ def entry_line(key: bytes, request: bytes, raw: bytes) -> bytes:
 
 
 def finished_line(line: bytes, file: bytes, offset: int, is_error: bool) -> bytes:
-    """The line of a pending entry, now that its record is there; ``file`` is JSON already."""
+    """The line of a pending entry with the location of its record; ``file`` is JSON already."""
     error = b"true" if is_error else b"false"
-    return b"[[%b,%d,%b],%b" % (file, offset, error, line.removeprefix(PENDING))
+    return b"[[%b,%d,%b],%b" % (file, offset, error, line.removeprefix(_PENDING))
 
 
 def read_lines(path: Path, num_files: int) -> Iterator[bytes]:
-    """The lines of one of ``num_files`` files that are read at the same time, see
-    :func:`line_blocks`."""
+    """The lines of a file, one of ``num_files`` that are read at once; see :func:`line_blocks`."""
     for block in line_blocks(path, num_files):
-        yield from BytesIO(block)  # one line at a time takes the room of the one before
+        yield from BytesIO(block)  # A list of lines would take memory for all of them.
 
 
 def line_blocks(path: Path, num_files: int) -> Iterator[bytes]:
-    """The whole lines of one of ``num_files`` files that are read at the same time, block by block,
-    without keeping any of them open: there may be more ranks than files that may be open."""
-    most = max(min(_READ_AHEAD_BYTES // num_files, 1 << 18), 1 << 16)
+    """The lines of a file, one of ``num_files`` that are read at once, in blocks of whole lines.
+
+    The file is not kept open: there may be more ranks than files that a process may open.
+    """
+    block_bytes = max(min(_READ_AHEAD_BYTES // num_files, 1 << 18), 1 << 16)
     offset = 0
     while True:
         with open(path, "rb") as stream:
             stream.seek(offset)
-            data = stream.read(most)
-        if len(data) < most:
+            data = stream.read(block_bytes)
+        if len(data) < block_bytes:
             yield data
             return
         end = data.rfind(b"\n") + 1
-        if not end:  # one line is longer than that
-            most *= 2
+        if not end:  # One line is longer than the block.
+            block_bytes *= 2
             continue
         offset += end
         yield data[:end]
@@ -149,14 +150,14 @@ _NEWLINE = ord("\n")
 
 
 def not_of_this_split(path: Path) -> UserError:
-    """What to say of a file that holds something else than split wrote there."""
-    what = "not what split wrote there" if path.exists() else "missing"
-    return UserError(f"{path}: {what}; {SPLIT_AGAIN}. Nothing is inferred twice")
+    """The error about a file that does not hold what split wrote there."""
+    fault = "not what split wrote there" if path.exists() else "missing"
+    return UserError(f"{path}: {fault}; {SPLIT_AGAIN}. Nothing is inferred twice")
 
 
-class Chunk(Sequence[ChunkEntry]):
-    """The entries of a chunk file by position; only their offsets are held in memory. Processes
-    that are forked may share one.
+class Chunk:
+    """The entries of a chunk file by position. Memory holds only their offsets, and processes that
+    are forked may share one.
 
     Attributes:
         path: The chunk file.
@@ -168,20 +169,23 @@ class Chunk(Sequence[ChunkEntry]):
         self.path = path
         self.seal = seal
         self._offsets = array("Q", [0])
-        found = EMPTY
+        read = EMPTY
         try:
             self._stream = open(path, "rb")
         except FileNotFoundError:
             raise not_of_this_split(path) from None
         while block := self._stream.read(_BLOCK_BYTES):
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) + 1
-            self._offsets.frombytes((ends + found.num_bytes).astype(np.uint64).tobytes())
-            found = found.extended(block)
-        if found != seal:
+            self._offsets.frombytes((ends + read.num_bytes).astype(np.uint64).tobytes())
+            read = read.extended(block)
+        if read != seal:
             raise not_of_this_split(path)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    def __iter__(self) -> Iterator[ChunkEntry]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, position: int) -> ChunkEntry:
         begin, end = self._offsets[position], self._offsets[position + 1]

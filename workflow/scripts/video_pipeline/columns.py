@@ -1,13 +1,17 @@
 """Typed columns: which Arrow types hold the JSON values of all records, without loss.
 
 Two passes: :meth:`Columns.see` looks at every record, then :meth:`Columns.table` makes tables of
-one schema. What has no type of its own becomes a column of JSON text, so nothing fails, nothing is
-coerced and no value is lost; only whether a field was ``null`` or missing cannot be told apart.
+one schema. Values that have no common type become JSON text, so nothing fails, nothing is coerced
+and no value is lost. Only whether a field was ``null`` or missing cannot be told apart.
+
+pyarrow's own inference does not fit: ``pyarrow.json`` takes dates for times and rounds large whole
+numbers, and ``pa.array`` fails on mixed values without naming their field.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -31,13 +35,15 @@ class Column:
     """What was seen of the values of one field, over all records.
 
     Attributes:
-        is_json: They are written as JSON text: no one type holds them.
+        is_json: They are written as JSON text, because no one type holds them.
+        type: The Arrow type, after :meth:`finish`.
     """
 
-    __slots__ = ("_depth", "_fields", "_high", "_items", "_kinds", "_low", "is_json")
+    __slots__ = ("_depth", "_fields", "_high", "_items", "_kinds", "_low", "is_json", "type")
 
     def __init__(self, depth: int = 0) -> None:
         self.is_json = False
+        self.type = pa.string()
         self._depth = depth
         self._kinds: set[type] = set()
         self._low = self._high = 0
@@ -82,30 +88,34 @@ class Column:
         self._fields, self._items = {}, None
 
     def finish(self) -> None:
-        """All values were seen: decide, from the inside out, what cannot have a type."""
-        for inner in self._inner():
+        """All values were seen: choose the type, from the inside out."""
+        for inner in (*self._fields.values(), *([self._items] if self._items else [])):
             inner.finish()
-        if not self._has_type():
+        common = None if self.is_json else self._common_type()
+        if common is None:
             self._give_up()
+        else:
+            self.type = common
 
-    def _has_type(self) -> bool:
-        if self.is_json:
-            return False
-        if self._kinds == {int}:
-            return self._within(_INT64) or self._within(_UINT64)
-        if self._kinds == {int, float}:
-            return self._within(_EXACT_IN_FLOAT64)
-        if self._kinds == {dict}:
-            return bool(self._fields)  # Parquet has no struct without fields
-        if self._kinds == {list}:
-            return not self._items.is_json  # rather one text than a list of texts
-        return True
+    def _common_type(self) -> pa.DataType | None:
+        """The type that holds all values, None if there is none."""
+        kinds = self._kinds
+        if kinds <= {str}:  # pyarrow 26 reads some lists of its type null back shorter.
+            return pa.string()
+        if kinds == {bool}:
+            return pa.bool_()
+        if kinds == {int}:
+            fitting = ((pa.int64(), _INT64), (pa.uint64(), _UINT64))
+            return next((type_ for type_, range_ in fitting if self._within(range_)), None)
+        if kinds <= {int, float}:
+            return pa.float64() if self._within(_EXACT_IN_FLOAT64) else None
+        if self._items is not None:  # One text is better than a list of texts.
+            return None if self._items.is_json else pa.list_(self._items.type)
+        fields = [(name, column.type) for name, column in self._fields.items()]
+        return pa.struct(fields) if fields else None  # Parquet has no struct without fields.
 
     def _within(self, integers: range) -> bool:
         return self._low in integers and self._high in integers
-
-    def _inner(self) -> list[Column]:
-        return [*self._fields.values(), *([self._items] if self._items else [])]
 
     @property
     def is_null(self) -> bool:
@@ -114,40 +124,21 @@ class Column:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether whole numbers stand among floats: they are written as floats that equal them."""
+        """Whether whole numbers are written as floats."""
         return not self.is_json and self._kinds == {int, float}
 
-    @property
-    def type(self) -> pa.DataType:
-        """The Arrow type, after :meth:`finish`. Nothing but nulls are nulls of type string: of
-        lists of Arrow's type null, pyarrow 26 reads some back shorter than they were."""
-        if self.is_json or self._kinds <= {str}:
-            return pa.string()
-        if self._kinds == {bool}:
-            return pa.bool_()
-        if self._kinds == {int}:
-            return pa.int64() if self._within(_INT64) else pa.uint64()
-        if self._kinds == {dict}:
-            return pa.struct([(name, column.type) for name, column in self._fields.items()])
-        if self._kinds == {list}:
-            return pa.list_(self._items.type)
-        return pa.float64()
-
     def converter(self) -> Callable[[Any], Any] | None:
-        """What makes of a value the one to be written, None where that is the value itself."""
+        """The function from a value to what is written, None if that is the value itself."""
         if self.is_json:
             return _json_text
-        fields = {name: column.converter() for name, column in self._fields.items()}
-        fields = {name: convert for name, convert in fields.items() if convert}
+        converters = {name: column.converter() for name, column in self._fields.items()}
+        fields = {name: convert for name, convert in converters.items() if convert}
         if fields:
             return lambda value: (
-                value
-                and {n: fields[n](entry) if n in fields else entry for n, entry in value.items()}
+                value and {n: fields[n](v) if n in fields else v for n, v in value.items()}
             )
         item = self._items.converter() if self._items else None
-        if item:
-            return lambda value: value and [item(entry) for entry in value]
-        return None
+        return partial(_converted_list, item) if item else None
 
     def walk(self, name: str) -> Iterable[tuple[str, Column]]:
         """This column, called ``name``, and all those inside, by their paths."""
@@ -211,6 +202,10 @@ class Columns:
     def _with_others(self, record: dict[str, Any]) -> dict[str, Any]:
         others = {name: value for name, value in record.items() if name not in self.columns}
         return {**record, OTHERS: others or None}
+
+
+def _converted_list(convert: Callable[[Any], Any], values: list[Any] | None) -> Any:
+    return values and [convert(value) for value in values]
 
 
 def _json_text(value: Any) -> str | None:

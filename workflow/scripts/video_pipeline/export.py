@@ -1,12 +1,13 @@
-"""Export: the output once more, as a folder that can be uploaded to a hub as it is: Parquet files
-with typed columns, and a dataset card."""
+"""Export: the output once more, as a folder that can be uploaded to a hub: Parquet files with typed
+columns, and a dataset card."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from os.path import exists
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,10 +36,10 @@ from video_pipeline.tasks.prompts import prompt_files
 logger = logging.getLogger(__name__)
 
 ROW_GROUP_BYTES = 16 << 20
-"""Bytes of the output, as JSON Lines, that one row group holds and that are in memory at once."""
+"""Size of a row group, as JSON Lines. So much of the output is in memory at once."""
 
 FILE_BYTES = 500_000_000
-"""A Parquet file that has so many bytes is full: ``max_shard_size`` of the library ``datasets``."""
+"""A Parquet file of this size is full, as with ``max_shard_size`` of the library ``datasets``."""
 
 _CONTRACT: dict[str, Any] = {
     "__key": "",
@@ -50,7 +51,7 @@ _CONTRACT: dict[str, Any] = {
     "input": None,
     "output_text": None,
 }
-"""A record with what every output has: these columns are there, and first, whatever it holds."""
+"""Every output has these columns, and they come first, whatever the records hold."""
 
 _MEANINGS = {
     "__key": "the sample's id, or a hash of its content",
@@ -72,90 +73,62 @@ _PACKAGES = (
 )
 
 _ABSOLUTE = re.compile(r"(file://|~|\.\.?)?/[^\s/]+/\S*")
-"""A path that says itself that it is one."""
+"""A text that can only be a path."""
 
 
 def export(config: Config, layout: Layout) -> None:
-    """Write ``layout.dataset`` from the consolidated output and its summary: at once, so that there
-    is never half of it. Memory does not grow with the number of records.
+    """Write ``layout.dataset`` from the consolidated output and its summary. It appears when it is
+    complete. Memory does not grow with the number of records.
 
-    Raises :class:`UserError` where there is no consolidated output, not the one that the summary is
-    about, or not that of ``config``.
+    Raises :class:`UserError` if there is no consolidated output, or it is not the one of the
+    summary or of ``config``.
     """
+    progress_file = layout.progress("export")
     with waiting_lock(layout.dataset_lock, logger):
         summary = read_summary(layout)
         check_origin(summary.get("origin", {}), config, layout.summary)
+        count = summary["samples"]["distinct"]
         with open(layout.output, "rb") as output, replacing_folder(layout.dataset) as folder:
-            source = _Output(output, layout, summary["samples"]["distinct"])
             columns = Columns(_CONTRACT)
-            for record, _ in source.records("look at the columns"):
-                columns.see(record)
+            with Progress(progress_file, "look at the columns", "records", count) as progress:
+                for line in output:
+                    columns.see(orjson.loads(line))
+                    progress.advance()
             columns.finish()
-            files = _write_parquet(source, columns, folder / "data")
+            output.seek(0)
+            with Progress(progress_file, "write the records", "records", count) as progress:
+                num_files = _write_parquet(output, columns, folder / "data", progress)
             card = dataset_card(config, layout.stem, summary, columns)
             (folder / "README.md").write_text(card, encoding="utf-8")
-    logger.info("%s: %d records in %d file(s)", layout.dataset, source.count, files)
+    logger.info("%s: %d records in %d file(s)", layout.dataset, count, num_files)
 
 
-class _Output:
-    """The consolidated output, which is read twice.
-
-    Attributes:
-        count: How many records the last reading found.
-    """
-
-    def __init__(self, stream: BinaryIO, layout: Layout, total: int) -> None:
-        self._stream = stream
-        self._progress = layout.progress("export")
-        self._total = total
-        self.count = 0
-
-    def records(self, step: str) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each record, and how many bytes its line has; the log says how far the ``step`` is."""
-        self._stream.seek(0)
-        self.count = 0
-        with Progress(self._progress, step, "records", self._total) as progress:
-            for line in self._stream:
-                yield orjson.loads(line), len(line)
-                self.count += 1
-                progress.advance()
-
-
-def _write_parquet(source: _Output, columns: Columns, folder: Path) -> int:
-    """Write all records into ``folder``, under the hub's names; returns into how many files."""
+def _write_parquet(output: BinaryIO, columns: Columns, folder: Path, progress: Progress) -> int:
+    """Write all records into ``folder``, under the hub's names; returns the number of files."""
     folder.mkdir()
     files: list[Path] = []
-    batches = _batches(source.records("write the records"))
-    batch = next(batches, None)
-    while batch is not None:
+    row_groups = _row_groups(output, columns, progress)
+    row_group: pa.Table | None = next(row_groups, columns.table([]))
+    while row_group is not None:
         files.append(folder / f"{len(files)}.parquet")
         with pq.ParquetWriter(files[-1], columns.schema, compression="zstd") as writer:
-            while batch is not None and files[-1].stat().st_size < FILE_BYTES:
-                writer.write_table(columns.table(batch))
-                batch = next(batches, None)
+            while row_group is not None and files[-1].stat().st_size < FILE_BYTES:
+                writer.write_table(row_group)
+                row_group = next(row_groups, None)
     for number, file in enumerate(files):
         file.rename(folder / f"train-{number:05}-of-{len(files):05}.parquet")
     return len(files)
 
 
-def _batches(records: Iterable[tuple[dict[str, Any], int]]) -> Iterator[list[dict[str, Any]]]:
-    """Records whose lines have :data:`ROW_GROUP_BYTES` together; one empty batch if there are
-    none."""
-    batch: list[dict[str, Any]] = []
-    size, is_first = 0, True
-    for record, num_bytes in records:
-        batch.append(record)
-        size += num_bytes
-        if size >= ROW_GROUP_BYTES:
-            yield batch
-            batch, size, is_first = [], 0, False
-    if batch or is_first:
-        yield batch
+def _row_groups(output: BinaryIO, columns: Columns, progress: Progress) -> Iterator[pa.Table]:
+    while lines := output.readlines(ROW_GROUP_BYTES):
+        yield columns.table([orjson.loads(line) for line in lines])
+        progress.advance(len(lines))
 
 
 def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Columns) -> str:
     """The README.md of the folder: a dataset card with the front matter that the Hugging Face hub
-    reads (https://huggingface.co/docs/hub/datasets-cards). Arrows mark what is to be filled in."""
+    reads (https://huggingface.co/docs/hub/datasets-cards). Arrows mark what the user fills in."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -194,8 +167,8 @@ def size_category(count: int) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """The configuration that the answers depend on, without the section ``data``; of paths the last
-    part: where things lie on this machine is nobody's business."""
+    """The configuration that the answers depend on, without the section ``data``. Of paths it has
+    the last part: the folders of this machine are nobody's business."""
     engine = {
         name: value
         for name, value in config.vllm.model_dump(mode="json", exclude_none=True).items()
@@ -204,19 +177,19 @@ def _settings(config: Config) -> dict[str, Any]:
     if lora_path := engine.pop("lora_path", None):
         engine["lora_adapter"] = Path(lora_path).name
     engine["model"] = _shown(config.vllm.model)
-    settings = {
+    settings: dict[str, Any] = {
         "run": config.run.model_dump(include={"task", "dataset"}, exclude_none=True),
         "vllm": engine,
         "vision": config.vision.model_dump(exclude_none=True),
         "sampling": config.sampling.model_dump(),
         "task_params": config.task_params,
     }
-    return _without_paths(settings)
+    return {name: _without_paths(section) for name, section in settings.items()}
 
 
 def _shown(model: str) -> str:
-    """The name of a model: on the hub its whole name, of a local one that of its folder."""
-    return Path(model).name if is_path(model) else _without_paths(model)
+    """The whole name of a model on the hub, or the name of a local model's folder."""
+    return Path(model).name if is_path(model) else str(_without_paths(model))
 
 
 def _without_paths(value: Any) -> Any:
@@ -230,18 +203,16 @@ def _without_paths(value: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    """What is installed of the packages that answers depend on."""
-    found = {"video-pipeline": __version__}
+    """The installed versions of the packages that answers depend on."""
+    versions = {"video-pipeline": __version__}
     for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _described(columns: Columns) -> Iterator[tuple[str, str, str]]:
-    """Path, type and meaning of each column and of what is inside."""
+    """Path, type and meaning of each column and of the fields inside."""
     for top, outer in columns.columns.items():
         for path, column in outer.walk(top):
             meaning = _MEANINGS.get(path, "")

@@ -1,5 +1,8 @@
-"""Rank files: the finished records of a chunk, in its order. What consolidate needs to know of one
-is written down beside its chunk, so that its records need not be parsed again."""
+"""Rank files: the finished records of a chunk, in its order.
+
+Beside the chunk stands what consolidate needs to know of them (:class:`RankContents`), so that they
+need not be parsed again.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,9 @@ from video_pipeline.records import Record
 from video_pipeline.run.manifest import Manifest
 
 _BATCH = 1 << 8
+_ERROR = b',"__status":"error",'
 _USAGE = ("prompt_tokens", "completion_tokens")
-_COUNTED = ("errors_by_stage", "usage", "truncated", "splits")
+_COUNTERS = ("errors_by_stage", "usage", "truncated", "splits")
 
 
 @dataclass
@@ -35,7 +39,7 @@ class RankContents:
         split_id: The split that wrote its chunk.
         rank: The rank.
         samples: Records, one a line.
-        seal: What their lines are.
+        seal: Size and checksum of the lines.
         errors_by_stage: How many samples failed.
         usage: Tokens of all records.
         truncated: How many records have an answer that was cut off, by the setting that did it.
@@ -53,11 +57,11 @@ class RankContents:
 
     @classmethod
     def read(cls, layout: Layout, rank: int) -> RankContents | None:
-        """What was written down about the rank file of ``rank``, None if nothing can be read."""
+        """What was written about the rank file of ``rank``, None if that cannot be read."""
         try:
             values = json.loads(layout.contents(rank).read_text(encoding="utf-8"))
-            counted = {name: Counter(values[name]) for name in _COUNTED}
-            return cls(**{**values, **counted, "seal": Seal(*values["seal"])})
+            counters = {name: Counter(values[name]) for name in _COUNTERS}
+            return cls(**{**values, **counters, "seal": Seal(*values["seal"])})
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
@@ -70,8 +74,8 @@ class RankFileWriter:
         self._contents = contents
         self._lines: list[bytes] = []
 
-    def write(self, record: Record, places: Iterable[Location]) -> None:
-        """Append a record that was made of what lies at ``places`` in the journal."""
+    def write(self, record: Record, locations: Iterable[Location]) -> None:
+        """Append a record that was made of the journal's records at ``locations``."""
         contents = self._contents
         self._lines.append(record.line)
         if len(self._lines) == _BATCH:
@@ -84,7 +88,7 @@ class RankFileWriter:
                 contents.usage[name] += record.usage[name]
         if record.cut_off:
             contents.truncated[record.cut_off] += 1
-        contents.splits.update(split_of(place.file) for place in places)
+        contents.splits.update(split_of(location.file) for location in locations)
 
     def flush(self) -> None:
         """Write what was appended."""
@@ -96,15 +100,15 @@ class RankFileWriter:
 
 @contextmanager
 def writing(layout: Layout, rank: int, split_id: str) -> Iterator[RankFileWriter]:
-    """Write the rank file of ``rank``. It takes its place when the block ends well, after what it
-    holds was written down."""
+    """Write the rank file of ``rank``. It appears when the block ends well, after its contents."""
     contents, path = RankContents(split_id, rank), layout.rank_file(rank)
     with replacing(path) as stream:
         writer = RankFileWriter(stream, contents)
         yield writer
         writer.flush()
         sync(stream)
-        path.unlink(missing_ok=True)  # rather none than one that was not written down
+        # If this is killed here, no rank file is better than one of other contents.
+        path.unlink(missing_ok=True)
         write_text(layout.contents(rank), json.dumps(vars(contents)) + "\n")
 
 
@@ -116,68 +120,57 @@ class RankFile:
     """
 
     def __init__(self, layout: Layout, manifest: Manifest, rank: int) -> None:
-        """Raises :class:`UserError` where it was not written for the chunks of ``manifest``."""
-        self._layout, self._rank, self._manifest = layout, rank, manifest
-        self._num_ranks = manifest.num_shards
+        """Raises :class:`UserError` if it was not written for the chunks of ``manifest``."""
+        self._layout, self._manifest, self._rank = layout, manifest, rank
+        self._path = layout.rank_file(rank)
         contents = RankContents.read(layout, rank)
         if (
             contents is None
             or (contents.split_id, contents.rank) != (manifest.split_id, rank)
             or contents.samples != manifest.rank_samples[rank]
-            or not layout.rank_file(rank).exists()
+            or not self._path.exists()
         ):
             raise self._fault()
         self.contents = contents
 
     def lines(self, failed: BinaryIO) -> Iterator[bytes]:
-        """Its records, one after the other; those of failed samples go to ``failed``, too.
+        """The records, one a line; those of failed samples are also written to ``failed``.
 
-        Raises :class:`UserError` at its end if it is not what ``infer`` wrote.
+        Raises :class:`UserError` at the end if the file is not what ``infer`` wrote.
         """
-        lines = self._lines()
-        if not self.contents.errors_by_stage:
-            return lines
-        return self._noting(lines, failed)
-
-    def _lines(self) -> Iterator[bytes]:
-        seal = EMPTY
-        for block in line_blocks(self._layout.rank_file(self._rank), self._num_ranks):
+        has_errors, seal = bool(self.contents.errors_by_stage), EMPTY
+        for block in line_blocks(self._path, self._manifest.num_shards):
             seal = seal.extended(block)
-            yield from BytesIO(block)  # one line at a time takes the room of the one before
+            for line in BytesIO(block):
+                # The text may stand in the input, too. So the few lines that have it are parsed.
+                if has_errors and _ERROR in line and _parse(line).get("__status") == "error":
+                    failed.write(line)
+                yield line
         if seal != self.contents.seal:
             raise self._fault()
 
-    def _noting(self, lines: Iterator[bytes], failed: BinaryIO) -> Iterator[bytes]:
-        for line in lines:
-            if _ERROR in line and _parse(line).get("__status") == "error":
-                failed.write(line)
-            yield line
-
     def _fault(self) -> UserError:
         """What is wrong with the file, found by comparing it with its chunk."""
-        path = self._layout.rank_file(self._rank)
+        path, num_ranks = self._path, self._manifest.num_shards
         if not path.exists():
             return UserError(f"{path} is missing; run snakemake again, nothing is inferred twice")
         self._manifest.check_chunk(self._layout, self._rank)
-        entries = read_lines(self._layout.chunk(self._rank), self._num_ranks)
-        what = ": not what was written there"
+        entries = read_lines(self._layout.chunk(self._rank), num_ranks)
+        fault = ": not what was written there"
         for number, (entry, line) in enumerate(
-            zip_longest(entries, read_lines(path, self._num_ranks)), start=1
+            zip_longest(entries, read_lines(path, num_ranks)), start=1
         ):
-            key = entry and ChunkEntry.from_line(entry).key
-            found = line and _parse(line).get("__key", line[:40])
-            if key != found:
-                expected = "the end of the file" if entry is None else f"sample {key!r}"
-                got = "the end of the file" if line is None else repr(found)
-                what = f", line {number}: expected {expected}, found {got}"
+            expected_key = entry and ChunkEntry.from_line(entry).key
+            key = line and _parse(line).get("__key", line[:40])
+            if key != expected_key:
+                expected = "the end of the file" if entry is None else f"sample {expected_key!r}"
+                found = "the end of the file" if line is None else repr(key)
+                fault = f", line {number}: expected {expected}, found {found}"
                 break
         return UserError(
-            f"{path}{what}. Remove this rank file and run snakemake again; nothing is inferred "
+            f"{path}{fault}. Remove this rank file and run snakemake again; nothing is inferred "
             "twice"
         )
-
-
-_ERROR = b',"__status":"error",'
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -13,15 +13,10 @@ from video_pipeline import program
 from video_pipeline.chunks import Chunk, Question
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
-from video_pipeline.journal import (
-    REOPENS,
-    JournalIndex,
-    JournalReader,
-    JournalWriter,
-)
+from video_pipeline.journal import REOPENS, JournalIndex, JournalReader, JournalWriter
 from video_pipeline.layout import Layout
 from video_pipeline.locks import take_output
-from video_pipeline.plan import read_plan
+from video_pipeline.plan import Plan, read_plan
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.writers import refuse_live_writers
 
@@ -30,16 +25,18 @@ STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
 
 
 def retry(config: Config, stages: Container[str] = STAGES) -> int:
-    """Open the errors of ``stages`` again; returns how many there were. The output stays until the
-    next run replaces it.
+    """Open the errors of ``stages`` again; the output stays until the next run replaces it.
 
-    Raises :class:`UserError` if nothing has run yet, or while a run is on: also where none of its
-    jobs is at work just now.
+    Returns:
+        How many samples have an error that is open now.
+
+    Raises :class:`UserError` if nothing has run yet, or while a run is on (even if none of its
+    jobs is at work at the moment).
     """
-    if not _has_run(config):
+    plan = _last_plan(config)
+    if plan is None:
         output = config.data.output_jsonl
         raise UserError(f"{output}: nothing has run yet, there is nothing to retry")
-    plan = read_plan(Layout.of(config, 0).plan)
     layout = Layout.of(config, plan.num_shards)
     if plan.run_id:
         raise UserError("data.resume is false: every invocation starts from nothing anyway")
@@ -56,39 +53,42 @@ def _retry(layout: Layout, stages: Container[str]) -> int:
     for rank in range(manifest.num_shards):
         errors = list(_errors(manifest.open_chunk(layout, rank), index, journal, stages))
         if errors:
-            # before the journal: if this is killed, neither passes for finished
+            # Before the journal: if this is killed, neither passes for finished.
             layout.reopened.touch()
             layout.rank_file(rank).unlink(missing_ok=True)
         total += _reopen(journal, errors)
     return total
 
 
-def _has_run(config: Config) -> bool:
+def _last_plan(config: Config) -> Plan | None:
+    """The plan of the last run, None if there was none or its input was not split."""
     plan = read_plan(Layout.of(config, 0).plan)
-    return plan is not None and Layout.of(config, plan.num_shards).manifest.exists()
+    if plan is None or not Layout.of(config, plan.num_shards).manifest.exists():
+        return None
+    return plan
 
 
 def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]) -> int:
-    """Append a reopen record for every error of ``chunk`` whose stage is among ``stages``; returns
-    how many samples they belong to."""
+    """Open the errors of ``stages`` in ``chunk`` again; returns how many samples have one."""
     return _reopen(journal, list(_errors(chunk, index, journal, stages)))
 
 
 def _errors(
     chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]
 ) -> Iterator[tuple[Question, set[str]]]:
-    """The errors to open again: what was asked, and the journal files that hold them."""
+    """The questions with an error of ``stages``, and the journal files that hold it."""
     with JournalReader(journal, index) as reader:
         for entry in chunk:
             for question in entry.questions:
                 known = entry.done.get(question.part)
-                place = index.find(*question, known)
-                if place is None or not place.is_error:  # most records are answers: not read
-                    continue
+                location = index.find(*question, known)
+                if location is None or not location.is_error:
+                    continue  # Most records are answers, which need not be read.
                 finished = reader.find(*question, known)
-                error = finished and finished.record.get("__error")
-                if error and error["stage"] in stages:
-                    yield question, {finished.place.file, *index.deaths(*question)}
+                if finished is None or "__error" not in finished.record:
+                    continue
+                if finished.record["__error"]["stage"] in stages:
+                    yield question, {finished.location.file, *index.deaths(*question)}
 
 
 def _reopen(journal: Path, errors: list[tuple[Question, set[str]]]) -> int:
@@ -114,8 +114,8 @@ def main() -> None:
         program.enter(args.directory)
     stages = (args.stage,) if args.stage else STAGES
     first, *later = (own for _, own in config.by_stage())
-    # a stage is not begun before the one ahead of it has ended
-    count = sum(retry(own, stages) for own in (first, *filter(_has_run, later)))
+    # A stage does not begin before the one ahead of it has ended.
+    count = sum(retry(own, stages) for own in (first, *filter(_last_plan, later)))
     print(
         f"{count} failed sample(s) are open again; run snakemake to infer them"
         if count

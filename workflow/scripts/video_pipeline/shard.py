@@ -12,6 +12,7 @@ from video_pipeline.config import Config
 from video_pipeline.data.workers import WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Constraints, Engine
+from video_pipeline.error_rate import ErrorRate
 from video_pipeline.errors import EnvironmentFault, TaskError
 from video_pipeline.journal import (
     Finished,
@@ -22,7 +23,7 @@ from video_pipeline.journal import (
 )
 from video_pipeline.layout import Layout
 from video_pipeline.rank_files import writing
-from video_pipeline.records import ErrorRate, Records
+from video_pipeline.records import RecordBuilder
 from video_pipeline.retry import reopen_errors
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.samples.determinism import TWICE, check_deterministic
@@ -186,7 +187,7 @@ class Shard:
             UserError: More than ``run.max_error_rate`` of the samples failed, in another stage than
                 ``parse``.
         """
-        records = Records(self.config, self.task)
+        records = RecordBuilder(self.config, self.task)
         rate = ErrorRate(self.config.run.max_error_rate)
         split_id = self._manifest.split_id
         with (
@@ -203,7 +204,7 @@ class Shard:
                     )
                 record = records.build(entry, {part: done[part].record for part in done})
                 rate.count(record.error)
-                rank_file.write(record, (finished.place for finished in done.values()))
+                rank_file.write(record, (finished.location for finished in done.values()))
             rate.check(f"rank {self.rank}")
         if unparsed := describe_unparsed(rate.unparsed):
             last = "{type}: {message}".format(**rate.last_unparsed)

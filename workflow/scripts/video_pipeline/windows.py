@@ -1,4 +1,4 @@
-"""Windows of long videos, put together again."""
+"""Windows: a long video is cut into them, and their records are put together by video."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from video_pipeline.samples.identity import content_key
 
 CLIP = "clip"
-"""Field of a window's input object: its ``number``, from 0, ``of`` how many, and the ``segment``
-that its line had, if any: the ``video_start`` and ``video_end`` of the whole."""
+"""Field of a window's input object: its ``number`` from 0, ``of`` how many, and the ``segment``
+(``video_start`` and ``video_end``) of the line that was cut, as far as it had one."""
 
 CUT = ("video_start", "video_end")
 """The other fields in which the windows of a video differ."""
@@ -23,15 +23,17 @@ def is_window(raw: dict[str, Any]) -> bool:
 
 
 def window_id(of: str | int, raw: dict[str, Any]) -> str:
-    """The id of a window, from the id ``of`` its video: a second has one name, whether the input
-    says 60 or 60.0."""
+    """The id of a window, from the id ``of`` its video. A time has one name, whether the input says
+    60 or 60.0."""
     start, end = (None if raw.get(name) is None else float(raw[name]) for name in CUT)
     return f"{of}@{start}-{end}"
 
 
 def windows(raw: dict[str, Any], edges: list[float]) -> list[dict[str, Any]]:
-    """The input objects of the windows that ``edges``, in seconds, cut a video into. Their times
-    are floats: what is asked about a window does not depend on how its edges were written."""
+    """The input objects of the windows that ``edges``, in seconds, cut a video into.
+
+    Their times are floats, so that the request digest does not depend on how an edge was written.
+    """
     segment = {name: raw[name] for name in CUT if name in raw}
     return [
         {
@@ -45,7 +47,7 @@ def windows(raw: dict[str, Any], edges: list[float]) -> list[dict[str, Any]]:
 
 
 def whole(raw: dict[str, Any]) -> dict[str, Any]:
-    """The input object of the video that ``raw`` is a window of: as it was before it was cut."""
+    """The input object of the video that ``raw`` is a window of, as it was before it was cut."""
     if not is_window(raw):
         return raw
     rest = {name: value for name, value in raw.items() if name not in (*CUT, CLIP)}

@@ -20,7 +20,7 @@ import orjson
 from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
-from video_pipeline.journal import identity, identity_of_json
+from video_pipeline.journal import record_id, record_id_from_json
 from video_pipeline.run.run import Run
 from video_pipeline.samples.determinism import TWICE, check_deterministic
 from video_pipeline.samples.identity import request_digests
@@ -140,13 +140,13 @@ class Scanner:
             if ONLY_PART in requests:
                 request = requests[ONLY_PART].encode()
                 if self._with_identities:
-                    identities.append(identity_of_json(key, b'""', request))
+                    identities.append(record_id_from_json(key, b'""', request))
                     block.conversations.append(0)
                 entries.append(entry_line(key, request, sample.text))
             else:
                 if self._with_identities:
                     identities += [
-                        identity(sample.key, part, request) for part, request in requests.items()
+                        record_id(sample.key, part, request) for part, request in requests.items()
                     ]
                     block.conversations.append(len(requests))
                 entries.append(ChunkEntry(sample.key, requests, sample.text, {}).to_line())

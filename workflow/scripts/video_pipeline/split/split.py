@@ -30,7 +30,7 @@ from video_pipeline.files import (
     sync_tree,
     write_text,
 )
-from video_pipeline.journal import NOWHERE, JournalIndex, count_answers, location_at, read_index
+from video_pipeline.journal import NO_RECORD, JournalIndex, count_answers, location_at, read_index
 from video_pipeline.layout import Layout
 from video_pipeline.model.model import Model
 from video_pipeline.processes import job_processes
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 LARGE_INPUT_BYTES = 10_000_000
 """What split holds matters for an input larger than this; a smaller one is split the sooner."""
 
-ALL_FINISHED = NOWHERE - 1
+ALL_FINISHED = NO_RECORD - 1
 """The place of an entry with several conversations that are all finished; the entry says where."""
 
 
@@ -179,7 +179,7 @@ class _Split:
                 places = _places(block, index)
                 weights = np.asarray(block.weights, np.float64)
                 if not self._bad.count:
-                    weights = weigher.weigh(block.uris, weights, places == NOWHERE, block.files)
+                    weights = weigher.weigh(block.uris, weights, places == NO_RECORD, block.files)
                 append(
                     block.entries,
                     sizes=block.sizes,
@@ -218,9 +218,9 @@ def _is_large(path: Path) -> bool:
 
 
 def _places(block: ScannedBlock, index: JournalIndex) -> np.ndarray:
-    """Where in the journal each entry of ``block`` is finished, see :data:`NOWHERE`."""
+    """Where in the journal each entry of ``block`` is finished, see :data:`NO_RECORD`."""
     if not len(index):
-        return np.full(len(block.sizes), NOWHERE, np.uint64)
+        return np.full(len(block.sizes), NO_RECORD, np.uint64)
     places = index.find_all(block.identities)
     if any(block.conversations):
         return _note_finished_parts(block, places, index.indexed)
@@ -230,20 +230,20 @@ def _places(block: ScannedBlock, index: JournalIndex) -> np.ndarray:
 def _note_finished_parts(block: ScannedBlock, places: np.ndarray, files: list[str]) -> np.ndarray:
     """Write into those entries of ``block`` that have several conversations which of these are
     finished, and return one place for each entry. ``places`` has one for each conversation."""
-    entry_places = np.full(len(block.conversations), NOWHERE, np.uint64)
+    entry_places = np.full(len(block.conversations), NO_RECORD, np.uint64)
     lines, begin = _lines(block.entries), 0
     for position, count in enumerate(block.conversations):
         own_places = places[begin : begin + max(count, 1)]
         begin += len(own_places)
         if count == 0:
             entry_places[position] = own_places[0]
-        if count == 0 or (own_places == NOWHERE).all():
+        if count == 0 or (own_places == NO_RECORD).all():
             continue
         entry = ChunkEntry.from_line(lines[position])
         entry.done = {
             part: location_at(int(place), files)
             for part, place in zip(entry.requests, own_places, strict=True)
-            if place != NOWHERE
+            if place != NO_RECORD
         }
         lines[position] = entry.to_line()
         block.sizes[position] = len(lines[position])
@@ -265,7 +265,7 @@ def _ranks(
     is_pending = np.empty(len(is_duplicate), bool)
     for begin in range(0, len(is_pending), BATCH):
         places = table.read("places", begin, BATCH)
-        is_pending[begin : begin + BATCH] = places == NOWHERE
+        is_pending[begin : begin + BATCH] = places == NO_RECORD
     is_finished = ~(is_pending | is_duplicate)
     is_pending &= ~is_duplicate
     # These arrays are as long as the input: no two are made where one is enough.
@@ -313,7 +313,7 @@ def _write_entries(
                         stream.write(data)
             size = len(num_samples)
             num_samples += np.bincount(batch_ranks, minlength=size)
-            num_pending += np.bincount(batch_ranks[places == NOWHERE], minlength=size)
+            num_pending += np.bincount(batch_ranks[places == NO_RECORD], minlength=size)
     manifest.rank_samples = num_samples[:-1].tolist()
     manifest.rank_pending = num_pending[:-1].tolist()
 

@@ -1,0 +1,68 @@
+"""The error rate of a chunk: how many of its finished samples failed, and how many may."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from video_pipeline.errors import UserError
+
+FIRST_LOOK = 20
+"""So many failures are never too many."""
+
+
+@dataclass
+class ErrorRate:
+    """Failures among the finished samples of a chunk. A high rate means that the storage or the
+    engine is at fault. A failure of ``parse`` has its answer in the journal, so it is counted apart
+    and stops no run.
+
+    Attributes:
+        limit: ``run.max_error_rate``.
+        finished: Finished samples, failed ones included.
+        failed: Samples that failed in another stage than ``parse``.
+        unparsed: Samples that failed in stage ``parse``.
+        last_unparsed: The ``__error`` of the last one.
+    """
+
+    limit: float
+    finished: int = 0
+    failed: int = 0
+    unparsed: int = 0
+    last_unparsed: dict[str, str] = field(default_factory=dict)
+    _last: dict[str, str] = field(default_factory=dict)
+
+    def count(self, error: dict[str, str] | None = None) -> None:
+        """Count one finished sample, with its ``__error`` if it failed."""
+        self.finished += 1
+        if error is None:
+            return
+        if error["stage"] == "parse":
+            self.unparsed += 1
+            self.last_unparsed = error
+        else:
+            self.failed += 1
+            self._last = error
+
+    def exceeded(self, under_way: int = 0) -> bool:
+        """Whether the rate is above the limit, with at least :data:`FIRST_LOOK` failures.
+
+        ``under_way``: samples that were read and wait for their answer. They count as not failed,
+        because a file that cannot be read fails at once and an answer takes its time.
+        """
+        return self.failed >= FIRST_LOOK and self.failed > self.limit * (self.finished + under_way)
+
+    def check(self, subject: str, note: str = "", under_way: int = 0) -> None:
+        """Raise :class:`UserError` about ``subject`` if the rate is :meth:`exceeded`; ``note`` is
+        added to the message."""
+        if not self.exceeded(under_way):
+            return
+        details = ["the last: {stage}: {type}: {message}".format(**self._last)]
+        if self.unparsed:
+            details.append(f"not counted: {self.unparsed} that failed in parse")
+        if note:
+            details.append(note)
+        raise UserError(
+            f"{subject}: {self.failed} of {self.finished} finished samples failed, more than "
+            f"run.max_error_rate: {self.limit:g}; {'; '.join(details)}. Fix the cause and run "
+            "again (what is done stays done), or raise run.max_error_rate to accept them"
+        )

@@ -1,0 +1,118 @@
+"""Writing a journal file. Nothing else writes records."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from video_pipeline.files import make_folder, sync_folder
+from video_pipeline.journal.format import VERSION, clean_text
+from video_pipeline.locks import holder
+
+
+class JournalWriter:
+    """Appends records to a new file of its own, each by one ``write`` call.
+
+    Not for several threads at once. :meth:`sync` makes the records survive a power loss.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        """``prefix``: how the name of the file starts (:func:`attempt_prefix` or
+        :data:`REOPENS`)."""
+        make_folder(folder)
+        stamp = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
+        self.path = folder / f"{prefix}{stamp}.jsonl"
+        self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        sync_folder(folder)
+        self._write({"__journal": VERSION, **holder()})
+
+    def answer(
+        self,
+        key: str,
+        part: str,
+        request: str,
+        output_text: str,
+        usage: dict[str, Any],
+        reasoning: str | None = None,
+        damaged: bool = False,
+    ) -> None:
+        """Append an answer.
+
+        Args:
+            key: The sample's key.
+            part: Name of the question, empty if it is the only one.
+            request: Digest of the question.
+            output_text: What the model said.
+            usage: Token counts and ``finish_reason``.
+            reasoning: What the model thought before, if it thinks.
+            damaged: Whether a video of the sample is damaged.
+        """
+        answer = _answer(output_text, usage, reasoning, damaged)
+        self._record(key, part, request, answer)
+
+    def error(
+        self, key: str, part: str, request: str, error: dict[str, str], **answer: Any
+    ) -> None:
+        """Append an error with ``stage``, ``type`` and ``message``. If the model had answered,
+        ``answer`` are further arguments of :meth:`answer`."""
+        error = {name: clean_text(text) for name, text in error.items()}
+        self._record(
+            key, part, request, {"__error": error, **(_answer(**answer) if answer else {})}
+        )
+
+    def engine_died(self, key: str, part: str, request: str) -> None:
+        """Note that the engine died with this request in it."""
+        self._record(key, part, request, {"__engine_died": True})
+
+    def reopen(self, key: str, part: str, request: str, file: str) -> None:
+        """Take back what journal file ``file`` holds against this sample: its error, or that the
+        engine died with it."""
+        self._record(key, part, request, {"__reopens": file})
+
+    def _record(self, key: str, part: str, request: str, rest: dict[str, Any]) -> None:
+        self._write({"__key": key, "__part": part, "__request": request, **rest})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = orjson.dumps(record) + b"\n"
+        try:
+            written = os.write(self._fd, line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def sync(self) -> None:
+        """Flush to the disk."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        self.sync()
+        os.close(self._fd)
+
+    def __enter__(self) -> JournalWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _answer(
+    output_text: str, usage: dict[str, Any], reasoning: str | None = None, damaged: bool = False
+) -> dict[str, Any]:
+    """The fields of a record that hold an answer."""
+    answer: dict[str, Any] = {"output_text": clean_text(output_text), "__usage": usage}
+    if reasoning is not None:
+        answer["__reasoning"] = clean_text(reasoning)
+    if damaged:
+        answer["damaged"] = True
+    return answer
