@@ -18,8 +18,6 @@ from PIL import Image
 from video_pipeline import estimate
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config, load_config
-from video_pipeline.data import prompt
-from video_pipeline.data.prompt import TokenCount, count_tokens, processor_folder
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.errors import UserError
@@ -36,6 +34,8 @@ from video_pipeline.estimate import (
 from video_pipeline.gpus import Device
 from video_pipeline.histograms import even_edges, figures, growing_edges, histogram
 from video_pipeline.layout import Layout
+from video_pipeline.model import prompt
+from video_pipeline.model.prompt import TokenCount, count_tokens, processor_folder
 from video_pipeline.samples import task_sample
 from video_pipeline.sharding import journal_folder, split
 from video_pipeline.statistics import JobStatistics, StatisticsFile

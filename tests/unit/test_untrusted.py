@@ -23,9 +23,9 @@ from qwen_vl_utils import vision_process as qwen
 from video_pipeline import cli
 from video_pipeline.config import Data, load_config
 from video_pipeline.data.frames import FramesDataset
-from video_pipeline.data.prompt import Prompter
 from video_pipeline.errors import UserError
 from video_pipeline.identity import settings_of
+from video_pipeline.model.prompt import Prompter
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import access, reader
 from video_pipeline.video.access import Access, limit_access, read_image

@@ -158,7 +158,7 @@ def _engine(config: Config, task: Task) -> Engine:
 
 
 def _model(config: Config) -> str:
-    from video_pipeline.data.prompt import SIMULATED_MODEL
+    from video_pipeline.model.prompt import SIMULATED_MODEL
 
     return SIMULATED_MODEL if config.run.engine == "simulated" else config.vllm.model
 
@@ -172,8 +172,8 @@ def _llm_inputs(
 ) -> dict[str, dict[str, Any]]:
     """What the dataset makes of the sample, by conversation."""
     from video_pipeline.data.base import check_complete, inputs_of
-    from video_pipeline.data.prompt import check_processor
     from video_pipeline.data.registry import create_dataset
+    from video_pipeline.model.prompt import check_processor
 
     check_processor(model)
     dataset = create_dataset(config, task, [sample], model)
@@ -191,7 +191,7 @@ def _llm_inputs(
 
 def _plain_characters(model: str, llm_input: dict[str, Any]) -> list[str]:
     """What looks like a special token in a prompt and is none."""
-    from video_pipeline.data.prompt import SIMULATED_MODEL, special_tokens
+    from video_pipeline.model.prompt import SIMULATED_MODEL, special_tokens
 
     text, ids = (llm_input.get(name) for name in ("prompt", "prompt_token_ids"))
     if model == SIMULATED_MODEL or text is None or ids is None:
@@ -200,7 +200,7 @@ def _plain_characters(model: str, llm_input: dict[str, Any]) -> list[str]:
 
 
 def _tokens(model: str, llm_input: dict[str, Any]) -> str:
-    from video_pipeline.data.prompt import count_tokens
+    from video_pipeline.model.prompt import count_tokens
 
     try:
         count = count_tokens(model, llm_input)
@@ -216,7 +216,7 @@ def _show_json(console: Console, value: Any) -> None:
 
 
 def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path: Path) -> None:
-    from video_pipeline.data.seen import all_pictures
+    from video_pipeline.data.model_pictures import all_pictures
     from video_pipeline.report.contact_sheet import contact_sheet
 
     console.rule("pictures")

@@ -10,9 +10,9 @@ import orjson
 from video_pipeline.answers import cut_off_at, why_no_answer
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
-from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.errors import TaskError, UserError, where
 from video_pipeline.journal import clean_text
+from video_pipeline.model.prompt import SIMULATED_MODEL
 from video_pipeline.samples import task_sample
 from video_pipeline.tasks.base import WHOLE, Task
 

@@ -36,7 +36,7 @@ from video_pipeline.tasks.registry import load_task
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset
-    from video_pipeline.data.expanding import Expander
+    from video_pipeline.decode.expanding import Expander
 
 TWICE = 100
 """How many samples have their messages built twice, to see that they come out the same."""
@@ -239,7 +239,7 @@ def scan(
     """
     blocks = _numbered_blocks(config)
     if reading.expands:
-        from video_pipeline.data.expanding import expanding
+        from video_pipeline.decode.expanding import expanding
 
         scanner = Scanner(config, with_identities, reading, with_failed)
         with expanding(config, num_processes) as expander:

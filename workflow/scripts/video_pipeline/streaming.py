@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from video_pipeline.answers import cut_off_at, describe_cut_off, why_no_answer
-from video_pipeline.data.fork_server import ForkServer
-from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
+from video_pipeline.decode.errors import SampleError
+from video_pipeline.decode.fork_server import ForkServer
+from video_pipeline.decode.pool import DecodePool
+from video_pipeline.decode.preparing import Prepared, WorkerSpec
 from video_pipeline.engine import create_engine, modules_of
 from video_pipeline.engine.base import (
     Answer,

@@ -19,9 +19,7 @@ from typing import Any, get_args
 
 from video_pipeline.budget import check_budget
 from video_pipeline.config import Config
-from video_pipeline.data.prompt import PlaceholderError, processor_folder
 from video_pipeline.data.qwen_video import QwenVideoDataset
-from video_pipeline.data.special_tokens import SpecialTokenError
 from video_pipeline.engine.base import (
     FREE,
     Answer,
@@ -36,6 +34,8 @@ from video_pipeline.errors import UserError
 from video_pipeline.faults import failure_of, is_refusal
 from video_pipeline.flops import ModelFlops
 from video_pipeline.gpus import LeaseHolder
+from video_pipeline.model.prompt import PlaceholderError, processor_folder
+from video_pipeline.model.special_tokens import SpecialTokenError
 from video_pipeline.peaks import precision_of
 from video_pipeline.processes import how_it_ended
 from video_pipeline.tasks.base import WHOLE

@@ -1,0 +1,1 @@
+"""The model: its processor, its chat template and its tokens."""
