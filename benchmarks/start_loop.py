@@ -22,8 +22,9 @@ FURTHER, SAMPLES, MANY = 5, 4, 15
 def main() -> None:
     from video_pipeline.chunks import Chunk
     from video_pipeline.config import load_config
-    from video_pipeline.data.fork_server import ForkServer
-    from video_pipeline.data.workers import WorkerSpec, _Process
+    from video_pipeline.decode.fork_server import ForkServer
+    from video_pipeline.decode.preparing import WorkerSpec
+    from video_pipeline.decode.process import DecodeProcess
     from video_pipeline.engine import create_engine, modules_of
     from video_pipeline.layout import Layout
     from video_pipeline.run.manifest import Manifest
@@ -48,10 +49,10 @@ def main() -> None:
             folder=Path(folder),
         )
         server.load(spec)
-        processes = [_Process(server, spec, number, 300.0) for number in range(MANY)]
+        processes = [DecodeProcess(server, spec, number, 300.0) for number in range(MANY)]
         try:
             first, *others = processes
-            first._running()
+            first.running()
             up = time.monotonic() - begun
             (root,) = (one for one in psutil.Process().children() if _is_server(one))
             times = root.cpu_times()
@@ -59,7 +60,7 @@ def main() -> None:
             _prepare(first, 0)
             rows = [_further(process, root) for process in others[:FURTHER]]
             for process in others[FURTHER:]:
-                process._running()
+                process.running()
                 _prepare(process, 0)
             family = [root, *root.children()]
             everything = sum(one.memory_full_info().pss for one in family) / 1e6
@@ -94,7 +95,7 @@ def _further(process: Any, server: psutil.Process) -> dict[str, float]:
     """How fast one more process is ready, and what its samples take."""
     before = {one.pid for one in server.children()}
     begun = time.monotonic()
-    process._running()
+    process.running()
     ready = time.monotonic() - begun
     first, again = _prepare(process, 0), _prepare(process, 0)
     for position in range(1, SAMPLES - 1):

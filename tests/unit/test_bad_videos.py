@@ -21,8 +21,10 @@ from helpers import Run
 from PIL import Image
 from video_pipeline.config import load_config
 from video_pipeline.consolidation import consolidate
-from video_pipeline.data.fork_server import ForkServer
-from video_pipeline.data.workers import DecodePool, Prepared, SampleError, WorkerSpec
+from video_pipeline.decode.errors import SampleError
+from video_pipeline.decode.fork_server import ForkServer
+from video_pipeline.decode.pool import DecodePool
+from video_pipeline.decode.preparing import Prepared, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.files import Seal
 from video_pipeline.inference import infer

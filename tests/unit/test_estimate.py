@@ -16,8 +16,6 @@ from helpers import EXPAND, keys, read_jsonl, samples
 from PIL import Image
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config, load_config
-from video_pipeline.data import prompt
-from video_pipeline.data.prompt import TokenCount, count_tokens, processor_folder
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.errors import UserError
@@ -27,6 +25,8 @@ from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
 from video_pipeline.gpus import Device
 from video_pipeline.layout import Layout
+from video_pipeline.model import prompt
+from video_pipeline.model.prompt import TokenCount, count_tokens, processor_folder
 from video_pipeline.run.run import Run
 from video_pipeline.samples.input import task_sample
 from video_pipeline.split.split import split

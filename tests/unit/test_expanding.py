@@ -6,7 +6,7 @@ import os
 
 import pytest
 from helpers import EXPAND, samples
-from video_pipeline.data.fork_server import ForkServer
+from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.processes import MARK, job_processes
 

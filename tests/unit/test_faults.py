@@ -53,7 +53,7 @@ def test_whose_fault(error, kind):
 
 COMMIT = "c" * 40
 FETCH = """
-import video_pipeline.data.prompt as prompt
+import video_pipeline.model.prompt as prompt
 from video_pipeline.errors import Failure
 
 prompt._HUB_WAITS = (0.0, 0.0)

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from video_pipeline.data.fork_server import NICENESS, Forked, ForkServer, ForkServerDied
+from video_pipeline.decode.fork_server import NICENESS, Forked, ForkServer, ForkServerDied
 
 
 @dataclass(frozen=True)

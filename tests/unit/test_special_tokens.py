@@ -17,11 +17,11 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import AutoProcessor, ByT5Tokenizer, PreTrainedTokenizerFast
 from video_pipeline.config import load_config
-from video_pipeline.data import prompt
-from video_pipeline.data.prompt import PlaceholderError, Prompter, check_placeholders, count_tokens
 from video_pipeline.data.qwen_video import QwenVideoDataset
-from video_pipeline.data.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.data.text import TextDataset
+from video_pipeline.model import prompt
+from video_pipeline.model.prompt import PlaceholderError, Prompter, check_placeholders, count_tokens
+from video_pipeline.model.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.tasks.base import Task
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import (

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from video_pipeline.data.transport import pack, unpack
+from video_pipeline.decode.transport import pack, unpack
 
 
 def there_and_back(value, folder):

@@ -23,8 +23,8 @@ from qwen_vl_utils import vision_process as qwen
 from video_pipeline import program
 from video_pipeline.config import Data, load_config
 from video_pipeline.data.frames import FramesDataset
-from video_pipeline.data.prompt import Prompter
 from video_pipeline.errors import UserError
+from video_pipeline.model.prompt import Prompter
 from video_pipeline.printable import PrintableFormatter
 from video_pipeline.run.fingerprint import settings_of
 from video_pipeline.testing.clips import write_clip

@@ -20,8 +20,9 @@ import pytest
 import torch
 from helpers import Run, samples
 from video_pipeline.config import load_config
-from video_pipeline.data.fork_server import ForkServer
-from video_pipeline.data.workers import DecodePool, WorkerSpec
+from video_pipeline.decode.fork_server import ForkServer
+from video_pipeline.decode.pool import DecodePool
+from video_pipeline.decode.preparing import WorkerSpec
 from video_pipeline.engine.vllm import compat
 from video_pipeline.engine.vllm.arguments import vllm_config_of
 from video_pipeline.engine.vllm.causes import note_causes, root_cause

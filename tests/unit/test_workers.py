@@ -10,9 +10,11 @@ import psutil
 import pytest
 from helpers import samples
 from video_pipeline.config import load_config
-from video_pipeline.data import workers
-from video_pipeline.data.fork_server import ForkServer
-from video_pipeline.data.workers import DecodePool, SampleError, WorkerSpec
+from video_pipeline.decode import process
+from video_pipeline.decode.errors import SampleError
+from video_pipeline.decode.fork_server import ForkServer
+from video_pipeline.decode.pool import DecodePool
+from video_pipeline.decode.preparing import NVDEC_PROCESSES, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.files import EMPTY, Seal
@@ -152,7 +154,7 @@ def test_a_process_that_is_killed_between_two_samples_costs_nothing(pool):
 
 
 def test_processes_are_renewed(here, prepare, monkeypatch):
-    monkeypatch.setattr(workers, "SAMPLES_PER_WORKER", 2)
+    monkeypatch.setattr(process, "SAMPLES_PER_PROCESS", 2)
     here.edit_plugin('"prompt": "x" * 40', '"prompt": str(os.getpid())')
     pids = [result.requests[""]["prompt"] for result in prepare(samples(5))]
     assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
@@ -270,7 +272,7 @@ def test_stopping_ends_the_processes(pool):
     [
         ("cpu", ["cpu"] * 6),
         ("nvdec", ["nvdec"] * 6),
-        ("auto", ["auto"] * workers.NVDEC_PROCESSES + ["cpu"] * 2),
+        ("auto", ["auto"] * NVDEC_PROCESSES + ["cpu"] * 2),
     ],
 )
 def test_which_processes_use_the_decoder_of_the_gpu(tmp_path, decoder, decoders):
@@ -289,7 +291,7 @@ def test_nvdec_without_a_card_stops_the_run(here, prepare):
 
 def test_auto_without_a_card_decodes_on_the_cpu(here, prepare):
     here.configure(vision={"decoder": "auto"})
-    entries = doing(*[None] * (workers.NVDEC_PROCESSES + 1))
+    entries = doing(*[None] * (NVDEC_PROCESSES + 1))
     results = prepare(entries, workers=len(entries))
     assert [outcome(result) for result in results] == ["ok"] * len(entries)
 
@@ -300,7 +302,7 @@ def test_processes_that_use_the_gpu_come_from_a_server_of_their_own(tmp_path):
     spec = WorkerSpec(
         load_config({}), tmp_path, EMPTY, "m", SimulatedPreparer(), tmp_path, decoder="auto"
     )
-    pool = DecodePool(server, spec, workers.NVDEC_PROCESSES + 2, 60.0)
+    pool = DecodePool(server, spec, NVDEC_PROCESSES + 2, 60.0)
     shared = [process._server is server for process in pool._processes]
-    assert shared == [False] * workers.NVDEC_PROCESSES + [True] * 2
+    assert shared == [False] * NVDEC_PROCESSES + [True] * 2
     pool.stop()

@@ -13,7 +13,7 @@ from video_pipeline.engine.base import Answer, Constraints, RequestRefused
 
 if TYPE_CHECKING:
     from video_pipeline.chunks import Question
-    from video_pipeline.data.workers import Prepared
+    from video_pipeline.decode.preparing import Prepared
     from video_pipeline.journal import JournalWriter
     from video_pipeline.shard import Shard
 

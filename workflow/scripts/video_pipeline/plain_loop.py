@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.asking import ask, fail_all, first_error, request_name
-from video_pipeline.data.workers import Prepared, SampleError
+from video_pipeline.decode.errors import SampleError
+from video_pipeline.decode.preparing import Prepared
 from video_pipeline.engine.base import Answer, Constraints, Engine, EngineDead
 from video_pipeline.quarantine import quarantine_error
 

@@ -19,20 +19,20 @@ from video_pipeline import program
 from video_pipeline.answers import cut_off_at, why_no_answer
 from video_pipeline.config import Config, load_config
 from video_pipeline.data.base import check_complete, expanded, inputs_of
-from video_pipeline.data.prompt import (
+from video_pipeline.data.model_pictures import all_pictures
+from video_pipeline.data.registry import create_dataset, dataset_of
+from video_pipeline.engine import create_engine
+from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
+from video_pipeline.engine.vllm.version import VllmUnsupported
+from video_pipeline.errors import Failure, UserError, explain
+from video_pipeline.leases import lease_for
+from video_pipeline.model.prompt import (
     SIMULATED_MODEL,
     check_processor,
     count_tokens,
     dataset_model,
     special_tokens,
 )
-from video_pipeline.data.registry import create_dataset, dataset_of
-from video_pipeline.data.seen import all_pictures
-from video_pipeline.engine import create_engine
-from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
-from video_pipeline.engine.vllm.version import VllmUnsupported
-from video_pipeline.errors import Failure, UserError, explain
-from video_pipeline.leases import lease_for
 from video_pipeline.printable import printable
 from video_pipeline.processes import job_processes
 from video_pipeline.report.contact_sheet import contact_sheet

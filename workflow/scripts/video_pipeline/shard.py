@@ -9,7 +9,7 @@ from pathlib import Path
 from video_pipeline.answers import describe_unparsed, why_no_answer
 from video_pipeline.chunks import Question
 from video_pipeline.config import Config
-from video_pipeline.data.workers import WorkerSpec
+from video_pipeline.decode.preparing import WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Constraints, Engine
 from video_pipeline.error_rate import ErrorRate

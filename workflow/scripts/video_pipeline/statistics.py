@@ -21,7 +21,7 @@ from video_pipeline.journal import ATTEMPTS, clean_text, split_of
 from video_pipeline.versions import check_version
 
 if TYPE_CHECKING:
-    from video_pipeline.data.workers import Prepared
+    from video_pipeline.decode.preparing import Prepared
     from video_pipeline.engine.base import Answer
     from video_pipeline.flops import ModelFlops
 

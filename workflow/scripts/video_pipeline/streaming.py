@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.admission import Window
 from video_pipeline.asking import Outcome, ask, fail_all, first_error, request_name
-from video_pipeline.data.fork_server import ForkServer
-from video_pipeline.data.workers import DecodePool, Prepared, SampleError
+from video_pipeline.decode.errors import SampleError
+from video_pipeline.decode.fork_server import ForkServer
+from video_pipeline.decode.pool import DecodePool
+from video_pipeline.decode.preparing import Prepared
 from video_pipeline.engine import modules_of
 from video_pipeline.engine.base import Answer, Constraints, Engine, EngineDead
 from video_pipeline.job_monitor import JobMonitor

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from video_pipeline.data.base import BaseDataset, item
-from video_pipeline.data.prompt import Prompter, check_placeholders
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.model.prompt import Prompter, check_placeholders
 from video_pipeline.samples.input import video_uri
 from video_pipeline.tasks.base import Messages
 

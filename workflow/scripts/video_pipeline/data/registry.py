@@ -32,8 +32,8 @@ def get_dataset(name: str) -> type[BaseDataset]:
     from video_pipeline.data import (  # noqa: F401  (they register)
         clips,
         frames,
-        pictures,
         qwen_video,
+        stills,
         text,
     )
 

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from video_pipeline.data.base import BaseDataset, item
-from video_pipeline.data.prompt import PlaceholderError, Prompter, is_medium
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.model.prompt import PlaceholderError, Prompter, is_medium
 from video_pipeline.tasks.base import Messages
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.config import Config
-from video_pipeline.data.prompt import SIMULATED_MODEL
 from video_pipeline.engine.base import (
     UNCONSTRAINED,
     Answer,
@@ -17,6 +16,7 @@ from video_pipeline.engine.base import (
     Preparer,
     RequestRefused,
 )
+from video_pipeline.model.prompt import SIMULATED_MODEL
 
 _PIXELS_PER_TOKEN = 28 * 28 * 2
 

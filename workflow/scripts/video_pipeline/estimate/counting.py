@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from video_pipeline.data.prompt import SIMULATED_MODEL, TokenCount, check_processor, count_tokens
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure
+from video_pipeline.model.prompt import SIMULATED_MODEL, TokenCount, check_processor, count_tokens
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset

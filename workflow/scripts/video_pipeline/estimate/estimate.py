@@ -1,6 +1,6 @@
 """Plan: what a run will take, found out without a GPU and without the weights of the model.
 
-The samples go through the decode processes of a run (:mod:`video_pipeline.data.workers`), with the
+The samples go through the decode processes of a run (:mod:`video_pipeline.decode.pool`), with the
 run's own dataset, but what is read is measured only (:func:`video_pipeline.video.reader.measuring`)
 and the model's processor counts the tokens. A file that crashes or hangs its reader costs itself.
 """
@@ -23,9 +23,10 @@ from typing import Any
 
 from video_pipeline.chunks import Chunk, ChunkEntry
 from video_pipeline.config import Config
-from video_pipeline.data.fork_server import ForkServer
-from video_pipeline.data.prompt import SIMULATED_MODEL, processor_folder
-from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerSpec
+from video_pipeline.decode.errors import SampleError
+from video_pipeline.decode.fork_server import ForkServer
+from video_pipeline.decode.pool import DecodePool
+from video_pipeline.decode.preparing import READER, WorkerSpec
 from video_pipeline.errors import UserError
 from video_pipeline.estimate.counting import CountingPreparer
 from video_pipeline.estimate.expected import expected_costs
@@ -35,6 +36,7 @@ from video_pipeline.files import replacing, write_text
 from video_pipeline.journal import clean_text, read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
+from video_pipeline.model.prompt import SIMULATED_MODEL, processor_folder
 from video_pipeline.processes import job_processes
 from video_pipeline.report.plan import FLAGS, show_plan
 from video_pipeline.run.changes import JournalSettings

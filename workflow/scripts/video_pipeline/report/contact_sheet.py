@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from video_pipeline.data.seen import Picture
+    from video_pipeline.data.model_pictures import Picture
 
 GAP = 4
 """Pixels between pictures."""

@@ -15,12 +15,14 @@ import orjson
 
 from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
-from video_pipeline.data.fork_server import ForkServer
-from video_pipeline.data.prompt import dataset_model
-from video_pipeline.data.workers import READER, DecodePool, SampleError, WorkerSpec
+from video_pipeline.decode.errors import SampleError
+from video_pipeline.decode.fork_server import ForkServer
+from video_pipeline.decode.pool import DecodePool
+from video_pipeline.decode.preparing import READER, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure, explain
 from video_pipeline.files import EMPTY
+from video_pipeline.model.prompt import dataset_model
 from video_pipeline.processes import job_processes
 from video_pipeline.report.contact_sheet import contact_sheet
 from video_pipeline.samples.input import task_sample
@@ -28,7 +30,7 @@ from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import load_task
 
 if TYPE_CHECKING:
-    from video_pipeline.data.seen import Picture
+    from video_pipeline.data.model_pictures import Picture
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class SheetPreparer(Preparer):
 
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
         """The fields of a :class:`Sheet`; ``image`` as the bytes of a WebP."""
-        from video_pipeline.data.seen import all_pictures
+        from video_pipeline.data.model_pictures import all_pictures
 
         try:
             pictures = all_pictures(llm_inputs.values())

@@ -35,7 +35,7 @@ from video_pipeline.split.weights import known_weight
 from video_pipeline.tasks.base import ONLY_PART
 
 if TYPE_CHECKING:
-    from video_pipeline.data.expanding import Expander
+    from video_pipeline.decode.expanding import Expander
 
 _AHEAD = 3
 """Blocks that are on their way, for each process that scans: enough that none waits."""
@@ -192,7 +192,7 @@ def scan(
     """
     blocks = _numbered_blocks(run.config)
     if run.dataset.expands:
-        from video_pipeline.data.expanding import expanding
+        from video_pipeline.decode.expanding import expanding
 
         with expanding(run.config, num_processes) as expander:
             yield from _scan_expanded(Scanner(run, with_identities, with_failed), blocks, expander)

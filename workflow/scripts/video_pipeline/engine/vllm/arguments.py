@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from video_pipeline.config import Config
-from video_pipeline.data.prompt import processor_folder
 from video_pipeline.engine.vllm.compat import (
     ENGINE_ARGUMENTS,
     LORA_RANKS,
@@ -23,6 +22,7 @@ from video_pipeline.engine.vllm.names import check_names
 from video_pipeline.errors import UserError
 from video_pipeline.faults import failure_of
 from video_pipeline.leases import LeaseHolder
+from video_pipeline.model.prompt import processor_folder
 
 # Each video is seen once: caches of processed media only cost memory and hashing. A user's own
 # engine arguments come after these.

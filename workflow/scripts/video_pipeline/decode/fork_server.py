@@ -4,9 +4,9 @@ With a vocabulary of real size, the processor of a model takes 10 to 15 s of CPU
 to load. Forked, a decode process starts in a fraction of a second and shares that memory.
 
 A process may only be forked while it has one thread: another one could hold a lock, which nobody
-would ever release in the copy. So the fork server is a new program, runs no code of the
-user, and looks at its threads before it forks; where there are others, decode processes load
-everything themselves.
+would ever release in the copy. So the fork server is a new program and runs no code of the user.
+It counts its threads before it forks; if there are others, decode processes load everything
+themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ the GPUs are hidden until then (to vLLM an empty list is as good as none)."""
 
 HARMLESS = ("cuda", "jemalloc_bg_thd")
 """Threads, by the begin of their name for the kernel, that hold no lock which a decode process
-takes: jemalloc sees to its own (``pthread_atfork``), and CUDA's driver refuses to work after a
+takes: jemalloc handles its own (``pthread_atfork``), and CUDA's driver refuses to work after a
 fork."""
 
 _FORK = multiprocessing.get_context("fork")
@@ -74,37 +75,46 @@ class ForkServerDied(Exception):
     """The fork server ended by itself; the text says how."""
 
 
+class Spec(Protocol):
+    """What a fork server loads and its processes do; it crosses to them as a pickle."""
+
+    def preload(self) -> Any:
+        """Load in the fork server what all processes share. It must start no thread."""
+
+    def serve(self, preloaded: Any, number: int, pipe: Connection) -> None:
+        """The main function of the process ``number``. ``preloaded``: what :meth:`preload`
+        returned; None if it could not be shared."""
+
+
 class ForkServer:
-    """The process that decode processes are forked from. It is replaced when it dies, and takes
-    its decode processes with it."""
+    """The process that decode processes are forked from.
+
+    It is replaced when it dies, and takes its decode processes with it.
+    """
 
     def __init__(self, modules: Sequence[str] = (), *, shares: bool = True) -> None:
-        """Args:
-        modules: what to import at once, while this process still finds out what to load.
-        shares: False for processes that must load everything themselves, as those that use CUDA.
+        """
+        Args:
+            modules: Names of modules to import at once, before :meth:`load` says what to load.
+            shares: False for processes that must load everything themselves, such as those that
+                use CUDA.
         """
         self._modules = modules
         self._changing = threading.Lock()
         self._preloads = shares
         self._stopped = False
-        self._spec: Any = None
+        self._spec: Spec | None = None
         self._start()
 
-    def load(self, spec: Any) -> None:
-        """Say what the decode processes are for, before the first :meth:`fork`.
-
-        Args:
-            spec: crosses to the fork server as a pickle. Its ``preload()`` loads there what all
-                processes share, and must start no thread; its ``serve(preloaded, number, pipe)`` is
-                the main function of a decode process, whose ``preloaded`` is None where that could
-                not be shared.
-        """
+    def load(self, spec: Spec) -> None:
+        """Set what the decode processes are for, before the first :meth:`fork`."""
         self._spec = spec
 
     def fork(self, number: int) -> Forked:
-        """A new decode process, the one of that ``number``. Waits until the fork server has loaded.
+        """Start the decode process ``number``. Waits until the fork server has loaded.
 
-        Raises :class:`ForkServerDied`.
+        Raises:
+            ForkServerDied: the fork server ended, or does not answer.
         """
         with self._changing:
             self._get_ready()
@@ -114,26 +124,28 @@ class ForkServer:
                     self._pipe.send(("fork", number))
                     send_handle(self._pipe, theirs.fileno(), self._process.pid)
                 return Forked(self, self._process, self._receive(ANSWER_SECONDS), ours)
-            except OSError as error:
+            except BaseException as error:
                 ours.close()
-                raise ForkServerDied(f"the process they are forked from is gone: {error}") from None
-            except BaseException:
-                ours.close()
+                if isinstance(error, OSError):
+                    raise ForkServerDied(
+                        f"the process they are forked from is gone: {error}"
+                    ) from None
                 raise
 
-    def ask(self, process: subprocess.Popen[bytes], what: str, number: int) -> Any:
-        """Have the fork server that was ``process`` answer; None if it is gone."""
+    def ask(self, process: subprocess.Popen[bytes], command: str, ticket: int) -> Any:
+        """Have the fork server that was ``process`` answer about the fork with that ``ticket``;
+        None if it is gone."""
         with self._changing:
             if process is self._process:
                 with contextlib.suppress(OSError, ForkServerDied):
-                    self._pipe.send((what, number))
+                    self._pipe.send((command, ticket))
                     return self._receive(ANSWER_SECONDS)
         return None
 
     def stop(self) -> None:
-        """End it, and the processes that it has forked."""
+        """End it and the processes that it has forked."""
         self._stopped = True
-        self._process.kill()  # at once: whoever waits for it holds the lock
+        self._process.kill()  # Before the lock, which a thread that waits for it holds.
         with self._changing:
             self._end()
 
@@ -162,13 +174,13 @@ class ForkServer:
         self._pipe.close()
 
     def _get_ready(self) -> None:
-        """Wait until there is one that has loaded."""
+        """Wait until a fork server has loaded."""
         if self._process.poll() is not None:
             self._end()
             self._start()
         while not self._is_ready:
             try:
-                # as bytes: to unpickle it imports the engine, which only a process that shares may
+                # As bytes: unpickling imports the engine, which only a server that shares may do.
                 self._pipe.send((ForkingPickler.dumps(self._spec).tobytes(), self._preloads))
                 threads = self._receive(START_SECONDS)
                 others = [name for name in threads if not name.startswith(HARMLESS)]
@@ -192,7 +204,8 @@ class ForkServer:
             )
 
     def _receive(self, seconds: float) -> Any:
-        """What it says next. Raises :class:`ForkServerDied`, also after ``seconds``."""
+        """What it sends next. Raises :class:`ForkServerDied` if it ended, or sent nothing for
+        ``seconds``."""
         try:
             if self._pipe.poll(seconds):
                 return self._pipe.recv()
@@ -212,21 +225,17 @@ class Forked:
     """
 
     def __init__(
-        self,
-        server: ForkServer,
-        parent: subprocess.Popen[bytes],
-        number: int,
-        pipe: Connection,
+        self, server: ForkServer, parent: subprocess.Popen[bytes], ticket: int, pipe: Connection
     ) -> None:
+        self.pipe = pipe
         self._server = server
         self._parent = parent
-        self._number = number
+        self._ticket = ticket
         self._code: int | None = None
-        self.pipe = pipe
 
     def kill(self) -> int | None:
         """End it; returns its exit code, as :meth:`wait` does."""
-        self._server.ask(self._parent, "kill", self._number)
+        self._server.ask(self._parent, "kill", self._ticket)
         with contextlib.suppress(EOFError, OSError):
             while self.pipe.poll(END_SECONDS):  # until its end closes
                 self.pipe.recv_bytes()
@@ -234,11 +243,15 @@ class Forked:
         return self.wait(END_SECONDS)
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit code (a signal as a negative number) once it has ended; None if it still runs
-        after ``seconds``, and if nobody knows any more."""
+        """Wait until it has ended, for at most ``seconds``.
+
+        Returns:
+            Its exit code (a signal as a negative number). None if it still runs, or if its fork
+            server is gone, so that nobody knows.
+        """
         until = time.monotonic() + seconds
         while self._code is None:
-            self._code = self._server.ask(self._parent, "exit code", self._number)
+            self._code = self._server.ask(self._parent, "exit code", self._ticket)
             if time.monotonic() > until or self._parent.poll() is not None:
                 break
             if self._code is None:
@@ -246,62 +259,72 @@ class Forked:
         return self._code
 
 
-def main(handle: int, modules: Sequence[str], devices: str | None) -> None:
-    """The fork server: load, then fork until the other end of the pipe ``handle`` closes.
-    ``devices``: the GPUs that decode processes see."""
+def main(handle: int, modules: Sequence[str], devices: str | None) -> NoReturn:
+    """The fork server: load, then fork until the other end of its pipe closes.
+
+    Args:
+        handle: File descriptor of the pipe.
+        modules: Names of modules to import at once.
+        devices: ``CUDA_VISIBLE_DEVICES`` of the decode processes.
+    """
     pipe = Connection(handle)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for the job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the job
     os.nice(NICENESS)
     for name in modules:
         with contextlib.suppress(Exception):  # whoever needs it says so
             importlib.import_module(name)
     with contextlib.suppress(EOFError, OSError):
         pickled, preloads = pipe.recv()
-        spec = pickle.loads(pickled) if preloads else None
-        preloaded = spec.preload() if preloads else None
+        shared_spec: Spec | None = pickle.loads(pickled) if preloads else None
+        preloaded = shared_spec.preload() if shared_spec is not None else None
         gc.collect()
         gc.freeze()  # or a collection in a decode process would copy all pages
-        pipe.send(_threads())
+        pipe.send(_other_threads())
 
         def serve(number: int, own: Connection) -> None:
             os.environ.pop(CUDA)
             if devices is not None:
                 os.environ[CUDA] = devices
-            (spec or pickle.loads(pickled)).serve(preloaded, number, own)
+            spec = shared_spec or pickle.loads(pickled)
+            spec.serve(preloaded, number, own)
 
         _fork_all(pipe, serve)
     # Without the usual clean-up, which would wait for the decode processes: they die with this one.
     os._exit(0)
 
 
-def _fork_all(pipe: Connection, serve: Callable[..., None]) -> None:
-    processes: dict[int, multiprocessing.process.BaseProcess] = {}
-    count = 0
+def _fork_all(pipe: Connection, serve: Callable[[int, Connection], None]) -> NoReturn:
+    """Obey the commands of :meth:`ForkServer.fork` and :meth:`ForkServer.ask`, for ever."""
+    running: dict[int, multiprocessing.process.BaseProcess] = {}  # by ticket
+    tickets = itertools.count()
     while True:
-        what, given = pipe.recv()
-        if what == "fork":
+        command, number = pipe.recv()
+        if command == "fork":
             handle = recv_handle(pipe)
-            processes[count] = _FORK.Process(target=_child, args=(serve, given, handle, pipe))
-            processes[count].start()
+            process = _FORK.Process(target=_child, args=(serve, number, handle, pipe))
+            process.start()
             os.close(handle)
-            pipe.send(count)
-            count += 1
-        elif what == "kill":
-            if given in processes:
-                processes[given].kill()
-            pipe.send(True)
+            ticket = next(tickets)
+            running[ticket] = process
+            pipe.send(ticket)
+        elif command == "kill":
+            if number in running:
+                running[number].kill()
+            pipe.send(None)
         else:
-            code = processes[given].exitcode if given in processes else None
+            code = running[number].exitcode if number in running else None
             if code is not None:
-                del processes[given]
+                del running[number]  # frees its file descriptor
             pipe.send(code)
 
 
-def _child(serve: Callable[..., None], number: int, handle: int, pipe: Connection) -> None:
-    """A decode process: apart from what it has in common with the others, as if it was new."""
+def _child(
+    serve: Callable[[int, Connection], None], number: int, handle: int, pipe: Connection
+) -> None:
+    """A decode process: but for the memory that it shares, like a new one."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     pipe.close()
-    # Python's own generator sees to itself (os.register_at_fork)
+    # Python reseeds its own generator (os.register_at_fork).
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     if "torch" in sys.modules:
@@ -310,7 +333,7 @@ def _child(serve: Callable[..., None], number: int, handle: int, pipe: Connectio
         serve(number, own)
 
 
-def _threads() -> list[str]:
+def _other_threads() -> list[str]:
     """The threads of this process beside the first, by their names for the kernel."""
     first = str(os.getpid())
     return [

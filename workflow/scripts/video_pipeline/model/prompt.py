@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.budget import SIMULATED_PATCH_SIZE
-from video_pipeline.data.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.errors import Failure, TaskError
 from video_pipeline.faults import failure_of, is_environments
+from video_pipeline.model.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """Moves prepared samples from the decode processes to the engine's process.
 
-A sample is written to a file of its own in a folder of shared memory and mapped by the receiver,
-which unlinks the file at once; only the file's name goes through the pipe, in one piece, so that
-no half of a message is there when a process is killed. A file that a killed process leaves behind
-lies in the job's folder, which goes with the job.
+The sender writes a sample to a file of its own in a folder of shared memory. The receiver maps the
+file and unlinks it at once. Only the file's name goes through the pipe, in one piece, so that a
+process that is killed leaves no half of a message. A file that it leaves behind lies in the job's
+folder, which goes with the job.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Parcel:
     """A packed object on its way.
 
     Attributes:
-        path: The file that holds it: the pickled object without its large arrays, then the arrays,
-            each at a multiple of 64 bytes.
+        path: The file: the pickled object without its large arrays, then the arrays, each at a
+            multiple of 64 bytes.
         sizes: Bytes of each of these parts.
     """
 
@@ -38,7 +38,7 @@ class Parcel:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes the unpacked object holds."""
+        """Bytes that the unpacked object holds."""
         return sum(self.sizes)
 
 
@@ -50,13 +50,13 @@ class _Pickler(pickle.Pickler):
 
         if isinstance(value, torch.Tensor) and value.device.type == "cpu" and not value.is_sparse:
             data = value.detach().contiguous()
-            # as bytes: numpy does not know all of torch's types
+            # As bytes: numpy does not know all of torch's types.
             return _tensor, (data.reshape(-1).view(torch.uint8).numpy(), data.dtype, data.shape)
         return NotImplemented
 
 
 def _tensor(data: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
-    import torch  # an engine's process that is given no tensors needs none of it
+    import torch  # not above: an engine's process that is given no tensors needs none of it
 
     return torch.from_numpy(data).view(dtype).reshape(shape)
 
@@ -64,7 +64,8 @@ def _tensor(data: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
 def pack(value: Any, folder: Path) -> Parcel:
     """Pack ``value`` into a new file in ``folder``.
 
-    Raises :class:`OSError` if the folder is full.
+    Raises:
+        OSError: the folder is full.
     """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
@@ -89,7 +90,7 @@ def _write_all(file: io.FileIO, data: Any) -> None:
 
 
 def unpack(parcel: Parcel) -> Any:
-    """The object of a parcel; its arrays are views of the mapped file, which is unlinked."""
+    """Return the object of a parcel and unlink its file, of which its arrays are views."""
     with open(parcel.path, "r+b") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0))
     os.unlink(parcel.path)

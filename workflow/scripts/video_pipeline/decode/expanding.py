@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from video_pipeline.config import Config
-from video_pipeline.data.fork_server import ForkServer
-from video_pipeline.data.workers import DecodePool, ProcessSpec, SampleError, message_of
+from video_pipeline.decode.errors import SampleError, message_of
+from video_pipeline.decode.fork_server import ForkServer
+from video_pipeline.decode.pool import DecodePool
+from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.errors import Failure, explain
 from video_pipeline.processes import job_processes
 from video_pipeline.samples.input import InputSample, task_sample
@@ -31,6 +33,10 @@ PROCESSES_PER_CORE = 4
 _MODULES = ("video_pipeline.video.container",)
 
 
+Expanded = list[bytes] | str
+"""The input objects, as JSON, that one line stands for; or what is wrong with the line."""
+
+
 @dataclass(frozen=True)
 class ExpandSpec(ProcessSpec):
     """Processes that call ``expand`` of the run's dataset."""
@@ -38,7 +44,7 @@ class ExpandSpec(ProcessSpec):
     config: Config
     folder: Path
 
-    def worker(self, shared: Any, number: int) -> Callable[..., Any]:
+    def worker(self, shared: Any, number: int) -> Callable[[str, bytes], Expanded]:
         from video_pipeline.data.registry import dataset_of
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
@@ -47,9 +53,7 @@ class ExpandSpec(ProcessSpec):
         return partial(_expand, self.config, dataset_of(self.config, load_task(self.config)))
 
 
-def _expand(config: Config, dataset: type[BaseDataset], key: str, text: bytes) -> list[bytes] | str:
-    """The input objects, as JSON, that the one in ``text`` stands for; what is wrong with its line
-    if the dataset refuses it."""
+def _expand(config: Config, dataset: type[BaseDataset], key: str, text: bytes) -> Expanded:
     from video_pipeline.data.base import expanded
 
     try:
@@ -70,24 +74,27 @@ class Expander:
         self._input = config.data.input_jsonl
         self._pool = pool
 
-    def ask(self, sample: InputSample) -> Future[list[bytes] | str]:
+    def ask(self, sample: InputSample) -> Future[Expanded]:
         """Begin to expand ``sample``; :meth:`answer` takes what this returns."""
         return self._pool.submit(sample.key, sample.text)
 
-    def answer(self, sample: InputSample, asked: Future[list[bytes] | str]) -> list[bytes]:
-        """The input objects, as JSON, that ``sample`` stands for. It stays as it is if its process
-        dies (twice, as in a run), hangs or needs too much memory: the inference of the whole then
-        says what is wrong with it.
+    def answer(self, sample: InputSample, future: Future[Expanded]) -> list[bytes]:
+        """Wait for the input objects, as JSON, that ``sample`` stands for.
 
-        Raises :class:`ValueError` for a bad line, and :class:`Failure` where no sample is at fault.
+        A sample whose process dies (twice, as in a run), hangs or needs too much memory stays as
+        it is: the inference of the whole then says what is wrong with it.
+
+        Raises:
+            ValueError: the line is bad; the message says why.
+            Failure: no sample is at fault.
         """
         try:
             try:
-                found = asked.result()
+                result = future.result()
             except SampleError as error:
                 if error.stage != "crash":
                     raise
-                found = self.ask(sample).result()
+                result = self.ask(sample).result()
         except SampleError as error:
             logger.warning(
                 "%s, line %d (%s): the dataset cannot tell which samples it stands for: %s: %s. It "
@@ -99,14 +106,15 @@ class Expander:
                 error,
             )
             return [sample.text]
-        if isinstance(found, str):
-            raise ValueError(found)
-        return found
+        if isinstance(result, str):
+            raise ValueError(result)
+        return result
 
 
 @contextmanager
 def expanding(config: Config, num_cores: int) -> Iterator[Expander]:
-    """Yields what expands the samples of ``config``, in processes that end with the block."""
+    """Yields an :class:`Expander` for the samples of ``config``; its processes end with the
+    block."""
     with job_processes() as folder:
         pool = DecodePool(
             ForkServer(_MODULES),

@@ -1,0 +1,1 @@
+"""The decode processes, which read and prepare samples beside the engine."""

@@ -1,0 +1,44 @@
+"""What goes wrong with one sample before the engine has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from video_pipeline.errors import place_of, user_frame, where
+
+_SLIPS = (LookupError, TypeError, AttributeError, NameError)
+"""Nobody raises these to say what is wrong with a sample."""
+
+
+class SampleError(Exception):
+    """A sample that could not be prepared.
+
+    Attributes:
+        stage: ``read``, ``timeout``, ``crash`` or ``generate``, as in the output.
+        type: Name of the exception.
+    """
+
+    def __init__(self, stage: str, type: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.type = type
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampleError, (self.stage, self.type, str(self))
+
+    def as_record(self) -> dict[str, str]:
+        """The ``__error`` of the sample's record."""
+        return {"stage": self.stage, "type": self.type, "message": str(self)}
+
+
+def message_of(error: BaseException) -> str:
+    """The text of an exception that user code raised, for people.
+
+    It includes the user's line if the exception looks like a slip there. Without a text of its own
+    the line that raised it stands in.
+    """
+    if isinstance(error, MemoryError):
+        return "not enough memory; the limit of a decode process is data.worker_memory_gb"
+    if str(error):
+        return f"{error}{place_of(error)}" if isinstance(error, _SLIPS) else str(error)
+    return f"{user_frame(error).line} ({where(error)})"

@@ -1,0 +1,184 @@
+"""Decode processes that prepare samples: ``Dataset.__getitem__``, then the engine's own part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from video_pipeline.chunks import Chunk
+from video_pipeline.config import Config
+from video_pipeline.decode.errors import SampleError, message_of
+from video_pipeline.decode.spec import ProcessSpec
+from video_pipeline.decode.transport import Parcel, pack, unpack
+from video_pipeline.engine.base import Preparer, RequestRefused
+from video_pipeline.errors import EnvironmentFault, Failure
+from video_pipeline.files import Seal
+from video_pipeline.run.origin import check_code
+
+READER = ("video_pipeline.video.reader",)
+"""What a fork server imports for decode processes that read videos: it takes seconds."""
+
+NVDEC_PROCESSES = 4
+"""Decode processes of a job that use the GPU's decoder with ``vision.decoder: auto``. An H100 has 7
+decoders in hardware, and each process takes GPU memory."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample ready for the engine.
+
+    Attributes:
+        requests: What the engine's ``generate`` takes, by part.
+        num_bytes: Memory it holds.
+        seconds: Time its process spent on it.
+        video_seconds: Length of its videos (of the segment, where one is given).
+        damaged: Whether a video is damaged, though all sampled frames could be decoded.
+    """
+
+    requests: dict[str, Any]
+    num_bytes: int
+    seconds: float
+    video_seconds: float
+    damaged: bool
+
+
+class Shared(NamedTuple):
+    """What the decode processes of a job share."""
+
+    preparer: Preparer
+    chunk: Chunk
+
+
+class _Answer(NamedTuple):
+    """A :class:`Prepared` on its way."""
+
+    requests: Parcel
+    seconds: float
+    video_seconds: float
+    damaged: bool
+
+
+@dataclass(frozen=True)
+class WorkerSpec(ProcessSpec):
+    """Decode processes that prepare samples for an engine.
+
+    Attributes:
+        config: The configuration.
+        chunk: The chunk file.
+        seal: What the chunk file must hold.
+        model: ``model`` of the dataset.
+        preparer: The engine's part.
+        folder: Folder of shared memory for the prepared samples.
+        files: The user's code as split saw it, see
+            :func:`video_pipeline.run.origin.check_code`; None if no split saw it.
+        decoder: ``vision.decoder``; ``cpu`` unless the job has a GPU.
+    """
+
+    config: Config
+    chunk: Path
+    seal: Seal
+    model: str
+    preparer: Preparer
+    folder: Path
+    files: dict[str, str | None] | None = None
+    decoder: str = "cpu"
+
+    def decoder_of(self, number: int) -> str:
+        """The decoder of that process: with ``auto`` only the first few use the GPU's."""
+        return "cpu" if self.decoder == "auto" and number >= NVDEC_PROCESSES else self.decoder
+
+    def shared(self) -> Shared:
+        self.preparer.start()
+        return Shared(self.preparer, Chunk(self.chunk, self.seal))
+
+    def worker(self, shared: Shared, number: int) -> Callable[..., _Answer]:
+        return _Worker(self, shared, number).prepare
+
+    def received(self, answer: _Answer) -> Prepared:
+        return Prepared(
+            requests=unpack(answer.requests),
+            num_bytes=answer.requests.num_bytes,
+            seconds=answer.seconds,
+            video_seconds=answer.video_seconds,
+            damaged=answer.damaged,
+        )
+
+
+class _Worker:
+    """The state of a decode process."""
+
+    def __init__(self, spec: WorkerSpec, shared: Shared, number: int) -> None:
+        from video_pipeline.data.registry import create_dataset
+        from video_pipeline.data.samples import ChunkSamples
+        from video_pipeline.tasks.registry import load_task
+        from video_pipeline.video.access import Access, limit_access
+
+        config = spec.config
+        limit_access(Access.of(config.data))
+        task = load_task(config)
+        self._preparer, self._chunk = shared
+        samples = ChunkSamples(self._chunk, config)
+        self._dataset = create_dataset(config, task, samples, spec.model)
+        if spec.files is not None:  # the process may load the code hours after the job began
+            check_code(spec.files, config)
+        self._folder = spec.folder_of(number)
+        decoder = spec.decoder_of(number)
+        if decoder != "cpu":
+            from video_pipeline.leases import hold_lease
+            from video_pipeline.video.reader import use_decoder
+
+            hold_lease()
+            use_decoder(decoder)
+
+    def prepare(self, position: int, parts: frozenset[str]) -> _Answer:
+        """Prepare ``parts`` of the sample at ``position`` of the chunk."""
+        from video_pipeline.data.base import check_complete
+        from video_pipeline.video.errors import noting_damage
+
+        started = time.monotonic()
+        key = self._chunk[position].key
+        with noting_damage() as damage:
+            read = self._read(position, key)
+        llm_inputs = {part: read[part] for part in read if part in parts}
+        check_complete(llm_inputs, parts, self._dataset, key)
+        video_seconds = max(map(_video_seconds, llm_inputs.values()))
+        try:
+            requests = self._preparer.prepare(llm_inputs, key)
+        except RequestRefused as error:
+            raise SampleError("generate", error.type, str(error)) from None
+        try:
+            parcel = pack(requests, self._folder)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"no room for a prepared sample in shared memory, {self._folder} ({error}): "
+                "enlarge it (docker run --shm-size), or lower vision.total_pixels or "
+                "data.num_workers"
+            ) from None
+        return _Answer(parcel, time.monotonic() - started, video_seconds, bool(damage))
+
+    def _read(self, position: int, key: str) -> dict[str, dict[str, Any]]:
+        """What the dataset made of a sample: its ``llm_input`` by part."""
+        from video_pipeline.data.base import inputs_of
+
+        try:
+            item = self._preparer.read(self._dataset, position)
+        except Failure:
+            raise
+        except (Exception, SystemExit) as error:
+            raise SampleError("read", type(error).__name__, message_of(error)) from error
+        return inputs_of(item, self._dataset, key)
+
+
+def _video_seconds(llm_input: dict[str, Any]) -> float:
+    """Length of the videos in ``llm_input``, as far as their metadata tell."""
+    total = 0.0
+    for video in (llm_input.get("multi_modal_data") or {}).get("video", []):
+        metadata = video[1] if isinstance(video, tuple) else {}
+        if metadata.get("duration") is not None:
+            total += metadata["duration"]
+        elif metadata.get("fps"):
+            total += metadata.get("total_num_frames", 0) / metadata["fps"]
+    return total

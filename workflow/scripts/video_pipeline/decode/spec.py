@@ -1,0 +1,124 @@
+"""What a decode process does, from its start to the end of its pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from video_pipeline.config import Config
+from video_pipeline.decode.errors import SampleError
+from video_pipeline.errors import EnvironmentFault, Failure, TaskError, where
+from video_pipeline.faults import is_environments
+
+
+class ProcessSpec(ABC):
+    """The work of a pool's processes. It crosses to the fork server as a pickle.
+
+    Attributes:
+        config: The configuration.
+        folder: Folder of shared memory, for what is too large for a pipe.
+    """
+
+    config: Config
+    folder: Path
+
+    def folder_of(self, number: int) -> Path:
+        """Folder of the process with that number in the pool."""
+        return self.folder / f"worker{number}"
+
+    def decoder_of(self, number: int) -> str:
+        """``vision.decoder`` of that process; all but ``cpu`` use the GPU."""
+        return "cpu"
+
+    def shared(self) -> Any:
+        """Load what all processes share, beside what every dataset imports."""
+        return ()
+
+    @abstractmethod
+    def worker(self, shared: Any, number: int) -> Callable[..., Any]:
+        """Create, in a process, the function that answers its questions.
+
+        An answer crosses the pipe as a pickle; so does a :class:`SampleError` or a
+        :class:`Failure` that the function raises.
+        """
+
+    def received(self, answer: Any) -> Any:
+        """Unpack an answer in the process that asked."""
+        return answer
+
+    def preload(self) -> Any:
+        """Load what all processes share.
+
+        None of it is the user's code, which may keep threads or open files that two processes
+        cannot share.
+
+        Returns:
+            What :meth:`shared` returned, or the exception that it raised.
+        """
+        import torch
+
+        import video_pipeline.data.qwen_video  # noqa: F401  (every dataset imports it)
+
+        torch.set_num_threads(1)
+        try:
+            return self.shared()
+        except Exception as error:
+            return error
+
+    def serve(self, preloaded: Any, number: int, pipe: Connection) -> None:
+        """The main function of a process: say that it is up, then answer each question, or send an
+        exception, until the other end closes.
+
+        Args:
+            preloaded: What :meth:`preload` returned in the fork server; None if the process must
+                load it itself.
+            number: The process's number in the pool.
+            pipe: To the pool.
+        """
+        worker = self._start(preloaded, number)
+        pipe.send(None)
+        with contextlib.suppress(EOFError):
+            while True:
+                question = pipe.recv()
+                try:
+                    answer = worker if isinstance(worker, Failure) else worker(*question)
+                except (SampleError, Failure) as error:
+                    answer = error
+                except Exception:
+                    answer = RuntimeError(f"in a decode process:\n{traceback.format_exc()}")
+                pipe.send(answer)
+
+    def _start(self, preloaded: Any, number: int) -> Callable[..., Any] | Failure:
+        """The worker, or why there is none; the first question then gets that as its answer."""
+        _limit_memory(self.config.data.worker_memory_gb)
+        try:
+            if preloaded is None:
+                preloaded = self.preload()
+            if isinstance(preloaded, Exception):
+                raise preloaded
+            return self.worker(preloaded, number)
+        except Failure as error:
+            return error
+        except (Exception, SystemExit) as error:
+            failure = EnvironmentFault if is_environments(error) else TaskError
+            return failure(
+                f"a decode process could not start: {type(error).__name__}: {error} "
+                f"({where(error)})"
+            )
+
+
+def _limit_memory(gigabytes: float | None) -> None:
+    """Limit what this process may allocate; None: no limit beside the present one."""
+    if gigabytes is None:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = int(gigabytes * 1e9)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
