@@ -190,14 +190,7 @@ def test_the_decoder_is_no_key_of_a_video_item() -> None:
     assert "decoder" not in load_config({"vision": {"decoder": "auto"}}).vision.video_kwargs()
 
 
-@pytest.mark.parametrize(
-    ("name", "generated"),
-    [
-        ("config.yaml", generate.default_yaml),
-        ("README.md", generate.reference_markdown),
-        ("schema.json", generate.json_schema),
-    ],
-)
+@pytest.mark.parametrize(("name", "generated"), generate.FILES.items())
 def test_generated_files_are_in_step(name: str, generated: Callable[[], str]) -> None:
     written = (PROJECT / "config" / name).read_text(encoding="utf-8")
     assert written == generated(), "run `make config-docs`"

@@ -28,85 +28,57 @@ ORDINARY_TOKENS = 151_643
 
 _ROPE_2_5 = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 _ROPE_3 = {
-    "rope_type": "default",
-    "rope_theta": 5e6,
-    "mrope_section": [24, 20, 20],
-    "mrope_interleaved": True,
+    **{"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+    **{"mrope_interleaved": True},
 }
 _VISION_2_5 = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "num_heads": 16,
-    "intermediate_size": 3420,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "tokens_per_second": 2,
+    **{"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420},
+    **{"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112},
+    **{"fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2},
 }
 _VISION_3 = {
-    "depth": 27,
-    "hidden_size": 1152,
-    "num_heads": 16,
-    "intermediate_size": 4304,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "num_position_embeddings": 2304,
-    "deepstack_visual_indexes": [8, 16, 24],
+    **{"depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304},
+    **{"patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2},
+    **{"num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]},
 }
 
 MODELS: dict[str, dict[str, Any]] = {
     "qwen2.5-vl-7b": {
         "family": "qwen2_5_vl",
-        "architecture": "Qwen2_5_VLForConditionalGeneration",
         "tied": False,
         "text": {
-            "vocab_size": 152064,
-            "hidden_size": 3584,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "intermediate_size": 18944,
-            "max_position_embeddings": 128000,
-            "rope_parameters": _ROPE_2_5,
+            **{"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944},
+            **{"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4},
+            **{"max_position_embeddings": 128000, "rope_parameters": _ROPE_2_5},
         },
         "vision": {**_VISION_2_5, "out_hidden_size": 3584},
     },
     "qwen2.5-vl-3b": {
         "family": "qwen2_5_vl",
-        "architecture": "Qwen2_5_VLForConditionalGeneration",
         "tied": True,
         "text": {
-            "vocab_size": 151936,
-            "hidden_size": 2048,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 2,
-            "intermediate_size": 11008,
-            "max_position_embeddings": 128000,
-            "rope_parameters": _ROPE_2_5,
+            **{"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008},
+            **{"num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2},
+            **{"max_position_embeddings": 128000, "rope_parameters": _ROPE_2_5},
         },
         "vision": {**_VISION_2_5, "out_hidden_size": 2048},
     },
     "qwen3-vl-8b": {
         "family": "qwen3_vl",
-        "architecture": "Qwen3VLForConditionalGeneration",
         "tied": False,
         "text": {
-            "vocab_size": 151936,
-            "hidden_size": 4096,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "intermediate_size": 12288,
-            "max_position_embeddings": 262144,
-            "rope_parameters": _ROPE_3,
+            **{"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288},
+            **{"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8},
+            **{"head_dim": 128, "max_position_embeddings": 262144, "rope_parameters": _ROPE_3},
         },
         "vision": {**_VISION_3, "out_hidden_size": 4096},
     },
+}
+"""The arguments of :func:`_write`, by the names of the folders."""
+
+_ARCHITECTURES = {
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
 
 
@@ -119,12 +91,7 @@ def write_real_model(folder: Path, name: str) -> Path:
 
 
 def _write(
-    folder: Path,
-    family: str,
-    architecture: str,
-    tied: bool,
-    text: dict[str, Any],
-    vision: dict[str, Any],
+    folder: Path, family: str, tied: bool, text: dict[str, Any], vision: dict[str, Any]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(text["vocab_size"])
@@ -137,7 +104,7 @@ def _write(
         vision={**vision, "dtype": "bfloat16"},
         **common,
     )
-    config.architectures = [architecture]
+    config.architectures = [_ARCHITECTURES[family]]
     config.save_pretrained(folder)
     qwen_vl.make_generation_configuration(tokenizer).save_pretrained(folder)
     qwen_vl.save_processor(family, tokenizer, folder)
