@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import pytest
-from helpers import keys, samples
+from helpers import Splitter, keys, samples
 from video_pipeline.estimate.estimate import make_plan
 from video_pipeline.layout import Layout
 from video_pipeline.run.changes import JournalSettings
@@ -15,18 +16,18 @@ from video_pipeline.run.origin import what_changed, what_stays
 DESCRIBE = {"task": "describe", "max_error_rate": 1.0}  # no file of a sample is there
 
 
-def said(caplog) -> list[str]:
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What was said about changes."""
     return [r.getMessage() for r in caplog.records if "changed since" in r.getMessage()]
 
 
-def settings_files(splitting) -> dict:
+def settings_files(splitting: Splitter) -> dict[str, Any]:
     """The content of each settings.json, by the name of its journal."""
     found = splitting.layout.journal.glob("*/settings.json")
     return {path.parent.name: json.loads(path.read_text()) for path in found}
 
 
-def test_settings_json_says_what_a_journal_stands_for(splitting):
+def test_settings_json_says_what_a_journal_stands_for(splitting: Splitter) -> None:
     splitting.run.configure(sampling={"max_tokens": 7}, task_params={"prompt": "Why?"})
     manifest = splitting(samples(2)).manifest
     ((name, written),) = settings_files(splitting).items()
@@ -40,7 +41,9 @@ def test_settings_json_says_what_a_journal_stands_for(splitting):
     assert written["asked"]["task_params.prompt"] == "Why?"
 
 
-def test_a_setting_that_changed_is_named_with_what_it_costs(splitting, caplog):
+def test_a_setting_that_changed_is_named_with_what_it_costs(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
     splitting(samples(4)).finish("0", "1", "2")
     assert not said(caplog)
     splitting.run.configure(sampling={"max_tokens": 13})
@@ -52,7 +55,9 @@ def test_a_setting_that_changed_is_named_with_what_it_costs(splitting, caplog):
     assert len(settings_files(splitting)) == 2
 
 
-def test_nothing_is_said_where_nothing_is_inferred_again(splitting, caplog):
+def test_nothing_is_said_where_nothing_is_inferred_again(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
     splitting(samples(2)).finish(*keys(2))
     splitting.run.configure(sampling={"max_tokens": 13})
     splitting().finish(*keys(2))
@@ -65,7 +70,9 @@ def test_nothing_is_said_where_nothing_is_inferred_again(splitting, caplog):
     assert len(splitting.pending) == 1
 
 
-def test_a_prompt_that_changed_is_named(splitting, caplog):
+def test_a_prompt_that_changed_is_named(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is no part of the fingerprint: the journal is the same."""
     splitting.run.configure(run=DESCRIBE, task_params={"prompt": "Why?"})
     splitting(samples(3)).finish(*keys(3))
@@ -78,7 +85,9 @@ def test_a_prompt_that_changed_is_named(splitting, caplog):
     assert len(settings_files(splitting)) == 1
 
 
-def test_a_prompt_file_and_a_longer_input(splitting, caplog):
+def test_a_prompt_file_and_a_longer_input(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
     prompt = splitting.run.folder / "prompt.txt"
     prompt.write_text("Why?")
     splitting.run.configure(run=DESCRIBE, task_params={"prompt_file": "prompt.txt"})
@@ -89,7 +98,9 @@ def test_a_prompt_file_and_a_longer_input(splitting, caplog):
     assert "prompt.txt: 3 of 3 samples will be inferred (the input has changed, too)" in message
 
 
-def test_weights_that_changed_are_named(splitting, caplog):
+def test_weights_that_changed_are_named(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
     model = splitting.run.folder / "model"
     model.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -103,7 +114,9 @@ def test_weights_that_changed_are_named(splitting, caplog):
     assert "; 1 answers stay" in message
 
 
-def test_a_long_value_is_not_repeated(splitting, caplog):
+def test_a_long_value_is_not_repeated(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
     splitting.run.configure(run=DESCRIBE, task_params={"prompt": "Why? " * 20})
     splitting(samples(1)).finish("0")
     splitting.run.configure(task_params={"prompt": "What? " * 20})
@@ -111,7 +124,9 @@ def test_a_long_value_is_not_repeated(splitting, caplog):
     assert "last split: task_params.prompt: 1 of 1" in said(caplog)[0]
 
 
-def test_without_resume_nothing_is_compared(splitting, caplog):
+def test_without_resume_nothing_is_compared(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
     splitting(samples(1), run_id="one").finish("0")
     splitting.run.configure(sampling={"max_tokens": 13})
     splitting(run_id="two")
@@ -119,7 +134,7 @@ def test_without_resume_nothing_is_compared(splitting, caplog):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1, "fingerprint": {}}'])
-def test_a_damaged_settings_json_stops_nothing(splitting, text):
+def test_a_damaged_settings_json_stops_nothing(splitting: Splitter, text: str) -> None:
     splitting(samples(1)).finish("0")
     (path,) = splitting.layout.journal.glob("*/settings.json")
     path.write_text(text)
@@ -128,7 +143,7 @@ def test_a_damaged_settings_json_stops_nothing(splitting, text):
     assert JournalSettings.last(splitting.layout) is not None
 
 
-def test_plan_says_it(splitting, caplog):
+def test_plan_says_it(splitting: Splitter, caplog: pytest.LogCaptureFixture) -> None:
     splitting(samples(2), 1).finish(*keys(2))
     splitting.run.configure(sampling={"max_tokens": 13})
     config = splitting.run.config
@@ -142,7 +157,7 @@ def test_plan_says_it(splitting, caplog):
     assert len(settings_files(splitting)) == 1
 
 
-def test_a_dry_run_says_it(splitting):
+def test_a_dry_run_says_it(splitting: Splitter) -> None:
     splitting(samples(3), 1).finish(*keys(2))
     splitting.run.configure(sampling={"max_tokens": 13})
     config, layout = splitting.run.config, splitting.layout
@@ -152,7 +167,7 @@ def test_a_dry_run_says_it(splitting):
     assert "up to 3 of 3 samples will be inferred again; 2 answers stay under the old" in stays
 
 
-def test_a_dry_run_does_not_speak_of_what_asks_nothing(splitting):
+def test_a_dry_run_does_not_speak_of_what_asks_nothing(splitting: Splitter) -> None:
     splitting(samples(3), 1).finish(*keys(2))
     splitting.run.configure(run={"truncated": "error"})
     splitting.run.write_samples(samples(4))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import yaml
 from helpers import PROJECT
@@ -9,7 +13,7 @@ from video_pipeline.config import Config, generate, load_config
 from video_pipeline.errors import UserError
 
 
-def message_of(raw) -> str:
+def message_of(raw: Any) -> str:
     """What the user is told about a wrong configuration."""
     with pytest.raises(UserError) as caught:
         load_config(raw)
@@ -32,13 +36,13 @@ def message_of(raw) -> str:
         ({"task-params": {}}, "task-params", "task_params"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(raw, place, nearest):
+def test_an_unknown_key_names_the_nearest(raw: Any, place: str, nearest: str) -> None:
     message = message_of(raw)
     assert f"{place}: unknown key" in message
     assert f"did you mean {nearest!r}?" in message
 
 
-def test_an_unknown_key_lists_those_there_are():
+def test_an_unknown_key_lists_those_there_are() -> None:
     message = message_of({"data": {"xyzzy": 1}})
     assert "did you mean" not in message
     assert "input_jsonl" in message
@@ -73,7 +77,9 @@ def test_an_unknown_key_lists_those_there_are():
         ({"task_params": [1]}, "task_params", "[1]", "keys and values"),
     ],
 )
-def test_a_wrong_value_names_place_value_and_wish(raw, place, value, expected):
+def test_a_wrong_value_names_place_value_and_wish(
+    raw: Any, place: str, value: Any, expected: str
+) -> None:
     (line,) = message_of(raw).splitlines()[1:]
     assert line.strip().startswith(f"{place}: got {value}, expected ")
     assert expected in line.partition("expected")[2]
@@ -82,11 +88,11 @@ def test_a_wrong_value_names_place_value_and_wish(raw, place, value, expected):
 @pytest.mark.parametrize(
     ("section", "key"), [("data", "num_shards"), ("sampling", "max_tokens"), ("vision", "fps")]
 )
-def test_true_is_no_number(section, key):
+def test_true_is_no_number(section: str, key: str) -> None:
     assert f"{section}.{key}: got True" in message_of({section: {key: True}})
 
 
-def test_all_mistakes_are_reported_at_once():
+def test_all_mistakes_are_reported_at_once() -> None:
     message = message_of({"data": {"num_shard": 1}, "run": {"engine": "x"}, "vision": {"fps": -1}})
     for place in ("data.num_shard:", "run.engine:", "vision.fps:"):
         assert place in message
@@ -107,7 +113,7 @@ def test_all_mistakes_are_reported_at_once():
         ({"vision": {"min_frames": 9, "max_frames": 8}}, "vision.min_frames: 9 is larger"),
     ],
 )
-def test_values_that_contradict_each_other(raw, said):
+def test_values_that_contradict_each_other(raw: Any, said: str) -> None:
     assert said in message_of(raw)
 
 
@@ -119,7 +125,7 @@ def test_values_that_contradict_each_other(raw, said):
         ("\x00", "cannot read the configuration"),
     ],
 )
-def test_a_file_that_is_no_configuration(tmp_path, text, said):
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(text)
     message = message_of(path)
@@ -127,18 +133,18 @@ def test_a_file_that_is_no_configuration(tmp_path, text, said):
     assert str(path) in message
 
 
-def test_a_file_that_is_missing(tmp_path):
+def test_a_file_that_is_missing(tmp_path: Path) -> None:
     assert "nowhere.yaml" in message_of(tmp_path / "nowhere.yaml")
 
 
-def test_what_snakemake_delivers_as_text_is_read():
+def test_what_snakemake_delivers_as_text_is_read() -> None:
     config = load_config({"data": {"num_shards": "3", "resume": "false"}, "vision": {"fps": "1"}})
     assert config.data.num_shards == 3
     assert config.data.resume is False
     assert config.vision.fps == 1.0
 
 
-def test_other_settings_of_vllm_pass_through():
+def test_other_settings_of_vllm_pass_through() -> None:
     config = load_config(
         {"vllm": {"dtype": "float32", "hf_overrides": {"a": 1}}, "sampling": {"top_p": 0.5}}
     )
@@ -147,19 +153,19 @@ def test_other_settings_of_vllm_pass_through():
     assert config.sampling.model_dump()["top_p"] == 0.5
 
 
-def test_gpus_of_a_job():
+def test_gpus_of_a_job() -> None:
     sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 3, "data_parallel_size": 2}
     assert load_config({"vllm": sizes}).vllm.gpus_per_job == 12
     assert Config().vllm.gpus_per_job == 1
 
 
 @pytest.mark.parametrize("size", [None, "two", 0])
-def test_a_parallel_size_that_is_no_number(size):
+def test_a_parallel_size_that_is_no_number(size: Any) -> None:
     with pytest.raises(UserError, match="pipeline_parallel_size"):
         _ = load_config({"vllm": {"pipeline_parallel_size": size}}).vllm.gpus_per_job
 
 
-def test_the_resolved_configuration_reads_back(tmp_path):
+def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:
     config = load_config(
         {
             "data": {"input_jsonl": "a b.jsonl", "num_shards": 3},
@@ -173,37 +179,30 @@ def test_the_resolved_configuration_reads_back(tmp_path):
     assert load_config(path) == config
 
 
-def test_a_number_of_frames_replaces_the_rate():
+def test_a_number_of_frames_replaces_the_rate() -> None:
     kwargs = load_config({"vision": {"nframes": 8}}).vision.video_kwargs()
     assert kwargs["nframes"] == 8
     assert not {"fps", "min_frames", "max_frames"} & kwargs.keys()
     assert load_config({}).vision.video_kwargs()["fps"] == 2.0
 
 
-def test_the_decoder_is_no_key_of_a_video_item():
+def test_the_decoder_is_no_key_of_a_video_item() -> None:
     assert "decoder" not in load_config({"vision": {"decoder": "auto"}}).vision.video_kwargs()
 
 
-@pytest.mark.parametrize(
-    ("name", "generated"),
-    [
-        ("config.yaml", generate.default_yaml),
-        ("README.md", generate.reference_markdown),
-        ("schema.json", generate.json_schema),
-    ],
-)
-def test_generated_files_are_in_step(name, generated):
+@pytest.mark.parametrize(("name", "generated"), generate.FILES.items())
+def test_generated_files_are_in_step(name: str, generated: Callable[[], str]) -> None:
     written = (PROJECT / "config" / name).read_text(encoding="utf-8")
     assert written == generated(), "run `make config-docs`"
 
 
-def test_the_default_file_holds_exactly_the_defaults():
+def test_the_default_file_holds_exactly_the_defaults() -> None:
     raw = yaml.safe_load((PROJECT / "config" / "config.yaml").read_text(encoding="utf-8"))
     assert raw == Config().model_dump(mode="json")
     assert load_config(raw) == Config()
 
 
-def test_every_key_is_explained():
+def test_every_key_is_explained() -> None:
     reference = generate.reference_markdown()
     for section, model in Config.model_fields.items():
         assert f"## `{section}`" in reference
@@ -213,7 +212,7 @@ def test_every_key_is_explained():
             assert f"| `{key}" in reference
 
 
-def test_the_schema_knows_keys_and_types():
+def test_the_schema_knows_keys_and_types() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = yaml.safe_load((PROJECT / "config" / "schema.json").read_text())
     validator = jsonschema.Draft202012Validator(schema)

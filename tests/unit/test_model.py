@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
-from helpers import samples
+from helpers import Splitter, samples
 from huggingface_hub import constants
 from video_pipeline import inference
 from video_pipeline.config import Config, load_config
@@ -24,12 +26,14 @@ OLD, NEW = "0" * 40, "1" * 40
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A hub, whose ``main`` tests move; ``asked`` are the names and revisions that were asked for.
     None: it does not answer."""
     hub = SimpleNamespace(main=OLD, asked=[])
 
-    def model_info(self, model, revision=None, timeout=None):
+    def model_info(
+        self: object, model: str, revision: str | None = None, timeout: float | None = None
+    ) -> SimpleNamespace:
         hub.asked.append((model, revision))
         if hub.main is None:
             raise Unreachable("no network")
@@ -40,7 +44,7 @@ def hub(tmp_path, monkeypatch):
     return hub
 
 
-def of(tmp_path, **vllm):
+def of(tmp_path: Path, **vllm: Any) -> tuple[Config, Layout]:
     config = load_config(
         {"data": {"output_jsonl": str(tmp_path / "out.jsonl")}, "vllm": {"model": "a/b", **vllm}}
     )
@@ -55,7 +59,7 @@ def resolve_commit(config: Config, layout: Layout) -> str | None:
     return Model.of(config).resolve_commit(layout)
 
 
-def test_it_is_resolved_once(tmp_path, hub):
+def test_it_is_resolved_once(tmp_path: Path, hub: SimpleNamespace) -> None:
     """What is pushed later is another model, and nobody's finished samples are inferred again."""
     here = of(tmp_path)
     assert known_commit(*here) is None
@@ -68,19 +72,23 @@ def test_it_is_resolved_once(tmp_path, hub):
 
 
 @pytest.mark.parametrize("model", [".", "s3://bucket/a", "/models/a/b", "a/b/c.gguf"])
-def test_a_model_that_is_not_of_the_hub_has_none(tmp_path, hub, model):
+def test_a_model_that_is_not_of_the_hub_has_none(
+    tmp_path: Path, hub: SimpleNamespace, model: str
+) -> None:
     assert resolve_commit(*of(tmp_path, model=model)) is None
     assert not hub.asked
     assert not (tmp_path / ".journal").exists()
 
 
-def test_a_commit_in_the_configuration_is_the_commit(tmp_path, hub):
+def test_a_commit_in_the_configuration_is_the_commit(tmp_path: Path, hub: SimpleNamespace) -> None:
     assert resolve_commit(*of(tmp_path, revision=NEW)) == NEW
     assert not hub.asked
 
 
 @pytest.mark.parametrize("revision", [None, "v2"])
-def test_without_a_network_the_cache_tells(tmp_path, hub, revision):
+def test_without_a_network_the_cache_tells(
+    tmp_path: Path, hub: SimpleNamespace, revision: str | None
+) -> None:
     hub.main = None
     here = of(tmp_path, revision=revision)
     with pytest.raises(UserError, match=r"a/b is no folder here.*no network.*hf download a/b"):
@@ -91,7 +99,7 @@ def test_without_a_network_the_cache_tells(tmp_path, hub, revision):
     assert resolve_commit(*here) == NEW
 
 
-def test_what_is_written_down_and_damaged_is_said(tmp_path, hub):
+def test_what_is_written_down_and_damaged_is_said(tmp_path: Path, hub: SimpleNamespace) -> None:
     config, layout = of(tmp_path)
     resolve_commit(config, layout)
     layout.commits.write_text("{")
@@ -99,7 +107,7 @@ def test_what_is_written_down_and_damaged_is_said(tmp_path, hub):
         resolve_commit(config, layout)
 
 
-def test_the_engine_loads_that_commit(tmp_path):
+def test_the_engine_loads_that_commit(tmp_path: Path) -> None:
     config, _ = of(tmp_path, revision="v2")
     assert with_commit(config, NEW).vllm.arguments["revision"] == NEW
     assert with_commit(config, None) is config
@@ -107,7 +115,9 @@ def test_the_engine_loads_that_commit(tmp_path):
     assert (other["revision"], other["tokenizer_revision"]) == (NEW, "main")
 
 
-def test_a_job_loads_the_commit_that_split_resolved(splitting, hub, monkeypatch):
+def test_a_job_loads_the_commit_that_split_resolved(
+    splitting: Splitter, hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a node that reaches no hub, and after somebody pushed."""
     splitting.run.configure(run={"engine": "vllm"}, vllm={"model": "a/b"})
     splitting(samples(2), 1)
@@ -117,7 +127,7 @@ def test_a_job_loads_the_commit_that_split_resolved(splitting, hub, monkeypatch)
     hub.main = None
     seen = []
 
-    def stop(shard):
+    def stop(shard: inference.Shard) -> None:
         seen.append(shard.config.vllm.arguments["revision"])
         raise UserError("stop here")
 

@@ -4,8 +4,10 @@ like one is left alone."""
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+from helpers import Run
 from video_pipeline.config import load_config
 from video_pipeline.config.secrets import is_secret, secrets_in
 from video_pipeline.engine.vllm.names import known_names
@@ -32,18 +34,18 @@ OTHERS = """
 
 
 @pytest.mark.parametrize("name", [*SECRETS.split(), "api key"])
-def test_a_secret_in_any_spelling(name):
+def test_a_secret_in_any_spelling(name: str) -> None:
     assert is_secret(name, "abc")
     assert is_secret(name, ["", "abc"])
 
 
 @pytest.mark.parametrize("name", OTHERS.split())
-def test_what_is_no_secret(name):
+def test_what_is_no_secret(name: str) -> None:
     assert not is_secret(name, "abc")
     assert not is_secret(name, "a-Long-Value/0123456789+=")
 
 
-def test_of_vllms_own_names_one_holds_a_secret():
+def test_of_vllms_own_names_one_holds_a_secret() -> None:
     names = {*known_names()["vllm"], *known_names()["sampling"]}
     assert [name for name in sorted(names) if is_secret(name, "abc")] == ["hf_token"]
 
@@ -64,12 +66,12 @@ def test_of_vllms_own_names_one_holds_a_secret():
         ("secret", {"prompt": "What?"}),
     ],
 )
-def test_values_that_are_no_secrets(name, value):
+def test_values_that_are_no_secrets(name: str, value: Any) -> None:
     assert not is_secret(name, value)
     assert list(secrets_in({name: value})) == []
 
 
-def test_numbers_may_be_passwords():
+def test_numbers_may_be_passwords() -> None:
     assert is_secret("password", 123456)
     assert is_secret("pwd", "four words and spaces")
 
@@ -102,7 +104,9 @@ def test_numbers_may_be_passwords():
         ),
     ],
 )
-def test_a_configuration_with_a_secret_is_refused_without_showing_it(raw, place, variable):
+def test_a_configuration_with_a_secret_is_refused_without_showing_it(
+    raw: Any, place: str, variable: str
+) -> None:
     with pytest.raises(UserError) as caught:
         load_config({**raw, "dta": {}})
     message = str(caught.value)
@@ -112,13 +116,13 @@ def test_a_configuration_with_a_secret_is_refused_without_showing_it(raw, place,
     assert caught.value.__cause__ is None
 
 
-def test_all_secrets_are_named_at_once():
+def test_all_secrets_are_named_at_once() -> None:
     with pytest.raises(UserError) as caught:
         load_config({"vllm": {"hf_token": "a"}, "task_params": {"api_key": "b"}})
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_what_only_looks_like_a_secret_is_taken():
+def test_what_only_looks_like_a_secret_is_taken() -> None:
     params = {
         "max_tokens": 5,
         "token_field": "title",
@@ -130,7 +134,7 @@ def test_what_only_looks_like_a_secret_is_taken():
     assert config.vllm.arguments["hf_token"] is True
 
 
-def test_a_refused_secret_is_written_nowhere(run):
+def test_a_refused_secret_is_written_nowhere(run: Run) -> None:
     run.write_samples([{"id": 1, "path": "a.mp4"}])
     run.configure(vllm={"hf_token": "hf_s3cret"}, task_params={"apiKey": "hf_s3cret"})
     printed = [

@@ -24,12 +24,8 @@ from video_pipeline.model.prompt import PlaceholderError, Prompter, check_placeh
 from video_pipeline.model.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.tasks.base import Task
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.testing.tiny_model import (
-    CHAT_TEMPLATE,
-    FAMILIES,
-    SPECIAL_TOKENS,
-    write_tiny_model,
-)
+from video_pipeline.testing.qwen_vl import CHAT_TEMPLATES, FAMILIES, SPECIAL_TOKENS
+from video_pipeline.testing.tiny_model import write_tiny_model
 
 TEXT = [
     line
@@ -39,9 +35,7 @@ TEXT = [
 
 # --- tokenizers of different make ----------------------------------------------------------------
 
-QWEN_TEMPLATE = CHAT_TEMPLATE.replace("DEFAULT_SYSTEM\n", "").replace(
-    "assistant\\n'", "assistant\\n<think>\\n'"
-)
+QWEN_TEMPLATE = CHAT_TEMPLATES["qwen3_vl"].replace("assistant\\n'", "assistant\\n<think>\\n'")
 MISTRAL_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[INST] {{ m.content | trim }} [/INST]{% endfor %}"
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import Run
+from helpers import Run, Splitter
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.preview import preview
@@ -43,7 +44,7 @@ class Its(QwenVideoDataset):
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", seconds=1.0)
 
 
@@ -54,11 +55,15 @@ def look(run: Run, clip: Path, plugin: str) -> None:
     preview(config, {"path": str(clip)}, Path("sheet.png"), with_engine=False)
 
 
-def task(line: str = "", part: str = '{"type": "text", "text": "?"}', dataset="    pass") -> str:
+def task(
+    line: str = "", part: str = '{"type": "text", "text": "?"}', dataset: str = "    pass"
+) -> str:
     return TASK.replace("CLASS", line).replace("PART", part) + DATASET + dataset
 
 
-def test_nothing_is_wrong_with_the_task_itself(here, clip, capsys):
+def test_nothing_is_wrong_with_the_task_itself(
+    here: Run, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     look(here, clip, task("output_schema = Model"))
     assert "4 pictures: sheet.png" in capsys.readouterr().out
 
@@ -79,7 +84,7 @@ INIT = "def __init__(self):\n        pass"
         (INIT, r"'mine': its __init__ failed: TypeError: .*super\(\).__init__\(params\)"),
     ],
 )
-def test_a_task_that_cannot_be(here, clip, line, message):
+def test_a_task_that_cannot_be(here: Run, clip: Path, line: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         look(here, clip, task(line))
 
@@ -93,7 +98,7 @@ def test_a_task_that_cannot_be(here, clip, line, message):
         ('{"type": "text", "text": Model(kind="a")}', "must return plain text"),
     ],
 )
-def test_messages_that_cannot_be(here, clip, part, message):
+def test_messages_that_cannot_be(here: Run, clip: Path, part: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         look(here, clip, task(part=part))
 
@@ -110,7 +115,7 @@ def test_messages_that_cannot_be(here, clip, part, message):
         ("    def visual(self, *_): return {}[1]", r"KeyError: 1 \(.*plugin.py, line 26\)"),
     ],
 )
-def test_a_dataset_that_cannot_be(here, clip, dataset, message):
+def test_a_dataset_that_cannot_be(here: Run, clip: Path, dataset: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         look(here, clip, task(dataset=dataset))
 
@@ -134,18 +139,19 @@ def test_a_dataset_that_cannot_be(here, clip, dataset, message):
         ),
     ],
 )
-def test_a_plugin_that_cannot_be_imported(here, clip, plugin, message):
+def test_a_plugin_that_cannot_be_imported(here: Run, clip: Path, plugin: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         look(here, clip, plugin)
 
 
-def test_a_sample_made_of_another_has_its_fields_alone():
+def test_a_sample_made_of_another_has_its_fields_alone() -> None:
     """What the pipeline adds to a sample is no field of the input."""
-    from video_pipeline.data.base import BaseDataset, expanded
+    from video_pipeline.data.base import expanded
+    from video_pipeline.data.text import TextDataset
 
-    class Twice(BaseDataset):
+    class Twice(TextDataset):
         @classmethod
-        def expand(cls, sample, params):
+        def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:
             return [{**sample, "n": number} for number in range(2)]
 
     found = expanded(Twice, {"path": "a.mp4", "__key": "k", "__video_uri": "/a.mp4"}, {})
@@ -159,19 +165,21 @@ def test_a_sample_made_of_another_has_its_fields_alone():
         ({"zzz": 1}, "task_params.zzz: .* known: prompt, prompt_file, questions, clip_seconds"),
     ],
 )
-def test_params_that_no_built_in_takes(splitting, params, message):
+def test_params_that_no_built_in_takes(
+    splitting: Splitter, params: dict[str, Any], message: str
+) -> None:
     splitting.run.configure(run={"task": "describe", "plugins": []}, task_params=params)
     with pytest.raises(UserError, match=message):
         splitting([{"id": 1, "path": "a.mp4"}])
     assert not splitting.layout.manifest.exists()
 
 
-def test_params_of_a_users_own_dataset_are_its_own(splitting):
+def test_params_of_a_users_own_dataset_are_its_own(splitting: Splitter) -> None:
     splitting.run.configure(run={"task": "describe", "dataset": "plain"}, task_params={"zzz": 1})
     assert splitting([{"id": 1, "path": "a.mp4"}]).pending == ["1"]
 
 
-def test_what_the_built_in_tasks_take_is_known():
+def test_what_the_built_in_tasks_take_is_known() -> None:
     from video_pipeline.data.registry import PARAMS
     from video_pipeline.tasks.registry import _TASKS, get_task
 
@@ -183,7 +191,7 @@ def test_what_the_built_in_tasks_take_is_known():
 
 
 @pytest.mark.parametrize("question", [3, "{{ titel }}"])
-def test_a_question_that_cannot_be_is_named(splitting, question):
+def test_a_question_that_cannot_be_is_named(splitting: Splitter, question: Any) -> None:
     splitting.run.configure(
         run={"task": "questions", "plugins": []}, task_params={"questions": {"what": question}}
     )
@@ -203,7 +211,7 @@ def test_a_question_that_cannot_be_is_named(splitting, question):
         ("{{ title", "task_params.prompt, line 1: unexpected end of template"),
     ],
 )
-def test_templates_that_cannot_be(splitting, prompt, message):
+def test_templates_that_cannot_be(splitting: Splitter, prompt: str, message: str) -> None:
     splitting.run.configure(run={"task": "describe", "plugins": []}, task_params={"prompt": prompt})
     sample = {"id": 1, "path": "a.mp4", "title": "t", "previous": {"__key": "k", "said": "x"}}
     with pytest.raises(UserError, match=re.compile(message, re.DOTALL)):

@@ -4,12 +4,14 @@ a clear error."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import samples
+from helpers import Splitter, samples
 from rich.console import Console
 from video_pipeline.consolidation import consolidate
 from video_pipeline.errors import UserError
@@ -26,7 +28,7 @@ NEWER = "newer version of video-pipeline"
 
 
 @pytest.fixture
-def finished(splitting):
+def finished(splitting: Splitter) -> Splitter:
     """A run that is over."""
     splitting(samples(2), 1)
     infer(splitting.run.config, splitting.layout, 0, 1)
@@ -35,18 +37,18 @@ def finished(splitting):
     return splitting
 
 
-def edit(path: Path, **values) -> None:
+def edit(path: Path, **values: Any) -> None:
     """Change keys of a JSON file; None: remove."""
     content = {**json.loads(path.read_text()), **values}
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
-def statistics_file(splitting) -> Path:
+def statistics_file(splitting: Splitter) -> Path:
     (path,) = Path(splitting.manifest.journal).glob("*.statistics.json")
     return path
 
 
-def test_chunks_of_an_earlier_version_are_split_again(splitting):
+def test_chunks_of_an_earlier_version_are_split_again(splitting: Splitter) -> None:
     splitting(samples(2), 1)
     config, layout = splitting.run.config, splitting.layout
     edit(layout.manifest, version=None)
@@ -57,12 +59,12 @@ def test_chunks_of_an_earlier_version_are_split_again(splitting):
     assert what_changed(config, layout) == []
 
 
-def test_a_later_version_is_a_clear_error(finished):
+def test_a_later_version_is_a_clear_error(finished: Splitter) -> None:
     config, layout = finished.run.config, finished.layout
     path = statistics_file(finished)
     settings = path.with_name("settings.json")
     journal = Path(finished.manifest.journal)
-    readers = {
+    readers: dict[Path, Callable[[], object]] = {
         layout.manifest: lambda: Manifest.read(layout.manifest),
         layout.plan: lambda: read_plan(layout.plan),
         layout.summary: lambda: read_summary(layout),
@@ -81,7 +83,7 @@ def test_a_later_version_is_a_clear_error(finished):
         what_changed(config, layout)
 
 
-def test_a_key_that_did_not_exist_yet_breaks_nobody_who_looks(finished):
+def test_a_key_that_did_not_exist_yet_breaks_nobody_who_looks(finished: Splitter) -> None:
     config, layout = finished.run.config, finished.layout
     path = statistics_file(finished)
     for file in (path, layout.summary):

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset
     from video_pipeline.data.qwen_video import QwenVideoDataset
     from video_pipeline.data.registry import register_dataset
+    from video_pipeline.model.prompt import Prompter
 
 __all__ = [
     "BaseDataset",
     "Prompt",
+    "Prompter",
     "QwenVideoDataset",
     "Task",
     "TaskError",
@@ -39,7 +41,8 @@ def __getattr__(name: str) -> Any:
     from video_pipeline.data.base import BaseDataset
     from video_pipeline.data.qwen_video import QwenVideoDataset
     from video_pipeline.data.registry import register_dataset
+    from video_pipeline.model.prompt import Prompter
 
-    datasets = (BaseDataset, QwenVideoDataset, register_dataset)
-    globals().update({dataset.__name__: dataset for dataset in datasets})
+    loaded = (BaseDataset, Prompter, QwenVideoDataset, register_dataset)
+    globals().update({value.__name__: value for value in loaded})
     return globals()[name]

@@ -147,9 +147,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the configuration {path}: {error}") from error
+        raise UserError(f"cannot read the configuration {path.absolute()}: {error}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected sections (data:, vllm:, ...), got {raw!r}")
+        raise UserError(f"{path.absolute()}: expected sections (data:, vllm:, ...), got {raw!r}")
     return raw
 
 

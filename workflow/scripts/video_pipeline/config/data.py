@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from video_pipeline.config.section import Auto, Count, Positive, Section
+from video_pipeline.config.section import Auto, Count, Name, Positive, Section
 
 
 class Data(Section):
@@ -23,18 +23,15 @@ class Data(Section):
         description="The consolidated output. Rank files, journal, summary and the resolved "
         "configuration are written beside it.",
     )
-    video_field: str = Field(
-        default="path",
-        min_length=1,
-        description="The field that holds the video's path or address.",
+    video_field: Name = Field(
+        default="path", description="The field that holds the video's path or address."
     )
     video_root: Path | None = Field(
         default=None,
         description="The folder of relative video paths. `null`: the folder of `input_jsonl`.",
     )
-    id_field: str | None = Field(
+    id_field: Name | None = Field(
         default=None,
-        min_length=1,
         description="The field that holds a unique id, used as `__key`. `null`: the key is a hash "
         "of the sample's content.",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from video_pipeline.config.configuration import Config
@@ -76,11 +75,12 @@ def json_schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
-def write_generated(folder: Path) -> None:
-    """Write the generated files into ``folder`` (``config/`` of the repository)."""
-    (folder / "config.yaml").write_text(default_yaml(), encoding="utf-8")
-    (folder / "README.md").write_text(reference_markdown(), encoding="utf-8")
-    (folder / "schema.json").write_text(json_schema(), encoding="utf-8")
+FILES = {
+    "config.yaml": default_yaml,
+    "README.md": reference_markdown,
+    "schema.json": json_schema,
+}
+"""The names of the files in the repository's ``config/``, and what makes their text."""
 
 
 def _default(name: str) -> Any:

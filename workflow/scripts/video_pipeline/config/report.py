@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from video_pipeline.config.section import Count, Positive, Section
+from video_pipeline.config.section import Count, NonNegative, Positive, Section
 
 
 class Planning(Section):
@@ -23,16 +23,15 @@ class Planning(Section):
         "estimated.",
     )
     completion_tokens_per_second: Positive | None = Field(
-        default=None,
-        description="Answer tokens that one GPU generates in a second. Likewise.",
+        default=None, description="Answer tokens that one GPU generates in a second. Likewise."
     )
     expected_completion_tokens: Positive | None = Field(
         default=None,
         description="Tokens of an answer, on average. `null`: as measured by attempts of this "
         "output with the same task, model and settings, or `sampling.max_tokens`, the worst case.",
     )
-    price_per_gpu_hour: float | None = Field(
-        default=None, ge=0, description="In any currency. `null`: no cost."
+    price_per_gpu_hour: NonNegative | None = Field(
+        default=None, description="In any currency. `null`: no cost."
     )
 
     @model_validator(mode="after")

@@ -6,31 +6,28 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from video_pipeline.config.section import Count, Positive, Section
+from video_pipeline.config.section import Count, Name, NonNegative, Positive, Section
 
 
 class Simulated(Section):
     """How long the simulated engine pretends to compute."""
 
-    seconds_per_prompt_token: float = Field(
-        default=0.0, ge=0, description="Seconds a prompt token costs."
+    seconds_per_prompt_token: NonNegative = Field(
+        default=0.0, description="Seconds a prompt token costs."
     )
-    seconds_per_output_token: float = Field(
-        default=0.0, ge=0, description="Seconds an answer token costs."
+    seconds_per_output_token: NonNegative = Field(
+        default=0.0, description="Seconds an answer token costs."
     )
     output_tokens: Count = Field(default=16, description="Tokens of an answer.")
-    concurrency: Count = Field(
-        default=256, description="Requests that are computed at the same time."
-    )
+    concurrency: Count = Field(default=256, description="Requests that are computed at once.")
 
 
 class Run(Section):
     """The task, and how the run behaves."""
 
-    task: str = Field(default="describe", min_length=1, description="A registered task.")
-    dataset: str | None = Field(
+    task: Name = Field(default="describe", description="A registered task.")
+    dataset: Name | None = Field(
         default=None,
-        min_length=1,
         description="A registered dataset that reads the samples. `null`: the task's own.",
     )
     plugins: list[str] = Field(
@@ -63,9 +60,7 @@ class Run(Section):
         "The journal has the answer either way: a change infers nothing again. An answer with an "
         "`output_schema`, or without any text yet, is an error record in any case.",
     )
-    keep_rank_files: bool = Field(
-        default=False, description="Keep the rank files after consolidation."
-    )
+    keep_rank_files: bool = Field(default=False, description="Keep the rank files at the end.")
     max_error_rate: float = Field(
         default=0.1,
         ge=0,

@@ -1,10 +1,9 @@
-"""Keys of a configuration that hold a secret, by their names. A configuration is written beside the
-output and on the dataset card, so a secret has no place in it: the environment has one.
+"""Finds secrets in a configuration, by the names of their keys. A configuration is written beside
+the output and on the dataset card, so secrets belong into the environment.
 
-A name is taken apart into its words (``apiKey``, ``API-KEY`` and ``apikey`` alike), and as in
-English the last one says what it is: an ``hf_token`` is a token, a ``token_field`` is a field,
-``max_tokens`` are tokens that are counted. Imported while Snakemake parses the workflow: keep it
-light.
+A name is split into its words (``apiKey``, ``API-KEY`` and ``apikey`` alike), and as in English the
+last word is the noun: an ``hf_token`` is a token, a ``token_field`` is a field, ``max_tokens`` are
+tokens that are counted.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _ALWAYS = frozenset(
     {"password", "passwd", "passphrase", "passcode", "pwd", "secret", "credential", "authorization"}
     | {"bearer", "jwt"}
 )
-"""Whatever is before them."""
+"""Nouns that always are secrets."""
 
 _HUB = frozenset({"hf", "hub", "huggingface"})
 
@@ -26,8 +25,8 @@ _OF_SECRETS = _HUB | {
     *("account", "service", "subscription", "license", "signing", "encryption", "master", "deploy"),
     *("ssh", "openai", "anthropic", "wandb", "aws", "gcp", "google", "azure", "github", "gitlab"),
 }
-"""What makes a key one that opens something (there are sort keys and the keys of JSON, too), and
-tokens something else than those that are counted."""
+"""Words that make a key or tokens secret. Other keys sort or name something, other tokens are
+counted."""
 
 _OF_TEXT = frozenset(
     {"bos", "eos", "bot", "eot", "pad", "unk", "cls", "sep", "mask", "special", "stop", "start"}
@@ -35,30 +34,35 @@ _OF_TEXT = frozenset(
     | {"image", "video", "audio", "vision", "frame", "text", "think", "thinking", "reasoning"}
     | {"prompt", "answer", "input", "output", "system", "assistant", "tool", "per", "new"}
 )
-"""What makes a token one of a language model."""
+"""Words that make a token one of a language model."""
 
-_NO_SECRET = re.compile(r"[\s<>|\[\]]")
-"""What no secret token has, and many a token of a language model."""
+_IN_TEXT_TOKENS = re.compile(r"[\s<>|\[\]]")
+"""Characters of many tokens of language models, and of no secret token."""
 
 _DESCRIPTION = frozenset({"type", "enum", "$ref", "prompt", "prompt_file", "description"})
-"""Keys of what describes a field or asks for it: a JSON Schema, a question."""
+"""Keys of a mapping that describes a field, as in a JSON Schema, or asks a question."""
 
-WORDS_OF_TEXT = 6
-"""From so many words on, a value is a text about passwords, such as a question, and none itself."""
+_TEXT_WORDS = 6
+"""A value of so many words is a text about a password, such as a question."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_RUN_TOGETHER = re.compile(
+_COMPOUND = re.compile(
     r"(\w+?)(tokens?|passwords?|passwd|passphrase|secrets?|credentials?"
     r"|(?<=api|ess|ret|ate|ter)keys?)"
 )
 
 
 def secrets_in(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Where secrets are in ``value``, a configuration or a part of it: the place of each, such as
-    ``vllm.hf_token`` (``place`` goes before it), and the environment variable for it."""
+    """Yield the place of each secret in a configuration, such as ``vllm.hf_token``, and the
+    environment variable for it.
+
+    Args:
+        value: The configuration, or a part of it.
+        place: The place of that part.
+    """
     if isinstance(value, list | tuple):
-        for number, entry in enumerate(value):
-            yield from secrets_in(entry, f"{place}.{number}")
+        for i, entry in enumerate(value):
+            yield from secrets_in(entry, f"{place}.{i}")
     elif isinstance(value, dict):
         for name, entry in value.items():
             where = f"{place}.{name}" if place else str(name)
@@ -69,8 +73,8 @@ def secrets_in(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def is_secret(name: str, value: Any) -> bool:
-    """Whether ``value`` is a secret, being called ``name``. ``hf_token: true`` is none: it says to
-    take the one that is stored."""
+    """Whether the ``value`` of the key ``name`` is a secret. ``hf_token: true`` is not: it stands
+    for the token that the hub's client has stored."""
     if isinstance(value, list | tuple):
         return any(is_secret(name, entry) for entry in value)
     if isinstance(value, dict):
@@ -81,11 +85,11 @@ def is_secret(name: str, value: Any) -> bool:
     *before, last = _words(name) or [""]
     noun = last.removesuffix("s")
     if noun in _ALWAYS:
-        return len(str(value).split()) < WORDS_OF_TEXT
+        return len(str(value).split()) < _TEXT_WORDS
     if not isinstance(value, str) or noun not in ("key", "token"):
         return False
     if last == "token":
-        return _OF_TEXT.isdisjoint(before) and not _NO_SECRET.search(value)
+        return _OF_TEXT.isdisjoint(before) and not _IN_TEXT_TOKENS.search(value)
     return not _OF_SECRETS.isdisjoint(before)
 
 
@@ -93,8 +97,8 @@ def _words(name: str) -> list[str]:
     """The words of ``name``, in lower case."""
     words: list[str] = []
     for word in map(str.lower, _WORD.findall(name)):
-        found = _RUN_TOGETHER.fullmatch(word)
-        words += found.groups() if found else [word]
+        compound = _COMPOUND.fullmatch(word)
+        words += compound.groups() if compound else [word]
     return words
 
 
@@ -102,5 +106,5 @@ def _variable(name: str) -> str:
     """The environment variable for the secret ``name``."""
     *before, last = _words(name)
     if last.startswith("token") and (not before or not _HUB.isdisjoint(before)):
-        return "HF_TOKEN"  # which vLLM and the Hugging Face libraries read
+        return "HF_TOKEN"  # vLLM and the Hugging Face libraries read it.
     return "_".join([*before, last]).upper()

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from video_pipeline.config.section import Count, Section
+from video_pipeline.config.section import Count, Name, Section
 from video_pipeline.engine.vllm.names import wrong_names
 
 
@@ -29,9 +29,8 @@ class Vllm(VllmSection):
     at once. If another vLLM than the pinned one is installed, it is a warning, and the engine
     decides when it starts."""
 
-    model: str = Field(
+    model: Name = Field(
         default="Qwen/Qwen2.5-VL-7B-Instruct",
-        min_length=1,
         description="A name on the Hugging Face hub, or a local folder.",
     )
     tensor_parallel_size: Count = Field(

@@ -1,8 +1,11 @@
 """Made video clips in many codecs, written with PyAV: no ffmpeg program is needed."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,8 +15,7 @@ _QUICK = {
     "libx265": {"preset": "veryfast", "x265-params": "log-level=error"},
 }
 
-# Name, and what differs from the defaults of `write_clip`: length, shape, codec and container.
-DEMO_CLIPS = {
+DEMO_CLIPS: dict[str, dict[str, Any]] = {
     "h264.mp4": {"codec": "libx264", "width": 320, "height": 240, "seconds": 3.0},
     "portrait.mp4": {"codec": "mpeg4", "width": 180, "height": 320, "seconds": 2.0, "fps": 25},
     "vp9.webm": {"codec": "libvpx-vp9", "width": 256, "height": 144, "seconds": 4.0, "fps": 15},
@@ -28,6 +30,7 @@ DEMO_CLIPS = {
         "pixel_format": "yuvj420p",
     },
 }
+"""The arguments of :func:`write_clip` for each file: length, shape, codec and container differ."""
 
 
 def write_clip(
@@ -45,23 +48,22 @@ def write_clip(
 ) -> Path:
     """Encode a short moving picture and return its path.
 
-    The suffix of `path` names the container. The same arguments give the same file, and each `seed`
-    gives pictures of its own: a background whose colours drift, under a square that crosses it.
-    The file appears complete or not at all, and an existing file is replaced.
+    The suffix of ``path`` names the container. The same arguments give the same file, and each
+    ``seed`` gives pictures of its own: a background whose colours drift, under a square that
+    crosses it. The file appears complete or not at all, and an existing file is replaced.
 
     Args:
-        codec: an encoder of PyAV, such as libx264, libx265, libvpx-vp9, libsvtav1, mpeg4 or ffv1.
-        width, height: of the coded picture in pixels; even for most codecs.
-        fps: frames per second, such as 25 or Fraction(30000, 1001).
-        seconds: length; at least one frame is written.
-        pixel_format: as FFmpeg names it, such as yuv420p10le for 10 bits a sample.
-        rotation: degrees, a multiple of 90, by which a player turns the picture counter-clockwise.
-        options: of the encoder, such as {"crf": "40"}; quick ones by default.
+        codec: An encoder of PyAV, such as libx264, libx265, libvpx-vp9, libsvtav1, mpeg4 or ffv1.
+        width, height: The size of the coded picture in pixels; even for most codecs.
+        fps: Frames per second, such as 25 or Fraction(30000, 1001).
+        seconds: The length; at least one frame is written.
+        pixel_format: FFmpeg's name, such as yuv420p10le for 10 bits a sample.
+        rotation: Degrees, a multiple of 90, by which a player turns the picture counter-clockwise.
+        options: Options of the encoder, such as {"crf": "40"}; quick ones by default.
 
     Raises:
-        av.error.FFmpegError: the encoder or the container does not accept the arguments.
+        av.error.FFmpegError: The encoder or the container does not accept the arguments.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
@@ -69,8 +71,9 @@ def write_clip(
             stream = container.add_stream(
                 codec, rate=fps, options=_QUICK.get(codec, {}) | (options or {})
             )
+            assert isinstance(stream, av.VideoStream)
             stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
-            stream.codec_context.thread_count = 1  # the same bytes on any machine
+            stream.codec_context.thread_count = 1  # The bytes are the same on any machine.
             if rotation:
                 stream.set_display_rotation(rotation)
             for picture in _pictures(width, height, max(1, round(fps * seconds)), seed):
@@ -82,8 +85,10 @@ def write_clip(
     return path
 
 
-def _pictures(width: int, height: int, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield `count` uint8 arrays [height, width, 3]."""
+def _pictures(
+    width: int, height: int, count: int, seed: int
+) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Yield ``count`` uint8 arrays of shape [height, width, 3]."""
     generator = np.random.default_rng(seed)
     waves = generator.uniform(0.5, 3.0, size=(3, 2))  # per colour: waves across and down
     speed = generator.integers(-16, 17, size=3)  # per colour: 256ths of a wave that pass a frame
@@ -110,7 +115,6 @@ def write_demo_clips(folder: Path) -> list[Path]:
 
     A clip that is there already is left untouched.
     """
-    folder = Path(folder)
     paths = []
     for seed, (name, arguments) in enumerate(DEMO_CLIPS.items()):
         path = folder / name

@@ -1,9 +1,11 @@
-"""Everything that a first run needs: clips, a list of them, and a tiny model.
+"""Everything for a first run: clips, a list of them, and a tiny model.
 
     python -m video_pipeline.testing.demo DIR
 
 A second call writes nothing.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -14,11 +16,8 @@ from video_pipeline.testing.tiny_model import write_tiny_model
 
 
 def write_demo(folder: Path, family: str = "qwen2_5_vl") -> Path:
-    """Write `clips/`, `samples.jsonl` and `model/` into `folder`; return the path of the list.
-
-    What is there already is left untouched, so that a second run resumes the first.
-    """
-    folder = Path(folder)
+    """Write ``clips/``, ``samples.jsonl`` and ``model/`` into ``folder``; return the path of the
+    list. Existing files are left untouched, so that a second run resumes the first."""
     clips = write_demo_clips(folder / "clips")
     samples = folder / "samples.jsonl"
     lines = (
