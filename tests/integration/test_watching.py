@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from helpers import samples, wait_until
+from helpers import Run, samples, wait_until
 
 pytestmark = pytest.mark.two_ranks
 
 
-def test_watching_a_live_run(run):
+def test_watching_a_live_run(run: Run) -> None:
     run.write_samples(samples(60))
     slow = {"seconds_per_output_token": 0.5, "output_tokens": 1, "concurrency": 1}
     run.configure(run={"simulated": slow})
