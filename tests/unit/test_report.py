@@ -15,6 +15,7 @@ from helpers import Run, Splitter, keys, samples
 from video_pipeline.config import Config, load_config
 from video_pipeline.consolidation import consolidate
 from video_pipeline.inference import infer
+from video_pipeline.printable import printable
 from video_pipeline.report import gallery, page, records
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.page import collect, render, write_report
@@ -304,6 +305,13 @@ def test_whatever_comes_from_outside_is_data(finished: Splitter) -> None:
     assert "<img src=x" not in html
     assert "<!--" not in html
     assert not re.search("[\x00-\x08\u2028\u202e]", html)
+
+
+def test_texts_of_all_languages_stay_as_they_are() -> None:
+    text = "\u0645\u06cc\u200c\u062e \U0001f468\u200d\U0001f469 全\u3000角\u00a0\ttab\nline"
+    assert printable(text) == text
+    assert printable("one\r\ntwo") == "one\ntwo"
+    assert printable("one\ttwo\n", newlines=False) == r"one\ttwo\n"
 
 
 def test_the_policy_lets_nothing_out(finished: Splitter) -> None:
