@@ -33,7 +33,7 @@ class Mine(Task):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, clips, and a vLLM that cannot be imported."""
     folder = tmp_path_factory.mktemp("preview")
     write_tiny_model(folder / "model")
@@ -43,7 +43,13 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def preview(folder: Path, *arguments: str, build="'Why?'", parse="text", succeeds=True) -> str:
+def preview(
+    folder: Path,
+    *arguments: str,
+    build: str = "'Why?'",
+    parse: str = "text",
+    succeeds: bool = True,
+) -> str:
     plugin = PLUGIN.replace("BUILD", build).replace("PARSE", parse)
     (folder / "mine.py").write_text(plugin, encoding="utf-8")
     paths = os.pathsep.join([str(folder / "broken"), str(SCRIPTS)])
@@ -60,13 +66,13 @@ def preview(folder: Path, *arguments: str, build="'Why?'", parse="text", succeed
     return done.stdout
 
 
-def test_a_sheet_that_cannot_be_written(folder):
+def test_a_sheet_that_cannot_be_written(folder: Path) -> None:
     options = ("--model", "model", "--no-engine", "--sheet", "missing/x.png")
     printed = preview(folder, "--video", "h264.mp4", *options, succeeds=False)
     assert "error: --sheet missing/x.png: " in printed
 
 
-def test_what_the_model_sees_without_vllm(folder):
+def test_what_the_model_sees_without_vllm(folder: Path) -> None:
     printed = preview(folder, "--video", "h264.mp4", "--model", "model", "--no-engine")
     assert '"text": "Why?"' in printed
     assert "<|vision_start|><|video_pad|><|vision_end|>Why?<|im_end|>" in printed
@@ -81,7 +87,7 @@ def test_what_the_model_sees_without_vllm(folder):
         assert sheet.width > 200
 
 
-def test_without_no_engine_it_says_that_vllm_is_missing(folder):
+def test_without_no_engine_it_says_that_vllm_is_missing(folder: Path) -> None:
     printed = preview(folder, "--video", "h264.mp4", "--model", "model", succeeds=False)
     assert re.search(r"vLLM .* \(no vLLM here\).* --no-engine shows everything", printed)
 
@@ -99,12 +105,14 @@ def test_without_no_engine_it_says_that_vllm_is_missing(folder):
         (["--sample", "[1]"], {}, "--sample: expected a JSON object"),
     ],
 )
-def test_mistakes_are_named(folder, arguments, code, message):
+def test_mistakes_are_named(
+    folder: Path, arguments: list[str], code: dict[str, str], message: str
+) -> None:
     printed = preview(folder, *arguments, "--model", "model", "--no-engine", succeeds=False, **code)
     assert re.search(message.replace("(", r"\("), printed), printed
 
 
-def test_parse_that_fails_names_the_line(folder):
+def test_parse_that_fails_names_the_line(folder: Path) -> None:
     (folder / "simulated.yaml").write_text("run: {engine: simulated}\n")
     printed = preview(
         folder,
@@ -115,7 +123,7 @@ def test_parse_that_fails_names_the_line(folder):
     assert re.search(r"parse: AttributeError: .*no_such_thing.* \(.*mine.py, line 14\)", printed)
 
 
-def test_a_hostile_text_stays_text(folder):
+def test_a_hostile_text_stays_text(folder: Path) -> None:
     printed = preview(
         folder,
         *(
@@ -133,7 +141,7 @@ def test_a_hostile_text_stays_text(folder):
     assert r"\x1b[2J" in printed
 
 
-def test_a_title_that_looks_like_structure_is_shown_as_what_it_is(folder):
+def test_a_title_that_looks_like_structure_is_shown_as_what_it_is(folder: Path) -> None:
     shown = ("--video", "h264.mp4", "--model", "model", "--no-engine")
     title = "an <|im_end|> and a <|video_pad|>"
     printed = preview(folder, *shown, build=repr(title))

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from helpers import Run
 from video_pipeline.testing.clips import DEMO_CLIPS, write_clip
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -59,7 +64,7 @@ def shown(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Run:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Thirty clips with harmless captions, three whose answers are cut off, and hostile keys,
     captions, fields, paths and errors."""
     run = Run(tmp_path_factory.mktemp("report") / "run")
@@ -94,7 +99,7 @@ def finished(tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Browser]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
@@ -104,7 +109,7 @@ def browser():
 
 
 @pytest.fixture
-def opened(finished, browser):
+def opened(finished: Run, browser: Browser) -> Iterator[Page]:
     """The page; what it should not do is looked for when the test is over."""
     page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
     address = (finished.folder / "results" / "out.report.html").as_uri()
@@ -123,11 +128,13 @@ def opened(finished, browser):
     page.close()
 
 
-def keys_shown(page) -> list[str]:
-    return page.eval_on_selector_all("article", "all => all.map((one) => one.dataset.key)")
+def keys_shown(page: Page) -> list[str]:
+    keys = "cards => cards.map((card) => card.dataset.key)"
+    shown: list[str] = page.eval_on_selector_all("article", keys)
+    return shown
 
 
-def whole_gallery(page) -> list[str]:
+def whole_gallery(page: Page) -> list[str]:
     """The keys of all pages, from the first on."""
     found = keys_shown(page)
     following = page.locator("#gallery-pager button", has_text="Next")
@@ -137,7 +144,7 @@ def whole_gallery(page) -> list[str]:
     return found
 
 
-def test_it_opens_and_counts(opened, finished):
+def test_it_opens_and_counts(opened: Page, finished: Run) -> None:
     summary = finished.summary()["samples"]
     tiles = opened.locator(".tiles li").all_inner_texts()
     assert tiles[1].startswith(f"{summary['ok']}\n")
@@ -153,13 +160,13 @@ def test_it_opens_and_counts(opened, finished):
     assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_what_the_model_saw_is_beside_its_answer(opened):
+def test_what_the_model_saw_is_beside_its_answer(opened: Page) -> None:
     card = opened.locator("article", has_text="Caption number 0:")
     image = card.locator("img")
     assert (
         image.evaluate("async (image) => { await image.decode(); return image.naturalWidth }") > 600
     )
-    assert "4 pictures" in image.get_attribute("alt")
+    assert "4 pictures" in (image.get_attribute("alt") or "")
     card.locator("button.sheet").click()
     assert opened.locator("#large img").is_visible()
     opened.keyboard.press("Escape")
@@ -168,7 +175,7 @@ def test_what_the_model_saw_is_beside_its_answer(opened):
     assert card.locator("dd", has_text="Why?").is_visible()
 
 
-def test_all_samples_are_on_its_pages(opened, finished):
+def test_all_samples_are_on_its_pages(opened: Page, finished: Run) -> None:
     expected = {shown(record["__key"]) for record in finished.records()}
     found = whole_gallery(opened)
     assert len(found) == len(expected)
@@ -177,7 +184,7 @@ def test_all_samples_are_on_its_pages(opened, finished):
     assert opened.locator("#found").inner_text().endswith(f"of {len(expected)} samples")
 
 
-def test_search_and_filters(opened, finished):
+def test_search_and_filters(opened: Page, finished: Run) -> None:
     search = opened.get_by_role("searchbox", name="Search the gallery")
     search.fill("NUMBER 17:")
     assert keys_shown(opened) == ["17"]
@@ -193,7 +200,9 @@ def test_search_and_filters(opened, finished):
     assert {key.split()[0] for key in whole_gallery(opened)} == {"fail"}
 
 
-def test_answers_that_were_cut_off_are_amber_and_can_be_filtered(opened, finished):
+def test_answers_that_were_cut_off_are_amber_and_can_be_filtered(
+    opened: Page, finished: Run
+) -> None:
     assert finished.summary()["samples"]["truncated_at"] == {"sampling.max_tokens": 3}
     note = opened.locator(".verdict.warn", has_text="cut off")
     assert note.inner_text().startswith("3 answers were cut off: raise sampling.max_tokens.")
@@ -211,7 +220,7 @@ def test_answers_that_were_cut_off_are_amber_and_can_be_filtered(opened, finishe
     assert {"cut 0", "0"} <= set(whole_gallery(opened))
 
 
-def test_rates_say_what_time_they_refer_to(opened, finished):
+def test_rates_say_what_time_they_refer_to(opened: Page, finished: Run) -> None:
     captions = opened.locator("#curves figcaption").all_inner_texts()
     assert all("starts of the models included" in caption for caption in captions)
     tile = opened.locator(".tiles li", has_text="samples a second").inner_text()
@@ -221,7 +230,7 @@ def test_rates_say_what_time_they_refer_to(opened, finished):
     assert 0 <= throughput["decode_workers_load"] <= 1
 
 
-def test_keys(opened):
+def test_keys(opened: Page) -> None:
     first = keys_shown(opened)
     opened.keyboard.press("ArrowRight")
     assert keys_shown(opened) != first
@@ -239,7 +248,7 @@ def test_keys(opened):
     assert opened.evaluate("document.activeElement !== document.body")
 
 
-def test_light_and_dark(opened):
+def test_light_and_dark(opened: Page) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
     light = opened.evaluate(paper)
     opened.get_by_role("button", name="Dark").click()
@@ -253,13 +262,13 @@ def test_light_and_dark(opened):
     assert opened.evaluate(paper) == dark
 
 
-def test_it_fits_on_a_telephone(opened):
+def test_it_fits_on_a_telephone(opened: Page) -> None:
     opened.set_viewport_size({"width": 390, "height": 800})
     assert opened.evaluate("document.documentElement.scrollWidth") == 390
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_what_is_hostile_stays_text(opened, number):
+def test_what_is_hostile_stays_text(opened: Page, number: int) -> None:
     text = HOSTILE[number]
     kinds = "[...new Set([...document.querySelectorAll('*')].map((one) => one.localName))]"
     known = {*opened.evaluate(kinds), "mark"}
@@ -267,7 +276,7 @@ def test_what_is_hostile_stays_text(opened, number):
     for key, count in times.items():
         card = find_card(opened, shown(key))
         wanted = text.replace(chr(0), "") if key.startswith("gone") else text
-        assert card.text_content().count(shown(wanted)) >= count
+        assert (card.text_content() or "").count(shown(wanted)) >= count
         for summary in card.locator("summary").all():
             summary.click()
         opened.locator("#search").fill("window script")  # what is marked is text all the same
@@ -275,7 +284,7 @@ def test_what_is_hostile_stays_text(opened, number):
     assert set(opened.evaluate(kinds)) <= known
 
 
-def find_card(page, key: str):
+def find_card(page: Page, key: str) -> Locator:
     """The card of a sample, on whichever page it is."""
     page.locator("#show").select_option("answered" if key.startswith("say") else "failed")
     while key not in keys_shown(page):
@@ -283,14 +292,14 @@ def find_card(page, key: str):
     return page.locator("article").nth(keys_shown(page).index(key))
 
 
-def test_a_caption_of_a_megabyte(opened, finished):
+def test_a_caption_of_a_megabyte(opened: Page, finished: Run) -> None:
     assert (finished.folder / "results" / "out.report.html").stat().st_size < 3_000_000
     opened.locator("#search").fill("of 1,080,000 characters")
     assert keys_shown(opened) == ["long"]
     assert opened.locator("article b").count() == 0
 
 
-def test_inside_of_snakemakes_report(finished, browser):
+def test_inside_of_snakemakes_report(finished: Run, browser: Browser) -> None:
     """It is shown in a frame, from a ``data:`` address, which may not be long."""
     finished.snakemake("--report", "report.html")
     page = browser.new_context(offline=True).new_page()
@@ -301,5 +310,5 @@ def test_inside_of_snakemakes_report(finished, browser):
     frame.get_by_role("link", name="Gallery").click()
     frame.locator("#search").fill("number 17:")
     assert frame.locator("article").count() == 1
-    assert "Caption number 17" in frame.locator("article").text_content()
+    assert "Caption number 17" in (frame.locator("article").text_content() or "")
     page.context.close()

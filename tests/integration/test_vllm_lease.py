@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -29,7 +31,7 @@ DEVICE = f"GPU-{os.getpid()}-of-test-vllm-lease"
 
 
 @pytest.fixture
-def device(tmp_path, monkeypatch):
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[gpus.Device]:
     """The machine's one GPU."""
     program = tmp_path / "nvidia-smi"
     program.write_text(
@@ -44,7 +46,9 @@ def device(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch, device):
+def job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: gpus.Device
+) -> Iterator[subprocess.Popen[bytes]]:
     """A job at a moment when the engine has answered something."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     run = Run(tmp_path / "run")
@@ -75,7 +79,9 @@ def job(tmp_path, monkeypatch, device):
     process.wait()
 
 
-def test_a_worker_of_vllm_keeps_the_lease(job, device):
+def test_a_worker_of_vllm_keeps_the_lease(
+    job: subprocess.Popen[bytes], device: gpus.Device
+) -> None:
     """The job and its worker hold it, and no other process; the worker alone is enough."""
     me = psutil.Process(job.pid)
     (worker,) = [psutil.Process(pid) for pid in lock_holders(leases.lock_file(device)) - {job.pid}]

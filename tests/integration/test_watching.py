@@ -5,26 +5,28 @@ from __future__ import annotations
 import re
 
 import pytest
-from helpers import samples, wait_until
+from helpers import Run, samples, wait_until
+from video_pipeline.watch import RunView, lines, look
 
 pytestmark = pytest.mark.two_ranks
 
 
-def test_watching_a_live_run(run):
-    run.write_samples(samples(60))
+def test_watching_a_live_run(here: Run) -> None:
+    here.write_samples(samples(60))
     slow = {"seconds_per_output_token": 0.5, "output_tokens": 1, "concurrency": 1}
-    run.configure(run={"simulated": slow})
-    assert "not begun" in run.module("watch", "--once")
-    main = run.start_snakemake()
+    here.configure(run={"simulated": slow})
+    assert "not begun" in here.module("watch", "--once")
+    main = here.start_snakemake()
+
+    def both_run() -> RunView | None:
+        view = look(here.config)
+        return view if view.state == "2 running" and view.total.pace.samples_per_second else None
+
     try:
-        live = wait_until(
-            lambda: re.search(
-                r"(\d+) of 60 \(.*%\) done, 0 failed; (?!0\.00)[\d.]+ videos/s, .*; 2 running",
-                run.module("watch", "--once"),
-            ),
-            "both jobs run",
-        )
-        assert int(live[1]) < 60
+        view: RunView = wait_until(both_run, "both jobs run")
+        assert view.total.finished < 60
+        progress = r"\d+ of 60 \(.*%\) done, 0 failed; [\d.]+ videos/s, .*; 2 running"
+        assert re.search(progress, "\n".join(lines("", view)))
     finally:
         assert main.wait(120) == 0
-    assert re.search(r"answered\s+│\s+60 │", run.module("watch"))  # it ends with the run
+    assert re.search(r"answered\s+│\s+60 │", here.module("watch"))  # It ends with the run.

@@ -11,11 +11,12 @@ import sys
 import textwrap
 import threading
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers import SCRIPTS, lock_holders, marked_processes, samples, wait_until
+from helpers import SCRIPTS, Splitter, lock_holders, marked_processes, samples, wait_until
 from video_pipeline import gpus, leases, nvidia_smi
 from video_pipeline.config import load_config
 from video_pipeline.errors import EnvironmentFault, UserError
@@ -68,16 +69,21 @@ class Machine:
         self.answer("memory", "".join(f"{u}, {n}, {81_000 - n}, 81559\n" for u, n in rows))
 
     def lock_file(self, index: int) -> Path:
-        return leases.lock_file(gpus.Device(str(index), self.uuids[index]))
+        path: Path = leases.lock_file(gpus.Device(str(index), self.uuids[index]))
+        return path
+
+
+MakeMachine = Callable[[int], Machine]
+StartJob = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachine]:
     """Makes a machine, for this process and those that it starts."""
     for name in (gpus.VISIBLE, leases.ORDER, leases.LEASE, "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(leases, "LOOK_SECONDS", 0.05)
-    made = []
+    made: list[Machine] = []
 
     def make(num_gpus: int) -> Machine:
         made.append(Machine(tmp_path / "machine", num_gpus))
@@ -90,7 +96,9 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def unknown(machine, tmp_path, monkeypatch):
+def unknown(
+    machine: MakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[str]]:
     """Two devices on a machine without nvidia-smi, by numbers that no other test has."""
     names = [str(random.randrange(10**6, 10**9)) for _ in range(2)]
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -114,9 +122,9 @@ JOB = """
 
 
 @pytest.fixture
-def job(tmp_path):
+def job(tmp_path: Path) -> Iterator[StartJob]:
     """Starts a job that holds so many devices until its input ends."""
-    started = []
+    started: list[subprocess.Popen[str]] = []
 
     def start(count: int = 1, code: str = JOB, **environment: str) -> subprocess.Popen[str]:
         script = tmp_path / f"job{len(started)}.py"
@@ -136,16 +144,16 @@ def job(tmp_path):
     for process in started:
         process.kill()
         process.wait()
-        process.stdin.close()
-        process.stdout.close()
+        for stream in filter(None, (process.stdin, process.stdout)):
+            stream.close()
 
 
 def line(process: subprocess.Popen[str], start: str) -> str:
     """The next line that begins so."""
-    for said in process.stdout:
-        if said.startswith(start):
-            return said
-    raise AssertionError(f"it has not said {start!r}")
+    for text in process.stdout or ():
+        if text.startswith(start):
+            return text
+    raise AssertionError(f"no line begins with {start!r}")
 
 
 def devices_of(process: subprocess.Popen[str]) -> list[str]:
@@ -155,15 +163,17 @@ def devices_of(process: subprocess.Popen[str]) -> list[str]:
 # --- one device, one job ------------------------------------------------------------------------
 
 
-def test_eight_jobs_have_eight_devices_whatever_order_they_end_in(machine, job):
+def test_eight_jobs_have_eight_devices_whatever_order_they_end_in(
+    machine: MakeMachine, job: StartJob
+) -> None:
     """As under --resources gpu=8: when a job ends, another starts."""
     uuids = set(machine(8).uuids)
     running = [job() for _ in range(8)]
     held = {process: devices_of(process)[0] for process in running}
     assert set(held.values()) == uuids
     for count in (1, 3, 4):
-        ending = random.sample(running, count)
-        for process in ending:
+        for process in random.sample(running, count):
+            assert process.stdin is not None
             random.choice([process.kill, process.stdin.close])()
             process.wait()
             running.remove(process)
@@ -173,7 +183,7 @@ def test_eight_jobs_have_eight_devices_whatever_order_they_end_in(machine, job):
         assert set(held.values()) == uuids
 
 
-def test_all_or_none(machine, job):
+def test_all_or_none(machine: MakeMachine, job: StartJob) -> None:
     """A job that needs both devices does not sit on one of them."""
     machine(2)
     one = job()
@@ -189,7 +199,7 @@ def test_all_or_none(machine, job):
     assert len(devices_of(both)) == 2
 
 
-def test_one_device_by_three_names(machine, job):
+def test_one_device_by_three_names(machine: MakeMachine, job: StartJob) -> None:
     """Wherever TMPDIR is."""
     there = machine(2)
     path = there.lock_file(1)
@@ -210,7 +220,7 @@ def test_one_device_by_three_names(machine, job):
         process.wait()
 
 
-def test_the_environment_is_put_back(machine, monkeypatch):
+def test_the_environment_is_put_back(machine: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(gpus.VISIBLE, "1,0")
     there = machine(2)
     with leases.lease(1):
@@ -264,7 +274,7 @@ ENGINE_JOB = """
 """
 
 
-def test_an_engine_keeps_the_lease_of_its_killed_job(machine, job):
+def test_an_engine_keeps_the_lease_of_its_killed_job(machine: MakeMachine, job: StartJob) -> None:
     """The job and its watch process are killed; the decode process has no part in the lease."""
     there = machine(2)
     parent = job(2, ENGINE_JOB)
@@ -291,7 +301,9 @@ def test_an_engine_keeps_the_lease_of_its_killed_job(machine, job):
     subprocess.run(clean_up, stdin=subprocess.DEVNULL, check=True)
 
 
-def test_a_job_that_ends_frees_its_devices_after_its_engine(machine, job):
+def test_a_job_that_ends_frees_its_devices_after_its_engine(
+    machine: MakeMachine, job: StartJob
+) -> None:
     there = machine(1)
     parent = job(1, ENGINE_JOB)
     _, engine, _ = devices_of(parent)
@@ -303,7 +315,9 @@ def test_a_job_that_ends_frees_its_devices_after_its_engine(machine, job):
     wait_until(lambda: not psutil.pid_exists(int(engine)), "the engine has ended")
 
 
-def test_an_engine_that_comes_too_late_has_no_lease(machine, job, monkeypatch):
+def test_an_engine_that_comes_too_late_has_no_lease(
+    machine: MakeMachine, job: StartJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its job was killed while it started, and another has the device."""
     machine(1)
     with leases.lease(1):
@@ -317,7 +331,9 @@ def test_an_engine_that_comes_too_late_has_no_lease(machine, job, monkeypatch):
 # --- devices in use -----------------------------------------------------------------------------
 
 
-def test_a_busy_device_is_passed_over(machine, caplog):
+def test_a_busy_device_is_passed_over(
+    machine: MakeMachine, caplog: pytest.LogCaptureFixture
+) -> None:
     there = machine(2)
     there.use(0, 30_000)
     there.answer("apps", f"{there.uuids[0]}, 4711, 29500\n{there.uuids[1]}, 12, 100\n")
@@ -329,7 +345,7 @@ def test_a_busy_device_is_passed_over(machine, caplog):
     ) in caplog.text
 
 
-def test_busy_devices_are_waited_for(machine, job):
+def test_busy_devices_are_waited_for(machine: MakeMachine, job: StartJob) -> None:
     there = machine(2)
     for index in (0, 1):
         there.use(index, 70_000)
@@ -341,7 +357,12 @@ def test_busy_devices_are_waited_for(machine, job):
     assert devices_of(waiting) == [there.uuids[1]]
 
 
-def test_a_job_that_waits_for_its_turn_says_for_whom(machine, tmp_path, monkeypatch, caplog):
+def test_a_job_that_waits_for_its_turn_says_for_whom(
+    machine: MakeMachine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Whoever has it may hang, say in nvidia-smi."""
     monkeypatch.setattr(leases, "FOLDER", tmp_path)
     machine(1)
@@ -362,7 +383,7 @@ def test_a_job_that_waits_for_its_turn_says_for_whom(machine, tmp_path, monkeypa
     assert len(got) == 1
 
 
-def test_a_little_use_does_not_matter_where_no_device_is_idle(machine):
+def test_a_little_use_does_not_matter_where_no_device_is_idle(machine: MakeMachine) -> None:
     """vLLM starts there."""
     there = machine(2)
     there.use(0, 3_000)
@@ -375,7 +396,7 @@ def test_a_little_use_does_not_matter_where_no_device_is_idle(machine):
         assert [device.name for device in two] == ["1", "0"]
 
 
-def test_memory_that_is_not_known(machine):
+def test_memory_that_is_not_known(machine: MakeMachine) -> None:
     there = machine(1)
     there.answer("memory", f"{there.uuids[0]}, [N/A], [N/A], [N/A]\n")
     with leases.lease(1) as (device,):
@@ -385,13 +406,13 @@ def test_memory_that_is_not_known(machine):
 # --- which devices there are --------------------------------------------------------------------
 
 
-def test_all_that_nvidia_smi_lists(machine):
+def test_all_that_nvidia_smi_lists(machine: MakeMachine) -> None:
     there = machine(3)
     assert [device.name for device in gpus.devices()] == ["0", "1", "2"]
     assert [device.uuid for device in gpus.devices()] == there.uuids
 
 
-def test_names_of_devices(machine, monkeypatch):
+def test_names_of_devices(machine: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     there = machine(3)
     monkeypatch.setenv(gpus.VISIBLE, f" {there.uuids[2]} ,MIG-7,0,{there.uuids[0]},")
     assert [d.uuid for d in gpus.devices()] == [there.uuids[2], "MIG-7", there.uuids[0]]
@@ -401,7 +422,9 @@ def test_names_of_devices(machine, monkeypatch):
     ("visible", "names"),
     [("", []), ("-1", []), ("NoDevFiles", []), ("1,-1,0", ["1"])],
 )
-def test_hidden_devices(machine, monkeypatch, visible, names):
+def test_hidden_devices(
+    machine: MakeMachine, monkeypatch: pytest.MonkeyPatch, visible: str, names: list[str]
+) -> None:
     """As CUDA itself reads the list."""
     machine(2)
     monkeypatch.setenv(gpus.VISIBLE, visible)
@@ -409,7 +432,9 @@ def test_hidden_devices(machine, monkeypatch, visible, names):
 
 
 @pytest.mark.parametrize("visible", ["2", "GPU-a", "GPU-none"])
-def test_a_device_that_is_not_there(machine, monkeypatch, visible):
+def test_a_device_that_is_not_there(
+    machine: MakeMachine, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
     """Nor is one whose name two devices begin with."""
     machine(2).answer("gpus", f"0, GPU-a1, {CARD}\n1, GPU-a2, {CARD}\n")
     monkeypatch.setenv(gpus.VISIBLE, f"0,{visible}")
@@ -417,7 +442,7 @@ def test_a_device_that_is_not_there(machine, monkeypatch, visible):
         gpus.devices()
 
 
-def test_the_card_of_a_lease(machine, monkeypatch):
+def test_the_card_of_a_lease(machine: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     there = machine(2)
     with leases.lease(2) as held:
         assert gpus.card_of(held) == CARD
@@ -433,13 +458,15 @@ def test_the_card_of_a_lease(machine, monkeypatch):
     assert gpus.card_of([]) is None
 
 
-def test_too_few_devices(machine):
+def test_too_few_devices(machine: MakeMachine) -> None:
     machine(2)
     with pytest.raises(UserError, match=r"needs 3 GPUs.*only 2: 0 \(GPU-"), leases.lease(3):
         pass
 
 
-def test_without_a_gpu_nothing_is_leased(machine, monkeypatch, tmp_path):
+def test_without_a_gpu_nothing_is_leased(
+    machine: MakeMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
     with leases.lease(4) as devices:
         assert devices == []
@@ -448,14 +475,14 @@ def test_without_a_gpu_nothing_is_leased(machine, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("code", "number"), [(6, 0), (9, 0), (12, 0), (14, 2)])
-def test_what_nvidia_smi_says_of_its_driver(machine, code, number):
+def test_what_nvidia_smi_says_of_its_driver(machine: MakeMachine, code: int, number: int) -> None:
     there = machine(2)
     there.answer("gpus", f"{(there.folder / 'gpus').read_text()}WARNING: infoROM is corrupted\n")
     there.answer("code", str(code))
     assert len(gpus.devices()) == number
 
 
-def test_a_broken_device(machine):
+def test_a_broken_device(machine: MakeMachine) -> None:
     there = machine(2)
     there.answer("gpus", "Unable to determine the device handle: GPU is lost\n")
     there.answer("code", "15")
@@ -463,7 +490,7 @@ def test_a_broken_device(machine):
         gpus.devices()
 
 
-def test_an_nvidia_smi_that_hangs(machine, monkeypatch):
+def test_an_nvidia_smi_that_hangs(machine: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     there = machine(1)
     there.answer("hang", "")
     monkeypatch.setattr(nvidia_smi, "TIMEOUT_SECONDS", 0.2)
@@ -471,13 +498,15 @@ def test_an_nvidia_smi_that_hangs(machine, monkeypatch):
         pass
 
 
-def test_without_nvidia_smi_names_are_taken_as_they_are(unknown, job):
+def test_without_nvidia_smi_names_are_taken_as_they_are(unknown: list[str], job: StartJob) -> None:
     assert devices_of(job()) == [unknown[0]]
     with leases.lease(1) as (second,):
         assert second.name == unknown[1]
 
 
-def test_numbers_mean_nothing_in_a_job_of_a_cluster(unknown, monkeypatch):
+def test_numbers_mean_nothing_in_a_job_of_a_cluster(
+    unknown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two jobs of one machine may both call their device 0: the scheduler has chosen."""
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     with leases.lease(1) as devices:
@@ -485,7 +514,9 @@ def test_numbers_mean_nothing_in_a_job_of_a_cluster(unknown, monkeypatch):
         assert os.environ[gpus.VISIBLE] == ",".join(unknown)
 
 
-def test_a_job_of_a_cluster_may_run_snakemake(machine, job, monkeypatch):
+def test_a_job_of_a_cluster_may_run_snakemake(
+    machine: MakeMachine, job: StartJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     there = machine(2)
     assert [*devices_of(job()), *devices_of(job())] == there.uuids
@@ -494,7 +525,7 @@ def test_a_job_of_a_cluster_may_run_snakemake(machine, job, monkeypatch):
 # --- lock files ---------------------------------------------------------------------------------
 
 
-def test_every_user_may_lock_a_device(machine):
+def test_every_user_may_lock_a_device(machine: MakeMachine) -> None:
     there = machine(1)
     before = os.umask(0o077)
     try:
@@ -507,7 +538,7 @@ def test_every_user_may_lock_a_device(machine):
 
 
 @pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to", "mkdir", "fifo"])
-def test_a_lock_file_that_is_something_else(machine, kind):
+def test_a_lock_file_that_is_something_else(machine: MakeMachine, kind: str) -> None:
     there = machine(1)
     precious = leases.FOLDER / f"precious.{there.uuids[0]}"
     precious.write_text("mine")
@@ -532,12 +563,12 @@ def test_a_lock_file_that_is_something_else(machine, kind):
 
 
 @pytest.fixture
-def gpu_build(monkeypatch):
+def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM as it is installed for GPUs."""
     monkeypatch.setattr(gpus, "_vllm_version", lambda: "0.32.0")
 
 
-def test_what_a_job_needs(monkeypatch, gpu_build):
+def test_what_a_job_needs(monkeypatch: pytest.MonkeyPatch, gpu_build: None) -> None:
     two = {"vllm": {"tensor_parallel_size": 2}}
     assert gpus.gpus_needed(load_config(two)) == 2
     assert gpus.gpus_needed(load_config({**two, "run": {"engine": "simulated"}})) == 0
@@ -545,7 +576,9 @@ def test_what_a_job_needs(monkeypatch, gpu_build):
     assert gpus.gpus_needed(load_config(two)) == 0, "the tests' vLLM is built for the CPU"
 
 
-def test_infer_leases_what_its_config_says(machine, gpu_build, splitting, monkeypatch):
+def test_infer_leases_what_its_config_says(
+    machine: MakeMachine, gpu_build: None, splitting: Splitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = machine(1)
     splitting.run.configure(
         run={"engine": "vllm"}, vllm={"tensor_parallel_size": 2, "revision": "0" * 40}
@@ -571,8 +604,13 @@ def test_infer_leases_what_its_config_says(machine, gpu_build, splitting, monkey
     ],
 )
 def test_the_limit_is_compared_with_the_machine(
-    machine, gpu_build, num_shards, limit, sizes, message
-):
+    machine: MakeMachine,
+    gpu_build: None,
+    num_shards: int,
+    limit: int | None,
+    sizes: dict[str, int],
+    message: str | None,
+) -> None:
     machine(4)
     config = load_config({"vllm": sizes})
     if message is None:
@@ -582,7 +620,9 @@ def test_the_limit_is_compared_with_the_machine(
             gpus.check_machine(config, num_shards, limit)
 
 
-def test_without_a_limit_some_jobs_wait(machine, gpu_build, caplog):
+def test_without_a_limit_some_jobs_wait(
+    machine: MakeMachine, gpu_build: None, caplog: pytest.LogCaptureFixture
+) -> None:
     machine(4)
     gpus.check_machine(load_config({}), 4, None)
     assert caplog.text == ""

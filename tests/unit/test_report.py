@@ -6,13 +6,16 @@ import base64
 import gzip
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import Run, keys, samples
-from video_pipeline.config import load_config
+from helpers import Run, Splitter, keys, samples
+from video_pipeline.config import Config, load_config
 from video_pipeline.consolidation import consolidate
 from video_pipeline.inference import infer
+from video_pipeline.printable import printable
 from video_pipeline.report import gallery, page, records
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.page import collect, render, write_report
@@ -23,30 +26,30 @@ from video_pipeline.statistics import JobStatistics, read_statistics
 CONFIG = load_config({"run": {"engine": "simulated"}, "report": {"samples": 5}})
 
 
-def record(number: int, **fields):
+def record(number: int, **fields: Any) -> dict[str, Any]:
     """A record of an output."""
     usage = {"prompt_tokens": 100 + number, "completion_tokens": 10, "finish_reason": "stop"}
     known = {"__key": str(number), "__status": "ok", "__task": "t", "__model": "m"}
     return {**known, "__usage": usage, "input": {"path": f"{number}.mp4"}, **fields}
 
 
-def failed(number: int, stage: str = "read", message: str = "no such clip"):
+def failed(number: int, stage: str = "read", message: str = "no such clip") -> dict[str, Any]:
     error = {"stage": stage, "type": "ValueError", "message": message}
     known = {"__key": str(number), "__status": "error", "__error": error}
     return {**known, "__task": "t", "__model": "m", "input": {"path": f"{number}.mp4"}}
 
 
-def tally(found, config=CONFIG) -> Tally:
+def tally(records: Iterable[dict[str, Any]], config: Config = CONFIG) -> Tally:
     made = Tally(config)
-    for number, each in enumerate(found):
-        made.add(number, json.dumps(each).encode())
+    for number, entry in enumerate(records):
+        made.add(number, json.dumps(entry).encode())
     return made
 
 
 # --- records -------------------------------------------------------------------------------------
 
 
-def test_chosen_by_the_seed_whatever_the_order():
+def test_chosen_by_the_seed_whatever_the_order() -> None:
     found = [record(number) for number in range(100)]
     chosen = {each["__key"] for each in tally(found).chosen}
     assert len(chosen) == 5
@@ -61,7 +64,9 @@ def test_chosen_by_the_seed_whatever_the_order():
     assert tally(found, load_config({"report": {"samples": 0}})).chosen == []
 
 
-def test_errors_are_counted_by_class_and_listed_up_to_a_bound(monkeypatch):
+def test_errors_are_counted_by_class_and_listed_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(records, "MOST_ERRORS", 3)
     monkeypatch.setattr(records, "MOST_CLASSES", 2)
     errors = [failed(n, message=f"message {n % 5}") for n in range(6)]
@@ -81,7 +86,7 @@ def test_errors_are_counted_by_class_and_listed_up_to_a_bound(monkeypatch):
     assert [each["__key"] for each in made.seen_errors] == ["6"]
 
 
-def test_a_card_of_several_answers():
+def test_a_card_of_several_answers() -> None:
     shown = card(
         record(
             1,
@@ -106,7 +111,7 @@ def test_a_card_of_several_answers():
     assert shown["usage"] == [101, 10, "stop"]
 
 
-def test_long_texts_are_cut_and_say_so():
+def test_long_texts_are_cut_and_say_so() -> None:
     shown = card(record(1, caption="x" * 10**6), CONFIG)
     ((_, text),) = shown["fields"]
     assert text.endswith("(the first 20,000 of 1,000,000 characters)")
@@ -116,7 +121,7 @@ def test_long_texts_are_cut_and_say_so():
 CUT_OFF = {"prompt_tokens": 9, "completion_tokens": 4, "finish_reason": "length"}
 
 
-def test_some_of_the_answers_that_were_cut_off_are_always_shown():
+def test_some_of_the_answers_that_were_cut_off_are_always_shown() -> None:
     config = load_config({"report": {"samples": 8}})
     few = [record(n, __usage=CUT_OFF) if n in (50, 77) else record(n) for n in range(1000)]
     made = tally(few, config)
@@ -131,7 +136,7 @@ def test_some_of_the_answers_that_were_cut_off_are_always_shown():
 # --- time line -----------------------------------------------------------------------------------
 
 
-def job(rank: int, start: float, seconds: float, **fields):
+def job(rank: int, start: float, seconds: float, **fields: Any) -> dict[str, Any]:
     """The statistics of an attempt that began at ``start`` and ran for ``seconds``."""
     made = JobStatistics(rank, 1, host=f"node{rank}", started_at=start)
     made.ready_at, made.lasted, made.state = start + 10, seconds, "done"
@@ -148,7 +153,7 @@ def job(rank: int, start: float, seconds: float, **fields):
     return {**made.as_dict(), "series": series, **fields}
 
 
-def test_time_line_of_ranks():
+def test_time_line_of_ranks() -> None:
     line = time_line([job(0, 1000.0, 40), job(1, 1000.0, 100)])
     assert (line["seconds"], line["began"], line["ended"]) == (100, 1000, 1100)
     assert line["pauses"] == []
@@ -170,7 +175,7 @@ def test_time_line_of_ranks():
     ]
 
 
-def test_pauses_are_cut_out_and_nothing_is_lost():
+def test_pauses_are_cut_out_and_nothing_is_lost() -> None:
     """A killed attempt, and one on the next day."""
     jobs = [job(0, 1000.0, 100, state="running"), job(0, 90_000.0, 50), job(1, 90_010.0, 50)]
     line = time_line(jobs)
@@ -185,7 +190,7 @@ def test_pauses_are_cut_out_and_nothing_is_lost():
     assert curves["means"]["inferred"] == pytest.approx(400 / 160, abs=0.02)
 
 
-def test_what_was_counted_in_the_last_moment_is_on_the_curves():
+def test_what_was_counted_in_the_last_moment_is_on_the_curves() -> None:
     spent = job(0, 1000.0, 41)
     line = time_line([{**spent, "lasted": 40.4}])
     curves = line["curves"]
@@ -197,7 +202,7 @@ def test_what_was_counted_in_the_last_moment_is_on_the_curves():
     assert curves["inferred"] == [2] * 39 + [4]
 
 
-def test_an_attempt_that_never_had_a_request():
+def test_an_attempt_that_never_had_a_request() -> None:
     line = time_line([job(0, 1000.0, 5, ready_at=None, state="starting")])
     (bar,) = line["ranks"][0]["attempts"]
     assert (bar["ready"], bar["end"]) == (5, 5)
@@ -207,7 +212,7 @@ def test_an_attempt_that_never_had_a_request():
 
 
 @pytest.fixture
-def finished(splitting):
+def finished(splitting: Splitter) -> Splitter:
     """Six samples that an earlier run answered."""
     splitting(samples(6), 1).finish(*keys(6))
     splitting(num_shards=1)
@@ -216,13 +221,16 @@ def finished(splitting):
     return splitting
 
 
-def embedded(html: str):
+def embedded(html: str) -> Any:
     """The data in a page."""
-    packed = re.search(r'<script type="text/plain" id="data">([A-Za-z0-9+/=]*)</script>', html)[1]
-    return json.loads(gzip.decompress(base64.b64decode(packed)))
+    packed = re.search(r'<script type="text/plain" id="data">([A-Za-z0-9+/=]*)</script>', html)
+    assert packed is not None
+    return json.loads(gzip.decompress(base64.b64decode(packed[1])))
 
 
-def test_the_page_counts_what_the_summary_counts(splitting, monkeypatch):
+def test_the_page_counts_what_the_summary_counts(
+    splitting: Splitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = splitting.run
     run.configure(report={"samples": 3})
     bad = {2: "raise", 5: "raise"}
@@ -255,7 +263,9 @@ def test_the_page_counts_what_the_summary_counts(splitting, monkeypatch):
     assert prompts["edges"][0] <= prompts["quantiles"]["median"] < prompts["edges"][-1]
 
 
-def test_answers_that_were_cut_off_stand_out(splitting, monkeypatch):
+def test_answers_that_were_cut_off_stand_out(
+    splitting: Splitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = splitting.run
     run.configure(sampling={"max_tokens": 4}, report={"samples": 3})
     monkeypatch.setattr(page, "make_sheets", lambda config, seen, n: [gallery.Sheet()] * len(seen))
@@ -277,7 +287,7 @@ HOSTILE = [
 ]
 
 
-def test_whatever_comes_from_outside_is_data(finished):
+def test_whatever_comes_from_outside_is_data(finished: Splitter) -> None:
     data = collect(finished.run.config, finished.layout, 1)
     for number, text in enumerate(HOSTILE):
         data["cards"].append({"key": text, "path": text, "fields": [[text, text]], "input": text})
@@ -297,10 +307,18 @@ def test_whatever_comes_from_outside_is_data(finished):
     assert not re.search("[\x00-\x08\u2028\u202e]", html)
 
 
-def test_the_policy_lets_nothing_out(finished):
+def test_texts_of_all_languages_stay_as_they_are() -> None:
+    text = "\u0645\u06cc\u200c\u062e \U0001f468\u200d\U0001f469 全\u3000角\u00a0\ttab\nline"
+    assert printable(text) == text
+    assert printable("one\r\ntwo") == "one\ntwo"
+    assert printable("one\ttwo\n", newlines=False) == r"one\ttwo\n"
+
+
+def test_the_policy_lets_nothing_out(finished: Splitter) -> None:
     html = render(collect(finished.run.config, finished.layout, 1))
-    policy = re.search('Content-Security-Policy" content="(.*?)"', html)[1].replace("&#39;", "'")
-    rules = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
+    policy = re.search('Content-Security-Policy" content="(.*?)"', html)
+    assert policy is not None
+    rules = dict(rule.split(maxsplit=1) for rule in policy[1].replace("&#39;", "'").split("; "))
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
     assert rules["img-src"] == "data:"
     assert all(rules[name].startswith("'sha256-") for name in ("style-src", "script-src"))
@@ -312,7 +330,7 @@ def test_the_policy_lets_nothing_out(finished):
 # --- the gallery ---------------------------------------------------------------------------------
 
 
-def test_a_sample_that_kills_its_reader_costs_its_sheet_only(here: Run):
+def test_a_sample_that_kills_its_reader_costs_its_sheet_only(here: Run) -> None:
     bad = {1: "die", 2: "raise", 3: "hang"}
     here.configure(data={"sample_timeout_s": 8.0})
     config = here.config
@@ -320,7 +338,7 @@ def test_a_sample_that_kills_its_reader_costs_its_sheet_only(here: Run):
     pictures = {"prompt": "x", "multi_modal_data": {"image": ["no picture"]}}
     found[4]["input"]["returns"] = {"llm_input": pictures}
     sheets = make_sheets(config, found, 2)
-    assert sheets[4].problem.startswith("no picture: ValueError")
+    assert (sheets[4].problem or "").startswith("no picture: ValueError")
     del sheets[4]
     assert [sheet.problem for sheet in sheets] == [
         None,
@@ -333,14 +351,14 @@ def test_a_sample_that_kills_its_reader_costs_its_sheet_only(here: Run):
     assert {(sheet.image, sheet.count) for sheet in sheets} == {(None, 0)}
 
 
-def test_a_gallery_that_cannot_be_made_is_no_failure(here: Run):
+def test_a_gallery_that_cannot_be_made_is_no_failure(here: Run) -> None:
     here.edit_plugin('dataset_name = "plain"', 'dataset_name = "gone"')
     problems = {sheet.problem for sheet in make_sheets(here.config, [record(0), record(1)], 1)}
     assert len(problems) == 1
-    assert "gone" in problems.pop()
+    assert "gone" in (problems.pop() or "")
 
 
-def test_a_storage_that_hangs_ends_the_gallery(here: Run, monkeypatch):
+def test_a_storage_that_hangs_ends_the_gallery(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery, "GALLERY_SECONDS", 0.1)
     (sheet,) = make_sheets(here.config, [record(0, input={"path": "0.mp4", "do": "hang"})], 1)
     assert sheet.problem == "not made: the gallery took longer than 0.1 s"

@@ -6,10 +6,12 @@ import io
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import Splitter, samples
+from helpers import Run, Splitter, samples
 from rich.console import Console
 from video_pipeline import retry
 from video_pipeline import watch as module
@@ -42,7 +44,7 @@ def states(view: RunView) -> list[tuple[str, int, int, int]]:
     return [(each.state, each.finished, each.samples, each.failed) for each in view.ranks]
 
 
-def write_statistics(splitting: Splitter, rank: int, split_id: str = "", **values) -> None:
+def write_statistics(splitting: Splitter, rank: int, split_id: str = "", **values: Any) -> None:
     """What a job of a rank says of itself that began a moment ago."""
     statistics = JobStatistics(rank, 1, samples=3, state="running", **values)
     if "updated_at" not in values:
@@ -58,13 +60,13 @@ def shown(*views: tuple[str, RunView], height: int = 50) -> str:
     return stream.getvalue()
 
 
-def test_before_anything_has_run(here):
+def test_before_anything_has_run(here: Run) -> None:
     here.write_samples(samples(3))
     assert look(here.config).state == "not begun"
     assert "not begun" in shown(("", look(here.config)))
 
 
-def test_a_run_from_its_begin_to_its_end(split_run):
+def test_a_run_from_its_begin_to_its_end(split_run: Splitter) -> None:
     config, layout = split_run.run.config, split_run.layout
     assert states(look(config)) == [("waiting", 0, 3, 0), ("waiting", 0, 3, 0)]
     run_rank(split_run, 1)
@@ -84,7 +86,7 @@ def test_a_run_from_its_begin_to_its_end(split_run):
     assert re.search(r"answered\s+│\s+5 │", shown(("", view)))
 
 
-def test_a_running_job(split_run):
+def test_a_running_job(split_run: Splitter) -> None:
     series, now = Series(), time.time()
     series.add(15.0, inferred=20, tokens=500, decode=7, engine=3)
     write_statistics(
@@ -99,17 +101,17 @@ def test_a_running_job(split_run):
     assert "decode-bound" in shown(("", view))
 
 
-def test_a_job_on_a_card(split_run):
+def test_a_job_on_a_card(split_run: Splitter) -> None:
     series, now = Series(), time.time()
     series.add(15.0, inferred=20, prompt_tokens=500, flops=2e12)
-    ran = {"started_at": now - 20, "ready_at": now - 10, "lasted": 20.0, "series": series}
-    write_statistics(split_run, 0, gpus=2, flops=2e12, peak_flops=1e12, **ran)
+    ran: dict[str, Any] = {"started_at": now - 20, "ready_at": now - 10, "lasted": 20.0}
+    write_statistics(split_run, 0, gpus=2, flops=2e12, peak_flops=1e12, series=series, **ran)
     view, words = look(split_run.run.config), "25 prompt tokens/s per GPU (10.0% of its peak)"
     assert words in shown(("", view))
     assert words in lines("", view)[0]
 
 
-def test_a_job_that_was_killed_is_silent(split_run):
+def test_a_job_that_was_killed_is_silent(split_run: Splitter) -> None:
     # what the job of an earlier split said does not count
     write_statistics(split_run, 0, "earlier", finished=1)
     assert states(look(split_run.run.config))[0] == ("waiting", 0, 3, 0)
@@ -117,7 +119,7 @@ def test_a_job_that_was_killed_is_silent(split_run):
     assert look(split_run.run.config).ranks[0].state == "running"
     series, long_ago = Series(), time.time() - 300
     series.add(15.0, inferred=20, decode=10)
-    ran = {"started_at": long_ago - 20, "ready_at": long_ago - 10, "lasted": 20.0}
+    ran: dict[str, Any] = {"started_at": long_ago - 20, "ready_at": long_ago - 10, "lasted": 20.0}
     write_statistics(split_run, 0, finished=1, updated_at=long_ago, series=series, **ran)
     view = look(split_run.run.config)
     rank = view.ranks[0]
@@ -128,7 +130,7 @@ def test_a_job_that_was_killed_is_silent(split_run):
     )
 
 
-def test_answers_that_were_cut_off_are_amber(split_run):
+def test_answers_that_were_cut_off_are_amber(split_run: Splitter) -> None:
     write_statistics(split_run, 0, truncated=Counter({"sampling.max_tokens": 2}))
     view, words = look(split_run.run.config), "2 answers were cut off: raise sampling.max_tokens"
     assert words in shown(("", view))
@@ -139,7 +141,7 @@ def test_answers_that_were_cut_off_are_amber(split_run):
     assert f"\x1b[33m{words}" in stream.getvalue()
 
 
-def test_a_job_that_failed_says_why(split_run):
+def test_a_job_that_failed_says_why(split_run: Splitter) -> None:
     split_run.layout.failure(0).write_text("rank 0: the disk is full\nmore")
     rank = look(split_run.run.config).ranks[0]
     assert (rank.state, rank.note) == ("failed", "rank 0: the disk is full\nmore")
@@ -149,7 +151,7 @@ def test_a_job_that_failed_says_why(split_run):
     ]
 
 
-def test_other_steps_are_shown(split_run):
+def test_other_steps_are_shown(split_run: Splitter) -> None:
     layout, config = split_run.layout, split_run.run.config
     with Progress(layout.progress("split"), "split", "lines") as progress:
         progress.advance(7)
@@ -162,7 +164,7 @@ def test_other_steps_are_shown(split_run):
         assert "consolidate: 0 of 6 (0.0%) samples" in shown(("", look(config)))
 
 
-def test_of_many_ranks_those_that_need_a_look_are_shown(split_run):
+def test_of_many_ranks_those_that_need_a_look_are_shown(split_run: Splitter) -> None:
     ranks = [RankView(rank, "waiting", 10, 0) for rank in range(1000)]
     ranks[700] = RankView(700, "failed", 10, 3, note="the disk is full")
     text = shown(("", RunView(split_run.layout, "running", ranks)), height=20)
@@ -171,7 +173,7 @@ def test_of_many_ranks_those_that_need_a_look_are_shown(split_run):
     assert "988 more" in text
 
 
-def test_texts_from_samples_cannot_move_the_cursor(split_run):
+def test_texts_from_samples_cannot_move_the_cursor(split_run: Splitter) -> None:
     error = {"key": "a\x1b[2J", "stage": "read", "type": "E", "message": "m\nx", "at": time.time()}
     view = RunView(split_run.layout, "running", [RankView(0, "running", 1, 0, last_error=error)])
     for text in (shown(("", view)), "\n".join(lines("", view))):
@@ -180,7 +182,9 @@ def test_texts_from_samples_cannot_move_the_cursor(split_run):
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_a_run_is_watched_until_its_end(split_run, monkeypatch, is_terminal):
+def test_a_run_is_watched_until_its_end(
+    split_run: Splitter, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
     config = split_run.run.config
     stream = io.StringIO()
     looks = iter([lambda: None, lambda: run_rank(split_run, 0), lambda: run_rank(split_run, 1)])
@@ -197,7 +201,7 @@ def test_a_run_is_watched_until_its_end(split_run, monkeypatch, is_terminal):
         assert re.search(progress, text), text
 
 
-def test_stages_are_shown_one_after_the_other(here):
+def test_stages_are_shown_one_after_the_other(here: Run) -> None:
     here.write_samples(samples(3))
     here.settings["stages"] = [{"name": "one"}, {"name": "two"}]
     here.configure()
@@ -211,7 +215,9 @@ def test_stages_are_shown_one_after_the_other(here):
     ("main", "command"),
     [(module.main, ["watch"]), (retry.main, ["retry"]), (journal.main, ["journal", "stats"])],
 )
-def test_a_folder_that_is_not_there(here, monkeypatch, main, command):
+def test_a_folder_that_is_not_there(
+    here: Run, monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], command: list[str]
+) -> None:
     arguments = ["--configfile", "my.yaml", "--directory", "nowhere"]
     monkeypatch.setattr("sys.argv", [*command, *arguments])
     with pytest.raises(UserError, match="--directory nowhere: No such"):

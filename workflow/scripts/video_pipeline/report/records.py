@@ -92,12 +92,12 @@ class Tally:
         quarter as many whose answer was cut off."""
         tally = cls(config)
         with open(output, "rb") as stream:
-            for number, line in enumerate(stream):
-                tally.add(number, line)
+            for position, line in enumerate(stream):
+                tally.add(position, line)
         return tally
 
-    def add(self, number: int, line: bytes) -> None:
-        """Count the record in line ``number`` of the output."""
+    def add(self, position: int, line: bytes) -> None:
+        """Count the record in the line at ``position`` of the output."""
         record = orjson.loads(line)
         usage = record.get("__usage") or {}
         if usage:
@@ -105,9 +105,9 @@ class Tally:
             self.completion_tokens[usage["completion_tokens"]] += 1
         if record["__status"] == "ok":
             self.ok += 1
-            self._answers.offer(record["__key"], number, line)
+            self._answers.offer(record["__key"], position, line)
             if usage["finish_reason"] == "length":
-                self._cut_off.offer(record["__key"], number, line)
+                self._cut_off.offer(record["__key"], position, line)
         else:
             self.failed += 1
             self._add_error(record)
@@ -128,7 +128,7 @@ class Tally:
     def chosen(self) -> list[dict[str, Any]]:
         """The selected records, in input order."""
         lines = self._answers.lines | self._cut_off.lines
-        return [orjson.loads(lines[number]) for number in sorted(lines)]
+        return [orjson.loads(lines[position]) for position in sorted(lines)]
 
     @property
     def chosen_cut_off(self) -> int:
@@ -145,11 +145,11 @@ class Selection:
         self._seed = seed
         self._heap: list[tuple[int, int, bytes]] = []
 
-    def offer(self, key: str, number: int, line: bytes) -> None:
-        """Select the record of ``key``, in line ``number`` of the output, if its hash is small
+    def offer(self, key: str, position: int, line: bytes) -> None:
+        """Select the record of ``key``, at ``position`` in the output, if its hash is small
         enough so far."""
         digest = hashlib.blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
-        entry = (-int.from_bytes(digest), number, line)
+        entry = (-int.from_bytes(digest), position, line)
         if len(self._heap) < self._most:
             heapq.heappush(self._heap, entry)
         elif self._heap and entry > self._heap[0]:
@@ -157,8 +157,8 @@ class Selection:
 
     @property
     def lines(self) -> dict[int, bytes]:
-        """The selected lines, by their numbers."""
-        return {number: line for _, number, line in self._heap}
+        """The selected lines, by their positions."""
+        return {position: line for _, position, line in self._heap}
 
 
 def card(record: dict[str, Any], config: Config) -> dict[str, Any]:

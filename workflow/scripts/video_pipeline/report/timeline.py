@@ -52,7 +52,7 @@ class Attempt:
 
     def moved(self, clock: Clock) -> Attempt:
         """The attempt in the time of ``clock``; it lies within one of the clock's spans."""
-        shift = clock.at(self.start) - self.start
+        shift = clock.work_before(self.start) - self.start
         return Attempt(self.job, self.start + shift, self.ready + shift, self.end + shift)
 
     def sums(self, name: str, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -87,14 +87,14 @@ class Clock:
         """Length of the whole."""
         return sum(end - start for start, end in self.spans)
 
-    def at(self, moment: float) -> float:
+    def work_before(self, moment: float) -> float:
         """Seconds of work before ``moment`` (Unix seconds)."""
         return sum(min(max(moment - start, 0.0), end - start) for start, end in self.spans)
 
     def pauses(self) -> list[dict[str, float]]:
         """Where pauses were cut out, and how long they were."""
         return [
-            {"at": round(self.at(end), 1), "seconds": round(begin - end)}
+            {"at": round(self.work_before(end), 1), "seconds": round(begin - end)}
             for (_, end), (begin, _) in itertools.pairwise(self.spans)
         ]
 
@@ -146,7 +146,7 @@ def _rank(rank: int, jobs: list[dict[str, Any]], clock: Clock) -> dict[str, Any]
         "host": ", ".join(dict.fromkeys(job["host"] for job in jobs)),
         "inferred": sum(job["inferred"] for job in jobs),
         "failed": sum(job["failed"] for job in jobs),
-        "ended": round(clock.at(max(attempt.end for attempt in attempts)), 1),
+        "ended": round(clock.work_before(max(attempt.end for attempt in attempts)), 1),
         "waited": round(waited, 1),
         "waiting_share": round(waited / limits, 4) if limits else None,
         "busy_share": round(min(1.0, busy / seconds), 4) if seconds else None,
@@ -165,9 +165,9 @@ def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
         for name in ("engine", "decode")
     )
     return {
-        "start": round(clock.at(attempt.start), 1),
-        "ready": round(clock.at(attempt.ready), 1),
-        "end": round(clock.at(attempt.end), 1),
+        "start": round(clock.work_before(attempt.start), 1),
+        "ready": round(clock.work_before(attempt.ready), 1),
+        "end": round(clock.work_before(attempt.end), 1),
         "state": attempt.job["state"],
         "engine": engine,
         "decode": decode,
