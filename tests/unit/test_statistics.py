@@ -191,15 +191,17 @@ def test_the_pace_in_words():
 def test_the_pace_of_one_gpu():
     """Of a rank with one GPU and one with two."""
     spent = {"prompt_tokens": [0, 6000], "flops": [0, 30_000]}
-    one = attempt(0, 60, 120, 60, gpus=1, **spent)
-    two = attempt(0, 60, 120, 60, gpus=2, **spent)
-    pace = Pace.of([one, two])
+    single = attempt(0, 60, 120, 60, gpus=1, **spent)
+    double = attempt(0, 60, 120, 60, gpus=2, **spent)
+    pace = Pace.of([single, double])
     assert describe_gpu(pace) == "67 prompt tokens/s per GPU (33.3% of its peak)"
     assert describe_pace(pace, 0).endswith(", 67 prompt tokens/s per GPU (33.3% of its peak)")
-    assert sum([Pace.of([one]), Pace.of([two])], Pace()) == pace
+    assert sum([Pace.of([single]), Pace.of([double])], Pace()) == pace
     # a share of the known ones would be taken for that of all
     for unknown in ({"peak_flops": None}, {"flops": None}):
-        assert describe_gpu(Pace.of([one, {**two, **unknown}])) == "67 prompt tokens/s per GPU"
+        assert (
+            describe_gpu(Pace.of([single, {**double, **unknown}])) == "67 prompt tokens/s per GPU"
+        )
     assert describe_gpu(Pace.of([attempt(0, 60, 120, 60, **spent)])) == ""
 
 
@@ -259,17 +261,17 @@ def test_an_older_snapshot_never_replaces_a_newer_one(tmp_path, clock):
     statistics.end("done")
     file.write(*statistics.snapshot())
     file.write(*running)
-    (found,) = read_statistics(tmp_path)
-    assert (found["state"], found["lasted"]) == ("done", 6.0)
+    (newest,) = read_statistics(tmp_path)
+    assert (newest["state"], newest["lasted"]) == ("done", 6.0)
 
 
 def test_the_statistics_of_other_splits_are_left_out(tmp_path, caplog):
-    for number, name in enumerate(("a.rank1.2-x", "b.rank0.1-y", "a.rank0.3-z")):
-        begun = JobStatistics(number, 1, started_at=10.0 - number)
+    for rank, name in enumerate(("a.rank1.2-x", "b.rank0.1-y", "a.rank0.3-z")):
+        begun = JobStatistics(rank, 1, started_at=10.0 - rank)
         StatisticsFile(tmp_path / f"attempt.{name}.jsonl").write(*begun.snapshot())
     (tmp_path / "attempt.a.rank0.4-w.statistics.json").write_text('{"rank": 7')
-    assert [each["rank"] for each in read_statistics(tmp_path)] == [2, 1, 0]
-    assert [each["rank"] for each in read_statistics(tmp_path, {"a"})] == [2, 0]
+    assert [attempt["rank"] for attempt in read_statistics(tmp_path)] == [2, 1, 0]
+    assert [attempt["rank"] for attempt in read_statistics(tmp_path, {"a"})] == [2, 0]
     assert "attempt.a.rank0.4-w.statistics.json is damaged" in caplog.text
     assert read_statistics(tmp_path / "nowhere") == []
 
@@ -326,7 +328,7 @@ def test_without_a_gpu_nothing_is_said_of_one(splitting, caplog):
 
 def attempts(run) -> list[tuple[int, int]]:
     """Rank and answered samples of the attempts that the summary counts."""
-    return sorted((each["rank"], each["inferred"]) for each in run.summary()["jobs"])
+    return sorted((attempt["rank"], attempt["inferred"]) for attempt in run.summary()["jobs"])
 
 
 def finish(splitting, count: int, num_shards: int = 1, run_id: str = "") -> list[tuple[int, int]]:
@@ -354,7 +356,7 @@ def test_a_run_counts_the_attempts_that_its_answers_came_from(splitting):
     assert finish(splitting, 6, run_id="one") == [(0, 6)]
     assert finish(splitting, 5, run_id="two") == [(0, 5)]
     # the same settings, but another question about each sample: none of the answers is left
-    splitting([{**each, "hint": "Why?"} for each in samples(3)], 1)
+    splitting([{**sample, "hint": "Why?"} for sample in samples(3)], 1)
     infer(run.config, splitting.layout, 0, threads=2)
     consolidate(run.config, splitting.layout)
     assert attempts(run) == [(0, 3)]
@@ -371,7 +373,7 @@ def test_an_attempt_that_failed_before_its_first_answer_counts(splitting, monkey
     infer(splitting.run.config, splitting.layout, 0, threads=2)
     consolidate(splitting.run.config, splitting.layout)
     jobs = splitting.run.summary()["jobs"]
-    assert [each["state"] for each in jobs] == ["failed", "done"]
+    assert [attempt["state"] for attempt in jobs] == ["failed", "done"]
     assert attempts(splitting.run) == [(0, 0), (0, 3)]
 
 
@@ -396,6 +398,8 @@ def test_a_job_leaves_its_statistics_and_says_how_far_it_is(splitting, monkeypat
     assert sum(done["series"]["failed"]) == 1
     assert sum(done["histograms"]["engine_seconds"].values()) == 5
     assert done["started_at"] <= done["ready_at"] <= done["updated_at"]
-    said = [line for line in caplog.messages if line.startswith("rank 0: ") and "videos/s" in line]
-    assert said[0].startswith("rank 0: 0 of 6 (0.0%) done, 0 failed; 0.00 videos/s, 0 tokens/s; ")
-    assert said[-1].startswith("rank 0: 6 of 6 (100.0%) done, 1 failed; ")
+    logged = [
+        line for line in caplog.messages if line.startswith("rank 0: ") and "videos/s" in line
+    ]
+    assert logged[0].startswith("rank 0: 0 of 6 (0.0%) done, 0 failed; 0.00 videos/s, 0 tokens/s; ")
+    assert logged[-1].startswith("rank 0: 6 of 6 (100.0%) done, 1 failed; ")

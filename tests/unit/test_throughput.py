@@ -12,10 +12,11 @@ from video_pipeline.throughput import cost, covered, throughput
 def job(begin: float, end: float, ready: float | None = None, **more) -> dict:
     """An attempt that began, and ended, at these moments; its first request came halfway."""
     ready = (begin + end) / 2 if ready is None else ready
-    made = JobStatistics(0, 2, started_at=begin, gpus=1, inferred=10, video_seconds=3600.0)
-    made.ready_at, made.lasted, made.seconds = ready, end - begin, end - ready
-    made.engine_busy_seconds = made.decode_busy_seconds = made.seconds
-    return {**made.as_dict(), **more}
+    statistics = JobStatistics(0, 2, started_at=begin, gpus=1, inferred=10, video_seconds=3600.0)
+    statistics.ready_at, statistics.lasted = ready, end - begin
+    statistics.seconds = end - ready
+    statistics.engine_busy_seconds = statistics.decode_busy_seconds = end - ready
+    return {**statistics.as_dict(), **more}
 
 
 def test_what_a_run_took():
@@ -51,10 +52,10 @@ def test_ranks_that_had_to_wait_for_a_gpu_are_not_taken_as_side_by_side():
 def test_how_fast_one_gpu_was():
     """Its model ran for 50 of the 100 seconds of each of these attempts."""
     spent = {"prompt_tokens": 50_000, "card": "A", "peak_flops": 1e12, "flops": 20e12}
-    one = throughput([job(0, 100, **spent)])
-    assert one["cards"] == ["A"]
-    assert one["prompt_tokens_per_second_per_gpu"] == 1000
-    assert one["share_of_peak"] == 0.4
+    single = throughput([job(0, 100, **spent)])
+    assert single["cards"] == ["A"]
+    assert single["prompt_tokens_per_second_per_gpu"] == 1000
+    assert single["share_of_peak"] == 0.4
     # a job with two devices, of another kind
     both = throughput(
         [job(0, 100, **spent), job(0, 100, **{**spent, "gpus": 2, "card": "B", "peak_flops": 2e12})]
@@ -67,9 +68,9 @@ def test_how_fast_one_gpu_was():
 def test_what_is_not_known_has_no_share():
     known = {"prompt_tokens": 50_000, "card": "A", "peak_flops": 1e12, "flops": 20e12}
     for missing in ({"peak_flops": None}, {"flops": None}, {"card": None, "peak_flops": None}):
-        found = throughput([job(0, 100, **known), job(0, 100, **{**known, **missing})])
-        assert found["prompt_tokens_per_second_per_gpu"] == 1000
-        assert found["share_of_peak"] is None
+        figures = throughput([job(0, 100, **known), job(0, 100, **{**known, **missing})])
+        assert figures["prompt_tokens_per_second_per_gpu"] == 1000
+        assert figures["share_of_peak"] is None
     on_a_cpu = throughput([job(0, 100, **{**known, "gpus": 0, "card": None, "peak_flops": None})])
     assert on_a_cpu["prompt_tokens_per_second_per_gpu"] is None
     assert on_a_cpu["share_of_peak"] is None
@@ -100,9 +101,9 @@ def test_an_attempt_that_was_killed_counts_up_to_its_last_sign_of_life():
 def test_shares_lie_between_none_and_all():
     """Whatever a file says that was written down between two moments."""
     more = {"engine_busy_seconds": 50.1, "decode_busy_seconds": 101.0}
-    found = throughput([job(0, 100, **more)])
-    assert found["engine_busy_share"] == found["decode_workers_load"] == 1.0
-    assert found["engine_waiting_share"] == 0.0
+    figures = throughput([job(0, 100, **more)])
+    assert figures["engine_busy_share"] == figures["decode_workers_load"] == 1.0
+    assert figures["engine_waiting_share"] == 0.0
 
 
 def test_an_attempt_without_a_request_has_no_pace_but_a_cost():

@@ -86,8 +86,8 @@ class Histogram:
         if not counts:
             return cls([], [])
         bins = range(min(counts), max(counts) + 2)
-        edges = [round(2 ** (number / BINS_PER_OCTAVE), 6) for number in bins]
-        return cls(edges, [counts.get(number, 0) for number in bins[:-1]])
+        edges = [round(2 ** (time_bin / BINS_PER_OCTAVE), 6) for time_bin in bins]
+        return cls(edges, [counts.get(time_bin, 0) for time_bin in bins[:-1]])
 
     def quantile(self, share: float) -> float:
         """The value that ``share`` of all do not exceed, as if the values of a bin were spread
@@ -117,7 +117,7 @@ def round_up(least: float, units: Sequence[float] = (1.0,)) -> float:
             becomes 60, and 61 becomes 120.
     """
     unit = max((unit for unit in units if unit <= least), default=units[0])
-    rounded = next(number * unit for number in round_numbers() if number * unit >= least)
+    rounded = next(digits * unit for digits in round_numbers() if digits * unit >= least)
     return min([rounded, *(unit for unit in units if unit >= least)])
 
 
@@ -125,7 +125,7 @@ def even_edges(least: float, most: float, *, bins: int = 10) -> list[float]:
     """Edges of about ``bins`` bins of the same round width, for whole numbers."""
     width = int(round_up((most - least + 1) / bins))
     first, last = math.floor(least / width), math.floor(most / width)
-    return [number * width for number in range(first, last + 2)]
+    return [index * width for index in range(first, last + 2)]
 
 
 def growing_edges(least: float, most: float) -> list[float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from video_pipeline.answers import describe_unparsed, why_no_answer
 from video_pipeline.chunks import Question
 from video_pipeline.config import Config
+from video_pipeline.data.samples import ChunkSamples
 from video_pipeline.decode.preparing import WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Constraints, Engine
@@ -27,7 +28,6 @@ from video_pipeline.records import RecordBuilder
 from video_pipeline.retry import reopen_errors
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.samples.determinism import TWICE, check_deterministic
-from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Shard:
         self.pending = array("Q")
         self.deaths: dict[int, int] = {}
         self.error_rate = ErrorRate(config.run.max_error_rate)
+        self._samples = ChunkSamples(self.chunk, config)
         self._layout = layout
         self._manifest = manifest
         self._journal = Path(manifest.journal)
@@ -136,12 +137,10 @@ class Shard:
         Raises :class:`TaskError` if they differ from those that split built.
         """
         for position in self.pending[:TWICE]:
-            entry = self.chunk[position]
-            raw = entry.raw
-            sample = task_sample(entry.key, raw, self.config)
-            video = raw.get(self.config.data.video_field)
+            sample, requests = self._samples[position], self.chunk[position].requests
+            video = sample.get(self.config.data.video_field)
             fields = self._manifest.sample_fields
-            check_deterministic(self.task, sample, video, entry.requests, fields)
+            check_deterministic(self.task, sample, video, requests, fields)
 
     def try_parse(self, position: int, part: str, output_text: str) -> bool:
         """Parse one answer; returns whether that went well.
@@ -149,16 +148,14 @@ class Shard:
         Raises :class:`TaskError` if the task breaks its contract. Any other exception becomes the
         sample's error record later.
         """
-        entry = self.chunk[position]
-        sample = task_sample(entry.key, entry.raw, self.config)
+        sample = self._samples[position]
         try:
             self.task.parsed(output_text, sample, part)
         except TaskError:
             raise
         except Exception as error:
-            logger.warning(
-                "sample %s: parse failed: %s: %s", entry.key, type(error).__name__, error
-            )
+            key, name = sample["__key"], type(error).__name__
+            logger.warning("sample %s: parse failed: %s: %s", key, name, error)
             return False
         return True
 
