@@ -1,4 +1,4 @@
-"""Where the files of a run lie, all beside ``data.output_jsonl``."""
+"""The paths of a run's files, all beside ``data.output_jsonl``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Layout:
 
     @property
     def stem(self) -> str:
-        """Name of the output without ``.jsonl``."""
+        """The name of the output without ``.jsonl``."""
         return self.output.name.removesuffix(".jsonl")
 
     def beside(self, ending: str) -> Path:
@@ -45,7 +45,7 @@ class Layout:
 
     @property
     def errors(self) -> Path:
-        """The records of the failed samples, which are an input again."""
+        """The records of the failed samples, which may be the input of another run."""
         return self.beside(".errors.jsonl")
 
     @property
@@ -55,37 +55,37 @@ class Layout:
 
     @property
     def partial(self) -> Path:
-        """The records that are there before the run is over."""
+        """The records that are finished before the run is."""
         return self.beside(".partial.jsonl")
 
     @property
     def videos(self) -> Path:
-        """Where long videos were cut into windows: one line for each video, with its windows."""
+        """If long videos were cut into windows: one line for each video, with its windows."""
         return self.beside(".videos.jsonl")
 
     @property
     def dataset(self) -> Path:
-        """The folder that can be uploaded to a hub: the output as Parquet, with a card."""
+        """A folder to upload to a hub: the output as Parquet, with a card."""
         return self.beside(".dataset")
 
     @property
     def card(self) -> Path:
-        """The dataset card, which is there when the whole folder is."""
+        """The dataset card, which exists when the whole folder does."""
         return self.dataset / "README.md"
 
     @property
     def plan_report(self) -> Path:
-        """What the run will take, see :mod:`video_pipeline.estimate`."""
+        """The estimate of a run, see :mod:`video_pipeline.estimate`."""
         return self.beside(".plan.json")
 
     @property
     def plan_samples(self) -> Path:
-        """The same of each sample that was looked at: one line for each."""
+        """The estimate of each sample that ``plan`` has read: one line for each."""
         return self.beside(".plan.jsonl")
 
     @property
     def plan_config(self) -> Path:
-        """The resolved configuration that ``plan`` reads: a live run may have another one."""
+        """The resolved configuration that ``plan`` reads; a live run may have another one."""
         return self._all_chunks / "plan.config.yaml"
 
     @property
@@ -95,7 +95,7 @@ class Layout:
 
     @property
     def plan_lock(self) -> Path:
-        """Held by the process that makes the plan."""
+        """Held by the process that estimates."""
         return self._all_chunks / "plan.lock"
 
     @property
@@ -109,7 +109,7 @@ class Layout:
 
     @property
     def plan(self) -> Path:
-        """The resolved number of shards, see :mod:`video_pipeline.plan`."""
+        """The number of shards, decided once, see :mod:`video_pipeline.plan`."""
         return self._all_chunks / "plan.json"
 
     @property
@@ -123,12 +123,12 @@ class Layout:
 
     @property
     def weights(self) -> Path:
-        """The name of the folder of the model's weights, written when they are there."""
+        """Holds the name of the folder of the model's weights, once they are fetched."""
         return self.chunks / "weights.txt"
 
     def unfinished(self) -> list[int]:
-        """The ranks whose rank file is not there, or is of earlier chunks; none where the output is
-        finished, or no chunks are there."""
+        """The ranks whose rank file is missing, or older than the chunks; none if the output is
+        finished, or there are no chunks."""
         if not self.manifest.exists() or self.is_finished:
             return []
         split_at, ranks = self.manifest.stat().st_mtime, range(self.num_shards)
@@ -136,22 +136,22 @@ class Layout:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the output is there and holds all that these chunks have come to."""
-        # a job that begins writes its name into the lock of its rank
+        """Whether the output exists and is newer than the chunks and than the last job's begin."""
+        # A job that begins writes its name into the lock of its rank.
         begun = [path for path in map(self.lock, range(self.num_shards)) if path.exists()]
         last = max(path.stat().st_mtime for path in (self.manifest, *begun))
         return not self.reopened.exists() and is_newer(self.output, last)
 
     def contents(self, rank: int) -> Path:
-        """What the rank file of one rank holds."""
+        """A description of the rank file of one rank."""
         return self.chunks / f"rank{rank}.contents.json"
 
     def progress(self, step: str) -> Path:
-        """How far a step is that is no inference."""
+        """The progress of a step other than inference."""
         return self._all_chunks / f"{step}.progress.json"
 
     def failure(self, rank: int) -> Path:
-        """Why the last inference job of one rank failed, if another attempt would fail, too."""
+        """The error of the last inference job of one rank, if another attempt would fail, too."""
         return self.chunks / f"rank{rank}.failure.txt"
 
     def lock(self, rank: int) -> Path:
@@ -170,7 +170,7 @@ class Layout:
 
     @property
     def reopened(self) -> Path:
-        """There while the output has errors that were opened again: it is to be written anew."""
+        """Exists while the output has errors that were opened again: it has to be written anew."""
         return self._all_chunks / "reopened"
 
     @property
@@ -180,7 +180,7 @@ class Layout:
 
     @property
     def manifest(self) -> Path:
-        """What split did."""
+        """The manifest of the split, see :mod:`video_pipeline.sharding`."""
         return self.chunks / "manifest.json"
 
     @property
@@ -208,14 +208,13 @@ class Layout:
         return self.chunks.with_name(f".{self.chunks.name}.tmp")
 
     def of_other_plans(self) -> list[Path]:
-        """What splits into other numbers of shards have left: their folders of chunks, finished or
-        not."""
+        """The folders of chunks of splits into other numbers of shards, finished or not."""
         ours = (self.chunks, self.split_scratch)
-        found = [path for path in self._all_chunks.iterdir() if _CHUNKS.fullmatch(path.name)]
-        return [path for path in found if path not in ours]
+        folders = [path for path in self._all_chunks.iterdir() if _CHUNKS.fullmatch(path.name)]
+        return [path for path in folders if path not in ours]
 
     def rank_files(self) -> list[Path]:
-        """The rank files that are there, of whatever split."""
+        """The rank files on disk, of any split."""
         pattern = re.compile(rf"{re.escape(self.stem)}\.rank\d+\.jsonl")
         return [path for path in self.output.parent.iterdir() if pattern.fullmatch(path.name)]
 

@@ -44,7 +44,7 @@ from video_pipeline.errors import (
     user_frame,
     where,
 )
-from video_pipeline.faults import is_environments
+from video_pipeline.faults import is_environment_fault
 from video_pipeline.files import Seal
 from video_pipeline.origin import check_code
 from video_pipeline.processes import how_it_ended
@@ -490,7 +490,7 @@ def _start(spec: ProcessSpec, preloaded: Any, number: int) -> Callable[..., Any]
     except Failure as error:
         return error
     except (Exception, SystemExit) as error:
-        failure = EnvironmentFault if is_environments(error) else TaskError
+        failure = EnvironmentFault if is_environment_fault(error) else TaskError
         return failure(
             f"a decode process could not start: {type(error).__name__}: {error} ({where(error)})"
         )
