@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import Logger
 from pathlib import Path
@@ -25,13 +25,16 @@ def holder() -> dict[str, Any]:
     return {**process, "job": job} if job else process
 
 
-def describe_holder(path: Path) -> str:
-    """``host h, process 12, job 7`` of the process that locked ``path`` last."""
-    process = _read_holder(path)
-    if process is None:
-        return "an unknown process"
+def describe(process: Mapping[str, Any]) -> str:
+    """``host h, process 12, job 7``: a :func:`holder` in words."""
     job = f", job {process['job']}" if "job" in process else ""
     return f"host {process['host']}, process {process['pid']}{job}"
+
+
+def describe_holder(path: Path) -> str:
+    """The process that locked ``path`` last, in words."""
+    process = _read_holder(path)
+    return describe(process) if process else "an unknown process"
 
 
 def holder_lives(path: Path) -> bool:

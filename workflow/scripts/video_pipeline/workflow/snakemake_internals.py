@@ -11,10 +11,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from snakemake.exceptions import WorkflowError
 
@@ -69,14 +68,8 @@ def _uses(internal: str, package: str = "snakemake") -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class PlannedJob:
-    """A job that will run.
-
-    Attributes:
-        threads: Its cores.
-        resources: Its other resources, by name.
-    """
+class PlannedJob(NamedTuple):
+    """A job that will run, with its cores and its other resources."""
 
     threads: int
     resources: JobResources
@@ -195,14 +188,11 @@ class Snakemake:
 class Pattern(Protocol):
     """The part of a compiled pattern that Snakemake uses."""
 
-    def finditer(self, text: str, /) -> Iterator[re.Match[str]]:
-        """All matches."""
+    def finditer(self, text: str, /) -> Iterator[re.Match[str]]: ...
 
-    def search(self, text: str, /) -> re.Match[str] | None:
-        """The first match."""
+    def search(self, text: str, /) -> re.Match[str] | None: ...
 
-    def sub(self, replace: Callable[[re.Match[str]], str], text: str, /) -> str:
-        """``text`` with all matches replaced."""
+    def sub(self, replace: Callable[[re.Match[str]], str], text: str, /) -> str: ...
 
 
 @_uses("io.WILDCARD_REGEX and pathvars.PATHVAR_REGEX")
