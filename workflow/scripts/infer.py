@@ -15,9 +15,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
-    parser.add_argument("--gpus", type=int, help="given to this job; 0: it only publishes")
+    parser.add_argument("--gpus", type=int, help="GPUs of this job; 0: it only publishes")
     parser.add_argument("--rank", type=int, required=True, help="the chunk to infer, from 0")
-    parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
+    parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     parser.add_argument("--attempt", type=int, default=1, help="from 2 on it is a retry")
     args = program.parse(parser)
     if args.rank not in range(args.num_shards):

@@ -26,7 +26,11 @@ TRIED = {
     "snakemake": ("9.27.1",),
     "snakemake-executor-plugin-slurm": ("2.6.1", "2.8.0"),
 }
-"""The versions that were tried, of each package whose internals are used here."""
+"""The versions that were tried, of each package whose internals are used here. To try another:
+
+    pip install --no-deps --target DIR snakemake==VERSION
+    PYTHONPATH=DIR python -m pytest tests/unit/test_snakemake_internals.py
+"""
 
 _INSPECTIONS = {
     *("--lint", "--list-rules", "--list", "-l"),
