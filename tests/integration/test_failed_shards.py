@@ -12,16 +12,18 @@ from helpers import keys, samples
 
 @pytest.fixture
 def failed(run):
-    """Three shards, of which 1 and 2 have failed; once ``mended`` is there, they would not."""
+    """Three shards, of which 1 and 2 have failed; once ``fixed`` is there, they would not."""
     run.edit_plugin(
         '        return {"answer"',
         """\
-        if sample.get("do") == "break" and not (HERE / "mended").exists():
+        if sample.get("do") == "break" and not (HERE / "fixed").exists():
             return {"input": "a name that is reserved"}
         return {"answer\"""",
     )
     run.configure(data={"num_shards": 3})
-    run.write_samples({**one, "do": "break" if one["id"] in (1, 2) else None} for one in samples(6))
+    run.write_samples(
+        {**sample, "do": "break" if sample["id"] in (1, 2) else None} for sample in samples(6)
+    )
     run.out = run.snakemake(succeeds=False)
     return run
 
@@ -45,7 +47,7 @@ def test_only_failed_shards_run_again(failed):
     assert len(list((run.folder / "logs/out").glob("infer.rank1.attempt*.log"))) == 4
     assert planned(run) == {"rank1", "rank2", "consolidate"}
 
-    (run.folder / "mended").touch()
+    (run.folder / "fixed").touch()
     run.snakemake("results/out.rank2.jsonl")
     assert planned(run) == {"rank1", "consolidate"}
 
@@ -59,10 +61,12 @@ def test_only_failed_shards_run_again(failed):
     assert run.answers() == dict.fromkeys(keys(6), 1)
 
     # again, with the output of before still there
-    (run.folder / "mended").unlink()
+    (run.folder / "fixed").unlink()
     again = run.snakemake("--forcerun", "infer", succeeds=False)
     assert "Shards that are not finished: 1, 2 (of 3)" in again
-    run.write_samples({**one, "do": "break" if one["id"] == 6 else None} for one in samples(9))
+    run.write_samples(
+        {**sample, "do": "break" if sample["id"] == 6 else None} for sample in samples(9)
+    )
     named = r"Shards that are not finished: \d \(of 3\)"
     first, second = (re.search(named, run.snakemake(succeeds=False)) for _ in range(2))
     assert first[0] == second[0]

@@ -15,8 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
+from video_pipeline.engine import causes
 from video_pipeline.engine.vllm import causes
-from video_pipeline.faults import is_environments, is_refusal
+from video_pipeline.faults import is_environment_fault, is_refusal
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -45,7 +46,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_whose_fault(error, kind):
-    assert is_environments(error) == (kind == "environment")
+    assert is_environment_fault(error) == (kind == "environment")
     assert is_refusal(error) == (kind == "refusal")
 
 

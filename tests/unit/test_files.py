@@ -50,13 +50,13 @@ def test_a_seal_fits_what_was_written_and_nothing_else(tmp_path):
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     """The last to end wins, and both were whole; also two threads of one process."""
     path = tmp_path / "file"
-    with replacing(path) as one:
-        one.write(b"one")
+    with replacing(path) as stream:
+        stream.write(b"one")
         thread = threading.Thread(target=write_text, args=(path, "two"))
         thread.start()
         thread.join()
         assert path.read_text() == "two"
-        one.write(b", more")
+        stream.write(b", more")
     assert path.read_text() == "one, more"
     assert names(tmp_path) == ["file"]
 

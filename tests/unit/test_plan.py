@@ -107,12 +107,12 @@ def test_cores_do_not_bind_before_gpus(num_shards, gpus, gpus_per_job, cores, at
         assert at_once * threads <= cores
 
 
-@pytest.mark.parametrize("given", [None, 2, "2"])
-def test_gpus_of_a_job_as_they_are(given):
-    check_job_gpus(auto(tensor_parallel_size=2), given)
+@pytest.mark.parametrize("overwritten", [None, 2, "2"])
+def test_gpus_of_a_job_as_they_are(overwritten):
+    check_job_gpus(auto(tensor_parallel_size=2), overwritten)
 
 
-@pytest.mark.parametrize("given", [0, 1, 3, "attempt"])
-def test_gpus_of_a_job_that_its_engine_does_not_take(given):
-    with pytest.raises(UserError, match=rf"infer:gpu={given}: one inference job needs 2 GPU"):
-        check_job_gpus(auto(tensor_parallel_size=2), given)
+@pytest.mark.parametrize("overwritten", [0, 1, 3, "attempt"])
+def test_gpus_of_a_job_that_its_engine_does_not_take(overwritten):
+    with pytest.raises(UserError, match=rf"infer:gpu={overwritten}: one inference job needs 2 GPU"):
+        check_job_gpus(auto(tensor_parallel_size=2), overwritten)

@@ -179,9 +179,9 @@ def test_plugin_files_are_those_with_a_suffix():
 
 
 def test_two_plugins_of_one_name(plugin):
-    one, two = plugin("", "one/same.py"), plugin("", "two/same.py")
+    first, second = plugin("", "one/same.py"), plugin("", "two/same.py")
     with pytest.raises(UserError, match=r"two plugins are called same\.py: .*one.* two/same\.py"):
-        load_plugins([one, two])
+        load_plugins([first, second])
 
 
 def test_a_missing_plugin_says_where_it_was_looked_for(plugin, tmp_path):
@@ -218,13 +218,13 @@ def test_a_module_that_fails_names_file_and_line(plugin, tmp_path, monkeypatch):
         load_plugins(["a_broken_module"])
 
 
-def test_a_plugin_that_failed_can_be_mended(plugin):
+def test_a_plugin_that_failed_can_be_fixed(plugin):
     name = plugin("undefined_name\n")
     with pytest.raises(UserError, match="undefined_name"):
         load_plugins([name])
-    plugin(TASK.format(name="mended") + "# longer than before\n")
+    plugin(TASK.format(name="fixed") + "# longer than before\n")
     load_plugins([name])
-    assert get_task("mended")
+    assert get_task("fixed")
 
 
 def test_a_plugin_can_use_its_own_dataclasses(plugin):

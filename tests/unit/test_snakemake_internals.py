@@ -141,7 +141,7 @@ def call(folder: Path, *arguments: str, succeeds: bool = True) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", *arguments, "--nolock"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
         check=False,

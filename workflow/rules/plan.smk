@@ -1,5 +1,5 @@
-# What the run will take: beside a live run, too, and before anything was split. Of all stages, so
-# that it is `snakemake plan` whatever their names are.
+# An estimate of all stages, before anything is split, or beside a live run. The rule has no name of
+# a stage: `snakemake plan` always works.
 rule plan:
     log:
         STAGES[-1].layout.log("plan"),

@@ -1,4 +1,4 @@
-"""Merge the rank files into the output; or write down what is finished so far."""
+"""Merge the rank files into the output, or write what is finished so far."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
-    parser.add_argument("--partial", action="store_true", help="what is finished so far")
+    parser.add_argument("--partial", action="store_true", help="write what is finished so far")
     args = program.parse(parser)
     config = load_config(args.config)
     run = consolidate_partial if args.partial else consolidate

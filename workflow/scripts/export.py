@@ -1,4 +1,4 @@
-"""Write the output once more, as Parquet files with a dataset card."""
+"""Write the output again, as Parquet files with a dataset card."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Look at the samples, and say what the run will take. No GPU and no model is needed."""
+"""Estimate what the run will take, from its samples; without a GPU and without the model."""
 
 import argparse
 from pathlib import Path
@@ -11,14 +11,9 @@ from video_pipeline.run.origin import check_files
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--config",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="the resolved configuration, of each stage",
-    )
-    parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
+    help = "the resolved configuration of each stage"
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=help)
+    parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     args = program.parse(parser)
     configs = [load_config(path) for path in args.config]
     check_files(configs)

@@ -13,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
-    parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
+    parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     args = program.parse(parser)
     config = load_config(args.config)
     write_report(config, Layout.of(config, args.num_shards), args.threads)

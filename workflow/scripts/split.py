@@ -16,10 +16,9 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
     parser.add_argument("--num-shards", type=int, required=True, help="how many chunks")
     parser.add_argument("--run-id", default="", help="names the journal if data.resume is false")
-    parser.add_argument("--threads", type=int, default=1, help="cores given to this job")
-    parser.add_argument(
-        "--later", type=Path, nargs="*", default=[], help="the configurations of later stages"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="cores of this job")
+    help = "the configurations of later stages"
+    parser.add_argument("--later", type=Path, nargs="*", default=[], help=help)
     args = program.parse(parser)
     config = load_config(args.config)
     check_files([config])

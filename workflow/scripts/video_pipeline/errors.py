@@ -1,4 +1,4 @@
-"""Errors that are meant for the person at the keyboard."""
+"""Errors for the person at the keyboard, and the line of the user's that an exception came from."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ _NOT_THE_USERS = (
 
 
 class Failure(Exception):
-    """What stops a job, in words for people.
+    """Stops a job, with a message for people.
 
-    The message says what went wrong, where, and what to do next. Command lines print it without
-    a traceback (see :mod:`video_pipeline.program`); every other exception is a bug and keeps it.
+    The message says what went wrong, where, and what to do next. Programs print it without a
+    traceback (see :mod:`video_pipeline.program`); every other exception is a bug and keeps it.
     """
 
 
 class UserError(Failure):
-    """Something the user can fix: input, configuration, plugin. Another attempt would only repeat
-    it."""
+    """The user can fix it: input, configuration, plugin. Another attempt would fail, too."""
 
 
 class EnvironmentFault(Failure):
-    """The machine, the network or the engine is at fault: another attempt is worth it, on a cluster
+    """The machine, the network or the engine is at fault: another attempt may succeed, on a cluster
     maybe on another node. See :mod:`video_pipeline.faults`."""
-
-
-SPLIT_AGAIN = "run snakemake again with `--forcerun split` (of a stage: `--forcerun split_<stage>`)"
-"""What to do about chunks that are not those of this run."""
 
 
 class TaskError(UserError):
     """A user's task or dataset broke the contract of its base class."""
 
 
+SPLIT_AGAIN = "run snakemake again with `--forcerun split` (of a stage: `--forcerun split_<stage>`)"
+"""The advice about chunks that are not those of this run."""
+
+
 def user_frame(error: BaseException) -> traceback.FrameSummary:
-    """The line that an exception came from: the user's own, if one took part."""
+    """The line that an exception came from: the user's own, if there is one."""
     frames = traceback.extract_tb(error.__traceback__)
     return ([frame for frame in frames if _is_users(frame)] or frames)[-1]
 
@@ -56,11 +55,11 @@ def where(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """`` (file, line N)``: the user's line that an exception came from; empty if none took part."""
+    """`` (file, line N)``: the user's line that an exception came from; empty if there is none."""
     return f" ({where(error)})" if _is_users(user_frame(error)) else ""
 
 
 def explain(error: BaseException) -> str:
-    """Type and message of an exception, with the user's line if one took part."""
+    """Type and message of an exception, with the user's line if there is one."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"{text}{place_of(error)}"

@@ -1,4 +1,5 @@
-"""Whose fault it is when something fails that is not ours: vLLM, CUDA, the hub, the kernel."""
+"""Whose fault an exception of other software is (vLLM, CUDA, the hub, the kernel): the machine's or
+the user's."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ _TYPES = {
     *("OutOfMemoryError", "AcceleratorError", "DistError", "NVMLError"),  # torch, nvidia-ml-py
     *("TransportError", "RequestException"),  # httpx, requests: no answer
 }
-"""Names of exceptions that are never the user's: without importing what defines them."""
+"""Names of exceptions that are never the user's fault. By name, to import nothing for them."""
 
 _USERS_TYPES = {"OfflineModeIsEnabled"}
 """Names of exceptions that look like those above and follow from a setting."""
@@ -28,54 +29,54 @@ _TEXTS = re.compile(
     r"out of memory|cannot allocate memory|no space left|insufficient shared memory"
     r"|CUDA error|CUDA driver|CUDA-capable|CUDA initialization|No CUDA GPUs|cuDNN error|CUBLAS_"
     r"|NCCL|NVML|Gloo"
-    # vLLM, where others use the device, too
+    # vLLM, if others use the device, too
     r"|Free memory on device|Error in memory profiling"
     r"|couldn't connect to|Connection (refused|reset)|timed out",
     re.IGNORECASE,
 )
-"""What is said by exceptions of general types, such as RuntimeError and ValueError."""
+"""Messages of exceptions of general types, such as RuntimeError and ValueError."""
 
 _REFUSALS = {
     *("ValueError", "TypeError", "NotImplementedError", "ImportError", "FileNotFoundError"),
     *("HfHubHTTPError", "VLLMClientError"),
 }
-"""Names of exceptions that are raised for what cannot work, however often it is tried."""
+"""Names of exceptions about what cannot work, however often it is tried."""
 
 _RETRIED_STATUS = {408, 425, 429}
 
 
-def is_environments(error: BaseException) -> bool:
-    """Whether the machine, the network or a service is to blame for ``error``, so that another
-    attempt may succeed, and not what somebody has written into a configuration."""
+def is_environment_fault(error: BaseException) -> bool:
+    """Whether the machine, the network or a service caused ``error``, so that another attempt may
+    succeed, and not what somebody has written into a configuration."""
     chain = list(_chain(error))
-    if any(_names(one) & _USERS_TYPES for one in chain):
+    if any(_names(link) & _USERS_TYPES for link in chain):
         return False
     statuses = [status for status in map(_status, chain) if status is not None]
     if statuses:  # the service has answered: it knows best
         return statuses[0] >= 500 or statuses[0] in _RETRIED_STATUS
-    return any(map(_is_environments, chain))
+    return any(map(_looks_like_environment, chain))
 
 
 def is_refusal(error: BaseException) -> bool:
     """Whether ``error`` says that settings, files or versions cannot work together."""
-    return bool(_names(error) & _REFUSALS) and not is_environments(error)
+    return bool(_names(error) & _REFUSALS) and not is_environment_fault(error)
 
 
 def failure_of(error: BaseException, message: str) -> Failure:
     """The failure that says ``message`` because of ``error``."""
-    return (EnvironmentFault if is_environments(error) else UserError)(message)
+    return (EnvironmentFault if is_environment_fault(error) else UserError)(message)
 
 
-def _is_environments(error: BaseException) -> bool:
-    if _names(error) & _TYPES:
-        return True
-    if isinstance(error, OSError) and error.errno in _ERRNOS:
-        return True
-    return _TEXTS.search(str(error)) is not None
+def _looks_like_environment(error: BaseException) -> bool:
+    return (
+        bool(_names(error) & _TYPES)
+        or (isinstance(error, OSError) and error.errno in _ERRNOS)
+        or _TEXTS.search(str(error)) is not None
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """``error`` and what it came from, as a traceback shows them."""
+    """``error`` and the exceptions that led to it, as a traceback shows them."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -88,6 +89,6 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of the HTTP answer that an exception is about."""
+    """The status of the HTTP response that an exception is about."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None

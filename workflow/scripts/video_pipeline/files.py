@@ -1,5 +1,4 @@
-"""Files: written so that nobody ever sees half of one, known again by what they hold, and the name
-that was meant where one is missing."""
+"""Files: replaced at once, so that no process sees half of one, and known by their content."""
 
 from __future__ import annotations
 
@@ -23,24 +22,24 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class Seal(NamedTuple):
-    """What a file held when it was written. It tells a file that is damaged, or another one, not
-    one that was forged.
+    """The size and checksum of a file when it was written. It tells a file that is damaged, or
+    another one, but not one that was forged.
 
     Attributes:
-        num_bytes: How many bytes.
-        crc32: Checksum of them.
+        num_bytes: How many bytes the file held.
+        crc32: Their checksum.
     """
 
     num_bytes: int = 0
     crc32: int = 0
 
     def extended(self, data: bytes | memoryview) -> Seal:
-        """The seal of what this one stands for, with ``data`` after it."""
+        """The seal of the same bytes with ``data`` after them."""
         return Seal(self.num_bytes + len(data), crc32(data, self.crc32))
 
     @classmethod
     def of(cls, path: Path) -> Seal:
-        """The seal of what ``path`` holds now."""
+        """The seal of ``path`` as it is now."""
         seal = cls()
         with open(path, "rb", buffering=0) as stream:
             while data := stream.read(_READ_BYTES):
@@ -48,7 +47,7 @@ class Seal(NamedTuple):
         return seal
 
     def fits(self, path: Path) -> bool:
-        """Whether ``path`` is there and holds what it did."""
+        """Whether ``path`` exists and holds the same bytes."""
         try:
             return path.stat().st_size == self.num_bytes and Seal.of(path) == self
         except FileNotFoundError:
@@ -61,7 +60,7 @@ EMPTY = Seal()
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends well.
+    """Open a temporary file beside ``path`` that replaces it when the block ends well.
 
     Several writers may do so at once, each with a temporary file of its own. The data is on the
     disk before the name is; an exception removes the temporary file.
@@ -80,19 +79,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside ``path``, locked as long as it is open: so :func:`remove_leftovers` knows
-    it from one whose writer was killed."""
+    """A new file beside ``path``, locked as long as it is open: :func:`remove_leftovers` removes
+    those without a lock, whose writers were killed."""
     while True:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         stream = open(temporary, "xb", buffering=1 << 20)
         fcntl.flock(stream, fcntl.LOCK_EX)
         if os.fstat(stream.fileno()).st_nlink:
             return temporary, stream
-        stream.close()  # it was taken for a leftover before it was locked
+        stream.close()  # it was removed as a leftover before it was locked
 
 
 def remove_leftovers(folder: Path, start: str = "") -> None:
-    """Remove the temporary files that killed processes have left in ``folder``, of files whose
+    """Remove the temporary files that killed processes have left in ``folder``, for files whose
     names begin with ``start``."""
     for temporary in folder.iterdir():
         if not (temporary.name.startswith(f".{start}") and _TEMPORARY.fullmatch(temporary.name)):
@@ -102,7 +101,7 @@ def remove_leftovers(folder: Path, start: str = "") -> None:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 temporary.unlink()
         except OSError:
-            continue  # it has taken its place, its writer is alive, or it is another user's
+            continue  # it was renamed, its writer is alive, or it belongs to another user
 
 
 def sync(stream: BinaryIO) -> None:
@@ -117,7 +116,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do that
             raise
     finally:
         os.close(handle)
@@ -132,7 +131,7 @@ def make_folder(path: Path) -> None:
 
 
 def is_newer(path: Path, than: float) -> bool:
-    """Whether ``path`` is there and was written at the time ``than`` or later."""
+    """Whether ``path`` exists and was written at the time ``than`` or later."""
     try:
         return path.stat().st_mtime >= than
     except FileNotFoundError:
@@ -141,7 +140,7 @@ def is_newer(path: Path, than: float) -> bool:
 
 def why_not_there(path: Path, kind: str = "file") -> str:
     """Why no ``kind`` (file, folder, file or folder) can be read at ``path``: its absolute path
-    and the nearest name that is there. Empty if one can."""
+    and the most similar one that exists. Empty if one can be read."""
     absolute = os.path.abspath(path)
     try:
         mode = os.stat(path).st_mode
@@ -184,17 +183,17 @@ def _similar_path(absolute: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``, at once."""
+    """Replace the content of ``path`` by ``text``, at once."""
     with replacing(path) as stream:
         stream.write(text.encode("utf-8"))
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Make a temporary folder beside ``path`` that takes its place when the block ends well.
+    """Make a temporary folder beside ``path`` that replaces it when the block ends well.
 
-    One process at a time may do so: what a killed one has left is removed first. Files are on the
-    disk before the name is; an exception removes the temporary folder.
+    One process at a time may do so: the leftovers of a killed one are removed first. Files are on
+    the disk before the name is; an exception removes the temporary folder.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     former = path.with_name(f".{path.name}.former")

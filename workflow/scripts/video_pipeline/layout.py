@@ -1,8 +1,9 @@
-"""Where the files of a run lie, all beside ``data.output_jsonl``."""
+"""The paths of a run's files, all beside ``data.output_jsonl``."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,28 @@ from video_pipeline.config import Config
 from video_pipeline.files import is_newer, remove_leftovers
 
 _CHUNKS = re.compile(r"of-\d+|\.of-\d+\.tmp")
+
+
+class _Path:
+    """A path that follows from a layout."""
+
+    def __init__(self, path_of: Callable[[Layout], Path]) -> None:
+        self._path_of = path_of
+
+    def __get__(self, layout: Layout, owner: type[Layout]) -> Path:
+        return self._path_of(layout)
+
+
+def _beside(ending: str) -> _Path:
+    return _Path(lambda layout: layout.beside(ending))
+
+
+def _of_run(name: str) -> _Path:
+    return _Path(lambda layout: layout.output.parent / ".chunks" / layout.stem / name)
+
+
+def _of_split(name: str) -> _Path:
+    return _Path(lambda layout: layout.chunks / name)
 
 
 @dataclass(frozen=True)
@@ -31,104 +54,136 @@ class Layout:
 
     @property
     def stem(self) -> str:
-        """Name of the output without ``.jsonl``."""
+        """The name of the output without ``.jsonl``."""
         return self.output.name.removesuffix(".jsonl")
 
     def beside(self, ending: str) -> Path:
         """``output.describe`` + ``ending``."""
         return self.output.with_name(self.stem + ending)
 
-    @property
-    def summary(self) -> Path:
-        """Counts of the whole run."""
-        return self.beside(".summary.json")
+    def log(self, name: str) -> Path:
+        """The log of one rule, relative to the working directory."""
+        return Path("logs") / self.stem / f"{name}.log"
 
-    @property
-    def errors(self) -> Path:
-        """The records of the failed samples, which are an input again."""
-        return self.beside(".errors.jsonl")
+    # --- beside the output ------------------------------------------------------------------------
 
-    @property
-    def report(self) -> Path:
-        """The page about the run."""
-        return self.beside(".report.html")
+    config = _beside(".config.yaml")
+    """The resolved configuration."""
 
-    @property
-    def partial(self) -> Path:
-        """The records that are there before the run is over."""
-        return self.beside(".partial.jsonl")
+    summary = _beside(".summary.json")
+    """Counts of the whole run."""
 
-    @property
-    def videos(self) -> Path:
-        """Where long videos were cut into windows: one line for each video, with its windows."""
-        return self.beside(".videos.jsonl")
+    errors = _beside(".errors.jsonl")
+    """The records of the failed samples, which may be the input of another run."""
 
-    @property
-    def dataset(self) -> Path:
-        """The folder that can be uploaded to a hub: the output as Parquet, with a card."""
-        return self.beside(".dataset")
+    report = _beside(".report.html")
+    """The page about the run."""
 
-    @property
-    def card(self) -> Path:
-        """The dataset card, which is there when the whole folder is."""
-        return self.dataset / "README.md"
+    partial = _beside(".partial.jsonl")
+    """The records that are finished before the run is."""
 
-    @property
-    def plan_report(self) -> Path:
-        """What the run will take, see :mod:`video_pipeline.estimate.estimate`."""
-        return self.beside(".plan.json")
+    videos = _beside(".videos.jsonl")
+    """If long videos were cut into windows: one line for each video, with its windows."""
 
-    @property
-    def plan_samples(self) -> Path:
-        """The same of each sample that was looked at: one line for each."""
-        return self.beside(".plan.jsonl")
+    dataset = _beside(".dataset")
+    """A folder to upload to a hub: the output as Parquet, with a card."""
 
-    @property
-    def plan_config(self) -> Path:
-        """The resolved configuration that ``plan`` reads: a live run may have another one."""
-        return self._all_chunks / "plan.config.yaml"
+    card = _Path(lambda layout: layout.dataset / "README.md")
+    """The dataset card, which exists when the whole folder does."""
 
-    @property
-    def plan_scratch(self) -> Path:
-        """The folder that ``plan`` works in."""
-        return self._all_chunks / "plan"
+    plan_report = _beside(".plan.json")
+    """The estimate of a run, see :mod:`video_pipeline.estimate.estimate`."""
 
-    @property
-    def plan_lock(self) -> Path:
-        """Held by the process that makes the plan."""
-        return self._all_chunks / "plan.lock"
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.beside(".config.yaml")
+    plan_samples = _beside(".plan.jsonl")
+    """The estimate of each sample that ``plan`` has read: one line for each."""
 
     def rank_file(self, rank: int | str) -> Path:
         """The finished records of one rank, in input order."""
         return self.beside(f".rank{rank}.jsonl")
 
-    @property
-    def plan(self) -> Path:
-        """The resolved number of shards, see :mod:`video_pipeline.plan`."""
-        return self._all_chunks / "plan.json"
+    def rank_files(self) -> list[Path]:
+        """The rank files on disk, of any split."""
+        pattern = re.compile(rf"{re.escape(self.stem)}\.rank\d+\.jsonl")
+        return [path for path in self.output.parent.iterdir() if pattern.fullmatch(path.name)]
+
+    # --- the journal ------------------------------------------------------------------------------
+
+    journal = _Path(lambda layout: layout.output.parent / ".journal" / layout.stem)
+    """The folder of the journals, one folder in it for each fingerprint."""
+
+    commits = _Path(lambda layout: layout.journal / "commits.json")
+    """The commits of models of the hub, see :mod:`video_pipeline.model.model`."""
+
+    # --- of the run, whatever its number of shards ------------------------------------------------
+
+    _all_chunks = _of_run("")
+
+    plan = _of_run("plan.json")
+    """The number of shards, decided once, see :mod:`video_pipeline.plan`."""
+
+    plan_config = _of_run("plan.config.yaml")
+    """The resolved configuration that ``plan`` reads; a live run may have another one."""
+
+    plan_scratch = _of_run("plan")
+    """The folder that ``plan`` works in."""
+
+    plan_lock = _of_run("plan.lock")
+    """Held by the process that estimates."""
+
+    dataset_lock = _of_run("dataset.lock")
+    """Held by the process that writes :attr:`dataset`."""
+
+    run_lock = _of_run("snakemake.lock")
+    """Held by the Snakemake, the retry or the prune that works on this output."""
+
+    reopened = _of_run("reopened")
+    """Exists while the output has errors that were opened again: it has to be written anew."""
+
+    def progress(self, step: str) -> Path:
+        """The progress of a step other than inference."""
+        return self._all_chunks / f"{step}.progress.json"
 
     @property
-    def chunks(self) -> Path:
-        """The folder of the chunks; it names the number of shards."""
-        return self._all_chunks / f"of-{self.num_shards}"
+    def all_locks(self) -> list[Path]:
+        """The locks of every plan of this output."""
+        return sorted(self._all_chunks.glob("of-*/rank*.lock"))
+
+    # --- of one split -----------------------------------------------------------------------------
+
+    chunks = _Path(lambda layout: layout._all_chunks / f"of-{layout.num_shards}")
+    """The folder of the chunks; it names the number of shards."""
+
+    split_scratch = _Path(lambda layout: layout._all_chunks / f".of-{layout.num_shards}.tmp")
+    """The folder that split works in."""
+
+    manifest = _of_split("manifest.json")
+    """The manifest of the split, see :mod:`video_pipeline.run.manifest`."""
+
+    order = _of_split("order.bin")
+    """The rank of each distinct sample, in input order."""
+
+    weights = _of_split("weights.txt")
+    """Holds the name of the folder of the model's weights, once they are fetched."""
 
     def chunk(self, rank: int | str) -> Path:
         """The samples of one rank."""
         return self.chunks / f"rank{rank}.jsonl"
 
-    @property
-    def weights(self) -> Path:
-        """The name of the folder of the model's weights, written when they are there."""
-        return self.chunks / "weights.txt"
+    def contents(self, rank: int) -> Path:
+        """A description of the rank file of one rank."""
+        return self.chunks / f"rank{rank}.contents.json"
+
+    def failure(self, rank: int) -> Path:
+        """The error of the last inference job of one rank, if another attempt would fail, too."""
+        return self.chunks / f"rank{rank}.failure.txt"
+
+    def lock(self, rank: int) -> Path:
+        """Held by the process that infers one rank."""
+        return self.chunks / f"rank{rank}.lock"
 
     def unfinished(self) -> list[int]:
-        """The ranks whose rank file is not there, or is of earlier chunks; none where the output is
-        finished, or no chunks are there."""
+        """The ranks whose rank file is missing, or older than the chunks; none if the output is
+        finished, or there are no chunks."""
         if not self.manifest.exists() or self.is_finished:
             return []
         split_at, ranks = self.manifest.stat().st_mtime, range(self.num_shards)
@@ -136,88 +191,19 @@ class Layout:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the output is there and holds all that these chunks have come to."""
-        # a job that begins writes its name into the lock of its rank
+        """Whether the output exists and is newer than the chunks and than the last job's begin."""
+        # A job that begins writes its name into the lock of its rank.
         begun = [path for path in map(self.lock, range(self.num_shards)) if path.exists()]
         last = max(path.stat().st_mtime for path in (self.manifest, *begun))
         return not self.reopened.exists() and is_newer(self.output, last)
 
-    def contents(self, rank: int) -> Path:
-        """What the rank file of one rank holds."""
-        return self.chunks / f"rank{rank}.contents.json"
-
-    def progress(self, step: str) -> Path:
-        """How far a step is that is no inference."""
-        return self._all_chunks / f"{step}.progress.json"
-
-    def failure(self, rank: int) -> Path:
-        """Why the last inference job of one rank failed, if another attempt would fail, too."""
-        return self.chunks / f"rank{rank}.failure.txt"
-
-    def lock(self, rank: int) -> Path:
-        """Held by the process that infers one rank."""
-        return self.chunks / f"rank{rank}.lock"
-
-    @property
-    def dataset_lock(self) -> Path:
-        """Held by the process that writes :attr:`dataset`."""
-        return self._all_chunks / "dataset.lock"
-
-    @property
-    def run_lock(self) -> Path:
-        """Held by the Snakemake, the retry or the prune that works on this output."""
-        return self._all_chunks / "snakemake.lock"
-
-    @property
-    def reopened(self) -> Path:
-        """There while the output has errors that were opened again: it is to be written anew."""
-        return self._all_chunks / "reopened"
-
-    @property
-    def all_locks(self) -> list[Path]:
-        """The locks of every plan of this output."""
-        return sorted(self._all_chunks.glob("of-*/rank*.lock"))
-
-    @property
-    def manifest(self) -> Path:
-        """What split did."""
-        return self.chunks / "manifest.json"
-
-    @property
-    def order(self) -> Path:
-        """The rank of each distinct sample, in input order."""
-        return self.chunks / "order.bin"
-
-    @property
-    def journal(self) -> Path:
-        """The folder of the journals, one folder in it for each fingerprint."""
-        return self.output.parent / ".journal" / self.stem
-
-    @property
-    def commits(self) -> Path:
-        """The commits of models of the hub, see :mod:`video_pipeline.model.model`."""
-        return self.journal / "commits.json"
-
-    def log(self, name: str) -> Path:
-        """The log of one rule, relative to the working directory."""
-        return Path("logs") / self.stem / f"{name}.log"
-
-    @property
-    def split_scratch(self) -> Path:
-        """The folder that split works in."""
-        return self.chunks.with_name(f".{self.chunks.name}.tmp")
+    # --- leftovers --------------------------------------------------------------------------------
 
     def of_other_plans(self) -> list[Path]:
-        """What splits into other numbers of shards have left: their folders of chunks, finished or
-        not."""
+        """The folders of chunks of splits into other numbers of shards, finished or not."""
         ours = (self.chunks, self.split_scratch)
-        found = [path for path in self._all_chunks.iterdir() if _CHUNKS.fullmatch(path.name)]
-        return [path for path in found if path not in ours]
-
-    def rank_files(self) -> list[Path]:
-        """The rank files that are there, of whatever split."""
-        pattern = re.compile(rf"{re.escape(self.stem)}\.rank\d+\.jsonl")
-        return [path for path in self.output.parent.iterdir() if pattern.fullmatch(path.name)]
+        folders = [path for path in self._all_chunks.iterdir() if _CHUNKS.fullmatch(path.name)]
+        return [path for path in folders if path not in ours]
 
     def remove_leftovers(self, rank: int | None = None) -> None:
         """Remove the temporary files that killed processes have left, of one rank or all."""
@@ -226,7 +212,3 @@ class Layout:
         remove_leftovers(self.chunks, of_rank)
         if rank is None:
             remove_leftovers(self._all_chunks)
-
-    @property
-    def _all_chunks(self) -> Path:
-        return self.output.parent / ".chunks" / self.stem

@@ -1,4 +1,4 @@
-"""Locks on files that say who holds them."""
+"""Locks on files, which name the process that holds them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import Logger
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,33 +19,39 @@ _POLL_SECONDS = 1.0
 
 
 def holder() -> dict[str, Any]:
-    """Who this process is: host, pid and, on a cluster, the job."""
-    who = {"host": socket.gethostname(), "pid": os.getpid()}
+    """The name of this process: host, pid and, on a cluster, the job."""
+    process = {"host": socket.gethostname(), "pid": os.getpid()}
     job = os.environ.get("SLURM_JOB_ID")
-    return {**who, "job": job} if job else who
+    return {**process, "job": job} if job else process
+
+
+def describe(process: Mapping[str, Any]) -> str:
+    """``host h, process 12, job 7``: a :func:`holder` in words."""
+    job = f", job {process['job']}" if "job" in process else ""
+    return f"host {process['host']}, process {process['pid']}{job}"
 
 
 def describe_holder(path: Path) -> str:
-    """``host h, process 12, job 7`` of the process that locked ``path`` last."""
-    who = _read_holder(path)
-    if who is None:
-        return "an unknown process"
-    job = f", job {who['job']}" if "job" in who else ""
-    return f"host {who['host']}, process {who['pid']}{job}"
+    """The process that locked ``path`` last, in words."""
+    process = _read_holder(path)
+    return describe(process) if process else "an unknown process"
 
 
 def holder_lives(path: Path) -> bool:
-    """Whether the process that locked ``path`` last may still be there."""
+    """Whether the process that locked ``path`` last may still be alive."""
     import psutil
 
-    who = _read_holder(path)
-    return who is None or who["host"] != socket.gethostname() or psutil.pid_exists(who["pid"])
+    process = _read_holder(path)
+    if process is None or process["host"] != socket.gethostname():
+        return True
+    return psutil.pid_exists(process["pid"])
 
 
 def _read_holder(path: Path) -> dict[str, Any] | None:
     try:
-        who = json.loads(path.read_text(encoding="utf-8"))
-        return who if isinstance(who["host"], str) and isinstance(who["pid"], int) else None
+        process = json.loads(path.read_text(encoding="utf-8"))
+        is_whole = isinstance(process["host"], str) and isinstance(process["pid"], int)
+        return process if is_whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -68,9 +75,9 @@ def try_lock(path: Path) -> TextIO | None:
 
 
 def take_output(lock: Path, output: Path) -> TextIO:
-    """Lock ``lock``, the run lock of ``output``, so that nobody else changes what is there.
+    """Lock ``lock``, the run lock of ``output``, so that no other process changes the output.
 
-    Raises :class:`UserError` naming who does so now.
+    Raises :class:`UserError` naming the process that holds the lock.
     """
     stream = try_lock(lock)
     if stream is None:
@@ -94,8 +101,9 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def waiting_lock(path: Path, log: Any) -> Iterator[bool]:
-    """Hold the lock on ``path``, waiting for it if need be; yields whether it had to wait."""
+def waiting_lock(path: Path, log: Logger) -> Iterator[bool]:
+    """Hold the lock on ``path`` within the block, after waiting for it; yields whether another
+    process held it."""
     stream = try_lock(path)
     waited = stream is None
     if waited:

@@ -11,10 +11,11 @@ import datetime
 import os
 import re
 import shlex
-import socket
 import sys
 from itertools import count
 from pathlib import Path
+
+from video_pipeline.locks import describe, holder
 
 MAX_ATTEMPTS = 10
 """The logs of this many attempts of a job are kept."""
@@ -36,10 +37,8 @@ def begin_attempt(log: Path) -> Path:
     log.touch()  # `tee` may not have made it yet
     own = _link(log)
     moment = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    job = os.environ.get("SLURM_JOB_ID")
-    place = f"{socket.gethostname()}, process {os.getpid()}" + (f", SLURM job {job}" if job else "")
     with open(log, "a", encoding="utf-8", errors="backslashreplace") as stream:
-        stream.write(f"=== {moment} on {place}: {shlex.join(sys.argv)}\n")
+        stream.write(f"=== {moment} on {describe(holder())}: {shlex.join(sys.argv)}\n")
     return own.absolute()
 
 

@@ -1,4 +1,4 @@
-"""The plan: what is decided once in Snakemake's main process and read by all others.
+"""The plan: decided once, in Snakemake's main process, and read by all others.
 
 Child processes of an executor do not see ``--resources gpu=N``, and neither do later calls such as
 ``snakemake -n`` or ``--report``; they read the plan, and so build the same DAG. Imported while
@@ -18,17 +18,17 @@ from video_pipeline.files import write_text
 from video_pipeline.versions import check_version
 
 VERSION = 1
-"""Of the file of a plan."""
+"""The version of a plan's file."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all processes of an invocation agree on.
+    """The plan of an invocation.
 
     Attributes:
         num_shards: How many chunks, and so inference jobs.
-        run_id: Names the journal of this invocation where ``data.resume`` is false, else empty.
-        version: Of the file.
+        run_id: Names the journal of this invocation if ``data.resume`` is false, else empty.
+        version: The version of the file.
     """
 
     num_shards: int
@@ -36,17 +36,21 @@ class Plan:
     version: int = VERSION
 
     def write(self, path: Path) -> None:
-        """Write the plan, at once."""
+        """Replace the file of the plan."""
         write_text(path, json.dumps(asdict(self)) + "\n")
 
 
 def resolve_plan(config: Config, path: Path, *, gpus: int | None, is_main: bool) -> Plan:
     """The plan of this invocation.
 
-    ``gpus`` is ``--resources gpu=N`` (None where it was not given), ``path`` the plan that an
-    earlier process wrote, ``is_main`` whether this is Snakemake's main process.
+    Args:
+        config: The configuration of a stage.
+        path: The plan that an earlier process wrote, if there is one.
+        gpus: ``--resources gpu=N``, None if it was not given.
+        is_main: Whether this is Snakemake's main process.
 
-    Raises :class:`UserError` if a job needs more GPUs than Snakemake was given.
+    Raises:
+        UserError: if a job needs more GPUs than Snakemake was given.
     """
     written = read_plan(path)
     if not is_main and written is not None:
@@ -68,10 +72,10 @@ def resolve_plan(config: Config, path: Path, *, gpus: int | None, is_main: bool)
 
 
 def check_job_gpus(config: Config, overwritten: object) -> None:
-    """``overwritten`` is what ``--set-resources infer:gpu=N`` says, None where it is not given.
+    """Check the number of GPUs that ``--set-resources infer:gpu=N`` sets; None if it is not given.
 
-    Raises :class:`UserError` unless it is what a job needs: Snakemake lowers a larger number to its
-    limit without a word, and the job leases what its engine needs all the same.
+    Raises :class:`UserError` unless a job needs this number: Snakemake lowers a larger one to its
+    limit without a message, and the job leases what its engine needs all the same.
     """
     needed = config.vllm.gpus_per_job
     if overwritten is not None and str(overwritten) != str(needed):
@@ -83,16 +87,16 @@ def check_job_gpus(config: Config, overwritten: object) -> None:
 
 
 def jobs_at_once(num_shards: int, gpus: int | None, gpus_per_job: int) -> int:
-    """How many inference jobs Snakemake starts at a time, as far as GPUs bind; ``gpus`` is
-    ``--resources gpu=N``, None where it was not given."""
+    """How many inference jobs have GPUs at a time; ``gpus`` is ``--resources gpu=N``, None if it
+    was not given."""
     return num_shards if gpus is None else min(num_shards, gpus // gpus_per_job)
 
 
 def job_threads(cores: int | None, at_once: int, *, gpus_bind: bool) -> int:
     """An even share of ``--cores`` for each of the inference jobs that run at once.
 
-    Where GPUs bind (``--resources gpu=N`` on this machine), cores must not: with fewer cores than
-    jobs a share is 0, so that Snakemake starts them all the same.
+    If GPUs limit the number of jobs (``--resources gpu=N`` on this machine), cores must not: with
+    fewer cores than jobs a share is 0, and Snakemake starts them all the same.
     """
     if cores is None:
         return 1

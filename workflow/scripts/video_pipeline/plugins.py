@@ -11,14 +11,14 @@ from video_pipeline.errors import UserError, explain, place_of
 
 
 def plugin_files(plugins: list[str]) -> list[Path]:
-    """Those of ``run.plugins`` that are files (the others are names of modules)."""
+    """The entries of ``run.plugins`` that are files; the others are names of modules."""
     return [Path(plugin) for plugin in plugins if plugin.endswith(".py")]
 
 
 def load_plugins(plugins: list[str]) -> None:
     """Import every plugin once; a file becomes the module ``video_pipeline_plugin_<stem>``.
 
-    Raises :class:`UserError` with the user's own line where an import fails.
+    Raises :class:`UserError` with the user's own line if an import fails.
     """
     for plugin in plugins:
         try:
@@ -37,19 +37,19 @@ def load_plugins(plugins: list[str]) -> None:
 
 def _load_file(path: Path) -> None:
     name = f"video_pipeline_plugin_{path.stem}"
-    loaded = sys.modules.get(name)
-    if loaded is not None:
-        if Path(loaded.__file__).absolute() == path.absolute():
+    if name in sys.modules:
+        loaded = Path(str(sys.modules[name].__file__))
+        if loaded.absolute() == path.absolute():
             return
-        raise UserError(
-            f"two plugins are called {path.name}: {loaded.__file__} and {path}; rename one"
-        )
+        raise UserError(f"two plugins are called {path.name}: {loaded} and {path}; rename one")
     if not path.is_file():
         raise UserError(f"plugin {path} not found (in {Path.cwd()}); see run.plugins")
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # bytecode is told apart by second and size: one edit soon after another would go unnoticed
+    # Python knows outdated bytecode by second and size: of two edits in a row it would miss one.
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Names to classes: how tasks and datasets are found."""
+"""The registry of a kind of class, such as tasks or datasets, by name."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ class Registry(Generic[T]):
         self._classes: dict[str, T] = {}
 
     def add(self, name: str, cls: T) -> T:
-        """Register ``cls`` as ``name``. Raises :class:`UserError` where that cannot be."""
+        """Register ``cls`` as ``name``; returns ``cls``.
+
+        Raises :class:`UserError` if it is no complete class of this kind, or the name is taken.
+        """
         if not isinstance(name, str) or not name:
             raise UserError(f"{_place(cls)}: give the {self._kind} a name")
         missing = [
-            method  # also of classes that are no ABC, as datasets of torch
+            method  # also of classes that are no ABC, such as datasets of torch
             for method in dir(cls)
             if getattr(getattr(cls, method, None), "__isabstractmethod__", False)
         ]
@@ -47,7 +50,7 @@ class Registry(Generic[T]):
             )
         known = self._classes.get(name)
         if known is not None and known is not cls and not _is_stale(known):
-            users = [found for found in (known, cls) if not is_built_in(found)]
+            users = [other for other in (known, cls) if not is_built_in(other)]
             if len(users) == 2:
                 raise UserError(
                     f"two {self._kind}s are called {name!r}: {_place(known)} and {_place(cls)}; "
@@ -79,7 +82,7 @@ def is_built_in(cls: type) -> bool:
 
 
 def _is_stale(cls: type) -> bool:
-    """Whether the module of ``cls`` was loaded anew since."""
+    """Whether the module of ``cls`` was loaded again after it registered."""
     if is_built_in(cls):
         return False
     module = sys.modules.get(cls.__module__)

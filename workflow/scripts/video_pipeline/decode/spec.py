@@ -14,7 +14,7 @@ from typing import Any
 from video_pipeline.config import Config
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.errors import EnvironmentFault, Failure, TaskError, where
-from video_pipeline.faults import is_environments
+from video_pipeline.faults import is_environment_fault
 
 
 class ProcessSpec(ABC):
@@ -106,7 +106,7 @@ class ProcessSpec(ABC):
         except Failure as error:
             return error
         except (Exception, SystemExit) as error:
-            failure = EnvironmentFault if is_environments(error) else TaskError
+            failure = EnvironmentFault if is_environment_fault(error) else TaskError
             return failure(
                 f"a decode process could not start: {type(error).__name__}: {error} "
                 f"({where(error)})"

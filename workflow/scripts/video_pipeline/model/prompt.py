@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.budget import SIMULATED_PATCH_SIZE
 from video_pipeline.errors import Failure, TaskError
-from video_pipeline.faults import failure_of, is_environments
+from video_pipeline.faults import failure_of, is_environment_fault
 from video_pipeline.model.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.suggest import did_you_mean
 
@@ -55,7 +55,7 @@ def processor_folder(model: str, revision: str | None = None) -> str:
         try:
             return snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
         except (OSError, ValueError) as error:
-            if seconds is None or not is_environments(error):
+            if seconds is None or not is_environment_fault(error):
                 raise _no_processor(model, revision, error) from error
             logger.warning("the hub does not answer, asked again in %g s: %s", seconds, error)
             time.sleep(seconds)
@@ -65,7 +65,7 @@ def processor_folder(model: str, revision: str | None = None) -> str:
 def _no_processor(model: str, revision: str | None, error: Exception) -> Failure:
     patterns = " ".join(f"'{pattern}'" for pattern in PROCESSOR_FILES)
     version = f" --revision {revision}" if revision else ""
-    later = is_environments(error)
+    later = is_environment_fault(error)
     return failure_of(
         error,
         f"vllm.model: {model} is no folder here, and the hub does not give its processor: {error}. "

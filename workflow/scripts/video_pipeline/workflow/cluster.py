@@ -26,9 +26,10 @@ def check_jobs(
     """Compare what jobs request with this cluster and with their needs; returns warnings.
 
     Args:
-        jobs: a job of each rule, by the rule's name.
-        stages: the stages that the jobs belong to.
-        has_rules: whether the plugin chooses partitions by rules of its own.
+        jobs: A job of each rule, by the rule's name.
+        stages: The stages that the jobs belong to.
+        has_rules: Whether the plugin chooses partitions by rules of its own
+            (`slurm-partition-config`).
 
     Raises:
         UserError: if a job cannot run with what it requests.
@@ -51,17 +52,10 @@ def requested_mb(resources: JobResources, threads: int) -> int | None:
 
 
 def check_partitions(jobs: Mapping[str, JobResources], *, has_rules: bool) -> None:
-    """Compare the partitions that jobs request with those of this cluster.
+    """Compare the partitions that jobs request with those of this cluster; see :func:`check_jobs`.
 
     Without a partition the plugin asks `sinfo` for the default one, and waits without a message and
     without end if that fails.
-
-    Args:
-        jobs: the resources of a job of each rule.
-        has_rules: whether the plugin chooses by rules of its own (`slurm-partition-config`).
-
-    Raises:
-        UserError: if a partition does not exist, or none is named and there is no default.
     """
     has_rules = has_rules or "SNAKEMAKE_SLURM_PARTITIONS" in os.environ
     requested = {

@@ -11,10 +11,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from snakemake.exceptions import WorkflowError
 
@@ -24,10 +23,14 @@ if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
 TRIED = {
-    "snakemake": ("9.27.1",),
+    "snakemake": ("9.20.0", "9.27.1"),
     "snakemake-executor-plugin-slurm": ("2.6.1", "2.8.0"),
 }
-"""The versions that were tried, of each package whose internals are used here."""
+"""The versions that were tried, of each package whose internals are used here. To try another:
+
+    pip install --no-deps --target DIR snakemake==VERSION
+    PYTHONPATH=DIR python -m pytest tests/unit/test_snakemake_internals.py
+"""
 
 _INSPECTIONS = {
     *("--lint", "--list-rules", "--list", "-l"),
@@ -69,14 +72,8 @@ def _uses(internal: str, package: str = "snakemake") -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class PlannedJob:
-    """A job that will run.
-
-    Attributes:
-        threads: Its cores.
-        resources: Its other resources, by name.
-    """
+class PlannedJob(NamedTuple):
+    """A job that will run, with its cores and its other resources."""
 
     threads: int
     resources: JobResources
@@ -195,14 +192,11 @@ class Snakemake:
 class Pattern(Protocol):
     """The part of a compiled pattern that Snakemake uses."""
 
-    def finditer(self, text: str, /) -> Iterator[re.Match[str]]:
-        """All matches."""
+    def finditer(self, text: str, /) -> Iterator[re.Match[str]]: ...
 
-    def search(self, text: str, /) -> re.Match[str] | None:
-        """The first match."""
+    def search(self, text: str, /) -> re.Match[str] | None: ...
 
-    def sub(self, replace: Callable[[re.Match[str]], str], text: str, /) -> str:
-        """``text`` with all matches replaced."""
+    def sub(self, replace: Callable[[re.Match[str]], str], text: str, /) -> str: ...
 
 
 @_uses("io.WILDCARD_REGEX and pathvars.PATHVAR_REGEX")
