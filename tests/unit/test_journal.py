@@ -151,7 +151,7 @@ def test_zeros_of_a_power_loss_are_no_record(folder):
 def test_a_newer_version_is_refused(folder):
     path = write(folder, ("a", "one"))
     path.write_bytes(path.read_bytes().replace(b'"__journal":1', b'"__journal":2', 1))
-    with pytest.raises(UserError, match=r"newer version .*journal version 2"):
+    with pytest.raises(UserError, match=r"newer version .*version 2, this one reads up to 1"):
         read_index(folder)
 
 
