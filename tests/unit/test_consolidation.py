@@ -109,7 +109,7 @@ def test_an_input_that_looks_like_an_error_is_none(splitting):
     splitting(num_shards=1).finish("0", "2", failed=("1",))
     infer(splitting.run.config, splitting.layout, 0, 1)
     consolidate(splitting.run.config, splitting.layout)
-    assert [each["__key"] for each in read_jsonl(splitting.layout.errors)] == ["1"]
+    assert [record["__key"] for record in read_jsonl(splitting.layout.errors)] == ["1"]
 
 
 def test_rather_no_rank_file_than_one_that_was_not_written_down(finished, monkeypatch):
@@ -509,7 +509,7 @@ def test_records_of_windows_are_put_together_by_video(splitting):
     clips = [clip for video in videos for clip in video["clips"]]
     assert [len(video["clips"]) for video in videos] == [2, 2]
     assert [(clip["video_start"], clip["video_end"]) for clip in clips] == [(0, 1), (1, 2.5)] * 2
-    without_input = [{n: v for n, v in each.items() if n != "input"} for each in records]
+    without_input = [{n: v for n, v in r.items() if n != "input"} for r in records]
     assert [{n: clip[n] for n in clip if n not in CUT} for clip in clips] == without_input
     # it is no output of a rule, so that it is there is looked at here
     assert not output_is_damaged(splitting.layout)

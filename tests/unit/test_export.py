@@ -39,8 +39,8 @@ def record(number: int, **fields: Any) -> dict[str, Any]:
 
 def exported(folder: Path, records: list[dict[str, Any]], **sections: dict[str, Any]) -> Layout:
     """Export these records, as consolidate would have written them."""
-    given = {"data": {"output_jsonl": str(folder / "out.jsonl")}, **sections}
-    config = load_config(given)
+    sections = {"data": {"output_jsonl": str(folder / "out.jsonl")}, **sections}
+    config = load_config(sections)
     layout = Layout.of(config, 1)
     layout.output.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in records))
     failed = sum("__error" in entry for entry in records)
@@ -120,8 +120,8 @@ def check_round_trip(layout: Layout, records: list[dict[str, Any]]) -> None:
     for row, entry in zip(rows, records, strict=True):
         others = json.loads(row.pop(OTHERS, None) or "{}")
         back = {n: restored(v, table.field(n).type, entry.get(n)) for n, v in row.items()}
-        found = without_nulls({**back, **others})
-        assert same(found, without_nulls(entry)), (found, entry)
+        restored_entry = without_nulls({**back, **others})
+        assert same(restored_entry, without_nulls(entry)), (restored_entry, entry)
     frame = pd.read_parquet(layout.dataset / "data", dtype_backend="pyarrow")
     assert list(frame.columns) == table.column_names
     for name in table.column_names:

@@ -15,7 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
-from video_pipeline.engine import causes
 from video_pipeline.engine.vllm import causes
 from video_pipeline.faults import is_environment_fault, is_refusal
 

@@ -48,7 +48,7 @@ def write(folder, *records, prefix=ATTEMPT):
     return journal.path
 
 
-def found(folder, key, request=REQUEST, part="", attempts=ATTEMPTS):
+def final_record(folder, key, request=REQUEST, part="", attempts=ATTEMPTS):
     """The final record of a key, or None."""
     index = read_index(folder, attempts)
     with JournalReader(folder, index) as reader:
@@ -62,25 +62,25 @@ def found(folder, key, request=REQUEST, part="", attempts=ATTEMPTS):
     return finished.record
 
 
-def test_what_is_written_is_found(folder):
+def test_what_is_written_is_final_record(folder):
     write(folder, ("a", "one"), ("b", None))
-    assert found(folder, "a") == {
+    assert final_record(folder, "a") == {
         "__key": "a",
         "__part": "",
         "__request": REQUEST,
         "output_text": "one",
         "__usage": USAGE,
     }
-    assert found(folder, "b")["__error"] == ERROR
-    assert found(folder, "c") is None
+    assert final_record(folder, "b")["__error"] == ERROR
+    assert final_record(folder, "c") is None
 
 
 def test_another_request_or_part_is_another_record(folder):
     with JournalWriter(folder, ATTEMPT) as journal:
         journal.answer("a", "window 1", REQUEST, "one", USAGE)
-    assert found(folder, "a") is None
-    assert found(folder, "a", OTHER, "window 1") is None
-    assert found(folder, "a", REQUEST, "window 1")["output_text"] == "one"
+    assert final_record(folder, "a") is None
+    assert final_record(folder, "a", OTHER, "window 1") is None
+    assert final_record(folder, "a", REQUEST, "window 1")["output_text"] == "one"
 
 
 KEYS = ["plain", 'quote " and \\', "new\nline", "ünï\U0001f600", '","__part":"', "a" * 5000, "\x00"]
@@ -90,7 +90,7 @@ KEYS = ["plain", 'quote " and \\', "new\nline", "ünï\U0001f600", '","__part":"
 def test_any_key_and_text(folder, key):
     text = f'{{"__key":"{key}"}}\n}}\n'
     write(folder, (key, text))
-    assert found(folder, key)["output_text"] == text
+    assert final_record(folder, key)["output_text"] == text
     assert len(read_jsonl(next(folder.iterdir()))) == 2
 
 
@@ -106,7 +106,7 @@ def test_a_record_is_one_line_and_one_write(folder, monkeypatch):
     with JournalWriter(folder, ATTEMPT) as journal:
         journal.answer("a", "", REQUEST, "two\nlines" * 100_000, USAGE)
         # there before anything is closed or flushed
-        assert found(folder, "a")["output_text"].startswith("two")
+        assert final_record(folder, "a")["output_text"].startswith("two")
     assert len(writes) == 2
     assert all(line.count(b"\n") == 1 and line.endswith(b"\n") for line in writes)
 
@@ -116,10 +116,10 @@ def test_a_torn_last_line_is_ignored(folder, cut):
     path = write(folder, ("a", "one"), ("b", "two"))
     data = path.read_bytes()
     path.write_bytes(data[:-cut])
-    assert found(folder, "a")["output_text"] == "one"
-    assert found(folder, "b") is None
+    assert final_record(folder, "a")["output_text"] == "one"
+    assert final_record(folder, "b") is None
     write(folder, ("b", "again"))
-    assert found(folder, "b")["output_text"] == "again"
+    assert final_record(folder, "b")["output_text"] == "again"
 
 
 def test_a_file_torn_in_its_first_line_is_ignored(folder):
@@ -127,7 +127,7 @@ def test_a_file_torn_in_its_first_line_is_ignored(folder):
     data = whole.read_bytes()
     for size in range(len(data.partition(b"\n")[0]) + 2):
         whole.write_bytes(data[:size])
-        assert found(folder, "a") is None
+        assert final_record(folder, "a") is None
 
 
 def test_a_line_that_ran_into_a_torn_one_is_no_record(folder):
@@ -135,7 +135,7 @@ def test_a_line_that_ran_into_a_torn_one_is_no_record(folder):
     path = write(folder, ("a", "one"), ("b", "two"))
     first, a, b, _ = path.read_bytes().split(b"\n")
     path.write_bytes(first + b"\n" + a[:-10] + b + b"\n")
-    assert found(folder, "a") is None
+    assert final_record(folder, "a") is None
 
 
 def test_zeros_of_a_power_loss_are_no_record(folder):
@@ -143,15 +143,15 @@ def test_zeros_of_a_power_loss_are_no_record(folder):
     lines = path.read_bytes().split(b"\n")
     lines[2] = b"\0" * len(lines[2])
     path.write_bytes(b"\n".join(lines))
-    assert found(folder, "a")["output_text"] == "one"
-    assert found(folder, "b") is None
-    assert found(folder, "c")["output_text"] == "three"
+    assert final_record(folder, "a")["output_text"] == "one"
+    assert final_record(folder, "b") is None
+    assert final_record(folder, "c")["output_text"] == "three"
 
 
 def test_a_newer_version_is_refused(folder):
     path = write(folder, ("a", "one"))
     path.write_bytes(path.read_bytes().replace(b'"__journal":1', b'"__journal":2', 1))
-    with pytest.raises(UserError, match=r"newer version .*journal version 2"):
+    with pytest.raises(UserError, match=r"newer version .*version 2, this one reads up to 1"):
         read_index(folder)
 
 
@@ -169,32 +169,32 @@ def test_ok_beats_error(folder, order, same_file):
     else:
         for text in order:
             write(folder, ("a", text))
-    assert found(folder, "a")["output_text"] == "one"
+    assert final_record(folder, "a")["output_text"] == "one"
 
 
 def test_the_first_answer_stays(folder):
     write(folder, ("a", "one"))
     write(folder, ("a", "two"))
-    assert found(folder, "a")["output_text"] == "one"
+    assert final_record(folder, "a")["output_text"] == "one"
 
 
 def test_a_reopened_error_is_to_be_done(folder):
     path = write(folder, ("a", None), ("b", None))
     with JournalWriter(folder, REOPENS) as journal:
         journal.reopen("a", "", REQUEST, path.name)
-    assert found(folder, "a") is None
-    assert found(folder, "b")["__error"] == ERROR
+    assert final_record(folder, "a") is None
+    assert final_record(folder, "b")["__error"] == ERROR
     write(folder, ("a", None))  # it fails again: final again
-    assert found(folder, "a")["__error"] == ERROR
+    assert final_record(folder, "a")["__error"] == ERROR
     write(folder, ("a", "one"))
-    assert found(folder, "a")["output_text"] == "one"
+    assert final_record(folder, "a")["output_text"] == "one"
 
 
 def test_reopening_takes_back_no_answer(folder):
     path = write(folder, ("a", None), ("a", "one"))
     with JournalWriter(folder, REOPENS) as journal:
         journal.reopen("a", "", REQUEST, path.name)
-    assert found(folder, "a")["output_text"] == "one"
+    assert final_record(folder, "a")["output_text"] == "one"
 
 
 def test_a_damaged_line_takes_nothing_back(folder):
@@ -204,8 +204,8 @@ def test_a_damaged_line_takes_nothing_back(folder):
         journal.reopen("b", "", REQUEST, path.name)
     text = journal.path.read_text()
     journal.path.write_text(text.replace('"__reopens"', '"__reapens"', 1))
-    assert found(folder, "a")["__error"] == ERROR
-    assert found(folder, "b") is None
+    assert final_record(folder, "a")["__error"] == ERROR
+    assert final_record(folder, "b") is None
 
 
 def test_an_index_of_some_attempts(folder):
@@ -214,10 +214,10 @@ def test_an_index_of_some_attempts(folder):
     failed = write(folder, ("c", None), prefix=attempt_prefix("s", 1))
     with JournalWriter(folder, REOPENS) as journal:
         journal.reopen("c", "", REQUEST, failed.name)
-    assert found(folder, "a", attempts=attempt_prefix("s", 1))["output_text"] == "one"
-    assert found(folder, "b", attempts=attempt_prefix("s", 1)) is None
-    assert found(folder, "b")["output_text"] == "two"
-    assert found(folder, "c", attempts=attempt_prefix("s", 1)) is None
+    assert final_record(folder, "a", attempts=attempt_prefix("s", 1))["output_text"] == "one"
+    assert final_record(folder, "b", attempts=attempt_prefix("s", 1)) is None
+    assert final_record(folder, "b")["output_text"] == "two"
+    assert final_record(folder, "c", attempts=attempt_prefix("s", 1)) is None
 
 
 def test_what_was_known_earlier(folder):
@@ -246,8 +246,8 @@ def test_other_files_in_the_folder_do_not_matter(folder):
     write(folder, ("a", "one"))
     (folder / "notes.txt").write_text("x")
     (folder / "sub.jsonl").mkdir()
-    assert found(folder, "a")["output_text"] == "one"
-    assert found(folder, "b") is None
+    assert final_record(folder, "a")["output_text"] == "one"
+    assert final_record(folder, "b") is None
 
 
 def test_no_folder_is_an_empty_index(tmp_path):
@@ -257,8 +257,8 @@ def test_no_folder_is_an_empty_index(tmp_path):
 def test_two_writers_of_one_name_write_two_files(folder):
     first, second = write(folder, ("a", "one")), write(folder, ("b", "two"))
     assert first != second
-    assert found(folder, "a")
-    assert found(folder, "b")
+    assert final_record(folder, "a")
+    assert final_record(folder, "b")
 
 
 @pytest.mark.parametrize("writes", ["nothing", "a part"])
@@ -274,7 +274,7 @@ def test_a_write_that_fails_names_the_file(folder, monkeypatch, writes):
         with pytest.raises(OSError, match="No space left on device") as caught:
             writer.answer("a", "", REQUEST, "one", USAGE)
     assert caught.value.filename == str(writer.path)
-    assert found(folder, "a") is None
+    assert final_record(folder, "a") is None
 
 
 def test_what_is_synced_survives_a_power_loss(folder, monkeypatch):
@@ -308,7 +308,7 @@ def test_an_error_message_of_any_text(folder):
     """File names that are not UTF-8 come back from Python as half surrogates."""
     with JournalWriter(folder, ATTEMPT) as journal:
         journal.error("a", "", REQUEST, {**ERROR, "message": "caf\udce9.mp4 is gone"})
-    assert "is gone" in found(folder, "a")["__error"]["message"]
+    assert "is gone" in final_record(folder, "a")["__error"]["message"]
 
 
 # as version 1 writes them; journals of this form lie on people's disks
@@ -336,10 +336,10 @@ def test_journals_on_disk_stay_readable(folder):
     attempt, reopen = folder / "attempt.old.rank0.1-a.jsonl", folder / "reopen.1-b.jsonl"
     attempt.write_bytes(OLD_ATTEMPT % OLD_VALUES)
     reopen.write_bytes(OLD_REOPEN % OLD_VALUES)
-    assert found(folder, "a")["output_text"] == "one"
-    assert found(folder, "b")["__error"]["message"] == "no"
-    assert found(folder, "c", part="p")["__reasoning"] == "Hm"
-    assert [found(folder, key) for key in "def"] == [None] * 3
+    assert final_record(folder, "a")["output_text"] == "one"
+    assert final_record(folder, "b")["__error"]["message"] == "no"
+    assert final_record(folder, "c", part="p")["__reasoning"] == "Hm"
+    assert [final_record(folder, key) for key in "def"] == [None] * 3
     index = read_index(folder)
     assert index.files == [attempt.name, reopen.name]
     assert index.indexed == [attempt.name]
@@ -367,9 +367,9 @@ def test_what_is_written_has_the_form_that_is_read(folder):
 
 def test_an_error_after_an_answer_keeps_what_was_said(folder):
     with JournalWriter(folder, ATTEMPT) as journal:
-        said = {"output_text": "half", "usage": USAGE, "reasoning": "Hm\ud83d"}
-        journal.error("a", "", REQUEST, ERROR, **said)
-    assert found(folder, "a") == {
+        answer = {"output_text": "half", "usage": USAGE, "reasoning": "Hm\ud83d"}
+        journal.error("a", "", REQUEST, ERROR, **answer)
+    assert final_record(folder, "a") == {
         **{"__key": "a", "__part": "", "__request": REQUEST, "__error": ERROR},
         **{"output_text": "half", "__usage": USAGE, "__reasoning": r"Hm\ud83d"},
     }
@@ -402,13 +402,14 @@ def test_many_are_found_as_one_is(folder, monkeypatch, batch):
         for name in lines
     }
     for name, place in zip(names, places.tolist(), strict=True):
-        one = index.find(name, "", REQUEST)
+        location = index.find(name, "", REQUEST)
         if name not in first:
-            assert (one, place) == (None, NO_RECORD)
+            assert (location, place) == (None, NO_RECORD)
             continue
-        assert location_at(place, index.indexed) == one
-        number = offsets[one.file][one.offset] - 1 + 800 * index.indexed.index(one.file)
-        assert (one.is_error, number) == first[name]
+        assert location_at(place, index.indexed) == location
+        number = offsets[location.file][location.offset] - 1
+        number += 800 * index.indexed.index(location.file)
+        assert (location.is_error, number) == first[name]
 
 
 def starts_of(path):

@@ -125,8 +125,8 @@ def test_a_parse_that_fails_is_an_error_record_that_keeps_the_text():
     assert record["__error"]["stage"] == "parse"
     assert record["__error"]["type"] == "LookupError"
     line = fails.__code__.co_firstlineno + 1
-    for said in ("no colour", __file__, f"line {line}"):
-        assert said in record["__error"]["message"]
+    for text in ("no colour", __file__, f"line {line}"):
+        assert text in record["__error"]["message"]
     assert record["output_text"] == "the text"
     assert record["__usage"] == USAGE
 
@@ -195,9 +195,9 @@ def test_parse_cannot_change_the_input():
     entry = ChunkEntry("key", {ONLY_PART: "r" * 32}, text, {})
     task = Parsing({"parse": lambda text, sample: {"first": sorted(sample["tags"])[0]}})
     sorting = Parsing({"parse": lambda text, sample: sample["tags"].sort() or {}})
-    for each in (task, sorting):
+    for parsing in (task, sorting):
         journaled = {"output_text": "x", "__usage": USAGE, "__key": "key"}
-        record = record_of(each, entry, {ONLY_PART: journaled})
+        record = record_of(parsing, entry, {ONLY_PART: journaled})
         assert record["input"]["tags"] == ["b", "a"]
 
 

@@ -29,7 +29,7 @@ def test_the_edges_cut_a_video_into_windows():
 def test_times_of_windows_are_floats_however_they_were_written():
     """Equal JSON, so that the same is asked about both."""
     whole_seconds, as_floats = (
-        json.dumps([(each["video_start"], each["video_end"]) for each in windows(RAW, edges)])
+        json.dumps([(w["video_start"], w["video_end"]) for w in windows(RAW, edges)])
         for edges in ([60, 75, 90], [60.0, 75.0, 90.0])
     )
     assert whole_seconds == as_floats

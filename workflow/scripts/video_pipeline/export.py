@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from os.path import exists
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -136,7 +137,8 @@ def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Co
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(code=_code, fenced=_fenced, yaml=_yaml)
+    to_yaml = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=80)
+    environment.filters.update(code=_code, fenced=_fenced, yaml=to_yaml)
     return environment.get_template("dataset_card.md.j2").render(
         stem=stem,
         summary=summary,
@@ -245,7 +247,3 @@ def _fenced(text: str, language: str = "") -> str:
 
 def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=80)

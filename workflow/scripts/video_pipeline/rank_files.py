@@ -157,15 +157,15 @@ class RankFile:
         self._manifest.check_chunk(self._layout, self._rank)
         entries = read_lines(self._layout.chunk(self._rank), num_ranks)
         fault = ": not what was written there"
-        for number, (entry, line) in enumerate(
+        for line_number, (entry, line) in enumerate(
             zip_longest(entries, read_lines(path, num_ranks)), start=1
         ):
             expected_key = entry and ChunkEntry.from_line(entry).key
             key = line and _parse(line).get("__key", line[:40])
             if key != expected_key:
                 expected = "the end of the file" if entry is None else f"sample {expected_key!r}"
-                found = "the end of the file" if line is None else repr(key)
-                fault = f", line {number}: expected {expected}, found {found}"
+                actual = "the end of the file" if line is None else repr(key)
+                fault = f", line {line_number}: expected {expected}, found {actual}"
                 break
         return UserError(
             f"{path}{fault}. Remove this rank file and run snakemake again; nothing is inferred "

@@ -60,15 +60,9 @@ def by_video(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     {"__key": a hash of the input object, "input": the input object before it was cut,
      "clips": [{"video_start": 0.0, "video_end": 30.0, ... the window's record}, ...]}
     """
-    video: dict[str, Any] | None = None
-    for record in records:
-        raw = record.pop("input")
-        uncut = whole(raw)
-        if video is None or video["input"] != uncut:
-            if video is not None:
-                yield video
-            video = {"__key": content_key(uncut), "input": uncut, "clips": []}
-        times = {name: raw.get(name) for name in CUT}
-        video["clips"].append({**times, **record})
-    if video is not None:
-        yield video
+    for uncut, of_video in itertools.groupby(records, lambda record: whole(record["input"])):
+        clips = []
+        for record in of_video:
+            window = record.pop("input")
+            clips.append({**{name: window.get(name) for name in CUT}, **record})
+        yield {"__key": content_key(uncut), "input": uncut, "clips": clips}

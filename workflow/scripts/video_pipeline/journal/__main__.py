@@ -1,4 +1,4 @@
-"""What the journals of an output hold, and what of it can go.
+"""Show the journals of an output, and remove those of other settings.
 
 python -m video_pipeline.journal stats --configfile my.yaml
 python -m video_pipeline.journal prune --configfile my.yaml [--yes]
@@ -34,10 +34,10 @@ class Journal:
 
     Attributes:
         folder: Where it lies.
-        is_current: Whether the configuration as it is now goes on in it.
+        is_current: Whether the next run with this configuration continues it.
         answers: Records of answers.
         errors: Records of errors.
-        num_bytes: Bytes of its files, with what its attempts spent.
+        num_bytes: Size of its files, statistics included.
         written: When it was last written to.
     """
 
@@ -53,58 +53,55 @@ def journals(config: Config, layout: Layout) -> list[Journal]:
     """The journals of an output, the oldest first."""
     plan = read_plan(layout.plan)
     current = Run(config, layout).journal(plan.run_id if plan else "")
-    found = []
-    for folder in layout.journal.glob("*/"):
-        counts: Counter[str] = Counter()
-        for path in folder.glob("*.jsonl"):
-            counts.update(count_records(path))
-        # not the temporary files, which come and go
-        status = [path.stat() for path in folder.glob("[!.]*.json*")]
-        found.append(
-            Journal(
-                folder,
-                folder.name == current.name,
-                counts["output_text"],
-                counts["__error"],
-                sum(s.st_size for s in status),
-                datetime.fromtimestamp(max((s.st_mtime for s in status), default=0)),
-            )
-        )
-    return sorted(found, key=lambda journal: journal.written)
+    folders = layout.journal.glob("*/")
+    return sorted((_journal(folder, current) for folder in folders), key=lambda j: j.written)
+
+
+def _journal(folder: Path, current: Path) -> Journal:
+    counts = sum(map(count_records, folder.glob("*.jsonl")), Counter[str]())
+    # Not the temporary files, which come and go.
+    status = [path.stat() for path in folder.glob("[!.]*.json*")]
+    return Journal(
+        folder,
+        folder.name == current.name,
+        counts["output_text"],
+        counts["__error"],
+        sum(s.st_size for s in status),
+        datetime.fromtimestamp(max((s.st_mtime for s in status), default=0)),
+    )
 
 
 def of_other_settings(config: Config, layout: Layout) -> list[Journal]:
-    """The journals that the configuration as it is now does not go on in.
+    """The journals that the next run with this configuration does not continue.
 
-    Raises :class:`UserError` if there are no others: one edited setting may be all that keeps a
-    finished run from going on in one of them.
+    Raises :class:`UserError` if it would continue none of them: one edited setting may be all that
+    separates it from the journal of a finished run.
     """
-    found = journals(config, layout)
-    if found and not any(journal.is_current for journal in found):
+    every = journals(config, layout)
+    others = [journal for journal in every if not journal.is_current]
+    if every and others == every:
         raise UserError(
-            f"{layout.journal}: none of the {len(found)} journal(s) there is of the settings in "
+            f"{layout.journal}: none of the {len(others)} journal(s) there is of the settings in "
             "the configuration, so none is removed. Run snakemake with these settings first, or "
             "set back what has changed"
         )
-    return [journal for journal in found if not journal.is_current]
+    return others
 
 
 def prune(config: Config, layout: Layout) -> None:
-    """Remove the journals :func:`of_other_settings`.
-
-    Raises :class:`UserError` where that does, and while a run is on.
-    """
+    """Remove the journals :func:`of_other_settings`. Raises :class:`UserError` as that does, and
+    while a run is on."""
     with take_output(layout.run_lock, layout.output):
         refuse_live_writers(layout)
         for journal in of_other_settings(config, layout):
             shutil.rmtree(journal.folder)
 
 
-def _table(found: list[Journal]) -> Table:
+def _table(shown: list[Journal]) -> Table:
     table = Table(box=None)
     for name in ("output", "journal", "answers", "errors", "MB", "last written", ""):
         table.add_column(name, no_wrap=True)
-    for journal in found:
+    for journal in shown:
         table.add_row(
             journal.folder.parent.name,
             journal.folder.name,
@@ -137,11 +134,11 @@ def main() -> None:
     if args.command == "stats":
         console.print(_table([journal for stage in stages for journal in journals(*stage)]))
         return
-    found = [journal for stage in stages for journal in of_other_settings(*stage)]
-    console.print(_table(found))
-    size = f"{sum(journal.num_bytes for journal in found) / 1e6:.1f} MB"
+    others = [journal for stage in stages for journal in of_other_settings(*stage)]
+    console.print(_table(others))
+    size = f"{sum(journal.num_bytes for journal in others) / 1e6:.1f} MB"
     if not args.yes:
-        console.print(f"{size} can go: add --yes to remove them" if found else f"{size} can go")
+        console.print(f"{size} can go: add --yes to remove them" if others else f"{size} can go")
         return
     for stage in stages:
         prune(*stage)

@@ -19,13 +19,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from video_pipeline.errors import UserError
+from video_pipeline.versions import check_version
 
 VERSION = 1
 
@@ -91,7 +92,8 @@ def scan(path: Path) -> Iterator[tuple[int, bytes, int]]:
     """
     with open(path, "rb", buffering=1 << 20) as stream:
         first = stream.readline()
-        _check_version(path, first)
+        with suppress(orjson.JSONDecodeError, AttributeError):  # A torn line: no record follows.
+            check_version(path, orjson.loads(first).get("__journal"), VERSION)
         offset = len(first)
         for line in stream:
             # A second key means that one write was cut off and another followed. No text can
@@ -101,18 +103,6 @@ def scan(path: Path) -> Iterator[tuple[int, bytes, int]]:
                 if request > 0:
                     yield offset, line, request + len(_REQUEST) + _DIGEST_DIGITS
             offset += len(line)
-
-
-def _check_version(path: Path, line: bytes) -> None:
-    try:
-        version = orjson.loads(line).get("__journal")
-    except (orjson.JSONDecodeError, AttributeError):
-        return  # The first line is torn, so the file holds no record either.
-    if isinstance(version, int) and version > VERSION:
-        raise UserError(
-            f"{path} was written by a newer version of video-pipeline (journal version {version}, "
-            f"this one reads up to {VERSION}): update, or set another data.output_jsonl"
-        )
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:

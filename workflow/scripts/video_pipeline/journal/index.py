@@ -96,9 +96,9 @@ class JournalIndex:
                 known = None
             row = np.frombuffer(sought + _FIRST_PLACE, _ROW)
             begin = _ROW.itemsize * int(self._rows.searchsorted(row)[0])
-            found = self._buffer[begin : begin + _ROW.itemsize]
-            if found.startswith(sought):
-                return location_at(int.from_bytes(found[len(sought) :]), self.indexed)
+            row_found = self._buffer[begin : begin + _ROW.itemsize]
+            if row_found.startswith(sought):
+                return location_at(int.from_bytes(row_found[len(sought) :]), self.indexed)
         return known
 
     def find_all(self, record_ids: bytes) -> np.ndarray:
@@ -147,18 +147,18 @@ class JournalIndex:
         self.indexed.append(path.name)
         ids, places = bytearray(), array("Q")
         for offset, line, head_end in scan(path):
-            found = head_id(line[:head_end])
+            id_ = head_id(line[:head_end])
             first_place = answers
             if not line.startswith(OUTPUT_TEXT, head_end):
                 first_place = errors
-                if (found, path.name) in self._reopened:
+                if (id_, path.name) in self._reopened:
                     continue
                 if line.startswith(ENGINE_DIED, head_end):
-                    self._deaths.setdefault(found, []).append(path.name)
+                    self._deaths.setdefault(id_, []).append(path.name)
                     continue
             if checked and parse_record(line) is None:
                 continue
-            ids += found
+            ids += id_
             places.append(first_place | offset)
             if len(places) == _BATCH:
                 self._append(ids, places)
