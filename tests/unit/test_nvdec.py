@@ -266,7 +266,7 @@ def test_a_size_that_changes(tmp_path: Path, card: CpuCard) -> None:
     ]
     path = tmp_path / "clip.ts"
     path.write_bytes(b"".join(parts))
-    assert_left_to_the_cpu(path, "its parameters change on the way")
+    assert_left_to_the_cpu(path, "its parameters change")
 
 
 def test_a_damaged_file(tmp_path: Path, card: CpuCard) -> None:
@@ -308,9 +308,9 @@ def fail(pictures: Pictures) -> Pictures:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (lambda p: [(t, x.roll(2, 1)) for t, x in p], "NVDEC shows its first picture otherwise"),
-        (lambda p: [(t, x[:-3]) for t, x in p], "NVDEC shows its first picture otherwise"),
-        (lambda p: [(t + 1, x) for t, x in p], "NVDEC gives its frames other times"),
+        (lambda p: [(t, x.roll(2, 1)) for t, x in p], "NVDEC shows its first picture differently"),
+        (lambda p: [(t, x[:-3]) for t, x in p], "NVDEC shows its first picture differently"),
+        (lambda p: [(t + 1, x) for t, x in p], "NVDEC gives its frames different times"),
         (lambda p: [(t, x) for t, x in p if t < 10], "NVDEC does not give all of its frames"),
         (fail, "RuntimeError: CUDA error; the CPU decodes the video"),
     ],
