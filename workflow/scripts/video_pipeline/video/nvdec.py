@@ -28,6 +28,7 @@ from video_pipeline.video.bitstream import Bitstream, Unsupported, bitstream
 from video_pipeline.video.container import EntryPoint, Video
 from video_pipeline.video.decode_pyav import ToRgb, orientation_of
 from video_pipeline.video.display import Orientation, Shown
+from video_pipeline.video.swscale import MATRICES, coefficients_of, nv12_to_rgb
 from video_pipeline.video.timeline import stamp_of
 
 __all__ = ["Card", "NoCard", "Nvdec", "Unsupported"]
@@ -74,20 +75,6 @@ CODECS = {
 _CU_CTX_SCHED_BLOCKING_SYNC = 4  # From cuda.h.
 
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")
-
-BT601 = (104597, 132201, 25675, 53279)
-
-MATRICES = {
-    1: (117489, 138438, 13975, 34925),  # BT.709
-    2: BT601,  # The file does not say.
-    4: (104448, 132798, 24759, 53109),  # FCC
-    5: BT601,
-    6: BT601,
-    7: (117579, 136230, 16907, 35559),  # SMPTE 240M
-    9: (110013, 140363, 12277, 42626),  # BT.2020
-}
-"""By FFmpeg's number of the colour space, in 65536ths: how much of V goes into red, how much of U
-into blue, and how much of U and V green loses. From swscale's ``ff_yuv2rgb_coeffs``."""
 
 
 class NoCard(Exception):
@@ -288,12 +275,12 @@ class _Look(NamedTuple):
     """How the pictures of a video are shown.
 
     Attributes:
-        colours: Numbers of swscale, see :meth:`show`.
+        coefficients: Those of :func:`nv12_to_rgb`.
         orientation: The orientation of the pictures.
         aspect: Width of a shown pixel / its height.
     """
 
-    colours: tuple[int, ...]
+    coefficients: tuple[int, ...]
     orientation: Orientation
     aspect: Fraction
 
@@ -322,41 +309,15 @@ class _Look(NamedTuple):
                 raise Unsupported(reason)
         is_full = frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG
         aspect = ToRgb(video).aspect(orientation)
-        return cls(_swscale_numbers(MATRICES[frame.colorspace], is_full), orientation, aspect)
+        return cls(coefficients_of(MATRICES[frame.colorspace], is_full), orientation, aspect)
 
     def show(self, picture: torch.Tensor) -> Shown:
-        """Convert a picture in NV12 to what is shown.
-
-        The arithmetic is that of swscale's ``yuv_2_rgb.asm``: it keeps the upper half of products
-        of 16 bits, and computes one colour for each 2 x 2 pixels.
-        """
-        luma, black, v_red, u_blue, u_green, v_green = self.colours
-        rows, width = picture.shape
-        height = rows // 3 * 2
-        brightness = (picture[:height].int() * 8 - black) * luma >> 16
-        u, v = ((picture[height:].int() - 128) * 8).view(height // 2, width // 2, 2).unbind(-1)
-        green = (u * u_green >> 16) + (v * v_green >> 16)
-        colour = torch.stack((v * v_red >> 16, green, u * u_blue >> 16))
-        pixels = brightness.view(height // 2, 2, width // 2, 2) + colour[:, :, None, :, None]
-        pixels = pixels.clamp_(0, 255).to(torch.uint8).view(3, height, width)
+        """Convert a picture in NV12 to what is shown."""
+        pixels = nv12_to_rgb(picture, self.coefficients)
         if self.orientation.transposed:
             pixels = pixels.transpose(1, 2)
         turned = [2] * self.orientation.mirrored + [1] * self.orientation.upside_down
         return Shown(pixels.flip(turned).permute(1, 2, 0), self.aspect)
-
-
-def _swscale_numbers(matrix: Sequence[int], is_full: bool) -> tuple[int, ...]:
-    """``yCoeff``, ``yOffset``, ``vrCoeff``, ``ubCoeff``, ``ugCoeff`` and ``vgCoeff`` of swscale's
-    ``ff_yuv2rgb_c_init_tables``. The offset is in eighths, the others are in 8192ths."""
-    v_red, u_blue, u_green, v_green = matrix
-    colours = [v_red, u_blue, -u_green, -v_green]
-    luma, black = 1 << 16, 0
-    if is_full:
-        colours = [int(colour * 224 / 255) for colour in colours]
-    else:
-        luma, black = luma * 255 // 219, 16
-    luma, *colours = [(coefficient + 4) >> 3 for coefficient in (luma, *colours)]
-    return luma, black * 8, *colours
 
 
 _NO_TIMES = "its packets do not say their times"
