@@ -17,10 +17,9 @@ from video_pipeline.tasks.base import Messages
 @register_dataset("qwen_video")
 class QwenVideoDataset(BaseDataset):
     """Reads the videos and images of the task's messages with
-    ``qwen_vl_utils.process_vision_info``: any number of each, named by path or address.
+    ``qwen_vl_utils.process_vision_info``: any number of each, by path or address.
 
-    A dataset that shows something else of a sample's video than the whole overrides
-    :meth:`visual`.
+    A dataset that shows the model something else than the whole video overrides :meth:`visual`.
     """
 
     version = 2
@@ -35,13 +34,20 @@ class QwenVideoDataset(BaseDataset):
 
     @cached_property
     def prompter(self) -> Prompter:
-        """The model's chat template and patch size, loaded when first needed."""
+        """The model's chat template and patch size, loaded when they are first needed."""
         return Prompter(self.model)
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
-        """A video or image item of the messages about ``sample``, complete for the reader: with the
-        ``vision`` section, and a video with the segment of the sample (``video_start``,
-        ``video_end``, in seconds). What the task put there itself stays."""
+        """Complete a video or image item of the messages for the reader.
+
+        Args:
+            part: The item as the task wrote it. Its own keys stay.
+            sample: The sample that the messages are about.
+
+        Returns:
+            The item with the settings of the ``vision`` section; a video also with the segment of
+            the sample (``video_start`` and ``video_end``, in seconds).
+        """
         if "image" in part:
             sizes = {name: self.vision_kwargs.get(name) for name in ("min_pixels", "max_pixels")}
             return {**{name: size for name, size in sizes.items() if size is not None}, **part}
@@ -52,7 +58,7 @@ class QwenVideoDataset(BaseDataset):
         }
         reader = {"image_patch_size": self.prompter.patch_size}
         defaults = {**self.vision_kwargs, **segment, **reader}
-        if "nframes" in part:  # qwen-vl-utils accepts either fps or nframes
+        if "nframes" in part:  # qwen-vl-utils accepts either fps or nframes.
             defaults.pop("fps", None)
         return {**defaults, **part}
 
@@ -70,21 +76,28 @@ class QwenVideoDataset(BaseDataset):
         }
 
     def _located(self, part: dict[str, Any]) -> dict[str, Any]:
-        """``part`` with a relative path made absolute: ``__video_uri`` is so already, other fields
-        of a sample need not be."""
+        """Make relative paths in ``part`` absolute. ``__video_uri`` is absolute already; other
+        fields of a sample need not be."""
         kind = "video" if "video" in part else "image"
-        named = part[kind]
-        if isinstance(named, str) and not named.startswith("data:"):
-            return {**part, kind: video_uri(named, self.video_root)}
-        if isinstance(named, list):
-            return {**part, kind: [video_uri(image, self.video_root) for image in named]}
+        media = part[kind]
+        if isinstance(media, str) and not media.startswith("data:"):
+            return {**part, kind: video_uri(media, self.video_root)}
+        if isinstance(media, list):
+            return {**part, kind: [video_uri(image, self.video_root) for image in media]}
         return part
 
     def llm_inputs(self, conversations: dict[str, Messages]) -> dict[str, dict[str, Any]]:
-        """Prompt and media of each conversation. Media that several ask about are read once, and
-        are the same objects in each.
+        """Make the prompt and read the media of each conversation.
 
-        Raises :class:`PlaceholderError` if the chat template drops or doubles one.
+        Args:
+            conversations: Messages that :meth:`visual` has completed, by part.
+
+        Returns:
+            The input of the model by part. Media that several conversations ask about are read
+            once, and are the same objects in each.
+
+        Raises:
+            PlaceholderError: The chat template drops or doubles a medium.
         """
         from qwen_vl_utils import extract_vision_info
 
@@ -100,8 +113,15 @@ class QwenVideoDataset(BaseDataset):
         return inputs
 
     def read(self, messages: Messages) -> dict[str, Any]:
-        """The media of finished ``messages``, sampled and resized exactly once: frames are uint8
-        tensors (frames, 3, height, width), and the processor is told to leave them alone."""
+        """Read the media of completed ``messages``, sampled and resized exactly once.
+
+        Returns:
+            ``multi_modal_data`` with frames as uint8 tensors (frames, 3, height, width), and
+            ``mm_processor_kwargs`` that tell the processor not to resize them again.
+
+        Raises:
+            VideoReadError: A video or an image cannot be read, or may not.
+        """
         from qwen_vl_utils import process_vision_info
 
         from video_pipeline.video.reader import register_reader
@@ -117,7 +137,7 @@ class QwenVideoDataset(BaseDataset):
         if images:
             media["image"] = images
         if videos:
-            # process_vision_info returns float frames whose values are whole numbers
+            # process_vision_info returns float frames whose values are whole numbers.
             media["video"] = [(frames.to(torch.uint8), metadata) for frames, metadata in videos]
         return {
             "multi_modal_data": media,

@@ -1,7 +1,7 @@
-"""What may be read: the videos and images that samples and messages name.
+"""Decides which videos and images may be read, and opens them.
 
-A list of videos may come from elsewhere, so a name in it decides nothing: this module does, by the
-limits that :func:`limit_access` sets for the process.
+A list of videos may come from elsewhere, so a name in it decides nothing: the limits that
+:func:`limit_access` sets for the process do.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from video_pipeline.video.download import download
 from video_pipeline.video.errors import VideoReadError
 
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Names that Pillow gives the formats of images that are read. It knows more, and hands EPS to
-another program, Ghostscript."""
+"""Pillow's names of the image formats that are read. It knows more, and hands EPS to another
+program, Ghostscript."""
 
 _HTTP = re.compile("https?://", re.IGNORECASE)
 _DATA = re.compile("data:image/[^,]*;base64,", re.IGNORECASE)
@@ -30,11 +30,11 @@ _DATA = re.compile("data:image/[^,]*;base64,", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Access:
-    """The limits of what is read.
+    """The limits for reading.
 
     Attributes:
         roots: Real paths of the folders that local files must lie in; None: anywhere.
-        max_download_bytes: Size of the largest file that is read by http(s).
+        max_download_bytes: Size of the largest file that is downloaded.
         allow_private_addresses: Whether hosts that are not on the public internet are asked.
     """
 
@@ -53,20 +53,23 @@ class Access:
         )
 
 
-_access = Access.of(Data())
+_access = Access.of(Data.model_validate({}))
 
 
 def limit_access(access: Access) -> None:
-    """Set the limits of this process; until then they are those of the default configuration."""
+    """Set the limits of this process. Before, those of the default configuration hold."""
     global _access
     _access = access
 
 
 def permitted(path: str) -> str:
-    """``path`` of a local file or folder if it may be read; its real path where there are roots.
+    """Check that a local file or folder may be read.
+
+    Returns:
+        ``path``, or its real path if there are roots.
 
     Raises:
-        VideoReadError: it lies outside of all roots, after links and ``..`` were followed.
+        VideoReadError: It lies outside all roots, after links and ``..`` were followed.
     """
     if "\0" in path:
         raise VideoReadError("its path holds a NUL character, which no file name can")
@@ -79,18 +82,21 @@ def permitted(path: str) -> str:
 
 
 class MediaFile:
-    """A regular local file with what an address names: that very file, or a download, which is gone
-    when this is closed or the process dies.
+    """The regular local file that a URI names, or the download of one. A download is removed when
+    this object is closed or the process dies.
 
     Attributes:
-        path: Where it lies.
+        path: Path of the file in this process.
     """
 
     def __init__(self, uri: str) -> None:
-        """Get a local path, ``file://`` or ``http(s)://``.
+        """Open a file.
+
+        Args:
+            uri: A local path, ``file://`` or ``http(s)://``.
 
         Raises:
-            VideoReadError: it cannot be read, or may not.
+            VideoReadError: It cannot be read, or may not.
         """
         self._download = None
         if _HTTP.match(uri):
@@ -113,17 +119,18 @@ class MediaFile:
         self.close()
 
     def close(self) -> None:
-        """Give up a download."""
+        """Remove the download, if it is one."""
         if self._download is not None:
             self._download.close()
 
 
 def _check_regular(path: str) -> None:
-    """To open a pipe would wait for ever, and some devices do things when they are opened."""
+    """Refuse what is not a regular file: opening a pipe waits for ever, and opening some devices
+    makes them act."""
     try:
         status = os.stat(path)
     except OSError as error:
-        raise VideoReadError(f"{os.strerror(error.errno)}: {os.path.abspath(path)}") from error
+        raise VideoReadError(f"{error.strerror}: {os.path.abspath(path)}") from error
     if stat.S_ISDIR(status.st_mode):
         raise VideoReadError("is a directory, not a file")
     if not stat.S_ISREG(status.st_mode):
@@ -133,12 +140,15 @@ def _check_regular(path: str) -> None:
 
 
 def read_image(uri: str, *, with_pixels: bool = True) -> Image.Image:
-    """The image at a local path, ``file://``, ``http(s)://`` or in ``data:image/...;base64,``, as
-    ``transformers.image_utils.load_image`` reads it: upright and in RGB. Without ``with_pixels`` a
-    black one of the same size: its header is all that is read.
+    """Read an image as ``transformers.image_utils.load_image`` does: upright and in RGB.
+
+    Args:
+        uri: A local path, ``file://``, ``http(s)://`` or ``data:image/...;base64,``.
+        with_pixels: Whether to decode it. Otherwise only its header is read, and a black image of
+            the same size is returned.
 
     Raises:
-        VideoReadError: it cannot be read, or may not.
+        VideoReadError: It cannot be read, or may not.
     """
     if header := _DATA.match(uri):
         try:
@@ -155,7 +165,7 @@ def read_image(uri: str, *, with_pixels: bool = True) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """``image`` turned as its EXIF data says, in RGB; as ``load_image`` of transformers does it."""
+    """Turn ``image`` as its EXIF data says, and convert it to RGB."""
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
@@ -165,7 +175,7 @@ def image_format(path: str) -> str | None:
     try:
         with _opened(path) as image:
             return image.format
-    except Exception:  # whatever a reader of Pillow says of a file that is not for it
+    except Exception:  # Pillow's readers raise many kinds for files that are not theirs.
         return None
 
 
@@ -183,13 +193,13 @@ def _decode(source: str | io.BytesIO, with_pixels: bool) -> Image.Image:
         raise VideoReadError("image: not a file of a known format") from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise many kinds where a file is damaged
+    except Exception as error:  # Pillow's readers raise many kinds for damaged files.
         raise VideoReadError(f"image: {error or type(error).__name__}") from error
 
 
 def _shown_size(image: ImageFile.ImageFile) -> tuple[int, int]:
     """(width, height) of :func:`upright_rgb`, from the header."""
-    # the method of the base class, since that for PNG decodes the pixels
+    # PNG's own method decodes the pixels; that of the base class does not.
     orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-    on_its_side = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # Pillow turns that itself
+    on_its_side = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # Pillow turns those.
     return image.size[::-1] if on_its_side else image.size

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from av.error import FFmpegError
 from av.filter import Graph
+from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 
 from video_pipeline.video.container import Video, explain
@@ -19,32 +20,37 @@ from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.timeline import stamp_of
 
 UPRIGHT = (65536, 0, 0, 0, 65536)
-"""Of a display matrix that changes nothing: its first five numbers of nine, 16.16 fixed point."""
+"""The first five of nine numbers of a display matrix that changes nothing, 16.16 fixed point."""
 
 
 def decode(
     video: Video, positions: Sequence[int], shortcuts: bool = True
 ) -> Iterator[tuple[int, Shown]]:
-    """Decode the frames at ``positions``, given in ascending order, on one thread.
-
-    Yields, for each, the first frame that is not before it, as its time in units of
-    ``video.time_base`` and as it is shown. It ends early where no such frame is left.
+    """Decode the frames at ``positions`` on one thread.
 
     Args:
-        shortcuts: pass over groups of pictures that hold none of the frames; in H.264, have the
+        positions: Numbers of frames in the video, ascending.
+        shortcuts: Pass over groups of pictures that hold none of the frames; in H.264, have the
             decoder drop pictures that no other is made from (most B-frames). Neither changes a
             pixel of the frames that come out, but a few files mislead it: those whose packets
-            claim to be key frames and are not, and those whose reordering was to be guessed from
-            what is dropped. Then a frame is missing. Without, the file is decoded from its start.
+            claim to be key frames and are not, and those whose order the decoder would guess from
+            the dropped pictures. Then a frame is missing. Without shortcuts the file is decoded
+            from its start.
+
+    Yields:
+        For each position the first frame that is not before it: its time in units of
+        ``video.time_base``, and the frame as it is shown. Ends early if no such frame is left.
 
     Raises:
-        VideoReadError: the colours of a frame cannot be converted.
+        VideoReadError: The colours of a frame cannot be converted.
     """
     wanted = {video.stamps[position] for position in positions}
     drops = shortcuts and video.decoder.name == "h264" and not video.is_counted
     convert = ToRgb(video)
     frames: deque[VideoFrame] = deque()
-    frame, frame_stamp, number = None, None, 0
+    frame: VideoFrame | None = None
+    frame_stamp: int | None = None
+    decoded = 0
     for position in positions:
         stamp = video.stamps[position]
         entry = video.entry_before(stamp) if shortcuts else video.start
@@ -52,7 +58,7 @@ def decode(
             video.go_to(entry)
             video.decoder.flush_buffers()
             frames.clear()
-        while frame_stamp is None or frame_stamp < stamp:
+        while frame is None or frame_stamp is None or frame_stamp < stamp:
             while not frames:
                 packet = video.read()
                 if packet is None:
@@ -62,7 +68,7 @@ def decode(
                 frames.extend(video.decode(packet))
             frame = frames.popleft()
             if video.is_counted:
-                frame_stamp, number = video.stamps[number], number + 1
+                frame_stamp, decoded = video.stamps[decoded], decoded + 1
             else:
                 frame_stamp = stamp_of(frame)
         yield frame_stamp, convert(frame)
@@ -73,15 +79,18 @@ class ToRgb:
 
     def __init__(self, video: Video) -> None:
         self._video = video
-        self._kind: tuple | None = None
+        self._kind: tuple[int, int, str, int] | None = None
 
     def __call__(self, frame: VideoFrame) -> Shown:
-        """``frame`` as it is shown. Raises :class:`VideoReadError` for colours that FFmpeg cannot
-        convert."""
+        """Convert ``frame`` to what is shown.
+
+        Raises:
+            VideoReadError: FFmpeg cannot convert its colours.
+        """
         orientation = orientation_of(frame)
         kind = (frame.width, frame.height, frame.format.name, orientation.degrees)
         if kind != self._kind:
-            self._kind, self._graph = kind, self._make_graph(*kind)
+            self._kind, self._graph = kind, self._make_graph(frame, orientation.degrees)
         try:
             self._graph.push(frame)
             pixels = orientation.turn(self._graph.pull().to_ndarray())
@@ -91,15 +100,18 @@ class ToRgb:
 
     def aspect(self, orientation: Orientation) -> Fraction:
         """Width / height of a pixel as it is shown."""
-        # what the container says goes before what the stream says, and the decoder may know more
+        # The container's ratio goes before that of the stream, and the decoder may know more.
         ratio = self._video.stream.sample_aspect_ratio or self._video.decoder.sample_aspect_ratio
         return orientation.turn_aspect(pixel_aspect(ratio))
 
-    def _make_graph(self, width: int, height: int, pixel_format: str, degrees: int) -> Graph:
+    def _make_graph(self, frame: VideoFrame, degrees: int) -> Graph:
         graph = Graph()
         graph.threads = 1
         source = graph.add_buffer(
-            width=width, height=height, format=pixel_format, time_base=self._video.time_base
+            width=frame.width,
+            height=frame.height,
+            format=frame.format,
+            time_base=self._video.time_base,
         )
         rotate = [graph.add("rotate", f"{degrees}*PI/180")] if degrees else []
         graph.link_nodes(source, *rotate, graph.add("format", "rgb24"), graph.add("buffersink"))
@@ -108,7 +120,7 @@ class ToRgb:
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:
-    """Which way up ``frame`` is shown."""
+    """The orientation in which ``frame`` is shown."""
     return Orientation.of(_display_matrix(frame))
 
 
@@ -116,8 +128,11 @@ def _display_matrix(frame: VideoFrame) -> Sequence[int]:
     """The display matrix of ``frame``: that of its stream, or its own."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV has no name for something else beside it, and tells the angle alone
+    except ValueError:  # PyAV does not know the name of other side data: only the angle is left.
         angle = math.radians(-frame.rotation)
         across, down = round(65536 * math.cos(angle)), round(65536 * math.sin(angle))
         return (across, down, 0, -down, across)
-    return UPRIGHT if matrix is None else np.frombuffer(matrix, np.int32).tolist()
+    if not isinstance(matrix, SideData):
+        return UPRIGHT
+    numbers: list[int] = np.frombuffer(memoryview(matrix), np.int32).tolist()
+    return numbers

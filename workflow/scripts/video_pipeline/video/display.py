@@ -1,4 +1,4 @@
-"""How a video is shown: which way up its pictures are, and how wide their pixels are."""
+"""How a video is shown: the orientation of its pictures, and the shape of their pixels."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 NEARLY_SQUARE = Fraction(1, 100)
-"""A pixel that is wider than high, or higher than wide, by no more than this part counts as square:
-rounding in headers, which a player does not show either."""
+"""A pixel whose sides differ by no more than this part counts as square. Headers round, and players
+do not show the difference either."""
 
 WIDEST = 10
-"""A pixel that is so many times as wide as high, or as high as wide, is a mistake in the file. The
-widest in use are about 2.4 : 1."""
+"""A pixel with one side more than this many times the other is a mistake in the file. The widest in
+use are about 2.4 : 1."""
 
 
 class Shown(NamedTuple):
     """A decoded picture, the right way up.
 
     Attributes:
-        pixels: uint8, (height, width, RGB): as many as are stored.
+        pixels: uint8 (height, width, RGB), as many as the file stores.
         aspect: Width of a pixel / its height.
     """
 
@@ -38,7 +39,7 @@ class Shown(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in square pixels. One side is that of :attr:`stored_size`, the other
+        """(height, width) in square pixels. One side is that of :attr:`stored_size`. The other
         grows, so that no line of pixels is lost."""
         height, width = self.stored_size
         if self.aspect > 1:
@@ -47,8 +48,8 @@ class Shown(NamedTuple):
 
 
 def pixel_aspect(ratio: Fraction | None) -> Fraction:
-    """Width / height of a pixel, from the sample aspect ratio that a file tells: 1 where it tells
-    none, an impossible one, or one that makes no difference to speak of."""
+    """Width / height of a pixel, from the sample aspect ratio of a file: 1 if the file has none, an
+    impossible one, or one that is nearly square."""
     if ratio is None or not Fraction(1, WIDEST) <= ratio <= WIDEST:
         return Fraction(1)
     if max(ratio, 1 / ratio) - 1 <= NEARLY_SQUARE:
@@ -57,11 +58,11 @@ def pixel_aspect(ratio: Fraction | None) -> Fraction:
 
 
 class Orientation(NamedTuple):
-    """What is done to a stored picture to show it, in this order, as ffmpeg does it.
+    """The steps, in their order, that turn a stored picture into the shown one, as in ffmpeg.
 
     Attributes:
-        degrees: Turned clockwise within its frame, whose corners become black: only where it is
-            no quarter turn, so that the other three are False.
+        degrees: Turned clockwise within its frame, whose corners become black. 0 for quarter turns,
+            which the other three make; else those are False.
         transposed: Rows become columns.
         mirrored: Left and right change places.
         upside_down: Top and bottom change places.
@@ -74,11 +75,12 @@ class Orientation(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Sequence[int]) -> Orientation:
-        """The orientation that a display matrix of FFmpeg tells (``libavutil/display.h``).
+        """The orientation in a display matrix of FFmpeg (``libavutil/display.h``).
 
         Follows ``configure_input_video_filter`` in ffmpeg's ``ffmpeg_filter.c``.
         """
-        a, b, _, c, d = matrix[:5]  # a stored point (x, y) is shown at (a x + c y, b x + d y)
+        # A stored point (x, y) is shown at (a x + c y, b x + d y).
+        a, b, _, c, d = matrix[:5]
         if not math.hypot(a, c) or not math.hypot(b, d):
             return cls()
         degrees = round(math.degrees(math.atan2(b / math.hypot(b, d), a / math.hypot(a, c)))) % 360
@@ -88,9 +90,8 @@ class Orientation(NamedTuple):
             return cls(mirrored=a < 0, upside_down=d < 0)
         return cls(degrees) if degrees > 1 else cls()
 
-    def turn(self, pixels: np.ndarray) -> np.ndarray:
-        """``pixels`` (height, width, RGB) the right way up, but for :attr:`degrees`: those are
-        FFmpeg's to turn."""
+    def turn(self, pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Turn ``pixels`` (height, width, RGB) upright. FFmpeg turns by :attr:`degrees` before."""
         if self.transposed:
             pixels = pixels.transpose(1, 0, 2)
         if self.mirrored:
@@ -100,5 +101,5 @@ class Orientation(NamedTuple):
         return np.ascontiguousarray(pixels)
 
     def turn_aspect(self, aspect: Fraction) -> Fraction:
-        """``aspect`` of a stored pixel as it is shown."""
+        """The aspect of a shown pixel, from that of a stored one."""
         return 1 / aspect if self.transposed else aspect

@@ -26,22 +26,26 @@ CONNECT_SECONDS = 10.0
 """How long a host may take to accept a connection."""
 
 READ_SECONDS = 30.0
-"""How long nothing may come from it. The whole download is bounded by ``data.sample_timeout_s``."""
+"""How long a host may send nothing. ``data.sample_timeout_s`` bounds the whole download."""
 
 MAX_REDIRECTS = 10
 
-_PIECE = 1 << 20  # bytes
+_PIECE_BYTES = 1 << 20
 
 
 def download(url: str, max_bytes: int, allow_private_addresses: bool) -> BinaryIO:
-    """What ``url`` answers, in a temporary file that is gone once it is closed.
+    """Download ``url``. Each redirect is held to the same rules.
 
-    Each hop is held to the same rules: http or https, and a host on the public internet unless
-    ``allow_private_addresses``. That is checked on the connection itself, before the request is
-    sent, so it does not matter what a name resolved to before.
+    Args:
+        url: ``http://`` or ``https://``.
+        max_bytes: The largest size.
+        allow_private_addresses: Whether hosts that are not on the public internet may be asked.
+
+    Returns:
+        A temporary file, which is removed when it is closed.
 
     Raises:
-        VideoReadError: the message never holds the address, which may hold a password.
+        VideoReadError: The message never holds the address, which may hold a password.
     """
     file = tempfile.TemporaryFile(buffering=0)
     try:
@@ -66,7 +70,7 @@ def download(url: str, max_bytes: int, allow_private_addresses: bool) -> BinaryI
 
 
 def _parse(url: str, base: str = "") -> Url:
-    """The parts of an address, which may be relative to ``base``."""
+    """Parse an address, which may be relative to ``base``."""
     try:
         parts = parse_url(urljoin(base, url))
     except ValueError:
@@ -105,7 +109,7 @@ def _save(response: urllib3.BaseHTTPResponse, file: BinaryIO, max_bytes: int) ->
     if (response.length_remaining or 0) > max_bytes:
         raise too_large
     size = 0
-    for piece in response.stream(_PIECE, decode_content=False):
+    for piece in response.stream(_PIECE_BYTES, decode_content=False):
         size += len(piece)
         if size > max_bytes:
             raise too_large
@@ -124,7 +128,7 @@ def _write(file: BinaryIO, piece: memoryview) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """What went wrong, without the address: urllib3's own messages hold it."""
+    """Explain an error without the address, which urllib3's own messages hold."""
     match error:
         case exceptions.ProxyError():
             return f"the proxy: {_explain(error.original_error)}"

@@ -1,4 +1,4 @@
-"""What goes wrong with a video."""
+"""Errors of videos and images, and notes about damage that did no harm."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 
 
 class VideoReadError(ValueError):
-    """A video, or an image, that cannot be read or may not be. The message says why, without its
-    address, which may hold a password; of a local file that is not there it names the path."""
+    """A video or an image that cannot be read, or may not be. The message says why. It never holds
+    the address, which may hold a password; it names the path of a missing local file."""
 
 
 _noted: list[str] | None = None
-"""Of the present :func:`noting_damage` block, if there is one."""
+"""The messages of the current :func:`noting_damage` block, if there is one."""
 
 
 @contextmanager
 def noting_damage() -> Iterator[list[str]]:
-    """Within the block, in this process, videos that are damaged and could be read all the same add
-    a message each to the list that this yields."""
+    """Collect, within the block, a message about each damaged video that could be read all the same
+    in this process."""
     global _noted
     before, _noted = _noted, []
     try:
@@ -28,6 +28,6 @@ def noting_damage() -> Iterator[list[str]]:
 
 
 def note_damage(message: str) -> None:
-    """Say that a video is damaged although what was wanted of it could be read."""
+    """Say that a video is damaged, though all wanted frames could be read."""
     if _noted is not None:
         _noted.append(message)

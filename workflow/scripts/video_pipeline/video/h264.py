@@ -1,4 +1,4 @@
-"""Fields in H.264: which packets hold the second half of a picture.
+"""Finds the packets of an H.264 stream that hold the second field of a frame.
 
 An interlaced H.264 stream may code the two fields of a frame as two pictures. MPEG streams, and
 files that were copied from them, carry each in a packet of its own; the decoder makes one frame of
@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_SLICES = (1, 5)  # nal_unit_type of a slice, 5 in an IDR picture (table 7-1)
-_IDR, _SPS = 5, 7
+SLICES, SPS = (1, 5), 7  # Numbers of nal_unit_type, 5 in an IDR picture (table 7-1).
+_IDR = 5
 _HEADER_BYTES = 512
 """Bytes of a NAL unit that are looked at: a sequence parameter set with scaling lists is shorter,
-and of a slice only the begin of its header is read."""
+and only the start of a slice's header is read."""
 
-# profile_idc of the profiles whose parameter sets hold a chroma format (7.3.2.1.1)
+# Numbers of profile_idc whose parameter sets hold a chroma format (7.3.2.1.1).
 _HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 
 
 class _Sequence(NamedTuple):
-    """What a sequence parameter set says about slice headers."""
+    """The fields of a sequence parameter set that slice headers depend on."""
 
     frame_num_bits: int
     has_colour_planes: bool
@@ -37,14 +37,16 @@ class FieldPairs:
     """Looks at the packets of an H.264 stream in their order, and tells second fields."""
 
     def __init__(self, extradata: bytes) -> None:
-        """Args:
-        extradata: of the stream: an ``avcC`` box (packets are in its format), or NAL units with
-            start codes.
+        """Read the parameter sets.
+
+        Args:
+            extradata: The ``avcC`` box of the stream, whose format packets have too, or NAL units
+                with start codes.
         """
         self._length_bytes = 0
         self._sequence: _Sequence | None = None
         self._first: _Field | None = None
-        if extradata[:1] == b"\1":  # avcC, ISO/IEC 14496-15 section 5.3.3.1
+        if extradata[:1] == b"\1":  # avcC, section 5.3.3.1 of ISO/IEC 14496-15
             self._length_bytes = (extradata[4] & 3) + 1
             if extradata[5] & 31:
                 self._learn(extradata[8 : 8 + int.from_bytes(extradata[6:8])])
@@ -53,23 +55,23 @@ class FieldPairs:
 
     @property
     def may_come(self) -> bool:
-        """Whether a later packet may be a field: one with start codes may change everything."""
+        """Whether a later packet may hold a field. Packets with start codes may change this."""
         return not self._length_bytes or self._sequence is None or self._sequence.has_fields
 
     @property
     def has_fields(self) -> bool:
-        """Whether the parameter set that came last lets a picture be a field."""
+        """Whether the last parameter set allows pictures that are fields."""
         return self._sequence is not None and self._sequence.has_fields
 
     def is_second(self, packet: bytes) -> bool:
-        """Whether ``packet`` holds the second field of the frame that the one before began."""
+        """Whether ``packet`` holds the second field of the frame that the last packet began."""
         first, self._first = self._first, None
         try:
             for unit in self._units(packet):
                 kind = unit[0] & 31
-                if kind == _SPS:
+                if kind == SPS:
                     self._learn(unit)
-                elif kind in _SLICES:
+                elif kind in SLICES:
                     field = self._field(unit)
                     is_second = (
                         first is not None
@@ -80,84 +82,95 @@ class FieldPairs:
                     )
                     self._first = None if is_second else field
                     return is_second
-        except IndexError:  # a damaged unit ends too early
+        except IndexError:  # A damaged unit ends too early.
             pass
         return False
 
     def _units(self, packet: bytes) -> Iterator[bytes]:
-        """The begin of each NAL unit."""
-        at = 0
+        """The start of each NAL unit."""
         if self._length_bytes:
-            while at + self._length_bytes < len(packet):
-                size = int.from_bytes(packet[at : at + self._length_bytes])
-                at += self._length_bytes
-                if size:
-                    yield packet[at : at + min(size, _HEADER_BYTES)]
-                at += size
+            for unit in units_by_length(packet, self._length_bytes):
+                yield unit[:_HEADER_BYTES]
         else:
-            while (at := packet.find(b"\0\0\1", at) + 3) > 2 and at < len(packet):
-                yield packet[at : at + _HEADER_BYTES]
+            offset = 0
+            while (offset := packet.find(b"\0\0\1", offset) + 3) > 2 and offset < len(packet):
+                yield packet[offset : offset + _HEADER_BYTES]
 
     def _learn(self, unit: bytes) -> None:
         """Read a sequence parameter set (7.3.2.1.1)."""
         bits = _Bits(unit[1:])
         profile = bits.take(8)
-        bits.take(16)  # constraint flags and level
-        bits.number()
+        bits.take(16)  # Constraint flags and level.
+        bits.exp_golomb()
         has_colour_planes = False
         if profile in _HIGH_PROFILES:
-            chroma_format = bits.number()
+            chroma_format = bits.exp_golomb()
             if chroma_format == 3:
                 has_colour_planes = bool(bits.take(1))
-            bits.number()
-            bits.number()
+            bits.exp_golomb()
+            bits.exp_golomb()
             bits.take(1)
             if bits.take(1):
                 for index in range(8 if chroma_format != 3 else 12):
                     if bits.take(1):
                         bits.skip_scaling_list(16 if index < 6 else 64)
-        frame_num_bits = bits.number() + 4
-        order_type = bits.number()
+        frame_num_bits = bits.exp_golomb() + 4
+        order_type = bits.exp_golomb()
         if order_type == 0:
-            bits.number()
+            bits.exp_golomb()
         elif order_type == 1:
             bits.take(1)
-            bits.number()
-            bits.number()
-            for _ in range(bits.number()):
-                bits.number()
-        bits.number()
+            bits.exp_golomb()
+            bits.exp_golomb()
+            for _ in range(bits.exp_golomb()):
+                bits.exp_golomb()
+        bits.exp_golomb()
         bits.take(1)
-        bits.number()
-        bits.number()
+        bits.exp_golomb()
+        bits.exp_golomb()
         self._sequence = _Sequence(frame_num_bits, has_colour_planes, not bits.take(1))
 
     def _field(self, unit: bytes) -> _Field | None:
-        """The field that a slice is a part of; None for one of a whole frame (7.3.3)."""
+        """The field that a slice belongs to; None for a slice of a whole frame (7.3.3)."""
         sequence = self._sequence
         if sequence is None or not sequence.has_fields:
             return None
         bits = _Bits(unit[1:64])
-        for _ in range(3):  # first macroblock, slice type, parameter set
-            bits.number()
+        for _ in range(3):  # First macroblock, slice type, parameter set.
+            bits.exp_golomb()
         if sequence.has_colour_planes:
             bits.take(2)
         frame_num = bits.take(sequence.frame_num_bits)
         return _Field(frame_num, bool(bits.take(1))) if bits.take(1) else None
 
 
+def units_by_length(data: bytes, length_bytes: int) -> Iterator[bytes]:
+    """The units of data in which each follows its length, a number of ``length_bytes`` bytes."""
+    offset = 0
+    while offset + length_bytes < len(data):
+        size = int.from_bytes(data[offset : offset + length_bytes])
+        offset += length_bytes
+        if size:
+            yield data[offset : offset + size]
+        offset += size
+
+
 def slice_type(unit: bytes) -> int:
     """``slice_type`` of the NAL unit of a slice (7.3.3)."""
     bits = _Bits(unit[1:64])
-    bits.number()  # first macroblock
-    return bits.number()
+    bits.exp_golomb()  # First macroblock.
+    return bits.exp_golomb()
 
 
 class _Bits:
-    """Reads a NAL unit bit by bit. Raises :class:`IndexError` at its end."""
+    """Reads a NAL unit bit by bit.
+
+    Raises:
+        IndexError: The unit ends too early.
+    """
 
     def __init__(self, unit: bytes) -> None:
-        data = unit.replace(b"\0\0\3", b"\0\0")  # emulation prevention (7.4.1)
+        data = unit.replace(b"\0\0\3", b"\0\0")  # Emulation prevention (7.4.1).
         self._value, self._left = int.from_bytes(data), 8 * len(data)
 
     def take(self, count: int) -> int:
@@ -167,19 +180,19 @@ class _Bits:
             raise IndexError
         return self._value >> self._left & (1 << count) - 1
 
-    def number(self) -> int:
-        """An Exp-Golomb code, ue(v) (9.1)."""
+    def exp_golomb(self) -> int:
+        """The next Exp-Golomb code, ue(v) (9.1)."""
         zeros = 0
         while not self.take(1):
             zeros += 1
         return (1 << zeros) - 1 + self.take(zeros)
 
     def skip_scaling_list(self, size: int) -> None:
-        """Pass over a scaling list of ``size`` numbers (7.3.2.1.1.1)."""
+        """Skip a scaling list of ``size`` numbers (7.3.2.1.1.1)."""
         last = following = 8
         for _ in range(size):
             if following:
-                code = self.number()
+                code = self.exp_golomb()
                 delta = (code + 1) // 2 if code % 2 else -(code // 2)
                 following = (last + delta) % 256
             last = following or last

@@ -1,4 +1,4 @@
-"""What a file is that holds no video, as far as its first bytes tell: for error messages."""
+"""Tells from its first bytes why a file holds no video, for error messages."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from video_pipeline.video.access import image_format
 
 _PROBED_BYTES = 1 << 20
-"""How much of a file FFmpeg looks at, at most, to guess its format (PROBE_BUF_MAX)."""
+"""The most that FFmpeg reads of a file to guess its format (PROBE_BUF_MAX)."""
 
 _PLAYLIST = re.compile(
     rb"#EXTM3U|ffconcat|<MPD|<CompositionPlaylist|# VobSub|c=IN IP", re.IGNORECASE
 )
-"""How files start, or what they hold, that FFmpeg takes for a list of other files."""
+"""The start, or a part, of files that FFmpeg takes for a list of other files."""
 
-_SOUND = re.compile(
+_AUDIO = re.compile(
     rb"ID3|\xff[\xe2-\xe7\xf0-\xfd]|fLaC|(RIFF|RF64|FORM).{4}(WAVE|AIF[FC])|OggS|\x0b\x77|"
     rb"caff|riff\x2e\x91\xcf\x11|MThd|MAC |wvpk|TTA[12]|\.snd|#!AMR|DSD |\x7f\xfe\x80\x01",
     re.DOTALL,
 )
-"""How files of sound start: MP3, AAC, FLAC, WAV, AIFF, AC-3 and less common ones."""
+"""The start of audio files: MP3, AAC, FLAC, WAV, AIFF, AC-3 and less common ones."""
 
 _OTHERS = {
     rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b": "a web page (HTML)",
@@ -29,11 +29,11 @@ _OTHERS = {
         "an archive or a compressed file: unpack it first"
     ),
 }
-"""How other files start that are found under the name of a video, and what they are."""
+"""The start of other files that may have the name of a video, and their kind."""
 
 
 def why_no_video(path: str) -> str | None:
-    """Why a local file that FFmpeg does not open as a video is none; None if that is not known."""
+    """The reason why a local file that FFmpeg does not open is no video, if it is known."""
     if name := image_format(path):
         return f"an image ({name}), not a video: `run.dataset: image` reads images"
     with open(path, "rb") as file:
@@ -46,10 +46,10 @@ def why_no_video(path: str) -> str | None:
         if _PLAYLIST.search(probed):
             return "not a video in one file (playlists and the like are not followed)"
         return "not a video but a text file"
-    return "holds sound only, no video" if _SOUND.match(start) else None
+    return "holds sound only, no video" if _AUDIO.match(start) else None
 
 
 def _is_text(start: bytes) -> bool:
-    """UTF-8 without control characters. The last character may be cut in two."""
+    """Whether it is UTF-8 without control characters. The last character may be cut in two."""
     text = start.decode("utf-8", "replace").rstrip("\ufffd")
     return all(letter.isprintable() or letter in "\t\n\r\f\ufeff" for letter in text)

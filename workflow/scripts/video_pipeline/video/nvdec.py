@@ -1,13 +1,13 @@
 """Decoding with NVDEC, the decoder on the GPU, through NVIDIA's PyNvVideoCodec.
 
 The file is read as for the CPU (:mod:`video_pipeline.video.container`): the same frames are chosen,
-and decoding starts at the same packets. Only the codec is another one: packets go to the card with
-their times, and pictures come back with them. There they become RGB by the arithmetic of FFmpeg's
+and decoding starts at the same packets. Only the codec differs: packets go to the card with their
+times, and pictures come back with them. On the card they become RGB by the arithmetic of FFmpeg's
 swscale on x86, to the last bit, and are resized; only then do they go to the host.
 
-What NVDEC does not take, or would show otherwise, is refused (:class:`Unsupported`), and the caller
-reads it with the CPU. The picture that decoding starts with is decoded by both, so that nothing
-that was overlooked passes for right.
+A video that NVDEC does not take, or would show differently, is refused (:class:`Unsupported`), and
+the caller reads it with the CPU. Both decode the picture that decoding starts with, so that no
+difference stays unnoticed.
 """
 
 from __future__ import annotations
@@ -22,39 +22,41 @@ import torch
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
+from torch.utils.dlpack import from_dlpack
 
 from video_pipeline.video.bitstream import Bitstream, Unsupported, bitstream
 from video_pipeline.video.container import EntryPoint, Video
 from video_pipeline.video.decode_pyav import ToRgb, orientation_of
 from video_pipeline.video.display import Orientation, Shown
+from video_pipeline.video.swscale import MATRICES, coefficients_of, nv12_to_rgb
 from video_pipeline.video.timeline import stamp_of
 
 __all__ = ["Card", "NoCard", "Nvdec", "Unsupported"]
 
 TORCH_BYTES = 1 << 30
-"""Memory of the card that torch may take in a process: pictures on their way to RGB and to their
-size. One of MAX_PIXELS needs 0.4 GiB."""
+"""Memory of the card that torch may take in a process, to convert and resize pictures. One of
+MAX_PIXELS needs 0.4 GiB."""
 
 KEPT_BYTES = 256 << 20
 """Memory that torch may keep for the next video."""
 
 MAX_PIXELS = 4096 * 2304
 """Pixels of the largest picture that is decoded here. NVDEC takes larger ones, but keeps about 25
-of them, and those of 8K would take more memory than the model can spare."""
+pictures, and those of 8K would take more memory than the model can spare."""
 
 MAX_DIFFERENCE = 8
-"""Between the first pictures of CPU and card, in any pixel. On x86 they are equal; other machines
-have a swscale that rounds otherwise, by 3 at most."""
+"""The largest difference, in any pixel, between the first pictures of CPU and card. On x86 they are
+equal; on other machines swscale rounds differently, by 3 at most."""
 
 
 class Codec(NamedTuple):
-    """A codec that NVDEC decodes, to the last bit as any other decoder: its standard leaves no
-    choice, as those of MPEG-2 and MPEG-4 do.
+    """A codec whose standard defines every bit of a picture (those of MPEG-2 and MPEG-4 do not), so
+    that NVDEC decodes it like any other decoder.
 
     Attributes:
-        name: In PyNvVideoCodec's ``cudaVideoCodec``.
-        least: Width and height of a picture, at least (NVIDIA's Video Decode support matrix).
-        most: Likewise, at most.
+        name: Its name in PyNvVideoCodec's ``cudaVideoCodec``.
+        least: The least width and height of a picture (NVIDIA's Video Decode support matrix).
+        most: The greatest width and height.
     """
 
     name: str
@@ -68,48 +70,42 @@ CODECS = {
     "vp9": Codec("VP9", 128, 8192),
     "av1": Codec("AV1", 128, 8192),
 }
-"""By FFmpeg's name."""
+"""The codecs that NVDEC decodes, by FFmpeg's name."""
 
-_CU_CTX_SCHED_BLOCKING_SYNC = 4  # of cuda.h
+_CU_CTX_SCHED_BLOCKING_SYNC = 4  # From cuda.h.
 
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")
-
-BT601 = (104597, 132201, 25675, 53279)
-
-MATRICES = {
-    1: (117489, 138438, 13975, 34925),  # BT.709
-    2: BT601,  # not told
-    4: (104448, 132798, 24759, 53109),  # FCC
-    5: BT601,
-    6: BT601,
-    7: (117579, 136230, 16907, 35559),  # SMPTE 240M
-    9: (110013, 140363, 12277, 42626),  # BT.2020
-}
-"""How much of V is in red, of U in blue, and of U and of V is taken from green, as 65536ths, by
-FFmpeg's number of the colour space: swscale's ``ff_yuv2rgb_coeffs``."""
 
 
 class NoCard(Exception):
     """NVDEC cannot be used here. The message says why."""
 
 
+Picture = tuple[int, torch.Tensor]
+"""The time of a picture, and the picture in NV12: uint8 (height x 3 / 2, width), on the card. It is
+valid until the next call of its session."""
+
+
 class Session(Protocol):
-    """A decoder of one codec. Pictures are uint8 (height x 3 / 2, width) in NV12, and valid until
-    the next call."""
+    """A decoder of one codec."""
 
-    def feed(self, data: bytes, stamp: int) -> list[tuple[int, torch.Tensor]]:
-        """The pictures, with their times, that come out when a packet goes in."""
+    def feed(self, data: bytes, stamp: int) -> list[Picture]:
+        """Decode a packet; return the pictures that come out."""
 
-    def flush(self) -> list[tuple[int, torch.Tensor]]:
-        """Those that are held back. Decoding may begin again, at any packet that it can start
-        from."""
+    def flush(self) -> list[Picture]:
+        """Return the pictures that are held back. Decoding may begin again, at any packet that it
+        can start from."""
 
 
 class Card:
     """The first GPU that this process sees. CUDA is initialised here."""
 
     def __init__(self) -> None:
-        """Raises :class:`NoCard` if the card, the driver or the package is missing."""
+        """Start CUDA and NVDEC.
+
+        Raises:
+            NoCard: The card, the driver or the package is missing.
+        """
         if not torch.cuda.is_available():
             built = "sees no GPU" if torch.version.cuda else "is built without CUDA"
             raise NoCard(f"torch {torch.__version__} {built}")
@@ -117,17 +113,17 @@ class Card:
             import PyNvVideoCodec
         except ImportError as error:
             raise NoCard(f"PyNvVideoCodec cannot be imported ({_line(error)})") from error
-        except Exception as error:  # no driver, or one that is too old
+        except Exception as error:  # There is no driver, or it is too old.
             raise NoCard(f"PyNvVideoCodec does not start: {_line(error)}") from error
         self._library = PyNvVideoCodec
         try:
             self.device = torch.device("cuda", 0)
             _wait_asleep()
-            torch.backends.cuda.matmul.allow_tf32 = True  # exact for what is resized here
+            torch.backends.cuda.matmul.allow_tf32 = True  # Exact for the products of resize.py.
             total = torch.cuda.get_device_properties(self.device).total_memory
             share = min(1.0, TORCH_BYTES / total)
             torch.cuda.set_per_process_memory_fraction(share, self.device)
-            torch.zeros(1, device=self.device)  # the context that the decoder shares
+            torch.zeros(1, device=self.device)  # Makes the context that the decoder shares.
             self.open("h264")
         except Exception as error:
             raise NoCard(f"NVDEC does not start: {_line(error)}") from error
@@ -137,14 +133,15 @@ class Card:
         return _NvSession(self._library, CODECS[codec].name)
 
     def tidy(self) -> None:
-        """Give memory back that the next video hardly needs."""
+        """Free memory that the next video hardly needs."""
         if torch.cuda.memory_reserved(self.device) > KEPT_BYTES:
             torch.cuda.empty_cache()
 
 
 def _wait_asleep() -> None:
-    """Have this process sleep while it waits for the card. CUDA would spin on its core, which other
-    decode processes need. Takes effect before the context exists; without it nothing is wrong."""
+    """Make this process sleep while it waits for the card. CUDA would spin on its core, which other
+    decode processes need. It must be called before the context exists; if it fails, waiting only
+    costs more."""
     driver = ctypes.CDLL("libcuda.so.1")
     device = ctypes.c_int()
     if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
@@ -163,17 +160,17 @@ class _NvSession:
         self._end = library.PacketData()
         self._end.decode_flag = int(library.VideoPacketFlag.ENDOFSTREAM)
 
-    def feed(self, data: bytes, stamp: int) -> list[tuple[int, torch.Tensor]]:
+    def feed(self, data: bytes, stamp: int) -> list[Picture]:
         packet = self._library.PacketData()
         packet.bsl_data = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value
         packet.bsl = len(data)
         packet.pts = stamp
         return self._decode(packet)
 
-    def flush(self) -> list[tuple[int, torch.Tensor]]:
+    def flush(self) -> list[Picture]:
         return self._decode(self._end)
 
-    def _decode(self, packet: Any) -> list[tuple[int, torch.Tensor]]:
+    def _decode(self, packet: Any) -> list[Picture]:
         try:
             frames = self._decoder.Decode(packet)
         except self._library.PyNvVCExceptionUnsupported as error:
@@ -181,7 +178,7 @@ class _NvSession:
         for frame in frames:
             if frame.format != self._library.Pixel_Format.NV12:
                 raise Unsupported(f"NVDEC gives {frame.format}")
-        return [(frame.getPTS(), torch.from_dlpack(frame)) for frame in frames]
+        return [(frame.getPTS(), from_dlpack(frame)) for frame in frames]
 
 
 class Nvdec:
@@ -190,14 +187,19 @@ class Nvdec:
     def __init__(self, card: Card) -> None:
         self._card = card
         self._session: Session | None = None
-        self._set_up: tuple | None = None  # what the session was opened for
+        self._set_up: tuple[str, tuple[int, int], bytes] | None = None  # Of the session.
 
     def decode(self, video: Video, positions: Sequence[int]) -> Iterator[Shown]:
-        """The frames at ``positions``, in ascending order, as they are shown; their pixels are on
-        the card.
+        """Decode the frames at ``positions``.
+
+        Args:
+            positions: Numbers of frames in the video, ascending.
+
+        Yields:
+            Each frame as it is shown; its pixels are on the card.
 
         Raises:
-            Unsupported: the CPU has to read it.
+            Unsupported: The CPU has to read the video.
         """
         if reason := _refusal(video):
             raise Unsupported(reason)
@@ -206,17 +208,19 @@ class Nvdec:
         stream = bitstream(codec, video.decoder.extradata)
         first = _decode_alone(video, entry)
         look = _Look.of(video, first)
-        self._open(codec, (first.width, first.height), stream.identity)
+        session = self._open(codec, (first.width, first.height), stream.identity)
         wanted = {video.stamps[position] for position in positions}
-        pictures: deque[tuple[int, torch.Tensor]] = deque()
-        is_checked, stamp, frame = False, None, None
+        pictures: deque[Picture] = deque()
+        is_checked = False
+        stamp: int | None = None
+        frame: Shown | None = None
         for position in positions:
             expected = video.stamps[position]
             entry = video.entry_before(expected)
             if stamp is None or entry.ordinal > video.position:
-                self._session.flush()
+                session.flush()
                 pictures.clear()
-                feed = self._feed(video, entry, stream, wanted)
+                feed = _feed(session, video, entry, stream, wanted)
                 stamp = None
             while stamp is None or stamp < expected:
                 while not pictures:
@@ -227,7 +231,7 @@ class Nvdec:
                     is_checked = True
                 frame = look.show(picture) if stamp == expected else None
             if frame is None or not is_checked:
-                raise Unsupported("NVDEC gives its frames other times")
+                raise Unsupported("NVDEC gives its frames different times")
             yield frame
         self._card.tidy()
 
@@ -235,50 +239,58 @@ class Nvdec:
         """Close the decoder that is kept for the next video."""
         self._session = self._set_up = None
 
-    def _open(self, codec: str, size: tuple[int, int], identity: bytes | None) -> None:
-        """Have a decoder for a stream; that of the last one, where both are set up in the same way:
-        to make one takes longer than a short clip."""
+    def _open(self, codec: str, size: tuple[int, int], identity: bytes | None) -> Session:
+        """A decoder for a stream: that of the last one, if both are set up in the same way. To make
+        one takes longer than to decode a short clip."""
         set_up = None if identity is None else (codec, size, identity)
         if self._session is None or set_up is None or set_up != self._set_up:
-            self.forget()  # first, so that there is memory for one only
+            self.forget()  # Close the old one first: there is memory for one only.
             self._session = self._card.open(codec)
             self._set_up = set_up
+        return self._session
 
-    def _feed(
-        self, video: Video, entry: EntryPoint, stream: Bitstream, wanted: set[int]
-    ) -> Iterator[list[tuple[int, torch.Tensor]]]:
-        """What comes out, packet by packet, from ``entry`` on. Pictures that are not wanted, and
-        that no other is made from, stay out."""
-        video.go_to(entry)
-        is_first = True
-        while (packet := video.read()) is not None and packet.size:
-            data, stamp = bytes(packet), stamp_of(packet)
-            if is_first and not stream.is_entry(data):
-                raise Unsupported("its key frames need other pictures")
-            if is_first or stamp in wanted or stream.is_needed(data):
-                header = stream.header if is_first else b""
-                yield self._session.feed(header + stream.packet(data), stamp)
-            is_first = False
-        yield self._session.flush()
-        raise Unsupported("NVDEC does not give all of its frames")
+
+def _feed(
+    session: Session, video: Video, entry: EntryPoint, stream: Bitstream, wanted: set[int]
+) -> Iterator[list[Picture]]:
+    """Decode packet by packet from ``entry`` on. Leaves out pictures that are neither wanted nor
+    needed for others."""
+    video.go_to(entry)
+    is_first = True
+    while (packet := video.read()) is not None and packet.size:
+        data, stamp = bytes(packet), stamp_of(packet)
+        if stamp is None:
+            raise Unsupported(_NO_TIMES)
+        if is_first and not stream.is_entry(data):
+            raise Unsupported("its key frames need other pictures")
+        if is_first or stamp in wanted or stream.is_needed(data):
+            header = stream.header if is_first else b""
+            yield session.feed(header + stream.packet(data), stamp)
+        is_first = False
+    yield session.flush()
+    raise Unsupported("NVDEC does not give all of its frames")
 
 
 class _Look(NamedTuple):
-    """How the pictures of a video become what is shown.
+    """How the pictures of a video are shown.
 
     Attributes:
-        colours: Numbers of swscale's: see :meth:`show`.
-        orientation: Which way up.
+        coefficients: Those of :func:`nv12_to_rgb`.
+        orientation: The orientation of the pictures.
         aspect: Width of a shown pixel / its height.
     """
 
-    colours: tuple[int, ...]
+    coefficients: tuple[int, ...]
     orientation: Orientation
     aspect: Fraction
 
     @classmethod
     def of(cls, video: Video, frame: VideoFrame) -> _Look:
-        """That of a video with ``frame``. Raises :class:`Unsupported`."""
+        """The look of a video that ``frame`` is from.
+
+        Raises:
+            Unsupported: The CPU has to read the video.
+        """
         codec = CODECS[video.decoder.codec.canonical_name]
         orientation = orientation_of(frame)
         sides = (frame.width, frame.height)
@@ -297,66 +309,45 @@ class _Look(NamedTuple):
                 raise Unsupported(reason)
         is_full = frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG
         aspect = ToRgb(video).aspect(orientation)
-        return cls(_swscale_numbers(MATRICES[frame.colorspace], is_full), orientation, aspect)
+        return cls(coefficients_of(MATRICES[frame.colorspace], is_full), orientation, aspect)
 
     def show(self, picture: torch.Tensor) -> Shown:
-        """A picture in NV12 as it is shown.
-
-        The arithmetic is that of swscale's ``yuv_2_rgb.asm``: products of 16 bits of which the
-        upper half is kept, and a colour for each 2 x 2 pixels.
-        """
-        luma, black, v_red, u_blue, u_green, v_green = self.colours
-        rows, width = picture.shape
-        height = rows // 3 * 2
-        brightness = (picture[:height].int() * 8 - black) * luma >> 16
-        u, v = ((picture[height:].int() - 128) * 8).view(height // 2, width // 2, 2).unbind(-1)
-        green = (u * u_green >> 16) + (v * v_green >> 16)
-        colour = torch.stack((v * v_red >> 16, green, u * u_blue >> 16))
-        pixels = brightness.view(height // 2, 2, width // 2, 2) + colour[:, :, None, :, None]
-        pixels = pixels.clamp_(0, 255).to(torch.uint8).view(3, height, width)
+        """Convert a picture in NV12 to what is shown."""
+        pixels = nv12_to_rgb(picture, self.coefficients)
         if self.orientation.transposed:
             pixels = pixels.transpose(1, 2)
         turned = [2] * self.orientation.mirrored + [1] * self.orientation.upside_down
         return Shown(pixels.flip(turned).permute(1, 2, 0), self.aspect)
 
 
-def _swscale_numbers(matrix: Sequence[int], is_full: bool) -> tuple[int, ...]:
-    """``yCoeff``, ``yOffset``, ``vrCoeff``, ``ubCoeff``, ``ugCoeff`` and ``vgCoeff`` of swscale's
-    ``ff_yuv2rgb_c_init_tables``: 8192ths, but for the offset, which is in eighths."""
-    v_red, u_blue, u_green, v_green = matrix
-    colours = [v_red, u_blue, -u_green, -v_green]
-    luma, black = 1 << 16, 0
-    if is_full:
-        colours = [int(colour * 224 / 255) for colour in colours]
-    else:
-        luma, black = luma * 255 // 219, 16
-    luma, *colours = [(number + 4) >> 3 for number in (luma, *colours)]
-    return luma, black * 8, *colours
+_NO_TIMES = "its packets do not say their times"
 
 
 def _refusal(video: Video) -> str | None:
-    """Why a video cannot be decoded here, as far as its packets tell."""
+    """The reason why a video cannot be decoded here, if its packets tell one."""
     codec = video.decoder.codec.canonical_name
     if codec not in CODECS:
         return f"the codec is {codec}"
     if video.is_counted:
-        return "its packets do not say their times"
+        return _NO_TIMES
     if not video.is_seekable:
-        return "its parameters change on the way"
+        return "its parameters change"
     if video.file_damage:
         return "it is damaged"
     return None
 
 
 def _decode_alone(video: Video, entry: EntryPoint) -> VideoFrame:
-    """The picture of one packet, decoded on the CPU: it tells its colours and which way up it is.
+    """Decode the picture of one packet on the CPU: it tells its colours and its orientation.
 
     Raises:
-        Unsupported: it needs others.
+        Unsupported: It needs other pictures.
     """
     video.go_to(entry)
     packet = video.read()
-    alone = Packet(bytes(packet))  # shown, even if an edit list cuts it away
+    assert packet is not None  # Each entry point is a packet of the file.
+    # A copy is shown even if an edit list cuts the packet away.
+    alone = Packet(bytes(packet))
     alone.pts, alone.dts, alone.time_base = packet.pts, packet.dts, packet.time_base
     video.damage = None
     video.decoder.flush_buffers()
@@ -368,14 +359,18 @@ def _decode_alone(video: Video, entry: EntryPoint) -> VideoFrame:
 
 
 def _check(ours: Shown, theirs: Shown) -> None:
-    """Compare the first picture with that of the CPU reader."""
+    """Compare the first picture with that of the CPU.
+
+    Raises:
+        Unsupported: They differ.
+    """
     if ours.pixels.shape == theirs.pixels.shape:
         reference = theirs.pixels.to(ours.pixels.device).int()
         if (ours.pixels.int() - reference).abs().max() <= MAX_DIFFERENCE:
             return
-    raise Unsupported("NVDEC shows its first picture otherwise")
+    raise Unsupported("NVDEC shows its first picture differently")
 
 
 def _line(error: Exception) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The size that a video's frames are given, and the resize itself."""
+"""Computes the size of a video's frames for the model, and resizes them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from video_pipeline.video import compat_qwen as qwen
 
 
 def frame_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tuple[int, int]:
-    """(height, width) that ``qwen_vl_utils.fetch_video`` gives each of ``nframes`` frames of
-    ``height`` x ``width`` pixels.
+    """The size that ``qwen_vl_utils.fetch_video`` gives each frame of a video.
 
-    The arithmetic of its second half, which it does not offer as a function (version 0.0.14).
+    This is the arithmetic of its second half, which is no function of its own (version 0.0.14).
 
     Args:
-        ele: the video item of the messages, with ``image_patch_size`` (pixels).
+        ele: The video item of the messages, with ``image_patch_size`` (pixels).
+        nframes: Number of sampled frames.
+        height: Of a frame, in pixels.
+        width: Of a frame, in pixels.
+
+    Returns:
+        (height, width) in pixels.
 
     Raises:
-        ValueError: the frame is more than 200 times as long as wide.
+        ValueError: One side of the frame is more than 200 times the other.
     """
     factor = ele["image_patch_size"] * qwen.SPATIAL_MERGE_SIZE
     if "resized_height" in ele and "resized_width" in ele:
@@ -44,9 +49,9 @@ def frame_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tu
 
 
 def resize_frame(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a uint8 (3, height, width) frame with torch's uint8 kernel: what the Qwen video
-    processors of transformers do, and about ten times as fast as the way over floats. On a GPU,
-    where torch has no such kernel, to the same pixels."""
+    """Resize a uint8 (3, height, width) frame with torch's uint8 kernel, like the Qwen video
+    processors of transformers. It is about ten times as fast as resizing floats. On a GPU, which
+    has no such kernel, :func:`resize_by_products` gives the same pixels."""
     if frame.is_cuda:
         return resize_by_products(frame, size)
     resized: torch.Tensor = resize(frame, list(size), InterpolationMode.BICUBIC, antialias=True)
@@ -54,8 +59,8 @@ def resize_frame(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def resize_by_products(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """What torch's uint8 kernel makes of a frame, to the last bit, as products of matrices: first
-    its rows are resized and rounded, then its columns."""
+    """Resize a frame like torch's uint8 kernel, to the last bit, by products of matrices: first the
+    rows are resized and rounded, then the columns."""
     height, width = size
     pixels = frame.float()
     if width != pixels.shape[2]:
@@ -74,11 +79,12 @@ def _resize_rows(pixels: torch.Tensor, target: int) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def _weights(source: int, target: int, device: torch.device) -> tuple[torch.Tensor, int]:
-    """The share of each of ``source`` pixels in each of ``target``: whole numbers of 16 bits, as
-    torch's ``UpSampleKernel.cpp`` rounds them, and of which power of two they are parts.
+    """The share of each of ``source`` pixels in each of ``target`` pixels.
 
-    Their upper and lower bytes stand beside each other, so that float32 adds up all products
-    without an error; TF32 too.
+    Returns:
+        Whole numbers of 16 bits, rounded as in torch's ``UpSampleKernel.cpp``, and the number of
+        bits after the point. The upper bytes (source x target) stand beside the lower ones, so that
+        float32, and TF32 too, adds up all products without an error.
     """
     scale = source / target
     stretch = max(scale, 1.0)

@@ -1,10 +1,9 @@
-"""The times of a stream's packets, made to go on from the first packet to the last."""
+"""Corrects the times of a stream's packets, so that they go on from the first to the last."""
 
 from __future__ import annotations
 
 import math
 
-from av.format import Flags
 from av.frame import Frame
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -12,25 +11,28 @@ from av.video.stream import VideoStream
 from video_pipeline.video.h264 import FieldPairs
 
 BACKWARD_SECONDS, FORWARD_SECONDS = 0.1, 10.0
-"""Decoding times that go back by more than the first, or in an MPEG stream away from where they
-should be by more than the second, begin again. ffmpeg's program has the same limits
+"""Decoding times begin again if they go back by more than the first or, in an MPEG stream, jump
+ahead by more than the second. The program ffmpeg has the same limits
 (``ts_discontinuity_detect``)."""
+
+_AVFMT_TS_DISCONT = 0x0200
+"""The flag of a format whose times may begin again (``libavformat/avformat.h``)."""
 
 _NEAR_JOINT = 16
 """Packets before a joint that may be marked as damaged because the stream does not go on."""
 
 
-def stamp_of(item: Packet | Frame) -> int | None:
+def stamp_of(item: Packet[VideoStream] | Frame) -> int | None:
     """The presentation time of a packet or frame in units of its stream's time base; the decoding
-    time where there is none (AVI has no other). torchcodec does the same."""
+    time if it has none (AVI has no other). torchcodec does the same."""
     return item.pts if item.pts is not None else item.dts
 
 
 class Timeline:
     """Corrects packets one after the other, from the first of a file on.
 
-    Where times begin again, as in pieces that were joined byte by byte, they go on instead, as
-    ffmpeg's program has it. The second field of a frame has the time of the first.
+    Where times begin again, as in pieces that were joined byte by byte, they go on instead, as they
+    do in the program ffmpeg. The second field of a frame gets the time of the first.
 
     Attributes:
         is_regular: Whether no packet has needed a correction yet.
@@ -41,37 +43,44 @@ class Timeline:
     def __init__(self, stream: VideoStream) -> None:
         self.is_regular = True
         self.is_second_field = False
-        self.is_mpeg = bool(stream.container.format.flags & Flags.ts_discont.value)
+        self.is_mpeg = bool(stream.container.format.flags & _AVFMT_TS_DISCONT)
+        assert stream.time_base is not None  # FFmpeg gives each stream one.
         self._backward = BACKWARD_SECONDS / stream.time_base
         self._most = FORWARD_SECONDS / stream.time_base if self.is_mpeg else math.inf
         self._fields: FieldPairs | None = None
         if stream.codec_context.codec.canonical_name == "h264":
             self._fields = FieldPairs(stream.codec_context.extradata or b"")
-        self._stamp: int | None = None  # of the last packet
-        # of decoding times, as the file has them: where the next should be, and the least it may be
+        self._stamp: int | None = None  # Of the last packet.
+        # Decoding times of the file: where the next should be, and the least that it may be.
         self._next, self._least = 0, -math.inf
-        self._furthest = -math.inf  # of presentation times
+        self._furthest = -math.inf  # The latest presentation time.
         self._shift = 0
         self._packets = 0
         self._damaged: list[int] = []
 
     @property
     def damage(self) -> str | None:
-        """Which packet the demuxer has marked as damaged, if any."""
+        """The packet that the demuxer has marked as damaged, if any, for an error message."""
         return f"packet {self._damaged[0]} is damaged" if self._damaged else None
 
-    def correct(self, packet: Packet) -> None:
+    def correct(self, packet: Packet[VideoStream]) -> None:
         """Correct the times of the next packet of the file."""
         self._packets += 1
         if packet.is_corrupt:
             self._damaged.append(self._packets)
-        if self._fields is not None and self._is_second_field(packet):
+        self.is_second_field = self._fields is not None and self._fields.is_second(bytes(packet))
+        if self.is_second_field:
+            self.is_regular = False
+            packet.pts = packet.dts = self._stamp
+            self._next += packet.duration or 0
             return
+        if self._fields is not None and not self._fields.may_come:
+            self._fields = None
         decoding_time = packet.dts
         if decoding_time is not None:
             gap = decoding_time - self._next
-            # Where pictures are reordered their times may be past a gap before decoding times are:
-            # then it is a part of the stream.
+            # Pictures that are reordered may be past a gap before decoding times are: then the gap
+            # is a part of the stream.
             is_gap = gap > self._most and decoding_time > self._furthest
             if decoding_time < self._least or is_gap:
                 self._begin_again(gap)
@@ -83,19 +92,8 @@ class Timeline:
             packet.pts = None if packet.pts is None else packet.pts + self._shift
         self._stamp = stamp_of(packet)
 
-    def _is_second_field(self, packet: Packet) -> bool:
-        """Whether it is one; then it gets the time of the first."""
-        self.is_second_field = self._fields.is_second(bytes(packet))
-        if self.is_second_field:
-            self.is_regular = False
-            packet.pts = packet.dts = self._stamp
-            self._next += packet.duration or 0
-        elif not self._fields.may_come:
-            self._fields = None
-        return self.is_second_field
-
     def _begin_again(self, gap: int) -> None:
-        if self._stamp is not None:  # else it is the first packet
+        if self._stamp is not None:  # Else this is the first packet.
             self._shift -= gap
             self._furthest = -math.inf
             self.is_regular = False
