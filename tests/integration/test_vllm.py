@@ -120,7 +120,7 @@ def test_deleted_output_comes_back_without_a_model(demo):
     for rank in (0, 1):
         log = (demo / f"logs/output.describe/infer.rank{rank}.log").read_text()
         assert "samples are done" in log
-        assert "vllm" not in log.lower()
+        assert "vllm" not in log.replace(str(ROOT), "").lower()  # whatever the folder is called
 
 
 def test_the_contracts_task_runs_from_a_plugin_file(demo, tmp_path):

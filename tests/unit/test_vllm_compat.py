@@ -179,6 +179,14 @@ def test_the_engines_process_notes_what_it_dies_of(vllm_config, tmp_path, capfd)
     assert '"EngineCore"' in inspect.getsource(CoreEngineProcManager)
 
 
+def test_a_note_that_was_cut_off_hides_no_other(tmp_path):
+    path = tmp_path / "errors.jsonl"
+    path.write_text('["ValueError: no such fo')
+    assert root_cause(path) is None
+    path.write_text('["ValueError: no such format", true, true, 1.0]\n["Runtime')
+    assert root_cause(path).text == "ValueError: no such format"
+
+
 @pytest.mark.parametrize("settings", [{"configure_logging": False}, {"formatter": "json"}])
 def test_logging_that_the_user_has_set_otherwise_stays(vllm_config, tmp_path, settings):
     for name, value in settings.items():
@@ -239,7 +247,7 @@ def test_a_missing_attribute_is_found_at_once(monkeypatch, owner, name):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "other", "said"),
+    ("owner", "name", "other", "message"),
     [
         (AsyncLLM, "from_vllm_config", lambda config: None, "stat_loggers"),
         (BaseRenderer, "render_cmpl", lambda self, prompts: None, "skip_mm_cache"),
@@ -250,9 +258,9 @@ def test_a_missing_attribute_is_found_at_once(monkeypatch, owner, name):
         (compat.StepLogger, "__abstractmethods__", frozenset({"log_other"}), "log_other"),
     ],
 )
-def test_a_changed_attribute_is_found_at_once(monkeypatch, owner, name, other, said):
+def test_a_changed_attribute_is_found_at_once(monkeypatch, owner, name, other, message):
     monkeypatch.setattr(owner, name, other)
-    with pytest.raises(VllmUnsupported, match=said):
+    with pytest.raises(VllmUnsupported, match=message):
         compat._check()
 
 

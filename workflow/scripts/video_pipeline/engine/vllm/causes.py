@@ -117,7 +117,12 @@ def root_cause(path: Path | None) -> Cause | None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return None
-    causes = [Cause(*json.loads(line)) for line in lines]
+    causes = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):  # The process was killed as it wrote this.
+            causes.append(Cause(*json.loads(line)))
+    if not causes:
+        return None
     latest = max(cause.time for cause in causes)
     burst = [cause for cause in causes if cause.time >= latest - BURST_SECONDS]
     return min(burst, key=lambda cause: (not cause.is_exception, cause.time))

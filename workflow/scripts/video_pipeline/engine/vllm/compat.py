@@ -1,9 +1,9 @@
-"""All of vLLM that is used. No other module imports it.
+"""Everything that is used of vLLM. No other module imports it.
 
-Some of it is no public API of vLLM and may change with any version. It is listed in :func:`_check`,
-or used behind a function that says what it relies on; ``tests/unit/test_vllm_compat.py`` shows each
-thing with the installed vLLM. Whatever is missing is a :class:`VllmUnsupported`, when this module
-is imported or before the first sample.
+Some of it is not public API and may change with any version. A function says what it relies on, and
+``tests/unit/test_vllm_compat.py`` shows that with the installed vLLM. If something is missing,
+:class:`VllmUnsupported` is raised: by the import of this module (see :func:`_check`), or before the
+first sample is prepared.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def start_engine(vllm_config: VllmConfig, note_step: Callable[[int, int | None],
 
 
 def engine_processes() -> list[BaseProcess]:
-    """The processes that :func:`start_engine` started for the scheduler and the model. Relies on
-    them being children of this process with names that begin so."""
+    """The processes that :func:`start_engine` has started. Relies on vLLM starting them with
+    :mod:`multiprocessing`, under names that begin so."""
     children = multiprocessing.active_children()
     return [process for process in children if process.name.startswith("EngineCore")]
 

@@ -32,22 +32,25 @@ def known_names() -> dict[str, list[str]]:
     return names
 
 
-def wrong_names(section: str, given: Collection[str], own: Iterable[str]) -> list[str]:
-    """What is wrong with the names ``given`` in a section of the configuration, a line for each.
+def wrong_names(section: str, names: Collection[str], own_names: Iterable[str]) -> list[str]:
+    """Look up names in a section of the configuration.
 
     If another vLLM is installed than the list was made from, it may know a name that the list
     lacks: then there is a warning, and the engine decides.
 
     Args:
         section: ``vllm`` or ``sampling``.
-        given: The names that the configuration itself does not know.
-        own: Those that it knows.
+        names: The names that the configuration itself does not know.
+        own_names: The names that it knows.
+
+    Returns:
+        A message for each wrong name.
     """
     known, newest = known_names()[section], TRIED[-1]
-    unknown = [name for name in given if name not in known]
+    unknown = [name for name in names if name not in known]
     if not unknown:
         return []
-    faults = [_fault(section, name, [*known, *own], f"vLLM {newest}") for name in unknown]
+    faults = [_fault(section, name, [*known, *own_names], f"vLLM {newest}") for name in unknown]
     installed = installed_version()
     if installed in (None, newest):
         return faults
@@ -56,18 +59,18 @@ def wrong_names(section: str, given: Collection[str], own: Iterable[str]) -> lis
     return []
 
 
-def check_names(section: str, given: Iterable[str], names: list[str]) -> None:
-    """Compare the names ``given`` in a section with ``names``, those of the imported vLLM.
+def check_names(section: str, names: Iterable[str], known: list[str]) -> None:
+    """Compare the names in a section with those that the imported vLLM knows.
 
     Raises:
         UserError: For the first unknown name, with the nearest one.
     """
-    for name in given:
-        if name not in names:
-            raise UserError(_fault(section, name, names, "vLLM"))
+    for name in names:
+        if name not in known:
+            raise UserError(_fault(section, name, known, "vLLM"))
 
 
-def _fault(section: str, name: str, names: list[str], vllm: str) -> str:
+def _fault(section: str, name: str, known: list[str], vllm: str) -> str:
     """``vllm.max_num_seq: vLLM 0.32.0 has no such setting; did you mean vllm.max_num_seqs?``"""
     hint = did_you_mean(name, names, show=lambda close: f"{section}.{close}")
     return f"{section}.{name}: {vllm} has no such setting{hint}"

