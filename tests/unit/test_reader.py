@@ -33,7 +33,8 @@ from transformers.image_utils import load_image
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import decode_pyav, reader
 from video_pipeline.video.access import read_image
-from video_pipeline.video.container import Video, VideoReadError
+from video_pipeline.video.container import Video
+from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.reader import probe, read_frame, read_video, register_reader
 from video_pipeline.video.resize import frame_size, resize_frame
 
@@ -895,7 +896,7 @@ def test_a_bad_item_is_named(clips: Path, item: dict, message: str) -> None:
 
 def test_huge_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clip(tmp_path / "clip.mp4", width=320, height=240)
-    monkeypatch.setattr("video_pipeline.video.container.MAX_FRAME_PIXELS", 320 * 240 - 1)
+    monkeypatch.setattr("video_pipeline.video.demuxer.MAX_FRAME_PIXELS", 320 * 240 - 1)
     with pytest.raises(VideoReadError, match="frames of 320x240 pixels are too large"):
         probe(str(tmp_path / "clip.mp4"))
 

@@ -47,7 +47,8 @@ from qwen_vl_utils import vision_process as qwen
 from video_pipeline.errors import UserError
 from video_pipeline.video import READER_VERSION, decode_pyav
 from video_pipeline.video.access import read_image, upright_rgb
-from video_pipeline.video.container import Video, explain
+from video_pipeline.video.container import Video
+from video_pipeline.video.demuxer import explain
 from video_pipeline.video.display import Shown
 from video_pipeline.video.errors import VideoReadError, note_damage
 from video_pipeline.video.nvdec import Card, NoCard, Nvdec, Unsupported
