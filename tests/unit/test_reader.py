@@ -214,7 +214,7 @@ def test_shortcuts_change_no_pixel(clips: Path, name: str) -> None:
     with Video(str(clips / name)) as video:
         positions = list(range(0, len(video.stamps), 7))
         plain = list(decode_pyav.decode(video, positions, shortcuts=False))
-        for (_, shown), fast in zip(plain, reader._decode(video, positions), strict=True):
+        for (_, shown), fast in zip(plain, reader.decode_frames(video, positions), strict=True):
             assert torch.equal(shown.pixels, fast.pixels)
 
 
@@ -548,7 +548,7 @@ def test_pixels_are_shown_square(clips: Path, name: str, width: int, height: int
 @pytest.mark.parametrize("kind", ["native", "exact"])
 def test_frames_with_other_pixels_are_resized_once(clips: Path, name: str, kind: str) -> None:
     with Video(str(clips / name)) as video:
-        stored = [shown.pixels.permute(2, 0, 1) for shown in reader._decode(video, [0, 59])]
+        stored = [shown.pixels.permute(2, 0, 1) for shown in reader.decode_frames(video, [0, 59])]
     shown_height, shown_width = probe(str(clips / name)).height, probe(str(clips / name)).width
     size = frame_size({"image_patch_size": 14, "nframes": 2}, 2, shown_height, shown_width)
     assert size != frame_size({"image_patch_size": 14}, 2, *stored[0].shape[1:])
@@ -739,13 +739,13 @@ def test_measured_is_as_read(clips: Path, name: str, item: dict) -> None:
 
 def test_measuring_decodes_one_frame(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    decode = reader._decode
+    decode = reader.decode_frames
 
     def counted(video: Video, positions: list[int]) -> Iterator[torch.Tensor]:
         decoded.append(list(positions))
         return decode(video, positions)
 
-    monkeypatch.setattr(reader, "_decode", counted)
+    monkeypatch.setattr(reader, "decode_frames", counted)
     path = clips / "h264.mp4"
     with Video(str(path)) as video:
         keyframes = video.keyframes

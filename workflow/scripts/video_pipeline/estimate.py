@@ -41,13 +41,9 @@ from video_pipeline.histograms import even_edges, figures, growing_edges, histog
 from video_pipeline.journal import clean_text, read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
-from video_pipeline.model.prompt import (
-    SIMULATED_MODEL,
-    TokenCount,
-    check_processor,
-    count_tokens,
-    processor_folder,
-)
+from video_pipeline.model.processor import SIMULATED_MODEL, processor_folder
+from video_pipeline.model.prompt import check_processor
+from video_pipeline.model.token_count import TokenCount, count_tokens
 from video_pipeline.origin import origin_of
 from video_pipeline.processes import job_processes
 from video_pipeline.report.plan import FLAGS, show_plan

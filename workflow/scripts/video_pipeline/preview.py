@@ -158,7 +158,7 @@ def _engine(config: Config, task: Task) -> Engine:
 
 
 def _model(config: Config) -> str:
-    from video_pipeline.model.prompt import SIMULATED_MODEL
+    from video_pipeline.model.processor import SIMULATED_MODEL
 
     return SIMULATED_MODEL if config.run.engine == "simulated" else config.vllm.model
 
@@ -191,7 +191,8 @@ def _llm_inputs(
 
 def _plain_characters(model: str, llm_input: dict[str, Any]) -> list[str]:
     """What looks like a special token in a prompt and is none."""
-    from video_pipeline.model.prompt import SIMULATED_MODEL, special_tokens
+    from video_pipeline.model.processor import SIMULATED_MODEL
+    from video_pipeline.model.prompt import special_tokens
 
     text, ids = (llm_input.get(name) for name in ("prompt", "prompt_token_ids"))
     if model == SIMULATED_MODEL or text is None or ids is None:
@@ -200,7 +201,7 @@ def _plain_characters(model: str, llm_input: dict[str, Any]) -> list[str]:
 
 
 def _tokens(model: str, llm_input: dict[str, Any]) -> str:
-    from video_pipeline.model.prompt import count_tokens
+    from video_pipeline.model.token_count import count_tokens
 
     try:
         count = count_tokens(model, llm_input)

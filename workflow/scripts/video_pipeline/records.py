@@ -12,7 +12,7 @@ from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError, UserError, where
 from video_pipeline.journal import clean_text
-from video_pipeline.model.prompt import SIMULATED_MODEL
+from video_pipeline.model.processor import SIMULATED_MODEL
 from video_pipeline.samples import task_sample
 from video_pipeline.tasks.base import WHOLE, Task
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from video_pipeline.config import Config
 from video_pipeline.engine.base import FREE, Answer, Constraints, Engine, Preparer, RequestRefused
-from video_pipeline.model.prompt import SIMULATED_MODEL
+from video_pipeline.model.processor import SIMULATED_MODEL
 
 _PIXELS_PER_TOKEN = 28 * 28 * 2
 

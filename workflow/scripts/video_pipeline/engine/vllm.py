@@ -34,7 +34,8 @@ from video_pipeline.errors import UserError
 from video_pipeline.faults import failure_of, is_refusal
 from video_pipeline.flops import ModelFlops
 from video_pipeline.gpus import LeaseHolder
-from video_pipeline.model.prompt import PlaceholderError, processor_folder
+from video_pipeline.model.processor import processor_folder
+from video_pipeline.model.prompt import PlaceholderError
 from video_pipeline.model.special_tokens import SpecialTokenError
 from video_pipeline.peaks import precision_of
 from video_pipeline.processes import how_it_ended
