@@ -74,7 +74,7 @@ def use(decoder: str) -> dict[str, Any]:
         stream = torch.cuda.Stream()
         torch.cuda.set_stream(stream)
         card._library = _OnStream(card._library, stream.cuda_stream)
-    reader._card = reader._CardReader(nvdec.Nvdec(card))
+    reader._card = reader.CardReader(nvdec.Nvdec(card))
     return {"seconds": time.time() - began}
 
 

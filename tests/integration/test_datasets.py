@@ -16,7 +16,7 @@ from video_pipeline.data.frames import FramesDataset
 from video_pipeline.data.model_pictures import pictures
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.errors import UserError
-from video_pipeline.model.prompt import SIMULATED_MODEL
+from video_pipeline.model.processor import SIMULATED_MODEL
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.video.reader import probe
@@ -184,7 +184,7 @@ def test_a_list_of_frames_stays_as_it_is(run):
 
 
 def test_the_log_says_once_that_the_order_is_natural(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(FramesDataset, "_order_was_told", False)
+    monkeypatch.setattr(FramesDataset, "_order_was_logged", False)
     for folder, names in {"padded": ("01", "02", "10"), "bare": ("1", "2", "10")}.items():
         (tmp_path / folder).mkdir()
         for name in names:

@@ -36,7 +36,8 @@ from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.preparing import WorkerSpec
 from video_pipeline.engine.base import Answer, RequestRefused
 from video_pipeline.files import Seal
-from video_pipeline.model.prompt import Prompter, count_tokens
+from video_pipeline.model.prompt import Prompter
+from video_pipeline.model.token_count import count_tokens
 from video_pipeline.tasks.base import Task
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model

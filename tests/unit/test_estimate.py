@@ -25,8 +25,9 @@ from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
 from video_pipeline.gpus import Device
 from video_pipeline.layout import Layout
-from video_pipeline.model import prompt
-from video_pipeline.model.prompt import TokenCount, count_tokens, processor_folder
+from video_pipeline.model import token_count
+from video_pipeline.model.processor import processor_folder
+from video_pipeline.model.token_count import TokenCount, count_tokens
 from video_pipeline.run.run import Run
 from video_pipeline.samples.input import task_sample
 from video_pipeline.split.split import split
@@ -94,7 +95,7 @@ def test_measured_tokens_are_those_of_the_pixels(material, family, case, monkeyp
         {ONLY_PART: preparer.read(dataset, 0)["llm_input"]}, "key"
     ).values()
     pixels = dataset[0]["llm_input"]
-    monkeypatch.setattr(prompt, "_without_pixels", lambda picture: picture)
+    monkeypatch.setattr(token_count, "_without_pixels", lambda picture: picture)
     assert counted.tokens == count_tokens(model, pixels)
     media = pixels.get("multi_modal_data", {})
     pictures = [len(frames) for frames, _ in media.get("video", [])] or [1] * len(media)

@@ -53,12 +53,12 @@ def test_whose_fault(error, kind):
 
 COMMIT = "c" * 40
 FETCH = """
-import video_pipeline.model.prompt as prompt
+import video_pipeline.model.processor as processor
 from video_pipeline.errors import Failure
 
-prompt._HUB_WAITS = (0.0, 0.0)
+processor._HUB_WAITS = (0.0, 0.0)
 try:
-    print(open(prompt.processor_folder("some/model") + "/config.json").read())
+    print(open(processor.processor_folder("some/model") + "/config.json").read())
 except Failure as error:
     print(type(error).__name__)
 """

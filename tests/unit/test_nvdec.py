@@ -45,7 +45,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> CpuCard:
     card = CpuCard()
     small = {name: codec._replace(least=16) for name, codec in CODECS.items()}
     monkeypatch.setattr(nvdec, "CODECS", small)
-    monkeypatch.setattr(reader, "_card", reader._CardReader(nvdec.Nvdec(card)))
+    monkeypatch.setattr(reader, "_card", reader.CardReader(nvdec.Nvdec(card)))
     return card
 
 

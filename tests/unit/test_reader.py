@@ -33,7 +33,8 @@ from transformers.image_utils import load_image
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import decode_pyav, reader
 from video_pipeline.video.access import read_image
-from video_pipeline.video.container import Video, VideoReadError
+from video_pipeline.video.container import Video
+from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.reader import probe, read_frame, read_video, register_reader
 from video_pipeline.video.resize import frame_size, resize_frame
 
@@ -213,7 +214,7 @@ def test_shortcuts_change_no_pixel(clips: Path, name: str) -> None:
     with Video(str(clips / name)) as video:
         positions = list(range(0, len(video.stamps), 7))
         plain = list(decode_pyav.decode(video, positions, shortcuts=False))
-        for (_, shown), fast in zip(plain, reader._decode(video, positions), strict=True):
+        for (_, shown), fast in zip(plain, reader.decode_frames(video, positions), strict=True):
             assert torch.equal(shown.pixels, fast.pixels)
 
 
@@ -547,7 +548,7 @@ def test_pixels_are_shown_square(clips: Path, name: str, width: int, height: int
 @pytest.mark.parametrize("kind", ["native", "exact"])
 def test_frames_with_other_pixels_are_resized_once(clips: Path, name: str, kind: str) -> None:
     with Video(str(clips / name)) as video:
-        stored = [shown.pixels.permute(2, 0, 1) for shown in reader._decode(video, [0, 59])]
+        stored = [shown.pixels.permute(2, 0, 1) for shown in reader.decode_frames(video, [0, 59])]
     shown_height, shown_width = probe(str(clips / name)).height, probe(str(clips / name)).width
     size = frame_size({"image_patch_size": 14, "nframes": 2}, 2, shown_height, shown_width)
     assert size != frame_size({"image_patch_size": 14}, 2, *stored[0].shape[1:])
@@ -738,13 +739,13 @@ def test_measured_is_as_read(clips: Path, name: str, item: dict) -> None:
 
 def test_measuring_decodes_one_frame(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    decode = reader._decode
+    decode = reader.decode_frames
 
     def counted(video: Video, positions: list[int]) -> Iterator[torch.Tensor]:
         decoded.append(list(positions))
         return decode(video, positions)
 
-    monkeypatch.setattr(reader, "_decode", counted)
+    monkeypatch.setattr(reader, "decode_frames", counted)
     path = clips / "h264.mp4"
     with Video(str(path)) as video:
         keyframes = video.keyframes
@@ -895,7 +896,7 @@ def test_a_bad_item_is_named(clips: Path, item: dict, message: str) -> None:
 
 def test_huge_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clip(tmp_path / "clip.mp4", width=320, height=240)
-    monkeypatch.setattr("video_pipeline.video.container.MAX_FRAME_PIXELS", 320 * 240 - 1)
+    monkeypatch.setattr("video_pipeline.video.demuxer.MAX_FRAME_PIXELS", 320 * 240 - 1)
     with pytest.raises(VideoReadError, match="frames of 320x240 pixels are too large"):
         probe(str(tmp_path / "clip.mp4"))
 

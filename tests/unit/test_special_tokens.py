@@ -19,9 +19,10 @@ from transformers import AutoProcessor, ByT5Tokenizer, PreTrainedTokenizerFast
 from video_pipeline.config import load_config
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.text import TextDataset
-from video_pipeline.model import prompt
-from video_pipeline.model.prompt import PlaceholderError, Prompter, check_placeholders, count_tokens
+from video_pipeline.model.processor import load_processor
+from video_pipeline.model.prompt import PlaceholderError, Prompter, check_placeholders
 from video_pipeline.model.special_tokens import SpecialTokenError, SpecialTokens
+from video_pipeline.model.token_count import count_tokens
 from video_pipeline.tasks.base import Task
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.qwen_vl import CHAT_TEMPLATES, FAMILIES, SPECIAL_TOKENS
@@ -316,7 +317,7 @@ def test_text_without_media_stays_text(checkpoint):
 
 @pytest.mark.parametrize(("times", "word"), [("", "0 times"), ("<|video_pad|>" * 2, "2 times")])
 def test_a_template_that_drops_or_doubles_a_video_is_refused(checkpoint, monkeypatch, times, word):
-    processor = prompt._processor(checkpoint)
+    processor = load_processor(checkpoint)
     monkeypatch.setattr(
         processor, "chat_template", processor.chat_template.replace("<|video_pad|>", times)
     )

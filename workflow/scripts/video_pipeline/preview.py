@@ -26,13 +26,9 @@ from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefus
 from video_pipeline.engine.vllm.version import VllmUnsupported
 from video_pipeline.errors import Failure, UserError, explain
 from video_pipeline.leases import lease_for
-from video_pipeline.model.prompt import (
-    SIMULATED_MODEL,
-    check_processor,
-    count_tokens,
-    dataset_model,
-    special_tokens,
-)
+from video_pipeline.model.processor import SIMULATED_MODEL, dataset_model
+from video_pipeline.model.prompt import check_processor, special_tokens
+from video_pipeline.model.token_count import count_tokens
 from video_pipeline.printable import printable
 from video_pipeline.processes import job_processes
 from video_pipeline.report.contact_sheet import contact_sheet

@@ -49,7 +49,7 @@ def fetch_weights(config: Config) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    from video_pipeline.model.prompt import PROCESSOR_FILES  # imports much
+    from video_pipeline.model.processor import PROCESSOR_FILES  # imports much
 
     model, revision = config.vllm.model, config.vllm.arguments.get("revision")
     cache = config.vllm.arguments.get("download_dir")  # of the weights; the rest is in HF_HOME

@@ -1,4 +1,4 @@
-"""The base class of datasets."""
+"""The base class of datasets, and the checks of its contract."""
 
 from __future__ import annotations
 
@@ -15,18 +15,38 @@ if TYPE_CHECKING:
     from video_pipeline.tasks.base import Task
 
 
-class BaseDataset(Dataset):
-    """Turns samples into inputs of the model. Runs in decode processes, one thread each.
+class BaseDataset(Dataset[dict[str, Any]]):
+    """Turns samples into inputs of the model: a ``torch.utils.data.Dataset``.
+
+    Decode processes create and index it, one thread in each. A dataset of your own::
+
+        @register_dataset("swatch")
+        class Swatch(BaseDataset):
+            needs_video = False
+            sample_fields = ("grey",)
+
+            def __getitem__(self, i):
+                sample = self.samples[i]
+                picture = Image.new("RGB", (112, 112), (sample["grey"],) * 3)
+                return {
+                    "__key": sample["__key"],
+                    "raw": sample,
+                    "llm_input": {
+                        "prompt": "<|vision_start|><|image_pad|><|vision_end|>Which colour?",
+                        "multi_modal_data": {"image": [picture]},
+                    },
+                }
 
     Attributes:
-        version: Part of the resume fingerprint. Raise it when the inputs a dataset builds change.
+        version: Part of the resume fingerprint. Raise it when the inputs that the dataset builds
+            change.
         needs_video: Whether every sample must name a video.
         sample_fields: Fields of a sample that :meth:`__getitem__` reads, beside those that the
-            task's messages show, the video, ``video_start`` and ``video_end``. Where the value of
-            one changes, the sample is inferred again.
-        video_root: What a relative path in a message is relative to.
-        samples: The samples: dicts, the input object plus ``__key`` and ``__video_uri``. Read
-            lazily, so keep none.
+            task's messages show, the video, ``video_start`` and ``video_end``. If the value of one
+            changes, the sample is inferred again.
+        video_root: The folder that relative paths in messages start from; set after ``__init__``.
+        samples: The samples: dicts, the input object plus ``__key`` (text) and ``__video_uri``
+            (an absolute path or an address). They are read lazily, so keep none.
         task: The task; ``task.messages(sample)`` gives the checked conversation,
             ``task.conversations(sample)`` all of them by name.
         model: Name or folder of the model, for its processor and chat template.
@@ -50,6 +70,8 @@ class BaseDataset(Dataset):
         vision_kwargs: dict[str, Any],
         params: dict[str, Any],
     ) -> None:
+        """The arguments become attributes of the same names. A subclass with an ``__init__`` of
+        its own takes ``**kwargs`` and passes them on."""
         self.samples = samples
         self.task = task
         self.model = model
@@ -59,9 +81,21 @@ class BaseDataset(Dataset):
 
     @classmethod
     def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:
-        """The input objects that the one in ``sample`` stands for: usually itself. Split calls this
-        in a decode process. An exception makes its line a bad one; a sample that kills the process,
-        or is not ready after ``data.sample_timeout_s``, stays as it is."""
+        """List the input objects that a line of the input stands for: usually only its own.
+
+        Split calls this in a decode process. A sample that kills the process, or is not ready
+        after ``data.sample_timeout_s``, stays as it is.
+
+        Args:
+            sample: The input object plus ``__key`` and ``__video_uri``.
+            params: ``task_params`` of the configuration.
+
+        Returns:
+            At least one input object; each becomes a sample of its own.
+
+        Raises:
+            Exception: any; it makes the line a bad one, and its text says why.
+        """
         return [raw_of(sample)]
 
     def __len__(self) -> int:
@@ -69,60 +103,90 @@ class BaseDataset(Dataset):
 
     @abstractmethod
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """The input of sample ``i``::
+        """Build the input of one sample.
 
-            {"__key": the sample's key, "raw": the input object,
-             "llm_input": {"prompt": text, "multi_modal_data": {...}, "mm_processor_kwargs": {...}}}
+        Args:
+            i: Position of the sample in :attr:`samples`.
 
-        ``llm_input`` is what vLLM's ``LLM.generate`` takes. A task that asks several things by name
-        (``task.conversations(sample)``) needs ``llm_inputs`` in its place, one for each name; media
-        objects that are in more than one of them are prepared and encoded once. An exception makes
-        the sample an error record of stage ``read``; its text is the message.
+        Returns:
+            A dict with
+
+            * ``__key``: ``sample["__key"]``, unchanged;
+            * ``raw``: the input object;
+            * ``llm_input``: what vLLM's ``LLM.generate`` takes, as a dict:
+
+              * ``prompt``: text with one placeholder of the model for each image and video, or
+                ``prompt_token_ids``;
+              * ``multi_modal_data``: ``{"image": [...], "video": [...]}``. An image is a
+                ``PIL.Image`` in RGB. A video is a pair of its frames (uint8, frames x 3 x height x
+                width, in pixels) and its metadata (``fps`` in frames per second,
+                ``frames_indices``, ``total_num_frames``);
+              * ``mm_processor_kwargs``: settings of the model's processor for this sample.
+
+            A task that asks several things by name (``task.conversations(sample)``) needs
+            ``llm_inputs`` in place of ``llm_input``: such a dict for each name. Media objects that
+            are in several of them are prepared and encoded once.
+
+        Raises:
+            Exception: any; it makes the sample an error record of stage ``read``, and its text is
+                the message.
         """
 
 
 def item(sample: dict[str, Any], llm_inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What ``__getitem__`` returns, from the inputs of the sample's conversations."""
-    given = (
+    """What ``__getitem__`` returns for ``sample``, from an ``llm_input`` per conversation."""
+    inputs = (
         {"llm_input": llm_inputs[ONLY_PART]}
         if ONLY_PART in llm_inputs
         else {"llm_inputs": llm_inputs}
     )
-    return {"__key": sample["__key"], "raw": raw_of(sample), **given}
+    return {"__key": sample["__key"], "raw": raw_of(sample), **inputs}
 
 
 def expanded(
     dataset: type[BaseDataset], sample: dict[str, Any], params: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """:meth:`BaseDataset.expand`, checked: input objects. Raises :class:`TaskError` if it returns
-    something else and :class:`ValueError` if it returns none."""
-    found = dataset.expand(sample, params)
-    if not isinstance(found, list) or not all(isinstance(raw, dict) for raw in found):
+    """Call :meth:`BaseDataset.expand` and check the result.
+
+    Raises:
+        TaskError: it is no list of input objects.
+        ValueError: it is empty.
+    """
+    expanded_objects: Any = dataset.expand(sample, params)  # user code may return anything
+    if not isinstance(expanded_objects, list) or not all(
+        isinstance(raw, dict) for raw in expanded_objects
+    ):
         raise TaskError(
             f"dataset {dataset.__name__}: expand must return a list of input objects (dicts), it "
-            f"returned {found!r:.200}"
+            f"returned {expanded_objects!r:.200}"
         )
-    if not found:
+    if not expanded_objects:
         raise ValueError("the dataset made no sample of it")
-    return [raw_of(raw) for raw in found]
+    return [raw_of(raw) for raw in expanded_objects]
 
 
 def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, Any]]:
-    """The inputs in what ``__getitem__`` of ``dataset`` returned for the sample ``key``, by
-    conversation. Raises :class:`TaskError` where it breaks the contract."""
+    """The ``llm_input`` of each conversation, from what ``__getitem__`` of ``dataset`` returned for
+    the sample ``key``.
+
+    Raises:
+        TaskError: it returned something else.
+    """
     name = type(dataset).__name__
-    given = item if isinstance(item, dict) else {}
-    named = given.get("llm_inputs")
-    inputs = named if isinstance(named, dict) and named else {ONLY_PART: given.get("llm_input")}
+    fields = item if isinstance(item, dict) else {}
+    named = fields.get("llm_inputs")
+    inputs: dict[str, Any] = (
+        named if isinstance(named, dict) and named else {ONLY_PART: fields.get("llm_input")}
+    )
     if not all(isinstance(llm_input, dict) for llm_input in inputs.values()):
         raise TaskError(
             f"dataset {name}: __getitem__ must return a dict with '__key', 'raw' and "
             f"'llm_input', which is a dict too; it returned {item!r:.200}"
         )
-    if given.get("__key") != key:
+    if fields.get("__key") != key:
         raise TaskError(
             f"dataset {name}: __getitem__ was asked for sample {key!r} and returned "
-            f"{given.get('__key')!r}; give back sample['__key'] as it came"
+            f"{fields.get('__key')!r}; give back sample['__key'] as it came"
         )
     return inputs
 
@@ -130,8 +194,11 @@ def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, 
 def check_complete(
     inputs: Collection[str], parts: Collection[str], dataset: BaseDataset, key: str
 ) -> None:
-    """Raise :class:`TaskError` if the ``inputs`` of the sample ``key`` lack one of the
-    conversations ``parts``."""
+    """Check that the sample ``key`` has an input for each of the conversations ``parts``.
+
+    Raises:
+        TaskError: one is missing.
+    """
     lacking = sorted(set(parts) - set(inputs))
     if lacking:
         missing = ", ".join(filter(None, lacking)) or "the whole sample"

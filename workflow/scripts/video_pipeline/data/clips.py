@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from video_pipeline.data.base import raw_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
@@ -16,13 +16,14 @@ from video_pipeline.windows import CLIP, is_window, windows
 
 @register_dataset("clips")
 class ClipsDataset(QwenVideoDataset):
-    """Cuts long videos into windows, each a sample of its own with a record of its own; the end of
-    a run puts those of a video together again.
+    """Cuts long videos into windows, each a sample with a record of its own; the end of a run puts
+    the records of a video together again.
 
     A window is ``task_params.clip_seconds`` long; a rest shorter than half of that stays with the
-    last one. Or the sample has ``cuts``: the seconds at which the windows after the first begin.
-    ``video_start`` and ``video_end`` bound them all. A window of an earlier run stays as it is.
-    A window ends before the frame at its ``video_end``, which is the first of the next one.
+    last one. If the sample has ``cuts``, these are the seconds at which the windows after the first
+    begin. ``video_start`` and ``video_end`` bound all windows. A window ends before the frame at
+    its ``video_end``, which is the first of the next one. A window of an earlier run stays as it
+    is.
     """
 
     version = QwenVideoDataset.version + 1
@@ -54,18 +55,18 @@ class ClipsDataset(QwenVideoDataset):
                 end = _duration(sample["__video_uri"])
         except VideoReadError:
             return [raw]  # it becomes an error record, see __getitem__
-        inner = raw.get("cuts")
-        if inner is None:
-            inner = _even_cuts(begin, end, _clip_seconds(params))
-        elif not isinstance(inner, list) or not all(_is_number(cut) for cut in inner):
-            raise ValueError(f"cuts: expected a list of seconds, got {inner!r:.80}")
-        edges = [begin, *(cut for cut in sorted(set(inner)) if begin < cut < end), end]
+        cuts = raw.get("cuts")
+        if cuts is None:
+            cuts = _even_cuts(begin, end, _clip_seconds(params))
+        elif not isinstance(cuts, list) or not all(_is_number(cut) for cut in cuts):
+            raise ValueError(f"cuts: expected a list of seconds, got {cuts!r:.80}")
+        edges = [begin, *(cut for cut in sorted(set(cuts)) if begin < cut < end), end]
         return windows(raw, edges)
 
 
 def _even_cuts(begin: float, end: float, seconds: float) -> list[float]:
     count = max(1, math.floor((end - begin) / seconds + 0.5))
-    return [round(begin + number * seconds, 6) for number in range(1, count)]
+    return [round(begin + index * seconds, 6) for index in range(1, count)]
 
 
 def _clip_seconds(params: dict[str, Any]) -> float:
@@ -84,7 +85,7 @@ def _seconds(raw: dict[str, Any], name: str) -> float | None:
     return value
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -25,14 +25,13 @@ class FramesDataset(QwenVideoDataset):
 
     The sample's path names a folder or a pattern such as ``clip7/*.png``, whose images are taken in
     natural order (``2.png`` before ``10.png``), or is a list of images, which stays as it is.
-    ``frames_fps`` in the sample says how many images there are to a second (``vision.fps`` where it
-    does not). Frames are taken as they are: none is dropped, so ``vision.fps`` and
-    ``vision.max_frames`` do not thin them out.
+    ``frames_fps`` of the sample is the number of images a second; without it ``vision.fps`` is. No
+    frame is dropped: ``vision.fps`` and ``vision.max_frames`` do not thin them out.
     """
 
     sample_fields = ("frames_fps",)
 
-    _order_was_told = False
+    _order_was_logged = False
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") != sample["__video_uri"]:
@@ -49,15 +48,18 @@ class FramesDataset(QwenVideoDataset):
 
     @classmethod
     def images_of(cls, named: str | list[str]) -> list[str]:
-        """The images of a folder, a pattern or a list, of the first two in natural order. Raises
-        :class:`ValueError` for too few, and for one that may not be read."""
+        """The images of a list, or of a folder or a pattern in natural order.
+
+        Raises:
+            ValueError: there are too few, or one may not be read.
+        """
         if isinstance(named, list):
             images = [permitted(image) for image in named]
         else:
-            found = [path for path in _paths(named) if path.suffix.lower() in IMAGE_SUFFIXES]
-            found.sort(key=natural_order)
-            cls._tell_order(named, found)
-            images = [permitted(str(path)) for path in found]
+            paths = [path for path in _paths(named) if path.suffix.lower() in IMAGE_SUFFIXES]
+            paths.sort(key=natural_order)
+            cls._log_order(named, paths)
+            images = [permitted(str(path)) for path in paths]
         if len(images) < 2:
             raise ValueError(
                 f"{named} names {len(images)} image(s), at least 2 are needed; known are "
@@ -66,18 +68,18 @@ class FramesDataset(QwenVideoDataset):
         return images
 
     @classmethod
-    def _tell_order(cls, named: str, images: list[Path]) -> None:
+    def _log_order(cls, named: str, images: list[Path]) -> None:
         """Log, once in each process, that ``images`` are not in the order of characters."""
-        against = next((pair for pair in pairwise(images) if str(pair[0]) > str(pair[1])), None)
-        if against is None or cls._order_was_told:
+        swapped = next((pair for pair in pairwise(images) if str(pair[0]) > str(pair[1])), None)
+        if swapped is None or cls._order_was_logged:
             return
-        cls._order_was_told = True
+        cls._order_was_logged = True
         logger.warning(
             "%s: frames are taken in natural order, %s before %s, not in the order of characters. "
             "Logged once; it applies to all samples",
             printable(named),
-            printable(against[0].name),
-            printable(against[1].name),
+            printable(swapped[0].name),
+            printable(swapped[1].name),
         )
 
 
@@ -95,7 +97,7 @@ def _paths(named: str) -> list[Path]:
 
 def natural_order(path: Path) -> tuple[list[list[str | int]], str]:
     """The key that sorts paths as people do: folder by folder, numbers by their value, letters
-    without regard to case. Those that are equal in all that are in the order of characters."""
+    without regard to case. Equal ones are in the order of characters."""
     parts = (*path.parent.parts, path.stem, path.suffix)
     return [_with_numbers(part.casefold()) for part in parts], str(path)
 
@@ -103,4 +105,4 @@ def natural_order(path: Path) -> tuple[list[list[str | int]], str]:
 def _with_numbers(text: str) -> list[str | int]:
     """``text`` in pieces: every other one is a number."""
     pieces = re.split(r"(\d+)", text)
-    return [int(piece) if number % 2 else piece for number, piece in enumerate(pieces)]
+    return [int(piece) if index % 2 else piece for index, piece in enumerate(pieces)]

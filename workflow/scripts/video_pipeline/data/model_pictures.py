@@ -1,4 +1,4 @@
-"""What the model sees of a sample: its pictures and their times, from a dataset's ``llm_input``."""
+"""The pictures that a model is shown, with their times: taken from a dataset's ``llm_input``."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ class Picture:
 
 def all_pictures(llm_inputs: Iterable[dict[str, Any]]) -> list[Picture]:
     """The pictures of a sample's conversations; those that show the same media share them."""
-    media = {id(each.get("multi_modal_data")): each for each in llm_inputs}
-    return [picture for each in media.values() for picture in pictures(each)]
+    by_media = {id(llm_input.get("multi_modal_data")): llm_input for llm_input in llm_inputs}
+    return [picture for llm_input in by_media.values() for picture in pictures(llm_input)]
 
 
 def pictures(llm_input: dict[str, Any]) -> list[Picture]:
     """All pictures in ``llm_input``, images first."""
     media = llm_input.get("multi_modal_data") or {}
     images, videos = media.get("image") or [], media.get("video") or []
-    found = [Picture(_image(image), None) for image in _listed(images)]
+    shown = [Picture(_image(image), None) for image in _listed(images)]
     for video in _listed(videos):
         frames, metadata = video if isinstance(video, tuple) else (video, {})
         metadata = metadata or {}
         indices, fps = metadata.get("frames_indices"), metadata.get("fps")
-        for number, frame in enumerate(frames):
-            index = indices[number] if indices is not None else number
+        for position, frame in enumerate(frames):
+            index = indices[position] if indices is not None else position
             seconds = float(index) / fps if fps else None
-            found.append(Picture(_image(frame), seconds))
-    return found
+            shown.append(Picture(_image(frame), seconds))
+    return shown
 
 
 def _image(frame: Any) -> Image.Image:

@@ -17,18 +17,31 @@ _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
 PARAMS = ("prompt", "prompt_file", "questions", "clip_seconds")
 """The ``task_params`` of the built-in tasks and datasets."""
 
-T = TypeVar("T", bound=type[BaseDataset])
+D = TypeVar("D", bound=BaseDataset)
 
 
-def register_dataset(name: str) -> Callable[[T], T]:
-    """Class decorator: make a :class:`BaseDataset` known as ``name``."""
+def register_dataset(name: str) -> Callable[[type[D]], type[D]]:
+    """Class decorator: make a subclass of :class:`BaseDataset` known as ``name``.
+
+    Raises:
+        UserError: the name is missing or taken, or the class is not a complete dataset.
+    """
     if not isinstance(name, str):
         raise UserError('register_dataset needs a name: @register_dataset("my_dataset")')
-    return lambda cls: _DATASETS.add(name, cls)
+
+    def register(cls: type[D]) -> type[D]:
+        _DATASETS.add(name, cls)
+        return cls
+
+    return register
 
 
 def get_dataset(name: str) -> type[BaseDataset]:
-    """The dataset registered as ``name``. Raises :class:`UserError` listing those there are."""
+    """The dataset registered as ``name``.
+
+    Raises:
+        UserError: there is none; the message lists the names.
+    """
     from video_pipeline.data import (  # noqa: F401  (they register)
         clips,
         frames,
@@ -43,15 +56,21 @@ def get_dataset(name: str) -> type[BaseDataset]:
 def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
     """The dataset that reads the samples of ``task``: ``run.dataset``, or the task's own.
 
-    Raises :class:`UserError` if there is no such dataset.
+    Raises:
+        UserError: there is no such dataset.
     """
     return get_dataset(config.run.dataset or task.dataset_name)
 
 
 def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None:
-    """Raise :class:`UserError`, with the nearest name, for ``task_params`` that nothing takes. A
-    user's own task or dataset may take any; the built-in ones know each other's, because stages
-    share them."""
+    """Check that something takes each of the ``task_params``.
+
+    A user's own task or dataset may take any. The built-in ones know each other's, because stages
+    share them.
+
+    Raises:
+        UserError: nothing takes one; the message has the nearest name.
+    """
     if not (is_built_in(type(task)) and is_built_in(dataset)):
         return
     for name in config.task_params:
@@ -66,7 +85,11 @@ def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None
 def create_dataset(
     config: Config, task: Task, samples: Sequence[dict[str, Any]], model: str
 ) -> BaseDataset:
-    """:func:`dataset_of` over ``samples``, for the processor of ``model``."""
+    """Create the dataset of ``task`` over ``samples``, for the processor of ``model``.
+
+    Raises:
+        TaskError: the ``__init__`` of a user's dataset failed.
+    """
     cls = dataset_of(config, task)
     try:
         dataset = cls(
@@ -82,7 +105,7 @@ def create_dataset(
     except Exception as error:
         raise TaskError(
             f"dataset {cls.__name__}: its __init__ failed: {explain(error)}. It must take what "
-            "BaseDataset's takes: def __init__(self, **given), and super().__init__(**given)"
+            "BaseDataset's takes: def __init__(self, **kwargs), and super().__init__(**kwargs)"
         ) from error
     dataset.video_root = config.video_root
     return dataset

@@ -51,9 +51,9 @@ class FirstFrameDataset(QwenVideoDataset):
 
 @register_dataset("keyframes")
 class KeyframesDataset(QwenVideoDataset):
-    """The key frames of the sample's video (of its segment), at most ``vision.max_frames``, or
-    ``vision.nframes`` where that is given: where an encoder saw something new, and cheap to
-    decode."""
+    """The key frames of the sample's video (of its segment): at most ``vision.nframes`` if that is
+    set, else ``vision.max_frames``. An encoder makes one where it sees something new, and they are
+    cheap to decode."""
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") == sample["__video_uri"]:

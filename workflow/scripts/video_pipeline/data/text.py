@@ -29,8 +29,11 @@ class TextDataset(BaseDataset):
         )
 
     def llm_input(self, messages: Messages) -> dict[str, Any]:
-        """The prompt of ``messages``. Raises :class:`PlaceholderError` if they show a video or an
-        image."""
+        """The prompt of ``messages``.
+
+        Raises:
+            PlaceholderError: they show a video or an image.
+        """
         for message in messages:
             parts = message["content"] if isinstance(message["content"], list) else []
             if any(map(is_medium, parts)):

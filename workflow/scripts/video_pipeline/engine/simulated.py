@@ -16,7 +16,7 @@ from video_pipeline.engine.base import (
     Preparer,
     RequestRefused,
 )
-from video_pipeline.model.prompt import SIMULATED_MODEL
+from video_pipeline.model.processor import SIMULATED_MODEL
 
 _PIXELS_PER_TOKEN = 28 * 28 * 2
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure
-from video_pipeline.model.prompt import SIMULATED_MODEL, TokenCount, check_processor, count_tokens
+from video_pipeline.model.processor import SIMULATED_MODEL
+from video_pipeline.model.prompt import check_processor
+from video_pipeline.model.token_count import TokenCount, count_tokens
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset

@@ -36,7 +36,7 @@ from video_pipeline.files import replacing, write_text
 from video_pipeline.journal import clean_text, read_index
 from video_pipeline.layout import Layout
 from video_pipeline.locks import describe_holder, try_lock
-from video_pipeline.model.prompt import SIMULATED_MODEL, processor_folder
+from video_pipeline.model.processor import SIMULATED_MODEL, processor_folder
 from video_pipeline.processes import job_processes
 from video_pipeline.report.plan import FLAGS, show_plan
 from video_pipeline.run.changes import JournalSettings

@@ -15,7 +15,7 @@ from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure, explain
 from video_pipeline.estimate.counting import PromptCost, ShownMedium
-from video_pipeline.model.prompt import TokenCount
+from video_pipeline.model.token_count import TokenCount
 from video_pipeline.report.plan import FLAGS
 
 ERROR_KINDS = 1000

@@ -123,7 +123,7 @@ class SpecialTokens:
         ]
 
     def _hide(self, text: str) -> str:
-        return text.translate(str.maketrans(self._hidden))
+        return "".join(self._hidden.get(character, character) for character in text)
 
     def _show(self, text: str) -> str:
         for character, hidden in self._hidden.items():
@@ -142,23 +142,28 @@ class SpecialTokens:
         from tokenizers import AddedToken, Tokenizer
 
         description = json.loads(self._tokenizer.backend_tokenizer.to_str())
-        added = [each for each in description["added_tokens"] if each["content"] in self.ids]
-        for each in added:
-            each["special"] = True  # only these can be turned off
+        added = [token for token in description["added_tokens"] if token["content"] in self.ids]
+        for token in added:
+            token["special"] = True  # only these can be turned off
         copy = Tokenizer.from_str(json.dumps(description))
         copy.no_truncation()
         copy.no_padding()
         copy.encode_special_tokens = True
-        manners = ("single_word", "lstrip", "rstrip", "normalized")
+        options = ("single_word", "lstrip", "rstrip", "normalized")
         copy.add_tokens(
             [
-                AddedToken(self._aliases[each["content"]], **{name: each[name] for name in manners})
-                for each in added
+                AddedToken(
+                    self._aliases[token["content"]], **{name: token[name] for name in options}
+                )
+                for token in added
             ]
         )
-        return copy, {
-            copy.token_to_id(self._aliases[each["content"]]): each["id"] for each in added
-        }
+        ids: dict[int, int] = {}
+        for token in added:
+            alias_id = copy.token_to_id(self._aliases[token["content"]])
+            assert alias_id is not None
+            ids[alias_id] = token["id"]
+        return copy, ids
 
 
 def _added_tokens(tokenizer: Any) -> Iterator[tuple[str, int, bool]]:
@@ -166,7 +171,7 @@ def _added_tokens(tokenizer: Any) -> Iterator[tuple[str, int, bool]]:
     called special: in the list of them, or in that of special ones."""
     special = dict.fromkeys(tokenizer.all_special_tokens, True)
     try:
-        added = {each.content: each.special for each in tokenizer.added_tokens_decoder.values()}
+        added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     except NotImplementedError:  # that of mistral_common
         added = {}
     for token, is_special in {**added, **special}.items():

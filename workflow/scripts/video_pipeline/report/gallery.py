@@ -22,7 +22,7 @@ from video_pipeline.decode.preparing import READER, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure, explain
 from video_pipeline.files import EMPTY
-from video_pipeline.model.prompt import dataset_model
+from video_pipeline.model.processor import dataset_model
 from video_pipeline.processes import job_processes
 from video_pipeline.report.contact_sheet import contact_sheet
 from video_pipeline.samples.input import task_sample

@@ -226,7 +226,7 @@ def _sizes(files: list[str]) -> np.ndarray:
 
 def _durations(files: list[str]) -> list[float]:
     """The seconds that each file's header says it lasts, NaN where it does not."""
-    from video_pipeline.video.container import header_seconds
+    from video_pipeline.video.demuxer import header_seconds
 
     seconds = []
     for file in files:

@@ -14,7 +14,8 @@ from av.filter import Graph
 from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 
-from video_pipeline.video.container import Video, explain
+from video_pipeline.video.container import Video
+from video_pipeline.video.demuxer import explain
 from video_pipeline.video.display import Orientation, Shown, pixel_aspect
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.timeline import stamp_of

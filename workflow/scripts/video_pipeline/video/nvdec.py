@@ -25,8 +25,9 @@ from av.video.reformatter import ColorRange
 from torch.utils.dlpack import from_dlpack
 
 from video_pipeline.video.bitstream import Bitstream, Unsupported, bitstream
-from video_pipeline.video.container import EntryPoint, Video
+from video_pipeline.video.container import Video
 from video_pipeline.video.decode_pyav import ToRgb, orientation_of
+from video_pipeline.video.demuxer import EntryPoint
 from video_pipeline.video.display import Orientation, Shown
 from video_pipeline.video.swscale import MATRICES, coefficients_of, nv12_to_rgb
 from video_pipeline.video.timeline import stamp_of

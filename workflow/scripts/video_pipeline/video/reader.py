@@ -29,27 +29,31 @@ import ctypes
 import logging
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from numbers import Real
 from typing import Any
 
 import av
 import torch
-from av.error import FFmpegError
 from PIL import Image
 
 from video_pipeline.errors import UserError
-from video_pipeline.video import READER_VERSION, decode_pyav
+from video_pipeline.video import READER_VERSION
 from video_pipeline.video import compat_qwen as qwen
 from video_pipeline.video.access import read_image, upright_rgb
-from video_pipeline.video.container import Video, explain
+from video_pipeline.video.container import Video
 from video_pipeline.video.display import Shown
-from video_pipeline.video.errors import VideoReadError, note_damage
-from video_pipeline.video.nvdec import Card, NoCard, Nvdec, Unsupported
-from video_pipeline.video.resize import frame_size, resize_frame
+from video_pipeline.video.errors import VideoReadError
+from video_pipeline.video.frames import (
+    CardReader,
+    decode_frames,
+    resized,
+    stack_frames,
+    target_size,
+)
+from video_pipeline.video.nvdec import Card, NoCard, Nvdec
+from video_pipeline.video.sampling import sample_frames
 
 __all__ = [
     "READER_VERSION",
@@ -71,9 +75,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 RESIZES = ("native", "exact")
 
 DECODERS = ("auto", "cpu", "nvdec")
-
-MOST_FAILURES = 3
-"""Videos in a row that fail on the card for no reason that lies in them: then it is left alone."""
 
 KEPT_BYTES = 1 << 29
 """Bytes of a freed block, at most, that are kept for the next video. Frames of 20,480 visual tokens
@@ -134,7 +135,7 @@ def measuring() -> Iterator[None]:
         _is_measuring = before
 
 
-_card: _CardReader | None = None
+_card: CardReader | None = None
 
 
 def use_decoder(decoder: str) -> bool:
@@ -157,7 +158,7 @@ def use_decoder(decoder: str) -> bool:
     if decoder == "cpu":
         return False
     try:
-        _card = _CardReader(Nvdec(Card()))
+        _card = CardReader(Nvdec(Card()))
     except NoCard as error:
         if decoder == "nvdec":
             raise UserError(
@@ -173,7 +174,7 @@ def register_reader() -> None:
     :func:`video_pipeline.video.access.read_image`, in this process.
 
     Raises:
-        UserError: the installed qwen-vl-utils cannot be made to.
+        UserError: The installed qwen-vl-utils cannot be made to.
     """
     qwen.use_readers(read_video, _upright_image)
     _keep_memory()
@@ -201,16 +202,18 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
     if ele.get("resize", "native") not in RESIZES:
         raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
     with Video(ele["video"]) as video:
-        positions, metadata, sample_fps = _sample(ele, video)
+        positions, metadata, sample_fps = sample_frames(ele, video)
+        metadata["video_backend"] = qwen.NAME
         if _is_measuring:
-            shown = next(_decode(video, [_entry_position(video, positions[0])]))
+            shown = next(decode_frames(video, [_entry_position(video, positions[0])]))
             info = _info(video, shown)
-            size = _target_size(ele, len(positions), shown)
+            size = target_size(ele, len(positions), shown)
             frames = torch.empty((len(positions), 3, *size), dtype=torch.uint8, device="meta")
             return frames, MeasuredMetadata(metadata, info), sample_fps
-        frames = None if _card is None else _card.read(ele, video, positions)
-        if frames is None:
-            frames = _stack(_decode(video, positions), len(positions), ele)
+        from_card = None if _card is None else _card.read(ele, video, positions)
+        if from_card is not None:
+            return from_card, metadata, sample_fps
+        frames = stack_frames(decode_frames(video, positions), len(positions), ele)
     return frames, metadata, sample_fps
 
 
@@ -222,7 +225,7 @@ def probe(path: str) -> VideoInfo:
         VideoReadError: the video cannot be read.
     """
     with Video(path) as video:
-        return _info(video, next(_decode(video, [0])))
+        return _info(video, next(decode_frames(video, [0])))
 
 
 def _info(video: Video, shown: Shown) -> VideoInfo:
@@ -254,8 +257,8 @@ def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
     """
     with Video(path) as video:
         first = video.position_at(seconds)
-        (shown,) = _decode(video, [first])
-    return Image.fromarray(_resized(shown, shown.size).permute(1, 2, 0).numpy())
+        (shown,) = decode_frames(video, [first])
+    return Image.fromarray(resized(shown, shown.size).permute(1, 2, 0).numpy())
 
 
 def _upright_image(image: object) -> object:
@@ -274,191 +277,3 @@ def _keep_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, 2 * KEPT_BYTES)
-
-
-def _sample(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any], float]:
-    """Positions of the frames to read, metadata and rate, as qwen-vl-utils' readers have them."""
-    total, fps = len(video.stamps), video.fps
-    if total < qwen.FRAME_FACTOR:
-        raise VideoReadError(
-            f"video has {total} frame{'' if total == 1 else 's'}, at least "
-            f"{qwen.FRAME_FACTOR} are needed"
-        )
-    for key in ("video_start", "video_end"):
-        if not isinstance(ele.get(key, 0.0), Real | None):
-            raise VideoReadError(f"{key}: {ele[key]!r} is not a number of seconds")
-    half_open = bool(ele.get("half_open"))
-    first, last = video.segment(ele.get("video_start"), ele.get("video_end"), half_open=half_open)
-    # one frame that stays on the screen is shown twice
-    count = max(last - first + 1, qwen.FRAME_FACTOR)
-    try:
-        if ele.get("keyframes"):
-            positions = _keyframes(ele, video, first, last)
-        else:
-            positions = _evenly(ele, video, first, last, count)
-    except (AssertionError, ValueError) as error:
-        raise VideoReadError(f"cannot sample {total} frames at {fps:g} fps: {error}") from error
-    if video.is_even:
-        metadata = {"fps": fps, "frames_indices": positions, "total_num_frames": count}
-        rate = len(positions) / count * fps
-    else:
-        metadata, rate = _timed(video, positions)
-    return positions, {**metadata, "video_backend": qwen.NAME}, rate
-
-
-def _evenly(ele: dict[str, Any], video: Video, first: int, last: int, count: int) -> list[int]:
-    """As many frames from ``first`` to ``last`` as qwen-vl-utils takes. Those of a video of even
-    spacing are evenly spaced by number, as it has them; those of another by time: what is on the
-    screen at each time."""
-    stamps = video.stamps
-    if video.is_even:
-        nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=video.fps)
-        return torch.linspace(first, last, nframes).round().long().tolist()
-    ticks = video.stamp_after(last) - stamps[first]
-    fps = count / float(ticks * video.time_base)
-    nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=fps)
-    times = torch.linspace(stamps[first], stamps[last], nframes, dtype=torch.float64)
-    return [video.position_shown_at(time) for time in times.tolist()]
-
-
-def _timed(video: Video, positions: list[int]) -> tuple[dict[str, Any], float]:
-    """Metadata and rate of a video of uneven spacing. It counts in units of its time base, so that
-    an index divided by ``fps`` is the time of the very picture."""
-    stamps = [video.stamps[position] for position in positions]
-    until = video.stamp_after(positions[-1])
-    ticks = (stamps[-1] if stamps[-1] > stamps[0] else until) - stamps[0]
-    # the first and the last picture are this far apart
-    steps = max(len(positions) - 1, 1)
-    fps = float(1 / video.time_base)
-    metadata = {
-        "fps": fps,
-        "frames_indices": [stamp - video.stamps[0] for stamp in stamps],
-        "total_num_frames": round(ticks * len(positions) / steps),
-        "duration": float(until - stamps[0]) / fps,
-    }
-    return metadata, steps * fps / ticks
-
-
-def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list[int]:
-    """Positions of the key frames from ``first`` to ``last``, an even number; where there are not
-    two, the last frame is taken, too."""
-    found = [position for position in video.keyframes if first <= position <= last]
-    if len(found) < qwen.FRAME_FACTOR:
-        found = sorted({*(found or [first]), last})
-    most = min(ele.get("max_frames", qwen.FPS_MAX_FRAMES), len(found))
-    chosen = torch.linspace(0, len(found) - 1, qwen.floor_by_factor(most, qwen.FRAME_FACTOR))
-    return [found[number] for number in chosen.round().long().tolist()]
-
-
-class _CardReader:
-    """Reads videos with the GPU's decoder, as long as that works."""
-
-    def __init__(self, nvdec: Nvdec) -> None:
-        self._nvdec = nvdec
-        self._failures = 0  # in a row
-        self._told: set[str] = set()
-
-    def read(
-        self, ele: dict[str, Any], video: Video, positions: Sequence[int]
-    ) -> torch.Tensor | None:
-        """The frames at ``positions`` as they leave the reader; None if the CPU has to read them.
-        Why is logged once for each reason."""
-        if self._failures == MOST_FAILURES:
-            return None
-        try:
-            frames = _stack(self._nvdec.decode(video, positions), len(positions), ele)
-        except Unsupported as error:
-            self._tell(f"{error}: such videos are decoded on the CPU")
-        except VideoReadError:
-            pass  # the CPU will say the same
-        except Exception as error:
-            self._nvdec.forget()
-            self._failures += 1
-            given_up = self._failures == MOST_FAILURES
-            what = "it is not tried again" if given_up else "the CPU decodes the video"
-            said = str(error).partition("\n")[0]
-            self._tell(f"{type(error).__name__}: {said}; {what}")
-        else:
-            self._failures = 0
-            return frames
-        return None
-
-    def _tell(self, reason: str) -> None:
-        if reason not in self._told:
-            self._told.add(reason)
-            logger.warning("NVDEC: %s", reason)
-
-
-def _decode(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
-    """The frames at ``positions``, in ascending order, as they are shown.
-
-    The shortcuts are left where they do not lead to the very frame that was asked for. Without
-    them the next frame may take the place of one whose packet has a time that no frame has.
-
-    Raises:
-        VideoReadError: one of the frames cannot be decoded.
-    """
-    decoders = [decode_pyav.decode, partial(decode_pyav.decode, shortcuts=False)]
-    done = 0
-    try:
-        for decode in decoders:
-            video.damage = None
-            for stamp, frame in decode(video, positions[done:]):
-                position = positions[done]
-                if stamp != video.stamps[position] and not (
-                    decode is decoders[-1] and _may_replace(video, stamp, position)
-                ):
-                    break
-                yield frame
-                done += 1
-            if done == len(positions):
-                break
-    except FFmpegError as error:
-        raise VideoReadError(explain(error)) from error
-    if done < len(positions):
-        seconds = float((video.stamps[positions[done]] - video.stamps[0]) * video.time_base)
-        why = f"; {video.damage}" if video.damage else ""
-        raise VideoReadError(
-            f"only {done} of {len(positions)} sampled frames could be decoded; the one at "
-            f"{seconds:.3f} s could not{why}"
-        )
-    if video.damage:
-        note_damage(video.damage)
-
-
-def _may_replace(video: Video, stamp: int, position: int) -> bool:
-    """Whether the frame at ``stamp`` is the one after ``position`` and none is lost."""
-    return video.damage is None and bisect_left(video.stamps, stamp) <= position + 1
-
-
-def _stack(frames: Iterator[Shown], count: int, ele: dict[str, Any]) -> torch.Tensor:
-    """All ``count`` frames in one tensor, resized one by one: those of a long video in full size
-    would take gigabytes. The first decides the size, also where that of the video changes."""
-    size = None
-    for number, shown in enumerate(frames):
-        if size is None:
-            size = _target_size(ele, count, shown)
-            stacked = torch.empty((count, 3, *size), dtype=torch.uint8)
-        stacked[number] = _resized(shown, size)
-    return stacked
-
-
-def _resized(shown: Shown, size: tuple[int, int]) -> torch.Tensor:
-    return resize_frame(shown.pixels.permute(2, 0, 1), size)
-
-
-def _target_size(ele: dict[str, Any], nframes: int, shown: Shown) -> tuple[int, int]:
-    """(height, width) in which frames like ``shown`` leave the reader.
-
-    ``native``: :func:`frame_size` of the size they are shown in. ``exact``: as many pixels as are
-    stored. In either case ``fetch_video`` is told the former where it would not find it itself, so
-    that frames are resized once. It cannot be told without the patch size: then they leave in the
-    size they are shown in.
-    """
-    if "image_patch_size" not in ele:
-        return shown.size
-    size = frame_size(ele, nframes, *shown.size)
-    leaving = size if ele.get("resize", "native") == "native" else shown.stored_size
-    if frame_size(ele, nframes, *leaving) != size:
-        ele.update(resized_height=size[0], resized_width=size[1])
-    return leaving

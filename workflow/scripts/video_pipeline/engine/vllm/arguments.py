@@ -22,7 +22,7 @@ from video_pipeline.engine.vllm.names import check_names
 from video_pipeline.errors import UserError
 from video_pipeline.faults import failure_of
 from video_pipeline.leases import LeaseHolder
-from video_pipeline.model.prompt import processor_folder
+from video_pipeline.model.processor import processor_folder
 
 # Each video is seen once: caches of processed media only cost memory and hashing. A user's own
 # engine arguments come after these.

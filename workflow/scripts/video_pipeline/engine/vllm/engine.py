@@ -43,7 +43,7 @@ from video_pipeline.engine.vllm.preparer import VllmPreparer
 from video_pipeline.errors import UserError
 from video_pipeline.faults import is_refusal
 from video_pipeline.flops import ModelFlops
-from video_pipeline.model.prompt import processor_folder
+from video_pipeline.model.processor import processor_folder
 from video_pipeline.peaks import precision_of
 from video_pipeline.processes import how_it_ended
 

@@ -72,7 +72,7 @@ def check_names(section: str, names: Iterable[str], known: list[str]) -> None:
 
 def _fault(section: str, name: str, known: list[str], vllm: str) -> str:
     """``vllm.max_num_seq: vLLM 0.32.0 has no such setting; did you mean vllm.max_num_seqs?``"""
-    hint = did_you_mean(name, names, show=lambda close: f"{section}.{close}")
+    hint = did_you_mean(name, known, show=lambda close: f"{section}.{close}")
     return f"{section}.{name}: {vllm} has no such setting{hint}"
 
 

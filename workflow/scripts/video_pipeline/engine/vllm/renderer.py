@@ -12,7 +12,8 @@ import torch
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.compat import SampleRenderer, VllmConfig, media_of, media_ranges
-from video_pipeline.model.prompt import PlaceholderError, processor_folder
+from video_pipeline.model.processor import processor_folder
+from video_pipeline.model.prompt import PlaceholderError
 from video_pipeline.model.special_tokens import SpecialTokenError
 from video_pipeline.tasks.base import ONLY_PART
 from video_pipeline.testing.clips import write_clip

@@ -1,0 +1,92 @@
+"""The processor of a model: where it is, and loading it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from video_pipeline.config import Config
+from video_pipeline.errors import Failure
+from video_pipeline.faults import failure_of, is_environment_fault
+
+logger = logging.getLogger(__name__)
+
+SIMULATED_MODEL = "simulated"
+"""Stands for the model where none is loaded: a plain ChatML prompt."""
+
+_HUB_WAITS = (5.0, 30.0)
+"""Seconds until a hub that is busy or away is asked again."""
+
+PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+"""The files of a model that are not weights."""
+
+
+def dataset_model(config: Config) -> str:
+    """The ``model`` of the datasets if no engine is there to name it: a local folder, or
+    :data:`SIMULATED_MODEL`. Raises what :func:`processor_folder` does."""
+    if config.run.engine == "simulated":
+        return SIMULATED_MODEL
+    return processor_folder(config.vllm.model, config.vllm.arguments.get("revision"))
+
+
+def processor_folder(model: str, revision: str | None = None) -> str:
+    """A local folder with the processor of ``model``: the model's own, or one that the Hugging Face
+    hub gives (a few MB, no weights; fetched once).
+
+    Raises:
+        UserError: it is not available.
+        EnvironmentFault: it is not available now, but may be later.
+    """
+    if Path(model).is_dir():
+        return model
+    from huggingface_hub import snapshot_download
+
+    for seconds in (*_HUB_WAITS, None):
+        try:
+            return snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
+        except (OSError, ValueError) as error:
+            if seconds is None or not is_environment_fault(error):
+                raise _no_processor(model, revision, error) from error
+            logger.warning("the hub does not answer, asked again in %g s: %s", seconds, error)
+            time.sleep(seconds)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _no_processor(model: str, revision: str | None, error: Exception) -> Failure:
+    patterns = " ".join(f"'{pattern}'" for pattern in PROCESSOR_FILES)
+    version = f" --revision {revision}" if revision else ""
+    later = is_environment_fault(error)
+    return failure_of(
+        error,
+        f"vllm.model: {model} is no folder here, and the hub does not give its processor: {error}. "
+        f"{'Run the same command again later' if later else 'Fix the name'}; or fetch it where "
+        f"there is a network, to the same HF_HOME: hf download {model}{version} --include "
+        f"{patterns}; or name a local folder",
+    )
+
+
+@cache
+def load_processor(model: str) -> Any:
+    """The processor of ``model``, loaded once in a process.
+
+    Raises:
+        OSError, ValueError: ``model`` has none.
+    """
+    from transformers import AutoProcessor
+    from transformers.utils import logging
+
+    # Its advice is on sampling and resizing, which are done already.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers has no types
+    # False, not None: with None transformers asks at the terminal whether to run the code.
+    return AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        model, trust_remote_code=False
+    )
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of ``model``, loaded once in a process."""
+    processor = load_processor(model)
+    return getattr(processor, "tokenizer", processor)  # that of a text model is its processor

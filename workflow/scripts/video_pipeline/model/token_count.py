@@ -1,0 +1,74 @@
+"""How many tokens a prompt has with its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from video_pipeline.model.processor import SIMULATED_MODEL, load_processor, load_tokenizer
+from video_pipeline.model.prompt import check_placeholders, special_tokens
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of a prompt.
+
+    Attributes:
+        prompt: All of them.
+        visual: Those that stand for pictures.
+        largest: Of these, those of the largest image or video.
+    """
+
+    prompt: int
+    visual: int
+    largest: int
+
+
+def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount | None:
+    """Count the tokens of a prompt with its media, by the model's own processor; None if there is
+    no model.
+
+    The processor gets pictures without pixels (torch's device ``meta``), which saves the work on
+    them.
+
+    Raises:
+        PlaceholderError: the prompt does not show each medium once.
+    """
+    if model == SIMULATED_MODEL:
+        return None
+    check_placeholders(model, llm_input)
+    processor, tokenizer = load_processor(model), load_tokenizer(model)
+    media = llm_input.get("multi_modal_data") or {}
+    prompt_ids = llm_input.get("prompt_token_ids")
+    if not media:
+        ids = tokenizer(llm_input["prompt"])["input_ids"] if prompt_ids is None else prompt_ids
+        return TokenCount(len(ids), 0, 0)
+    # Processors take text only. The rest of it does not change how placeholders are replaced.
+    text = llm_input["prompt"] if prompt_ids is None else special_tokens(model).skeleton(prompt_ids)
+    rest = 0 if prompt_ids is None else len(prompt_ids) - len(tokenizer(text)["input_ids"])
+    videos = media.get("video") or []
+    inputs = processor(
+        text=[text],
+        images=[_without_pixels(image) for image in media.get("image") or []] or None,
+        videos=[_without_pixels(frames) for frames, _ in videos] or None,
+        video_metadata=[metadata for _, metadata in videos] or None,
+        **{**(llm_input.get("mm_processor_kwargs") or {}), "do_sample_frames": False},
+    )
+    ids = inputs["input_ids"][0]
+    visual = {processor.image_token_id, processor.video_token_id}
+    merged = processor.image_processor.merge_size**2
+    grids = [inputs[name] for name in ("image_grid_thw", "video_grid_thw") if name in inputs]
+    largest = max(int(grid.prod(-1).max()) // merged for grid in grids)
+    return TokenCount(len(ids) + rest, sum(int(token) in visual for token in ids), largest)
+
+
+def _without_pixels(picture: Any) -> Any:
+    """A picture or frames of the same shape on torch's device ``meta``, if it has such a form."""
+    import torch  # not above: jobs that never count import this module, too
+    from PIL import Image
+
+    if isinstance(picture, torch.Tensor):
+        return picture.to("meta")
+    if isinstance(picture, Image.Image) and picture.mode == "RGB":
+        return torch.empty((3, picture.height, picture.width), dtype=torch.uint8, device="meta")
+    return picture

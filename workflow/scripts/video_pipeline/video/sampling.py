@@ -1,0 +1,107 @@
+"""Which frames of a video are read, and what their metadata say."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import torch
+
+from video_pipeline.video import compat_qwen as qwen
+from video_pipeline.video.container import Video
+from video_pipeline.video.errors import VideoReadError
+
+
+def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any], float]:
+    """Choose the frames to read, as qwen-vl-utils' own readers do.
+
+    Args:
+        ele: The video item of a conversation, see :mod:`video_pipeline.video.reader`.
+        video: The video that it names.
+
+    Returns:
+        Positions of the frames in ``video``, ascending; the metadata of a video that consists of
+        them; and the frames per second that they were sampled at.
+
+    Raises:
+        VideoReadError: not enough frames can be sampled.
+    """
+    total, fps = len(video.stamps), video.fps
+    if total < qwen.FRAME_FACTOR:
+        raise VideoReadError(
+            f"video has {total} frame{'' if total == 1 else 's'}, at least "
+            f"{qwen.FRAME_FACTOR} are needed"
+        )
+    for key in ("video_start", "video_end"):
+        if not isinstance(ele.get(key, 0.0), Real | None):
+            raise VideoReadError(f"{key}: {ele[key]!r} is not a number of seconds")
+    half_open = bool(ele.get("half_open"))
+    first, last = video.segment(ele.get("video_start"), ele.get("video_end"), half_open=half_open)
+    # One frame that stays on the screen is shown twice.
+    count = max(last - first + 1, qwen.FRAME_FACTOR)
+    try:
+        if ele.get("keyframes"):
+            positions = _keyframes(ele, video, first, last)
+        else:
+            positions = _evenly(ele, video, first, last, count)
+    except (AssertionError, ValueError) as error:
+        raise VideoReadError(f"cannot sample {total} frames at {fps:g} fps: {error}") from error
+    if video.is_even:
+        metadata: dict[str, Any] = {
+            "fps": fps,
+            "frames_indices": positions,
+            "total_num_frames": count,
+        }
+        rate = len(positions) / count * fps
+    else:
+        metadata, rate = _timed(video, positions)
+    return positions, metadata, rate
+
+
+def _evenly(ele: dict[str, Any], video: Video, first: int, last: int, count: int) -> list[int]:
+    """As many frames from ``first`` to ``last`` as qwen-vl-utils takes. In a video of even spacing
+    they are evenly spaced by number, as qwen-vl-utils has them; in another one by time: the frames
+    on the screen at each time."""
+    stamps = video.stamps
+    if video.is_even:
+        nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=video.fps)
+        return _as_ints(torch.linspace(first, last, nframes))
+    ticks = video.stamp_after(last) - stamps[first]
+    fps = count / float(ticks * video.time_base)
+    nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=fps)
+    times = torch.linspace(stamps[first], stamps[last], nframes, dtype=torch.float64)
+    return [video.position_shown_at(time) for time in times.tolist()]
+
+
+def _timed(video: Video, positions: list[int]) -> tuple[dict[str, Any], float]:
+    """Metadata and rate of a video of uneven spacing. It counts in units of its time base, so that
+    an index divided by ``fps`` is the time of the very picture."""
+    stamps = [video.stamps[position] for position in positions]
+    until = video.stamp_after(positions[-1])
+    ticks = (stamps[-1] if stamps[-1] > stamps[0] else until) - stamps[0]
+    # The first and the last picture are this far apart.
+    steps = max(len(positions) - 1, 1)
+    fps = float(1 / video.time_base)
+    metadata = {
+        "fps": fps,
+        "frames_indices": [stamp - video.stamps[0] for stamp in stamps],
+        "total_num_frames": round(ticks * len(positions) / steps),
+        "duration": float(until - stamps[0]) / fps,
+    }
+    return metadata, steps * fps / ticks
+
+
+def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list[int]:
+    """Positions of the key frames from ``first`` to ``last``, an even number; if there are not
+    two, the last frame is taken, too."""
+    keyframes = [position for position in video.keyframes if first <= position <= last]
+    if len(keyframes) < qwen.FRAME_FACTOR:
+        keyframes = sorted({*(keyframes or [first]), last})
+    most = min(ele.get("max_frames", qwen.FPS_MAX_FRAMES), len(keyframes))
+    chosen = torch.linspace(0, len(keyframes) - 1, qwen.floor_by_factor(most, qwen.FRAME_FACTOR))
+    return [keyframes[index] for index in _as_ints(chosen)]
+
+
+def _as_ints(values: torch.Tensor) -> list[int]:
+    rounded: list[int] = values.round().long().tolist()
+    return rounded
