@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from video_pipeline.statistics import read_statistics
+from video_pipeline.run.statistics import read_statistics
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow" / "scripts"
 PLUGINS = Path(__file__).resolve().parent / "plugins"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from video_pipeline.statistics import read_statistics
+from video_pipeline.run.statistics import read_statistics
 
 from benchmarks.jobs import SCRIPTS, call, measure
 from benchmarks.memory import Watch
@@ -290,8 +290,8 @@ def _cpu_of_children() -> float:
 
 def _finish_all(folder: Path) -> None:
     """Write an answer for every sample, as the inference jobs would."""
-    from video_pipeline.chunks import Chunk
     from video_pipeline.journal import JournalWriter, attempt_prefix
+    from video_pipeline.run.chunks import Chunk
     from video_pipeline.run.manifest import Manifest
 
     chunks = folder / "results" / ".chunks" / "out" / f"of-{RANKS}"

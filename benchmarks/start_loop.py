@@ -20,13 +20,13 @@ FURTHER, SAMPLES, MANY = 5, 4, 15
 
 
 def main() -> None:
-    from video_pipeline.chunks import Chunk
     from video_pipeline.config import load_config
     from video_pipeline.decode.fork_server import ForkServer
     from video_pipeline.decode.preparing import WorkerSpec
     from video_pipeline.decode.process import DecodeProcess
     from video_pipeline.engine import create_engine, modules_of
-    from video_pipeline.layout import Layout
+    from video_pipeline.run.chunks import Chunk
+    from video_pipeline.run.layout import Layout
     from video_pipeline.run.manifest import Manifest
 
     path = Path(settings_of_this_process()["config"])

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from video_pipeline.config import Config, load_config
 from video_pipeline.journal import JournalWriter, attempt_prefix
-from video_pipeline.layout import Layout
+from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -105,7 +105,7 @@ class Ask(Task):
 EXPAND = """class Plain(BaseDataset):
     @classmethod
     def expand(cls, sample, params):
-        from video_pipeline.windows import windows
+        from video_pipeline.samples.windows import windows
 
         misbehave(sample.get("do"))
         return windows({k: v for k, v in sample.items() if k[:2] != "__"}, [0.0, 1.0, 2.5])

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 from helpers import Run, processes_with, wait_until
-from video_pipeline.processes import SNAKEMAKE
+from video_pipeline.common.processes import SNAKEMAKE
 from video_pipeline.testing.clips import write_demo_clips
 
 SIGNALS = [signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGINT]

@@ -226,7 +226,7 @@ class Driver:
                 if mark not in (folder / "environ").read_bytes().split(b"\0"):
                     continue
                 # that one removes the shared memory of a run
-                if b"video_pipeline/processes.py" not in (folder / "cmdline").read_bytes():
+                if b"video_pipeline/common/processes.py" not in (folder / "cmdline").read_bytes():
                     os.kill(int(folder.name), signal.SIGKILL)
             except OSError:
                 continue

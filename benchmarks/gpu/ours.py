@@ -216,7 +216,7 @@ class Run:
 
     def _read_statistics(self) -> None:
         """The project writes them every 5 s, beside the journal file of the attempt."""
-        from video_pipeline.statistics import read_statistics
+        from video_pipeline.run.statistics import read_statistics
 
         for journal in (self.folder / "results" / ".journal").glob("*/*/"):
             for row in read_statistics(journal)[-1:]:

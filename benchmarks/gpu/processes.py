@@ -18,7 +18,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     for one in family:
         try:
-            if not any(part.endswith("video_pipeline/processes.py") for part in one.cmdline()):
+            if not any(
+                part.endswith("video_pipeline/common/processes.py") for part in one.cmdline()
+            ):
                 one.kill()
         except psutil.Error:
             pass

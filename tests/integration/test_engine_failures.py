@@ -8,13 +8,13 @@ from collections import Counter
 
 import pytest
 from helpers import keys, samples
-from video_pipeline.consolidation import consolidate
+from video_pipeline.commands.retry import retry
 from video_pipeline.engine.base import EngineDead
 from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.errors import UserError
-from video_pipeline.inference import infer
-from video_pipeline.plan import Plan
-from video_pipeline.retry import retry
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate
+from video_pipeline.run.sharding import Plan
 
 
 @pytest.fixture

@@ -12,16 +12,16 @@ import subprocess
 import pytest
 from helpers import keys, samples
 from rich.console import Console
-from video_pipeline.consolidation import consolidate
+from video_pipeline.commands.retry import retry
+from video_pipeline.commands.watch import lines, look
+from video_pipeline.common.locks import try_lock
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
-from video_pipeline.inference import infer
-from video_pipeline.layout import Layout
-from video_pipeline.locks import try_lock
-from video_pipeline.plan import Plan
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.page import collect, render
 from video_pipeline.report.summary import summary_table
-from video_pipeline.retry import retry
-from video_pipeline.watch import lines, look
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.sharding import Plan
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_answers_that_parse_fails_on_stop_no_run_and_nobody_can_overlook_them(
     one_shard, caplog, monkeypatch
 ):
     """A quarter of them, far over the limit of the error rate, and an error that counts."""
-    monkeypatch.setattr("video_pipeline.streaming.PARSED_AT_ONCE", 10**6)
+    monkeypatch.setattr("video_pipeline.infer.streaming.PARSED_AT_ONCE", 10**6)
     run, layout = one_shard.user, Layout.of(one_shard.user.config, 1)
     run.edit_plugin(
         "generated_text.strip()",
@@ -219,7 +219,7 @@ def little_memory(tmp_path, monkeypatch):
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting needs root")
-    monkeypatch.setattr("video_pipeline.processes._SHARED_MEMORY", folder)
+    monkeypatch.setattr("video_pipeline.common.processes._SHARED_MEMORY", folder)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

@@ -28,16 +28,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # all of them on the same one
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
-from video_pipeline.chunks import ChunkEntry
+from video_pipeline.common.files import Seal
 from video_pipeline.config import Config, load_config
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.preparing import WorkerSpec
 from video_pipeline.engine.base import Answer, RequestRefused
-from video_pipeline.files import Seal
 from video_pipeline.model.prompt import Prompter
 from video_pipeline.model.token_count import count_tokens
+from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.tasks.base import Task
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model

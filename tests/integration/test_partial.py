@@ -8,10 +8,10 @@ import sys
 
 import pytest
 from helpers import keys, read_jsonl, samples, wait_until
+from video_pipeline.commands.journal import journals, of_other_settings, prune
+from video_pipeline.common.locks import try_lock
 from video_pipeline.errors import UserError
-from video_pipeline.inference import infer
-from video_pipeline.journal.__main__ import journals, of_other_settings, prune
-from video_pipeline.locks import try_lock
+from video_pipeline.infer.infer import infer
 
 pytestmark = pytest.mark.two_ranks
 

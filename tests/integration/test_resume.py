@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import PROJECT, USAGE, Run, keys, read_jsonl, samples, wait_until
-from video_pipeline.consolidation import consolidate, consolidate_partial
+from video_pipeline.commands.retry import retry
 from video_pipeline.errors import EnvironmentFault
-from video_pipeline.inference import Shard, infer
+from video_pipeline.infer.infer import Shard, infer
 from video_pipeline.journal import JournalWriter, attempt_prefix
-from video_pipeline.plan import Plan
-from video_pipeline.retry import retry
+from video_pipeline.output.consolidation import consolidate, consolidate_partial
+from video_pipeline.run.sharding import Plan
 
 pytestmark = pytest.mark.two_ranks
 
@@ -64,7 +64,7 @@ def test_nothing_is_inferred_twice(run, workflow):
     run.output.unlink()
     go(keys(6))
 
-    for script in ("split.py", "infer.py", "consolidate.py", "video_pipeline/inference.py"):
+    for script in ("split.py", "infer.py", "consolidate.py", "video_pipeline/infer/infer.py"):
         with open(workflow.parent / "workflow" / "scripts" / script, "a") as stream:
             stream.write("# edited\n")
     run.edit_plugin("import os\n", "import os  # edited\n")

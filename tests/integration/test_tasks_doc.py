@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import PROJECT, Run
+from video_pipeline.commands.preview import preview
 from video_pipeline.config import load_config
-from video_pipeline.preview import preview
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.clips import write_demo_clips
 

@@ -13,14 +13,15 @@ import psutil
 import pytest
 import yaml
 from helpers import PROJECT, SCRIPTS, Run, lock_holders, marked_processes, read_jsonl, wait_until
-from video_pipeline import gpus, leases
-from video_pipeline.processes import MARK
+from video_pipeline.common.processes import MARK
+from video_pipeline.gpu import devices as gpus
+from video_pipeline.gpu import leases
 from video_pipeline.testing.demo import write_demo
 
 # infer.py, for one who has installed vLLM for GPUs
 JOB = f"""
 import runpy, sys
-from video_pipeline import gpus
+from video_pipeline.gpu import devices as gpus
 
 gpus._vllm_version = lambda: "0.32.0"
 if __name__ == "__main__":

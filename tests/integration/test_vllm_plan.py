@@ -9,8 +9,8 @@ import yaml
 from helpers import PROJECT, Run, read_jsonl
 from PIL import Image
 from video_pipeline.estimate.estimate import make_plan
-from video_pipeline.flops import ModelFlops
-from video_pipeline.layout import Layout
+from video_pipeline.model.flops import ModelFlops
+from video_pipeline.run.layout import Layout
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 

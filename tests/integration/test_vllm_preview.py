@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import PROJECT, Run
 from PIL import Image
-from video_pipeline import preview
+from video_pipeline.commands import preview
 from video_pipeline.errors import UserError
 from video_pipeline.report.contact_sheet import GAP, TEXT
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from helpers import Run, samples, wait_until
-from video_pipeline.watch import RunView, lines, look
+from video_pipeline.commands.watch import RunView, lines, look
 
 pytestmark = pytest.mark.two_ranks
 

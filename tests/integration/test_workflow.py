@@ -15,8 +15,8 @@ import pytest
 import yaml
 from helpers import PROJECT, Run, keys, read_jsonl, samples
 from video_pipeline.config import load_config
-from video_pipeline.consolidation import consolidate
-from video_pipeline.inference import infer
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate
 
 pytestmark = pytest.mark.two_ranks
 
@@ -302,7 +302,7 @@ def test_parsing_imports_nothing_heavy(run, monkeypatch):
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # Python says what it imports
     out = run.snakemake("-n", "--resources", "gpu=2")
     imported = set(re.findall(r"^import time: .* ([\w.]+)$", out, re.MULTILINE))
-    assert {"snakemake", "video_pipeline.stages"} <= imported
+    assert {"snakemake", "video_pipeline.run.stages"} <= imported
     assert HEAVY & {name.partition(".")[0] for name in imported} == set()
 
 

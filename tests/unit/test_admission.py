@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from video_pipeline import admission
-from video_pipeline.admission import Window
+from video_pipeline.infer import admission
+from video_pipeline.infer.admission import Window
 
 REQUEST = {"prompt": "x" * 40, "multi_modal_data": {}}
 

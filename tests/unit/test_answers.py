@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 from helpers import Splitter, read_jsonl, samples
 from rich.console import Console
-from video_pipeline.consolidation import consolidate
+from video_pipeline.commands.retry import retry
+from video_pipeline.commands.watch import lines, look
 from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.errors import UserError
-from video_pipeline.inference import infer
-from video_pipeline.plan import Plan
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.summary import summary_table
-from video_pipeline.retry import retry
-from video_pipeline.watch import lines, look
+from video_pipeline.run.sharding import Plan
 
 ONLY_PART = "0"
 """The sample whose answer always comes to its end: a run without any answer fails."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from helpers import Run
 from video_pipeline import api, errors
+from video_pipeline.commands.preview import preview
 from video_pipeline.config import load_config
 from video_pipeline.data import base as data_base
 from video_pipeline.data import qwen_video
 from video_pipeline.data import registry as data_registry
-from video_pipeline.preview import preview
 from video_pipeline.tasks import base as tasks_base
 from video_pipeline.tasks import prompts
 from video_pipeline.tasks import registry as tasks_registry

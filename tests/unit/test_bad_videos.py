@@ -19,16 +19,16 @@ import pytest
 from av.stream import Disposition
 from helpers import Run
 from PIL import Image
+from video_pipeline.common.files import Seal
 from video_pipeline.config import load_config
-from video_pipeline.consolidation import consolidate
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.preparing import Prepared, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
-from video_pipeline.files import Seal
-from video_pipeline.inference import infer
-from video_pipeline.layout import Layout
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate
+from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video.reader import VideoReadError, probe, register_reader

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from helpers import Splitter, keys, samples
 from video_pipeline.estimate.estimate import make_plan
-from video_pipeline.layout import Layout
 from video_pipeline.run.changes import JournalSettings
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import what_changed, what_stays
 
 DESCRIBE = {"task": "describe", "max_error_rate": 1.0}  # no file of a sample is there

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import orjson
 import pytest
-from video_pipeline.chunks import ChunkEntry, entry_line, finished_line, line_blocks, read_lines
 from video_pipeline.journal import Location
+from video_pipeline.run.chunks import ChunkEntry, entry_line, finished_line, line_blocks, read_lines
 
 REQUEST = "0123456789abcdef" * 2
 RAW = b'{"path": "a.mp4",\t"t": "],\\"", "n": [{"__key":"x"}], "u": "\\u00e9"}'

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 from helpers import ERROR, EXPAND, few_open_files, keys, read_jsonl, samples
-from video_pipeline.consolidation import consolidate, consolidate_partial
+from video_pipeline.commands.retry import retry
+from video_pipeline.common.files import Seal
 from video_pipeline.errors import UserError
-from video_pipeline.export import export
-from video_pipeline.files import Seal
-from video_pipeline.inference import infer
+from video_pipeline.export.export import export
+from video_pipeline.infer.infer import infer
 from video_pipeline.journal import split_of
-from video_pipeline.plan import Plan
+from video_pipeline.output.consolidation import consolidate, consolidate_partial
 from video_pipeline.report.page import collect
 from video_pipeline.report.summary import read_summary
-from video_pipeline.retry import retry
 from video_pipeline.run.origin import output_is_damaged
-from video_pipeline.windows import CUT
+from video_pipeline.run.sharding import Plan
+from video_pipeline.samples.windows import CUT
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_rather_no_rank_file_than_one_that_was_not_written_down(finished, monkey
     def fail(*_):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("video_pipeline.rank_files.write_text", fail)
+    monkeypatch.setattr("video_pipeline.output.rank_files.write_text", fail)
     with pytest.raises(OSError, match="the disk is full"):
         infer(finished.run.config, finished.layout, 0, 1)
     assert not finished.layout.rank_file(0).exists()
@@ -214,8 +214,8 @@ def test_answers_are_not_parsed(splitting, monkeypatch):
     splitting(num_shards=2)
     for rank in range(2):
         infer(splitting.run.config, splitting.layout, rank, 1)
-    monkeypatch.delattr("video_pipeline.rank_files._parse")
-    monkeypatch.delattr("video_pipeline.chunks.ChunkEntry.from_line")
+    monkeypatch.delattr("video_pipeline.output.rank_files._parse")
+    monkeypatch.delattr("video_pipeline.run.chunks.ChunkEntry.from_line")
     consolidate(splitting.run.config, splitting.layout)
     assert [record["__key"] for record in splitting.run.records()] == keys(10)
 
@@ -555,7 +555,7 @@ def test_more_ranks_than_files_may_be_open(splitting):
 
 def test_rank_files_of_many_blocks(splitting, monkeypatch):
     """They are read in pieces, each of at least 64 kB."""
-    monkeypatch.setattr("video_pipeline.chunks._READ_AHEAD_BYTES", 1)
+    monkeypatch.setattr("video_pipeline.run.chunks._READ_AHEAD_BYTES", 1)
     entries = [{**sample, "caption": "x" * 5000} for sample in samples(100)]
     splitting(entries, 1).finish(*keys(100))
     splitting(num_shards=2)

@@ -14,7 +14,6 @@ import orjson
 import pytest
 from helpers import EXPAND, keys, read_jsonl, samples
 from PIL import Image
-from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config, load_config
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.engine.base import RequestRefused
@@ -23,15 +22,16 @@ from video_pipeline.estimate.counting import CountingPreparer, PromptCost, Shown
 from video_pipeline.estimate.estimate import estimate, make_plan, plan_stages, totals
 from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
-from video_pipeline.gpus import Device
-from video_pipeline.layout import Layout
+from video_pipeline.gpu.devices import Device
 from video_pipeline.model import token_count
 from video_pipeline.model.processor import processor_folder
 from video_pipeline.model.token_count import TokenCount, count_tokens
+from video_pipeline.run.chunks import ChunkEntry
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.run import Run
+from video_pipeline.run.statistics import JobStatistics, StatisticsFile
 from video_pipeline.samples.input import task_sample
 from video_pipeline.split.split import split
-from video_pipeline.statistics import JobStatistics, StatisticsFile
 from video_pipeline.tasks.base import ONLY_PART
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.clips import write_clip

@@ -6,9 +6,9 @@ import os
 
 import pytest
 from helpers import EXPAND, samples
+from video_pipeline.common.processes import MARK, job_processes
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
-from video_pipeline.processes import MARK, job_processes
 
 WINDOWS = ("0.0-1.0", "1.0-2.5")
 
@@ -107,8 +107,8 @@ def test_what_is_no_fault_of_a_line_stops_split(expanding, old, new, error, said
 
 def test_the_limits_of_access_hold(expanding):
     expanding.run.edit_plugin(
-        "        from video_pipeline.windows import windows\n",
-        "        from video_pipeline.windows import windows\n"
+        "        from video_pipeline.samples.windows import windows\n",
+        "        from video_pipeline.samples.windows import windows\n"
         "        from video_pipeline.video.access import permitted\n"
         "        permitted('/etc/hostname')\n",
     )

@@ -17,15 +17,15 @@ import pytest
 from huggingface_hub import DatasetCard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from video_pipeline import columns as columns_module
-from video_pipeline import export as module
-from video_pipeline.columns import MAX_DEPTH, MAX_NAMES, OTHERS, Columns
+from video_pipeline.common.files import Seal, replacing_folder
+from video_pipeline.common.versions import SUMMARY
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
-from video_pipeline.export import dataset_card, export, size_category
-from video_pipeline.files import Seal, replacing_folder
-from video_pipeline.layout import Layout
-from video_pipeline.versions import SUMMARY
+from video_pipeline.export import columns as columns_module
+from video_pipeline.export import export as module
+from video_pipeline.export.columns import MAX_DEPTH, MAX_NAMES, OTHERS, Columns
+from video_pipeline.export.export import dataset_card, export, size_category
+from video_pipeline.run.layout import Layout
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "finish_reason": "stop"}
 ERROR = {"stage": "read", "type": "VideoReadError", "message": "moov atom not found"}
@@ -257,7 +257,7 @@ def test_large_outputs_are_cut_into_row_groups_and_files(tmp_path, monkeypatch, 
     caplog.set_level("INFO")
     monkeypatch.setattr(module, "ROW_GROUP_BYTES", 2_000)
     monkeypatch.setattr(module, "FILE_BYTES", 8_000)
-    monkeypatch.setattr("video_pipeline.progress.LOG_SECONDS", -1.0)
+    monkeypatch.setattr("video_pipeline.common.progress.LOG_SECONDS", -1.0)
     records = [record(number, late=number if number > 150 else None) for number in range(200)]
     layout = exported(tmp_path, records)
     names = sorted(path.name for path in (layout.dataset / "data").iterdir())

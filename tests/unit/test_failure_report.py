@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from video_pipeline.config import load_config
-from video_pipeline.layout import Layout
-from video_pipeline.plan import Plan
-from video_pipeline.stages import Stage
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.sharding import Plan
+from video_pipeline.run.stages import Stage
 from video_pipeline.workflow.failure_report import failure_report
 
 

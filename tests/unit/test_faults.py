@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
+from video_pipeline.common.faults import is_environment_fault, is_refusal
 from video_pipeline.engine.vllm import causes
-from video_pipeline.faults import is_environment_fault, is_refusal
 
 
 def caused(error: Exception, cause: Exception) -> Exception:

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from video_pipeline.figures import (
+from video_pipeline.common.figures import (
     Histogram,
     even_edges,
     figures,

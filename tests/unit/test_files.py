@@ -11,7 +11,7 @@ import threading
 
 import pytest
 from helpers import SCRIPTS
-from video_pipeline.files import (
+from video_pipeline.common.files import (
     EMPTY,
     Seal,
     make_folder,
@@ -80,7 +80,7 @@ def test_who_may_read_a_file_is_as_usual(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from video_pipeline.files import replacing
+from video_pipeline.common.files import replacing
 with replacing(Path(sys.argv[1])) as stream:
     print("begun", flush=True)
     time.sleep(600)

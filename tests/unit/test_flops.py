@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from video_pipeline.flops import ModelFlops
-from video_pipeline.peaks import peak_flops, precision_of
+from video_pipeline.gpu.peaks import peak_flops, precision_of
+from video_pipeline.model.flops import ModelFlops
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
 VISION_2_5 = {

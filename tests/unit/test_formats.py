@@ -10,18 +10,18 @@ from pathlib import Path
 import orjson
 import pytest
 from helpers import PROJECT, keys, samples
-from video_pipeline.chunks import ChunkEntry
+from video_pipeline.common.files import Seal
 from video_pipeline.config import load_config
-from video_pipeline.consolidation import consolidate
-from video_pipeline.files import Seal
-from video_pipeline.inference import infer
+from video_pipeline.infer.infer import infer
 from video_pipeline.journal import REOPENS, JournalReader, JournalWriter, read_index
-from video_pipeline.layout import Layout
-from video_pipeline.plan import Plan, read_plan
-from video_pipeline.records import RecordBuilder
+from video_pipeline.output.consolidation import consolidate
+from video_pipeline.output.records import RecordBuilder
 from video_pipeline.run.changes import FILE, JournalSettings
+from video_pipeline.run.chunks import ChunkEntry
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.statistics import JobStatistics, read_statistics
+from video_pipeline.run.sharding import Plan, read_plan
+from video_pipeline.run.statistics import JobStatistics, read_statistics
 from video_pipeline.tasks.base import WHOLE
 from video_pipeline.tasks.describe import Describe
 

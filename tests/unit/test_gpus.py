@@ -17,11 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import SCRIPTS, Splitter, lock_holders, marked_processes, samples, wait_until
-from video_pipeline import gpus, leases, nvidia_smi
+from video_pipeline.common.processes import MARK
 from video_pipeline.config import load_config
 from video_pipeline.errors import EnvironmentFault, UserError
-from video_pipeline.inference import infer
-from video_pipeline.processes import MARK
+from video_pipeline.gpu import devices as gpus
+from video_pipeline.gpu import leases, nvidia_smi
+from video_pipeline.infer.infer import infer
 
 CARD = "NVIDIA H100 80GB HBM3"
 
@@ -110,7 +111,7 @@ def unknown(
 
 JOB = """
     import logging, os, sys
-    from video_pipeline import leases
+    from video_pipeline.gpu import leases
     leases.LOOK_SECONDS = 0.05
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     with leases.lease(int(sys.argv[1])) as devices:
@@ -244,8 +245,8 @@ def test_the_environment_is_put_back(machine: MakeMachine, monkeypatch: pytest.M
 # A job with a process of an engine and one that decodes; both outlive their parent if they can.
 ENGINE_JOB = """
     import logging, multiprocessing, os, sys, time
-    from video_pipeline import leases
-    from video_pipeline.processes import MARK, job_processes
+    from video_pipeline.gpu import leases
+    from video_pipeline.common.processes import MARK, job_processes
 
     class Worker: pass
     class GpuWorker(Worker):

@@ -10,7 +10,7 @@ import pytest
 from helpers import PROJECT
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DAGSettings, DeploymentSettings, ResourceSettings
-from video_pipeline.processes import SNAKEMAKE
+from video_pipeline.common.processes import SNAKEMAKE
 from video_pipeline.workflow import invocation
 from video_pipeline.workflow.invocation import Invocation
 

@@ -8,11 +8,11 @@ import logging
 
 import pytest
 from helpers import ERROR, samples
-from video_pipeline.admission import Window
 from video_pipeline.errors import UserError
-from video_pipeline.job_monitor import JobMonitor
-from video_pipeline.shard import Shard
-from video_pipeline.statistics import StatisticsFile
+from video_pipeline.infer.admission import Window
+from video_pipeline.infer.job_monitor import JobMonitor
+from video_pipeline.infer.shard import Shard
+from video_pipeline.run.statistics import StatisticsFile
 from video_pipeline.tasks.registry import load_task
 
 

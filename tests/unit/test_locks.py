@@ -11,7 +11,7 @@ import threading
 
 import pytest
 from helpers import SCRIPTS, wait_until
-from video_pipeline.locks import describe_holder, holder, is_locked, try_lock, waiting_lock
+from video_pipeline.common.locks import describe_holder, holder, is_locked, try_lock, waiting_lock
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def process(tmp_path):
 
 
 HOLD = """
-    from video_pipeline.locks import try_lock
+    from video_pipeline.common.locks import try_lock
     stream = try_lock(Path("a.lock"))
     print("ready" if stream else "taken", flush=True)
     sys.stdin.read()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from video_pipeline import logs
+from video_pipeline.common import logs
 
 
 def attempt(log, text: str):

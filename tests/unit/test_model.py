@@ -11,11 +11,11 @@ import huggingface_hub
 import pytest
 from helpers import Splitter, samples
 from huggingface_hub import constants
-from video_pipeline import inference
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
-from video_pipeline.layout import Layout
+from video_pipeline.infer import infer as inference
 from video_pipeline.model.model import Model, with_commit
+from video_pipeline.run.layout import Layout
 
 
 class Unreachable(Exception):

@@ -9,9 +9,9 @@ import yaml
 from helpers import PROJECT
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.layout import Layout
-from video_pipeline.plan import Plan
-from video_pipeline.stages import Stage
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.sharding import Plan
+from video_pipeline.run.stages import Stage
 from video_pipeline.workflow import cluster
 from video_pipeline.workflow.cluster import check_jobs, check_partitions, requested_mb
 from video_pipeline.workflow.memory import JobMemory

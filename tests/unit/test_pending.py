@@ -7,7 +7,7 @@ import os
 
 import pytest
 from video_pipeline.journal import REOPENS, JournalWriter
-from video_pipeline.layout import Layout
+from video_pipeline.run.layout import Layout
 from video_pipeline.workflow.pending import only_publishes
 
 

@@ -11,9 +11,9 @@ from helpers import Splitter, keys, read_jsonl, samples
 from video_pipeline.engine.base import EngineDead
 from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.errors import UserError
-from video_pipeline.inference import infer
+from video_pipeline.infer.infer import infer
+from video_pipeline.infer.quarantine import QUARANTINE_DEATHS
 from video_pipeline.journal import attempt_prefix
-from video_pipeline.quarantine import QUARANTINE_DEATHS
 
 # Two questions, one of which has a schema; the sample's `do` names what goes wrong.
 TWO_QUESTIONS = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
-from video_pipeline.plan import (
+from video_pipeline.run.sharding import (
     Plan,
     check_job_gpus,
     job_threads,

@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import SCRIPTS, marked_processes, wait_until
-from video_pipeline.processes import SNAKEMAKE
+from video_pipeline.common.processes import SNAKEMAKE
 
 # A job with the children a real one has: one started by spawn, one program, one that ignores the
 # wish to end and has a session of its own, and a grandchild whose parent is gone.
 JOB = """
     import json, multiprocessing, os, subprocess, sys
     from pathlib import Path
-    from video_pipeline.processes import MARK, job_processes
+    from video_pipeline.common.processes import MARK, job_processes
 
     STUBBORN = '''
     import signal, subprocess, sys
@@ -151,7 +151,7 @@ def test_two_jobs_do_not_touch_each_other(job, tmp_path):
 
 
 def test_a_job_whose_snakemake_is_gone_before_it_looks_ends(tmp_path):
-    script = "import time; from video_pipeline.processes import *; exit_with_snakemake(); %s"
+    script = "import time; from video_pipeline.common.processes import *; exit_with_snakemake(); %s"
     command = [sys.executable, "-c", script % "time.sleep(60)"]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
     gone = subprocess.Popen(["true"])

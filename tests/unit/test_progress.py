@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from video_pipeline import progress as module
-from video_pipeline.progress import Progress, describe_step, duration, read_step, share
+from video_pipeline.common import progress as module
+from video_pipeline.common.progress import Progress, describe_step, duration, read_step, share
 
 
 def test_a_step_says_how_far_it_is(tmp_path: Path, monkeypatch, caplog):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from video_pipeline.chunks import Question
 from video_pipeline.engine.base import EngineDead
+from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, Quarantine, quarantine_error
 from video_pipeline.journal import JournalWriter, read_index
-from video_pipeline.quarantine import QUARANTINE_DEATHS, Quarantine, quarantine_error
+from video_pipeline.run.chunks import Question
 
 DEATHS = {1: 1, 4: 2, 5: QUARANTINE_DEATHS, 7: 1}
 REQUEST = "0" * 32

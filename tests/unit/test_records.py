@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import orjson
 import pytest
-from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import load_config
-from video_pipeline.error_rate import ErrorRate
 from video_pipeline.errors import TaskError, UserError
-from video_pipeline.records import RecordBuilder
+from video_pipeline.output.records import RecordBuilder
+from video_pipeline.run.chunks import ChunkEntry
+from video_pipeline.run.error_rate import ErrorRate
 from video_pipeline.tasks.base import ONLY_PART, Task
 from video_pipeline.tasks.describe import Describe
 from video_pipeline.tasks.structured_caption import StructuredCaption

@@ -6,11 +6,11 @@ import logging
 import sys
 
 import pytest
+from video_pipeline.common.plugins import load_plugins, plugin_files
+from video_pipeline.common.registry import Registry
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.data.registry import get_dataset, register_dataset
 from video_pipeline.errors import UserError
-from video_pipeline.plugins import load_plugins, plugin_files
-from video_pipeline.registry import Registry
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import get_task, register_task
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 from helpers import Run, Splitter, keys, samples
+from video_pipeline.common.printable import printable
 from video_pipeline.config import Config, load_config
-from video_pipeline.consolidation import consolidate
-from video_pipeline.inference import infer
-from video_pipeline.printable import printable
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report import gallery, page, records
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.page import collect, render, write_report
 from video_pipeline.report.records import Tally, card
 from video_pipeline.report.timeline import time_line
-from video_pipeline.statistics import JobStatistics, read_statistics
+from video_pipeline.run.statistics import JobStatistics, read_statistics
 
 CONFIG = load_config({"run": {"engine": "simulated"}, "report": {"samples": 5}})
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from helpers import SCRIPTS, keys, samples
-from video_pipeline import retry as retry_module
+from video_pipeline.commands import retry as retry_module
+from video_pipeline.commands.retry import STAGES, retry
+from video_pipeline.commands.watch import look
+from video_pipeline.common.locks import is_locked, try_lock
 from video_pipeline.errors import UserError
-from video_pipeline.inference import infer
+from video_pipeline.infer.infer import infer
 from video_pipeline.journal import JournalWriter, attempt_prefix
-from video_pipeline.locks import is_locked, try_lock
-from video_pipeline.plan import Plan
-from video_pipeline.retry import STAGES, retry
-from video_pipeline.watch import look
+from video_pipeline.run.sharding import Plan
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from video_pipeline.samples.input import (
     video_address,
     video_uri,
 )
-from video_pipeline.windows import windows
+from video_pipeline.samples.windows import windows
 
 GOOD = b'{"path": "a.mp4"}'
 

@@ -10,7 +10,7 @@ import pytest
 from helpers import Run
 from video_pipeline.config import load_config
 from video_pipeline.config.secrets import is_secret, secrets_in
-from video_pipeline.engine.vllm.names import known_names
+from video_pipeline.config.vllm_names import known_names
 from video_pipeline.errors import UserError
 
 SECRETS = """

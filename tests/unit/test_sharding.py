@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from helpers import EXPAND, Splitter, few_open_files, keys, read_jsonl, samples
+from video_pipeline.common.locks import try_lock
 from video_pipeline.config import load_config
-from video_pipeline.consolidation import consolidate, consolidate_partial
 from video_pipeline.errors import TaskError, UserError
-from video_pipeline.export import export
-from video_pipeline.inference import infer
-from video_pipeline.layout import Layout
-from video_pipeline.locks import try_lock
+from video_pipeline.export.export import export
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate, consolidate_partial
 from video_pipeline.report.page import write_report
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.origin import what_changed
 from video_pipeline.split.scanning import scan

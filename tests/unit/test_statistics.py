@@ -13,25 +13,27 @@ from types import SimpleNamespace
 import pytest
 from helpers import samples
 from rich.console import Console
-from video_pipeline import gpus, job_monitor, leases, streaming
-from video_pipeline import statistics as module
-from video_pipeline.consolidation import consolidate
+from video_pipeline.common.figures import time_bin
 from video_pipeline.engine.base import Answer
 from video_pipeline.engine.simulated import SimulatedEngine
-from video_pipeline.figures import time_bin
-from video_pipeline.flops import ModelFlops
-from video_pipeline.inference import infer
-from video_pipeline.pace import Pace, describe_gpu, describe_pace
+from video_pipeline.gpu import devices as gpus
+from video_pipeline.gpu import leases
+from video_pipeline.infer import job_monitor, streaming
+from video_pipeline.infer.infer import infer
+from video_pipeline.model.flops import ModelFlops
+from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.page import collect, render
 from video_pipeline.report.summary import summary_table
-from video_pipeline.statistics import (
+from video_pipeline.run import statistics as module
+from video_pipeline.run.pace import Pace, describe_gpu, describe_pace
+from video_pipeline.run.statistics import (
     MOST_STEPS,
     JobStatistics,
     Series,
     StatisticsFile,
     read_statistics,
 )
-from video_pipeline.throughput import cost, throughput
+from video_pipeline.run.throughput import cost, throughput
 
 
 def test_a_series_keeps_what_was_counted_however_long_it_gets():

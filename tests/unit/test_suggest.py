@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from video_pipeline.suggest import did_you_mean
+from video_pipeline.common.suggest import did_you_mean
 
 
 def test_the_most_similar_name_is_suggested_if_one_is_similar():

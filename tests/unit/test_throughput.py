@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from video_pipeline.pace import Pace, describe_gpu
-from video_pipeline.statistics import JobStatistics, read_statistics
-from video_pipeline.throughput import cost, covered, throughput
+from video_pipeline.run.pace import Pace, describe_gpu
+from video_pipeline.run.statistics import JobStatistics, read_statistics
+from video_pipeline.run.throughput import cost, covered, throughput
 
 
 def job(begin: float, end: float, ready: float | None = None, **more) -> dict:

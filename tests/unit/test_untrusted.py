@@ -20,12 +20,12 @@ from helpers import Splitter, samples
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 from qwen_vl_utils import vision_process as qwen
-from video_pipeline import program
+from video_pipeline.common import program
+from video_pipeline.common.printable import PrintableFormatter
 from video_pipeline.config import Data, load_config
 from video_pipeline.data.frames import FramesDataset
 from video_pipeline.errors import UserError
 from video_pipeline.model.prompt import Prompter
-from video_pipeline.printable import PrintableFormatter
 from video_pipeline.run.fingerprint import settings_of
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import access

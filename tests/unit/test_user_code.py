@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from helpers import Run, Splitter
+from video_pipeline.commands.preview import preview
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
-from video_pipeline.preview import preview
 from video_pipeline.testing.clips import write_clip
 
 TASK = """\

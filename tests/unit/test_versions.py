@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from helpers import Splitter, samples
 from rich.console import Console
-from video_pipeline.consolidation import consolidate
+from video_pipeline.commands.watch import look, screen
 from video_pipeline.errors import UserError
-from video_pipeline.inference import infer
-from video_pipeline.plan import Plan, read_plan
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.page import write_report
 from video_pipeline.report.summary import read_summary, summary_table
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.origin import what_changed
-from video_pipeline.statistics import read_statistics
-from video_pipeline.watch import look, screen
+from video_pipeline.run.sharding import Plan, read_plan
+from video_pipeline.run.statistics import read_statistics
 
 NEWER = "newer version of video-pipeline"
 

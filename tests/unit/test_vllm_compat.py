@@ -19,7 +19,9 @@ from typing import get_args
 import pytest
 import torch
 from helpers import Run, samples
+from video_pipeline.common.files import Seal
 from video_pipeline.config import load_config
+from video_pipeline.config.vllm_version import TRIED, VllmUnsupported
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.preparing import WorkerSpec
@@ -27,9 +29,7 @@ from video_pipeline.engine.vllm import compat
 from video_pipeline.engine.vllm.arguments import vllm_config_of
 from video_pipeline.engine.vllm.causes import note_causes, root_cause
 from video_pipeline.engine.vllm.preparer import VllmPreparer
-from video_pipeline.engine.vllm.version import TRIED, VllmUnsupported
-from video_pipeline.files import Seal
-from video_pipeline.layout import Layout
+from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 from video_pipeline.testing.tiny_model import write_tiny_model
 from vllm.config.lora import LoRAConfig, MaxLoRARanks
@@ -331,7 +331,7 @@ def test_a_preparer_is_unpickled_without_vllm(vllm_config):
 
 
 def test_without_vllm_it_is_said_too(monkeypatch):
-    from video_pipeline.engine.vllm import version
+    from video_pipeline.config import vllm_version as version
 
     monkeypatch.setattr(version, "installed_version", lambda: None)
     message = str(version.unsupported("No module named 'vllm'"))

@@ -10,9 +10,9 @@ from importlib import metadata
 import pytest
 from helpers import PROJECT
 from video_pipeline.config import load_config
-from video_pipeline.engine.vllm import names
-from video_pipeline.engine.vllm.names import known_names, write_list
-from video_pipeline.engine.vllm.version import TRIED, installed_version
+from video_pipeline.config import vllm_names as names
+from video_pipeline.config.vllm_names import known_names, write_list
+from video_pipeline.config.vllm_version import TRIED, installed_version
 from video_pipeline.errors import UserError
 
 VERSION = TRIED[-1]
@@ -97,7 +97,7 @@ def test_then_the_engine_refuses_what_it_does_not_know(installed, settings, near
 
 
 def test_the_list_is_that_of_the_installed_vllm(tmp_path):
-    """Else: ``python -m video_pipeline.engine.vllm.names``."""
+    """Else: ``python -m video_pipeline.config.vllm_names``."""
     write_list(tmp_path / "list.json")
     assert json.loads((tmp_path / "list.json").read_text()) == known_names()
 

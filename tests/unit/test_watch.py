@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 from helpers import Run, Splitter, samples
 from rich.console import Console
-from video_pipeline import retry
-from video_pipeline import watch as module
-from video_pipeline.consolidation import consolidate
+from video_pipeline.commands import journal as journal
+from video_pipeline.commands import retry
+from video_pipeline.commands import watch as module
+from video_pipeline.commands.watch import RankView, RunView, lines, look, screen, watch
+from video_pipeline.common.progress import Progress
 from video_pipeline.errors import UserError
-from video_pipeline.inference import infer
-from video_pipeline.journal import __main__ as journal
+from video_pipeline.infer.infer import infer
 from video_pipeline.journal import attempt_prefix
-from video_pipeline.pace import Pace
-from video_pipeline.plan import Plan
-from video_pipeline.progress import Progress
-from video_pipeline.statistics import JobStatistics, Series, StatisticsFile
-from video_pipeline.watch import RankView, RunView, lines, look, screen, watch
+from video_pipeline.output.consolidation import consolidate
+from video_pipeline.run.pace import Pace
+from video_pipeline.run.sharding import Plan
+from video_pipeline.run.statistics import JobStatistics, Series, StatisticsFile
 
 
 @pytest.fixture

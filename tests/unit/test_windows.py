@@ -7,7 +7,7 @@ import json
 
 import pytest
 from video_pipeline.samples.identity import content_key
-from video_pipeline.windows import by_video, is_window, whole, windows
+from video_pipeline.samples.windows import by_video, is_window, whole, windows
 
 RAW = {"path": "a.mp4", "title": "t"}
 SEGMENT = {**RAW, "video_start": 1, "video_end": 9.5}

@@ -9,6 +9,7 @@ import re
 import psutil
 import pytest
 from helpers import samples
+from video_pipeline.common.files import EMPTY, Seal
 from video_pipeline.config import load_config
 from video_pipeline.decode import process
 from video_pipeline.decode.errors import SampleError
@@ -17,8 +18,7 @@ from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.preparing import NVDEC_PROCESSES, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
-from video_pipeline.files import EMPTY, Seal
-from video_pipeline.layout import Layout
+from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 
 

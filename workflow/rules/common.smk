@@ -4,7 +4,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
 
 from video_pipeline.run.origin import code_files
-from video_pipeline.weights import is_fetched
+from video_pipeline.workflow.weights import is_fetched
 from video_pipeline.workflow.invocation import Invocation
 
 RUN = Invocation(workflow, config)

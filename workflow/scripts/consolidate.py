@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import program
+from video_pipeline.common import program
 from video_pipeline.config import load_config
-from video_pipeline.consolidation import consolidate, consolidate_partial
-from video_pipeline.layout import Layout
+from video_pipeline.output.consolidation import consolidate, consolidate_partial
+from video_pipeline.run.layout import Layout
 
 
 def main() -> None:

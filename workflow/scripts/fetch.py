@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import program
+from video_pipeline.common import program
+from video_pipeline.common.files import write_text
 from video_pipeline.config import load_config
-from video_pipeline.files import write_text
-from video_pipeline.layout import Layout
 from video_pipeline.model.model import with_commit
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.weights import fetch_weights
+from video_pipeline.workflow.weights import fetch_weights
 
 
 def main() -> None:

@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import program
+from video_pipeline.common import program
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
-from video_pipeline.inference import infer
-from video_pipeline.layout import Layout
+from video_pipeline.infer.infer import infer
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import check_files
 
 

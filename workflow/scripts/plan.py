@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import program
+from video_pipeline.common import program
 from video_pipeline.config import load_config
 from video_pipeline.estimate.estimate import plan_stages
 from video_pipeline.run.origin import check_files

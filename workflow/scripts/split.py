@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from video_pipeline import program
+from video_pipeline.common import program
 from video_pipeline.config import load_config
-from video_pipeline.layout import Layout
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import check_files
+from video_pipeline.run.stages import check_stages
 from video_pipeline.split.split import split
-from video_pipeline.stages import check_stages
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ class Failure(Exception):
     """Stops a job, with a message for people.
 
     The message says what went wrong, where, and what to do next. Programs print it without a
-    traceback (see :mod:`video_pipeline.program`); every other exception is a bug and keeps it.
+    traceback (see :mod:`video_pipeline.common.program`); every other exception is a bug and keeps it.
     """
 
 
@@ -27,7 +27,7 @@ class UserError(Failure):
 
 class EnvironmentFault(Failure):
     """The machine, the network or the engine is at fault: another attempt may succeed, on a cluster
-    maybe on another node. See :mod:`video_pipeline.faults`."""
+    maybe on another node. See :mod:`video_pipeline.common.faults`."""
 
 
 class TaskError(UserError):

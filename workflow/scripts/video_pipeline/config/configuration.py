@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from video_pipeline.common.files import why_not_there
 from video_pipeline.config.data import Data
 from video_pipeline.config.explain import explain
 from video_pipeline.config.report import Planning, Report
@@ -21,7 +22,6 @@ from video_pipeline.config.stages import overlaid
 from video_pipeline.config.vision import Vision
 from video_pipeline.config.vllm import Sampling, Vllm
 from video_pipeline.errors import UserError
-from video_pipeline.files import why_not_there
 
 
 class Config(Section):

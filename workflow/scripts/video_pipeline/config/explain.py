@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.config.section import Section
-from video_pipeline.suggest import did_you_mean
 
 _EXPECTED = {
     "int_parsing": "a whole number",

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from video_pipeline.config.section import Count, Name, Section
-from video_pipeline.engine.vllm.names import wrong_names
+from video_pipeline.config.vllm_names import wrong_names
 
 
 class VllmSection(Section):

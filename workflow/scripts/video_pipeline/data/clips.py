@@ -10,8 +10,8 @@ from video_pipeline.data.base import raw_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.errors import SPLIT_AGAIN, UserError
+from video_pipeline.samples.windows import CLIP, is_window, windows
 from video_pipeline.video.errors import VideoReadError
-from video_pipeline.windows import CLIP, is_window, windows
 
 
 @register_dataset("clips")

@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from video_pipeline.common.printable import printable
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
-from video_pipeline.printable import printable
 from video_pipeline.video.access import permitted
 
 logger = logging.getLogger(__name__)

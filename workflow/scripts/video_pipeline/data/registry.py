@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from video_pipeline.common.registry import Registry, is_built_in
+from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.config import Config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.errors import Failure, TaskError, UserError, explain
-from video_pipeline.registry import Registry, is_built_in
-from video_pipeline.suggest import did_you_mean
 from video_pipeline.tasks.base import Task
 
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
 from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.errors import Failure, explain
-from video_pipeline.processes import job_processes
 from video_pipeline.samples.input import InputSample, task_sample
 
 if TYPE_CHECKING:

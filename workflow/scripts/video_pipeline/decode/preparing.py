@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from video_pipeline.chunks import Chunk
+from video_pipeline.common.files import Seal
 from video_pipeline.config import Config
 from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.decode.transport import Parcel, pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import EnvironmentFault, Failure
-from video_pipeline.files import Seal
+from video_pipeline.run.chunks import Chunk
 from video_pipeline.run.origin import check_code
 
 READER = ("video_pipeline.video.reader",)
@@ -112,7 +112,7 @@ class _Worker:
 
     def __init__(self, spec: WorkerSpec, shared: Shared, number: int) -> None:
         from video_pipeline.data.registry import create_dataset
-        from video_pipeline.data.samples import ChunkSamples
+        from video_pipeline.decode.chunk_samples import ChunkSamples
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
 
@@ -127,7 +127,7 @@ class _Worker:
         self._folder = spec.folder_of(number)
         decoder = spec.decoder_of(number)
         if decoder != "cpu":
-            from video_pipeline.leases import hold_lease
+            from video_pipeline.gpu.leases import hold_lease
             from video_pipeline.video.reader import use_decoder
 
             hold_lease()

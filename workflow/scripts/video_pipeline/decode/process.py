@@ -8,6 +8,7 @@ import signal
 import threading
 from typing import Any
 
+from video_pipeline.common.processes import how_it_ended
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.fork_server import (
     END_SECONDS,
@@ -18,7 +19,6 @@ from video_pipeline.decode.fork_server import (
 )
 from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.errors import EnvironmentFault, UserError
-from video_pipeline.processes import how_it_ended
 
 SAMPLES_PER_PROCESS = 10_000
 """A process is replaced after this many samples, so that a codec's leak stays small."""

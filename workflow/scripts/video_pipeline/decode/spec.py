@@ -11,10 +11,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from video_pipeline.common.faults import is_environment_fault
 from video_pipeline.config import Config
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.errors import EnvironmentFault, Failure, TaskError, where
-from video_pipeline.faults import is_environment_fault
 
 
 class ProcessSpec(ABC):

@@ -31,7 +31,7 @@ def create_engine(config: Config, *, with_videos: bool = True) -> Engine:
         from video_pipeline.engine.simulated import SimulatedEngine
 
         return SimulatedEngine(config)
-    from video_pipeline.engine.vllm.version import warn_if_untried
+    from video_pipeline.config.vllm_version import warn_if_untried
 
     warn_if_untried()
     from video_pipeline.engine.vllm.engine import VllmEngine

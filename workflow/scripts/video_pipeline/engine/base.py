@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.errors import EnvironmentFault
-from video_pipeline.flops import ModelFlops
-from video_pipeline.peaks import Precision
+from video_pipeline.gpu.peaks import Precision
+from video_pipeline.model.flops import ModelFlops
 from video_pipeline.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Answer:
         prompt_tokens: Number of tokens of the prompt, visual ones included.
         completion_tokens: Number of tokens of the answer.
         finish_reason: ``stop``, ``length``, or another word of the engine, see
-            :mod:`video_pipeline.answers`.
+            :mod:`video_pipeline.run.answers`.
         reasoning: The reasoning of a thinking model, else None.
         cached_tokens: Number of tokens of the prompt that the engine had computed before.
     """

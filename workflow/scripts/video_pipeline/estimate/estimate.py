@@ -21,7 +21,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from video_pipeline.chunks import Chunk, ChunkEntry
+from video_pipeline.common.figures import Histogram, even_edges, figures, growing_edges
+from video_pipeline.common.files import replacing, write_text
+from video_pipeline.common.locks import describe_holder, try_lock
+from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.fork_server import ForkServer
@@ -31,15 +34,12 @@ from video_pipeline.errors import UserError
 from video_pipeline.estimate.counting import CountingPreparer
 from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
-from video_pipeline.figures import Histogram, even_edges, figures, growing_edges
-from video_pipeline.files import replacing, write_text
 from video_pipeline.journal import clean_text, read_index
-from video_pipeline.layout import Layout
-from video_pipeline.locks import describe_holder, try_lock
 from video_pipeline.model.processor import SIMULATED_MODEL, processor_folder
-from video_pipeline.processes import job_processes
 from video_pipeline.report.plan import FLAGS, show_plan
 from video_pipeline.run.changes import JournalSettings
+from video_pipeline.run.chunks import Chunk, ChunkEntry
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.run import Run
 from video_pipeline.split.split import split, warn_of_changes

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.estimate.totals import CostTotals
-from video_pipeline.gpus import card_of, devices
-from video_pipeline.layout import Layout
+from video_pipeline.gpu.devices import card_of, devices
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.run import Run
-from video_pipeline.statistics import read_statistics
+from video_pipeline.run.statistics import read_statistics
 
 
 def expected_costs(

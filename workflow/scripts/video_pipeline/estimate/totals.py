@@ -11,12 +11,12 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure, explain
 from video_pipeline.estimate.counting import PromptCost, ShownMedium
 from video_pipeline.model.token_count import TokenCount
 from video_pipeline.report.plan import FLAGS
+from video_pipeline.run.chunks import ChunkEntry
 
 ERROR_KINDS = 1000
 """So many different errors are told apart; the lines of the samples hold all."""

@@ -26,7 +26,7 @@ from typing import Any
 
 import orjson
 
-from video_pipeline.versions import check_version
+from video_pipeline.common.versions import check_version
 
 VERSION = 1
 

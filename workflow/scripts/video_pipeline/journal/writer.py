@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from video_pipeline.files import make_folder, sync_folder
+from video_pipeline.common.files import make_folder, sync_folder
+from video_pipeline.common.locks import holder
 from video_pipeline.journal.format import VERSION, clean_text
-from video_pipeline.locks import holder
 
 
 class JournalWriter:

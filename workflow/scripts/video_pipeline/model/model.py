@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from video_pipeline.common.faults import failure_of
+from video_pipeline.common.files import write_text
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.faults import failure_of
-from video_pipeline.files import write_text
-from video_pipeline.layout import Layout
 from video_pipeline.model.files import model_files
+from video_pipeline.run.layout import Layout
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from video_pipeline.common.faults import failure_of, is_environment_fault
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure
-from video_pipeline.faults import failure_of, is_environment_fault
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from video_pipeline.budget import SIMULATED_PATCH_SIZE
+from video_pipeline.common.faults import failure_of
+from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.errors import TaskError
-from video_pipeline.faults import failure_of
 from video_pipeline.model.processor import SIMULATED_MODEL, load_processor, load_tokenizer
 from video_pipeline.model.special_tokens import SpecialTokenError, SpecialTokens
-from video_pipeline.suggest import did_you_mean
+from video_pipeline.model.token_budget import SIMULATED_PATCH_SIZE
 
 if TYPE_CHECKING:
     from video_pipeline.tasks.base import Messages

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from video_pipeline.chunks import ChunkEntry
+from video_pipeline.common.files import EMPTY
+from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.fork_server import ForkServer
@@ -21,10 +22,9 @@ from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.preparing import READER, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure, explain
-from video_pipeline.files import EMPTY
 from video_pipeline.model.processor import dataset_model
-from video_pipeline.processes import job_processes
 from video_pipeline.report.contact_sheet import contact_sheet
+from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import load_task

@@ -21,19 +21,19 @@ import jinja2
 import orjson
 from markupsafe import Markup
 
-from video_pipeline.answers import describe_cut_off, describe_unparsed
+from video_pipeline.common.figures import Histogram, even_edges, weighted_quantile
+from video_pipeline.common.files import write_text
+from video_pipeline.common.printable import printable
+from video_pipeline.common.progress import duration
 from video_pipeline.config import Config
-from video_pipeline.figures import Histogram, even_edges, weighted_quantile
-from video_pipeline.files import write_text
-from video_pipeline.layout import Layout
-from video_pipeline.printable import printable
-from video_pipeline.progress import duration
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.records import Tally, card, map_texts
 from video_pipeline.report.summary import read_summary
 from video_pipeline.report.timeline import time_line
+from video_pipeline.run.answers import describe_cut_off, describe_unparsed
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import check_origin
-from video_pipeline.statistics import read_statistics
+from video_pipeline.run.statistics import read_statistics
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from video_pipeline.printable import printable
+from video_pipeline.common.printable import printable
 
 SHOWN_KINDS = 10
 """At most so many kinds of errors, sizes and codecs are printed."""

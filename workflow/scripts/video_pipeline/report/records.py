@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from video_pipeline.config import Config
-from video_pipeline.windows import CUT
+from video_pipeline.samples.windows import CUT
 
 MOST_ERRORS = 5_000
 """Failed samples that the page lists; the others are counted."""

@@ -9,12 +9,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from video_pipeline.common.files import Seal
+from video_pipeline.common.printable import printable
+from video_pipeline.common.progress import duration
+from video_pipeline.common.versions import SUMMARY, check_version
 from video_pipeline.errors import UserError
-from video_pipeline.files import Seal
-from video_pipeline.layout import Layout
-from video_pipeline.printable import printable
-from video_pipeline.progress import duration
-from video_pipeline.versions import SUMMARY, check_version
+from video_pipeline.run.layout import Layout
 
 
 def read_summary(layout: Layout) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from video_pipeline.figures import round_up
-from video_pipeline.progress import duration
+from video_pipeline.common.figures import round_up
+from video_pipeline.common.progress import duration
 
 PAUSE_SECONDS = 60.0
 """The time axis is cut if nobody is at work for so long, and for a twentieth of the whole."""
@@ -30,7 +30,7 @@ TIME_UNITS = (1, 60, 3600, 86400)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of a rank, as its job wrote it down; see :mod:`video_pipeline.statistics`.
+    """One attempt of a rank, as its job wrote it down; see :mod:`video_pipeline.run.statistics`.
 
     Attributes:
         job: The statistics.

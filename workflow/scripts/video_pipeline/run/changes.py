@@ -15,10 +15,10 @@ from typing import Any
 
 import orjson
 
-from video_pipeline.files import write_text
-from video_pipeline.layout import Layout
+from video_pipeline.common.files import write_text
+from video_pipeline.common.versions import check_version
 from video_pipeline.run.fingerprint import BASELINE
-from video_pipeline.versions import check_version
+from video_pipeline.run.layout import Layout
 
 FILE = "settings.json"
 """The name of the file that holds them."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
-from video_pipeline.layout import Layout
 from video_pipeline.model.model import Model
 from video_pipeline.run.changes import JournalSettings
 from video_pipeline.run.fingerprint import fingerprint, settings_digest, settings_of
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import origin_of
 from video_pipeline.tasks.base import Task, checked_names
 from video_pipeline.tasks.registry import load_task

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
+from video_pipeline.common.locks import describe_holder, is_locked
 from video_pipeline.errors import UserError
-from video_pipeline.layout import Layout
-from video_pipeline.locks import describe_holder, is_locked
+from video_pipeline.run.layout import Layout
 
 GRACE_SECONDS = 10.0
 """The jobs of a Snakemake that was killed end within this time."""

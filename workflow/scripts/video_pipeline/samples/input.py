@@ -20,7 +20,7 @@ import zstandard
 from video_pipeline.config import Config, Data
 from video_pipeline.errors import UserError
 from video_pipeline.samples.identity import content_key
-from video_pipeline.windows import is_window, window_id
+from video_pipeline.samples.windows import is_window, window_id
 
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""

@@ -17,10 +17,10 @@ from zlib import crc32
 
 import orjson
 
-from video_pipeline.chunks import ChunkEntry, entry_line
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
 from video_pipeline.journal import record_id, record_id_from_json
+from video_pipeline.run.chunks import ChunkEntry, entry_line
 from video_pipeline.run.run import Run
 from video_pipeline.samples.determinism import TWICE, check_deterministic
 from video_pipeline.samples.identity import request_digests

@@ -17,12 +17,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from video_pipeline.budget import check_budget_of_model
-from video_pipeline.chunks import ChunkEntry, finished_line
-from video_pipeline.config import Config
-from video_pipeline.engine.vllm.version import warn_if_untried
-from video_pipeline.errors import UserError
-from video_pipeline.files import (
+from video_pipeline.common.files import (
     EMPTY,
     make_folder,
     remove_leftovers,
@@ -30,12 +25,17 @@ from video_pipeline.files import (
     sync_tree,
     write_text,
 )
+from video_pipeline.common.processes import job_processes
+from video_pipeline.common.progress import Progress
+from video_pipeline.config import Config
+from video_pipeline.config.vllm_version import warn_if_untried
+from video_pipeline.errors import UserError
 from video_pipeline.journal import NO_RECORD, JournalIndex, count_answers, location_at, read_index
-from video_pipeline.layout import Layout
 from video_pipeline.model.model import Model
-from video_pipeline.processes import job_processes
-from video_pipeline.progress import Progress
+from video_pipeline.model.token_budget import check_budget_of_model
 from video_pipeline.run.changes import JournalSettings, consequences
+from video_pipeline.run.chunks import ChunkEntry, finished_line
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.origin import origin_of
 from video_pipeline.run.run import DatasetNeeds, Run

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from video_pipeline.chunks import ChunkEntry
 from video_pipeline.config import Config
+from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.identity import content_key
 from video_pipeline.samples.input import BadLines
 from video_pipeline.split.balance import BATCH, sorted_with_positions

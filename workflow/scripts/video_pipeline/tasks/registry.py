@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from video_pipeline.common.plugins import load_plugins
+from video_pipeline.common.registry import Registry
 from video_pipeline.errors import Failure, TaskError, explain
-from video_pipeline.plugins import load_plugins
-from video_pipeline.registry import Registry
 from video_pipeline.tasks.base import Task, checked_names
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import os
 import subprocess
 from collections.abc import Iterable, Mapping
 
+from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.errors import UserError
-from video_pipeline.stages import Stage
-from video_pipeline.suggest import did_you_mean
+from video_pipeline.run.stages import Stage
 from video_pipeline.workflow.memory import JobMemory
 from video_pipeline.workflow.snakemake_internals import JobResources, PlannedJob
 

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from video_pipeline.logs import ERROR, last_error
-from video_pipeline.stages import Stage
+from video_pipeline.common.logs import ERROR, last_error
+from video_pipeline.run.stages import Stage
 
 MAX_ERRORS = 3
 """So many errors are shown."""

@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from video_pipeline.common.files import write_text
+from video_pipeline.common.locks import take_output
+from video_pipeline.common.processes import stop_jobs_on_signals, tie_jobs_to_this_process
 from video_pipeline.config import load_config
-from video_pipeline.files import write_text
-from video_pipeline.gpus import check_machine
-from video_pipeline.locks import take_output
-from video_pipeline.plan import check_job_gpus, job_threads, jobs_at_once
-from video_pipeline.processes import stop_jobs_on_signals, tie_jobs_to_this_process
+from video_pipeline.gpu.devices import check_machine
 from video_pipeline.run.origin import (
     check_files,
     code_files,
@@ -21,7 +20,8 @@ from video_pipeline.run.origin import (
     what_changed,
     what_stays,
 )
-from video_pipeline.stages import Stage, resolve_stages
+from video_pipeline.run.sharding import check_job_gpus, job_threads, jobs_at_once
+from video_pipeline.run.stages import Stage, resolve_stages
 from video_pipeline.workflow.cluster import check_jobs
 from video_pipeline.workflow.failure_report import failure_report
 from video_pipeline.workflow.literal_paths import take_literally

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from video_pipeline.layout import Layout
+from video_pipeline.run.layout import Layout
 
 
 def only_publishes(layout: Layout, rank: int) -> bool:

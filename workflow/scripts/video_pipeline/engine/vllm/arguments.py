@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from video_pipeline.common.faults import failure_of
 from video_pipeline.config import Config
+from video_pipeline.config.vllm_names import check_names
 from video_pipeline.engine.vllm.compat import (
     ENGINE_ARGUMENTS,
     LORA_RANKS,
@@ -18,10 +20,8 @@ from video_pipeline.engine.vllm.compat import (
     VllmConfig,
     configure,
 )
-from video_pipeline.engine.vllm.names import check_names
 from video_pipeline.errors import UserError
-from video_pipeline.faults import failure_of
-from video_pipeline.leases import LeaseHolder
+from video_pipeline.gpu.leases import LeaseHolder
 from video_pipeline.model.processor import processor_folder
 
 # Each video is seen once: caches of processed media only cost memory and hashing. A user's own

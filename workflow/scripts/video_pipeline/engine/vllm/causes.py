@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from video_pipeline.faults import is_refusal
+from video_pipeline.common.faults import is_refusal
 
 if TYPE_CHECKING:
     from video_pipeline.engine.vllm.compat import VllmConfig

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any, get_args
 
-from video_pipeline.engine.vllm.version import unsupported
+from video_pipeline.config.vllm_version import unsupported
 
 # vLLM must start its engine process by spawn: this process has threads.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

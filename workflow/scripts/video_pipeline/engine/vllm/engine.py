@@ -10,7 +10,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from video_pipeline.budget import check_budget
+from video_pipeline.common.faults import is_refusal
+from video_pipeline.common.processes import how_it_ended
 from video_pipeline.config import Config
 from video_pipeline.engine.base import (
     UNCONSTRAINED,
@@ -41,11 +42,10 @@ from video_pipeline.engine.vllm.compat import (
 )
 from video_pipeline.engine.vllm.preparer import VllmPreparer
 from video_pipeline.errors import UserError
-from video_pipeline.faults import is_refusal
-from video_pipeline.flops import ModelFlops
+from video_pipeline.gpu.peaks import precision_of
+from video_pipeline.model.flops import ModelFlops
 from video_pipeline.model.processor import processor_folder
-from video_pipeline.peaks import precision_of
-from video_pipeline.processes import how_it_ended
+from video_pipeline.model.token_budget import check_budget
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The commands ``python -m video_pipeline.retry``, ``watch``, ``preview`` and ``journal``."""

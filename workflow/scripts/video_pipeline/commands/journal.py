@@ -1,0 +1,149 @@
+"""Show the journals of an output, and remove those of other settings.
+
+python -m video_pipeline.journal stats --configfile my.yaml
+python -m video_pipeline.journal prune --configfile my.yaml [--yes]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from video_pipeline.common import program
+from video_pipeline.common.locks import take_output
+from video_pipeline.config import Config, load_config
+from video_pipeline.errors import UserError
+from video_pipeline.journal import count_records
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.run import Run
+from video_pipeline.run.sharding import read_plan
+from video_pipeline.run.writers import refuse_live_writers
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The journal of one fingerprint.
+
+    Attributes:
+        folder: Where it lies.
+        is_current: Whether the next run with this configuration continues it.
+        answers: Records of answers.
+        errors: Records of errors.
+        num_bytes: Size of its files, statistics included.
+        written: When it was last written to.
+    """
+
+    folder: Path
+    is_current: bool
+    answers: int
+    errors: int
+    num_bytes: int
+    written: datetime
+
+
+def journals(config: Config, layout: Layout) -> list[Journal]:
+    """The journals of an output, the oldest first."""
+    plan = read_plan(layout.plan)
+    current = Run(config, layout).journal(plan.run_id if plan else "")
+    folders = layout.journal.glob("*/")
+    return sorted((_journal(folder, current) for folder in folders), key=lambda j: j.written)
+
+
+def _journal(folder: Path, current: Path) -> Journal:
+    counts = sum(map(count_records, folder.glob("*.jsonl")), Counter[str]())
+    # Not the temporary files, which come and go.
+    status = [path.stat() for path in folder.glob("[!.]*.json*")]
+    return Journal(
+        folder,
+        folder.name == current.name,
+        counts["output_text"],
+        counts["__error"],
+        sum(s.st_size for s in status),
+        datetime.fromtimestamp(max((s.st_mtime for s in status), default=0)),
+    )
+
+
+def of_other_settings(config: Config, layout: Layout) -> list[Journal]:
+    """The journals that the next run with this configuration does not continue.
+
+    Raises :class:`UserError` if it would continue none of them: one edited setting may be all that
+    separates it from the journal of a finished run.
+    """
+    every = journals(config, layout)
+    others = [journal for journal in every if not journal.is_current]
+    if every and others == every:
+        raise UserError(
+            f"{layout.journal}: none of the {len(others)} journal(s) there is of the settings in "
+            "the configuration, so none is removed. Run snakemake with these settings first, or "
+            "set back what has changed"
+        )
+    return others
+
+
+def prune(config: Config, layout: Layout) -> None:
+    """Remove the journals :func:`of_other_settings`. Raises :class:`UserError` as that does, and
+    while a run is on."""
+    with take_output(layout.run_lock, layout.output):
+        refuse_live_writers(layout)
+        for journal in of_other_settings(config, layout):
+            shutil.rmtree(journal.folder)
+
+
+def _table(shown: list[Journal]) -> Table:
+    table = Table(box=None)
+    for name in ("output", "journal", "answers", "errors", "MB", "last written", ""):
+        table.add_column(name, no_wrap=True)
+    for journal in shown:
+        table.add_row(
+            journal.folder.parent.name,
+            journal.folder.name,
+            str(journal.answers),
+            str(journal.errors),
+            f"{journal.num_bytes / 1e6:.1f}",
+            f"{journal.written:%Y-%m-%d %H:%M}",
+            "in use" if journal.is_current else "can go",
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m video_pipeline.journal", description=__doc__.partition("\n")[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    stats = commands.add_parser("stats", help="what the journals hold")
+    remove = commands.add_parser("prune", help="show the journals of other settings")
+    remove.add_argument("--yes", action="store_true", help="remove them")
+    for command in (stats, remove):
+        command.add_argument("--configfile", type=Path, required=True)
+        command.add_argument("--directory", type=Path, help="the working directory of the run")
+    args = parser.parse_args()
+    config = load_config(args.configfile)
+    if args.directory:
+        program.enter(args.directory)
+    stages = [(own, Layout.of(own, 0)) for _, own in config.by_stage()]
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    if args.command == "stats":
+        console.print(_table([journal for stage in stages for journal in journals(*stage)]))
+        return
+    others = [journal for stage in stages for journal in of_other_settings(*stage)]
+    console.print(_table(others))
+    size = f"{sum(journal.num_bytes for journal in others) / 1e6:.1f} MB"
+    if not args.yes:
+        console.print(f"{size} can go: add --yes to remove them" if others else f"{size} can go")
+        return
+    for stage in stages:
+        prune(*stage)
+    console.print(f"{size} are gone")
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,271 @@
+"""Try a task on one sample: the prompt, the pictures that the model sees, and its answer.
+
+python -m video_pipeline.preview my_plugin.py --task my_task --video clip.mp4
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from video_pipeline.common import program
+from video_pipeline.common.printable import printable
+from video_pipeline.common.processes import job_processes
+from video_pipeline.config import Config, load_config
+from video_pipeline.config.vllm_version import VllmUnsupported
+from video_pipeline.data.base import check_complete, expanded, inputs_of
+from video_pipeline.data.model_pictures import all_pictures
+from video_pipeline.data.registry import create_dataset, dataset_of
+from video_pipeline.engine import create_engine
+from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
+from video_pipeline.errors import Failure, UserError, explain
+from video_pipeline.gpu.leases import lease_for
+from video_pipeline.model.processor import SIMULATED_MODEL, dataset_model
+from video_pipeline.model.prompt import check_processor, special_tokens
+from video_pipeline.model.token_count import count_tokens
+from video_pipeline.report.contact_sheet import contact_sheet
+from video_pipeline.run.answers import cut_off_at, why_no_answer
+from video_pipeline.run.run import DatasetNeeds
+from video_pipeline.samples.determinism import check_deterministic
+from video_pipeline.samples.identity import request_digests
+from video_pipeline.samples.input import task_sample
+from video_pipeline.tasks.base import Messages, Task
+from video_pipeline.tasks.registry import load_task
+from video_pipeline.video.access import Access, limit_access
+
+KEY = "preview"
+"""``__key`` of the sample."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m video_pipeline.preview", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("plugins", nargs="*", metavar="PLUGIN", help="Python files or modules")
+    parser.add_argument("--task", help="a registered task; default: run.task")
+    parser.add_argument("--video", help="path or address of the video")
+    parser.add_argument(
+        "--sample", default="{}", metavar="JSON", help="other fields of the sample, as JSON"
+    )
+    parser.add_argument("--configfile", type=Path, help="the configuration of the run")
+    parser.add_argument("--model", help="instead of vllm.model")
+    parser.add_argument("--no-engine", action="store_true", help="do not ask the model")
+    parser.add_argument(
+        "--sheet", type=Path, default=Path("preview.png"), help="where the pictures go"
+    )
+    args = parser.parse_args()
+    config = _config(args)
+    preview(config, _raw(args, config), args.sheet, with_engine=not args.no_engine)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    """The configuration of the stage that runs ``--task``, of the first one if none does, with the
+    other options put in."""
+    stages = [config for _, config in load_config(args.configfile or {}).by_stage()]
+    stage = next((config for config in stages if config.run.task == args.task), stages[0])
+    values = stage.model_dump()
+    values["run"]["plugins"] += args.plugins
+    if args.task:
+        values["run"]["task"] = args.task
+    if args.model:
+        values["vllm"]["model"] = args.model
+    if args.video:  # The shell's relative path, whatever the samples are relative to.
+        values["data"]["video_root"] = Path.cwd()
+    return load_config(values)
+
+
+def _raw(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """The input object of the sample."""
+    try:
+        raw = orjson.loads(args.sample)
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"--sample: not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"--sample: expected a JSON object, got {args.sample:.80}")
+    return {**raw, config.data.video_field: args.video} if args.video else raw
+
+
+def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bool) -> None:
+    """Print what the task of ``config`` does with one sample.
+
+    Args:
+        config: The configuration.
+        raw: The input object of the sample.
+        sheet: The file for the pictures that the model sees.
+        with_engine: Whether to ask the model, too.
+
+    Raises:
+        UserError: The user's code, sample or settings are at fault; the message names the line.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    limit_access(Access.of(config.data))
+    task = load_task(config)
+    sample = _sample(config, task, raw)
+    conversations = task.conversations(sample)
+    video = sample.get(config.data.video_field)
+    check_deterministic(task, sample, video, request_digests(task, sample, video))
+    with contextlib.ExitStack() as stack:
+        engine = None
+        if with_engine:
+            stack.enter_context(lease_for(config))
+            folder = stack.enter_context(job_processes())
+            engine = _engine(config, task)
+        model = engine.dataset_model if engine else dataset_model(config)
+        llm_inputs = _llm_inputs(config, task, sample, conversations, model)
+        for part, messages in conversations.items():
+            console.rule(f"messages of {printable(part or task.name)}")
+            _show_json(console, messages)
+            console.rule("prompt")
+            _show_prompt(console, model, llm_inputs[part])
+        _show_pictures(console, llm_inputs.values(), sheet)
+        if engine is not None:
+            constraints = {part: Constraints.of(task, part) for part in llm_inputs}
+            answers = asyncio.run(_answers(engine, folder, llm_inputs, constraints))
+            for part, answer in answers.items():
+                console.rule(f"answer to {printable(part or task.name)}")
+                _show_answer(console, config, task, sample, part, answer)
+
+
+@contextlib.contextmanager
+def _user_code(place: str) -> Iterator[None]:
+    """An exception of the user's code becomes a :class:`UserError` that names ``place`` and the
+    line."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        raise UserError(f"{place}: {explain(error)}") from error
+
+
+def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
+    """The sample for task and dataset; the first one if the input object stands for several."""
+    DatasetNeeds.of(config, task)
+    dataset = dataset_of(config, task)
+    field = config.data.video_field
+    if dataset.needs_video and not raw.get(field):
+        raise UserError(f"the sample has no video: give --video, or {field!r} in --sample")
+    with _user_code("the dataset cannot make a sample"):
+        raws = expanded(dataset, task_sample(KEY, raw, config), dict(config.task_params))
+        return task_sample(KEY, raws[0], config)
+
+
+def _engine(config: Config, task: Task) -> Engine:
+    try:
+        return create_engine(config, with_videos=dataset_of(config, task).needs_video)
+    except VllmUnsupported as error:
+        raise UserError(f"{error}. --no-engine shows everything but the answer") from error
+
+
+def _llm_inputs(
+    config: Config,
+    task: Task,
+    sample: dict[str, Any],
+    conversations: dict[str, Messages],
+    model: str,
+) -> dict[str, dict[str, Any]]:
+    """The ``llm_input`` that the dataset makes of the sample, by conversation."""
+    check_processor(model)
+    dataset = create_dataset(config, task, [sample], model)
+    with _user_code(f"the dataset cannot read {sample['__video_uri'] or 'the sample'}"):
+        item = dataset[0]
+    llm_inputs = inputs_of(item, dataset, KEY)
+    check_complete(llm_inputs, conversations, dataset, KEY)
+    return llm_inputs
+
+
+def _show_prompt(console: Console, model: str, llm_input: dict[str, Any]) -> None:
+    text, ids = (llm_input.get(name) for name in ("prompt", "prompt_token_ids"))
+    console.print(printable(text))
+    if model != SIMULATED_MODEL and text is not None and ids is not None:
+        tokens = special_tokens(model).plain(text, ids)  # They look special, and are text.
+        if tokens:
+            plain = ", ".join(map(printable, tokens))
+            console.print(f"plain characters in the text of a message: {plain}")
+    console.print(_tokens(model, llm_input))
+
+
+def _tokens(model: str, llm_input: dict[str, Any]) -> str:
+    try:
+        count = count_tokens(model, llm_input)
+    except Exception as error:  # A user's own dataset may hand anything to the processor.
+        return f"tokens: the model's processor refuses this input: {explain(error)}"
+    if count is None:
+        return "tokens: not known without a model"
+    return f"tokens: {count.prompt} in the prompt, {count.visual} of them visual"
+
+
+def _show_json(console: Console, value: Any) -> None:
+    console.print(printable(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()))
+
+
+def _show_pictures(console: Console, llm_inputs: Iterable[dict[str, Any]], path: Path) -> None:
+    console.rule("pictures")
+    pictures = all_pictures(llm_inputs)
+    if not pictures:
+        console.print("none: the model sees text only")
+        return
+    for picture in pictures:
+        console.print(picture.caption)
+    try:
+        contact_sheet(pictures).save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--sheet {path}: {error}") from error
+    console.print(f"{len(pictures)} pictures: {printable(path)}")
+
+
+async def _answers(
+    engine: Engine,
+    folder: Path,
+    llm_inputs: dict[str, dict[str, Any]],
+    constraints: dict[str, Constraints],
+) -> dict[str, Answer]:
+    try:
+        await engine.start(folder)
+        preparer = engine.preparer()
+        preparer.start()
+        requests = preparer.prepare(llm_inputs, KEY)
+        return {
+            part: await engine.generate(part or KEY, request, constraints[part])
+            for part, request in requests.items()
+        }
+    except RequestRefused as error:
+        raise UserError(f"the engine refuses the request: {error.type}: {error}") from error
+    finally:
+        engine.stop()
+
+
+def _show_answer(
+    console: Console,
+    config: Config,
+    task: Task,
+    sample: dict[str, Any],
+    part: str,
+    answer: Answer,
+) -> None:
+    if answer.reasoning is not None:
+        console.print(f"reasoning: {printable(answer.reasoning)}")
+    console.print(printable(answer.output_text))
+    usage = answer.usage
+    if key := cut_off_at(usage, config):
+        tokens = answer.completion_tokens
+        console.print(f"(cut off after {tokens} tokens: raise {key})", style="yellow")
+    has_schema = task.json_schema(part) is not None
+    error = why_no_answer(usage, answer.output_text, config, has_schema=has_schema)
+    if error is not None:
+        console.print(f"(it counts as failed: {printable(error['message'])})", style="yellow")
+    console.rule("parsed")
+    with _user_code("parse"):
+        fields = task.parsed(answer.output_text, sample, part)
+    _show_json(console, fields)
+
+
+if __name__ == "__main__":
+    program.run(main)

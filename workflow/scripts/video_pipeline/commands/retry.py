@@ -1,0 +1,133 @@
+"""Open failed samples again, so that the next ``snakemake`` infers just those.
+
+python -m video_pipeline.retry --configfile my.yaml [--stage read]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from video_pipeline.common import program
+from video_pipeline.common.locks import take_output
+from video_pipeline.config import Config, load_config
+from video_pipeline.errors import UserError
+from video_pipeline.journal import REOPENS, JournalIndex, JournalReader, JournalWriter
+from video_pipeline.run.chunks import Chunk, Question
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.sharding import Plan, read_plan
+from video_pipeline.run.writers import refuse_live_writers
+
+STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
+"""Stages that inference can end in. ``parse`` is not among them: answers are parsed anew anyway."""
+
+
+def retry(config: Config, stages: Container[str] = STAGES) -> int:
+    """Open the errors of ``stages`` again; the output stays until the next run replaces it.
+
+    Returns:
+        How many samples have an error that is open now.
+
+    Raises :class:`UserError` if nothing has run yet, or while a run is on (even if none of its
+    jobs is at work at the moment).
+    """
+    plan = _last_plan(config)
+    if plan is None:
+        output = config.data.output_jsonl
+        raise UserError(f"{output}: nothing has run yet, there is nothing to retry")
+    layout = Layout.of(config, plan.num_shards)
+    if plan.run_id:
+        raise UserError("data.resume is false: every invocation starts from nothing anyway")
+    with take_output(layout.run_lock, layout.output):
+        refuse_live_writers(layout)
+        return _retry(layout, stages)
+
+
+def _retry(layout: Layout, stages: Container[str]) -> int:
+    manifest = Manifest.read(layout.manifest)
+    journal = Path(manifest.journal)
+    total = 0
+    index = manifest.read_index()
+    for rank in range(manifest.num_shards):
+        errors = list(_errors(manifest.open_chunk(layout, rank), index, journal, stages))
+        if errors:
+            # Before the journal: if this is killed, neither passes for finished.
+            layout.reopened.touch()
+            layout.rank_file(rank).unlink(missing_ok=True)
+        total += _reopen(journal, errors)
+    return total
+
+
+def _last_plan(config: Config) -> Plan | None:
+    """The plan of the last run, None if there was none or its input was not split."""
+    plan = read_plan(Layout.of(config, 0).plan)
+    if plan is None or not Layout.of(config, plan.num_shards).manifest.exists():
+        return None
+    return plan
+
+
+def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]) -> int:
+    """Open the errors of ``stages`` in ``chunk`` again; returns how many samples have one."""
+    return _reopen(journal, list(_errors(chunk, index, journal, stages)))
+
+
+def _errors(
+    chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]
+) -> Iterator[tuple[Question, set[str]]]:
+    """The questions with an error of ``stages``, and the journal files that hold it."""
+    with JournalReader(journal, index) as reader:
+        for entry in chunk:
+            for question in entry.questions:
+                known = entry.done.get(question.part)
+                location = index.find(*question, known)
+                if location is None or not location.is_error:
+                    continue  # Most records are answers, which need not be read.
+                finished = reader.find(*question, known)
+                if finished is None or "__error" not in finished.record:
+                    continue
+                if finished.record["__error"]["stage"] in stages:
+                    yield question, {finished.location.file, *index.deaths(*question)}
+
+
+def _reopen(journal: Path, errors: list[tuple[Question, set[str]]]) -> int:
+    if not errors:
+        return 0
+    with JournalWriter(journal, REOPENS) as writer:
+        for question, files in errors:
+            for file in files:
+                writer.reopen(*question, file)
+    return len({question.key for question, _ in errors})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--configfile", type=Path, required=True, help="the configuration of the run"
+    )
+    parser.add_argument("--directory", type=Path, help="the working directory of the run")
+    parser.add_argument("--stage", choices=STAGES, help="only failures of this stage")
+    args = parser.parse_args()
+    config = load_config(args.configfile)
+    if args.directory:
+        program.enter(args.directory)
+    stages = (args.stage,) if args.stage else STAGES
+    first, *later = (own for _, own in config.by_stage())
+    # A stage does not begin before the one ahead of it has ended.
+    count = sum(retry(own, stages) for own in (first, *filter(_last_plan, later)))
+    print(
+        f"{count} failed sample(s) are open again; run snakemake to infer them"
+        if count
+        else "no failed samples to retry"
+    )
+    is_strict = any(own.run.truncated == "error" for own in (first, *later))
+    if "length" in stages and (is_strict or not count):
+        print(
+            "answers that were cut off (stage length) would be cut off again: raise "
+            "sampling.max_tokens, which infers all samples again"
+        )
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,355 @@
+"""Watch a run: its progress, the progress of each rank, and what limits them. Only files are read,
+so it works beside a local run, on another machine of a cluster, and after the end.
+
+python -m video_pipeline.watch --configfile my.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from video_pipeline.common import program
+from video_pipeline.common.files import is_newer
+from video_pipeline.common.printable import printable
+from video_pipeline.common.progress import (
+    count,
+    describe_step,
+    duration,
+    read_step,
+    share,
+)
+from video_pipeline.config import Config, load_config
+from video_pipeline.output.rank_files import RankContents
+from video_pipeline.report.summary import summary_table
+from video_pipeline.run.answers import describe_cut_off, describe_unparsed
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.pace import Pace, describe_gpu, describe_pace, describe_samples
+from video_pipeline.run.sharding import read_plan
+from video_pipeline.run.statistics import read_statistics
+
+SILENT_SECONDS = 60.0
+"""A job writes its statistics every 5 s. One that has not for so long is probably gone."""
+
+TERMINAL_SECONDS, PLAIN_SECONDS = 2.0, 30.0
+"""How often a terminal is drawn anew; how often lines are printed without a terminal."""
+
+State = Literal["waiting", "starting", "running", "silent", "failed", "done"]
+
+_URGENCY: tuple[State, ...] = ("failed", "silent", "running", "starting", "waiting", "done")
+_STYLES = {"failed": "red", "silent": "yellow", "running": "cyan", "done": "green"}
+_STEPS = ("split", "consolidate")
+
+
+@dataclass
+class RankView:
+    """The progress of one rank.
+
+    Attributes:
+        rank: The rank.
+        state: Its state; ``silent`` is a running one without a sign of life for
+            :data:`SILENT_SECONDS`.
+        samples: Samples of its chunk.
+        finished: How many of the samples are done.
+        failed: How many of the samples failed.
+        pace: The pace of its running job.
+        note: Why it failed, or how long it has been silent.
+        last_error: The last sample that failed, see :class:`JobStatistics`.
+        truncated: How many samples have an answer that was cut off, by the setting that did it:
+            from the rank file; until that exists, from the attempts since the input was split.
+        unparsed: How many samples failed in stage ``parse``, from the rank file; until that exists,
+            on how many of the first answers of each attempt ``parse`` failed.
+    """
+
+    rank: int
+    state: State
+    samples: int
+    finished: int
+    failed: int = 0
+    pace: Pace = field(default_factory=Pace)
+    note: str = ""
+    last_error: dict[str, Any] | None = None
+    truncated: Counter[str] = field(default_factory=Counter)
+    unparsed: int = 0
+
+    @property
+    def left(self) -> str:
+        """For people: the time left, and what limits the pace."""
+        seconds = self.pace.seconds_left(self.samples - self.finished)
+        words = f"{duration(seconds)} left" if seconds is not None else ""
+        return ", ".join(filter(None, [words, self.pace.bound]))
+
+
+@dataclass
+class RunView:
+    """The progress of the run of one output.
+
+    Attributes:
+        layout: The paths of its files.
+        state: Its state, in a word or two.
+        ranks: Its ranks; none before the input was split.
+        step: The :class:`Progress` of split or consolidate while that runs.
+    """
+
+    layout: Layout
+    state: str
+    ranks: list[RankView] = field(default_factory=list)
+    step: dict[str, Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the output is there."""
+        return self.state == "done"
+
+    @property
+    def total(self) -> RankView:
+        """All ranks together."""
+        return RankView(
+            -1,
+            "running",
+            sum(view.samples for view in self.ranks),
+            sum(view.finished for view in self.ranks),
+            sum(view.failed for view in self.ranks),
+            sum((view.pace for view in self.ranks), Pace()),
+            truncated=sum((view.truncated for view in self.ranks), Counter()),
+            unparsed=sum(view.unparsed for view in self.ranks),
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """For people: what is wrong with the answers so far."""
+        total = self.total
+        words = [describe_cut_off(total.truncated), describe_unparsed(total.unparsed)]
+        return list(filter(None, words))
+
+    @property
+    def last_error(self) -> str:
+        """For people: the last sample that failed; empty if none did."""
+        errors = [(view.last_error, view.rank) for view in self.ranks if view.last_error]
+        if not errors:
+            return ""
+        error, rank = max(errors, key=lambda entry: entry[0]["at"])
+        ago = duration(max(0.0, time.time() - error["at"]))
+        words = "{stage}: {type}: {message}".format(**error)
+        text = f"last error, {ago} ago: rank {rank}, sample {error['key']}: {words}"
+        return printable(text, newlines=False)
+
+
+def look(config: Config) -> RunView:
+    """The progress of the run of ``config``, without its stages."""
+    plan = read_plan(Layout.of(config, 0).plan)
+    if plan is None:
+        return RunView(Layout.of(config, 0), "not begun")
+    layout = Layout.of(config, plan.num_shards)
+    step = next(filter(None, (_running_step(layout, name) for name in _STEPS)), None)
+    if (step is not None and step["step"] == "split") or not layout.manifest.exists():
+        return RunView(layout, "splitting" if step else "not split yet", step=step)
+    manifest = Manifest.read(layout.manifest)
+    split_at = layout.manifest.stat().st_mtime
+    is_over = layout.is_finished
+    attempts: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for attempt in read_statistics(Path(manifest.journal), {manifest.split_id}):
+        attempts[attempt["rank"]].append(attempt)
+    ranks = [
+        _rank(layout, manifest, rank, attempts[rank], split_at, is_over)
+        for rank in range(plan.num_shards)
+    ]
+    if is_over:
+        state = "done"
+    elif step is not None:
+        state = "consolidating"
+    else:
+        state = _count_states(ranks)
+    return RunView(layout, state, ranks, step)
+
+
+def _running_step(layout: Layout, name: str) -> dict[str, Any] | None:
+    step = read_step(layout.progress(name))
+    is_alive = step is not None and time.time() - step["updated_at"] < SILENT_SECONDS
+    return step if is_alive else None  # Else it was killed.
+
+
+def _rank(
+    layout: Layout,
+    manifest: Manifest,
+    rank: int,
+    attempts: list[dict[str, Any]],
+    split_at: float,
+    is_over: bool,
+) -> RankView:
+    samples, pending = manifest.rank_samples[rank], manifest.rank_pending[rank]
+    view = RankView(rank, "waiting", samples, samples - pending)
+    if attempts:
+        last = attempts[-1]
+        view.finished, view.failed = last["finished"], last["finished_failed"]
+        view.last_error = last["last_error"]
+        view.state = last["state"]
+        view.truncated = sum((Counter(attempt["truncated"]) for attempt in attempts), Counter())
+        # An earlier version did not count these.
+        view.unparsed = sum(attempt.get("unparsed", 0) for attempt in attempts)
+        if view.state in ("starting", "running"):
+            view.pace = Pace.of([last])
+            silent = time.time() - last["updated_at"]
+            if silent > SILENT_SECONDS:
+                view.state, view.pace = "silent", Pace()
+                view.note = f"no sign of life for {duration(silent)}"
+    if is_over or is_newer(layout.rank_file(rank), split_at):
+        view.state, view.finished, view.pace, view.note = "done", samples, Pace(), ""
+        contents = RankContents.read(layout, rank)
+        if contents is not None:
+            view.truncated, view.failed = contents.truncated, contents.errors_by_stage.total()
+            view.unparsed = contents.errors_by_stage["parse"]
+    elif layout.failure(rank).exists():
+        view.state, view.pace = "failed", Pace()
+        view.note = layout.failure(rank).read_text(encoding="utf-8")
+    elif view.state == "failed":
+        view.note = f"see {layout.log(f'infer.rank{rank}')}"
+    return view
+
+
+def _count_states(ranks: Sequence[RankView]) -> str:
+    """``1 failed, 3 running``."""
+    states = Counter(view.state for view in ranks)
+    return ", ".join(f"{states[state]} {state}" for state in _URGENCY if states[state])
+
+
+# --- on a terminal -------------------------------------------------------------------------------
+
+
+def screen(views: Iterable[tuple[str, RunView]], height: int) -> RenderableType:
+    """What a terminal of ``height`` lines shows of some runs, by the names of their stages."""
+    parts: list[RenderableType] = []
+    for name, view in views:
+        stage = f"{name}: " if name else ""
+        title = Text(printable(view.layout.output), "bold")
+        parts.append(title.append(f"  {stage}{view.state}", "green" if view.is_over else "dim"))
+        if view.step is not None:
+            parts.append(Text(f"{view.step['step']}: {describe_step(view.step)}"))
+        if view.ranks and not view.is_over:
+            gpu = describe_gpu(view.total.pace)
+            parts.append(_table(view, height - 9 if gpu else height - 8))
+            notes = [(gpu, ""), *((words, "yellow") for words in view.warnings)]
+            parts += [
+                Text(words, style, no_wrap=True, overflow="ellipsis")
+                for words, style in (*notes, (view.last_error, "red"))
+                if words
+            ]
+        elif view.layout.summary.exists() and view.is_over:
+            parts.append(summary_table(view.layout.summary))
+    return Group(*parts)
+
+
+def _table(view: RunView, num_rows: int) -> Table:
+    """All ranks together, then up to ``num_rows`` of them, the most urgent ones."""
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "left", "right", "right", "right", "right", "left"):
+        table.add_column(justify=justify, no_wrap=True)
+    table.add_row("", "", "done", "failed", "videos/s", "tokens/s", "", style="dim")
+    table.add_row("all", *_cells(view.total), view.total.left, style="bold")
+    urgent = sorted(view.ranks, key=lambda rank: (_URGENCY.index(rank.state), rank.rank))
+    num_rows = max(num_rows, 1)
+    for rank in sorted(urgent[:num_rows], key=lambda rank: rank.rank):
+        words = rank.note.partition("\n")[0] or (rank.left if rank.pace.bound else rank.state)
+        text = Text(printable(words), _STYLES.get(rank.state, ""), no_wrap=True)
+        table.add_row(f"rank {rank.rank}", *_cells(rank), text)
+    if rest := urgent[num_rows:]:
+        table.add_row(f"{len(rest)} more", *[""] * 5, _count_states(rest))
+    return table
+
+
+def _cells(view: RankView) -> tuple[RenderableType, ...]:
+    is_running = view.pace.samples_per_second > 0
+    return (
+        ProgressBar(max(view.samples, 1), view.finished, width=24),
+        f"{view.finished:,} of {view.samples:,} {share(view.finished, view.samples):>6}",
+        f"{view.failed:,}",
+        f"{view.pace.samples_per_second:,.2f}" if is_running else "",
+        f"{view.pace.tokens_per_second:,.0f}" if is_running else "",
+    )
+
+
+# --- without a terminal --------------------------------------------------------------------------
+
+
+def lines(name: str, view: RunView) -> list[str]:
+    """The lines that are printed of a run without a terminal."""
+    stage = f"{name}: " if name else ""
+    title = f"{time.strftime('%H:%M:%S')} {view.layout.output}: {stage}"
+    if view.step is not None:
+        return [f"{title}{view.step['step']}: {describe_step(view.step)}"]
+    if not view.ranks:
+        return [f"{title}{view.state}"]
+    total = view.total
+    texts = [
+        f"{title}{describe_samples(total.finished, total.samples, total.failed)}; "
+        f"{describe_pace(total.pace, total.samples - total.finished)}; {view.state}"
+    ]
+    for rank in view.ranks:
+        if rank.state in ("failed", "silent"):
+            note = f": {rank.note.splitlines()[0]}" if rank.note else ""
+            done = count(rank.finished, rank.samples)
+            texts.append(f"  rank {rank.rank} {rank.state}: {done}{note}")
+    texts += [f"  {words}" for words in (*view.warnings, view.last_error) if words]
+    return [printable(text) for text in texts]
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def watch(config: Config, *, once: bool, console: Console) -> None:
+    """Show the progress of the run of ``config`` and its stages until it is over; with ``once``
+    show it once."""
+    stages = config.by_stage()
+    is_live = console.is_terminal and not once
+    live = Live(console=console, auto_refresh=False) if is_live else None
+    with live or nullcontext():
+        while True:
+            views = [(name, look(stage)) for name, stage in stages]
+            is_over = all(view.is_over for _, view in views)
+            if live is not None:
+                live.update(screen(views, console.height), refresh=True)
+            elif console.is_terminal or is_over:
+                console.print(screen(views, sys.maxsize))
+            else:
+                for line in itertools.chain.from_iterable(lines(*view) for view in views):
+                    console.print(line)
+            if once or is_over:
+                return
+            time.sleep(PLAIN_SECONDS if live is None else TERMINAL_SECONDS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m video_pipeline.watch", description=__doc__.partition("\n\n")[0]
+    )
+    parser.add_argument("--configfile", type=Path, help="the configuration of the run")
+    parser.add_argument("--directory", type=Path, help="the working directory of the run")
+    parser.add_argument("--once", action="store_true", help="show the progress once and end")
+    args = parser.parse_args()
+    config = load_config(args.configfile or {})
+    if args.directory:
+        program.enter(args.directory)
+    console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+    try:
+        watch(config, once=args.once, console=console)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,1 @@
+"""What every room uses: files, locks, processes, logs, progress, plugins."""

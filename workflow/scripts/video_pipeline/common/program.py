@@ -1,0 +1,83 @@
+"""The frame of every command line of the project: logging, errors for people, the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from video_pipeline.common import logs
+from video_pipeline.common.printable import PrintableFormatter, printable
+from video_pipeline.common.processes import exit_with_snakemake
+from video_pipeline.errors import Failure, UserError, explain
+
+_CANNOT_WRITE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.EROFS, errno.EACCES, errno.EPERM),  # not allowed
+}
+
+_logs: list[Path] = []
+"""Where the output of this program goes, if ``--log`` says so."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run ``main`` as a program: log lines to stderr, a :class:`Failure` without a traceback. The
+    program ends with the Snakemake that started it.
+
+    Exits with status 1 after a failure and if a file cannot be written; any other exception is a
+    bug and keeps its traceback. The last words say what went wrong, with the log's path.
+    """
+    exit_with_snakemake()
+    # The resource tracker warns of what killed processes left behind, after the last words.
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [warnings, "ignore:resource_tracker"]))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    try:
+        main()
+    except Failure as error:
+        _exit(str(error))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+            place = f" ({error.filename})" if error.filename else ""
+            _exit(
+                f"{error.strerror}{place}. Fix that and run the same command again: what is in the "
+                "journal stays done"
+            )
+        traceback.print_exc()
+        _exit(f"a bug of video-pipeline, please report it with the traceback: {explain(error)}")
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a script of the workflow, with ``--log``: the file that its output goes to,
+    which then survives the next attempt (see :mod:`video_pipeline.common.logs`)."""
+    parser.add_argument("--log", type=Path, help="where the output of this program goes")
+    args = parser.parse_args()
+    if args.log is not None:
+        _logs.append(logs.begin_attempt(args.log))
+    return args
+
+
+def enter(folder: Path) -> None:
+    """Make ``folder`` the working directory, as ``--directory`` says. Raises :class:`UserError`."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(f"--directory {folder}: {error.strerror}") from None
+
+
+def _exit(message: str) -> NoReturn:
+    """Exit, with ``message`` as the last words."""
+    sys.stdout.flush()
+    log = "".join(f" (log: {path})" for path in _logs)
+    print(f"{logs.ERROR}{printable(message)}{printable(log)}", file=sys.stderr, flush=True)
+    sys.exit(1)

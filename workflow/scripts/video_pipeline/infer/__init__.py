@@ -1,0 +1,1 @@
+"""The rule ``infer``: one chunk on one GPU, from pending samples to the rank file."""

@@ -1,0 +1,101 @@
+"""Ask the engine a question about a sample, and write the answer to the journal."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from video_pipeline.engine.base import Answer, Constraints, RequestRefused
+from video_pipeline.run.answers import cut_off_at, why_no_answer
+
+if TYPE_CHECKING:
+    from video_pipeline.decode.preparing import Prepared
+    from video_pipeline.infer.shard import Shard
+    from video_pipeline.journal import JournalWriter
+    from video_pipeline.run.chunks import Question
+
+logger = logging.getLogger(__name__)
+
+# A request has the engine's own type.
+Generate = Callable[["Question", Any, Constraints], Awaitable[Answer]]
+"""Has a request about a question answered under constraints, see :meth:`Engine.generate`."""
+
+
+class Outcome(NamedTuple):
+    """The outcome of one question.
+
+    Attributes:
+        error: Its ``__error``; None if there is none.
+        answer: The answer of the model; None if there is none.
+        cut_off: The setting that cut the answer off, if one did.
+    """
+
+    error: dict[str, str] | None
+    answer: Answer | None = None
+    cut_off: str | None = None
+
+
+async def ask(
+    shard: Shard,
+    question: Question,
+    prepared: Prepared,
+    journal: JournalWriter,
+    generate: Generate,
+) -> Outcome:
+    """Have one question about a prepared sample answered, and write the answer to the journal.
+
+    An answer with a schema that was cut off is asked for once more, with ``run.retry_truncated``
+    tokens.
+    """
+    config = shard.config
+    constraints = Constraints.of(shard.task, question.part)
+    has_schema = constraints.json_schema is not None
+    request = prepared.requests[question.part]
+    try:
+        answer = await generate(question, request, constraints)
+        if answer.is_truncated and has_schema and config.run.retry_truncated:
+            more = replace(constraints, max_tokens=config.run.retry_truncated)
+            answer = await generate(question, request, more)
+    except RequestRefused as refusal:
+        error = {"stage": "generate", "type": refusal.type, "message": str(refusal)}
+        _fail(journal, question, error)
+        return Outcome(error)
+    answered = {**answer.as_record(), "damaged": prepared.damaged}
+    no_answer = why_no_answer(answer.usage, answer.output_text, config, has_schema=has_schema)
+    if no_answer is not None and (has_schema or not answer.is_truncated):
+        # This is final until `retry` opens it again: then the answer may end.
+        _fail(journal, question, no_answer, **answered)
+    else:
+        # The journal does not decide whether free text that was cut off counts.
+        journal.answer(*question, **answered)
+    return Outcome(no_answer, answer, cut_off_at(answer.usage, config))
+
+
+def fail_all(
+    journal: JournalWriter, questions: Iterable[Question], error: dict[str, str]
+) -> dict[str, str]:
+    """Write ``error`` to the journal for each question about a sample, and return it."""
+    for question in questions:
+        _fail(journal, question, error)
+    return error
+
+
+def _fail(
+    journal: JournalWriter, question: Question, error: dict[str, str], **answered: Any
+) -> None:
+    journal.error(*question, error, **answered)
+    part = f", {question.part}" if question.part else ""
+    logger.warning("sample %s%s failed: %s", question.key, part, error)
+
+
+def first_error(outcomes: Iterable[Outcome]) -> dict[str, str] | None:
+    """The error of a sample: that of the first question that has one."""
+    return next((outcome.error for outcome in outcomes if outcome.error), None)
+
+
+def request_name(question: Question) -> str:
+    """The name of a request in the engine. No other request of the chunk has it."""
+    return json.dumps(question[:2]) if question.part else question.key

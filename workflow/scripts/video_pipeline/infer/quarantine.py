@@ -1,0 +1,93 @@
+"""Quarantine: find the sample that kills the engine, and spare the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from video_pipeline.engine.base import EngineDead
+
+if TYPE_CHECKING:
+    from video_pipeline.journal import JournalWriter
+    from video_pipeline.run.chunks import Question
+
+QUARANTINE_DEATHS = 3
+"""A sample that was in the engine at so many of its deaths is not tried again."""
+
+SUSPECTS_DIVISOR = 16
+"""After a death of the engine, the samples that were in it are tried after all others, and this
+many times fewer of them at once; after a second death again: 256, 16, 1. So the third death has one
+suspect only."""
+
+
+class Quarantine:
+    """Decides in which order samples are tried, and beside how many others.
+
+    Attributes:
+        is_last_round: Whether :meth:`rounds` has come to its last round.
+    """
+
+    def __init__(self, deaths: Mapping[int, int]) -> None:
+        """``deaths``: by position in the chunk, at how many deaths of an engine a pending sample
+        was in it."""
+        self.is_last_round = False
+        self._deaths = deaths
+        self._crashed: list[int] = []
+        self._in_engine: dict[str, Question] = {}
+
+    def rounds(
+        self, pending: Iterable[int], max_in_flight: int
+    ) -> Iterator[tuple[Iterable[int], int]]:
+        """The rounds in which the samples at the positions ``pending`` are tried: positions, and
+        how many requests may be in the engine at once.
+
+        Samples without a suspicion go first. Then come those that were in the engine when it died,
+        and at the end, one at a time, those that killed their decode process.
+        """
+        yield (position for position in pending if position not in self._deaths), max_in_flight
+        for count in range(1, QUARANTINE_DEATHS):
+            max_in_flight = max(1, max_in_flight // SUSPECTS_DIVISOR)
+            yield [p for p, deaths in self._deaths.items() if deaths == count], max_in_flight
+        self.is_last_round = True
+        yield self._crashed, 1
+
+    def try_again(self, position: int) -> bool:
+        """Have a sample that killed its decode process tried once more, in the last round. Returns
+        False if this is the last round."""
+        if not self.is_last_round:
+            self._crashed.append(position)
+        return not self.is_last_round
+
+    @contextmanager
+    def in_engine(self, name: str, question: Question, journal: JournalWriter) -> Iterator[None]:
+        """The engine has the request ``name`` while the block runs. If the engine dies, the journal
+        gets the requests that were in it."""
+        self._in_engine[name] = question
+        try:
+            yield
+        except EngineDead:
+            self.note_death(journal)
+            raise
+        finally:
+            self._in_engine.pop(name, None)
+
+    @property
+    def engine_is_empty(self) -> bool:
+        """Whether no request is in the engine."""
+        return not self._in_engine
+
+    def note_death(self, journal: JournalWriter) -> None:
+        """Write down, once, which requests were in the engine when it died."""
+        in_engine, self._in_engine = self._in_engine, {}
+        for question in in_engine.values():
+            journal.engine_died(*question)
+
+
+def quarantine_error(deaths: int) -> dict[str, str] | None:
+    """The ``__error`` of a sample that was in the engine at so many deaths; None if it is tried
+    again."""
+    if deaths < QUARANTINE_DEATHS:
+        return None
+    message = f"it was in the engine {deaths} times when the engine died"
+    return {"stage": "quarantine", "type": "EngineDead", "message": message}

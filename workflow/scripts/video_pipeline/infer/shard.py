@@ -1,0 +1,208 @@
+"""A shard: one rank's chunk, and what the journal says about it."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from pathlib import Path
+
+from video_pipeline.commands.retry import reopen_errors
+from video_pipeline.config import Config
+from video_pipeline.decode.chunk_samples import ChunkSamples
+from video_pipeline.decode.preparing import WorkerSpec
+from video_pipeline.engine import create_engine
+from video_pipeline.engine.base import Constraints, Engine
+from video_pipeline.errors import EnvironmentFault, TaskError
+from video_pipeline.journal import (
+    Finished,
+    JournalIndex,
+    JournalReader,
+    JournalWriter,
+    attempt_prefix,
+)
+from video_pipeline.output.rank_files import writing
+from video_pipeline.output.records import RecordBuilder
+from video_pipeline.run.answers import describe_unparsed, why_no_answer
+from video_pipeline.run.chunks import Question
+from video_pipeline.run.error_rate import ErrorRate
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.manifest import Manifest
+from video_pipeline.samples.determinism import TWICE, check_deterministic
+from video_pipeline.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+STORAGE_STAGES = frozenset({"read", "timeout"})
+"""Stages of errors that end when the storage is back."""
+
+
+class Unfinished(EnvironmentFault):
+    """A sample of the chunk has no record. Another attempt infers it."""
+
+
+class Shard:
+    """One rank's chunk and what the journal says about it.
+
+    Attributes:
+        config: The configuration.
+        task: The task.
+        rank: The rank.
+        chunk: The entries of the chunk.
+        pending: Positions in the chunk that are still to be inferred, in input order.
+        deaths: By position, at how many deaths of an engine a pending sample was in it; only those
+            that were in one.
+        error_rate: Failures among the finished samples.
+    """
+
+    def __init__(
+        self, config: Config, layout: Layout, rank: int, manifest: Manifest, task: Task
+    ) -> None:
+        self.config = config
+        self.task = task
+        self.rank = rank
+        self.chunk = manifest.open_chunk(layout, rank)
+        self.pending = array("Q")
+        self.deaths: dict[int, int] = {}
+        self.error_rate = ErrorRate(config.run.max_error_rate)
+        self._samples = ChunkSamples(self.chunk, config)
+        self._layout = layout
+        self._manifest = manifest
+        self._journal = Path(manifest.journal)
+        self._open_parts: dict[int, frozenset[str]] = {}
+
+    def find_pending(self) -> None:
+        """Fill in ``pending``, ``deaths`` and ``error_rate``."""
+        index = self._index()
+        with JournalReader(self._journal, index) as reader:
+            for position, entry in enumerate(self.chunk):
+                done = entry.find(reader)
+                if len(done) == len(entry.requests):
+                    errors = map(self._error_of, done.values())
+                    self.error_rate.count(next(filter(None, errors), None))
+                    continue
+                self.pending.append(position)
+                if done:
+                    self._open_parts[position] = frozenset(entry.requests.keys() - done.keys())
+                deaths = max(len(index.deaths(*question)) for question in entry.questions)
+                if deaths:
+                    self.deaths[position] = deaths
+
+    def _error_of(self, finished: Finished) -> dict[str, str] | None:
+        """The error of a finished record, as far as the journal tells: ``parse`` has its say when
+        the rank file is written."""
+        record = finished.record
+        error: dict[str, str] | None = record.get("__error")
+        return error or why_no_answer(record["__usage"], record["output_text"], self.config)
+
+    def __len__(self) -> int:
+        return len(self.chunk)
+
+    def _index(self) -> JournalIndex:
+        return self._manifest.read_index(self.rank)
+
+    def questions(self, position: int) -> list[Question]:
+        """The questions about a pending sample that have no answer yet."""
+        questions, parts = self.chunk[position].questions, self._open_parts.get(position)
+        return [question for question in questions if parts is None or question.part in parts]
+
+    def create_engine(self) -> Engine:
+        """The engine, configured but not started. Raises :class:`UserError` if it cannot do what
+        the task asks for."""
+        engine = create_engine(self.config, with_videos=self._manifest.with_videos)
+        for part in {question.part for question in self.questions(self.pending[0])}:
+            engine.check(Constraints.of(self.task, part))
+        return engine
+
+    def worker_spec(self, engine: Engine, folder: Path) -> WorkerSpec:
+        """How decode processes prepare the samples for ``engine``; ``folder`` is the job's folder
+        of shared memory."""
+        return WorkerSpec(
+            config=self.config,
+            chunk=self.chunk.path,
+            seal=self.chunk.seal,
+            model=engine.dataset_model,
+            preparer=engine.preparer(),
+            folder=folder,
+            files=self._manifest.origin["files"],
+            decoder=self.config.vision.decoder,
+        )
+
+    def open_journal(self) -> JournalWriter:
+        """A new journal file for this attempt."""
+        return JournalWriter(self._journal, attempt_prefix(self._manifest.split_id, self.rank))
+
+    def check_requests(self) -> None:
+        """Build the messages of the first pending samples again, in this process.
+
+        Raises :class:`TaskError` if they differ from those that split built.
+        """
+        for position in self.pending[:TWICE]:
+            sample, requests = self._samples[position], self.chunk[position].requests
+            video = sample.get(self.config.data.video_field)
+            fields = self._manifest.sample_fields
+            check_deterministic(self.task, sample, video, requests, fields)
+
+    def try_parse(self, position: int, part: str, output_text: str) -> bool:
+        """Parse one answer; returns whether that went well.
+
+        Raises :class:`TaskError` if the task breaks its contract. Any other exception becomes the
+        sample's error record later.
+        """
+        sample = self._samples[position]
+        try:
+            self.task.parsed(output_text, sample, part)
+        except TaskError:
+            raise
+        except Exception as error:
+            key, name = sample["__key"], type(error).__name__
+            logger.warning("sample %s: parse failed: %s: %s", key, name, error)
+            return False
+        return True
+
+    def count_finished(self, error: dict[str, str] | None = None, under_way: int = 0) -> None:
+        """Count a finished sample.
+
+        Args:
+            error: Its ``__error`` if it failed.
+            under_way: Samples that wait for their answer, see :meth:`ErrorRate.exceeded`.
+
+        Raises:
+            UserError: More than ``run.max_error_rate`` of the samples have failed. Failures to read
+                are then open again for the next run, when the storage may be back.
+        """
+        self.error_rate.count(error)
+        if error is not None and self.error_rate.exceeded(under_way):
+            reopened = reopen_errors(self.chunk, self._index(), self._journal, STORAGE_STAGES)
+            more = f"its {reopened} failures to read are open again for the next run"
+            self.error_rate.check(f"rank {self.rank}", more, under_way)
+
+    def publish(self) -> None:
+        """Write the rank file: the journal's records, parsed, in the order of the chunk.
+
+        Raises:
+            Unfinished: A sample has no record.
+            UserError: More than ``run.max_error_rate`` of the samples failed, in another stage than
+                ``parse``.
+        """
+        records = RecordBuilder(self.config, self.task)
+        rate = ErrorRate(self.config.run.max_error_rate)
+        split_id = self._manifest.split_id
+        with (
+            JournalReader(self._journal, self._index()) as reader,
+            writing(self._layout, self.rank, split_id) as rank_file,
+        ):
+            for entry in self.chunk:
+                done = entry.find(reader)
+                if len(done) < len(entry.requests):
+                    raise Unfinished(
+                        f"{self._journal}: sample {entry.key} has no record, though the job is "
+                        "over: the journal was changed. Run the same command again; only this "
+                        "sample is inferred"
+                    )
+                record = records.build(entry, {part: done[part].record for part in done})
+                rate.count(record.error)
+                rank_file.write(record, (finished.location for finished in done.values()))
+            rate.check(f"rank {self.rank}")
+        if unparsed := describe_unparsed(rate.unparsed):
+            last = "{type}: {message}".format(**rate.last_unparsed)
+            logger.warning("rank %d: %s; the last: %s", self.rank, unparsed, last)

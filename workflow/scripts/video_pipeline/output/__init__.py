@@ -1,0 +1,1 @@
+"""The rule ``consolidate``: records, rank files and the output."""

@@ -1,0 +1,189 @@
+"""Consolidate: the rank files become one output, in input order, with a summary and a list of the
+failed samples. Before that, the partial output is what is finished so far."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from video_pipeline.common import versions
+from video_pipeline.common.files import EMPTY, Seal, replacing, write_text
+from video_pipeline.common.progress import Progress
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.journal import JournalReader
+from video_pipeline.output.rank_files import RankContents, RankFile
+from video_pipeline.output.records import RecordBuilder
+from video_pipeline.run.answers import describe_cut_off, describe_unparsed
+from video_pipeline.run.chunks import ChunkEntry, not_of_this_split, read_lines
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.statistics import OVER_TIME, read_statistics
+from video_pipeline.run.throughput import cost, throughput
+from video_pipeline.samples.windows import by_video
+from video_pipeline.tasks.registry import load_task
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 1 << 9
+
+
+def consolidate(config: Config, layout: Layout) -> None:
+    """Merge the rank files into ``data.output_jsonl``; write the summary, and the records of the
+    failed samples, which are an input that can be run again.
+
+    Raises :class:`UserError` naming the file, and if possible the line and the sample, if one is
+    not what ``split`` wrote, or what ``infer`` wrote for its chunk.
+    """
+    manifest = Manifest.of(config, layout)
+    rank_files = [RankFile(layout, manifest, rank) for rank in range(manifest.num_shards)]
+    ranks = [rank_file.contents for rank_file in rank_files]
+    _check_answered(config, layout, manifest, ranks)
+    seal = _merge(rank_files, manifest, layout)
+    _write_videos(manifest, layout)
+    summary = _summary(config, layout, manifest, ranks, seal)
+    write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
+    layout.reopened.unlink(missing_ok=True)
+    logger.info("%s: %s", layout.output, summary["samples"])
+    for warning in (
+        describe_cut_off(summary["samples"]["truncated_at"]),
+        describe_unparsed(summary["samples"]["errors_by_stage"].get("parse", 0)),
+    ):
+        if warning:
+            logger.warning("%s: %s", layout.output, warning)
+
+
+def _merge(rank_files: list[RankFile], manifest: Manifest, layout: Layout) -> Seal:
+    """Write the records in input order, and those of the failed samples; returns the output's
+    seal. Nothing is written if a file is not right."""
+    order, written, seal = manifest.read_order(layout), 0, EMPTY
+    with (
+        Progress(layout.progress("consolidate"), "consolidate", "samples", len(order)) as progress,
+        replacing(layout.errors) as failed,
+        replacing(layout.output) as output,
+    ):
+        lines = [rank_file.lines(failed) for rank_file in rank_files]
+        for begin in range(0, len(order), _BATCH):
+            ranks = order[begin : begin + _BATCH]
+            # The list ends early if a rank file does. Then too few are written.
+            records = list(map(next, map(lines.__getitem__, ranks)))
+            data = b"".join(records)
+            seal = seal.extended(data)
+            output.write(data)
+            written += len(records)
+            progress.advance(len(ranks))
+        for rest in lines:
+            deque(rest, maxlen=0)  # Each rank file is checked at its end.
+        if not written == len(order) == manifest.samples:
+            raise not_of_this_split(layout.order)
+    return seal
+
+
+def _write_videos(manifest: Manifest, layout: Layout) -> None:
+    """Write one object for each video if samples are windows of videos."""
+    if not manifest.expanded:
+        layout.videos.unlink(missing_ok=True)  # An earlier run may have written one.
+        return
+    with open(layout.output, "rb") as output, replacing(layout.videos) as videos:
+        for video in by_video(map(orjson.loads, output)):
+            videos.write(orjson.dumps(video) + b"\n")
+
+
+def consolidate_partial(config: Config, layout: Layout) -> None:
+    """Write what is finished so far into ``layout.partial``, in input order, while jobs run or
+    after they have failed.
+
+    Raises :class:`UserError` if the input was not split yet.
+    """
+    manifest = Manifest.of(config, layout)
+    builder = RecordBuilder(config, load_task(config))
+    ranks, order, num_finished = range(manifest.num_shards), manifest.read_order(layout), 0
+    for rank in ranks:
+        manifest.check_chunk(layout, rank)
+    chunks = [read_lines(layout.chunk(rank), len(ranks)) for rank in ranks]
+    with (
+        JournalReader(Path(manifest.journal), manifest.read_index()) as reader,
+        replacing(layout.partial) as output,
+    ):
+        for rank in order:
+            entry = ChunkEntry.from_line(next(chunks[rank]))
+            done = entry.find(reader)
+            if len(done) == len(entry.requests):
+                journaled = {part: finished.record for part, finished in done.items()}
+                output.write(builder.build(entry, journaled).line)
+                num_finished += 1
+    logger.info("%s: %d of %d samples", layout.partial, num_finished, manifest.samples)
+
+
+def _check_answered(
+    config: Config, layout: Layout, manifest: Manifest, ranks: list[RankContents]
+) -> None:
+    """Raise :class:`UserError` if there are samples, and all have failed."""
+    stages = _total(rank.errors_by_stage for rank in ranks)
+    if not manifest.samples or stages.total() < manifest.samples:
+        return
+    counts = ", ".join(f"{stage}: {count:,}" for stage, count in stages.most_common())
+    first_rank = next(rank.rank for rank in ranks if rank.samples)
+    with open(layout.rank_file(first_rank), "rb") as stream:
+        try:
+            record = orjson.loads(stream.readline())
+            error = record["__error"]
+            first = "sample {}: {stage}: {type}: {message}".format(record["__key"], **error)
+        except (ValueError, LookupError):
+            return  # The file is damaged: its checksum will say so.
+    retry = ""
+    if stages.keys() - {"parse", "length"}:
+        retry = (
+            ", then open them again (python -m video_pipeline.retry, with the --configfile and "
+            "--directory of the run)"
+        )
+    raise UserError(
+        f"none of the {manifest.samples:,} samples in {config.data.input_jsonl.absolute()} was "
+        f"answered ({counts}), so there is no output. The first: {first}. Fix the cause{retry} and "
+        "run snakemake again"
+    )
+
+
+def _summary(
+    config: Config, layout: Layout, manifest: Manifest, ranks: list[RankContents], seal: Seal
+) -> dict[str, Any]:
+    stages = _total(rank.errors_by_stage for rank in ranks)
+    truncated = _total(rank.truncated for rank in ranks)
+    splits = set(_total(rank.splits for rank in ranks))
+    jobs = read_statistics(Path(manifest.journal), splits)
+    return {
+        "version": versions.SUMMARY,
+        "output": str(layout.output),
+        "output_file": seal._asdict(),
+        "videos": str(layout.videos) if manifest.expanded else None,
+        "task": manifest.task,
+        "origin": manifest.origin,
+        "model": config.model_name,
+        "samples": {
+            **manifest.counts,
+            "ok": manifest.samples - stages.total(),
+            "error": stages.total(),
+            "errors_by_stage": dict(stages),
+            "truncated": truncated.total(),
+            "truncated_at": dict(truncated),
+        },
+        "usage": dict(_total(rank.usage for rank in ranks)),
+        "throughput": throughput(jobs),
+        "cost": cost(jobs),
+        "journal": manifest.journal,
+        "splits": sorted(splits),
+        "jobs": [{n: job[n] for n in job if n not in OVER_TIME} for job in jobs],
+    }
+
+
+def _total(counters: Iterable[Counter[str]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for counter in counters:
+        total.update(counter)
+    return total

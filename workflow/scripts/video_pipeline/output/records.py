@@ -1,0 +1,144 @@
+"""Output records: views of the journal, made by the task's ``parse``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+
+from video_pipeline.config import Config
+from video_pipeline.errors import TaskError, where
+from video_pipeline.journal import clean_text
+from video_pipeline.run.answers import cut_off_at, why_no_answer
+from video_pipeline.run.chunks import ChunkEntry
+from video_pipeline.samples.input import task_sample
+from video_pipeline.tasks.base import ONLY_PART, Task
+
+_ANSWER = ("__usage", "output_text", "__reasoning", "damaged")
+_NO_FIELDS = b"{}"
+
+
+class Record(NamedTuple):
+    """An output record.
+
+    Attributes:
+        line: The record as a line of the output.
+        error: ``__error``, if the sample failed.
+        usage: ``__usage``, if the model has answered.
+        cut_off: The setting that cut the answer off (of several, the first that was), if one did.
+    """
+
+    line: bytes
+    error: dict[str, str] | None
+    usage: dict[str, Any] | None
+    cut_off: str | None
+
+
+class _Outcome(NamedTuple):
+    """What came of one question.
+
+    Attributes:
+        error: ``__error``, if it failed.
+        answer: The fields of the journal's record that hold the answer, if there is one.
+        cut_off: The setting that cut the answer off, if one did.
+        fields: The fields that the task's ``parse`` returned, as JSON.
+    """
+
+    error: dict[str, str] | None
+    answer: dict[str, Any]
+    cut_off: str | None
+    fields: bytes = _NO_FIELDS
+
+
+class RecordBuilder:
+    """Builds the records of the output.
+
+    A changed ``parse`` or ``run.truncated`` costs no inference: the journal keeps what the model
+    said.
+    """
+
+    def __init__(self, config: Config, task: Task) -> None:
+        self._config = config
+        self._task = task
+        self._origin = {"__task": task.name, "__model": config.model_name}
+
+    def build(self, entry: ChunkEntry, journaled: dict[str, dict[str, Any]]) -> Record:
+        """The output record of a sample, from its records in the journal, by part.
+
+        Raises :class:`TaskError` if ``parse`` returns a reserved name or no dict.
+        """
+        outcomes = {part: self._outcome(entry, part, journaled[part]) for part in entry.requests}
+        outcome = outcomes[ONLY_PART] if ONLY_PART in outcomes else _merged(outcomes)
+        error, usage = outcome.error, outcome.answer.get("__usage")
+        if error is None:
+            head = {"__key": entry.key, "__status": "ok", **self._origin, "__usage": usage}
+        else:
+            head = {"__key": entry.key, "__status": "error", "__error": error, **self._origin}
+        # The input as it stands in the chunk, whatever parse did to its sample.
+        raw = orjson.Fragment(entry.text)
+        line = orjson.dumps({**head, "input": raw, **outcome.answer})
+        if outcome.fields != _NO_FIELDS:
+            line = b"%b,%b" % (line[:-1], outcome.fields[1:])
+        return Record(line + b"\n", error, usage, outcome.cut_off)
+
+    def _outcome(self, entry: ChunkEntry, part: str, journaled: dict[str, Any]) -> _Outcome:
+        answer = {name: journaled[name] for name in _ANSWER if name in journaled}
+        cut_off = cut_off_at(answer["__usage"], self._config) if "__usage" in answer else None
+        error = journaled.get("__error")
+        if error is None:
+            error = why_no_answer(answer["__usage"], answer["output_text"], self._config)
+        if error is not None:
+            return _Outcome(error, answer, cut_off)
+        sample = task_sample(entry.key, entry.raw, self._config)
+        try:
+            parsed = self._task.parsed(answer["output_text"], sample, part)
+            if "damaged" in parsed:  # A field of the task's own goes first.
+                answer.pop("damaged", None)
+            return _Outcome(None, answer, cut_off, orjson.dumps(parsed))
+        except TaskError:
+            raise
+        except Exception as failure:
+            message = clean_text(f"{failure} ({where(failure)})")
+            error = {"stage": "parse", "type": type(failure).__name__, "message": message}
+            return _Outcome(error, answer, cut_off)
+
+
+def _merged(outcomes: dict[str, _Outcome]) -> _Outcome:
+    """One outcome of several questions.
+
+    The error is the first one; one of stage ``parse``, which has an answer, only if there is no
+    other. Texts and fields stand under the names of the questions, and tokens are summed.
+    ``finish_reason`` is ``stop`` if all answers ended by themselves.
+    """
+    errors = [
+        {**outcome.error, "message": f"{part}: {outcome.error['message']}"}
+        for part, outcome in outcomes.items()
+        if outcome.error is not None
+    ]
+    answers = {part: outcome.answer for part, outcome in outcomes.items()}
+    merged: dict[str, Any] = {}
+    usages = [answer["__usage"] for answer in answers.values() if "__usage" in answer]
+    if usages:
+        merged["__usage"] = {
+            name: sum(usage[name] for usage in usages)
+            for name in ("prompt_tokens", "completion_tokens")
+        }
+        reasons = [usage["finish_reason"] for usage in usages]
+        others = ["length"] if "length" in reasons else [r for r in reasons if r != "stop"]
+        merged["__usage"]["finish_reason"] = next(iter(others), "stop")
+    for name in ("output_text", "__reasoning"):
+        if texts := {part: answer[name] for part, answer in answers.items() if name in answer}:
+            merged[name] = texts
+    if "damaged" not in outcomes and any("damaged" in answer for answer in answers.values()):
+        merged["damaged"] = True
+    fields = {
+        part: orjson.Fragment(outcome.fields)
+        for part, outcome in outcomes.items()
+        if outcome.error is None
+    }
+    return _Outcome(
+        min(errors, key=lambda error: error["stage"] == "parse", default=None),
+        merged,
+        next((outcome.cut_off for outcome in outcomes.values() if outcome.cut_off), None),
+        orjson.dumps(fields),
+    )

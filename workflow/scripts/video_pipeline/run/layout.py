@@ -1,0 +1,214 @@
+"""The paths of a run's files, all beside ``data.output_jsonl``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from video_pipeline.common.files import is_newer, remove_leftovers
+from video_pipeline.config import Config
+
+_CHUNKS = re.compile(r"of-\d+|\.of-\d+\.tmp")
+
+
+class _Path:
+    """A path that follows from a layout."""
+
+    def __init__(self, path_of: Callable[[Layout], Path]) -> None:
+        self._path_of = path_of
+
+    def __get__(self, layout: Layout, owner: type[Layout]) -> Path:
+        return self._path_of(layout)
+
+
+def _beside(ending: str) -> _Path:
+    return _Path(lambda layout: layout.beside(ending))
+
+
+def _of_run(name: str) -> _Path:
+    return _Path(lambda layout: layout.output.parent / ".chunks" / layout.stem / name)
+
+
+def _of_split(name: str) -> _Path:
+    return _Path(lambda layout: layout.chunks / name)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one output.
+
+    Attributes:
+        output: The consolidated output, as configured.
+        num_shards: How many chunks the input is split into.
+    """
+
+    output: Path
+    num_shards: int
+
+    @classmethod
+    def of(cls, config: Config, num_shards: int) -> Layout:
+        """The layout of a configuration's output."""
+        return cls(config.data.output_jsonl, num_shards)
+
+    @property
+    def stem(self) -> str:
+        """The name of the output without ``.jsonl``."""
+        return self.output.name.removesuffix(".jsonl")
+
+    def beside(self, ending: str) -> Path:
+        """``output.describe`` + ``ending``."""
+        return self.output.with_name(self.stem + ending)
+
+    def log(self, name: str) -> Path:
+        """The log of one rule, relative to the working directory."""
+        return Path("logs") / self.stem / f"{name}.log"
+
+    # --- beside the output ------------------------------------------------------------------------
+
+    config = _beside(".config.yaml")
+    """The resolved configuration."""
+
+    summary = _beside(".summary.json")
+    """Counts of the whole run."""
+
+    errors = _beside(".errors.jsonl")
+    """The records of the failed samples, which may be the input of another run."""
+
+    report = _beside(".report.html")
+    """The page about the run."""
+
+    partial = _beside(".partial.jsonl")
+    """The records that are finished before the run is."""
+
+    videos = _beside(".videos.jsonl")
+    """If long videos were cut into windows: one line for each video, with its windows."""
+
+    dataset = _beside(".dataset")
+    """A folder to upload to a hub: the output as Parquet, with a card."""
+
+    card = _Path(lambda layout: layout.dataset / "README.md")
+    """The dataset card, which exists when the whole folder does."""
+
+    plan_report = _beside(".plan.json")
+    """The estimate of a run, see :mod:`video_pipeline.estimate.estimate`."""
+
+    plan_samples = _beside(".plan.jsonl")
+    """The estimate of each sample that ``plan`` has read: one line for each."""
+
+    def rank_file(self, rank: int | str) -> Path:
+        """The finished records of one rank, in input order."""
+        return self.beside(f".rank{rank}.jsonl")
+
+    def rank_files(self) -> list[Path]:
+        """The rank files on disk, of any split."""
+        pattern = re.compile(rf"{re.escape(self.stem)}\.rank\d+\.jsonl")
+        return [path for path in self.output.parent.iterdir() if pattern.fullmatch(path.name)]
+
+    # --- the journal ------------------------------------------------------------------------------
+
+    journal = _Path(lambda layout: layout.output.parent / ".journal" / layout.stem)
+    """The folder of the journals, one folder in it for each fingerprint."""
+
+    commits = _Path(lambda layout: layout.journal / "commits.json")
+    """The commits of models of the hub, see :mod:`video_pipeline.model.model`."""
+
+    # --- of the run, whatever its number of shards ------------------------------------------------
+
+    _all_chunks = _of_run("")
+
+    plan = _of_run("plan.json")
+    """The number of shards, decided once, see :mod:`video_pipeline.run.sharding`."""
+
+    plan_config = _of_run("plan.config.yaml")
+    """The resolved configuration that ``plan`` reads; a live run may have another one."""
+
+    plan_scratch = _of_run("plan")
+    """The folder that ``plan`` works in."""
+
+    plan_lock = _of_run("plan.lock")
+    """Held by the process that estimates."""
+
+    dataset_lock = _of_run("dataset.lock")
+    """Held by the process that writes :attr:`dataset`."""
+
+    run_lock = _of_run("snakemake.lock")
+    """Held by the Snakemake, the retry or the prune that works on this output."""
+
+    reopened = _of_run("reopened")
+    """Exists while the output has errors that were opened again: it has to be written anew."""
+
+    def progress(self, step: str) -> Path:
+        """The progress of a step other than inference."""
+        return self._all_chunks / f"{step}.progress.json"
+
+    @property
+    def all_locks(self) -> list[Path]:
+        """The locks of every plan of this output."""
+        return sorted(self._all_chunks.glob("of-*/rank*.lock"))
+
+    # --- of one split -----------------------------------------------------------------------------
+
+    chunks = _Path(lambda layout: layout._all_chunks / f"of-{layout.num_shards}")
+    """The folder of the chunks; it names the number of shards."""
+
+    split_scratch = _Path(lambda layout: layout._all_chunks / f".of-{layout.num_shards}.tmp")
+    """The folder that split works in."""
+
+    manifest = _of_split("manifest.json")
+    """The manifest of the split, see :mod:`video_pipeline.run.manifest`."""
+
+    order = _of_split("order.bin")
+    """The rank of each distinct sample, in input order."""
+
+    weights = _of_split("weights.txt")
+    """Holds the name of the folder of the model's weights, once they are fetched."""
+
+    def chunk(self, rank: int | str) -> Path:
+        """The samples of one rank."""
+        return self.chunks / f"rank{rank}.jsonl"
+
+    def contents(self, rank: int) -> Path:
+        """A description of the rank file of one rank."""
+        return self.chunks / f"rank{rank}.contents.json"
+
+    def failure(self, rank: int) -> Path:
+        """The error of the last inference job of one rank, if another attempt would fail, too."""
+        return self.chunks / f"rank{rank}.failure.txt"
+
+    def lock(self, rank: int) -> Path:
+        """Held by the process that infers one rank."""
+        return self.chunks / f"rank{rank}.lock"
+
+    def unfinished(self) -> list[int]:
+        """The ranks whose rank file is missing, or older than the chunks; none if the output is
+        finished, or there are no chunks."""
+        if not self.manifest.exists() or self.is_finished:
+            return []
+        split_at, ranks = self.manifest.stat().st_mtime, range(self.num_shards)
+        return [rank for rank in ranks if not is_newer(self.rank_file(rank), split_at)]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the output exists and is newer than the chunks and than the last job's begin."""
+        # A job that begins writes its name into the lock of its rank.
+        begun = [path for path in map(self.lock, range(self.num_shards)) if path.exists()]
+        last = max(path.stat().st_mtime for path in (self.manifest, *begun))
+        return not self.reopened.exists() and is_newer(self.output, last)
+
+    # --- leftovers --------------------------------------------------------------------------------
+
+    def of_other_plans(self) -> list[Path]:
+        """The folders of chunks of splits into other numbers of shards, finished or not."""
+        ours = (self.chunks, self.split_scratch)
+        folders = [path for path in self._all_chunks.iterdir() if _CHUNKS.fullmatch(path.name)]
+        return [path for path in folders if path not in ours]
+
+    def remove_leftovers(self, rank: int | None = None) -> None:
+        """Remove the temporary files that killed processes have left, of one rank or all."""
+        of_rank = "" if rank is None else f"rank{rank}."
+        remove_leftovers(self.output.parent, f"{self.stem}.{of_rank}")
+        remove_leftovers(self.chunks, of_rank)
+        if rank is None:
+            remove_leftovers(self._all_chunks)

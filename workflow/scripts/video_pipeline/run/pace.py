@@ -1,0 +1,121 @@
+"""The pace of running jobs, and how to say it in words."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from video_pipeline.common.progress import count, duration
+
+RECENT_SECONDS = 60.0
+"""The pace of a job is the pace of its last minute."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast jobs are at the moment.
+
+    Attributes:
+        samples_per_second: Finished samples, of all jobs together.
+        tokens_per_second: Tokens of their prompts and answers.
+        decode: Seconds a second that the jobs waited for decoding.
+        engine: Seconds a second that the jobs waited for the engine.
+        prompt_tokens_per_second: Tokens of the prompts, of the jobs that hold GPUs.
+        gpus: The GPUs that these jobs hold.
+        flops: Floating point operations a second of their models; NaN if they are not known.
+        peak_flops: The peak of their GPUs, in operations a second; NaN if it is not known.
+    """
+
+    samples_per_second: float = 0.0
+    tokens_per_second: float = 0.0
+    decode: float = 0.0
+    engine: float = 0.0
+    prompt_tokens_per_second: float = 0.0
+    gpus: int = 0
+    flops: float = 0.0
+    peak_flops: float = 0.0
+
+    @classmethod
+    def of(cls, attempts: Sequence[dict[str, Any]]) -> Pace:
+        """The pace of running attempts in their last minute, without the start of the model.
+
+        Args:
+            attempts: Their statistics.
+        """
+        return sum(map(cls._of_attempt, attempts), cls())
+
+    @classmethod
+    def _of_attempt(cls, attempt: dict[str, Any]) -> Pace:
+        if attempt.get("ready_at") is None:
+            return cls()
+        series, ready = attempt["series"], attempt["ready_at"] - attempt["started_at"]
+        now = attempt["lasted"]
+        first = int(max(now - RECENT_SECONDS, ready) / series["step"])
+        seconds = now - max(first * series["step"], ready)
+        if seconds <= 0:
+            return cls()
+        rates = {n: sum(column[first:]) / seconds for n, column in series.items() if n != "step"}
+        gpu = {}
+        if attempt["gpus"] and "prompt_tokens" in rates:  # Earlier versions did not count them.
+            peak = attempt["peak_flops"]
+            gpu = {
+                "prompt_tokens_per_second": rates["prompt_tokens"],
+                "gpus": attempt["gpus"],
+                "flops": math.nan if attempt["flops"] is None else rates["flops"],
+                "peak_flops": math.nan if peak is None else peak * attempt["gpus"],
+            }
+        return cls(
+            samples_per_second=rates["inferred"] + rates["failed"],
+            tokens_per_second=rates["tokens"],
+            decode=rates["decode"],
+            engine=rates["engine"],
+            **gpu,
+        )
+
+    def __add__(self, other: Pace) -> Pace:
+        """The pace of both together."""
+        return Pace(*map(operator.add, astuple(self), astuple(other)))
+
+    @property
+    def bound(self) -> str:
+        """What keeps the jobs from being faster; empty if nothing is known."""
+        if self.decode + self.engine == 0:
+            return ""
+        return "decode-bound" if self.decode > self.engine else "engine-bound"
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """The operations of the models as a share of the peak of the GPUs; None if it is not
+        known."""
+        share = self.flops / self.peak_flops if self.peak_flops else math.nan
+        return None if math.isnan(share) else share
+
+    def seconds_left(self, samples: int) -> float | None:
+        """How long ``samples`` will take; None if that is not known."""
+        return samples / self.samples_per_second if self.samples_per_second else None
+
+
+def describe_samples(finished: int, total: int, failed: int) -> str:
+    """``1,200 of 5,000 (24.0%) done, 3 failed``."""
+    return f"{count(finished, total)} done, {failed:,} failed"
+
+
+def describe_pace(pace: Pace, left: int) -> str:
+    """``2.10 videos/s, 1,900 tokens/s, 32 min left, decode-bound``; ``left``: samples to go."""
+    words = [f"{pace.samples_per_second:,.2f} videos/s", f"{pace.tokens_per_second:,.0f} tokens/s"]
+    seconds = pace.seconds_left(left)
+    if left and seconds is not None:
+        words.append(f"{duration(seconds)} left")
+    return ", ".join([*words, *filter(None, [pace.bound, describe_gpu(pace)])])
+
+
+def describe_gpu(pace: Pace) -> str:
+    """``20,900 prompt tokens/s per GPU (38.2% of its peak)``; empty without a GPU."""
+    if not pace.gpus:
+        return ""
+    peak = pace.share_of_peak
+    words = f"{pace.prompt_tokens_per_second / pace.gpus:,.0f} prompt tokens/s per GPU"
+    return words if peak is None else f"{words} ({peak:.1%} of its peak)"

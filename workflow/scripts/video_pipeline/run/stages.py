@@ -1,0 +1,98 @@
+"""Stages: runs that feed each other, in order. A plain run is one stage without a name. Imported
+while Snakemake parses the workflow: keep it light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from video_pipeline.common.processes import job_processes
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.sharding import Plan, resolve_plan
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of an invocation.
+
+    Attributes:
+        name: Its name in ``stages``; empty for a plain run.
+        config: Its own, complete configuration.
+        plan: How it is split.
+        layout: The paths of its files.
+    """
+
+    name: str
+    config: Config
+    plan: Plan
+    layout: Layout
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of its inference jobs."""
+        return range(self.plan.num_shards)
+
+    @property
+    def final_output(self) -> list[Path]:
+        """The files that a complete run leaves."""
+        layout = self.layout
+        card = [layout.card] if "parquet" in self.config.run.formats else []
+        return [layout.output, layout.summary, layout.errors, layout.report, *card]
+
+    def rule(self, rule: str) -> str:
+        """The name of one of its rules: ``infer``, and ``infer_caption`` in a stage."""
+        return f"{rule}_{self.name}" if self.name else rule
+
+    def digest(self, *sections: str) -> str:
+        """Stands, as one param, for the plan and some sections of the configuration: Snakemake
+        compares params as a set of values, and takes the braces in a prompt for wildcards.
+
+        ``run.formats`` is left out: another format is another job, and no other runs again.
+        """
+        settings = self.config.model_dump(mode="json", exclude={"run": {"formats"}})
+        spec = {"plan": vars(self.plan), **{name: settings[name] for name in sections}}
+        text = json.dumps(spec, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def resolve_stages(config: Config, *, gpus: int | None, is_main: bool) -> list[Stage]:
+    """The stages of an invocation, in order; arguments as in :func:`resolve_plan`.
+
+    Raises :class:`UserError` for settings that cannot work.
+    """
+    stages = []
+    for name, own in config.by_stage():
+        plan = resolve_plan(own, Layout.of(own, 0).plan, gpus=gpus, is_main=is_main)
+        stages.append(Stage(name, own, plan, Layout.of(own, plan.num_shards)))
+    return stages
+
+
+def check_stages(configs: list[Config]) -> None:
+    """Check the task and the dataset of each stage in ``configs``, so that an error in a later one
+    is known before the first has used a GPU.
+
+    Raises :class:`UserError` naming the stage by its output.
+    """
+    # A process for each, because the plugins of two stages may have the same names.
+    spawn = multiprocessing.get_context("spawn")
+    with job_processes(), ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        for config in configs:
+            try:
+                pool.submit(_check, config).result()
+            except UserError as error:
+                raise UserError(
+                    f"the stage that writes {config.data.output_jsonl}: {error}"
+                ) from error
+
+
+def _check(config: Config) -> None:
+    from video_pipeline.run.run import DatasetNeeds
+
+    DatasetNeeds.of(config)

@@ -1,0 +1,350 @@
+"""The statistics of an inference job, and their file, which the job writes while it runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from video_pipeline.common.figures import time_bin
+from video_pipeline.common.files import write_text
+from video_pipeline.common.versions import check_version
+from video_pipeline.journal import ATTEMPTS, clean_text, split_of
+
+if TYPE_CHECKING:
+    from video_pipeline.decode.preparing import Prepared
+    from video_pipeline.engine.base import Answer
+    from video_pipeline.model.flops import ModelFlops
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""Version of the files of statistics."""
+
+MOST_STEPS = 120
+"""Steps of a :class:`Series`. If there would be more, two become one."""
+
+OVER_TIME = ("series", "histograms")
+"""The parts of a job's statistics that are for charts."""
+
+State = Literal["starting", "running", "done", "failed"]
+
+
+class Series:
+    """Counts over time, from the begin of the job on. The steps of time grow with the run, so that
+    a day takes no more room than a minute.
+
+    Attributes:
+        step: Seconds of a step.
+        columns: A value for each step, by name.
+    """
+
+    NAMES = (
+        *("inferred", "failed", "tokens", "prompt_tokens", "flops"),
+        *("busy", "decode", "engine"),
+    )
+
+    def __init__(self) -> None:
+        self.step = 1.0
+        self.columns: dict[str, list[float]] = {name: [] for name in self.NAMES}
+
+    def add(self, seconds: float, **counts: float) -> None:
+        """Add ``counts``, by name, to the step that holds the moment ``seconds`` after the begin of
+        the job."""
+        while seconds >= self.step * MOST_STEPS:
+            self.step *= 2
+            for name, column in self.columns.items():
+                self.columns[name] = [sum(column[i : i + 2]) for i in range(0, len(column), 2)]
+        index = int(seconds / self.step)
+        for name, column in self.columns.items():
+            column.extend([0.0] * (index + 1 - len(column)))
+            column[index] += counts.get(name, 0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """``step``, and a list for each name."""
+        rounded = {name: [round(v, 3) for v in column] for name, column in self.columns.items()}
+        return {"step": self.step, **rounded}
+
+
+@dataclass
+class JobStatistics:
+    """The statistics of one attempt of one rank.
+
+    All lengths of time come from a clock that never jumps, so that no part is longer than the
+    whole.
+
+    Attributes:
+        rank: The rank.
+        num_workers: Decode processes.
+        task: Name of the task.
+        model: Name of the model.
+        quantization: ``vllm.quantization``; None if it is not set.
+        host: Name of the machine.
+        gpus: GPUs that the job holds.
+        card: Their name in nvidia-smi; None if it is not known or they differ.
+        peak_flops: Peak of one GPU in the precision of the model, in floating point operations a
+            second, see :mod:`video_pipeline.gpu.peaks`; None if it is not known.
+        samples: Samples of the chunk.
+        pending: Samples that were pending when the attempt began.
+        state: Where the attempt stands. If it was killed, this does not change any more.
+        started_at: When the job had its GPUs, in Unix seconds.
+        ready_at: When the first request went to the engine, in Unix seconds.
+        updated_at: When the statistics were last brought up to date, in Unix seconds, by the
+            machine's clock.
+        lasted: Seconds from ``started_at`` to ``updated_at``, by a clock that never jumps.
+        inferred: Samples that the model answered, whether or not the answer counts.
+        failed: Samples that failed.
+        finished: Finished samples of the chunk, those of earlier attempts included.
+        finished_failed: Finished samples that failed, those of earlier attempts included.
+        errors: Failed samples by stage.
+        truncated: Samples with an answer that was cut off, by the setting that cut it off.
+        unparsed: Answers that ``parse`` failed on. Only the first answers are parsed at once.
+        last_error: ``key``, ``stage``, ``type`` and ``message`` of the last failure, and ``at`` in
+            Unix seconds.
+        prompt_tokens: Tokens of the prompts, visual ones included.
+        cached_tokens: Tokens of the prompts that the engine had computed before.
+        completion_tokens: Tokens of the answers.
+        patches: Patches that the vision encoder was given for the answered samples.
+        flops: Floating point operations of the model so far, see :mod:`video_pipeline.model.flops`; None
+            if they are not known.
+        seconds: Seconds from the first request on: without the start of the model and of the
+            decode processes.
+        engine_busy_seconds: Part of ``seconds`` with at least one request in the engine.
+        decode_busy_seconds: Time that the decode processes spent, within ``seconds``, on samples
+            that became ready; the sum over the processes.
+        decode_seconds: The same for the whole attempt: they begin while the model loads.
+        first_answer_seconds: Seconds from the first request to the first answer.
+        feeding_cpu_seconds: CPU time of this process within ``seconds``: the price of feeding the
+            engine and of writing its answers down.
+        video_seconds: Length of the videos of the answered samples.
+        limits: How many of ``seconds`` the run waited for ``decode`` or for the ``engine``.
+        series: The same over time: ``busy``, ``decode`` and ``engine`` are seconds in a step.
+        histograms: Counts by :func:`time_bin`: ``decode_seconds`` (of a sample in its decode
+            process) and ``engine_seconds`` (of a request in the engine).
+    """
+
+    rank: int
+    num_workers: int
+    task: str = ""
+    model: str = ""
+    quantization: str | None = None
+    host: str = field(default_factory=socket.gethostname)
+    gpus: int = 0
+    card: str | None = None
+    peak_flops: float | None = None
+    samples: int = 0
+    pending: int = 0
+    state: State = "starting"
+    started_at: float = field(default_factory=time.time)
+    ready_at: float | None = None
+    updated_at: float = 0.0
+    lasted: float = 0.0
+    inferred: int = 0
+    failed: int = 0
+    finished: int = 0
+    finished_failed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    truncated: Counter[str] = field(default_factory=Counter)
+    unparsed: int = 0
+    last_error: dict[str, Any] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    patches: int = 0
+    flops: float | None = None
+    seconds: float = 0.0
+    engine_busy_seconds: float = 0.0
+    decode_busy_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    first_answer_seconds: float = 0.0
+    feeding_cpu_seconds: float = 0.0
+    video_seconds: float = 0.0
+    limits: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "engine": 0.0})
+    series: Series = field(default_factory=Series)
+    histograms: dict[str, Counter[int]] = field(
+        default_factory=lambda: {"decode_seconds": Counter(), "engine_seconds": Counter()}
+    )
+
+    def __post_init__(self) -> None:
+        self._begun = time.monotonic()
+        self._first_request: float | None = None
+        self._cpu_at_first_request = 0.0
+        self._in_engine = 0
+        self._busy_since = 0.0
+        self._in_series: dict[str, float] = {}
+        self._model_flops: ModelFlops | None = None
+
+    def count_flops(self, model_flops: ModelFlops | None, peak_flops: float | None) -> None:
+        """From now on count the operations of this model, on GPUs with this peak."""
+        self._model_flops, self.peak_flops = model_flops, peak_flops
+
+    def tick(self, limits: Mapping[str, float]) -> None:
+        """Bring the statistics up to now.
+
+        The counts since the last call go to the end of ``series``, whose finest step is a second:
+        call this once a second.
+
+        Args:
+            limits: ``limits`` so far, as :class:`video_pipeline.infer.admission.Window` has them.
+        """
+        now = self._read_clock()
+        if self._first_request is not None:
+            self.seconds = now - self._first_request
+            self.feeding_cpu_seconds = time.process_time() - self._cpu_at_first_request
+        if self._in_engine:
+            self.engine_busy_seconds += now - self._busy_since
+            self._busy_since = now
+        self.limits = dict(limits)
+        if self._model_flops is not None:
+            self.flops = self._model_flops.total(
+                self.prompt_tokens - self.cached_tokens, self.completion_tokens, self.patches
+            )
+        totals = {
+            "inferred": self.inferred,
+            "failed": self.failed,
+            "tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "flops": self.flops or 0.0,
+            "busy": self.engine_busy_seconds,
+            **self.limits,
+        }
+        new = {name: total - self._in_series.get(name, 0.0) for name, total in totals.items()}
+        self.series.add(now - self._begun, **new)
+        self._in_series = totals
+
+    def end(self, state: State) -> None:
+        """Note that the job has given up its GPUs."""
+        self.state = state
+        self._read_clock()
+
+    def _read_clock(self) -> float:
+        now = time.monotonic()
+        self.updated_at, self.lasted = time.time(), now - self._begun
+        return now
+
+    def count_prepared(self, prepared: Prepared) -> None:
+        """Count a sample that is ready for the engine."""
+        self.decode_seconds += prepared.seconds
+        if self._first_request is not None:
+            running = time.monotonic() - self._first_request
+            self.decode_busy_seconds += min(prepared.seconds, running)
+        self.histograms["decode_seconds"][time_bin(prepared.seconds)] += 1
+
+    def count_error(self, key: str, error: dict[str, str]) -> None:
+        """Count the failed sample ``key``; ``error`` is its ``__error``."""
+        self.failed += 1
+        self.errors[error["stage"]] += 1
+        error = {**error, "message": clean_text(error["message"])}
+        self.last_error = {"key": key, **error, "at": time.time()}
+
+    def count(self, answer: Answer) -> None:
+        """Count an answer."""
+        if not self.first_answer_seconds and self._first_request is not None:
+            self.first_answer_seconds = time.monotonic() - self._first_request
+        self.prompt_tokens += answer.prompt_tokens
+        self.cached_tokens += answer.cached_tokens
+        self.completion_tokens += answer.completion_tokens
+
+    def count_sample(
+        self, prepared: Prepared, cut_off: str | None = None, patches: int = 0
+    ) -> None:
+        """Count an answered sample.
+
+        Args:
+            prepared: The sample.
+            cut_off: The setting that cut an answer off, if one did.
+            patches: Patches that the vision encoder was given.
+        """
+        self.inferred += 1
+        self.patches += patches
+        self.video_seconds += prepared.video_seconds
+        if cut_off is not None:
+            self.truncated[cut_off] += 1
+
+    @contextmanager
+    def engine_busy(self) -> Iterator[None]:
+        """The engine has a request while the block runs. Blocks may overlap."""
+        begun = time.monotonic()
+        if self._in_engine == 0:
+            self._busy_since = begun
+        if self._first_request is None:
+            self._first_request = begun
+            self._cpu_at_first_request = time.process_time()
+            self.state = "running"
+            self.ready_at = self.started_at + (begun - self._begun)
+        self._in_engine += 1
+        try:
+            yield
+        finally:
+            self._in_engine -= 1
+            ended = time.monotonic()
+            self.histograms["engine_seconds"][time_bin(ended - begun)] += 1
+            if self._in_engine == 0:
+                self.engine_busy_seconds += ended - self._busy_since
+
+    def as_dict(self) -> dict[str, Any]:
+        """The statistics as the file holds them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"version": VERSION, **values, "series": self.series.as_dict()}
+
+    def snapshot(self) -> tuple[float, str]:
+        """The arguments of :meth:`StatisticsFile.write`: ``lasted`` and the content of the file."""
+        return self.lasted, json.dumps(self.as_dict()) + "\n"
+
+
+class StatisticsFile:
+    """The file of one attempt's statistics. It lies beside the attempt's journal file, so that it
+    goes where that goes, and each attempt has a file of its own."""
+
+    ENDING = ".statistics.json"
+
+    def __init__(self, journal_file: Path) -> None:
+        self.path = journal_file.with_suffix(self.ENDING)
+        self._written = -math.inf
+        self._lock = threading.Lock()
+
+    def write(self, lasted: float, text: str) -> None:
+        """Write a :meth:`JobStatistics.snapshot`, unless the file holds a newer one. Several
+        threads may call this at once."""
+        with self._lock:
+            if lasted >= self._written:
+                self._written = lasted
+                write_text(self.path, text)
+
+
+def read_statistics(journal: Path, splits: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """The statistics of attempts, in the order in which they began.
+
+    Args:
+        journal: The folder that the attempts wrote to.
+        splits: Ids of splits: only attempts that worked on one of them; None: all attempts.
+    """
+    attempts = []
+    for path in journal.glob(f"{ATTEMPTS}*{StatisticsFile.ENDING}"):
+        if splits is not None and split_of(path.name) not in splits:
+            continue
+        try:
+            attempt = json.loads(path.read_text(encoding="utf-8"))
+            check_version(path, attempt.get("version"), VERSION)
+            attempts.append(_completed(attempt))
+        except FileNotFoundError:
+            continue  # `journal prune` has removed it meanwhile.
+        except (ValueError, TypeError, AttributeError) as error:
+            logger.warning("%s is damaged, its counts are left out: %s", path, error)
+    return sorted(attempts, key=lambda attempt: attempt["started_at"])
+
+
+def _completed(attempt: dict[str, Any]) -> dict[str, Any]:
+    """``attempt``, with zeros for all that an earlier version did not write."""
+    blank = JobStatistics(0, 0, host="", started_at=0.0).as_dict()
+    nested = {name: {**blank[name], **attempt.get(name, {})} for name in ("histograms", "limits")}
+    return {**blank, **attempt, **nested}

@@ -1,0 +1,120 @@
+"""The weights of a model of the Hugging Face hub are fetched once, before a GPU is taken.
+
+huggingface_hub has a lock for each file, so jobs that share a cache would fetch each file once by
+themselves. But all of them would hold their GPUs meanwhile, 64 jobs at once may not ask the hub for
+the list of files, and a refusal of the hub would be known only then.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from fnmatch import filter as matching
+from pathlib import Path
+
+from video_pipeline.common.faults import failure_of
+from video_pipeline.config import Config
+from video_pipeline.errors import UserError
+from video_pipeline.model.model import Model
+
+logger = logging.getLogger(__name__)
+
+_FORMATS = ("auto", "hf", "safetensors")
+"""Values of ``vllm.load_format`` whose files are known here; vLLM fetches those of others."""
+
+_INDEX = "model.safetensors.index.json"
+
+_PATTERNS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")
+"""Files of weights, in vLLM's order: it takes the first that a model has."""
+
+
+def is_fetched(config: Config) -> bool:
+    """Whether the rule ``fetch`` has weights to fetch: those of a model of the hub."""
+    return (
+        Model.of(config).is_on_hub
+        and not config.vllm.model.endswith(".gguf")
+        and config.vllm.arguments.get("load_format", "auto") in _FORMATS
+        and not os.environ.get("VLLM_USE_MODELSCOPE")
+    )
+
+
+def fetch_weights(config: Config) -> Path:
+    """Fetch the model's weights and processor, unless they are here; returns the folder of the
+    weights. With ``HF_HUB_OFFLINE`` it only looks whether they are here.
+
+    Raises :class:`UserError` if they are not available, and :class:`EnvironmentFault` if the hub or
+    the network is at fault.
+    """
+    from huggingface_hub import snapshot_download
+
+    from video_pipeline.model.processor import PROCESSOR_FILES  # imports much
+
+    model, revision = config.vllm.model, config.vllm.arguments.get("revision")
+    cache = config.vllm.arguments.get("download_dir")  # of the weights; the rest is in HF_HOME
+    try:
+        rest = snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
+        names = weight_files(_names(model, revision, cache), Path(rest))
+        folder = Path(
+            snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=names)
+        )
+    except (OSError, ValueError) as error:
+        why = str(error).rstrip(".")
+        raise failure_of(
+            error, f"vllm.model: the hub does not give {model}: {why}. {_advice(config, error)}"
+        ) from error
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing or not names:
+        first = missing[0] if missing else "weights"
+        raise UserError(f"vllm.model: {folder} has no {first}. {_advice(config)}")
+    logger.info("the weights of %s are in %s", model, folder)
+    return folder
+
+
+def weight_files(names: Iterable[str], folder: Path) -> list[str]:
+    """The files among ``names`` that hold the weights which vLLM takes.
+
+    Args:
+        names: All files of the model.
+        folder: Holds the index of the weights, if the model has one.
+    """
+    for pattern in _PATTERNS:
+        weights = matching(list(names), pattern)
+        if weights and pattern == "*.safetensors" and (folder / _INDEX).exists():
+            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            return sorted(set(index["weight_map"].values()))
+        if weights:
+            return sorted(weights)
+    return []
+
+
+def _names(model: str, revision: str | None, cache: str | None) -> list[str]:
+    """The files of a model: all that the hub has, or those here if it does not answer."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    try:
+        return list_repo_files(model, revision=revision)
+    except OSError:
+        # No patterns: with none at all it insists on every file of the model.
+        folder = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=[])
+        return [str(path.relative_to(folder)) for path in Path(folder).rglob("*")]
+
+
+def _advice(config: Config, error: BaseException | None = None) -> str:
+    """The next step for a person whose machine lacks the weights."""
+    from huggingface_hub.errors import GatedRepoError
+
+    model, revision = config.vllm.model, config.vllm.arguments.get("revision")
+    if isinstance(error, GatedRepoError):
+        return (
+            f"The model is gated: accept its terms on https://huggingface.co/{model}, and put a "
+            "token of yours into the environment variable HF_TOKEN"
+        )
+    version = f" --revision {revision}" if revision else ""
+    cache = config.vllm.arguments.get("download_dir")
+    place = f" --cache-dir {cache}" if cache else ""
+    return (
+        "If this machine has no network, run on one that has, with the same HF_HOME: "
+        f"hf download {model}{version}{place}"
+    )
