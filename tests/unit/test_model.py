@@ -52,11 +52,11 @@ def of(tmp_path: Path, **vllm: Any) -> tuple[Config, Layout]:
 
 
 def known_commit(config: Config, layout: Layout) -> str | None:
-    return Model.of(config).known_commit(layout)
+    return Model.of(config).known_commit(layout.commits)
 
 
 def resolve_commit(config: Config, layout: Layout) -> str | None:
-    return Model.of(config).resolve_commit(layout)
+    return Model.of(config).resolve_commit(layout.commits)
 
 
 def test_it_is_resolved_once(tmp_path: Path, hub: SimpleNamespace) -> None:

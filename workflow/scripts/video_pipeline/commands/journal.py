@@ -143,7 +143,3 @@ def main() -> None:
     for stage in stages:
         prune(*stage)
     console.print(f"{size} are gone")
-
-
-if __name__ == "__main__":
-    program.run(main)

@@ -15,7 +15,6 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from video_pipeline.common import program
 from video_pipeline.common.printable import printable
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config, load_config
@@ -265,7 +264,3 @@ def _show_answer(
     with _user_code("parse"):
         fields = task.parsed(answer.output_text, sample, part)
     _show_json(console, fields)
-
-
-if __name__ == "__main__":
-    program.run(main)

@@ -6,17 +6,16 @@ python -m video_pipeline.retry --configfile my.yaml [--stage read]
 from __future__ import annotations
 
 import argparse
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from pathlib import Path
 
 from video_pipeline.common import program
 from video_pipeline.common.locks import take_output
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
-from video_pipeline.journal import REOPENS, JournalIndex, JournalReader, JournalWriter
-from video_pipeline.run.chunks import Chunk, Question
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.reopening import find_errors, write_reopens
 from video_pipeline.run.sharding import Plan, read_plan
 from video_pipeline.run.writers import refuse_live_writers
 
@@ -51,12 +50,12 @@ def _retry(layout: Layout, stages: Container[str]) -> int:
     total = 0
     index = manifest.read_index()
     for rank in range(manifest.num_shards):
-        errors = list(_errors(manifest.open_chunk(layout, rank), index, journal, stages))
+        errors = list(find_errors(manifest.open_chunk(layout, rank), index, journal, stages))
         if errors:
             # Before the journal: if this is killed, neither passes for finished.
             layout.reopened.touch()
             layout.rank_file(rank).unlink(missing_ok=True)
-        total += _reopen(journal, errors)
+        total += write_reopens(journal, errors)
     return total
 
 
@@ -66,39 +65,6 @@ def _last_plan(config: Config) -> Plan | None:
     if plan is None or not Layout.of(config, plan.num_shards).manifest.exists():
         return None
     return plan
-
-
-def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]) -> int:
-    """Open the errors of ``stages`` in ``chunk`` again; returns how many samples have one."""
-    return _reopen(journal, list(_errors(chunk, index, journal, stages)))
-
-
-def _errors(
-    chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]
-) -> Iterator[tuple[Question, set[str]]]:
-    """The questions with an error of ``stages``, and the journal files that hold it."""
-    with JournalReader(journal, index) as reader:
-        for entry in chunk:
-            for question in entry.questions:
-                known = entry.done.get(question.part)
-                location = index.find(*question, known)
-                if location is None or not location.is_error:
-                    continue  # Most records are answers, which need not be read.
-                finished = reader.find(*question, known)
-                if finished is None or "__error" not in finished.record:
-                    continue
-                if finished.record["__error"]["stage"] in stages:
-                    yield question, {finished.location.file, *index.deaths(*question)}
-
-
-def _reopen(journal: Path, errors: list[tuple[Question, set[str]]]) -> int:
-    if not errors:
-        return 0
-    with JournalWriter(journal, REOPENS) as writer:
-        for question, files in errors:
-            for file in files:
-                writer.reopen(*question, file)
-    return len({question.key for question, _ in errors})
 
 
 def main() -> None:
@@ -127,7 +93,3 @@ def main() -> None:
             "answers that were cut off (stage length) would be cut off again: raise "
             "sampling.max_tokens, which infers all samples again"
         )
-
-
-if __name__ == "__main__":
-    program.run(main)

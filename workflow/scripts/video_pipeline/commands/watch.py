@@ -349,7 +349,3 @@ def main() -> None:
         watch(config, once=args.once, console=console)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    program.run(main)

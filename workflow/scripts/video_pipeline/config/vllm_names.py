@@ -79,15 +79,3 @@ def _fault(section: str, name: str, known: list[str], vllm: str) -> str:
 @cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def write_list(path: Path = LIST) -> None:
-    """Write the list of the installed vLLM, which is imported."""
-    from video_pipeline.engine.vllm.compat import ENGINE_ARGUMENTS, SAMPLING_PARAMETERS
-
-    names = {"vllm": ENGINE_ARGUMENTS, "sampling": SAMPLING_PARAMETERS}
-    path.write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write_list()

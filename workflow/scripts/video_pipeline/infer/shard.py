@@ -6,7 +6,6 @@ import logging
 from array import array
 from pathlib import Path
 
-from video_pipeline.commands.retry import reopen_errors
 from video_pipeline.config import Config
 from video_pipeline.decode.chunk_samples import ChunkSamples
 from video_pipeline.decode.preparing import WorkerSpec
@@ -27,6 +26,7 @@ from video_pipeline.run.chunks import Question
 from video_pipeline.run.error_rate import ErrorRate
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.reopening import reopen_errors
 from video_pipeline.samples.determinism import TWICE, check_deterministic
 from video_pipeline.tasks.base import Task
 

@@ -17,7 +17,6 @@ from video_pipeline.common.files import write_text
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.model.files import model_files
-from video_pipeline.run.layout import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -80,29 +79,29 @@ class Model:
             return None
         return {**files} if files else {self.name: commit}
 
-    def known_commit(self, layout: Layout) -> str | None:
-        """The commit that the journals of ``layout`` stand for; None if the model has none, or none
+    def known_commit(self, path: Path) -> str | None:
+        """The commit that was resolved and written to ``path``; None if the model has none, or none
         was resolved yet. Asks nobody."""
         if not self.has_commit:
             return None
         if _COMMIT.fullmatch(self.revision):
             return self.revision
-        return _commits(layout).get(self._revision_name)
+        return _read_commits(path).get(self._revision_name)
 
-    def resolve_commit(self, layout: Layout) -> str | None:
+    def resolve_commit(self, path: Path) -> str | None:
         """:meth:`known_commit`, or else the commit that the hub has now (without a network: the
-        hub's cache on this machine), which is written down.
+        hub's cache on this machine), which is written to ``path``.
 
         Raises:
             UserError: Neither the hub nor the cache has the model.
             EnvironmentFault: The hub or the network is at fault.
         """
-        commit = self.known_commit(layout)
+        commit = self.known_commit(path)
         if commit is not None or not self.has_commit:
             return commit
         commit = self._ask_hub()
-        commits = {**_commits(layout), self._revision_name: commit}
-        write_text(layout.commits, json.dumps(commits, indent=2) + "\n")
+        commits = {**_read_commits(path), self._revision_name: commit}
+        write_text(path, json.dumps(commits, indent=2) + "\n")
         logger.info(
             "%s stays at commit %s, whatever is pushed to the hub; vllm.revision names another",
             self.name,
@@ -157,15 +156,15 @@ def with_commit(config: Config, commit: str | None) -> Config:
     return config.model_copy(update={"vllm": vllm})
 
 
-def _commits(layout: Layout) -> dict[str, str]:
+def _read_commits(path: Path) -> dict[str, str]:
     """The commits that were resolved, by name and revision."""
     try:
-        commits: dict[str, str] = json.loads(layout.commits.read_text(encoding="utf-8"))
+        commits: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise UserError(
-            f"{layout.commits} is damaged: {error}. It says at which commit the models of the hub "
+            f"{path} is damaged: {error}. It says at which commit the models of the hub "
             "are taken; remove it to take them as they are now"
         ) from error
     return commits

@@ -104,7 +104,7 @@ class Run:
     def __init__(self, config: Config, layout: Layout, commit: str | None = None) -> None:
         self.config = config
         self.layout = layout
-        self.commit = commit or Model.of(config).known_commit(layout)
+        self.commit = commit or Model.of(config).known_commit(layout.commits)
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process loads the user's task itself.

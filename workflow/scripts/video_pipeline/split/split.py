@@ -88,7 +88,7 @@ class _Split:
         self._progress = progress
         config, layout = run.config, run.layout
         run.task  # noqa: B018 - what is wrong with the user's code is said before anything is read
-        run.commit = Model.of(config).resolve_commit(layout)
+        run.commit = Model.of(config).resolve_commit(layout.commits)
         if num_processes > 1 and _is_large(config.data.input_jsonl):
             # torch stays in a process of its own: it would be half of what this one holds
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

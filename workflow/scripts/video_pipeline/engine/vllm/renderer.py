@@ -16,7 +16,7 @@ from video_pipeline.model.processor import processor_folder
 from video_pipeline.model.prompt import PlaceholderError
 from video_pipeline.model.special_tokens import SpecialTokenError
 from video_pipeline.tasks.base import ONLY_PART
-from video_pipeline.testing.clips import write_clip
+from video_pipeline.video.write_clip import write_clip
 
 logger = logging.getLogger(__name__)
 

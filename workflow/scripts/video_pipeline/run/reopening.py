@@ -1,0 +1,43 @@
+"""Errors that are taken back, so that their samples are pending again."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from video_pipeline.journal import REOPENS, JournalIndex, JournalReader, JournalWriter
+from video_pipeline.run.chunks import Chunk, Question
+
+
+def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]) -> int:
+    """Open the errors of ``stages`` in ``chunk`` again; returns how many samples have one."""
+    return write_reopens(journal, list(find_errors(chunk, index, journal, stages)))
+
+
+def find_errors(
+    chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]
+) -> Iterator[tuple[Question, set[str]]]:
+    """The questions with an error of ``stages``, and the journal files that hold it."""
+    with JournalReader(journal, index) as reader:
+        for entry in chunk:
+            for question in entry.questions:
+                known = entry.done.get(question.part)
+                location = index.find(*question, known)
+                if location is None or not location.is_error:
+                    continue  # Most records are answers, which need not be read.
+                finished = reader.find(*question, known)
+                if finished is None or "__error" not in finished.record:
+                    continue
+                if finished.record["__error"]["stage"] in stages:
+                    yield question, {finished.location.file, *index.deaths(*question)}
+
+
+def write_reopens(journal: Path, errors: list[tuple[Question, set[str]]]) -> int:
+    """Take back the ``errors``, as :func:`find_errors` gives them; returns of how many samples."""
+    if not errors:
+        return 0
+    with JournalWriter(journal, REOPENS) as writer:
+        for question, files in errors:
+            for file in files:
+                writer.reopen(*question, file)
+    return len({question.key for question, _ in errors})
