@@ -14,7 +14,7 @@ from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
-from video_pipeline.run.sharding import Plan
+from video_pipeline.run.sharding import Sharding
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_sample_that_kills_the_engine_is_quarantined_and_no_other(splitting, a
 
     # the user may ask for it again: then it counts from the beginning
     asked.kill = set()
-    Plan(1).write(splitting.layout.plan)
+    Sharding(1).write(splitting.layout.sharding)
     assert retry(run.config, ("quarantine",)) == 1
     assert attempts(splitting) == 1
     assert run.records()[7]["__status"] == "ok"

@@ -21,7 +21,7 @@ from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.page import collect, render
 from video_pipeline.report.summary import summary_table
 from video_pipeline.run.layout import Layout
-from video_pipeline.run.sharding import Plan
+from video_pipeline.run.sharding import Sharding
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_bad_samples_cost_only_themselves(one_shard):
     one_shard()
     assert one_shard.user.reads() == reads
     # until they are opened again, here those of one stage
-    Plan(1).write(one_shard.splitting.layout.plan)
+    Sharding(1).write(one_shard.splitting.layout.sharding)
     assert retry(one_shard.user.config, ("crash",)) == 1
     one_shard.again()
     assert one_shard.user.reads() - reads == {"2": 2}  # it is tried twice each time
@@ -183,7 +183,7 @@ def test_answers_that_parse_fails_on_stop_no_run_and_nobody_can_overlook_them(
         "generated_text.strip()",
         '(HERE / "better").exists() or 1 // (int(sample["id"]) % 4)',
     )
-    Plan(1).write(layout.plan)
+    Sharding(1).write(layout.sharding)
     one_shard([*samples(100), {"id": 101, "path": "bad.mp4", "do": "raise"}])
     assert stages(run.records()) == ["parse", "ok", "ok", "ok"] * 25 + ["read"]
     assert run.summary()["samples"]["errors_by_stage"] == {"parse": 25, "read": 1}

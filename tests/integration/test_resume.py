@@ -17,7 +17,7 @@ from video_pipeline.errors import EnvironmentFault
 from video_pipeline.infer.infer import Shard, infer
 from video_pipeline.journal import JournalWriter, attempt_prefix
 from video_pipeline.output.consolidation import consolidate, consolidate_partial
-from video_pipeline.run.sharding import Plan
+from video_pipeline.run.sharding import Sharding
 
 pytestmark = pytest.mark.two_ranks
 
@@ -236,7 +236,7 @@ def test_a_journal_that_changed_after_the_split(splitting, caplog, change, lost)
     kept = [one for one in keys(6) if one not in lost]
     partial = read_jsonl(splitting.layout.partial)
     assert [(r["__key"], r["answer"]) for r in partial] == [(k, f"answer {k}") for k in kept]
-    Plan(2).write(splitting.layout.plan)
+    Sharding(2).write(splitting.layout.sharding)
     assert retry(run.config) == 0
     for rank in range(2):
         infer(run.config, splitting.layout, rank, 1)

@@ -16,7 +16,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.summary import summary_table
-from video_pipeline.run.sharding import Plan
+from video_pipeline.run.sharding import Sharding
 
 ONLY_PART = "0"
 """The sample whose answer always comes to its end: a run without any answer fails."""
@@ -43,7 +43,7 @@ def short(splitting: Splitter, engine_says) -> Splitter:
     engine_says()
     splitting.run.configure(sampling={"max_tokens": 4}, run={"max_error_rate": 1.0})
     splitting(samples(7), 1)
-    Plan(1).write(splitting.layout.plan)
+    Sharding(1).write(splitting.layout.sharding)
     return splitting
 
 
@@ -137,7 +137,7 @@ def test_too_many_of_them_fail_a_run_that_is_done(short):
 def test_an_answer_that_the_engine_ended_can_be_asked_for_again(splitting, engine_says, reason):
     engine_says(finish_reason=reason)
     splitting(samples(3), 1)
-    Plan(1).write(splitting.layout.plan)
+    Sharding(1).write(splitting.layout.sharding)
     records = finish(splitting)
     assert [record["__status"] for record in records] == ["ok", "error", "error"]
     assert {record["__error"]["stage"] for record in records[1:]} == {"generate"}

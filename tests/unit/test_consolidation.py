@@ -19,7 +19,7 @@ from video_pipeline.output.consolidation import consolidate, consolidate_partial
 from video_pipeline.report.page import collect
 from video_pipeline.report.summary import read_summary
 from video_pipeline.run.origin import output_is_damaged
-from video_pipeline.run.sharding import Plan
+from video_pipeline.run.sharding import Sharding
 from video_pipeline.samples.windows import CUT
 
 
@@ -351,7 +351,7 @@ def edited(chunks):
 )
 def test_a_chunk_that_is_not_of_this_split(finished, damage, read):
     layout, config = finished.layout, finished.run.config
-    Plan(3).write(layout.plan)
+    Sharding(3).write(layout.sharding)
     paths = [layout.chunk(rank) for rank in range(3)]
     for path, data in zip(paths, damage([path.read_bytes() for path in paths]), strict=True):
         path.write_bytes(data)

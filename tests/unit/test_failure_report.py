@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from video_pipeline.config import load_config
 from video_pipeline.run.layout import Layout
-from video_pipeline.run.sharding import Plan
+from video_pipeline.run.sharding import Sharding
 from video_pipeline.run.stages import Stage
 from video_pipeline.workflow.failure_report import failure_report
 
@@ -26,7 +26,7 @@ def stage(tmp_path, monkeypatch) -> Stage:
     layout.manifest.write_text("{}")
     os.utime(layout.manifest, (time.time() - 60,) * 2)
     layout.rank_file(0).write_text("")
-    return Stage("ask", config, Plan(6), layout)
+    return Stage("ask", config, Sharding(6), layout)
 
 
 def write_log(stage: Stage, name: str, text: str) -> None:

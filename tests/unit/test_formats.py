@@ -20,7 +20,7 @@ from video_pipeline.run.changes import FILE, JournalSettings
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.run.sharding import Plan, read_plan
+from video_pipeline.run.sharding import Sharding, read_sharding
 from video_pipeline.run.statistics import JobStatistics, read_statistics
 from video_pipeline.tasks.base import WHOLE
 from video_pipeline.tasks.describe import Describe
@@ -92,9 +92,9 @@ def test_the_chunk(journal):
 
 def test_the_plan(tmp_path):
     path = tmp_path / "plan.json"
-    Plan(2).write(path)
+    Sharding(2).write(path)
     assert path.read_bytes() == PLAN
-    assert read_plan(path) == Plan(2)
+    assert read_sharding(path) == Sharding(2)
 
 
 def test_the_manifest(tmp_path):

@@ -47,7 +47,7 @@ def test_one_invocation_at_a_time_changes_the_output(invoke):
     first = invoke()
     first.begin()
     layout = first.stages[0].layout
-    assert json.loads(layout.plan.read_text())["num_shards"] == 2
+    assert json.loads(layout.sharding.read_text())["num_shards"] == 2
     assert layout.config.exists()
     with pytest.raises(WorkflowError, match="another snakemake, retry or prune is at work"):
         invoke().begin()

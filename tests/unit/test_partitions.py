@@ -10,7 +10,7 @@ from helpers import PROJECT
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.run.layout import Layout
-from video_pipeline.run.sharding import Plan
+from video_pipeline.run.sharding import Sharding
 from video_pipeline.run.stages import Stage
 from video_pipeline.workflow import cluster
 from video_pipeline.workflow.cluster import check_jobs, check_partitions, requested_mb
@@ -89,7 +89,7 @@ def test_the_memory_of_inference_jobs_is_checked_and_of_no_others(sinfo, tmp_pat
     sinfo("echo 'cpu*'")
     config = config_of(data={"num_shards": 1})
     layout = Layout(tmp_path / "out.jsonl", 1)
-    stages = [Stage("ask", config, Plan(1), layout), Stage("done", config, Plan(1), layout)]
+    stages = [Stage("ask", config, Sharding(1), layout), Stage("done", config, Sharding(1), layout)]
     jobs = {rule: PlannedJob(8, {"mem_mb": 8000}) for rule in ("split_ask", "report_ask")}
     assert check_jobs(jobs, stages, has_rules=False) == []
     (warning,) = check_jobs(

@@ -15,7 +15,7 @@ from video_pipeline.common.locks import is_locked, try_lock
 from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
 from video_pipeline.journal import JournalWriter, attempt_prefix
-from video_pipeline.run.sharding import Plan
+from video_pipeline.run.sharding import Sharding
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def failed(splitting):
                     stage = ["read", "timeout", "crash", "generate"][int(entry.key) - 4]
                     error = {"stage": stage, "type": "X", "message": "x"}
                     journal.error(*entry.questions[0], error)
-    Plan(2).write(splitting.layout.plan)
+    Sharding(2).write(splitting.layout.sharding)
     return splitting
 
 
@@ -95,7 +95,7 @@ def test_a_retry_that_failed_again_can_be_retried(failed):
 def test_after_another_number_of_shards(failed):
     """The failures were recorded under an earlier plan."""
     failed(num_shards=3)
-    Plan(3).write(failed.layout.plan)
+    Sharding(3).write(failed.layout.sharding)
     assert retry(failed.run.config) == 4
     assert failed(num_shards=3).pending == ["4", "5", "6", "7"]
 

@@ -21,7 +21,7 @@ from video_pipeline.report.page import write_report
 from video_pipeline.report.summary import read_summary, summary_table
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.origin import what_changed
-from video_pipeline.run.sharding import Plan, read_plan
+from video_pipeline.run.sharding import Sharding, read_sharding
 from video_pipeline.run.statistics import read_statistics
 
 NEWER = "newer version of video-pipeline"
@@ -33,7 +33,7 @@ def finished(splitting: Splitter) -> Splitter:
     splitting(samples(2), 1)
     infer(splitting.run.config, splitting.layout, 0, 1)
     consolidate(splitting.run.config, splitting.layout)
-    Plan(1).write(splitting.layout.plan)
+    Sharding(1).write(splitting.layout.sharding)
     return splitting
 
 
@@ -66,7 +66,7 @@ def test_a_later_version_is_a_clear_error(finished: Splitter) -> None:
     journal = Path(finished.manifest.journal)
     readers: dict[Path, Callable[[], object]] = {
         layout.manifest: lambda: Manifest.read(layout.manifest),
-        layout.plan: lambda: read_plan(layout.plan),
+        layout.sharding: lambda: read_sharding(layout.sharding),
         layout.summary: lambda: read_summary(layout),
         path: lambda: read_statistics(journal),
         settings: lambda: finished(num_shards=1),

@@ -23,7 +23,7 @@ from video_pipeline.infer.infer import infer
 from video_pipeline.journal import attempt_prefix
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.pace import Pace
-from video_pipeline.run.sharding import Plan
+from video_pipeline.run.sharding import Sharding
 from video_pipeline.run.statistics import JobStatistics, Series, StatisticsFile
 
 
@@ -32,7 +32,7 @@ def split_run(splitting: Splitter) -> Splitter:
     """A run with two ranks that was split: one sample of rank 1 fails."""
     entries = [*samples(5), {"id": "bad", "path": "bad.mp4", "do": "raise"}]
     splitting(entries)
-    Plan(2).write(splitting.layout.plan)
+    Sharding(2).write(splitting.layout.sharding)
     return splitting
 
 

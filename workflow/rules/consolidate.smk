@@ -20,7 +20,7 @@ for stage in STAGES:
         params:
             run=command("consolidate.py"),
             config=stage.layout.config,
-            num_shards=stage.plan.num_shards,
+            num_shards=stage.sharding.num_shards,
             spec=stage.digest("data", "run"),
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
@@ -38,7 +38,7 @@ for stage in STAGES:
         params:
             run=command("consolidate.py"),
             config=stage.layout.config,
-            num_shards=stage.plan.num_shards,
+            num_shards=stage.sharding.num_shards,
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --partial 2>&1 | tee -a {log:q}"

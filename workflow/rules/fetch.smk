@@ -17,7 +17,7 @@ for stage in STAGES:
             params:
                 run=command("fetch.py"),
                 config=stage.layout.config,
-                num_shards=stage.plan.num_shards,
+                num_shards=stage.sharding.num_shards,
             shell:
                 "{params.run} --log {log:q} --config {params.config:q}"
                 " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}"

@@ -22,7 +22,7 @@ for stage in STAGES:
         params:
             run=command("infer.py"),
             config=stage.layout.config,
-            num_shards=stage.plan.num_shards,
+            num_shards=stage.sharding.num_shards,
             spec=stage.digest("vision", "vllm", "sampling", "run", "task_params"),
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"

@@ -21,7 +21,7 @@ for stage in STAGES:
         params:
             run=command("report.py"),
             config=stage.layout.config,
-            num_shards=stage.plan.num_shards,
+            num_shards=stage.sharding.num_shards,
             spec=stage.digest("report"),
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"

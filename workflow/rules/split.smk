@@ -18,8 +18,8 @@ for position, stage in enumerate(STAGES, 1):
         params:
             run=command("split.py"),
             config=stage.layout.config,
-            num_shards=stage.plan.num_shards,
-            run_id=stage.plan.run_id,
+            num_shards=stage.sharding.num_shards,
+            run_id=stage.sharding.run_id,
             later=[later.layout.config for later in STAGES[position:]],
             spec=stage.digest("data", "vision", "vllm", "sampling", "run", "task_params"),
         shell:

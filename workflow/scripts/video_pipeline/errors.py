@@ -17,7 +17,8 @@ class Failure(Exception):
     """Stops a job, with a message for people.
 
     The message says what went wrong, where, and what to do next. Programs print it without a
-    traceback (see :mod:`video_pipeline.common.program`); every other exception is a bug and keeps it.
+    traceback (see :mod:`video_pipeline.common.program`); every other exception is a bug and keeps
+    it.
     """
 
 

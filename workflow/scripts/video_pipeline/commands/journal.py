@@ -24,7 +24,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.journal import count_records
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.run import Run
-from video_pipeline.run.sharding import read_plan
+from video_pipeline.run.sharding import read_sharding
 from video_pipeline.run.writers import refuse_live_writers
 
 
@@ -51,8 +51,8 @@ class Journal:
 
 def journals(config: Config, layout: Layout) -> list[Journal]:
     """The journals of an output, the oldest first."""
-    plan = read_plan(layout.plan)
-    current = Run(config, layout).journal(plan.run_id if plan else "")
+    sharding = read_sharding(layout.sharding)
+    current = Run(config, layout).journal(sharding.run_id if sharding else "")
     folders = layout.journal.glob("*/")
     return sorted((_journal(folder, current) for folder in folders), key=lambda j: j.written)
 

@@ -16,7 +16,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.reopening import find_errors, write_reopens
-from video_pipeline.run.sharding import Plan, read_plan
+from video_pipeline.run.sharding import Sharding, read_sharding
 from video_pipeline.run.writers import refuse_live_writers
 
 STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
@@ -32,12 +32,12 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
     Raises :class:`UserError` if nothing has run yet, or while a run is on (even if none of its
     jobs is at work at the moment).
     """
-    plan = _last_plan(config)
-    if plan is None:
+    sharding = _last_sharding(config)
+    if sharding is None:
         output = config.data.output_jsonl
         raise UserError(f"{output}: nothing has run yet, there is nothing to retry")
-    layout = Layout.of(config, plan.num_shards)
-    if plan.run_id:
+    layout = Layout.of(config, sharding.num_shards)
+    if sharding.run_id:
         raise UserError("data.resume is false: every invocation starts from nothing anyway")
     with take_output(layout.run_lock, layout.output):
         refuse_live_writers(layout)
@@ -59,12 +59,12 @@ def _retry(layout: Layout, stages: Container[str]) -> int:
     return total
 
 
-def _last_plan(config: Config) -> Plan | None:
-    """The plan of the last run, None if there was none or its input was not split."""
-    plan = read_plan(Layout.of(config, 0).plan)
-    if plan is None or not Layout.of(config, plan.num_shards).manifest.exists():
+def _last_sharding(config: Config) -> Sharding | None:
+    """The sharding of the last run, None if there was none or its input was not split."""
+    sharding = read_sharding(Layout.of(config, 0).sharding)
+    if sharding is None or not Layout.of(config, sharding.num_shards).manifest.exists():
         return None
-    return plan
+    return sharding
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def main() -> None:
     stages = (args.stage,) if args.stage else STAGES
     first, *later = (own for _, own in config.by_stage())
     # A stage does not begin before the one ahead of it has ended.
-    count = sum(retry(own, stages) for own in (first, *filter(_last_plan, later)))
+    count = sum(retry(own, stages) for own in (first, *filter(_last_sharding, later)))
     print(
         f"{count} failed sample(s) are open again; run snakemake to infer them"
         if count

@@ -40,7 +40,7 @@ from video_pipeline.run.answers import describe_cut_off, describe_unparsed
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.pace import Pace, describe_gpu, describe_pace, describe_samples
-from video_pipeline.run.sharding import read_plan
+from video_pipeline.run.sharding import read_sharding
 from video_pipeline.run.statistics import read_statistics
 
 SILENT_SECONDS = 60.0
@@ -152,10 +152,10 @@ class RunView:
 
 def look(config: Config) -> RunView:
     """The progress of the run of ``config``, without its stages."""
-    plan = read_plan(Layout.of(config, 0).plan)
-    if plan is None:
+    sharding = read_sharding(Layout.of(config, 0).sharding)
+    if sharding is None:
         return RunView(Layout.of(config, 0), "not begun")
-    layout = Layout.of(config, plan.num_shards)
+    layout = Layout.of(config, sharding.num_shards)
     step = next(filter(None, (_running_step(layout, name) for name in _STEPS)), None)
     if (step is not None and step["step"] == "split") or not layout.manifest.exists():
         return RunView(layout, "splitting" if step else "not split yet", step=step)
@@ -167,7 +167,7 @@ def look(config: Config) -> RunView:
         attempts[attempt["rank"]].append(attempt)
     ranks = [
         _rank(layout, manifest, rank, attempts[rank], split_at, is_over)
-        for rank in range(plan.num_shards)
+        for rank in range(sharding.num_shards)
     ]
     if is_over:
         state = "done"

@@ -1,7 +1,8 @@
 """Infer: one chunk on one GPU, from pending samples to the rank file.
 
 :mod:`video_pipeline.infer.streaming` infers the pending samples into the journal. When the chunk is
-complete, :class:`video_pipeline.infer.shard.Shard` writes the rank file from the journal, in input order.
+complete, :class:`video_pipeline.infer.shard.Shard` writes the rank file from the journal, in input
+order.
 """
 
 from __future__ import annotations

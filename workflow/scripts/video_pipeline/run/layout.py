@@ -118,7 +118,7 @@ class Layout:
 
     _all_chunks = _of_run("")
 
-    plan = _of_run("plan.json")
+    sharding = _of_run("plan.json")
     """The number of shards, decided once, see :mod:`video_pipeline.run.sharding`."""
 
     plan_config = _of_run("plan.config.yaml")

@@ -1,7 +1,7 @@
-"""The plan: decided once, in Snakemake's main process, and read by all others.
+"""The sharding: how many shards there are, decided once in Snakemake's main process.
 
 Child processes of an executor do not see ``--resources gpu=N``, and neither do later calls such as
-``snakemake -n`` or ``--report``; they read the plan, and so build the same DAG. Imported while
+``snakemake -n`` or ``--report``; they read the file, and so build the same DAG. Imported while
 Snakemake parses the workflow: keep it light.
 """
 
@@ -18,12 +18,12 @@ from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 
 VERSION = 1
-"""The version of a plan's file."""
+"""The version of the file."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The plan of an invocation.
+class Sharding:
+    """How an invocation splits its input.
 
     Attributes:
         num_shards: How many chunks, and so inference jobs.
@@ -36,23 +36,23 @@ class Plan:
     version: int = VERSION
 
     def write(self, path: Path) -> None:
-        """Replace the file of the plan."""
+        """Replace the file."""
         write_text(path, json.dumps(asdict(self)) + "\n")
 
 
-def resolve_plan(config: Config, path: Path, *, gpus: int | None, is_main: bool) -> Plan:
-    """The plan of this invocation.
+def resolve_sharding(config: Config, path: Path, *, gpus: int | None, is_main: bool) -> Sharding:
+    """The sharding of this invocation.
 
     Args:
         config: The configuration of a stage.
-        path: The plan that an earlier process wrote, if there is one.
+        path: The file that an earlier process wrote, if there is one.
         gpus: ``--resources gpu=N``, None if it was not given.
         is_main: Whether this is Snakemake's main process.
 
     Raises:
         UserError: if a job needs more GPUs than Snakemake was given.
     """
-    written = read_plan(path)
+    written = read_sharding(path)
     if not is_main and written is not None:
         return written
     needed = config.vllm.gpus_per_job
@@ -68,7 +68,7 @@ def resolve_plan(config: Config, path: Path, *, gpus: int | None, is_main: bool)
         num_shards = gpus // needed
     else:
         num_shards = written.num_shards if written is not None else 1
-    return Plan(num_shards, run_id="" if config.data.resume else uuid.uuid4().hex[:12])
+    return Sharding(num_shards, run_id="" if config.data.resume else uuid.uuid4().hex[:12])
 
 
 def check_job_gpus(config: Config, overwritten: object) -> None:
@@ -103,16 +103,16 @@ def job_threads(cores: int | None, at_once: int, *, gpus_bind: bool) -> int:
     return max(0 if gpus_bind else 1, cores // at_once)
 
 
-def read_plan(path: Path) -> Plan | None:
-    """The plan that an earlier invocation wrote, None if there is none."""
+def read_sharding(path: Path) -> Sharding | None:
+    """The sharding that an earlier invocation wrote, None if there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(values, dict):
             check_version(path.absolute(), values.get("version"), VERSION)
-        plan = Plan(**values)
-        if type(plan.num_shards) is not int or plan.num_shards < 1:
-            raise ValueError(f"num_shards: {plan.num_shards!r}")
-        return plan
+        sharding = Sharding(**values)
+        if type(sharding.num_shards) is not int or sharding.num_shards < 1:
+            raise ValueError(f"num_shards: {sharding.num_shards!r}")
+        return sharding
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

@@ -15,7 +15,7 @@ from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.run.layout import Layout
-from video_pipeline.run.sharding import Plan, resolve_plan
+from video_pipeline.run.sharding import Sharding, resolve_sharding
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class Stage:
     Attributes:
         name: Its name in ``stages``; empty for a plain run.
         config: Its own, complete configuration.
-        plan: How it is split.
+        sharding: How it is split.
         layout: The paths of its files.
     """
 
     name: str
     config: Config
-    plan: Plan
+    sharding: Sharding
     layout: Layout
 
     @property
     def ranks(self) -> range:
         """The ranks of its inference jobs."""
-        return range(self.plan.num_shards)
+        return range(self.sharding.num_shards)
 
     @property
     def final_output(self) -> list[Path]:
@@ -51,26 +51,26 @@ class Stage:
         return f"{rule}_{self.name}" if self.name else rule
 
     def digest(self, *sections: str) -> str:
-        """Stands, as one param, for the plan and some sections of the configuration: Snakemake
+        """Stands, as one param, for the sharding and some sections of the configuration: Snakemake
         compares params as a set of values, and takes the braces in a prompt for wildcards.
 
         ``run.formats`` is left out: another format is another job, and no other runs again.
         """
         settings = self.config.model_dump(mode="json", exclude={"run": {"formats"}})
-        spec = {"plan": vars(self.plan), **{name: settings[name] for name in sections}}
+        spec = {"plan": vars(self.sharding), **{name: settings[name] for name in sections}}
         text = json.dumps(spec, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def resolve_stages(config: Config, *, gpus: int | None, is_main: bool) -> list[Stage]:
-    """The stages of an invocation, in order; arguments as in :func:`resolve_plan`.
+    """The stages of an invocation, in order; arguments as in :func:`resolve_sharding`.
 
     Raises :class:`UserError` for settings that cannot work.
     """
     stages = []
     for name, own in config.by_stage():
-        plan = resolve_plan(own, Layout.of(own, 0).plan, gpus=gpus, is_main=is_main)
-        stages.append(Stage(name, own, plan, Layout.of(own, plan.num_shards)))
+        sharding = resolve_sharding(own, Layout.of(own, 0).sharding, gpus=gpus, is_main=is_main)
+        stages.append(Stage(name, own, sharding, Layout.of(own, sharding.num_shards)))
     return stages
 
 

@@ -114,8 +114,8 @@ class JobStatistics:
         cached_tokens: Tokens of the prompts that the engine had computed before.
         completion_tokens: Tokens of the answers.
         patches: Patches that the vision encoder was given for the answered samples.
-        flops: Floating point operations of the model so far, see :mod:`video_pipeline.model.flops`; None
-            if they are not known.
+        flops: Floating point operations of the model so far, see
+            :mod:`video_pipeline.model.flops`; None if they are not known.
         seconds: Seconds from the first request on: without the start of the model and of the
             decode processes.
         engine_busy_seconds: Part of ``seconds`` with at least one request in the engine.

@@ -27,7 +27,7 @@ def failure_report(stages: Sequence[Stage], scripts: Path) -> str:
         if unfinished := stage.layout.unfinished():
             lines.append(
                 f"Shards that are not finished: {', '.join(map(str, unfinished))} "
-                f"(of {stage.plan.num_shards}). One of them here, by hand, from {os.getcwd()}:\n"
+                f"(of {stage.sharding.num_shards}). One of them here, by hand, from {os.getcwd()}:\n"
                 f"  {shlex.join(_infer_command(stage, unfinished[0], scripts))}"
             )
     errors = [error for stage in stages for error in _last_errors(stage)]
@@ -54,7 +54,7 @@ def _infer_command(stage: Stage, rank: int, scripts: Path) -> list[str]:
     """The command line that infers one shard without Snakemake, with all cores of this machine."""
     options: dict[str, object] = {
         "config": stage.layout.config,
-        "num-shards": stage.plan.num_shards,
+        "num-shards": stage.sharding.num_shards,
         "rank": rank,
         "threads": os.cpu_count(),
     }

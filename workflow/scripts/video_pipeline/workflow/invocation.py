@@ -114,7 +114,7 @@ class Invocation:
     def infer_threads(self, stage: Stage) -> int:
         """The cores of an inference job: an even share. Ask when the executor is known."""
         gpus = self.snakemake.gpu_limit if self.snakemake.runs_jobs_here else None
-        at_once = jobs_at_once(stage.plan.num_shards, gpus, stage.config.vllm.gpus_per_job)
+        at_once = jobs_at_once(stage.sharding.num_shards, gpus, stage.config.vllm.gpus_per_job)
         return job_threads(self.snakemake.cores, at_once, gpus_bind=gpus is not None)
 
     def infer_gpus(self, stage: Stage, rank: int, attempt: int) -> int:
@@ -173,8 +173,8 @@ class Invocation:
         layout = stage.layout
         self._locks.append(take_output(layout.run_lock, layout.output))
         if self.snakemake.runs_jobs_here:
-            check_machine(stage.config, stage.plan.num_shards, self.snakemake.gpu_limit)
-        stage.plan.write(layout.plan)
+            check_machine(stage.config, stage.sharding.num_shards, self.snakemake.gpu_limit)
+        stage.sharding.write(layout.sharding)
         layout.config.write_text(stage.config.to_yaml(), encoding="utf-8")
 
 

@@ -6,11 +6,11 @@ import pytest
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.run.sharding import (
-    Plan,
+    Sharding,
     check_job_gpus,
     job_threads,
     jobs_at_once,
-    resolve_plan,
+    resolve_sharding,
 )
 
 
@@ -35,55 +35,55 @@ def auto(**vllm):
     ],
 )
 def test_auto_divides_the_gpus(path, gpus, sizes, shards):
-    assert resolve_plan(auto(**sizes), path, gpus=gpus, is_main=True).num_shards == shards
+    assert resolve_sharding(auto(**sizes), path, gpus=gpus, is_main=True).num_shards == shards
 
 
 def test_an_explicit_number_wins(path):
     config = load_config({"data": {"num_shards": 5}})
-    Plan(3).write(path)
-    assert resolve_plan(config, path, gpus=8, is_main=True).num_shards == 5
-    assert resolve_plan(config, path, gpus=None, is_main=True).num_shards == 5
+    Sharding(3).write(path)
+    assert resolve_sharding(config, path, gpus=8, is_main=True).num_shards == 5
+    assert resolve_sharding(config, path, gpus=None, is_main=True).num_shards == 5
 
 
 def test_a_later_call_without_gpus_reads_the_plan(path):
-    resolve_plan(auto(), path, gpus=4, is_main=True).write(path)
-    assert resolve_plan(auto(), path, gpus=None, is_main=True).num_shards == 4
-    assert resolve_plan(auto(), path, gpus=2, is_main=True).num_shards == 2
+    resolve_sharding(auto(), path, gpus=4, is_main=True).write(path)
+    assert resolve_sharding(auto(), path, gpus=None, is_main=True).num_shards == 4
+    assert resolve_sharding(auto(), path, gpus=2, is_main=True).num_shards == 2
 
 
 def test_a_child_takes_the_plan_as_it_is(path):
     config = load_config({"data": {"resume": False}})
-    plan = resolve_plan(config, path, gpus=4, is_main=True)
+    plan = resolve_sharding(config, path, gpus=4, is_main=True)
     plan.write(path)
-    assert resolve_plan(config, path, gpus=None, is_main=False) == plan
+    assert resolve_sharding(config, path, gpus=None, is_main=False) == plan
 
 
 def test_a_child_without_a_plan_still_answers(path):
-    assert resolve_plan(auto(), path, gpus=None, is_main=False).num_shards == 1
+    assert resolve_sharding(auto(), path, gpus=None, is_main=False).num_shards == 1
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_too_few_gpus(path, gpus):
     with pytest.raises(UserError, match=rf"needs 2 GPUs .* was given gpu={gpus}"):
-        resolve_plan(auto(tensor_parallel_size=2), path, gpus=gpus, is_main=True)
+        resolve_sharding(auto(tensor_parallel_size=2), path, gpus=gpus, is_main=True)
 
 
 def test_without_resume_every_invocation_names_a_journal_of_its_own(path):
     config = load_config({"data": {"resume": False}})
-    first, second = (resolve_plan(config, path, gpus=None, is_main=True) for _ in range(2))
+    first, second = (resolve_sharding(config, path, gpus=None, is_main=True) for _ in range(2))
     assert first.run_id
     assert first.run_id != second.run_id
-    assert resolve_plan(auto(), path, gpus=None, is_main=True).run_id == ""
+    assert resolve_sharding(auto(), path, gpus=None, is_main=True).run_id == ""
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"shards": 2}', '{"num_shards": 0}', '{"num_shards": "x"}']
 )
 def test_a_broken_plan_is_named(path, text):
-    Plan(2).write(path)
+    Sharding(2).write(path)
     path.write_text(text)
     with pytest.raises(UserError, match=r"plan\.json"):
-        resolve_plan(auto(), path, gpus=None, is_main=True)
+        resolve_sharding(auto(), path, gpus=None, is_main=True)
 
 
 @pytest.mark.parametrize(
