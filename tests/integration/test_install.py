@@ -184,7 +184,7 @@ def test_editable_install(own_venv, tmp_path):
     subprocess.run(install, check=True)
     ask = "import video_pipeline, video_pipeline.engine.vllm.engine; print(video_pipeline.__file__)"
     found = subprocess.run(
-        [own_venv, "-P", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
+        [own_venv, "-I", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.strip()
     assert found.splitlines()[-1] == str(source / "workflow/scripts/video_pipeline/__init__.py")
 
