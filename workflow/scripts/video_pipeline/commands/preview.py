@@ -192,12 +192,12 @@ def _show_prompt(console: Console, model: str, llm_input: dict[str, Any]) -> Non
 
 
 def _tokens(model: str, llm_input: dict[str, Any]) -> str:
+    if model == SIMULATED_MODEL:
+        return "tokens: not known without a model"
     try:
         count = count_tokens(model, llm_input)
     except Exception as error:  # A user's own dataset may hand anything to the processor.
         return f"tokens: the model's processor refuses this input: {explain(error)}"
-    if count is None:
-        return "tokens: not known without a model"
     return f"tokens: {count.prompt} in the prompt, {count.visual} of them visual"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from video_pipeline.model.processor import SIMULATED_MODEL, load_processor, load_tokenizer
+from video_pipeline.model.processor import load_processor, load_tokenizer
 from video_pipeline.model.prompt import check_placeholders, special_tokens
 
 
@@ -24,9 +24,8 @@ class TokenCount:
     largest: int
 
 
-def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount | None:
-    """Count the tokens of a prompt with its media, by the model's own processor; None if there is
-    no model.
+def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount:
+    """Count the tokens of a prompt with its media, by the model's own processor.
 
     The processor gets pictures without pixels (torch's device ``meta``), which saves the work on
     them.
@@ -34,8 +33,6 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount | None:
     Raises:
         PlaceholderError: the prompt does not show each medium once.
     """
-    if model == SIMULATED_MODEL:
-        return None
     check_placeholders(model, llm_input)
     processor, tokenizer = load_processor(model), load_tokenizer(model)
     media = llm_input.get("multi_modal_data") or {}

@@ -290,7 +290,7 @@ def _write_entries(
     for path in paths:
         path.touch()
     manifest.chunks = [EMPTY] * len(paths)
-    file_names = [orjson.dumps(name) for name in files]
+    json_of = {name: orjson.dumps(name) for name in files}
     num_samples = np.zeros(manifest.num_shards + 1, int)
     num_pending = np.zeros(manifest.num_shards + 1, int)
     with open(table.entries, "rb", buffering=1 << 20) as entries:
@@ -299,8 +299,8 @@ def _write_entries(
             batch_ranks = ranks[begin : begin + BATCH]
             places = table.read("places", begin, BATCH)
             for position in np.flatnonzero(places < ALL_FINISHED).tolist():
-                file, offset, is_error = location_at(int(places[position]), file_names)
-                lines[position] = finished_line(lines[position], file, offset, is_error)
+                file, offset, is_error = location_at(int(places[position]), files)
+                lines[position] = finished_line(lines[position], json_of[file], offset, is_error)
             of_rank: list[list[bytes]] = [[] for _ in num_samples]
             for line, rank in zip(lines, batch_ranks.tolist(), strict=True):
                 of_rank[rank].append(line)

@@ -22,6 +22,7 @@ import torch
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
+from av.video.stream import VideoStream
 from torch.utils.dlpack import from_dlpack
 
 from video_pipeline.video.bitstream import Bitstream, Unsupported, bitstream
@@ -348,7 +349,7 @@ def _decode_alone(video: Video, entry: EntryPoint) -> VideoFrame:
     packet = video.read()
     assert packet is not None  # Each entry point is a packet of the file.
     # A copy is shown even if an edit list cuts the packet away.
-    alone = Packet(bytes(packet))
+    alone: Packet[VideoStream] = Packet(bytes(packet))
     alone.pts, alone.dts, alone.time_base = packet.pts, packet.dts, packet.time_base
     video.damage = None
     video.decoder.flush_buffers()
