@@ -16,7 +16,7 @@ import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from av.packet import Packet
@@ -349,7 +349,7 @@ def _decode_alone(video: Video, entry: EntryPoint) -> VideoFrame:
     packet = video.read()
     assert packet is not None  # Each entry point is a packet of the file.
     # A copy is shown even if an edit list cuts the packet away.
-    alone: Packet[VideoStream] = Packet(bytes(packet))
+    alone = cast("Packet[VideoStream]", Packet(bytes(packet)))
     alone.pts, alone.dts, alone.time_base = packet.pts, packet.dts, packet.time_base
     video.damage = None
     video.decoder.flush_buffers()
