@@ -12,8 +12,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 FILES = (
-    *("README.md", "CHANGELOG.md", "LICENSE", "config/README.md", "config/schema.json"),
-    *("docs/site.css", "docs/report.webp"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+    *("config/README.md", "config/schema.json", "docs/site.css", "docs/report.webp"),
 )
 """What belongs to the site beside ``docs/*.md``."""
 

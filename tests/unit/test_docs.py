@@ -10,7 +10,8 @@ import yaml
 from helpers import PROJECT
 
 PAGES = [
-    *(PROJECT / name for name in ("README.md", "CHANGELOG.md", "config/README.md")),
+    *(PROJECT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    PROJECT / "config" / "README.md",
     *sorted((PROJECT / "docs").glob("*.md")),
 ]
 FENCED = re.compile(r"^( *)(```+).*?^\1\2$", re.MULTILINE | re.DOTALL)

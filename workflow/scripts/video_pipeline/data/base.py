@@ -113,15 +113,17 @@ class BaseDataset(Dataset[dict[str, Any]]):
 
             * ``__key``: ``sample["__key"]``, unchanged;
             * ``raw``: the input object;
-            * ``llm_input``: what vLLM's ``LLM.generate`` takes, as a dict:
+            * ``llm_input``: what vLLM's ``LLM.generate`` takes, a dict with the entries below.
 
-              * ``prompt``: text with one placeholder of the model for each image and video, or
-                ``prompt_token_ids``;
-              * ``multi_modal_data``: ``{"image": [...], "video": [...]}``. An image is a
-                ``PIL.Image`` in RGB. A video is a pair of its frames (uint8, frames x 3 x height x
-                width, in pixels) and its metadata (``fps`` in frames per second,
-                ``frames_indices``, ``total_num_frames``);
-              * ``mm_processor_kwargs``: settings of the model's processor for this sample.
+            ``prompt`` is text with one placeholder of the model for each image and video. A dataset
+            may give ``prompt_token_ids`` instead.
+
+            ``multi_modal_data`` is ``{"image": [...], "video": [...]}``. An image is a ``PIL.Image``
+            in RGB. A video is a pair of its frames (uint8, frames x 3 x height x width, in pixels)
+            and its metadata (``fps`` in frames per second, ``frames_indices``,
+            ``total_num_frames``).
+
+            ``mm_processor_kwargs`` are settings of the model's processor for this sample.
 
             A task that asks several things by name (``task.conversations(sample)``) needs
             ``llm_inputs`` in place of ``llm_input``: such a dict for each name. Media objects that
