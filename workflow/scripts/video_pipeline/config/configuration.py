@@ -36,12 +36,12 @@ class Config(Section):
     plan: Planning = Planning()
     task_params: dict[str, Any] = Field(
         default={},
-        description="Parameters of the task (`task.params`) and of the dataset (`params`).",
+        description="Parameters of the task and of the dataset, which both see them as `params`.",
     )
     stages: list[dict[str, Any]] = Field(
         default=[],
-        description="Runs that follow each other: a list of sections with a `name` each, laid over "
-        "the sections above. A stage reads the output of the stage before it; the last one writes "
+        description="Several runs in a row. Each entry has a `name` and sections, whose keys "
+        "replace those above. A stage reads the output of the stage before it. The last one writes "
         "`data.output_jsonl`.",
     )
 

@@ -12,79 +12,82 @@ from video_pipeline.config.section import Auto, Count, Name, Positive, Section
 
 
 class Data(Section):
-    """What is read, what is written, and how the samples are prepared."""
+    """Input, output, and how samples are prepared."""
 
     input_jsonl: Path = Field(
         default=Path("samples.jsonl"),
-        description="The samples: one JSON object a line. `.gz` and `.zst` are read too.",
+        description="The samples: one JSON object a line. The file may be compressed (`.gz`, "
+        "`.zst`).",
     )
     output_jsonl: Path = Field(
         default=Path("results/output.describe.jsonl"),
-        description="The consolidated output. Rank files, journal, summary and the resolved "
-        "configuration are written beside it.",
+        description="The output. Rank files, journal, summary and the complete configuration "
+        "are written beside it.",
     )
     video_field: Name = Field(
-        default="path", description="The field that holds the video's path or address."
+        default="path", description="The field with the path or address of the video."
     )
     video_root: Path | None = Field(
         default=None,
-        description="The folder of relative video paths. `null`: the folder of `input_jsonl`.",
+        description="The folder that relative video paths start from. `null`: the folder of "
+        "`input_jsonl`.",
     )
     id_field: Name | None = Field(
         default=None,
-        description="The field that holds a unique id, used as `__key`. `null`: the key is a hash "
-        "of the sample's content.",
+        description="The field with a unique id, which becomes `__key`. `null`: the key is a "
+        "hash of the sample's content.",
     )
     allowed_roots: list[Path] | None = Field(
         default=None,
-        description="The folders that local videos and images must lie in, after links and `..` "
-        "are followed; anything else gets an error record. Relative ones are relative to the "
+        description="Local videos and images must lie in these folders, after links and `..` "
+        "are followed; others become error records. Relative folders start from the "
         "working directory. `null`: they may lie anywhere.",
     )
     max_download_gb: Positive = Field(
         default=4.0,
-        description="Size, in GB, of the largest video that is read by http(s). It is downloaded "
-        "to the folder for temporary files (`TMPDIR`).",
+        description="Largest video that is downloaded by http(s), in GB. It goes to the folder "
+        "for temporary files (`TMPDIR`).",
     )
     allow_private_addresses: bool = Field(
         default=False,
-        description="`true`: videos are also read by http(s) from hosts that are not on the public "
-        "internet: this machine, the local network, reserved addresses.",
+        description="`true`: also download from hosts that are not on the public internet: this "
+        "machine, the local network, reserved addresses.",
     )
     resume: bool = Field(
         default=True,
-        description="`false`: every invocation starts a new, empty journal (its own retries "
-        "continue it).",
+        description="`false`: each invocation starts a new, empty journal. Retries within an "
+        "invocation still continue from it.",
     )
     num_shards: Auto | Count = Field(
         default="auto",
-        description="How many chunks, and so how many inference jobs. `auto`: (GPUs given to "
-        "Snakemake) // (GPUs per job), at least 1.",
+        description="Number of chunks, and of inference jobs. `auto`: (GPUs given to Snakemake) "
+        "// (GPUs of a job), at least 1.",
     )
     balance: Literal["count", "size", "duration"] = Field(
         default="size",
-        description="The weight of a sample when the pending samples are divided into chunks, so "
-        "that all jobs end together: 1 each, the size of its file, or its seconds (the field "
-        "`duration` of the sample; if it is missing, the header of the file is read).",
+        description="Weight of a sample when pending samples are divided into chunks, so that "
+        "all jobs end together. `count`: 1 each. `size`: the size of its file. "
+        "`duration`: its seconds, from the field `duration` or else from the header "
+        "of its file.",
     )
     num_workers: Auto | Count = Field(
         default="auto",
-        description="Decode processes per rank. `auto`: the cores that Snakemake gave the job, "
-        "less one for the engine.",
+        description="Decode processes of each job. `auto`: the cores that Snakemake gives the "
+        "job, less one for the engine.",
     )
     sample_timeout_s: Positive = Field(
         default=300.0,
-        description="Seconds one sample may take to be read and prepared; then its worker is "
-        "killed and the sample gets an error record.",
+        description="Seconds to read and prepare one sample. After that its decode process is "
+        "killed, and the sample becomes an error record.",
     )
     worker_memory_gb: Positive | None = Field(
         default=16.0,
-        description="Memory, in GB, that one decode process may ask for; a video that needs more "
-        "gets an error record. `null`: no limit.",
+        description="Memory that one decode process may allocate, in GB. A video that needs "
+        "more becomes an error record. `null`: no limit.",
     )
     max_ready_gb: Positive = Field(
         default=8.0,
-        description="Bound, in GB, on the prepared samples held at once: ready plus submitted to "
+        description="Memory for prepared samples of a job, in GB: those that wait and those in "
         "the engine.",
     )
 

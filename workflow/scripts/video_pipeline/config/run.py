@@ -13,66 +13,75 @@ class Simulated(Section):
     """How long the simulated engine pretends to compute."""
 
     seconds_per_prompt_token: NonNegative = Field(
-        default=0.0, description="Seconds a prompt token costs."
+        default=0.0, description="Seconds for each prompt token."
     )
     seconds_per_output_token: NonNegative = Field(
-        default=0.0, description="Seconds an answer token costs."
+        default=0.0, description="Seconds for each token of an answer."
     )
     output_tokens: Count = Field(default=16, description="Tokens of an answer.")
-    concurrency: Count = Field(default=256, description="Requests that are computed at once.")
+    concurrency: Count = Field(default=256, description="Requests that it computes at once.")
 
 
 class Run(Section):
-    """The task, and how the run behaves."""
+    """The task, the plugins, and how a run behaves."""
 
-    task: Name = Field(default="describe", description="A registered task.")
+    task: Name = Field(
+        default="describe", description="Name of the task: a built-in one, or one of a plugin."
+    )
     dataset: Name | None = Field(
         default=None,
-        description="A registered dataset that reads the samples. `null`: the task's own.",
+        description="Name of the dataset that reads the samples. `null`: the one that the task "
+        "names.",
     )
     plugins: list[str] = Field(
         default=[],
-        description="Python files or modules to import, so that their tasks and datasets register.",
+        description="Python files or modules with tasks and datasets of your own. They are "
+        "imported at the start.",
     )
     engine: Literal["vllm", "simulated"] = Field(
         default="vllm",
-        description="`simulated` answers with text made from the key, for tests and benchmarks.",
+        description="`vllm`, or `simulated`: made-up answers without a model, for tests and "
+        "benchmarks.",
     )
     simulated: Simulated = Field(default=Simulated(), description="Timing of the simulated engine.")
     max_in_flight: Count = Field(
-        default=256, description="Requests submitted to the engine at once, at most."
+        default=256, description="Upper limit on the requests in the engine at once."
     )
     engine_timeout_s: Positive = Field(
         default=600.0,
-        description="Seconds without a sign of life from an engine that has requests, after which "
+        description="If the engine has requests and makes no progress for this many seconds, "
         "the job fails and is started again.",
     )
     retry_truncated: Count | None = Field(
         default=None,
-        description="An answer with an `output_schema` that did not end within "
-        "`sampling.max_tokens` is generated once more with this limit. `null`: it is an error "
-        "record at once.",
+        description="If an answer with an `output_schema` does not end within "
+        "`sampling.max_tokens`, it is generated once more with this limit. `null`: "
+        "it becomes an error record at once.",
     )
     truncated: Literal["keep", "error"] = Field(
         default="keep",
-        description="How an answer that was cut off at `sampling.max_tokens` counts: `keep` counts "
-        "it as answered, `error` makes it an error record of stage `length` that keeps the text. "
-        "The journal has the answer either way: a change infers nothing again. An answer with an "
-        "`output_schema`, or without any text yet, is an error record in any case.",
+        description="What becomes of an answer that was cut off at `sampling.max_tokens`. "
+        "`keep`: it counts as answered. `error`: it becomes an error record of "
+        "stage `length`, which keeps the text. The journal keeps the answer, so a "
+        "change of this key infers nothing again. An answer with an "
+        "`output_schema`, or without any text yet, becomes an error record in any "
+        "case.",
     )
-    keep_rank_files: bool = Field(default=False, description="Keep the rank files at the end.")
+    keep_rank_files: bool = Field(
+        default=False, description="`true`: keep the rank files at the end."
+    )
     max_error_rate: float = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="Failed / finished samples of a chunk, at most; checked from the 20th failure "
-        "on. A shard with more stops at once. Errors of stage `parse` do not count: their answers "
-        "are kept.",
+        description="Largest share of failed samples among the finished ones of a chunk, "
+        "checked from the 20th failure on. A job above it stops at once. Errors of "
+        "stage `parse` do not count, because their answers are kept.",
     )
     formats: list[Literal["jsonl", "parquet"]] = Field(
         default=["jsonl"],
-        description="The formats of the output. `jsonl` is always one of them; `parquet` also "
-        "writes a folder of Parquet files with a dataset card, ready for a hub.",
+        description="Formats of the output. `jsonl` is always one of them. `parquet` adds a "
+        "folder of Parquet files with a dataset card for the Hugging Face hub.",
     )
 
     @field_validator("formats")

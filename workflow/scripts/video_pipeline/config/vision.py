@@ -10,46 +10,53 @@ from video_pipeline.config.section import Positive, Section
 
 
 class Vision(Section):
-    """How many frames the model sees, and how large: keys of the video item that
-    `qwen_vl_utils.process_vision_info` reads. The defaults fit `vllm.max_model_len: 32768`."""
+    """How many frames the model sees, and how large they are. Most keys are those of the video item
+    that `qwen_vl_utils.process_vision_info` reads. The defaults fit `vllm.max_model_len: 32768`."""
 
     fps: Positive | None = Field(
-        default=2.0, description="Frames a second to sample. `null` together with `nframes`."
+        default=2.0, description="Frames to sample from each second. `null`: use `nframes`."
     )
     nframes: int | None = Field(
         default=None,
         ge=2,
-        description="Sample this many frames, however long the video; replaces `fps`.",
+        description="Frames to sample from each video, whatever its length. It replaces `fps`.",
     )
     min_frames: int | None = Field(
-        default=None, ge=2, description="At least this many frames. `null`: 4, as in qwen-vl-utils."
+        default=None,
+        ge=2,
+        description="Lower limit on the frames of a video. `null`: 4, as in qwen-vl-utils.",
     )
-    max_frames: int = Field(default=256, ge=2, description="At most this many frames.")
+    max_frames: int = Field(default=256, ge=2, description="Upper limit on the frames of a video.")
     min_pixels: int = Field(
-        default=16 * 28 * 28, gt=0, description="Pixels of a frame after the resize, at least."
+        default=16 * 28 * 28,
+        gt=0,
+        description="Lower limit on the pixels of a frame after the resize.",
     )
     max_pixels: int = Field(
-        default=768 * 28 * 28, gt=0, description="Pixels of a frame after the resize, at most."
+        default=768 * 28 * 28,
+        gt=0,
+        description="Upper limit on the pixels of a frame after the resize.",
     )
     total_pixels: int = Field(
         default=20480 * 28 * 28,
         gt=0,
-        description="Bound on frames x pixels / 2, and so on the visual tokens of a video: "
-        "20,480 tokens if a token covers 28 x 28 pixels (Qwen2.5-VL), 15,680 if it covers 32 x 32 "
-        "(Qwen3-VL).",
+        description="Limit on frames x pixels / 2 of a video, and so on its visual tokens: "
+        "20,480 tokens if a token covers 28 x 28 pixels (Qwen2.5-VL), 15,680 if it "
+        "covers 32 x 32 (Qwen3-VL).",
     )
 
     resize: Literal["native", "exact"] = Field(
         default="native",
-        description="`native`: the fast uint8 resize that transformers' own Qwen video processor "
-        "uses. `exact`: that of qwen-vl-utils, bit for bit, and much slower.",
+        description="`native`: the fast uint8 resize of transformers' own Qwen video processor. "
+        "`exact`: the resize of qwen-vl-utils, equal to the last bit, and much "
+        "slower.",
     )
     decoder: Literal["auto", "cpu", "nvdec"] = Field(
         default="cpu",
-        description="`cpu`, or `nvdec`: the decoder on the GPU, in every decode process; videos "
-        "that it does not take are decoded on the CPU. `auto`: a few decode processes use the "
-        "GPU's decoder if there is one, the others the CPU. Its memory comes on top of "
-        "`vllm.gpu_memory_utilization`, see "
+        description="Which decoder reads videos. `cpu`: the CPU. `nvdec`: the GPU's own "
+        "decoder, in every decode process; videos that it cannot decode go to the "
+        "CPU. `auto`: a few decode processes use the GPU's decoder if there is one. "
+        "The GPU's decoder needs memory beyond `vllm.gpu_memory_utilization`, see "
         "[Throughput](../docs/throughput.md#the-decoder-on-the-gpu).",
     )
 

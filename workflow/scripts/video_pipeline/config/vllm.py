@@ -26,8 +26,8 @@ class VllmSection(Section):
 
 class Vllm(VllmSection):
     """The model, and any other engine argument of vLLM by its own name. An unknown name is an error
-    at once. If another vLLM than the pinned one is installed, it is a warning, and the engine
-    decides when it starts."""
+    before the run starts. If another vLLM than the tried one is installed, an unknown name is a
+    warning, and vLLM decides when it starts."""
 
     model: Name = Field(
         default="Qwen/Qwen2.5-VL-7B-Instruct",
@@ -39,11 +39,11 @@ class Vllm(VllmSection):
     pipeline_parallel_size: Count = Field(default=1, description="Pipeline stages of the model.")
     data_parallel_size: Count = Field(default=1, description="Copies of the model in one job.")
     max_model_len: Count = Field(
-        default=32768, description="Prompt and answer together, in tokens, at most."
+        default=32768, description="Upper limit on the tokens of prompt and answer together."
     )
 
     lora_path: Path | None = Field(
-        default=None, description="The folder of a LoRA adapter for the model. `null`: none."
+        default=None, description="Folder of a LoRA adapter for the model. `null`: none."
     )
 
     @property
@@ -58,10 +58,12 @@ class Vllm(VllmSection):
 
 
 class Sampling(VllmSection):
-    """Any field of vLLM's `SamplingParams` by its own name. Unknown names are treated as in
-    `vllm`."""
+    """Any field of vLLM's `SamplingParams` by its own name. Unknown names are handled as in the
+    section `vllm`."""
 
     temperature: float = Field(
-        default=0.0, ge=0, description="0: greedy, the same answer every time."
+        default=0.0,
+        ge=0,
+        description="0: greedy, which takes the most likely token each time.",
     )
-    max_tokens: Count = Field(default=512, description="Tokens of an answer, at most.")
+    max_tokens: Count = Field(default=512, description="Upper limit on the tokens of an answer.")
