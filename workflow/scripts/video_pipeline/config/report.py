@@ -53,7 +53,7 @@ class Report(Section):
     samples: int = Field(
         default=60,
         ge=0,
-        description="Number of answered samples in the gallery. A quarter as many failed samples have "
-        "pictures, too. These videos are read again. 0: no answered samples, and no pictures.",
+        description="Number of answered samples in the gallery. A quarter as many failed samples "
+        "have pictures, too. These videos are read again. 0: no answered samples, and no pictures.",
     )
     seed: int = Field(default=0, description="Chooses which samples are shown.")
