@@ -42,13 +42,13 @@ lint: venv  ## format and lint checks
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 
-bench: venv  ## measure, and write docs/benchmarks.md (an hour on 2 cores; wants a quiet machine)
+bench: venv  ## measure, and write docs/benchmarks.md (an hour on 2 cores; needs a quiet machine)
 	@$(BIN)/python -m benchmarks
 
 config-docs: venv  ## write config/config.yaml, config/README.md and config/schema.json
 	$(BIN)/python -m video_pipeline.config config
 
-docs: venv  ## build the documentation into site/, with what it needs (envs/docs.txt)
+docs: venv  ## install envs/docs.txt, and build the documentation into site/
 	@$(BIN)/python -m pip install -qq --no-deps --no-input --disable-pip-version-check -r envs/docs.txt
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html; to search in it, too: $(BIN)/python -m http.server -d site"
