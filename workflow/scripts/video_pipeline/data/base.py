@@ -118,9 +118,9 @@ class BaseDataset(Dataset[dict[str, Any]]):
             ``prompt`` is text with one placeholder of the model for each image and video. A dataset
             may give ``prompt_token_ids`` instead.
 
-            ``multi_modal_data`` is ``{"image": [...], "video": [...]}``. An image is a ``PIL.Image``
-            in RGB. A video is a pair of its frames (uint8, frames x 3 x height x width, in pixels)
-            and its metadata (``fps`` in frames per second, ``frames_indices``,
+            ``multi_modal_data`` is ``{"image": [...], "video": [...]}``. An image is in RGB, as
+            ``PIL.Image``. A video is a pair of its frames (uint8, frames x 3 x height x width, in
+            pixels) and its metadata (``fps`` in frames per second, ``frames_indices``,
             ``total_num_frames``).
 
             ``mm_processor_kwargs`` are settings of the model's processor for this sample.
