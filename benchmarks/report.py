@@ -119,9 +119,9 @@ def page(sections: Iterable[Section]) -> str:
         "# Benchmarks",
         "",
         "This page shows what was measured, and the bar for each figure. Figures of time are",
-        "ratios of two measurements from the same run on the same machine. `make bench`",
-        "(`python -m benchmarks`) writes the page, so do not edit it. `python -m benchmarks reader`",
-        "measures one family again; the other sections stay as they are.",
+        "ratios of two measurements from the same run on the same machine. `make bench` writes",
+        "the page, so do not edit it. `python -m benchmarks reader` measures one family again;",
+        "the other sections stay as they are.",
         "",
         *_table([["figure", "bar", "measured", "met?"], *rows]),
     ]
