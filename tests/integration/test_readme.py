@@ -101,7 +101,7 @@ def test_python_examples_register():
     code = "\n".join(blocks("python")) + (
         "\nfrom video_pipeline.tasks.registry import get_task"
         "\nfrom video_pipeline.data.registry import get_dataset"
-        "\nassert get_task('my_task') is MyTask and get_dataset('questions') is Questions"
+        "\nassert get_task('my_task') is MyTask and get_dataset('my_dataset') is MyDataset"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
