@@ -130,7 +130,7 @@ def job_of(said: str, rule: str) -> str:
 def test_a_job_without_a_gpu_infers_nothing_and_leaves_it_to_the_next_attempt(splitting):
     splitting(samples(3), 1)
     run, layout = splitting.run, splitting.layout
-    with pytest.raises(Unfinished, match=r"3 sample\(s\) are pending now, and the job has no GPU"):
+    with pytest.raises(Unfinished, match="3 of them are pending now, and the job has no GPU"):
         infer(run.config, layout, 0, 1, only_publish=True)
     assert not run.answers()
     infer(run.config, layout, 0, 1, attempt=2)
