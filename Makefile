@@ -36,9 +36,10 @@ lowest: venv  ## the unit tests with the lowest versions that pyproject.toml all
 soak: venv  ## 2,000 samples and 50 random kills: nothing lost, nothing twice (5 minutes)
 	@$(BIN)/python tests/soak.py
 
-lint: venv  ## format and lint checks
+lint: venv  ## format, lint and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 
@@ -54,6 +55,6 @@ docs: venv  ## build the documentation into site/, with what it needs (envs/docs
 	@echo "site/index.html; to search in it, too: $(BIN)/python -m http.server -d site"
 
 clean:  ## remove the demo, the built documentation and caches; .venv stays
-	rm -rf $(DEMO) site .lowest .pytest_cache .ruff_cache
+	rm -rf $(DEMO) site .lowest .pytest_cache .mypy_cache .ruff_cache
 
 .PHONY: help venv demo test lowest soak lint bench config-docs docs clean
