@@ -21,6 +21,7 @@ from video_pipeline.workflow.pending import only_publishes
 
 PROFILE_FOLDER = PROJECT / "profiles" / "slurm"
 PROFILE = yaml.safe_load((PROFILE_FOLDER / "profile.yaml").read_text())
+OUTPUT = "results/out.jsonl"  # as a target it leaves out the job of the report
 needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason="SLURM is not installed")
 
 
@@ -64,7 +65,7 @@ def test_stages_have_the_settings_of_the_profile_and_publish_without_a_gpu(run, 
     run.write_samples(samples(2))
     run.settings["stages"] = [{"name": "ask"}]
     run.configure(data={"num_shards": 1})
-    code, said = snakemake(run, cluster.environment)
+    code, said = snakemake(run, cluster.environment, OUTPUT)
     assert code == 0, said
     threads, infer = str(PROFILE["set-threads"]["infer"]), PROFILE["set-resources"]["infer"]
     memory = f"{infer['mem_mb'] / 1024:.2f}G"
@@ -75,7 +76,7 @@ def test_stages_have_the_settings_of_the_profile_and_publish_without_a_gpu(run, 
     assert asked[name][3] == "gres:gpu:1"
     # a task that parses otherwise: all is done, and published again without a GPU
     run.edit_plugin('"answer": generated_text.strip()', '"answer": "new"')
-    code, said = snakemake(run, cluster.environment)
+    code, said = snakemake(run, cluster.environment, OUTPUT)
     assert code == 0, said
     asked = jobs(cluster)
     assert asked[name][:3] == [threads, memory, "1-00:00:00"]
