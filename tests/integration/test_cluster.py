@@ -33,15 +33,16 @@ def cluster(tmp_path_factory):
     cluster.stop()
 
 
-def snakemake(run: Run, environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+def snakemake(run: Run, environment: dict[str, str], *targets: str) -> tuple[int, str]:
     """Run Snakemake with the profile; returns its exit code and what it said."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")),
-            *("--configfile", "my.yaml", "--workflow-profile", str(PROFILE_FOLDER)),
+            *(sys.executable, "-m", "snakemake", *targets),
+            *("--snakefile", str(PROJECT / "Snakefile"), "--configfile", "my.yaml"),
+            *("--workflow-profile", str(PROFILE_FOLDER)),
             # the profile's own are for a cluster, not for a test
             *("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"),
-            *("--max-status-checks-per-second", "10", "--resources", "gpu=1", *arguments),
+            *("--max-status-checks-per-second", "10", "--resources", "gpu=1"),
         ],
         cwd=run.folder,
         env=environment,
