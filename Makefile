@@ -27,6 +27,9 @@ demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six cli
 test: venv  ## every test, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-fast: venv  ## the unit tests that take seconds: no vLLM, no SLURM, no browser (2 minutes)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit -m "not slow"
+
 lowest: venv  ## the unit tests with the lowest versions that pyproject.toml allows (10 minutes)
 	@rm -rf .lowest
 	@$(BIN)/python -m pip install -qq --no-deps --no-compile --no-input --target .lowest \
@@ -57,4 +60,4 @@ docs: venv  ## build the documentation into site/, with what it needs (envs/docs
 clean:  ## remove the demo, the built documentation and caches; .venv stays
 	rm -rf $(DEMO) site .lowest .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help venv demo test lowest soak lint bench config-docs docs clean
+.PHONY: help venv demo test test-fast lowest soak lint bench config-docs docs clean
