@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import PROJECT, Run, keys, samples
-from slurm.cluster import Cluster, missing_programs
+from slurm.cluster import AT_ONCE, Cluster, missing_programs
 from video_pipeline.infer.infer import Unfinished, infer
 from video_pipeline.journal import REOPENS, JournalWriter
 from video_pipeline.run.layout import Layout
@@ -37,7 +37,7 @@ def snakemake(run: Run, environment: dict[str, str], *targets: str) -> tuple[int
     """Run Snakemake with the profile; returns its exit code and what it said."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "snakemake", *targets),
+            *(sys.executable, str(AT_ONCE), *targets),
             *("--snakefile", str(PROJECT / "Snakefile"), "--configfile", "my.yaml"),
             *("--workflow-profile", str(PROFILE_FOLDER)),
             # the profile's own are for a cluster, not for a test
@@ -132,7 +132,7 @@ def job_of(said: str, rule: str) -> str:
 def test_a_job_without_a_gpu_infers_nothing_and_leaves_it_to_the_next_attempt(splitting):
     splitting(samples(3), 1)
     run, layout = splitting.run, splitting.layout
-    with pytest.raises(Unfinished, match=r"3 sample\(s\) are pending now, and the job has no GPU"):
+    with pytest.raises(Unfinished, match=r"3 of them are pending now, and the job has no GPU"):
         infer(run.config, layout, 0, 1, only_publish=True)
     assert not run.answers()
     infer(run.config, layout, 0, 1, attempt=2)
