@@ -27,6 +27,9 @@ demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six cli
 test: venv  ## every test, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-fast: venv  ## the unit tests that take seconds: no vLLM, no SLURM, no browser (2 minutes)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit -m "not slow"
+
 lowest: venv  ## the unit tests with the lowest versions that pyproject.toml allows (10 minutes)
 	@rm -rf .lowest
 	@$(BIN)/python -m pip install -qq --no-deps --no-compile --no-input --target .lowest \
@@ -36,9 +39,10 @@ lowest: venv  ## the unit tests with the lowest versions that pyproject.toml all
 soak: venv  ## 2,000 samples and 50 random kills: nothing lost, nothing twice (5 minutes)
 	@$(BIN)/python tests/soak.py
 
-lint: venv  ## format and lint checks
+lint: venv  ## format, lint and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 
@@ -54,6 +58,6 @@ docs: venv  ## install envs/docs.txt, and build the documentation into site/
 	@echo "site/index.html; to search in it, too: $(BIN)/python -m http.server -d site"
 
 clean:  ## remove the demo, the built documentation and caches; .venv stays
-	rm -rf $(DEMO) site .lowest .pytest_cache .ruff_cache
+	rm -rf $(DEMO) site .lowest .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help venv demo test lowest soak lint bench config-docs docs clean
+.PHONY: help venv demo test test-fast lowest soak lint bench config-docs docs clean

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
 
-from helpers import Run, Splitter
+from helpers import Run, Splitter, forgetting_plugins
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,18 +52,10 @@ def splitting(here: Run) -> Splitter:
 
 
 @pytest.fixture
-def forget_plugins(monkeypatch: pytest.MonkeyPatch):
+def forget_plugins():
     """What a test's plugins register is forgotten when it ends."""
-    from video_pipeline.data import registry as datasets
-    from video_pipeline.tasks import registry as tasks
-
-    datasets.get_dataset("qwen_video")
-    tasks.get_task("describe")
-    for registry in (datasets._DATASETS, tasks._TASKS):
-        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    yield
-    for name in [name for name in sys.modules if name.startswith("video_pipeline_plugin_")]:
-        del sys.modules[name]
+    with forgetting_plugins():
+        yield
 
 
 @pytest.fixture

@@ -331,6 +331,25 @@ def read_jsonl(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
 
 
 @contextmanager
+def forgetting_plugins() -> Iterator[None]:
+    """What plugins register within the block is forgotten after it."""
+    from video_pipeline.data import registry as datasets
+    from video_pipeline.tasks import registry as tasks
+
+    datasets.get_dataset("qwen_video")
+    tasks.get_task("describe")
+    registries = (datasets._DATASETS, tasks._TASKS)
+    known = [dict(registry._classes) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, classes in zip(registries, known, strict=True):
+            registry._classes = classes
+        for name in [name for name in sys.modules if name.startswith("video_pipeline_plugin_")]:
+            del sys.modules[name]
+
+
+@contextmanager
 def few_open_files(more: int) -> Iterator[None]:
     """Within the block this process may open ``more`` files beyond those that are open."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -93,8 +93,10 @@ def remarks(results: dict[str, Any]) -> list[str]:
             )
             lines.append(f"{name}, seconds from the start: {one.get('start')}")
             lines.append(f"{name}, until the first request: {one.get('cpu_until_first_request')}")
-            for looked in one.get("memory", []):
-                lines.append(f"{name}, {looked['after']} s after it: {looked['kinds']}")
+            lines.extend(
+                f"{name}, {looked['after']} s after it: {looked['kinds']}"
+                for looked in one.get("memory", [])
+            )
         if name in ("floor", "vssfloor"):
             line = one.get("timeline", {})
             steps = ["began", "imported", "turn", "configured", "engine_up", "prepared"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import PROJECT, Run, keys, samples
-from slurm.cluster import Cluster, missing_programs
+from slurm.cluster import AT_ONCE, Cluster, missing_programs
 from video_pipeline.infer.infer import Unfinished, infer
 from video_pipeline.journal import REOPENS, JournalWriter
 from video_pipeline.run.layout import Layout
@@ -21,6 +21,7 @@ from video_pipeline.workflow.pending import only_publishes
 
 PROFILE_FOLDER = PROJECT / "profiles" / "slurm"
 PROFILE = yaml.safe_load((PROFILE_FOLDER / "profile.yaml").read_text())
+OUTPUT = "results/out.jsonl"  # as a target it leaves out the job of the report
 needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason="SLURM is not installed")
 
 
@@ -32,15 +33,16 @@ def cluster(tmp_path_factory):
     cluster.stop()
 
 
-def snakemake(run: Run, environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+def snakemake(run: Run, environment: dict[str, str], *targets: str) -> tuple[int, str]:
     """Run Snakemake with the profile; returns its exit code and what it said."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")),
-            *("--configfile", "my.yaml", "--workflow-profile", str(PROFILE_FOLDER)),
+            *(sys.executable, str(AT_ONCE), *targets),
+            *("--snakefile", str(PROJECT / "Snakefile"), "--configfile", "my.yaml"),
+            *("--workflow-profile", str(PROFILE_FOLDER)),
             # the profile's own are for a cluster, not for a test
             *("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"),
-            *("--max-status-checks-per-second", "10", "--resources", "gpu=1", *arguments),
+            *("--max-status-checks-per-second", "10", "--resources", "gpu=1"),
         ],
         cwd=run.folder,
         env=environment,
@@ -64,7 +66,7 @@ def test_stages_have_the_settings_of_the_profile_and_publish_without_a_gpu(run, 
     run.write_samples(samples(2))
     run.settings["stages"] = [{"name": "ask"}]
     run.configure(data={"num_shards": 1})
-    code, said = snakemake(run, cluster.environment)
+    code, said = snakemake(run, cluster.environment, OUTPUT)
     assert code == 0, said
     threads, infer = str(PROFILE["set-threads"]["infer"]), PROFILE["set-resources"]["infer"]
     memory = f"{infer['mem_mb'] / 1024:.2f}G"
@@ -75,7 +77,7 @@ def test_stages_have_the_settings_of_the_profile_and_publish_without_a_gpu(run, 
     assert asked[name][3] == "gres:gpu:1"
     # a task that parses otherwise: all is done, and published again without a GPU
     run.edit_plugin('"answer": generated_text.strip()', '"answer": "new"')
-    code, said = snakemake(run, cluster.environment)
+    code, said = snakemake(run, cluster.environment, OUTPUT)
     assert code == 0, said
     asked = jobs(cluster)
     assert asked[name][:3] == [threads, memory, "1-00:00:00"]

@@ -563,7 +563,7 @@ def test_tokens_that_vllm_would_change_are_refused(rig: Rig) -> None:
         rig.renderer.prepare({"": {**llm_input, "prompt_token_ids": ids}}, "key")
 
 
-NUM_CLIPS = 200
+NUM_CLIPS = 80
 
 
 @pytest.fixture(scope="module")

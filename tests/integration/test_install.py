@@ -109,6 +109,14 @@ def test_cpu_list_is_complete():
     }
 
 
+def test_dev_list_is_complete():
+    """With the CPU list, on top of which it is installed."""
+    pinned = pins("cpu.txt") | pins("dev.txt")
+    requirements = {name: importlib.metadata.requires(name) or () for name in pinned}
+    tools = map(Requirement, lines("dev.txt"))
+    assert [line for python in PYTHONS for line in unmet(tools, requirements, pinned, python)] == []
+
+
 def report(requirements: list[str], python: str, folder: Path) -> list[dict]:
     """What pip would install, without what that needs in turn."""
     run = subprocess.run(
@@ -189,7 +197,7 @@ def test_editable_install(own_venv, tmp_path):
     assert found.splitlines()[-1] == str(source / "workflow/scripts/video_pipeline/__init__.py")
 
 
-def test_a_wheel_holds_the_page_of_the_report(tmp_path):
+def test_a_wheel_holds_every_file_of_the_library(tmp_path):
     """What is no Python, too; from a copy, so that no build is left behind."""
     shutil.copytree(ROOT / "workflow", tmp_path / "source" / "workflow")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -198,6 +206,10 @@ def test_a_wheel_holds_the_page_of_the_report(tmp_path):
     subprocess.run([*build, "-w", tmp_path, tmp_path / "source"], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    pages = {path.name for path in (ROOT / "workflow/scripts/video_pipeline/report").glob("page.*")}
-    assert pages == {"page.css", "page.html.j2", "page.js", "page.py"}
-    assert {f"video_pipeline/report/{page}" for page in pages} <= names
+    scripts = ROOT / "workflow" / "scripts"
+    files = {
+        str(path.relative_to(scripts))
+        for path in (scripts / "video_pipeline").rglob("*.*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert {"video_pipeline/py.typed", "video_pipeline/report/page.css"} <= files <= names

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import SCRIPTS
+from helpers import SCRIPTS, forgetting_plugins
 from PIL import Image
+from video_pipeline.commands import preview
+from video_pipeline.errors import UserError
 from video_pipeline.testing.clips import write_demo_clips
 from video_pipeline.testing.tiny_model import write_tiny_model
 
@@ -43,37 +45,61 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def preview(
-    folder: Path,
-    *arguments: str,
-    build: str = "'Why?'",
-    parse: str = "text",
-    succeeds: bool = True,
-) -> str:
+def arguments_of(folder: Path, arguments: tuple[str, ...], build: str, parse: str) -> list[str]:
+    """Writes the plugin; returns the arguments of preview."""
     plugin = PLUGIN.replace("BUILD", build).replace("PARSE", parse)
     (folder / "mine.py").write_text(plugin, encoding="utf-8")
+    return ["mine.py", "--task", "mine", "--video", "h264.mp4", *arguments]
+
+
+def failing(folder: Path, *arguments: str) -> str:
+    """What the command says, which fails."""
     paths = os.pathsep.join([str(folder / "broken"), str(SCRIPTS)])
+    command = [sys.executable, "-m", "video_pipeline.preview"]
     done = subprocess.run(
-        [sys.executable, "-m", "video_pipeline.preview", "mine.py", "--task", "mine", *arguments],
+        [*command, *arguments_of(folder, arguments, "'Why?'", "text")],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == (0 if succeeds else 1), done.stdout
+    assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stdout
     return done.stdout
 
 
-def test_a_sheet_that_cannot_be_written(folder: Path) -> None:
-    options = ("--model", "model", "--no-engine", "--sheet", "missing/x.png")
-    printed = preview(folder, "--video", "h264.mp4", *options, succeeds=False)
+@pytest.fixture
+def show(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Runs preview in this process; returns what it printed."""
+
+    def call(*arguments: str, build: str = "'Why?'", parse: str = "text") -> str:
+        monkeypatch.chdir(folder)
+        given = arguments_of(folder, arguments, build, parse)
+        monkeypatch.setattr(sys, "argv", ["preview", *given])
+        with forgetting_plugins():
+            preview.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+WITHOUT_ENGINE = ("--model", "model", "--no-engine")
+
+
+def test_all_is_shown_without_vllm_before_a_sheet_that_cannot_be_written(folder: Path) -> None:
+    printed = failing(folder, *WITHOUT_ENGINE, "--sheet", "missing/x.png")
+    assert "<|vision_start|><|video_pad|><|vision_end|>Why?<|im_end|>" in printed
     assert "error: --sheet missing/x.png: " in printed
 
 
-def test_what_the_model_sees_without_vllm(folder: Path) -> None:
-    printed = preview(folder, "--video", "h264.mp4", "--model", "model", "--no-engine")
+def test_without_no_engine_it_says_that_vllm_is_missing(folder: Path) -> None:
+    printed = failing(folder, "--model", "model")
+    assert re.search(r"vLLM .* \(no vLLM here\).* --no-engine shows everything", printed)
+
+
+def test_what_the_model_sees(folder: Path, show) -> None:
+    printed = show(*WITHOUT_ENGINE)
     assert '"text": "Why?"' in printed
     assert "<|vision_start|><|video_pad|><|vision_end|>Why?<|im_end|>" in printed
     times = re.findall(r"^(\d+\.\d\d) s  (\d+)x(\d+)$", printed, re.MULTILINE)
@@ -87,67 +113,38 @@ def test_what_the_model_sees_without_vllm(folder: Path) -> None:
         assert sheet.width > 200
 
 
-def test_without_no_engine_it_says_that_vllm_is_missing(folder: Path) -> None:
-    printed = preview(folder, "--video", "h264.mp4", "--model", "model", succeeds=False)
-    assert re.search(r"vLLM .* \(no vLLM here\).* --no-engine shows everything", printed)
-
-
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "build", "message"),
     [
-        (
-            ["--video", "h264.mp4"],
-            {"build": "sample['title']"},
-            "KeyError: 'title' (.*mine.py, line 9",
-        ),
-        (["--video", "gone.mp4"], {}, "cannot read .*gone.mp4: VideoReadError: No such file"),
-        ([], {}, "the sample has no video: give --video, or 'path' in --sample"),
-        (["--sample", "[1]"], {}, "--sample: expected a JSON object"),
+        ([], "sample['title']", r"KeyError: 'title' \(.*mine\.py, line 9"),
+        (["--video", "gone.mp4"], "''", r"cannot read .*gone\.mp4: VideoReadError: No such file"),
+        (["--video", ""], "''", "the sample has no video: give --video, or 'path' in --sample"),
+        (["--sample", "[1]"], "''", "--sample: expected a JSON object"),
     ],
 )
-def test_mistakes_are_named(
-    folder: Path, arguments: list[str], code: dict[str, str], message: str
-) -> None:
-    printed = preview(folder, *arguments, "--model", "model", "--no-engine", succeeds=False, **code)
-    assert re.search(message.replace("(", r"\("), printed), printed
+def test_mistakes_are_named(show, arguments: list[str], build: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        show(*WITHOUT_ENGINE, *arguments, build=build)
 
 
-def test_parse_that_fails_names_the_line(folder: Path) -> None:
+def test_parse_that_fails_names_the_line(folder: Path, show) -> None:
     (folder / "simulated.yaml").write_text("run: {engine: simulated}\n")
-    printed = preview(
-        folder,
-        *("--video", "h264.mp4", "--configfile", "simulated.yaml"),
-        parse="text.no_such_thing",
-        succeeds=False,
-    )
-    assert re.search(r"parse: AttributeError: .*no_such_thing.* \(.*mine.py, line 14\)", printed)
+    with pytest.raises(UserError, match=r"parse: AttributeError: .*no_such.*mine\.py, line 14\)"):
+        show("--configfile", "simulated.yaml", parse="text.no_such_thing")
 
 
-def test_a_hostile_text_stays_text(folder: Path) -> None:
-    printed = preview(
-        folder,
-        *(
-            "--video",
-            "h264.mp4",
-            "--model",
-            "model",
-            "--no-engine",
-            "--sample",
-            r'{"t": "\u001b[2J"}',
-        ),
-        build="sample['t']",
-    )
+def test_a_hostile_text_stays_text(show) -> None:
+    printed = show(*WITHOUT_ENGINE, "--sample", r'{"t": "\u001b[2J"}', build="sample['t']")
     assert "\x1b" not in printed
     assert r"\x1b[2J" in printed
 
 
-def test_a_title_that_looks_like_structure_is_shown_as_what_it_is(folder: Path) -> None:
-    shown = ("--video", "h264.mp4", "--model", "model", "--no-engine")
+def test_a_title_that_looks_like_structure_is_shown_as_what_it_is(show) -> None:
     title = "an <|im_end|> and a <|video_pad|>"
-    printed = preview(folder, *shown, build=repr(title))
+    printed = show(*WITHOUT_ENGINE, build=repr(title))
     assert f"<|vision_end|>{title}<|im_end|>" in printed
     assert "\nplain characters in the text of a message: <|im_end|>, <|video_pad|>\n" in printed
     # as many tokens as a title of the same length has, each of one character
     (tokens,) = re.findall(r"tokens: .*", printed)
-    assert tokens in preview(folder, *shown, build=repr(title.replace("<", "#")))
-    assert "plain characters" not in preview(folder, *shown)
+    assert tokens in show(*WITHOUT_ENGINE, build=repr(title.replace("<", "#")))
+    assert "plain characters" not in show(*WITHOUT_ENGINE)

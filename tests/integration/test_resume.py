@@ -152,25 +152,6 @@ def test_an_earlier_number_of_shards_leaves_nothing(run):
     assert_once(run, keys(6))
 
 
-def test_asking_snakemake_writes_nothing(run):
-    """Also where it would split anew: ``-n`` and ``--lint`` only say so."""
-    run.configure(data={"num_shards": 3}, run={"keep_rank_files": True})
-    run.write_samples(samples(4))
-    run.snakemake()
-    run.configure(data={"num_shards": 2})
-    run.snakemake()
-    results = run.folder / "results"
-    before = {path: path.stat() for path in results.rglob("*")}
-    for num_shards in (3, 2, 1):
-        run.configure(data={"num_shards": num_shards})
-        run.snakemake("-n")
-        run.snakemake("--lint")
-        after = {path: path.stat() for path in results.rglob("*")}
-        assert {path: status.st_mtime_ns for path, status in after.items()} == {
-            path: status.st_mtime_ns for path, status in before.items()
-        }
-
-
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 from helpers import PROJECT, Run, keys, read_jsonl, samples, wait_until
-from slurm.cluster import GPUS, NODES, Cluster, missing_programs
+from slurm.cluster import AT_ONCE, GPUS, NODES, Cluster, missing_programs
 
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()),
@@ -159,7 +159,7 @@ def start(run: Run, cluster: Cluster) -> subprocess.Popen[bytes]:
     with open(run.folder / "said.txt", "wb") as log:
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")),
+                *(sys.executable, str(AT_ONCE), "--snakefile", str(PROJECT / "Snakefile")),
                 *("--configfile", "my.yaml", *PROFILE),
             ],
             cwd=run.folder,

@@ -127,9 +127,13 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_who_only_looks_writes_nothing(finished):
     """Before a run, and after it, also with another number of shards that was used before."""
     run = finished
-    run.configure(data={"num_shards": 3})
+    run.configure(data={"num_shards": 3}, run={"keep_rank_files": True})
     run.snakemake()
-    run.configure(data={"num_shards": 2})
+    before = snapshot(run.folder / "results")
+    run.configure(data={"num_shards": 1})  # a number that no run had
+    for arguments in (["-n"], ["--lint"]):
+        run.snakemake(*arguments)
+        assert snapshot(run.folder / "results") == before, arguments
     looks = (["-n"], ["--lint"], ["--dag"], ["--list-rules"], ["--summary"], ["--unlock"])
     for shards in (3, 2):  # those of the last run, and others
         run.configure(data={"num_shards": shards})

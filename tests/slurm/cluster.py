@@ -25,6 +25,9 @@ from pathlib import Path
 NODES = 2
 GPUS = 3  # of each node
 
+AT_ONCE = Path(__file__).with_name("at_once.py")
+"""Snakemake that does not wait before it submits and looks."""
+
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 _DAEMONS = ("munged", "slurmctld", "slurmd")
 _CLIENTS = ("sbatch", "srun", "squeue", "sinfo", "scancel", "scontrol")

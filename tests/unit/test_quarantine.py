@@ -36,11 +36,12 @@ def test_a_sample_with_too_many_deaths_has_an_error():
 
 def test_a_sample_that_killed_its_process_is_tried_again_once():
     quarantine = Quarantine({})
-    tried_again = []
-    for positions, _ in quarantine.rounds(range(3), 256):
-        for position in positions:
-            if position == 1:
-                tried_again.append(quarantine.try_again(position))
+    tried_again = [
+        quarantine.try_again(position)
+        for positions, _ in quarantine.rounds(range(3), 256)
+        for position in positions
+        if position == 1
+    ]
     assert tried_again == [True, False]
 
 

@@ -115,6 +115,7 @@ def _table(shown: list[Journal]) -> Table:
 
 
 def main() -> None:
+    """Run ``python -m video_pipeline.journal``."""
     parser = argparse.ArgumentParser(
         prog="python -m video_pipeline.journal", description=__doc__.partition("\n")[0]
     )

@@ -44,6 +44,7 @@ KEY = "preview"
 
 
 def main() -> None:
+    """Run ``python -m video_pipeline.preview``."""
     parser = argparse.ArgumentParser(
         prog="python -m video_pipeline.preview", description=__doc__.partition("\n")[0]
     )

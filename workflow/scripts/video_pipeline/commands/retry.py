@@ -68,6 +68,7 @@ def _last_sharding(config: Config) -> Sharding | None:
 
 
 def main() -> None:
+    """Run ``python -m video_pipeline.retry``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--configfile", type=Path, required=True, help="the configuration of the run"

@@ -334,6 +334,7 @@ def watch(config: Config, *, once: bool, console: Console) -> None:
 
 
 def main() -> None:
+    """Run ``python -m video_pipeline.watch``."""
     parser = argparse.ArgumentParser(
         prog="python -m video_pipeline.watch", description=__doc__.partition("\n\n")[0]
     )

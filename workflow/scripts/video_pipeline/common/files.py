@@ -71,7 +71,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with stream:
             yield stream
             sync(stream)
-            os.replace(temporary, path)
+            temporary.replace(path)
         sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -162,7 +162,7 @@ def why_not_there(path: Path, kind: str = "file") -> str:
 def _similar_path(absolute: str) -> str:
     """``; did you mean /data/samples.jsonl?``, for a path that does not exist: the first part that
     is missing is replaced by the most similar name beside it. Empty if no name is similar."""
-    cwd = os.getcwd()
+    cwd = Path.cwd()
     if absolute.startswith(f"{cwd}/~"):  # the shell replaces ~, a configuration file does not
         home = os.path.expanduser(absolute.removeprefix(f"{cwd}/"))
         return f"; did you mean {home}?" if os.path.exists(home) else ""

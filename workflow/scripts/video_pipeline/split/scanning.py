@@ -81,10 +81,11 @@ class Scanner:
     """Reads blocks of the input, and asks the task what it asks about each sample."""
 
     def __init__(self, run: Run, with_identities: bool, with_failed: bool) -> None:
-        """Args:
-        run: What is asked.
-        with_identities: Whether ``identities`` of the blocks are wanted.
-        with_failed: Whether error records of an earlier run are samples.
+        """
+        Args:
+            run: What is asked.
+            with_identities: Whether ``identities`` of the blocks are wanted.
+            with_failed: Whether error records of an earlier run are samples.
         """
         self._config = run.config
         self._task = run.task

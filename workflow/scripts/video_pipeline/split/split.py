@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
 import shutil
 import uuid
 from concurrent.futures import ProcessPoolExecutor
@@ -207,7 +206,7 @@ class _Split:
         if journal.is_dir():
             remove_leftovers(journal)
         for entry in sorted(scratch.iterdir()):
-            os.replace(entry, layout.chunks / entry.name)
+            entry.replace(layout.chunks / entry.name)
         sync_folder(layout.chunks)
         write_text(layout.manifest, json.dumps(asdict(self._manifest), indent=2) + "\n")
         self._settings.write()

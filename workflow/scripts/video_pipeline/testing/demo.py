@@ -32,6 +32,7 @@ def write_demo(folder: Path, family: str = "qwen2_5_vl") -> Path:
 
 
 def main() -> None:
+    """Run ``python -m video_pipeline.testing.demo``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to write it all")
     print(write_demo(parser.parse_args().folder))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -54,7 +53,7 @@ def write_tiny_model(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) ->
         if _identity(folder) not in (None, identity):
             shutil.rmtree(folder)
         try:
-            os.rename(temporary, folder)
+            temporary.rename(folder)
         except OSError as error:  # The folder is not empty.
             if _identity(folder) != identity:  # Nor did another process write it.
                 raise FileExistsError(f"{folder} is not empty and no tiny model") from error
@@ -141,6 +140,7 @@ def _initialise(model: Any, seed: int, speakable: list[int]) -> None:
 
 
 def main() -> None:
+    """Run ``python -m video_pipeline.testing.tiny_model``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to write the checkpoint")
     parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0])

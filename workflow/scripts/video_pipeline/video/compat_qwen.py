@@ -128,10 +128,12 @@ def check_readers() -> None:
         UserError: One does not; nothing would hold it to the section ``data``.
     """
     for item in _PROBES:
+        cause = None
         try:
             process_vision_info([{"role": "user", "content": [item]}])
         except _Reached:
             continue
-        except Exception:  # Another reader tried to open the probe.
-            pass
-        raise unsupported(f"it does not read {item['type']} items with the reader that it is given")
+        except Exception as error:  # Another reader tried to open the probe.
+            cause = error
+        says = f"it does not read {item['type']} items with the reader that it is given"
+        raise unsupported(says) from cause

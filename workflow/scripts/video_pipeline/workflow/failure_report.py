@@ -23,14 +23,13 @@ def failure_report(stages: Sequence[Stage], scripts: Path) -> str:
         f"\nThe logs under {', '.join(folders)}/ say what failed; the journal holds what is done.\n"
         "Fix the cause and run the same command again: it infers only what is missing."
     ]
-    for stage in stages:
-        if unfinished := stage.layout.unfinished():
-            lines.append(
-                f"Shards that are not finished: {', '.join(map(str, unfinished))} "
-                f"(of {stage.sharding.num_shards}). One of them here, by hand, from "
-                f"{os.getcwd()}:\n"
-                f"  {shlex.join(_infer_command(stage, unfinished[0], scripts))}"
-            )
+    lines.extend(
+        f"Shards that are not finished: {', '.join(map(str, unfinished))} "
+        f"(of {stage.sharding.num_shards}). One of them here, by hand, from {Path.cwd()}:\n"
+        f"  {shlex.join(_infer_command(stage, unfinished[0], scripts))}"
+        for stage in stages
+        if (unfinished := stage.layout.unfinished())
+    )
     errors = [error for stage in stages for error in _last_errors(stage)]
     if len(errors) > MAX_ERRORS:
         lines.append(f"The first {MAX_ERRORS} of {len(errors)} errors:")
