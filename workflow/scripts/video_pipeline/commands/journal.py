@@ -21,7 +21,7 @@ from video_pipeline.common import program
 from video_pipeline.common.locks import take_output
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
-from video_pipeline.journal import count_records
+from video_pipeline.journal.format import count_records
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.run import Run
 from video_pipeline.run.sharding import read_sharding

@@ -34,7 +34,8 @@ from video_pipeline.errors import UserError
 from video_pipeline.estimate.counting import CountingPreparer
 from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
-from video_pipeline.journal import clean_text, read_index
+from video_pipeline.journal.format import clean_text
+from video_pipeline.journal.index import read_index
 from video_pipeline.model.processor import SIMULATED_MODEL, processor_folder
 from video_pipeline.report.plan import FLAGS, show_plan
 from video_pipeline.run.changes import JournalSettings

@@ -19,7 +19,8 @@ import orjson
 
 from video_pipeline.common.files import EMPTY, Seal, replacing, sync, write_text
 from video_pipeline.errors import UserError
-from video_pipeline.journal import Location, split_of
+from video_pipeline.journal.format import split_of
+from video_pipeline.journal.index import Location
 from video_pipeline.output.records import Record
 from video_pipeline.run.chunks import ChunkEntry, line_blocks, read_lines
 from video_pipeline.run.layout import Layout

@@ -8,7 +8,7 @@ import orjson
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError, where
-from video_pipeline.journal import clean_text
+from video_pipeline.journal.format import clean_text
 from video_pipeline.run.answers import cut_off_at, why_no_answer
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.input import task_sample

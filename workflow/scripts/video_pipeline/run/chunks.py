@@ -16,7 +16,8 @@ import orjson
 
 from video_pipeline.common.files import EMPTY, Seal
 from video_pipeline.errors import SPLIT_AGAIN, UserError
-from video_pipeline.journal import Finished, JournalReader, Location
+from video_pipeline.journal.index import Location
+from video_pipeline.journal.reader import Finished, JournalReader
 from video_pipeline.tasks.base import ONLY_PART
 
 

@@ -13,7 +13,8 @@ from video_pipeline.common import versions
 from video_pipeline.common.files import EMPTY, Seal
 from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, UserError
-from video_pipeline.journal import ATTEMPTS, JournalIndex, attempt_prefix, read_index
+from video_pipeline.journal.format import ATTEMPTS, attempt_prefix
+from video_pipeline.journal.index import JournalIndex, read_index
 from video_pipeline.run.chunks import Chunk, not_of_this_split
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import check_origin

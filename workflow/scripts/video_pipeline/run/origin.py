@@ -148,7 +148,7 @@ _NOTHING_ASKED = ("input", "run.truncated", "run.plugins")
 def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
     """What becomes of the answers that are there, now that ``changed`` differs
     (:func:`what_changed`); empty if there are none, or no other question comes of it."""
-    from video_pipeline.journal import count_answers  # imports numpy
+    from video_pipeline.journal.format import count_answers
 
     harmless = (*_NOTHING_ASKED, str(config.data.input_jsonl))
     recorded = next(filter(None, map(_read, (layout.summary, layout.manifest))), {})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from video_pipeline.common.figures import time_bin
 from video_pipeline.common.files import write_text
 from video_pipeline.common.versions import check_version
-from video_pipeline.journal import ATTEMPTS, clean_text, split_of
+from video_pipeline.journal.format import ATTEMPTS, clean_text, split_of
 
 if TYPE_CHECKING:
     from video_pipeline.decode.preparing import Prepared

@@ -19,7 +19,7 @@ import orjson
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
-from video_pipeline.journal import record_id, record_id_from_json
+from video_pipeline.journal.format import record_id, record_id_from_json
 from video_pipeline.run.chunks import ChunkEntry, entry_line
 from video_pipeline.run.run import Run
 from video_pipeline.samples.determinism import TWICE, check_deterministic

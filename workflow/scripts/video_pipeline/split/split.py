@@ -30,7 +30,8 @@ from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
 from video_pipeline.config.vllm_version import warn_if_untried
 from video_pipeline.errors import UserError
-from video_pipeline.journal import NO_RECORD, JournalIndex, count_answers, location_at, read_index
+from video_pipeline.journal.format import count_answers
+from video_pipeline.journal.index import NO_RECORD, JournalIndex, location_at, read_index
 from video_pipeline.model.model import Model
 from video_pipeline.model.token_budget import check_budget_of_model
 from video_pipeline.run.changes import JournalSettings, consequences
