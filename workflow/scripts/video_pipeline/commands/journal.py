@@ -6,7 +6,6 @@ python -m video_pipeline.journal prune --configfile my.yaml [--yes]
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections import Counter
@@ -17,9 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from video_pipeline.common import program
+from video_pipeline.commands import options
 from video_pipeline.common.locks import take_output
-from video_pipeline.config import Config, load_config
+from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.journal.format import count_records
 from video_pipeline.run.layout import Layout
@@ -30,16 +29,8 @@ from video_pipeline.run.writers import refuse_live_writers
 
 @dataclass(frozen=True)
 class Journal:
-    """The journal of one fingerprint.
-
-    Attributes:
-        folder: Where it lies.
-        is_current: Whether the next run with this configuration continues it.
-        answers: Records of answers.
-        errors: Records of errors.
-        num_bytes: Size of its files, statistics included.
-        written: When it was last written to.
-    """
+    """The journal of one fingerprint, which ``is_current`` if the next run with this configuration
+    continues it; ``answers`` and ``errors`` count its records."""
 
     folder: Path
     is_current: bool
@@ -115,21 +106,15 @@ def _table(shown: list[Journal]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m video_pipeline.journal", description=__doc__.partition("\n")[0]
-    )
+    parser = options.parser("journal", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     stats = commands.add_parser("stats", help="what the journals hold")
     remove = commands.add_parser("prune", help="show the journals of other settings")
     remove.add_argument("--yes", action="store_true", help="remove them")
     for command in (stats, remove):
-        command.add_argument("--configfile", type=Path, required=True)
-        command.add_argument("--directory", type=Path, help="the working directory of the run")
+        options.add_run(command)
     args = parser.parse_args()
-    config = load_config(args.configfile)
-    if args.directory:
-        program.enter(args.directory)
-    stages = [(own, Layout.of(own, 0)) for _, own in config.by_stage()]
+    stages = [(own, Layout.of(own, 0)) for _, own in options.enter_run(args).by_stage()]
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if args.command == "stats":
         console.print(_table([journal for stage in stages for journal in journals(*stage)]))

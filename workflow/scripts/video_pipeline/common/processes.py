@@ -82,8 +82,8 @@ class _WatchProcess:
         """Let it kill what carries the mark, and wait until that is done."""
         with self._changing:
             self._ending = True
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -21,12 +21,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShownMedium:
-    """A video or image that the model sees.
-
-    Attributes:
-        num_frames: Sampled frames; 1 for an image.
-        info: What the file of a video holds, if that is known.
-    """
+    """A video or image that the model sees: its sampled frames (1 for an image), and what the file
+    of a video holds, if that is known."""
 
     num_frames: int
     info: VideoInfo | None
@@ -34,12 +30,8 @@ class ShownMedium:
 
 @dataclass(frozen=True)
 class PromptCost:
-    """What one conversation about a sample costs.
-
-    Attributes:
-        tokens: Tokens of its prompt.
-        media: The videos and images in it; conversations that show the same one share the object.
-    """
+    """What one conversation about a sample costs: the tokens of its prompt, and the videos and
+    images in it. Conversations that show the same one share the object."""
 
     tokens: TokenCount
     media: tuple[ShownMedium, ...]
@@ -56,7 +48,7 @@ class CountingPreparer(Preparer):
         check_processor(self._model)
 
     def read(self, dataset: BaseDataset, position: int) -> Any:
-        """The item of a sample, without pixels; with them where the dataset looks at them."""
+        """The item of a sample, without pixels; with them if the dataset looks at them."""
         from video_pipeline.video.reader import VideoReadError, measuring
 
         with measuring():
@@ -64,7 +56,7 @@ class CountingPreparer(Preparer):
                 return dataset[position]
             except (VideoReadError, Failure):
                 raise
-            except Exception as error:  # it fails again below, unless it was for want of pixels
+            except Exception as error:  # It fails again below, unless it was for lack of pixels.
                 logger.debug("measured: %s", error)
         return dataset[position]
 

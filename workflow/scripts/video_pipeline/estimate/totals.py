@@ -29,8 +29,7 @@ class SampleCost:
     """What is known of a sample.
 
     Attributes:
-        entry: The sample.
-        seconds: Length of its videos (of the segment, where one is given).
+        seconds: Length of its videos, or of their segments.
         prompts: What each conversation about it costs; empty if it cannot be read.
         error: ``__error`` of the record that a run would write, if it cannot.
     """
@@ -58,7 +57,7 @@ class CostTotals:
 
     Attributes:
         max_item_tokens: See :class:`video_pipeline.engine.base.Engine`.
-        why_unknown: Why that is not known, where it is not.
+        why_unknown: Why that is not known; empty if it is.
         looked_at: Samples.
         unreadable: Of these, those that would become error records.
         errors: How often each kind of error came, as (stage, type, message).

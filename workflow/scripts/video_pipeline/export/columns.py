@@ -150,11 +150,8 @@ class Column:
 
 
 class Columns:
-    """The columns of a table of records.
-
-    Attributes:
-        columns: By name. Those of ``example`` come first, whatever the records hold.
-    """
+    """The columns of a table of records, by name. Those of ``example`` come first, whatever the
+    records hold."""
 
     def __init__(self, example: dict[str, Any]) -> None:
         self.columns: dict[str, Column] = {}

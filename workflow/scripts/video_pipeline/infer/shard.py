@@ -24,7 +24,7 @@ from video_pipeline.run.error_rate import ErrorRate
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.reopening import reopen_errors
-from video_pipeline.samples.determinism import TWICE, check_deterministic
+from video_pipeline.samples.identity import TWICE, check_deterministic
 from video_pipeline.tasks.base import Task
 
 logger = logging.getLogger(__name__)

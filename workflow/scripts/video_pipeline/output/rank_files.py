@@ -34,11 +34,10 @@ _COUNTERS = ("errors_by_stage", "usage", "truncated", "splits")
 
 @dataclass
 class RankContents:
-    """What a rank file holds.
+    """What the file of a rank holds.
 
     Attributes:
         split_id: The split that wrote its chunk.
-        rank: The rank.
         samples: Records, one a line.
         seal: Size and checksum of the lines.
         errors_by_stage: How many samples failed.
@@ -114,11 +113,7 @@ def writing(layout: Layout, rank: int, split_id: str) -> Iterator[RankFileWriter
 
 
 class RankFile:
-    """A rank file to be consolidated.
-
-    Attributes:
-        contents: What it holds.
-    """
+    """A rank file to be consolidated."""
 
     def __init__(self, layout: Layout, manifest: Manifest, rank: int) -> None:
         """Raises :class:`UserError` if it was not written for the chunks of ``manifest``."""

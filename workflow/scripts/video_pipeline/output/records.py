@@ -25,7 +25,7 @@ class Record(NamedTuple):
         line: The record as a line of the output.
         error: ``__error``, if the sample failed.
         usage: ``__usage``, if the model has answered.
-        cut_off: The setting that cut the answer off (of several, the first that was), if one did.
+        cut_off: The setting that cut an answer off, if one did.
     """
 
     line: bytes
@@ -38,9 +38,8 @@ class _Outcome(NamedTuple):
     """What came of one question.
 
     Attributes:
-        error: ``__error``, if it failed.
+        error, cut_off: As in :class:`Record`.
         answer: The fields of the journal's record that hold the answer, if there is one.
-        cut_off: The setting that cut the answer off, if one did.
         fields: The fields that the task's ``parse`` returned, as JSON.
     """
 

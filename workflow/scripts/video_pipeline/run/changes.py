@@ -37,10 +37,9 @@ _IN_REQUESTS = ("task_params.", "data.id_field", "data.video_field")
 
 @dataclass(frozen=True)
 class JournalSettings:
-    """The settings of a journal.
+    """The settings of the journal in ``folder``.
 
     Attributes:
-        folder: The folder of the journal.
         fingerprint: The settings, the dataset and the reader in its fingerprint, by key.
         asked: The task, its parameters, how samples are named, the user's code and prompts: they
             make the requests.

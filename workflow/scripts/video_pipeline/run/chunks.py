@@ -22,13 +22,8 @@ from video_pipeline.tasks.base import ONLY_PART
 
 
 class Question(NamedTuple):
-    """What is asked about a sample: one thing, or one of several.
-
-    Attributes:
-        key: The sample's key.
-        part: Name of the conversation, :data:`ONLY_PART` if it is the only one.
-        request: Digest of it.
-    """
+    """What is asked about a sample: its key, the name of the conversation (:data:`ONLY_PART` if it
+    is the only one) and the request digest."""
 
     key: str
     part: str
@@ -158,15 +153,10 @@ def not_of_this_split(path: Path) -> UserError:
 
 class Chunk:
     """The entries of a chunk file by position. Memory holds only their offsets, and processes that
-    are forked may share one.
-
-    Attributes:
-        path: The chunk file.
-        seal: What it holds.
-    """
+    are forked may share one."""
 
     def __init__(self, path: Path, seal: Seal) -> None:
-        """``seal``: what it must hold. Raises :class:`UserError` if it holds something else."""
+        """Raises :class:`UserError` if the file does not hold what ``seal`` says."""
         self.path = path
         self.seal = seal
         self._offsets = array("Q", [0])

@@ -13,14 +13,13 @@ FIRST_LOOK = 20
 @dataclass
 class ErrorRate:
     """Failures among the finished samples of a chunk. A high rate means that the storage or the
-    engine is at fault. A failure of ``parse`` has its answer in the journal, so it is counted apart
-    and stops no run.
+    engine is at fault.
 
     Attributes:
         limit: ``run.max_error_rate``.
         finished: Finished samples, failed ones included.
         failed: Samples that failed in another stage than ``parse``.
-        unparsed: Samples that failed in stage ``parse``.
+        unparsed: Samples that failed in ``parse``. They stop no run: the journal has their answers.
         last_unparsed: The ``__error`` of the last one.
     """
 

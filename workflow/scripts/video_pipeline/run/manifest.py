@@ -29,26 +29,22 @@ class Manifest:
     Attributes:
         split_id: Names this split; part of the names of the journal files.
         num_shards: Chunks, one for each rank.
-        task: Name of the task.
         journal: Folder of the journal, relative to the working directory.
         settings: Digest of the settings that the journal stands for, without the dataset.
-        commit: Of the model, where it is one of the hub.
+        commit: Of a model of the hub.
         origin: What the samples come from, see :func:`video_pipeline.run.origin.origin_of`.
         lines: Lines of the input that are not blank.
         samples: Distinct samples.
         duplicates: Lines that repeat an earlier sample.
         left_out: Error records of an earlier run's output, unless they are the samples.
         pending: Samples that were still to be inferred.
-        rank_samples: Samples of each rank.
-        rank_pending: Pending samples of each rank.
+        rank_samples, rank_pending: The same of each rank.
         journal_files: Files of the journal that split has read.
-        balance: How even the pending samples are spread, see
-            :class:`video_pipeline.split.balance.BalanceReport`.
+        balance: A :class:`video_pipeline.split.balance.BalanceReport`.
         expanded: Whether a line of the input may stand for several samples.
         with_videos: Whether the dataset reads videos.
         sample_fields: Fields of a sample that the dataset reads, beside the messages.
-        order: What the file of the order holds.
-        chunks: What the chunk of each rank holds.
+        order, chunks: What the file of the order and the chunk of each rank hold.
         version: Of the manifest, the order and the chunks.
     """
 
@@ -116,10 +112,8 @@ class Manifest:
             raise not_of_this_split(layout.chunk(rank))
 
     def read_order(self, layout: Layout) -> array[int]:
-        """The rank of each distinct sample, in input order.
-
-        Raises :class:`UserError` if that is not what split wrote.
-        """
+        """The rank of each distinct sample, in input order. Raises :class:`UserError` if that is
+        not what split wrote."""
         if not self.order.fits(layout.order):
             raise not_of_this_split(layout.order)
         return array("I", layout.order.read_bytes())

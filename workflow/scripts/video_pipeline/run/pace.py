@@ -40,11 +40,8 @@ class Pace:
 
     @classmethod
     def of(cls, attempts: Sequence[dict[str, Any]]) -> Pace:
-        """The pace of running attempts in their last minute, without the start of the model.
-
-        Args:
-            attempts: Their statistics.
-        """
+        """The pace of running attempts in their last minute, without the start of the model, from
+        their statistics."""
         return sum(map(cls._of_attempt, attempts), cls())
 
     @classmethod

@@ -59,14 +59,13 @@ class DatasetNeeds:
 
     @classmethod
     def of(cls, config: Config, task: Task | None = None) -> DatasetNeeds:
-        """What the dataset of ``config`` wants; ``task`` is its task, where that is loaded already.
+        """What the dataset of ``config`` wants; ``task`` is its task, if that is loaded already.
 
         A dataset of the user's own, from :class:`BaseDataset`, may take a path for anything: a name
         in an archive, a key of a store.
 
-        Raises:
-            UserError: There is no such task or dataset, or nothing takes one of ``task_params``.
-            TaskError: The dataset breaks its contract.
+        Raises :class:`UserError` if there is no such task or dataset, nothing takes one of
+        ``task_params``, or the dataset breaks its contract.
         """
         # These import torch.
         from video_pipeline.data.base import BaseDataset
@@ -96,9 +95,7 @@ class Run:
     """What one process works for: a configuration with its task, dataset and model.
 
     Attributes:
-        config: The configuration.
-        layout: Where the files of its output lie.
-        commit: The commit of a model of the hub, as far as it is known; None for other models.
+        commit: The commit of a model of the hub, if it is known; None for other models.
     """
 
     def __init__(self, config: Config, layout: Layout, commit: str | None = None) -> None:

@@ -23,13 +23,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Sharding:
-    """How an invocation splits its input.
-
-    Attributes:
-        num_shards: How many chunks, and so inference jobs.
-        run_id: Names the journal of this invocation if ``data.resume`` is false, else empty.
-        version: The version of the file.
-    """
+    """How many chunks, and so inference jobs, an invocation has. ``run_id`` names its journal if
+    ``data.resume`` is false; else it is empty."""
 
     num_shards: int
     run_id: str = ""
@@ -44,13 +39,11 @@ def resolve_sharding(config: Config, path: Path, *, gpus: int | None, is_main: b
     """The sharding of this invocation.
 
     Args:
-        config: The configuration of a stage.
         path: The file that an earlier process wrote, if there is one.
         gpus: ``--resources gpu=N``, None if it was not given.
         is_main: Whether this is Snakemake's main process.
 
-    Raises:
-        UserError: if a job needs more GPUs than Snakemake was given.
+    Raises :class:`UserError` if a job needs more GPUs than Snakemake was given.
     """
     written = read_sharding(path)
     if not is_main and written is not None:

@@ -83,12 +83,8 @@ class JobStatistics:
     whole.
 
     Attributes:
-        rank: The rank.
         num_workers: Decode processes.
-        task: Name of the task.
-        model: Name of the model.
         quantization: ``vllm.quantization``; None if it is not set.
-        host: Name of the machine.
         gpus: GPUs that the job holds.
         card: Their name in nvidia-smi; None if it is not known or they differ.
         peak_flops: Peak of one GPU in the precision of the model, in floating point operations a
@@ -103,8 +99,7 @@ class JobStatistics:
         lasted: Seconds from ``started_at`` to ``updated_at``, by a clock that never jumps.
         inferred: Samples that the model answered, whether or not the answer counts.
         failed: Samples that failed.
-        finished: Finished samples of the chunk, those of earlier attempts included.
-        finished_failed: Finished samples that failed, those of earlier attempts included.
+        finished, finished_failed: The same of the chunk, those of earlier attempts included.
         errors: Failed samples by stage.
         truncated: Samples with an answer that was cut off, by the setting that cut it off.
         unparsed: Answers that ``parse`` failed on. Only the first answers are parsed at once.
@@ -188,13 +183,10 @@ class JobStatistics:
         self._model_flops, self.peak_flops = model_flops, peak_flops
 
     def tick(self, limits: Mapping[str, float]) -> None:
-        """Bring the statistics up to now.
+        """Bring the statistics up to now; ``limits`` are those so far.
 
         The counts since the last call go to the end of ``series``, whose finest step is a second:
         call this once a second.
-
-        Args:
-            limits: ``limits`` so far, as :class:`video_pipeline.infer.admission.Window` has them.
         """
         now = self._read_clock()
         if self._first_request is not None:
@@ -257,13 +249,8 @@ class JobStatistics:
     def count_sample(
         self, prepared: Prepared, cut_off: str | None = None, patches: int = 0
     ) -> None:
-        """Count an answered sample.
-
-        Args:
-            prepared: The sample.
-            cut_off: The setting that cut an answer off, if one did.
-            patches: Patches that the vision encoder was given.
-        """
+        """Count an answered sample. ``cut_off``: the setting that cut an answer off, if one did;
+        ``patches``: those that the vision encoder was given."""
         self.inferred += 1
         self.patches += patches
         self.video_seconds += prepared.video_seconds
@@ -322,12 +309,8 @@ class StatisticsFile:
 
 
 def read_statistics(journal: Path, splits: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """The statistics of attempts, in the order in which they began.
-
-    Args:
-        journal: The folder that the attempts wrote to.
-        splits: Ids of splits: only attempts that worked on one of them; None: all attempts.
-    """
+    """The statistics of the attempts that wrote to the folder ``journal``, in the order in which
+    they began; with ``splits`` only of those that worked on one of these splits."""
     attempts = []
     for path in journal.glob(f"{ATTEMPTS}*{StatisticsFile.ENDING}"):
         if splits is not None and split_of(path.name) not in splits:

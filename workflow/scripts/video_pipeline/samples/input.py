@@ -20,14 +20,13 @@ import zstandard
 from video_pipeline.config import Config, Data
 from video_pipeline.errors import UserError
 from video_pipeline.samples.identity import content_key
-from video_pipeline.samples.windows import is_window, window_id
+from video_pipeline.samples.windows import CUT, is_window, window_id
 
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
 
 _BLOCK_BYTES = 1 << 18
 _UTF8_BOM = b"\xef\xbb\xbf"
-_SEGMENT = ("video_start", "video_end")
 _SECONDS = {int, float}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile("://[^/@]*@")
@@ -45,8 +44,7 @@ class InputSample:
     Attributes:
         line: Line number, from 1.
         key: ``__key`` of the sample: its id, or a hash of its content.
-        raw: The object of the line; for a record of a consolidated output, its ``input`` with the
-            rest under ``previous``.
+        raw: The object of the line, see :func:`_unwrap`.
         text: ``raw`` as JSON, on one line.
     """
 
@@ -281,7 +279,7 @@ def _exact_integer(literal: str) -> int:
 
 
 def _check_segment(raw: dict[str, Any]) -> None:
-    for field in _SEGMENT:
+    for field in CUT:
         value = raw.get(field)
         if value is not None and type(value) not in _SECONDS:
             raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
@@ -324,8 +322,8 @@ def video_uri(video: str, root: str) -> str:
 
 
 def video_address(video: Any, root: str) -> str | list[str] | None:
-    """The address of what the video field of a sample holds: a path, or a list of paths of images,
-    whose addresses are a list, too. See :func:`video_uri`."""
+    """The :func:`video_uri` of what the video field of a sample holds: a path, or a list of paths
+    of images."""
     if isinstance(video, str):
         return video_uri(video, root)
     if isinstance(video, list):

@@ -22,8 +22,7 @@ from video_pipeline.errors import TaskError
 from video_pipeline.journal.format import record_id, record_id_from_json
 from video_pipeline.run.chunks import ChunkEntry, entry_line
 from video_pipeline.run.run import Run
-from video_pipeline.samples.determinism import TWICE, check_deterministic
-from video_pipeline.samples.identity import request_digests
+from video_pipeline.samples.identity import TWICE, check_deterministic, request_digests
 from video_pipeline.samples.input import (
     BadLines,
     InputReader,
@@ -54,13 +53,11 @@ class ScannedBlock:
             wanted.
         conversations: How many conversations with a name there are about each entry, 0 if there is
             one without a name; empty if ``identities`` is.
-        uris: The address of each video; empty where it need not be weighed.
+        uris: The address of each video; empty if it need not be weighed.
         files: What must be there of each sample: its video, its folder of images, the first image
-            of its list; empty where the dataset may take its path for something else.
+            of its list; empty if the dataset may take its path for something else.
         weights: What is known of each entry's weight, see :func:`known_weight`.
-        lines: Lines that are not blank.
-        left_out: Error records of an earlier run's output, unless they are samples.
-        bad: Bad lines.
+        lines, left_out, bad: See :class:`InputReader`.
     """
 
     entries: bytes = b""
@@ -81,11 +78,7 @@ class Scanner:
     """Reads blocks of the input, and asks the task what it asks about each sample."""
 
     def __init__(self, run: Run, with_identities: bool, with_failed: bool) -> None:
-        """Args:
-        run: What is asked.
-        with_identities: Whether ``identities`` of the blocks are wanted.
-        with_failed: Whether error records of an earlier run are samples.
-        """
+        """Arguments as in :func:`scan`."""
         self._config = run.config
         self._task = run.task
         self._dataset = run.dataset
@@ -180,15 +173,13 @@ def scan(
     """Scan the input block by block, in order.
 
     Args:
-        run: What is asked.
-        num_processes: Processes for an input of more than one block; where a line may stand for
-            several samples, the number of cores to find out for which.
+        num_processes: Processes for an input of more than one block. If a line may stand for
+            several samples, they find out for which.
         with_identities: Whether ``identities`` of the blocks are wanted.
         with_failed: Whether error records of an earlier run are samples.
 
-    Raises:
-        UserError: The input cannot be read.
-        TaskError: The task or the dataset breaks its contract.
+    Raises :class:`UserError` if the input cannot be read, or the task or the dataset breaks its
+    contract.
     """
     blocks = _numbered_blocks(run.config)
     if run.dataset.expands:

@@ -60,17 +60,12 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     """Split the input into ``layout.num_shards`` chunks and write the manifest.
 
     Pending samples are balanced (:mod:`video_pipeline.split.balance`), finished ones are spread
-    evenly; each chunk stays in input order. On bad input nothing is written.
+    evenly; each chunk stays in input order. On bad input nothing is written. ``run_id`` names the
+    journal of a run without ``data.resume``. ``num_processes`` scan an input of more than one
+    block.
 
-    Args:
-        config: The configuration.
-        layout: Where the files of its output lie.
-        run_id: Names the journal of a run without ``data.resume``, else empty.
-        num_processes: Processes that scan an input of more than one block.
-
-    Raises:
-        UserError: There are bad lines, the configuration cannot work, or another process writes to
-            the same output.
+    Raises :class:`UserError` if there are bad lines, the configuration cannot work, or another
+    process writes to the same output.
     """
     refuse_live_writers(layout)
     with ExitStack() as stack:

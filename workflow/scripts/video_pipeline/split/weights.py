@@ -62,14 +62,13 @@ def known_weight(raw: dict[str, Any], by: str) -> float:
 
 @dataclass
 class MissingFiles:
-    """What is known of local files that are not there, of pending samples in the order of the
-    input.
+    """What is known of the local files of pending samples that are not there.
 
     Attributes:
-        looked_at: Files that were looked for.
+        looked_at: Files that were looked for, in the order of the input.
         count: How many of them cannot be found.
         head: How many of the first cannot, before one can.
-        first: The first one of them, an absolute path.
+        first: The first of them, an absolute path.
     """
 
     looked_at: int = 0
@@ -90,7 +89,7 @@ class MissingFiles:
     def check(self, config: Config, samples: int) -> None:
         """Log how many files are missing; they become error records. ``samples``: of the input.
 
-        Raises :class:`UserError` where it looks like the wrong folder: none of the first
+        Raises :class:`UserError` if it looks like the wrong folder: none of the first
         :data:`FIRST_FILES` is there (or none at all, of an input that has fewer), and they are more
         than :data:`FEW_MISSING` of all samples.
         """

@@ -27,12 +27,10 @@ def check_jobs(
 
     Args:
         jobs: A job of each rule, by the rule's name.
-        stages: The stages that the jobs belong to.
         has_rules: Whether the plugin chooses partitions by rules of its own
             (`slurm-partition-config`).
 
-    Raises:
-        UserError: if a job cannot run with what it requests.
+    Raises :class:`UserError` if a job cannot run with what it requests.
     """
     check_partitions({rule: job.resources for rule, job in jobs.items()}, has_rules=has_rules)
     warnings = []

@@ -27,8 +27,7 @@ class JobMemory:
     """Memory of one inference job, in GB.
 
     Attributes:
-        decode_processes: How many it has.
-        decode_limit: The memory one of them may request, None without a limit.
+        decode_limit: The memory that a decode process may request, None without a limit.
         engine: The engine's processes.
         fork_server: The process that decode processes are forked from, 0 if there is none.
         ready: Prepared samples in `/dev/shm`, when it is full.
