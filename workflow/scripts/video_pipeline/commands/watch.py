@@ -53,30 +53,20 @@ _STEPS = ("split", "consolidate")
 class RankView:
     """The progress of one rank.
 
-    Attributes:
-        state: Its state; ``silent`` is a running one without a sign of life for
-            :data:`SILENT_SECONDS`.
-        samples: Samples of its chunk.
-        finished, failed: How many of the samples are done, and how many of these failed.
-        pace: The pace of its running job.
-        note: Why it failed, or how long it has been silent.
-        last_error: The last sample that failed, see :class:`JobStatistics`.
-        truncated: How many samples have an answer that was cut off, by the setting that did it:
-            from the rank file; until that exists, from the attempts since the input was split.
-        unparsed: How many samples failed in stage ``parse``, from the rank file; until that exists,
-            on how many of the first answers of each attempt ``parse`` failed.
+    ``truncated`` and ``unparsed`` come from the rank file. Until that exists they come from the
+    attempts since the input was split, which parse only their first answers.
     """
 
     rank: int
-    state: State
-    samples: int
+    state: State  # "silent": it runs, but there was no sign of life for SILENT_SECONDS
+    samples: int  # of its chunk
     finished: int
     failed: int = 0
-    pace: Pace = field(default_factory=Pace)
-    note: str = ""
-    last_error: dict[str, Any] | None = None
-    truncated: Counter[str] = field(default_factory=Counter)
-    unparsed: int = 0
+    pace: Pace = field(default_factory=Pace)  # of its running job
+    note: str = ""  # why it failed, or how long it has been silent
+    last_error: dict[str, Any] | None = None  # of the JobStatistics
+    truncated: Counter[str] = field(default_factory=Counter)  # by the setting that cut them off
+    unparsed: int = 0  # failed in stage parse
 
     @property
     def left(self) -> str:
@@ -88,18 +78,12 @@ class RankView:
 
 @dataclass
 class RunView:
-    """The progress of the run of one output.
-
-    Attributes:
-        state: Its state, in a word or two.
-        ranks: Its ranks; none before the input was split.
-        step: The :class:`Progress` of split or consolidate while that runs.
-    """
+    """The progress of the run of one output."""
 
     layout: Layout
-    state: str
-    ranks: list[RankView] = field(default_factory=list)
-    step: dict[str, Any] | None = None
+    state: str  # in a word or two
+    ranks: list[RankView] = field(default_factory=list)  # none before the input was split
+    step: dict[str, Any] | None = None  # the Progress of split or consolidate while that runs
 
     @property
     def is_over(self) -> bool:

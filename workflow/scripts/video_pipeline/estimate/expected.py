@@ -69,17 +69,11 @@ def expected_costs(
 
 
 class _EarlierRun(NamedTuple):
-    """What earlier attempts with the same model measured, on one kind of card.
+    """What earlier attempts with the same model measured, on one kind of card."""
 
-    Attributes:
-        words: Which attempts they are.
-        tokens_per_second: Of prompts and answers together, of one GPU.
-        completion_tokens_per_sample: The mean; None if they had other settings.
-    """
-
-    words: str
-    tokens_per_second: float
-    completion_tokens_per_sample: float | None
+    words: str  # which attempts they are
+    tokens_per_second: float  # of prompts and answers together, of one GPU
+    completion_tokens_per_sample: float | None  # the mean; None if they had other settings
 
 
 def _earlier_run(config: Config, layout: Layout) -> _EarlierRun | None:

@@ -34,26 +34,16 @@ _COUNTERS = ("errors_by_stage", "usage", "truncated", "splits")
 
 @dataclass
 class RankContents:
-    """What the file of a rank holds.
+    """What the file of a rank holds."""
 
-    Attributes:
-        split_id: The split that wrote its chunk.
-        samples: Records, one a line.
-        seal: Size and checksum of the lines.
-        errors_by_stage: How many samples failed.
-        usage: Tokens of all records.
-        truncated: How many records have an answer that was cut off, by the setting that did it.
-        splits: How many answers and errors were written by the attempts of each split.
-    """
-
-    split_id: str
+    split_id: str  # of the split that wrote its chunk
     rank: int
-    samples: int = 0
+    samples: int = 0  # records, one a line
     seal: Seal = EMPTY
     errors_by_stage: Counter[str] = field(default_factory=Counter)
     usage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_USAGE, 0)))
-    truncated: Counter[str] = field(default_factory=Counter)
-    splits: Counter[str] = field(default_factory=Counter)
+    truncated: Counter[str] = field(default_factory=Counter)  # by the setting that cut them off
+    splits: Counter[str] = field(default_factory=Counter)  # answers and errors by split
 
     @classmethod
     def read(cls, layout: Layout, rank: int) -> RankContents | None:

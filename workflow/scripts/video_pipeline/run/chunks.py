@@ -32,19 +32,12 @@ class Question(NamedTuple):
 
 @dataclass(slots=True)
 class ChunkEntry:
-    """One line of a chunk.
-
-    Attributes:
-        key: The sample's key.
-        requests: Digest of what is asked about it, by the name of the conversation.
-        text: The input object, as JSON.
-        done: Where its finished records lay when the input was split, by the same names.
-    """
+    """One line of a chunk: a sample."""
 
     key: str
-    requests: dict[str, str]
-    text: bytes
-    done: dict[str, Location]
+    requests: dict[str, str]  # request digests, by the name of the conversation
+    text: bytes  # the input object, as JSON
+    done: dict[str, Location]  # where its finished records lay when the input was split
 
     @property
     def raw(self) -> dict[str, Any]:

@@ -35,27 +35,16 @@ def _function_of_expand(dataset: type[BaseDataset], title: str) -> Any:
 @dataclass(frozen=True)
 class DatasetNeeds:
     """What a dataset wants of its samples, as plain values: another process may look it up, because
-    the dataset brings torch.
-
-    Attributes:
-        name: The name under which the dataset is registered.
-        version: Its version.
-        reader_version: That of the reader of videos.
-        needs_video: A sample without a video is bad.
-        expands: A line of the input may stand for several samples.
-        sample_fields: Fields of a sample that change its input, beside the messages.
-        reads_files: The path of a sample is that of a file, or of a folder of images.
-        reads_patterns: It may be a pattern of names, too.
-    """
+    the dataset brings torch."""
 
     name: str
     version: int
     reader_version: int
-    needs_video: bool = True
-    expands: bool = False
-    sample_fields: tuple[str, ...] = ()
-    reads_files: bool = False
-    reads_patterns: bool = False
+    needs_video: bool = True  # a sample without a video is bad
+    expands: bool = False  # a line of the input may stand for several samples
+    sample_fields: tuple[str, ...] = ()  # that change its input, beside the messages
+    reads_files: bool = False  # the path of a sample is that of a file, or of a folder of images
+    reads_patterns: bool = False  # it may be a pattern of names, too
 
     @classmethod
     def of(cls, config: Config, task: Task | None = None) -> DatasetNeeds:

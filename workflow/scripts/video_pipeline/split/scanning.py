@@ -42,34 +42,22 @@ _AHEAD = 3
 
 @dataclass
 class ScannedBlock:
-    """What a block of the input holds.
+    """What a block of the input holds; a list has a value for each entry."""
 
-    Attributes:
-        entries: Lines of a chunk, none of them done yet.
-        sizes: Bytes of each entry.
-        line_numbers: The line of the input that each entry comes from.
-        hashes: 32 bits of a hash of each key.
-        identities: 16 bytes for each conversation, see :meth:`JournalIndex.find_all`; empty if not
-            wanted.
-        conversations: How many conversations with a name there are about each entry, 0 if there is
-            one without a name; empty if ``identities`` is.
-        uris: The address of each video; empty if it need not be weighed.
-        files: What must be there of each sample: its video, its folder of images, the first image
-            of its list; empty if the dataset may take its path for something else.
-        weights: What is known of each entry's weight, see :func:`known_weight`.
-        lines, left_out, bad: See :class:`InputReader`.
-    """
-
-    entries: bytes = b""
-    sizes: array[int] = field(default_factory=lambda: array("I"))
-    line_numbers: array[int] = field(default_factory=lambda: array("I"))
-    hashes: array[int] = field(default_factory=lambda: array("I"))
+    entries: bytes = b""  # lines of a chunk, none of them done yet
+    sizes: array[int] = field(default_factory=lambda: array("I"))  # in bytes
+    line_numbers: array[int] = field(default_factory=lambda: array("I"))  # in the input
+    hashes: array[int] = field(default_factory=lambda: array("I"))  # 32 bits for each key
+    # 16 bytes for each conversation, see JournalIndex.find_all; empty if not wanted. Then how many
+    # conversations with a name there are about each entry, 0 if there is one without a name.
     identities: bytes = b""
     conversations: array[int] = field(default_factory=lambda: array("I"))
-    uris: list[str] = field(default_factory=list)
+    uris: list[str] = field(default_factory=list)  # of videos; empty if it need not be weighed
+    # What must be there of each sample: its video, its folder of images, the first image of its
+    # list; empty if the dataset may take its path for something else.
     files: list[str] = field(default_factory=list)
-    weights: array[float] = field(default_factory=lambda: array("d"))
-    lines: int = 0
+    weights: array[float] = field(default_factory=lambda: array("d"))  # see known_weight
+    lines: int = 0  # this and the others are those of the InputReader
     left_out: int = 0
     bad: BadLines = field(default_factory=BadLines)
 

@@ -62,19 +62,12 @@ def known_weight(raw: dict[str, Any], by: str) -> float:
 
 @dataclass
 class MissingFiles:
-    """What is known of the local files of pending samples that are not there.
+    """What is known of the local files of pending samples that are not there."""
 
-    Attributes:
-        looked_at: Files that were looked for, in the order of the input.
-        count: How many of them cannot be found.
-        head: How many of the first cannot, before one can.
-        first: The first of them, an absolute path.
-    """
-
-    looked_at: int = 0
-    count: int = 0
-    head: int = 0
-    first: str = ""
+    looked_at: int = 0  # in the order of the input
+    count: int = 0  # that cannot be found
+    head: int = 0  # how many of the first cannot be found, before one can
+    first: str = ""  # the first that cannot be found, an absolute path
 
     def note(self, files: Sequence[str], sizes: np.ndarray) -> None:
         """Count files by what :func:`_sizes` found."""
