@@ -48,13 +48,8 @@ def time_bin(seconds: float) -> int:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many values lie in each of several adjacent bins.
-
-    Attributes:
-        edges: The lower edge of each bin and, last, the upper edge of the last bin; empty if there
-            are no bins. A value on an edge belongs to the bin that begins there.
-        counts: Values in each bin.
-    """
+    """How many values lie in each of several adjacent bins. ``edges`` has one more: the upper edge
+    of the last bin. A value on an edge belongs to the bin that begins there."""
 
     edges: list[float]
     counts: list[int]

@@ -59,13 +59,10 @@ class JournalIndex:
     record takes 24 bytes.
 
     Of several records of a question, the first answer counts, or else the first error.
-
-    Attributes:
-        indexed: Names of the files that were indexed, by their number.
     """
 
     def __init__(self) -> None:
-        self.indexed: list[str] = []
+        self.indexed: list[str] = []  # Names of the files that were indexed, by their number.
         # All files of the folder. Somebody may have removed some since an earlier look.
         self._present: frozenset[str] = frozenset()
         # Record id -> names of the files that say that the engine died with it.

@@ -37,15 +37,10 @@ def _of_split(name: str) -> _Path:
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths of one output.
+    """The paths of one output."""
 
-    Attributes:
-        output: The consolidated output, as configured.
-        num_shards: How many chunks the input is split into.
-    """
-
-    output: Path
-    num_shards: int
+    output: Path  # the consolidated output, as configured
+    num_shards: int  # how many chunks the input is split into
 
     @classmethod
     def of(cls, config: Config, num_shards: int) -> Layout:

@@ -81,11 +81,8 @@ class DatasetNeeds:
 
 
 class Run:
-    """What one process works for: a configuration with its task, dataset and model.
-
-    Attributes:
-        commit: The commit of a model of the hub, if it is known; None for other models.
-    """
+    """What one process works for: a configuration with its task, dataset and model (of one of the
+    hub the ``commit``, if it is known)."""
 
     def __init__(self, config: Config, layout: Layout, commit: str | None = None) -> None:
         self.config = config

@@ -36,12 +36,8 @@ class Sharding:
 
 
 def resolve_sharding(config: Config, path: Path, *, gpus: int | None, is_main: bool) -> Sharding:
-    """The sharding of this invocation.
-
-    Args:
-        path: The file that an earlier process wrote, if there is one.
-        gpus: ``--resources gpu=N``, None if it was not given.
-        is_main: Whether this is Snakemake's main process.
+    """The sharding of this invocation. ``path``: the file that an earlier process may have written;
+    ``gpus``: ``--resources gpu=N``, None if it was not given.
 
     Raises :class:`UserError` if a job needs more GPUs than Snakemake was given.
     """

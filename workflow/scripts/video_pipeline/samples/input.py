@@ -39,31 +39,20 @@ _COLONS = (b'":', b" :", b"\t:", b"\r:")
 
 @dataclass(slots=True)
 class InputSample:
-    """One line of the input.
+    """One line of the input."""
 
-    Attributes:
-        line: Line number, from 1.
-        key: ``__key`` of the sample: its id, or a hash of its content.
-        raw: The object of the line, see :func:`_unwrap`.
-        text: ``raw`` as JSON, on one line.
-    """
-
-    line: int
-    key: str
-    raw: dict[str, Any]
-    text: bytes
+    line: int  # its number, from 1
+    key: str  # __key of the sample: its id, or a hash of its content
+    raw: dict[str, Any]  # the object of the line, see _unwrap
+    text: bytes  # raw as JSON, on one line
 
 
 class BadLines:
-    """What is wrong with an input, in the order of its lines.
-
-    Attributes:
-        count: How many lines are bad; the messages of the first :data:`SHOWN_ERRORS` are kept.
-    """
+    """What is wrong with an input, in the order of its lines."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self._first: list[tuple[int, str]] = []
+        self.count = 0  # of the bad lines
+        self._first: list[tuple[int, str]] = []  # up to SHOWN_ERRORS of them
 
     def add(self, line: int, why: str) -> None:
         """Count ``line`` as bad."""
@@ -94,13 +83,7 @@ class BadLines:
 
 class InputReader:
     """Iterates over the valid samples in a block of an input, and notes what is wrong with its
-    other lines.
-
-    Attributes:
-        lines: Lines read that were not blank.
-        left_out: Error records of an earlier run's output, unless they are samples.
-        bad: Bad lines.
-    """
+    other lines."""
 
     def __init__(
         self,
@@ -120,8 +103,8 @@ class InputReader:
         self._first = first
         self._video_field = data.video_field
         self._id_field = data.id_field
-        self.lines = 0
-        self.left_out = 0
+        self.lines = 0  # that were read and not blank
+        self.left_out = 0  # error records of an earlier run's output, unless they are samples
         self.bad = BadLines()
 
     def __iter__(self) -> Iterator[InputSample]:
