@@ -74,7 +74,7 @@ def make_plan(config: Config, layout: Layout, threads: int) -> None:
     """Look at the samples of ``config`` in ``threads`` processes; write ``layout.plan_report`` and
     ``layout.plan_samples`` and print what is in them.
 
-    Raises :class:`UserError` where split would (bad lines, a longest prompt that does not fit), for
+    Raises :class:`UserError` when split would (bad lines, a longest prompt that does not fit), for
     the user's own code, and if the model's processor is not available.
     """
     lock = try_lock(layout.plan_lock)

@@ -91,9 +91,9 @@ BASELINE: dict[str, Any] = {
     "run.engine": "vllm",
     "run.simulated.output_tokens": 16,
 }
-"""What a fingerprint means where it says nothing. It stays as it is for ever: a new key comes in
-with the value that the version before it had, a default that changes stays here as it was, and so
-nobody's finished samples are inferred again. Of a key that is not here, that value is null."""
+"""The values of keys that a fingerprint leaves out; null for a key that is not here. They never
+change: a new key gets the value that the version before it had, and a changed default keeps its old
+value here. So no finished samples are inferred again."""
 
 _PATHS = ("tokenizer", "hf_config_path")
 """Engine arguments that may name a folder, which is then known by its files."""

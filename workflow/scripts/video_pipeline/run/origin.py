@@ -120,7 +120,7 @@ def file_digest(path: Path) -> str | None:
 
 def what_changed(config: Config, layout: Layout) -> list[str]:
     """In what the chunks or the output that are there differ from what ``config`` says: ``input``,
-    ``task``, the keys of settings (with their values where these are short) and the paths of
+    ``task``, the keys of settings (with their values if these are short) and the paths of
     files. Empty if in nothing. Snakemake alone may not see it: a file can be older than what it
     replaces, and what it remembers of its last run can be gone."""
     input_jsonl = config.data.input_jsonl

@@ -64,7 +64,7 @@ def check_job_gpus(config: Config, overwritten: object) -> None:
     """Check the number of GPUs that ``--set-resources infer:gpu=N`` sets; None if it is not given.
 
     Raises :class:`UserError` unless a job needs this number: Snakemake lowers a larger one to its
-    limit without a message, and the job leases what its engine needs all the same.
+    limit without a message, but the job still leases what its engine needs.
     """
     needed = config.vllm.gpus_per_job
     if overwritten is not None and str(overwritten) != str(needed):
@@ -85,7 +85,7 @@ def job_threads(cores: int | None, at_once: int, *, gpus_bind: bool) -> int:
     """An even share of ``--cores`` for each of the inference jobs that run at once.
 
     If GPUs limit the number of jobs (``--resources gpu=N`` on this machine), cores must not: with
-    fewer cores than jobs a share is 0, and Snakemake starts them all the same.
+    fewer cores than jobs a share is 0, and Snakemake still starts all of them.
     """
     if cores is None:
         return 1

@@ -165,7 +165,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
     """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 256 kB that end where a line ends,
     without a leading byte-order mark.
 
-    Raises :class:`UserError` where the file cannot be read.
+    Raises :class:`UserError` if the file cannot be read.
     """
     try:
         with open(path, "rb", buffering=0) as file:

@@ -11,7 +11,7 @@ import numpy as np
 _SINGLE, _BUNDLES = 100_000, 1_000_000
 
 BATCH = 1 << 14
-"""Samples that are worked on at once where temporary arrays would add up."""
+"""Samples that are worked on at once, so that temporary arrays stay small."""
 
 
 @dataclass

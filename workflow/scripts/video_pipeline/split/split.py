@@ -264,7 +264,7 @@ def _ranks(
         is_pending[begin : begin + BATCH] = places == NO_RECORD
     is_finished = ~(is_pending | is_duplicate)
     is_pending &= ~is_duplicate
-    # These arrays are as long as the input: no two are made where one is enough.
+    # These arrays are as long as the input: no two are made if one is enough.
     pending_ranks = assign_ranks(table.read("weights")[is_pending], num_shards, balance)
     ranks = np.full(len(is_pending), num_shards, np.uint32)
     ranks[is_pending] = pending_ranks

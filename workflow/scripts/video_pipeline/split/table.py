@@ -64,7 +64,7 @@ class EntryTable:
 def find_duplicates(table: EntryTable, config: Config, bad: BadLines) -> np.ndarray:
     """Which entries repeat an earlier one (a mask); one id with two contents is added to ``bad``.
 
-    Keys are compared where their hashes are equal, so that no hash decides.
+    Keys are compared if their hashes are equal, so that no hash decides.
     """
     pairs = sorted_with_positions(table.read("hashes"))
     is_duplicate = np.zeros(len(pairs), bool)

@@ -130,7 +130,7 @@ class Weigher:
     def weigh(
         self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray, files: Sequence[str]
     ) -> np.ndarray:
-        """The weights of the ``wanted`` (a mask) among some samples, NaN where one is not
+        """The weights of the ``wanted`` (a mask) among some samples, NaN if one is not
         available. ``uris`` and ``files`` are those of a :class:`ScannedBlock`, ``known`` is what
         :func:`known_weight` said."""
         by_size, begun = self._data.balance == "size", time.monotonic()
@@ -200,7 +200,7 @@ def _why(file: str) -> str:
 
 
 def _sizes(files: list[str]) -> np.ndarray:
-    """The size of each file in bytes, at least 1, NaN where there is no file."""
+    """The size of each file in bytes, at least 1, NaN if there is no file."""
     sizes = np.full(len(files), np.nan)
     for place, file in enumerate(files):
         try:
@@ -211,7 +211,7 @@ def _sizes(files: list[str]) -> np.ndarray:
 
 
 def _durations(files: list[str]) -> list[float]:
-    """The seconds that each file's header says it lasts, NaN where it does not."""
+    """The seconds that each file's header says it lasts, NaN if it does not say."""
     from video_pipeline.video.demuxer import header_seconds
 
     seconds = []

@@ -148,7 +148,7 @@ class Invocation:
                     Console(stderr=True).print(summary_table(stage.layout.summary))
 
     def explain_failure(self) -> None:
-        """After a failure: where to look, and the command to go on with."""
+        """After a failure: where to look, and the command that continues."""
         if self._changes_output:
             _print(failure_report(self.stages, self._scripts))
 
