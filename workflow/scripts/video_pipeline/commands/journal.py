@@ -29,15 +29,14 @@ from video_pipeline.run.writers import refuse_live_writers
 
 @dataclass(frozen=True)
 class Journal:
-    """The journal of one fingerprint, which ``is_current`` if the next run with this configuration
-    continues it; ``answers`` and ``errors`` count its records."""
+    """The journal of one fingerprint."""
 
     folder: Path
-    is_current: bool
+    is_current: bool  # the next run with this configuration continues it
     answers: int
     errors: int
-    num_bytes: int
-    written: datetime
+    num_bytes: int  # of all its files, statistics included
+    written: datetime  # when it was last written to
 
 
 def journals(config: Config, layout: Layout) -> list[Journal]:

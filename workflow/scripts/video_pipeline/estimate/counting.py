@@ -21,20 +21,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShownMedium:
-    """A video or image that the model sees: its sampled frames (1 for an image), and what the file
-    of a video holds, if that is known."""
+    """A video or image that the model sees."""
 
-    num_frames: int
-    info: VideoInfo | None
+    num_frames: int  # sampled ones; 1 for an image
+    info: VideoInfo | None  # what the file of a video holds, if that is known
 
 
 @dataclass(frozen=True)
 class PromptCost:
-    """What one conversation about a sample costs: the tokens of its prompt, and the videos and
-    images in it. Conversations that show the same one share the object."""
+    """What one conversation about a sample costs."""
 
-    tokens: TokenCount
-    media: tuple[ShownMedium, ...]
+    tokens: TokenCount  # of its prompt
+    media: tuple[ShownMedium, ...]  # conversations that show the same one share the object
 
 
 class CountingPreparer(Preparer):

@@ -324,25 +324,15 @@ def _log(manifest: Manifest, balance: BalanceReport) -> None:
             manifest.left_out,
         )
     logger.info(
-        "%d samples (%d lines, %d duplicates, %d failed earlier and left out), %d pending, "
-        "in %d chunk(s)",
-        manifest.samples,
-        manifest.lines,
-        manifest.duplicates,
-        manifest.left_out,
-        manifest.pending,
-        manifest.num_shards,
+        "%(samples)d samples (%(lines)d lines, %(duplicates)d duplicates, %(left_out)d failed "
+        "earlier and left out), %(pending)d pending, in %(num_shards)d chunk(s)",
+        vars(manifest),
     )
     logger.info(
-        "balanced by %s: the longest rank is %.3f times the mean (%.3f if split by count); "
-        "%d file(s) looked up in %.1f s, %d pending of unknown %s, which count as the median",
-        balance.by,
-        balance.longest,
-        balance.longest_by_count,
-        balance.looked_up,
-        balance.seconds,
-        balance.unknown,
-        balance.by,
+        "balanced by %(by)s: the longest rank is %(longest).3f times the mean "
+        "(%(longest_by_count).3f if split by count); %(looked_up)d file(s) looked up in "
+        "%(seconds).1f s, %(unknown)d pending of unknown %(by)s, which count as the median",
+        vars(balance),
     )
 
 

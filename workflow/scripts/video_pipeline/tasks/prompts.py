@@ -34,8 +34,8 @@ class Prompt:
         default: The template if neither is there.
         place: The place of ``params`` in the configuration, for messages.
 
-    Raises :class:`UserError` if both are there, the file cannot be read, or the template has a
-    mistake.
+    Raises:
+        UserError: Both are there, the file cannot be read, or the template has a mistake.
     """
 
     def __init__(
