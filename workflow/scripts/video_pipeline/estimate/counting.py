@@ -46,7 +46,7 @@ class CountingPreparer(Preparer):
         check_processor(self._model)
 
     def read(self, dataset: BaseDataset, position: int) -> Any:
-        """The item of a sample, without pixels; with them if the dataset looks at them."""
+        """The item of a sample, without pixels; with them where the dataset looks at them."""
         from video_pipeline.video.reader import VideoReadError, measuring
 
         with measuring():
