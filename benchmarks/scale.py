@@ -290,7 +290,8 @@ def _cpu_of_children() -> float:
 
 def _finish_all(folder: Path) -> None:
     """Write an answer for every sample, as the inference jobs would."""
-    from video_pipeline.journal import JournalWriter, attempt_prefix
+    from video_pipeline.journal.format import attempt_prefix
+    from video_pipeline.journal.writer import JournalWriter
     from video_pipeline.run.chunks import Chunk
     from video_pipeline.run.manifest import Manifest
 

@@ -23,7 +23,7 @@ def plain_loop(paths: list[str]) -> None:
 
 def read_journals(journal: str) -> None:
     """What split does first."""
-    from video_pipeline.journal import read_index
+    from video_pipeline.journal.index import read_index
 
     read_index(Path(journal))
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 from video_pipeline.config import Config, load_config
-from video_pipeline.journal import JournalWriter, attempt_prefix
+from video_pipeline.journal.format import attempt_prefix
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 

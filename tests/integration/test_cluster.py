@@ -14,7 +14,8 @@ import yaml
 from helpers import PROJECT, Run, keys, samples
 from slurm.cluster import AT_ONCE, Cluster, missing_programs
 from video_pipeline.infer.infer import Unfinished, infer
-from video_pipeline.journal import REOPENS, JournalWriter
+from video_pipeline.journal.format import REOPENS
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.workflow.pending import only_publishes

@@ -15,7 +15,8 @@ from helpers import PROJECT, USAGE, Run, keys, read_jsonl, samples, wait_until
 from video_pipeline.commands.retry import retry
 from video_pipeline.errors import EnvironmentFault
 from video_pipeline.infer.infer import Shard, infer
-from video_pipeline.journal import JournalWriter, attempt_prefix
+from video_pipeline.journal.format import attempt_prefix
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.output.consolidation import consolidate, consolidate_partial
 from video_pipeline.run.sharding import Sharding
 

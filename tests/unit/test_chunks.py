@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 import pytest
-from video_pipeline.journal import Location
+from video_pipeline.journal.index import Location
 from video_pipeline.run.chunks import ChunkEntry, entry_line, finished_line, line_blocks, read_lines
 
 REQUEST = "0123456789abcdef" * 2

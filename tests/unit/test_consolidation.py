@@ -14,7 +14,7 @@ from video_pipeline.common.files import Seal
 from video_pipeline.errors import UserError
 from video_pipeline.export.export import export
 from video_pipeline.infer.infer import infer
-from video_pipeline.journal import split_of
+from video_pipeline.journal.format import split_of
 from video_pipeline.output.consolidation import consolidate, consolidate_partial
 from video_pipeline.report.page import collect
 from video_pipeline.report.summary import read_summary

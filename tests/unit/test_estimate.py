@@ -14,11 +14,12 @@ import orjson
 import pytest
 from helpers import EXPAND, keys, read_jsonl, samples
 from PIL import Image
+from video_pipeline.common import progress
 from video_pipeline.config import Config, load_config
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.errors import UserError
-from video_pipeline.estimate import estimate, totals
+from video_pipeline.estimate import totals
 from video_pipeline.estimate.counting import CountingPreparer, PromptCost, ShownMedium
 from video_pipeline.estimate.estimate import make_plan, plan_stages
 from video_pipeline.estimate.expected import expected_costs
@@ -203,12 +204,10 @@ def test_a_random_sample_stands_for_all(plan, here):
 
 def test_progress_is_told_while_it_works(plan, here, monkeypatch, caplog):
     here.edit_plugin("    misbehave(", "    time.sleep(0.1)\n        misbehave(")
-    monkeypatch.setattr(estimate, "PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "LOG_SECONDS", -1.0)
     caplog.set_level("INFO")
     plan(samples(4))
-    assert "4 samples to look at, starting up" in caplog.text
-    told = r"looked at [123] of 4 samples, [\d.]+ a second, [\d.]+ min left; 0 unreadable"
-    assert re.search(told, caplog.text)
+    assert re.search(r"plan: [123] of 4 \([\d.]+%\) samples, \d+ a second, .+ left", caplog.text)
 
 
 def test_no_readable_sample(plan, capsys):

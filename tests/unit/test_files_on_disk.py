@@ -13,7 +13,10 @@ from helpers import PROJECT, keys, samples
 from video_pipeline.common.files import Seal
 from video_pipeline.config import load_config
 from video_pipeline.infer.infer import infer
-from video_pipeline.journal import REOPENS, JournalReader, JournalWriter, read_index
+from video_pipeline.journal.format import REOPENS
+from video_pipeline.journal.index import read_index
+from video_pipeline.journal.reader import JournalReader
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.output.records import RecordBuilder
 from video_pipeline.run.changes import FILE, JournalSettings

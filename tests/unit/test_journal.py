@@ -10,20 +10,18 @@ import orjson
 import pytest
 from helpers import few_open_files, read_jsonl
 from video_pipeline.errors import UserError
-from video_pipeline.journal import (
-    ATTEMPTS,
-    NO_RECORD,
-    REOPENS,
-    JournalReader,
-    JournalWriter,
-    attempt_prefix,
-    count_records,
-    location_at,
-    read_index,
-    record_id,
-)
 from video_pipeline.journal import format as journal_format
 from video_pipeline.journal import index as journal_index
+from video_pipeline.journal.format import (
+    ATTEMPTS,
+    REOPENS,
+    attempt_prefix,
+    count_records,
+    record_id,
+)
+from video_pipeline.journal.index import NO_RECORD, location_at, read_index
+from video_pipeline.journal.reader import JournalReader
+from video_pipeline.journal.writer import JournalWriter
 
 REQUEST = "0123456789abcdef" * 2
 OTHER = "f" * 32

@@ -6,7 +6,8 @@ import json
 import os
 
 import pytest
-from video_pipeline.journal import REOPENS, JournalWriter
+from video_pipeline.journal.format import REOPENS
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.layout import Layout
 from video_pipeline.workflow.pending import only_publishes
 

@@ -13,7 +13,7 @@ from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
 from video_pipeline.infer.quarantine import QUARANTINE_DEATHS
-from video_pipeline.journal import attempt_prefix
+from video_pipeline.journal.format import attempt_prefix
 
 # Two questions, one of which has a schema; the sample's `do` names what goes wrong.
 TWO_QUESTIONS = """

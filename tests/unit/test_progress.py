@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 from video_pipeline.common import progress as module
-from video_pipeline.common.progress import Progress, describe_step, duration, read_step, share
+from video_pipeline.common.files import read_object
+from video_pipeline.common.progress import Progress, describe_step, duration, share
 
 
 def test_a_step_says_how_far_it_is(tmp_path: Path, monkeypatch, caplog):
     monkeypatch.setattr(module, "LOG_SECONDS", -1.0)
     caplog.set_level(logging.INFO)
     path = tmp_path / "split.progress.json"
-    assert read_step(path) is None
+    assert read_object(path) == {}
     with Progress(path, "split", "lines", total=5000) as progress:
-        assert read_step(path)["done"] == 0
+        assert read_object(path)["done"] == 0
         progress.advance(1024)
         progress.advance(3976)
-        assert read_step(path)["done"] == 5000
-    assert read_step(path) is None
+        assert read_object(path)["done"] == 5000
+    assert read_object(path) == {}
     assert caplog.messages[0].startswith("split: 1,024 of 5,000 (20.5%) lines, ")
     assert caplog.messages[-1].startswith("split: 5,000 of 5,000 (100.0%) lines, ")
 
@@ -48,7 +49,7 @@ def test_a_clock_that_jumps_changes_no_rate(tmp_path: Path, monkeypatch):
     with Progress(path, "split", "lines", total=40) as progress:
         clock.now, clock.wrong = 10.0, -3600.0
         progress.advance(10)
-        words = describe_step(read_step(path))
+        words = describe_step(read_object(path))
     assert words == "10 of 40 (25.0%) lines, 1 a second, 30 s left"
 
 

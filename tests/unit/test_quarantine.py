@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from video_pipeline.engine.base import EngineDead
 from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, Quarantine, quarantine_error
-from video_pipeline.journal import JournalWriter, read_index
+from video_pipeline.journal.index import read_index
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.chunks import Question
 
 DEATHS = {1: 1, 4: 2, 5: QUARANTINE_DEATHS, 7: 1}

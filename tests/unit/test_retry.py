@@ -14,7 +14,8 @@ from video_pipeline.commands.watch import look
 from video_pipeline.common.locks import is_locked, try_lock
 from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
-from video_pipeline.journal import JournalWriter, attempt_prefix
+from video_pipeline.journal.format import attempt_prefix
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.sharding import Sharding
 
 

@@ -20,7 +20,7 @@ from video_pipeline.commands.watch import RankView, RunView, lines, look, screen
 from video_pipeline.common.progress import Progress
 from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
-from video_pipeline.journal import attempt_prefix
+from video_pipeline.journal.format import attempt_prefix
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.pace import Pace
 from video_pipeline.run.sharding import Sharding

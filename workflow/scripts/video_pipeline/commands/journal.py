@@ -6,7 +6,6 @@ python -m video_pipeline.journal prune --configfile my.yaml [--yes]
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections import Counter
@@ -17,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from video_pipeline.common import program
+from video_pipeline.commands import options
 from video_pipeline.common.locks import take_output
-from video_pipeline.config import Config, load_config
+from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.journal import count_records
+from video_pipeline.journal.format import count_records
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.run import Run
 from video_pipeline.run.sharding import read_sharding
@@ -30,23 +29,14 @@ from video_pipeline.run.writers import refuse_live_writers
 
 @dataclass(frozen=True)
 class Journal:
-    """The journal of one fingerprint.
-
-    Attributes:
-        folder: Where it lies.
-        is_current: Whether the next run with this configuration continues it.
-        answers: Records of answers.
-        errors: Records of errors.
-        num_bytes: Size of its files, statistics included.
-        written: When it was last written to.
-    """
+    """The journal of one fingerprint."""
 
     folder: Path
-    is_current: bool
+    is_current: bool  # the next run with this configuration continues it
     answers: int
     errors: int
-    num_bytes: int
-    written: datetime
+    num_bytes: int  # of all its files, statistics included
+    written: datetime  # when it was last written to
 
 
 def journals(config: Config, layout: Layout) -> list[Journal]:
@@ -116,21 +106,15 @@ def _table(shown: list[Journal]) -> Table:
 
 def main() -> None:
     """Run ``python -m video_pipeline.journal``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m video_pipeline.journal", description=__doc__.partition("\n")[0]
-    )
+    parser = options.parser("journal", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     stats = commands.add_parser("stats", help="what the journals hold")
     remove = commands.add_parser("prune", help="show the journals of other settings")
     remove.add_argument("--yes", action="store_true", help="remove them")
     for command in (stats, remove):
-        command.add_argument("--configfile", type=Path, required=True)
-        command.add_argument("--directory", type=Path, help="the working directory of the run")
+        options.add_run(command)
     args = parser.parse_args()
-    config = load_config(args.configfile)
-    if args.directory:
-        program.enter(args.directory)
-    stages = [(own, Layout.of(own, 0)) for _, own in config.by_stage()]
+    stages = [(own, Layout.of(own, 0)) for _, own in options.enter_run(args).by_stage()]
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if args.command == "stats":
         console.print(_table([journal for stage in stages for journal in journals(*stage)]))

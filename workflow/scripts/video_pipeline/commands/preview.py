@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
+from video_pipeline.commands import options
 from video_pipeline.common.printable import printable
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config, load_config
@@ -32,8 +33,7 @@ from video_pipeline.model.token_count import count_tokens
 from video_pipeline.report.contact_sheet import contact_sheet
 from video_pipeline.run.answers import cut_off_at, why_no_answer
 from video_pipeline.run.run import DatasetNeeds
-from video_pipeline.samples.determinism import check_deterministic
-from video_pipeline.samples.identity import request_digests
+from video_pipeline.samples.identity import check_deterministic, request_digests
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import Messages, Task
 from video_pipeline.tasks.registry import load_task
@@ -45,9 +45,7 @@ KEY = "preview"
 
 def main() -> None:
     """Run ``python -m video_pipeline.preview``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m video_pipeline.preview", description=__doc__.partition("\n")[0]
-    )
+    parser = options.parser("preview", __doc__)
     parser.add_argument("plugins", nargs="*", metavar="PLUGIN", help="Python files or modules")
     parser.add_argument("--task", help="a registered task; default: run.task")
     parser.add_argument("--video", help="path or address of the video")
@@ -93,16 +91,10 @@ def _raw(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 
 def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bool) -> None:
-    """Print what the task of ``config`` does with one sample.
+    """Print what the task of ``config`` does with the sample that has the input object ``raw``, and
+    save the pictures that the model sees as ``sheet``.
 
-    Args:
-        config: The configuration.
-        raw: The input object of the sample.
-        sheet: The file for the pictures that the model sees.
-        with_engine: Whether to ask the model, too.
-
-    Raises:
-        UserError: The user's code, sample or settings are at fault; the message names the line.
+    Raises :class:`UserError` if the user's code, sample or settings are at fault.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     limit_access(Access.of(config.data))

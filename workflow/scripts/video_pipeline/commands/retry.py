@@ -5,13 +5,12 @@ python -m video_pipeline.retry --configfile my.yaml [--stage read]
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Container
 from pathlib import Path
 
-from video_pipeline.common import program
+from video_pipeline.commands import options
 from video_pipeline.common.locks import take_output
-from video_pipeline.config import Config, load_config
+from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
@@ -24,10 +23,8 @@ STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
 
 
 def retry(config: Config, stages: Container[str] = STAGES) -> int:
-    """Open the errors of ``stages`` again; the output stays until the next run replaces it.
-
-    Returns:
-        How many samples have an error that is open now.
+    """Open the errors of ``stages`` again, and return how many samples have one. The output stays
+    until the next run replaces it.
 
     Raises :class:`UserError` if nothing has run yet, or while a run is on (even if none of its
     jobs is at work at the moment).
@@ -69,16 +66,11 @@ def _last_sharding(config: Config) -> Sharding | None:
 
 def main() -> None:
     """Run ``python -m video_pipeline.retry``."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--configfile", type=Path, required=True, help="the configuration of the run"
-    )
-    parser.add_argument("--directory", type=Path, help="the working directory of the run")
+    parser = options.parser("retry", __doc__)
+    options.add_run(parser)
     parser.add_argument("--stage", choices=STAGES, help="only failures of this stage")
     args = parser.parse_args()
-    config = load_config(args.configfile)
-    if args.directory:
-        program.enter(args.directory)
+    config = options.enter_run(args)
     stages = (args.stage,) if args.stage else STAGES
     first, *later = (own for _, own in config.by_stage())
     # A stage does not begin before the one ahead of it has ended.

@@ -6,7 +6,6 @@ python -m video_pipeline.watch --configfile my.yaml
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import time
@@ -23,17 +22,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from video_pipeline.common import program
-from video_pipeline.common.files import is_newer
+from video_pipeline.commands import options
+from video_pipeline.common.files import is_newer, read_object
 from video_pipeline.common.printable import printable
-from video_pipeline.common.progress import (
-    count,
-    describe_step,
-    duration,
-    read_step,
-    share,
-)
-from video_pipeline.config import Config, load_config
+from video_pipeline.common.progress import count, describe_step, duration, share
+from video_pipeline.config import Config
 from video_pipeline.output.rank_files import RankContents
 from video_pipeline.report.summary import summary_table
 from video_pipeline.run.answers import describe_cut_off, describe_unparsed
@@ -60,32 +53,20 @@ _STEPS = ("split", "consolidate")
 class RankView:
     """The progress of one rank.
 
-    Attributes:
-        rank: The rank.
-        state: Its state; ``silent`` is a running one without a sign of life for
-            :data:`SILENT_SECONDS`.
-        samples: Samples of its chunk.
-        finished: How many of the samples are done.
-        failed: How many of the samples failed.
-        pace: The pace of its running job.
-        note: Why it failed, or how long it has been silent.
-        last_error: The last sample that failed, see :class:`JobStatistics`.
-        truncated: How many samples have an answer that was cut off, by the setting that did it:
-            from the rank file; until that exists, from the attempts since the input was split.
-        unparsed: How many samples failed in stage ``parse``, from the rank file; until that exists,
-            on how many of the first answers of each attempt ``parse`` failed.
+    ``truncated`` and ``unparsed`` come from the rank file. Until that exists they come from the
+    attempts since the input was split, which parse only their first answers.
     """
 
     rank: int
-    state: State
-    samples: int
+    state: State  # "silent": it runs, but there was no sign of life for SILENT_SECONDS
+    samples: int  # of its chunk
     finished: int
     failed: int = 0
-    pace: Pace = field(default_factory=Pace)
-    note: str = ""
-    last_error: dict[str, Any] | None = None
-    truncated: Counter[str] = field(default_factory=Counter)
-    unparsed: int = 0
+    pace: Pace = field(default_factory=Pace)  # of its running job
+    note: str = ""  # why it failed, or how long it has been silent
+    last_error: dict[str, Any] | None = None  # of the JobStatistics
+    truncated: Counter[str] = field(default_factory=Counter)  # by the setting that cut them off
+    unparsed: int = 0  # failed in stage parse
 
     @property
     def left(self) -> str:
@@ -97,19 +78,12 @@ class RankView:
 
 @dataclass
 class RunView:
-    """The progress of the run of one output.
-
-    Attributes:
-        layout: The paths of its files.
-        state: Its state, in a word or two.
-        ranks: Its ranks; none before the input was split.
-        step: The :class:`Progress` of split or consolidate while that runs.
-    """
+    """The progress of the run of one output."""
 
     layout: Layout
-    state: str
-    ranks: list[RankView] = field(default_factory=list)
-    step: dict[str, Any] | None = None
+    state: str  # in a word or two
+    ranks: list[RankView] = field(default_factory=list)  # none before the input was split
+    step: dict[str, Any] | None = None  # the Progress of split or consolidate while that runs
 
     @property
     def is_over(self) -> bool:
@@ -179,9 +153,9 @@ def look(config: Config) -> RunView:
 
 
 def _running_step(layout: Layout, name: str) -> dict[str, Any] | None:
-    step = read_step(layout.progress(name))
-    is_alive = step is not None and time.time() - step["updated_at"] < SILENT_SECONDS
-    return step if is_alive else None  # Else it was killed.
+    step = read_object(layout.progress(name))
+    # A step that has not counted for so long was killed.
+    return step if time.time() - step.get("updated_at", 0.0) < SILENT_SECONDS else None
 
 
 def _rank(
@@ -335,16 +309,11 @@ def watch(config: Config, *, once: bool, console: Console) -> None:
 
 def main() -> None:
     """Run ``python -m video_pipeline.watch``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m video_pipeline.watch", description=__doc__.partition("\n\n")[0]
-    )
-    parser.add_argument("--configfile", type=Path, help="the configuration of the run")
-    parser.add_argument("--directory", type=Path, help="the working directory of the run")
+    parser = options.parser("watch", __doc__)
+    options.add_run(parser, is_required=False)
     parser.add_argument("--once", action="store_true", help="show the progress once and end")
     args = parser.parse_args()
-    config = load_config(args.configfile or {})
-    if args.directory:
-        program.enter(args.directory)
+    config = options.enter_run(args)
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     try:
         watch(config, once=args.once, console=console)

@@ -48,13 +48,8 @@ def time_bin(seconds: float) -> int:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many values lie in each of several adjacent bins.
-
-    Attributes:
-        edges: The lower edge of each bin and, last, the upper edge of the last bin; empty if there
-            are no bins. A value on an edge belongs to the bin that begins there.
-        counts: Values in each bin.
-    """
+    """How many values lie in each of several adjacent bins. ``edges`` has one more: the upper edge
+    of the last bin. A value on an edge belongs to the bin that begins there."""
 
     edges: list[float]
     counts: list[int]
@@ -66,13 +61,8 @@ class Histogram:
         edges_of: Callable[[float, float], list[float]],
         weights: Sequence[int] | None = None,
     ) -> Histogram:
-        """Count ``values``.
-
-        Args:
-            values: The values.
-            edges_of: Returns the edges for the smallest and the largest value.
-            weights: How often each value occurred; None: once.
-        """
+        """Count ``values``. ``edges_of`` returns the edges for the smallest and the largest one;
+        ``weights`` says how often each occurred (None: once)."""
         if not values:
             return cls([], [])
         numbers = np.asarray(values)
@@ -109,13 +99,8 @@ def round_numbers(power: int = 0) -> Iterator[float]:
 
 
 def round_up(least: float, units: Sequence[float] = (1.0,)) -> float:
-    """The smallest round number that is at least ``least``.
-
-    Args:
-        least: What is rounded.
-        units: Units, the smallest first. With second and minute (1 and 60), 15 becomes 20, 55
-            becomes 60, and 61 becomes 120.
-    """
+    """The smallest round number, in one of ``units``, that is at least ``least``. With second and
+    minute (1 and 60), 15 becomes 20, 55 becomes 60, and 61 becomes 120."""
     unit = max((unit for unit in units if unit <= least), default=units[0])
     rounded = next(digits * unit for digits in round_numbers() if digits * unit >= least)
     return min([rounded, *(unit for unit in units if unit >= least)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
 from video_pipeline.common.suggest import did_you_mean
@@ -22,13 +23,8 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class Seal(NamedTuple):
-    """The size and checksum of a file when it was written. It tells a file that is damaged, or
-    another one, but not one that was forged.
-
-    Attributes:
-        num_bytes: How many bytes the file held.
-        crc32: Their checksum.
-    """
+    """The size and checksum of a file when it was written. It shows that a file is damaged, or
+    another one, but not that it was forged."""
 
     num_bytes: int = 0
     crc32: int = 0
@@ -180,6 +176,15 @@ def _similar_path(absolute: str) -> str:
         return whole if os.path.exists(whole) else similar
 
     return did_you_mean(name.casefold(), names, show=path_of)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one if the file is missing or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from logging import Logger
 from pathlib import Path
 from typing import Any, TextIO
 
+from video_pipeline.common.files import read_object
 from video_pipeline.errors import UserError
 
 _POLL_SECONDS = 1.0
@@ -48,12 +49,9 @@ def holder_lives(path: Path) -> bool:
 
 
 def _read_holder(path: Path) -> dict[str, Any] | None:
-    try:
-        process = json.loads(path.read_text(encoding="utf-8"))
-        is_whole = isinstance(process["host"], str) and isinstance(process["pid"], int)
-        return process if is_whole else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    process = read_object(path)
+    is_whole = isinstance(process.get("host"), str) and isinstance(process.get("pid"), int)
+    return process if is_whole else None
 
 
 def try_lock(path: Path) -> TextIO | None:

@@ -82,8 +82,8 @@ class _WatchProcess:
         """Let it kill what carries the mark, and wait until that is done."""
         with self._changing:
             self._ending = True
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -134,20 +134,20 @@ def exit_with_snakemake() -> None:
 
 def stop_jobs_on_signals() -> None:
     """In Snakemake's main thread: stop the jobs on this machine when Snakemake is asked to end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        earlier = signal.getsignal(number)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        earlier = signal.getsignal(signum)
 
-        def stop(number: int, frame: FrameType | None, earlier: object = earlier) -> None:
+        def stop(signum: int, frame: FrameType | None, earlier: object = earlier) -> None:
             import psutil
 
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     process.terminate()
             if callable(earlier):
-                earlier(number, frame)
+                earlier(signum, frame)
 
         if earlier is not signal.SIG_IGN:
-            signal.signal(number, stop)
+            signal.signal(signum, stop)
 
 
 def how_it_ended(code: int) -> str:

@@ -15,7 +15,7 @@ from typing import NoReturn
 from video_pipeline.common import logs
 from video_pipeline.common.printable import PrintableFormatter, printable
 from video_pipeline.common.processes import exit_with_snakemake
-from video_pipeline.errors import Failure, UserError, explain
+from video_pipeline.errors import Failure, explain
 
 _CANNOT_WRITE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
@@ -65,14 +65,6 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if args.log is not None:
         _logs.append(logs.begin_attempt(args.log))
     return args
-
-
-def enter(folder: Path) -> None:
-    """Make ``folder`` the working directory, as ``--directory`` says. Raises :class:`UserError`."""
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise UserError(f"--directory {folder}: {error.strerror}") from None
 
 
 def _exit(message: str) -> NoReturn:

@@ -24,13 +24,7 @@ class Progress:
     """
 
     def __init__(self, path: Path, step: str, unit: str, total: int | None = None) -> None:
-        """
-        Args:
-            path: The file.
-            step: Name of the step.
-            unit: The counted things, in the plural.
-            total: How many there are; None if that is not known.
-        """
+        """``unit``: the counted things, in the plural; ``total``: None if that is not known."""
         self._path = path
         self._state: dict[str, Any] = {"step": step, "unit": unit, "done": 0, "total": total}
         self._begun = time.monotonic()
@@ -59,15 +53,6 @@ class Progress:
     def _write(self) -> None:
         self._state |= {"seconds": time.monotonic() - self._begun, "updated_at": time.time()}
         write_text(self._path, json.dumps(self._state) + "\n")
-
-
-def read_step(path: Path) -> dict[str, Any] | None:
-    """The state of the :class:`Progress` that writes ``path``; None if there is none."""
-    try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return state
 
 
 def describe_step(state: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The name that was meant, where one is not known."""
+"""The known name that an unknown one was probably meant to be."""
 
 from __future__ import annotations
 

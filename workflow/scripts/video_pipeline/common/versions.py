@@ -14,13 +14,8 @@ SUMMARY = 1
 
 
 def check_version(path: Path, version: object, newest: int) -> None:
-    """Raise :class:`UserError` if a later version of video-pipeline wrote ``path``.
-
-    Args:
-        path: The file, for the message.
-        version: The version that it holds.
-        newest: The newest version that this program reads.
-    """
+    """Raise :class:`UserError` if ``path`` holds a later ``version`` than the ``newest`` that this
+    program reads."""
     if isinstance(version, int) and version > newest:
         raise UserError(
             f"{path} was written by a newer version of video-pipeline (version {version}, this one "

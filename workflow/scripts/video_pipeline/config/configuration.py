@@ -88,8 +88,8 @@ class Config(Section):
         """The name and the complete configuration of each stage. A configuration without stages is
         one stage without a name.
 
-        Raises:
-            UserError: The name or the sections of a stage are wrong, or two write the same output.
+        Raises :class:`UserError` if the name or the sections of a stage are wrong, or two write the
+        same output.
         """
         if not self.stages:
             return [("", self)]
@@ -120,14 +120,11 @@ class Config(Section):
 
 
 def load_config(raw: dict[str, Any] | str | Path) -> Config:
-    """Validate a configuration.
+    """Validate a configuration: the sections as a mapping, or the path of a YAML file.
 
-    Args:
-        raw: The sections as a mapping, or the path of a YAML file.
-
-    Raises:
-        UserError: One line for every mistake: an unknown key with the nearest known one, a wrong
-            value with its place and what is expected. A secret is a mistake, too, and is not shown.
+    Raises :class:`UserError` with one line for every mistake: an unknown key with the nearest known
+    one, a wrong value with its place and what is expected. A secret is a mistake, too, and is not
+    shown.
     """
     source = "configuration"
     if not isinstance(raw, dict):

@@ -53,13 +53,8 @@ _COMPOUND = re.compile(
 
 
 def secrets_in(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the place of each secret in a configuration, such as ``vllm.hf_token``, and the
-    environment variable for it.
-
-    Args:
-        value: The configuration, or a part of it.
-        place: The place of that part.
-    """
+    """Yield the place of each secret in a configuration (or in the part of it at ``place``), such
+    as ``vllm.hf_token``, and the environment variable for it."""
     if isinstance(value, list | tuple):
         for i, entry in enumerate(value):
             yield from secrets_in(entry, f"{place}.{i}")

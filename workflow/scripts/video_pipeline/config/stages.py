@@ -17,30 +17,26 @@ def overlaid(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and the complete sections of each of ``stages``.
 
-    A stage reads the output of the one before, and all but the last write beside the last one's
-    output, unless they say otherwise.
+    The stages share ``sections``, and each has a ``name`` and some of its own. A stage reads the
+    output of the one before, and all but the last write beside the last one's output, unless they
+    say otherwise.
 
-    Args:
-        sections: The sections that the stages share.
-        stages: The entries of ``stages``: a ``name`` and some sections each.
-
-    Raises:
-        UserError: A name is missing, taken or not made of letters, digits and _.
+    Raises :class:`UserError` if a name is missing, taken or not made of letters, digits and _.
     """
     names: set[str] = set()
     last_output: Path = sections["data"]["output_jsonl"]
     stem = last_output.name.removesuffix(".jsonl")
     input_jsonl = sections["data"]["input_jsonl"]
-    for number, stage in enumerate(stages):
+    for position, stage in enumerate(stages):
         own = dict(stage)
         name = own.pop("name", None)
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name in names:
             raise UserError(
-                f"stages[{number}].name: got {name!r}, expected a name of its own, of letters, "
+                f"stages[{position}].name: got {name!r}, expected a name of its own, of letters, "
                 "digits and _"
             )
         names.add(name)
-        is_last = number == len(stages) - 1
+        is_last = position == len(stages) - 1
         output_jsonl = last_output if is_last else last_output.with_name(f"{stem}.{name}.jsonl")
         files = {"data": {"input_jsonl": input_jsonl, "output_jsonl": output_jsonl}}
         merged = _merged(_merged(sections, files), own)

@@ -33,18 +33,10 @@ def known_names() -> dict[str, list[str]]:
 
 
 def wrong_names(section: str, names: Collection[str], own_names: Iterable[str]) -> list[str]:
-    """Look up names in a section of the configuration.
+    """A message for each wrong one of the ``names`` in a section that are not its ``own_names``.
 
     If another vLLM is installed than the list was made from, it may know a name that the list
     lacks: then there is a warning, and the engine decides.
-
-    Args:
-        section: ``vllm`` or ``sampling``.
-        names: The names that the configuration itself does not know.
-        own_names: The names that it knows.
-
-    Returns:
-        A message for each wrong name.
     """
     known, newest = known_names()[section], TRIED[-1]
     unknown = [name for name in names if name not in known]
@@ -60,11 +52,8 @@ def wrong_names(section: str, names: Collection[str], own_names: Iterable[str]) 
 
 
 def check_names(section: str, names: Iterable[str], known: list[str]) -> None:
-    """Compare the names in a section with those that the imported vLLM knows.
-
-    Raises:
-        UserError: For the first unknown name, with the nearest one.
-    """
+    """Raise :class:`UserError` for the first of ``names`` in a section that is not ``known`` to the
+    imported vLLM, with the nearest one."""
     for name in names:
         if name not in known:
             raise UserError(_fault(section, name, known, "vLLM"))

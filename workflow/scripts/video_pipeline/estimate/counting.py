@@ -21,28 +21,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShownMedium:
-    """A video or image that the model sees.
+    """A video or image that the model sees."""
 
-    Attributes:
-        num_frames: Sampled frames; 1 for an image.
-        info: What the file of a video holds, if that is known.
-    """
-
-    num_frames: int
-    info: VideoInfo | None
+    num_frames: int  # sampled ones; 1 for an image
+    info: VideoInfo | None  # what the file of a video holds, if that is known
 
 
 @dataclass(frozen=True)
 class PromptCost:
-    """What one conversation about a sample costs.
+    """What one conversation about a sample costs."""
 
-    Attributes:
-        tokens: Tokens of its prompt.
-        media: The videos and images in it; conversations that show the same one share the object.
-    """
-
-    tokens: TokenCount
-    media: tuple[ShownMedium, ...]
+    tokens: TokenCount  # of its prompt
+    media: tuple[ShownMedium, ...]  # conversations that show the same one share the object
 
 
 class CountingPreparer(Preparer):
@@ -64,7 +54,7 @@ class CountingPreparer(Preparer):
                 return dataset[position]
             except (VideoReadError, Failure):
                 raise
-            except Exception as error:  # it fails again below, unless it was for want of pixels
+            except Exception as error:  # It fails again below, unless it was for lack of pixels.
                 logger.debug("measured: %s", error)
         return dataset[position]
 

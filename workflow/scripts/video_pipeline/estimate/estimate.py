@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,6 +24,7 @@ from video_pipeline.common.figures import Histogram, even_edges, figures, growin
 from video_pipeline.common.files import replacing, write_text
 from video_pipeline.common.locks import describe_holder, try_lock
 from video_pipeline.common.processes import job_processes
+from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.fork_server import ForkServer
@@ -34,7 +34,8 @@ from video_pipeline.errors import UserError
 from video_pipeline.estimate.counting import CountingPreparer
 from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
-from video_pipeline.journal import clean_text, read_index
+from video_pipeline.journal.format import clean_text
+from video_pipeline.journal.index import read_index
 from video_pipeline.model.processor import SIMULATED_MODEL, processor_folder
 from video_pipeline.report.plan import FLAGS, show_plan
 from video_pipeline.run.changes import JournalSettings
@@ -45,9 +46,6 @@ from video_pipeline.run.run import Run
 from video_pipeline.split.split import split, warn_of_changes
 
 logger = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 10.0
-"""How often a line of progress is logged."""
 
 SEED = 0
 """Of the random sample: asked again, the plan looks at the same samples."""
@@ -76,7 +74,7 @@ def make_plan(config: Config, layout: Layout, threads: int) -> None:
     """Look at the samples of ``config`` in ``threads`` processes; write ``layout.plan_report`` and
     ``layout.plan_samples`` and print what is in them.
 
-    Raises :class:`UserError` where split would (bad lines, a longest prompt that does not fit), for
+    Raises :class:`UserError` when split would (bad lines, a longest prompt that does not fit), for
     the user's own code, and if the model's processor is not available.
     """
     lock = try_lock(layout.plan_lock)
@@ -176,20 +174,23 @@ async def _look_at_all(
     """Count the samples, many at once, and note what is found in their order."""
     timeout_s = spec.config.data.sample_timeout_s
     pool = DecodePool(ForkServer(READER), spec, min(threads, len(positions)), timeout_s)
-    progress = asyncio.create_task(_log_progress(totals, len(positions)))
+    progress_file = Layout.of(spec.config, 1).progress("plan")
     waiting: deque[asyncio.Task[SampleCost]] = deque()
     try:
         if limit is not None:
             await totals.ask(limit)
-        for position in positions:
-            waiting.append(asyncio.create_task(_look_at(pool, position, chunk[position])))
-            if len(waiting) == threads * AHEAD:
+        with Progress(progress_file, "plan", "samples", len(positions)) as progress:
+            for position in positions:
+                waiting.append(asyncio.create_task(_look_at(pool, position, chunk[position])))
+                if len(waiting) == threads * AHEAD:
+                    totals.note(await waiting.popleft())
+                    progress.advance()
+            while waiting:
                 totals.note(await waiting.popleft())
-        while waiting:
-            totals.note(await waiting.popleft())
+                progress.advance()
     finally:
         pool.stop()  # its threads end with their processes
-        for task in (progress, *waiting):
+        for task in waiting:
             task.cancel()
 
 
@@ -206,26 +207,6 @@ async def _look_at(pool: DecodePool, position: int, entry: ChunkEntry) -> Sample
         record = error.as_record()
         return SampleCost(entry, error={**record, "message": clean_text(record["message"])})
     return SampleCost(entry, prepared.video_seconds, prepared.requests)
-
-
-async def _log_progress(totals: CostTotals, total: int) -> None:
-    begun = time.monotonic()
-    while True:
-        await asyncio.sleep(PROGRESS_SECONDS)
-        done = totals.looked_at
-        if not done:
-            begun = time.monotonic()
-            logger.info("%d samples to look at, starting up", total)
-            continue
-        rate = done / (time.monotonic() - begun)
-        logger.info(
-            "looked at %d of %d samples, %.1f a second, %.1f min left; %d unreadable",
-            done,
-            total,
-            rate,
-            (total - done) / rate / 60,
-            totals.unreadable,
-        )
 
 
 def _report(

@@ -18,14 +18,8 @@ from video_pipeline.run.statistics import read_statistics
 def expected_costs(
     config: Config, layout: Layout, totals: CostTotals, scale: float
 ) -> dict[str, Any]:
-    """Tokens, GPU-hours and cost of the whole run, as far as they are known.
-
-    Args:
-        config: The configuration of the run.
-        layout: Where the files of its output lie.
-        totals: What the samples that were looked at cost.
-        scale: Samples of the run for each sample that was looked at.
-    """
+    """Tokens, GPU-hours and cost of the whole run, if they are known. ``scale``: samples of the run
+    for each sample that was looked at."""
     settings, earlier = config.plan, _earlier_run(config, layout)
     prompts = (len(totals.prompt_tokens) - totals.refused) * scale
     prompt_tokens = totals.tokens_to_run * scale
@@ -75,24 +69,17 @@ def expected_costs(
 
 
 class _EarlierRun(NamedTuple):
-    """What earlier attempts with the same model measured, on one kind of card.
+    """What earlier attempts with the same model measured, on one kind of card."""
 
-    Attributes:
-        words: Which attempts they are.
-        tokens_per_second: Of prompts and answers together, of one GPU.
-        completion_tokens_per_sample: The mean; None where they had other settings, so that their
-            answers tell nothing.
-    """
-
-    words: str
-    tokens_per_second: float
-    completion_tokens_per_sample: float | None
+    words: str  # which attempts they are
+    tokens_per_second: float  # of prompts and answers together, of one GPU
+    completion_tokens_per_sample: float | None  # the mean; None if they had other settings
 
 
 def _earlier_run(config: Config, layout: Layout) -> _EarlierRun | None:
-    """What the attempts spent whose answers a run of ``config`` would go on from, and those of its
-    runs without ``data.resume``. Where there are none, what others beside this output spent with
-    the same model on a card that is known. None if they inferred nothing."""
+    """What the attempts spent whose answers a run of ``config`` would continue, and those of its
+    runs without ``data.resume``. If there are none, what others beside this output spent with the
+    same model on a card that is known. None if they inferred nothing."""
     run = Run(config, layout)
     task, journal = run.task, run.journal()
     jobs = [

@@ -26,19 +26,12 @@ _REFUSED = frozenset({"prompt_too_long", "item_too_large"})
 
 @dataclass(frozen=True)
 class SampleCost:
-    """What is known of a sample.
-
-    Attributes:
-        entry: The sample.
-        seconds: Length of its videos (of the segment, where one is given).
-        prompts: What each conversation about it costs; empty if it cannot be read.
-        error: ``__error`` of the record that a run would write, if it cannot.
-    """
+    """What is known of a sample."""
 
     entry: ChunkEntry
-    seconds: float = 0.0
-    prompts: dict[str, PromptCost] = field(default_factory=dict)
-    error: dict[str, str] | None = None
+    seconds: float = 0.0  # of its videos, or of their segments
+    prompts: dict[str, PromptCost] = field(default_factory=dict)  # empty if it cannot be read
+    error: dict[str, str] | None = None  # the __error of the record that a run would write
 
     @property
     def media(self) -> list[ShownMedium]:
@@ -53,43 +46,27 @@ class SampleCost:
 
 
 class CostTotals:
-    """What is known of the samples that were looked at; numbers are those of a sample unless they
-    are said to be of a prompt.
-
-    Attributes:
-        max_item_tokens: See :class:`video_pipeline.engine.base.Engine`.
-        why_unknown: Why that is not known, where it is not.
-        looked_at: Samples.
-        unreadable: Of these, those that would become error records.
-        errors: How often each kind of error came, as (stage, type, message).
-        examples: The video of the first sample with that error.
-        prompt_tokens: Of each prompt.
-        visual_tokens: Likewise.
-        refused: Prompts that vLLM would refuse.
-        tokens_to_run: Tokens of all others.
-        flagged: Samples with each of :data:`FLAGS`.
-        seconds: Of each sample with videos.
-        num_bytes: Of all videos together.
-        sizes: Videos of each size, such as ``1920x1080``.
-        codecs: Videos of each codec.
-    """
+    """What is known of the samples that were looked at; numbers are those of samples unless they
+    are said to be of prompts."""
 
     def __init__(self, config: Config, lines: BinaryIO) -> None:
         self._config = config
         self._lines = lines
-        self.max_item_tokens: int | None = None
-        self.why_unknown = ""
-        self.looked_at = self.unreadable = 0
-        self.errors: Counter[tuple[str, str, str]] = Counter()
-        self.examples: dict[tuple[str, str, str], Any] = {}
-        self.prompt_tokens = array("q")
-        self.visual_tokens = array("q")
-        self.refused = self.tokens_to_run = 0
-        self.flagged: Counter[str] = Counter()
-        self.seconds = array("d")
-        self.num_bytes = 0
-        self.sizes: Counter[str] = Counter()
-        self.codecs: Counter[str] = Counter()
+        self.max_item_tokens: int | None = None  # see engine/base.py
+        self.why_unknown = ""  # why that is not known
+        self.looked_at = 0
+        self.unreadable = 0  # would become error records
+        self.errors: Counter[tuple[str, str, str]] = Counter()  # by stage, type and message
+        self.examples: dict[tuple[str, str, str], Any] = {}  # the first video with that error
+        self.prompt_tokens = array("q")  # of each prompt
+        self.visual_tokens = array("q")  # of each prompt
+        self.refused = 0  # prompts that vLLM would refuse
+        self.tokens_to_run = 0  # of the other prompts
+        self.flagged: Counter[str] = Counter()  # by FLAGS
+        self.seconds = array("d")  # of each sample with videos
+        self.num_bytes = 0  # of all videos together
+        self.sizes: Counter[str] = Counter()  # of videos, such as 1920x1080
+        self.codecs: Counter[str] = Counter()  # of videos
 
     def note(self, cost: SampleCost) -> None:
         """Count a sample, and write its line."""

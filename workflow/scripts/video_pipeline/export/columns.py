@@ -32,18 +32,13 @@ _EXACT_IN_FLOAT64 = range(-(2**53), 2**53 + 1)
 
 
 class Column:
-    """What was seen of the values of one field, over all records.
-
-    Attributes:
-        is_json: They are written as JSON text, because no one type holds them.
-        type: The Arrow type, after :meth:`finish`.
-    """
+    """What was seen of the values of one field, over all records."""
 
     __slots__ = ("_depth", "_fields", "_high", "_items", "_kinds", "_low", "is_json", "type")
 
     def __init__(self, depth: int = 0) -> None:
-        self.is_json = False
-        self.type = pa.string()
+        self.is_json = False  # They are written as JSON text, because no one type holds them.
+        self.type = pa.string()  # The Arrow type, after finish.
         self._depth = depth
         self._kinds: set[type] = set()
         self._low = self._high = 0
@@ -150,11 +145,8 @@ class Column:
 
 
 class Columns:
-    """The columns of a table of records.
-
-    Attributes:
-        columns: By name. Those of ``example`` come first, whatever the records hold.
-    """
+    """The columns of a table of records, by name. Those of ``example`` come first, whatever the
+    records hold."""
 
     def __init__(self, example: dict[str, Any]) -> None:
         self.columns: dict[str, Column] = {}

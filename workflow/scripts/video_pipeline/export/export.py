@@ -170,7 +170,7 @@ def size_category(count: int) -> str:
 
 def _settings(config: Config) -> dict[str, Any]:
     """The configuration that the answers depend on, without the section ``data``. Of paths it has
-    the last part: the folders of this machine are nobody's business."""
+    the last part: the folders of this machine are private."""
     engine = {
         name: value
         for name, value in config.vllm.model_dump(mode="json", exclude_none=True).items()

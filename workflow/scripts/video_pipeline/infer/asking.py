@@ -14,7 +14,7 @@ from video_pipeline.run.answers import cut_off_at, why_no_answer
 if TYPE_CHECKING:
     from video_pipeline.decode.preparing import Prepared
     from video_pipeline.infer.shard import Shard
-    from video_pipeline.journal import JournalWriter
+    from video_pipeline.journal.writer import JournalWriter
     from video_pipeline.run.chunks import Question
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from video_pipeline.infer.quarantine import quarantine_error
 
 if TYPE_CHECKING:
     from video_pipeline.infer.shard import Shard
-    from video_pipeline.journal import JournalWriter
+    from video_pipeline.journal.writer import JournalWriter
     from video_pipeline.run.chunks import Question
 
 Prepare = Callable[[int, frozenset[str]], Prepared]

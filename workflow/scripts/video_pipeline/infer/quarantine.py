@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from video_pipeline.engine.base import EngineDead
 
 if TYPE_CHECKING:
-    from video_pipeline.journal import JournalWriter
+    from video_pipeline.journal.writer import JournalWriter
     from video_pipeline.run.chunks import Question
 
 QUARANTINE_DEATHS = 3

@@ -12,13 +12,10 @@ from video_pipeline.decode.preparing import WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Constraints, Engine
 from video_pipeline.errors import EnvironmentFault, TaskError
-from video_pipeline.journal import (
-    Finished,
-    JournalIndex,
-    JournalReader,
-    JournalWriter,
-    attempt_prefix,
-)
+from video_pipeline.journal.format import attempt_prefix
+from video_pipeline.journal.index import JournalIndex
+from video_pipeline.journal.reader import Finished, JournalReader
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.output.rank_files import writing
 from video_pipeline.output.records import RecordBuilder
 from video_pipeline.run.answers import describe_unparsed, why_no_answer
@@ -27,7 +24,7 @@ from video_pipeline.run.error_rate import ErrorRate
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.reopening import reopen_errors
-from video_pipeline.samples.determinism import TWICE, check_deterministic
+from video_pipeline.samples.identity import TWICE, check_deterministic
 from video_pipeline.tasks.base import Task
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from video_pipeline.infer.admission import Window
 from video_pipeline.infer.asking import Outcome, ask, fail_all, first_error, request_name
 from video_pipeline.infer.job_monitor import JobMonitor
 from video_pipeline.infer.quarantine import Quarantine, quarantine_error
-from video_pipeline.journal import JournalWriter
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.statistics import State, StatisticsFile
 
 if TYPE_CHECKING:

@@ -24,13 +24,8 @@ from video_pipeline.journal.format import (
 
 
 class Location(NamedTuple):
-    """Where a record lies.
-
-    Attributes:
-        file: Name of the journal file.
-        offset: Byte offset of its line.
-        is_error: Whether it is an error record.
-    """
+    """Where a record lies: the name of the journal file and the byte offset of its line; and
+    whether it is an error record."""
 
     file: str
     offset: int
@@ -64,13 +59,10 @@ class JournalIndex:
     record takes 24 bytes.
 
     Of several records of a question, the first answer counts, or else the first error.
-
-    Attributes:
-        indexed: Names of the files that were indexed, by their number.
     """
 
     def __init__(self) -> None:
-        self.indexed: list[str] = []
+        self.indexed: list[str] = []  # Names of the files that were indexed, by their number.
         # All files of the folder. Somebody may have removed some since an earlier look.
         self._present: frozenset[str] = frozenset()
         # Record id -> names of the files that say that the engine died with it.
@@ -102,14 +94,8 @@ class JournalIndex:
         return known
 
     def find_all(self, record_ids: bytes) -> np.ndarray:
-        """The places of the final records of many questions.
-
-        Args:
-            record_ids: A :func:`record_id` for each, 16 bytes.
-
-        Returns:
-            A uint64 for each; :data:`NO_RECORD` if the question is still to be answered.
-        """
+        """The places of the final records of many questions: a uint64 for each :func:`record_id`
+        (16 bytes) in ``record_ids``; :data:`NO_RECORD` if the question is still to be answered."""
         ids = np.frombuffer(record_ids, ">u8").reshape(-1, 2)
         places = np.full(len(ids), NO_RECORD, np.uint64)
         if not len(self._rows):
@@ -184,14 +170,12 @@ def read_index(
     *,
     checked: bool = False,
 ) -> JournalIndex:
-    """Index a journal.
+    """Index the journal in ``folder``; a folder that does not exist is an empty journal.
 
     Args:
-        folder: Where it lies. A folder that does not exist is an empty journal.
         attempts: How the names of the attempts start that are indexed.
         others: Says by name which other attempts are indexed.
-        checked: Whether each record is parsed, and one that is not whole (as an edit may leave
-            it) is passed over.
+        checked: Whether each record is parsed, and one that an edit has damaged is passed over.
 
     Raises :class:`UserError` for a journal of a newer version.
     """

@@ -20,9 +20,6 @@ class JournalWriter:
     """Appends records to a new file of its own, each by one ``write`` call.
 
     Not for several threads at once. :meth:`sync` makes the records survive a power loss.
-
-    Attributes:
-        path: The file.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
@@ -45,17 +42,8 @@ class JournalWriter:
         reasoning: str | None = None,
         damaged: bool = False,
     ) -> None:
-        """Append an answer.
-
-        Args:
-            key: The sample's key.
-            part: Name of the question, empty if it is the only one.
-            request: Digest of the question.
-            output_text: What the model said.
-            usage: Token counts and ``finish_reason``.
-            reasoning: What the model thought before, if it thinks.
-            damaged: Whether a video of the sample is damaged.
-        """
+        """Append the answer to a question (key, part and request digest). ``usage`` holds token
+        counts and ``finish_reason``; ``damaged`` says that a video of the sample is damaged."""
         answer = _answer(output_text, usage, reasoning, damaged)
         self._record(key, part, request, answer)
 

@@ -17,7 +17,7 @@ from video_pipeline.common.files import EMPTY, Seal, replacing, write_text
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.journal import JournalReader
+from video_pipeline.journal.reader import JournalReader
 from video_pipeline.output.rank_files import RankContents, RankFile
 from video_pipeline.output.records import RecordBuilder
 from video_pipeline.run.answers import describe_cut_off, describe_unparsed

@@ -19,7 +19,8 @@ import orjson
 
 from video_pipeline.common.files import EMPTY, Seal, replacing, sync, write_text
 from video_pipeline.errors import UserError
-from video_pipeline.journal import Location, split_of
+from video_pipeline.journal.format import split_of
+from video_pipeline.journal.index import Location
 from video_pipeline.output.records import Record
 from video_pipeline.run.chunks import ChunkEntry, line_blocks, read_lines
 from video_pipeline.run.layout import Layout
@@ -33,27 +34,16 @@ _COUNTERS = ("errors_by_stage", "usage", "truncated", "splits")
 
 @dataclass
 class RankContents:
-    """What a rank file holds.
+    """What the file of a rank holds."""
 
-    Attributes:
-        split_id: The split that wrote its chunk.
-        rank: The rank.
-        samples: Records, one a line.
-        seal: Size and checksum of the lines.
-        errors_by_stage: How many samples failed.
-        usage: Tokens of all records.
-        truncated: How many records have an answer that was cut off, by the setting that did it.
-        splits: How many answers and errors were written by the attempts of each split.
-    """
-
-    split_id: str
+    split_id: str  # of the split that wrote its chunk
     rank: int
-    samples: int = 0
+    samples: int = 0  # records, one a line
     seal: Seal = EMPTY
     errors_by_stage: Counter[str] = field(default_factory=Counter)
     usage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_USAGE, 0)))
-    truncated: Counter[str] = field(default_factory=Counter)
-    splits: Counter[str] = field(default_factory=Counter)
+    truncated: Counter[str] = field(default_factory=Counter)  # by the setting that cut them off
+    splits: Counter[str] = field(default_factory=Counter)  # answers and errors by split
 
     @classmethod
     def read(cls, layout: Layout, rank: int) -> RankContents | None:
@@ -113,11 +103,7 @@ def writing(layout: Layout, rank: int, split_id: str) -> Iterator[RankFileWriter
 
 
 class RankFile:
-    """A rank file to be consolidated.
-
-    Attributes:
-        contents: What it holds.
-    """
+    """A rank file to be consolidated."""
 
     def __init__(self, layout: Layout, manifest: Manifest, rank: int) -> None:
         """Raises :class:`UserError` if it was not written for the chunks of ``manifest``."""

@@ -8,7 +8,7 @@ import orjson
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError, where
-from video_pipeline.journal import clean_text
+from video_pipeline.journal.format import clean_text
 from video_pipeline.run.answers import cut_off_at, why_no_answer
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.input import task_sample
@@ -19,35 +19,21 @@ _NO_FIELDS = b"{}"
 
 
 class Record(NamedTuple):
-    """An output record.
-
-    Attributes:
-        line: The record as a line of the output.
-        error: ``__error``, if the sample failed.
-        usage: ``__usage``, if the model has answered.
-        cut_off: The setting that cut the answer off (of several, the first that was), if one did.
-    """
+    """A record, as a line of the output."""
 
     line: bytes
-    error: dict[str, str] | None
-    usage: dict[str, Any] | None
-    cut_off: str | None
+    error: dict[str, str] | None  # __error, if the sample failed
+    usage: dict[str, Any] | None  # __usage, if the model has answered
+    cut_off: str | None  # the setting that cut an answer off, if one did
 
 
 class _Outcome(NamedTuple):
-    """What came of one question.
-
-    Attributes:
-        error: ``__error``, if it failed.
-        answer: The fields of the journal's record that hold the answer, if there is one.
-        cut_off: The setting that cut the answer off, if one did.
-        fields: The fields that the task's ``parse`` returned, as JSON.
-    """
+    """What came of one question."""
 
     error: dict[str, str] | None
-    answer: dict[str, Any]
+    answer: dict[str, Any]  # the fields of the journal's record that hold the answer
     cut_off: str | None
-    fields: bytes = _NO_FIELDS
+    fields: bytes = _NO_FIELDS  # that the task's parse returned, as JSON
 
 
 class RecordBuilder:

@@ -10,11 +10,7 @@ from video_pipeline.config import Config
 
 def cut_off_at(usage: Mapping[str, Any], config: Config) -> str | None:
     """The setting that cut an answer off, which is the one to raise; None if nothing did.
-
-    Args:
-        usage: ``__usage`` of the answer.
-        config: The configuration under which the model answered.
-    """
+    ``usage`` is the ``__usage`` of the answer."""
     if usage["finish_reason"] != "length":
         return None
     tokens, max_tokens = usage["completion_tokens"], config.sampling.max_tokens
@@ -32,13 +28,8 @@ def why_no_answer(
     """The ``__error`` of an answer that does not count; None if it counts.
 
     With ``run.truncated: keep`` a text that was cut off counts, unless the model was still
-    thinking. With a schema it never counts: half an object is no object.
-
-    Args:
-        usage: ``__usage`` of the answer.
-        output_text: The answer without the thoughts of the model.
-        config: The configuration under which the model answered.
-        has_schema: Whether the answer had to follow a schema.
+    thinking. With a schema it never counts: half an object is no object. ``output_text`` is the
+    answer without the thoughts of the model.
     """
     reason, tokens = usage["finish_reason"], usage["completion_tokens"]
     if reason == "stop":
@@ -57,11 +48,8 @@ def why_no_answer(
 
 
 def describe_cut_off(truncated: Mapping[str, int]) -> str:
-    """``3 answers were cut off: raise sampling.max_tokens``; empty if there are none.
-
-    Args:
-        truncated: How many answers each setting cut off, see :func:`cut_off_at`.
-    """
+    """``3 answers were cut off: raise sampling.max_tokens``; empty if there are none. ``truncated``
+    says how many each setting cut off, see :func:`cut_off_at`."""
     count = sum(truncated.values())
     if not count:
         return ""

@@ -37,20 +37,12 @@ _IN_REQUESTS = ("task_params.", "data.id_field", "data.video_field")
 
 @dataclass(frozen=True)
 class JournalSettings:
-    """The settings of a journal.
-
-    Attributes:
-        folder: The folder of the journal.
-        fingerprint: The settings, the dataset and the reader in its fingerprint, by key.
-        asked: The task, its parameters, how samples are named, the user's code and prompts: they
-            make the requests.
-        input: The digest of the input at the last split.
-    """
+    """The settings of the journal in ``folder``, by key."""
 
     folder: Path
-    fingerprint: dict[str, Any]
-    asked: dict[str, Any]
-    input: str | None
+    fingerprint: dict[str, Any]  # what makes its fingerprint: settings, dataset, reader
+    asked: dict[str, Any]  # what makes the requests: task, names of samples, code, prompts
+    input: str | None  # the digest of the input at the last split
 
     @classmethod
     def of(

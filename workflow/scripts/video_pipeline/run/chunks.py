@@ -16,18 +16,14 @@ import orjson
 
 from video_pipeline.common.files import EMPTY, Seal
 from video_pipeline.errors import SPLIT_AGAIN, UserError
-from video_pipeline.journal import Finished, JournalReader, Location
+from video_pipeline.journal.index import Location
+from video_pipeline.journal.reader import Finished, JournalReader
 from video_pipeline.tasks.base import ONLY_PART
 
 
 class Question(NamedTuple):
-    """What is asked about a sample: one thing, or one of several.
-
-    Attributes:
-        key: The sample's key.
-        part: Name of the conversation, :data:`ONLY_PART` if it is the only one.
-        request: Digest of it.
-    """
+    """What is asked about a sample: its key, the name of the conversation (:data:`ONLY_PART` if it
+    is the only one) and the request digest."""
 
     key: str
     part: str
@@ -36,19 +32,12 @@ class Question(NamedTuple):
 
 @dataclass(slots=True)
 class ChunkEntry:
-    """One line of a chunk.
-
-    Attributes:
-        key: The sample's key.
-        requests: Digest of what is asked about it, by the name of the conversation.
-        text: The input object, as JSON.
-        done: Where its finished records lay when the input was split, by the same names.
-    """
+    """One line of a chunk: a sample."""
 
     key: str
-    requests: dict[str, str]
-    text: bytes
-    done: dict[str, Location]
+    requests: dict[str, str]  # request digests, by the name of the conversation
+    text: bytes  # the input object, as JSON
+    done: dict[str, Location]  # where its finished records lay when the input was split
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -157,15 +146,10 @@ def not_of_this_split(path: Path) -> UserError:
 
 class Chunk:
     """The entries of a chunk file by position. Memory holds only their offsets, and processes that
-    are forked may share one.
-
-    Attributes:
-        path: The chunk file.
-        seal: What it holds.
-    """
+    are forked may share one."""
 
     def __init__(self, path: Path, seal: Seal) -> None:
-        """``seal``: what it must hold. Raises :class:`UserError` if it holds something else."""
+        """Raises :class:`UserError` if the file does not hold what ``seal`` says."""
         self.path = path
         self.seal = seal
         self._offsets = array("Q", [0])

@@ -13,22 +13,13 @@ FIRST_LOOK = 20
 @dataclass
 class ErrorRate:
     """Failures among the finished samples of a chunk. A high rate means that the storage or the
-    engine is at fault. A failure of ``parse`` has its answer in the journal, so it is counted apart
-    and stops no run.
+    engine is at fault."""
 
-    Attributes:
-        limit: ``run.max_error_rate``.
-        finished: Finished samples, failed ones included.
-        failed: Samples that failed in another stage than ``parse``.
-        unparsed: Samples that failed in stage ``parse``.
-        last_unparsed: The ``__error`` of the last one.
-    """
-
-    limit: float
-    finished: int = 0
-    failed: int = 0
-    unparsed: int = 0
-    last_unparsed: dict[str, str] = field(default_factory=dict)
+    limit: float  # run.max_error_rate
+    finished: int = 0  # failed ones included
+    failed: int = 0  # in another stage than parse
+    unparsed: int = 0  # in parse; they stop no run: the journal has their answers
+    last_unparsed: dict[str, str] = field(default_factory=dict)  # its __error
     _last: dict[str, str] = field(default_factory=dict)
 
     def count(self, error: dict[str, str] | None = None) -> None:

@@ -17,87 +17,40 @@ if TYPE_CHECKING:
     from video_pipeline.config import Config
 
 # Engine arguments that change speed, memory, logs or addresses, but not what is answered. Names
-# from vLLM 0.32's EngineArgs. Anything not listed here changes the fingerprint: rather infer once
-# too often than mix the answers of two settings.
+# from vLLM 0.32's EngineArgs. Anything not listed here changes the fingerprint: it is better to
+# infer once too often than to mix the answers of two settings.
 NEUTRAL_ENGINE_ARGUMENTS = frozenset(
     {
-        "aggregate_engine_logging",
-        "async_scheduling",
-        "block_size",
-        "collect_detailed_traces",
-        "compilation_config",
-        "cpu_distributed_timeout_seconds",
-        "cpu_offload_gb",
-        "cudagraph_capture_sizes",
-        "cudagraph_metrics",
-        "custom_histogram_buckets",
-        "data_parallel_address",
-        "data_parallel_backend",
-        "data_parallel_rpc_port",
-        "data_parallel_size",
-        "device_ids",
-        "disable_log_stats",
-        "distributed_executor_backend",
-        "distributed_timeout_seconds",
-        "download_dir",
-        "enable_chunked_prefill",
-        "enable_layerwise_nvtx_tracing",
-        "enable_log_requests",
-        "enable_logging_iteration_details",
-        "enable_mfu_metrics",
-        "enable_mm_processor_stats",
-        "enable_prefix_caching",
-        "enforce_eager",
-        "gpu_memory_utilization",
-        "hf_token",
-        "jit_monitor_mode",
-        "jit_monitor_verbose",
-        "kv_cache_memory_bytes",
-        "kv_cache_metrics",
-        "kv_cache_metrics_sample",
-        "log_config_file",
-        "log_level",
-        "logging_config",
-        "master_addr",
-        "master_port",
-        "max_cpu_loras",
-        "max_cudagraph_capture_size",
-        "max_model_len",
-        "max_num_active_seqs",
-        "max_num_batched_tokens",
-        "max_num_queued_reqs",
-        "max_num_queued_tokens",
-        "max_num_scheduled_tokens",
-        "max_num_seqs",
-        "max_parallel_loading_workers",
-        "mm_encoder_tp_mode",
-        "mm_ipc_gpu_memory_gb",
-        "mm_processor_cache_gb",
-        "mm_processor_cache_type",
-        "mm_shm_cache_max_object_size_mb",
-        "mm_tensor_ipc",
-        "node_rank",
-        "num_gpu_blocks_override",
-        "numa_bind",
-        "numa_bind_cpus",
-        "numa_bind_nodes",
-        "otlp_traces_endpoint",
-        "per_request_spec_decode_metrics",
-        "pipeline_parallel_size",
-        "profiler_config",
-        "ray_workers_use_nsight",
-        "renderer_num_workers",
-        "safetensors_load_strategy",
-        "safetensors_prefetch_block_size",
-        "safetensors_prefetch_num_threads",
-        "scheduling_policy",
-        "served_model_name",
-        "show_hidden_metrics_for_version",
-        "shutdown_timeout",
-        "skip_mm_profiling",
-        "stream_interval",
+        # logs and metrics
+        *("aggregate_engine_logging", "collect_detailed_traces", "cudagraph_metrics"),
+        *("custom_histogram_buckets", "disable_log_stats", "enable_layerwise_nvtx_tracing"),
+        *("enable_log_requests", "enable_logging_iteration_details", "enable_mfu_metrics"),
+        *("enable_mm_processor_stats", "jit_monitor_mode", "jit_monitor_verbose"),
+        *("kv_cache_metrics", "kv_cache_metrics_sample", "log_config_file", "log_level"),
+        *("logging_config", "otlp_traces_endpoint", "per_request_spec_decode_metrics"),
+        *("profiler_config", "ray_workers_use_nsight", "show_hidden_metrics_for_version"),
+        # processes, devices and their addresses
+        *("cpu_distributed_timeout_seconds", "data_parallel_address", "data_parallel_backend"),
+        *("data_parallel_rpc_port", "data_parallel_size", "device_ids"),
+        *("distributed_executor_backend", "distributed_timeout_seconds", "master_addr"),
+        *("master_port", "node_rank", "numa_bind", "numa_bind_cpus", "numa_bind_nodes"),
+        *("pipeline_parallel_size", "renderer_num_workers", "shutdown_timeout"),
         "tensor_parallel_size",
-        "use_tqdm_on_load",
+        # memory
+        *("block_size", "cpu_offload_gb", "gpu_memory_utilization", "kv_cache_memory_bytes"),
+        *("max_cpu_loras", "max_model_len", "mm_ipc_gpu_memory_gb", "mm_processor_cache_gb"),
+        *("mm_processor_cache_type", "mm_shm_cache_max_object_size_mb", "mm_tensor_ipc"),
+        *("num_gpu_blocks_override", "skip_mm_profiling"),
+        # speed
+        *("async_scheduling", "compilation_config", "cudagraph_capture_sizes"),
+        *("enable_chunked_prefill", "enable_prefix_caching", "enforce_eager"),
+        *("max_cudagraph_capture_size", "max_num_active_seqs", "max_num_batched_tokens"),
+        *("max_num_queued_reqs", "max_num_queued_tokens", "max_num_scheduled_tokens"),
+        *("max_num_seqs", "mm_encoder_tp_mode", "scheduling_policy", "stream_interval"),
+        # loading
+        *("download_dir", "hf_token", "max_parallel_loading_workers", "safetensors_load_strategy"),
+        *("safetensors_prefetch_block_size", "safetensors_prefetch_num_threads"),
+        *("served_model_name", "use_tqdm_on_load"),
     }
 )
 
@@ -138,9 +91,9 @@ BASELINE: dict[str, Any] = {
     "run.engine": "vllm",
     "run.simulated.output_tokens": 16,
 }
-"""What a fingerprint means where it says nothing. It stays as it is for ever: a new key comes in
-with the value that the version before it had, a default that changes stays here as it was, and so
-nobody's finished samples are inferred again. Of a key that is not here, that value is null."""
+"""The values of keys that a fingerprint leaves out; null for a key that is not here. They never
+change: a new key gets the value that the version before it had, and a changed default keeps its old
+value here. So no finished samples are inferred again."""
 
 _PATHS = ("tokenizer", "hf_config_path")
 """Engine arguments that may name a folder, which is then known by its files."""
@@ -150,8 +103,8 @@ def settings_of(
     config: Config, in_messages: Collection[str] = (), commit: str | None = None
 ) -> dict[str, Any]:
     """The settings that change an answer and differ from :data:`BASELINE`, by their keys, such as
-    ``vision.fps``. ``in_messages`` names the ``task_params`` that act on the task's messages alone:
-    request digests hold what they do. ``commit`` is that of a model of the hub.
+    ``vision.fps``. The ``task_params`` in ``in_messages`` act on the task's messages alone: request
+    digests hold what they do.
 
     A local model or adapter is known by what its files hold, see
     :func:`video_pipeline.model.files.model_files`; a model of the hub by its name and ``commit``

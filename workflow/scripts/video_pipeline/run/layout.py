@@ -37,15 +37,10 @@ def _of_split(name: str) -> _Path:
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths of one output.
+    """The paths of one output."""
 
-    Attributes:
-        output: The consolidated output, as configured.
-        num_shards: How many chunks the input is split into.
-    """
-
-    output: Path
-    num_shards: int
+    output: Path  # the consolidated output, as configured
+    num_shards: int  # how many chunks the input is split into
 
     @classmethod
     def of(cls, config: Config, num_shards: int) -> Layout:
@@ -67,35 +62,16 @@ class Layout:
 
     # --- beside the output ------------------------------------------------------------------------
 
-    config = _beside(".config.yaml")
-    """The resolved configuration."""
-
-    summary = _beside(".summary.json")
-    """Counts of the whole run."""
-
-    errors = _beside(".errors.jsonl")
-    """The records of the failed samples, which may be the input of another run."""
-
+    config = _beside(".config.yaml")  # the resolved configuration
+    summary = _beside(".summary.json")  # counts of the whole run
+    errors = _beside(".errors.jsonl")  # the failed samples; may be the input of another run
     report = _beside(".report.html")
-    """The page about the run."""
-
-    partial = _beside(".partial.jsonl")
-    """The records that are finished before the run is."""
-
-    videos = _beside(".videos.jsonl")
-    """If long videos were cut into windows: one line for each video, with its windows."""
-
-    dataset = _beside(".dataset")
-    """A folder to upload to a hub: the output as Parquet, with a card."""
-
-    card = _Path(lambda layout: layout.dataset / "README.md")
-    """The dataset card, which exists when the whole folder does."""
-
-    plan_report = _beside(".plan.json")
-    """The estimate of a run, see :mod:`video_pipeline.estimate.estimate`."""
-
-    plan_samples = _beside(".plan.jsonl")
-    """The estimate of each sample that ``plan`` has read: one line for each."""
+    partial = _beside(".partial.jsonl")  # the records that are finished before the run is
+    videos = _beside(".videos.jsonl")  # of long videos: one line for each, with its windows
+    dataset = _beside(".dataset")  # a folder to upload to a hub: Parquet and a card
+    card = _Path(lambda layout: layout.dataset / "README.md")  # exists when the whole folder does
+    plan_report = _beside(".plan.json")  # the estimate of a run
+    plan_samples = _beside(".plan.jsonl")  # the estimate of each sample that plan has read
 
     def rank_file(self, rank: int | str) -> Path:
         """The finished records of one rank, in input order."""
@@ -108,36 +84,20 @@ class Layout:
 
     # --- the journal ------------------------------------------------------------------------------
 
+    # A folder in it for each fingerprint, and the commits of models of the hub.
     journal = _Path(lambda layout: layout.output.parent / ".journal" / layout.stem)
-    """The folder of the journals, one folder in it for each fingerprint."""
-
     commits = _Path(lambda layout: layout.journal / "commits.json")
-    """The commits of models of the hub, see :mod:`video_pipeline.model.model`."""
 
     # --- of the run, whatever its number of shards ------------------------------------------------
 
     _all_chunks = _of_run("")
-
-    sharding = _of_run("plan.json")
-    """The number of shards, decided once, see :mod:`video_pipeline.run.sharding`."""
-
-    plan_config = _of_run("plan.config.yaml")
-    """The resolved configuration that ``plan`` reads; a live run may have another one."""
-
-    plan_scratch = _of_run("plan")
-    """The folder that ``plan`` works in."""
-
-    plan_lock = _of_run("plan.lock")
-    """Held by the process that estimates."""
-
-    dataset_lock = _of_run("dataset.lock")
-    """Held by the process that writes :attr:`dataset`."""
-
-    run_lock = _of_run("snakemake.lock")
-    """Held by the Snakemake, the retry or the prune that works on this output."""
-
-    reopened = _of_run("reopened")
-    """Exists while the output has errors that were opened again: it has to be written anew."""
+    sharding = _of_run("plan.json")  # the number of shards, decided once, see run/sharding.py
+    plan_config = _of_run("plan.config.yaml")  # that plan reads; a live run may have another one
+    plan_scratch = _of_run("plan")  # the folder that plan works in
+    plan_lock = _of_run("plan.lock")  # held by the process that estimates
+    dataset_lock = _of_run("dataset.lock")  # held by the process that writes the dataset
+    run_lock = _of_run("snakemake.lock")  # held by the Snakemake, retry or prune that works on it
+    reopened = _of_run("reopened")  # exists while the output has errors that were opened again
 
     def progress(self, step: str) -> Path:
         """The progress of a step other than inference."""
@@ -150,20 +110,12 @@ class Layout:
 
     # --- of one split -----------------------------------------------------------------------------
 
+    # The folder of the chunks, which names the number of shards, and the one that split works in.
     chunks = _Path(lambda layout: layout._all_chunks / f"of-{layout.num_shards}")
-    """The folder of the chunks; it names the number of shards."""
-
     split_scratch = _Path(lambda layout: layout._all_chunks / f".of-{layout.num_shards}.tmp")
-    """The folder that split works in."""
-
-    manifest = _of_split("manifest.json")
-    """The manifest of the split, see :mod:`video_pipeline.run.manifest`."""
-
-    order = _of_split("order.bin")
-    """The rank of each distinct sample, in input order."""
-
-    weights = _of_split("weights.txt")
-    """Holds the name of the folder of the model's weights, once they are fetched."""
+    manifest = _of_split("manifest.json")  # what split did, see run/manifest.py
+    order = _of_split("order.bin")  # the rank of each distinct sample, in input order
+    weights = _of_split("weights.txt")  # names the folder of the model's weights
 
     def chunk(self, rank: int | str) -> Path:
         """The samples of one rank."""

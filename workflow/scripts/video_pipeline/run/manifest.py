@@ -13,7 +13,8 @@ from video_pipeline.common import versions
 from video_pipeline.common.files import EMPTY, Seal
 from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, UserError
-from video_pipeline.journal import ATTEMPTS, JournalIndex, attempt_prefix, read_index
+from video_pipeline.journal.format import ATTEMPTS, attempt_prefix
+from video_pipeline.journal.index import JournalIndex, read_index
 from video_pipeline.run.chunks import Chunk, not_of_this_split
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import check_origin
@@ -23,56 +24,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Manifest:
-    """What split did. Split writes it; infer and consolidate trust it.
+    """What split did. Split writes it; infer and consolidate trust it."""
 
-    Attributes:
-        split_id: Names this split; part of the names of the journal files.
-        num_shards: Chunks, one for each rank.
-        task: Name of the task.
-        journal: Folder of the journal, relative to the working directory.
-        settings: Digest of the settings that the journal stands for, without the dataset.
-        commit: Of the model, where it is one of the hub.
-        origin: What the samples come from, see :func:`video_pipeline.run.origin.origin_of`.
-        lines: Lines of the input that are not blank.
-        samples: Distinct samples.
-        duplicates: Lines that repeat an earlier sample.
-        left_out: Error records of an earlier run's output, unless they are the samples.
-        pending: Samples that were still to be inferred.
-        rank_samples: Samples of each rank.
-        rank_pending: Pending samples of each rank.
-        journal_files: Files of the journal that split has read.
-        balance: How even the pending samples are spread, see
-            :class:`video_pipeline.split.balance.BalanceReport`.
-        expanded: Whether a line of the input may stand for several samples.
-        with_videos: Whether the dataset reads videos.
-        sample_fields: Fields of a sample that the dataset reads, beside the messages.
-        order: What the file of the order holds.
-        chunks: What the chunk of each rank holds.
-        version: Of the manifest, the order and the chunks.
-    """
-
-    split_id: str
+    split_id: str  # a part of the names of the journal files
     num_shards: int
     task: str
-    journal: str
-    settings: str
-    commit: str | None = None
-    origin: dict[str, Any] = field(default_factory=dict)
-    lines: int = 0
-    samples: int = 0
-    duplicates: int = 0
-    left_out: int = 0
-    pending: int = 0
+    journal: str  # the folder, relative to the working directory
+    settings: str  # digest of the settings that the journal stands for, without the dataset
+    commit: str | None = None  # of a model of the hub
+    origin: dict[str, Any] = field(default_factory=dict)  # what the samples come from
+    lines: int = 0  # of the input that are not blank
+    samples: int = 0  # distinct ones
+    duplicates: int = 0  # lines that repeat an earlier sample
+    left_out: int = 0  # error records of an earlier run's output, unless they are the samples
+    pending: int = 0  # samples that were still to be inferred
     rank_samples: list[int] = field(default_factory=list)
     rank_pending: list[int] = field(default_factory=list)
-    journal_files: list[str] = field(default_factory=list)
-    balance: dict[str, Any] = field(default_factory=dict)
-    expanded: bool = False
-    with_videos: bool = True
-    sample_fields: list[str] = field(default_factory=list)
+    journal_files: list[str] = field(default_factory=list)  # that split has read
+    balance: dict[str, Any] = field(default_factory=dict)  # how even the pending samples are spread
+    expanded: bool = False  # a line of the input may stand for several samples
+    with_videos: bool = True  # the dataset reads videos
+    sample_fields: list[str] = field(default_factory=list)  # that the dataset reads
     order: Seal = EMPTY
     chunks: list[Seal] = field(default_factory=list)
-    version: int = versions.CHUNKS
+    version: int = versions.CHUNKS  # of the manifest, the order and the chunks
 
     @property
     def counts(self) -> dict[str, int]:
@@ -115,10 +90,8 @@ class Manifest:
             raise not_of_this_split(layout.chunk(rank))
 
     def read_order(self, layout: Layout) -> array[int]:
-        """The rank of each distinct sample, in input order.
-
-        Raises :class:`UserError` if that is not what split wrote.
-        """
+        """The rank of each distinct sample, in input order. Raises :class:`UserError` if that is
+        not what split wrote."""
         if not self.order.fits(layout.order):
             raise not_of_this_split(layout.order)
         return array("I", layout.order.read_bytes())

@@ -6,7 +6,6 @@ Imported while Snakemake parses the workflow: keep it light.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,14 +16,16 @@ from typing import Any
 import orjson
 
 from video_pipeline.common import versions
-from video_pipeline.common.files import Seal, why_not_there
+from video_pipeline.common.files import Seal, read_object, why_not_there
 from video_pipeline.common.plugins import plugin_files
 from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, UserError
+from video_pipeline.journal.format import count_answers
 from video_pipeline.model.model import is_path
 from video_pipeline.run.changes import describe, different
 from video_pipeline.run.fingerprint import written_settings
 from video_pipeline.run.layout import Layout
+from video_pipeline.samples.identity import digest
 from video_pipeline.tasks.prompts import prompt_files
 
 logger = logging.getLogger(__name__)
@@ -80,18 +81,13 @@ def origin_of(config: Config) -> dict[str, Any]:
     ``input`` is named as in the configuration, so that the folder of a run may move.
     """
     files = [config.data.input_jsonl, *code_files(config)]
+    settings = written_settings(config)
     return {
         "input": str(config.data.input_jsonl),
         "task": config.run.task,
-        "settings": _as_json(written_settings(config)),
+        "settings": orjson.loads(orjson.dumps(settings, option=orjson.OPT_NON_STR_KEYS)),
         "files": {str(path): file_digest(path) for path in files},
     }
-
-
-def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` as they are read back."""
-    read_back: dict[str, Any] = orjson.loads(orjson.dumps(settings, option=orjson.OPT_NON_STR_KEYS))
-    return read_back
 
 
 def code_files(config: Config) -> list[Path]:
@@ -117,25 +113,26 @@ def file_digest(path: Path) -> str | None:
         status = os.stat(path)
         if status.st_size > SMALL_BYTES:
             return f"{status.st_size} bytes, {status.st_mtime_ns}"
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        return digest(path.read_bytes())
     except OSError:
         return None
 
 
 def what_changed(config: Config, layout: Layout) -> list[str]:
     """In what the chunks or the output that are there differ from what ``config`` says: ``input``,
-    ``task``, the keys of settings (with their values where these are short) and the paths of
+    ``task``, the keys of settings (with their values if these are short) and the paths of
     files. Empty if in nothing. Snakemake alone may not see it: a file can be older than what it
     replaces, and what it remembers of its last run can be gone."""
     input_jsonl = config.data.input_jsonl
-    recorded = [_recorded(path) for path in (layout.manifest, layout.summary)]
-    if not any(recorded) or not input_jsonl.exists():  # a stage before it has to write it
+    manifest, summary = read_object(layout.manifest), read_object(layout.summary)
+    recorded = list(filter(None, (manifest.get("origin"), summary.get("origin"))))
+    if not recorded or not input_jsonl.exists():  # a stage before it has to write it
         return []
     now, changed = _flat(origin_of(config)), {}
-    if (manifest := _read(layout.manifest)) and manifest.get("version") != versions.CHUNKS:
+    if manifest and manifest.get("version") != versions.CHUNKS:
         versions.check_version(layout.manifest, manifest.get("version"), versions.CHUNKS)
         changed["version"] = "the version of the chunks"
-    for origin in filter(None, recorded):
+    for origin in recorded:
         then = _flat(origin)
         changed.update(zip(names := different(then, now), describe(names, then, now), strict=True))
     return [changed[name] for name in sorted(changed)]
@@ -148,10 +145,8 @@ _NOTHING_ASKED = ("input", "run.truncated", "run.plugins")
 def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
     """What becomes of the answers that are there, now that ``changed`` differs
     (:func:`what_changed`); empty if there are none, or no other question comes of it."""
-    from video_pipeline.journal import count_answers  # imports numpy
-
     harmless = (*_NOTHING_ASKED, str(config.data.input_jsonl))
-    recorded = next(filter(None, map(_read, (layout.summary, layout.manifest))), {})
+    recorded = read_object(layout.summary) or read_object(layout.manifest)
     if all(name.startswith(harmless) for name in changed) or "journal" not in recorded:
         return ""
     samples = recorded["samples"]
@@ -189,18 +184,6 @@ def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, dict):  # an earlier version wrote their digest
         settings = {"settings": "of an earlier version"}
     return {"input": origin["input"], "task": origin["task"], **settings, **origin["files"]}
-
-
-def _recorded(path: Path) -> dict[str, Any] | None:
-    return _read(path).get("origin")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> None:

@@ -16,35 +16,22 @@ RECENT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast jobs are at the moment.
+    """How fast jobs are at the moment, all together."""
 
-    Attributes:
-        samples_per_second: Finished samples, of all jobs together.
-        tokens_per_second: Tokens of their prompts and answers.
-        decode: Seconds a second that the jobs waited for decoding.
-        engine: Seconds a second that the jobs waited for the engine.
-        prompt_tokens_per_second: Tokens of the prompts, of the jobs that hold GPUs.
-        gpus: The GPUs that these jobs hold.
-        flops: Floating point operations a second of their models; NaN if they are not known.
-        peak_flops: The peak of their GPUs, in operations a second; NaN if it is not known.
-    """
-
-    samples_per_second: float = 0.0
-    tokens_per_second: float = 0.0
-    decode: float = 0.0
-    engine: float = 0.0
+    samples_per_second: float = 0.0  # finished ones
+    tokens_per_second: float = 0.0  # of prompts and answers
+    decode: float = 0.0  # seconds a second that the jobs waited for decoding
+    engine: float = 0.0  # and for the engine
+    # Of the jobs that hold GPUs; NaN if it is not known.
     prompt_tokens_per_second: float = 0.0
     gpus: int = 0
-    flops: float = 0.0
-    peak_flops: float = 0.0
+    flops: float = 0.0  # operations a second of the models
+    peak_flops: float = 0.0  # the peak of the GPUs
 
     @classmethod
     def of(cls, attempts: Sequence[dict[str, Any]]) -> Pace:
-        """The pace of running attempts in their last minute, without the start of the model.
-
-        Args:
-            attempts: Their statistics.
-        """
+        """The pace of running attempts in their last minute, without the start of the model, from
+        their statistics."""
         return sum(map(cls._of_attempt, attempts), cls())
 
     @classmethod

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from video_pipeline.journal import REOPENS, JournalIndex, JournalReader, JournalWriter
+from video_pipeline.journal.format import REOPENS
+from video_pipeline.journal.index import JournalIndex
+from video_pipeline.journal.reader import JournalReader
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.chunks import Chunk, Question
 
 

@@ -35,38 +35,26 @@ def _function_of_expand(dataset: type[BaseDataset], title: str) -> Any:
 @dataclass(frozen=True)
 class DatasetNeeds:
     """What a dataset wants of its samples, as plain values: another process may look it up, because
-    the dataset brings torch.
-
-    Attributes:
-        name: The name under which the dataset is registered.
-        version: Its version.
-        reader_version: That of the reader of videos.
-        needs_video: A sample without a video is bad.
-        expands: A line of the input may stand for several samples.
-        sample_fields: Fields of a sample that change its input, beside the messages.
-        reads_files: The path of a sample is that of a file, or of a folder of images.
-        reads_patterns: It may be a pattern of names, too.
-    """
+    the dataset brings torch."""
 
     name: str
     version: int
     reader_version: int
-    needs_video: bool = True
-    expands: bool = False
-    sample_fields: tuple[str, ...] = ()
-    reads_files: bool = False
-    reads_patterns: bool = False
+    needs_video: bool = True  # a sample without a video is bad
+    expands: bool = False  # a line of the input may stand for several samples
+    sample_fields: tuple[str, ...] = ()  # that change its input, beside the messages
+    reads_files: bool = False  # the path of a sample is that of a file, or of a folder of images
+    reads_patterns: bool = False  # it may be a pattern of names, too
 
     @classmethod
     def of(cls, config: Config, task: Task | None = None) -> DatasetNeeds:
-        """What the dataset of ``config`` wants; ``task`` is its task, where that is loaded already.
+        """What the dataset of ``config`` wants; ``task`` is its task, if that is loaded already.
 
         A dataset of the user's own, from :class:`BaseDataset`, may take a path for anything: a name
         in an archive, a key of a store.
 
-        Raises:
-            UserError: There is no such task or dataset, or nothing takes one of ``task_params``.
-            TaskError: The dataset breaks its contract.
+        Raises :class:`UserError` if there is no such task or dataset, nothing takes one of
+        ``task_params``, or the dataset breaks its contract.
         """
         # These import torch.
         from video_pipeline.data.base import BaseDataset
@@ -93,13 +81,8 @@ class DatasetNeeds:
 
 
 class Run:
-    """What one process works for: a configuration with its task, dataset and model.
-
-    Attributes:
-        config: The configuration.
-        layout: Where the files of its output lie.
-        commit: The commit of a model of the hub, as far as it is known; None for other models.
-    """
+    """What one process works for: a configuration with its task, dataset and model (of one of the
+    hub the ``commit``, if it is known)."""
 
     def __init__(self, config: Config, layout: Layout, commit: str | None = None) -> None:
         self.config = config

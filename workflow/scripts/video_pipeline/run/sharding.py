@@ -23,13 +23,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Sharding:
-    """How an invocation splits its input.
-
-    Attributes:
-        num_shards: How many chunks, and so inference jobs.
-        run_id: Names the journal of this invocation if ``data.resume`` is false, else empty.
-        version: The version of the file.
-    """
+    """How many chunks, and so inference jobs, an invocation has. ``run_id`` names its journal if
+    ``data.resume`` is false; else it is empty."""
 
     num_shards: int
     run_id: str = ""
@@ -41,16 +36,10 @@ class Sharding:
 
 
 def resolve_sharding(config: Config, path: Path, *, gpus: int | None, is_main: bool) -> Sharding:
-    """The sharding of this invocation.
+    """The sharding of this invocation. ``path``: the file that an earlier process may have written;
+    ``gpus``: ``--resources gpu=N``, None if it was not given.
 
-    Args:
-        config: The configuration of a stage.
-        path: The file that an earlier process wrote, if there is one.
-        gpus: ``--resources gpu=N``, None if it was not given.
-        is_main: Whether this is Snakemake's main process.
-
-    Raises:
-        UserError: if a job needs more GPUs than Snakemake was given.
+    Raises :class:`UserError` if a job needs more GPUs than Snakemake was given.
     """
     written = read_sharding(path)
     if not is_main and written is not None:
@@ -75,7 +64,7 @@ def check_job_gpus(config: Config, overwritten: object) -> None:
     """Check the number of GPUs that ``--set-resources infer:gpu=N`` sets; None if it is not given.
 
     Raises :class:`UserError` unless a job needs this number: Snakemake lowers a larger one to its
-    limit without a message, and the job leases what its engine needs all the same.
+    limit without a message, but the job still leases what its engine needs.
     """
     needed = config.vllm.gpus_per_job
     if overwritten is not None and str(overwritten) != str(needed):
@@ -96,7 +85,7 @@ def job_threads(cores: int | None, at_once: int, *, gpus_bind: bool) -> int:
     """An even share of ``--cores`` for each of the inference jobs that run at once.
 
     If GPUs limit the number of jobs (``--resources gpu=N`` on this machine), cores must not: with
-    fewer cores than jobs a share is 0, and Snakemake starts them all the same.
+    fewer cores than jobs a share is 0, and Snakemake still starts all of them.
     """
     if cores is None:
         return 1

@@ -4,7 +4,6 @@ while Snakemake parses the workflow: keep it light.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -16,18 +15,13 @@ from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.sharding import Sharding, resolve_sharding
+from video_pipeline.samples.identity import digest
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of an invocation.
-
-    Attributes:
-        name: Its name in ``stages``; empty for a plain run.
-        config: Its own, complete configuration.
-        sharding: How it is split.
-        layout: The paths of its files.
-    """
+    """One stage of an invocation: its ``name`` in ``stages`` (empty for a plain run) and its own,
+    complete configuration."""
 
     name: str
     config: Config
@@ -58,8 +52,7 @@ class Stage:
         """
         settings = self.config.model_dump(mode="json", exclude={"run": {"formats"}})
         spec = {"plan": vars(self.sharding), **{name: settings[name] for name in sections}}
-        text = json.dumps(spec, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest(json.dumps(spec, sort_keys=True).encode())
 
 
 def resolve_stages(config: Config, *, gpus: int | None, is_main: bool) -> list[Stage]:

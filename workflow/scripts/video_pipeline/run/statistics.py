@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from video_pipeline.common.figures import time_bin
 from video_pipeline.common.files import write_text
 from video_pipeline.common.versions import check_version
-from video_pipeline.journal import ATTEMPTS, clean_text, split_of
+from video_pipeline.journal.format import ATTEMPTS, clean_text, split_of
 
 if TYPE_CHECKING:
     from video_pipeline.decode.preparing import Prepared
@@ -40,13 +40,8 @@ State = Literal["starting", "running", "done", "failed"]
 
 
 class Series:
-    """Counts over time, from the begin of the job on. The steps of time grow with the run, so that
-    a day takes no more room than a minute.
-
-    Attributes:
-        step: Seconds of a step.
-        columns: A value for each step, by name.
-    """
+    """Counts over time, from the begin of the job on: ``columns``, by name, with a value for each
+    ``step`` in seconds. The steps grow with the run: a day takes no more room than a minute."""
 
     NAMES = (
         *("inferred", "failed", "tokens", "prompt_tokens", "flops"),
@@ -79,97 +74,52 @@ class Series:
 class JobStatistics:
     """The statistics of one attempt of one rank.
 
-    All lengths of time come from a clock that never jumps, so that no part is longer than the
-    whole.
-
-    Attributes:
-        rank: The rank.
-        num_workers: Decode processes.
-        task: Name of the task.
-        model: Name of the model.
-        quantization: ``vllm.quantization``; None if it is not set.
-        host: Name of the machine.
-        gpus: GPUs that the job holds.
-        card: Their name in nvidia-smi; None if it is not known or they differ.
-        peak_flops: Peak of one GPU in the precision of the model, in floating point operations a
-            second, see :mod:`video_pipeline.gpu.peaks`; None if it is not known.
-        samples: Samples of the chunk.
-        pending: Samples that were pending when the attempt began.
-        state: Where the attempt stands. If it was killed, this does not change any more.
-        started_at: When the job had its GPUs, in Unix seconds.
-        ready_at: When the first request went to the engine, in Unix seconds.
-        updated_at: When the statistics were last brought up to date, in Unix seconds, by the
-            machine's clock.
-        lasted: Seconds from ``started_at`` to ``updated_at``, by a clock that never jumps.
-        inferred: Samples that the model answered, whether or not the answer counts.
-        failed: Samples that failed.
-        finished: Finished samples of the chunk, those of earlier attempts included.
-        finished_failed: Finished samples that failed, those of earlier attempts included.
-        errors: Failed samples by stage.
-        truncated: Samples with an answer that was cut off, by the setting that cut it off.
-        unparsed: Answers that ``parse`` failed on. Only the first answers are parsed at once.
-        last_error: ``key``, ``stage``, ``type`` and ``message`` of the last failure, and ``at`` in
-            Unix seconds.
-        prompt_tokens: Tokens of the prompts, visual ones included.
-        cached_tokens: Tokens of the prompts that the engine had computed before.
-        completion_tokens: Tokens of the answers.
-        patches: Patches that the vision encoder was given for the answered samples.
-        flops: Floating point operations of the model so far, see
-            :mod:`video_pipeline.model.flops`; None if they are not known.
-        seconds: Seconds from the first request on: without the start of the model and of the
-            decode processes.
-        engine_busy_seconds: Part of ``seconds`` with at least one request in the engine.
-        decode_busy_seconds: Time that the decode processes spent, within ``seconds``, on samples
-            that became ready; the sum over the processes.
-        decode_seconds: The same for the whole attempt: they begin while the model loads.
-        first_answer_seconds: Seconds from the first request to the first answer.
-        feeding_cpu_seconds: CPU time of this process within ``seconds``: the price of feeding the
-            engine and of writing its answers down.
-        video_seconds: Length of the videos of the answered samples.
-        limits: How many of ``seconds`` the run waited for ``decode`` or for the ``engine``.
-        series: The same over time: ``busy``, ``decode`` and ``engine`` are seconds in a step.
-        histograms: Counts by :func:`time_bin`: ``decode_seconds`` (of a sample in its decode
-            process) and ``engine_seconds`` (of a request in the engine).
+    Lengths of time come from a clock that never jumps, so that no part is longer than the whole.
+    Moments are in Unix seconds.
     """
 
     rank: int
-    num_workers: int
+    num_workers: int  # decode processes
     task: str = ""
     model: str = ""
-    quantization: str | None = None
+    quantization: str | None = None  # vllm.quantization
     host: str = field(default_factory=socket.gethostname)
-    gpus: int = 0
-    card: str | None = None
-    peak_flops: float | None = None
-    samples: int = 0
-    pending: int = 0
-    state: State = "starting"
-    started_at: float = field(default_factory=time.time)
-    ready_at: float | None = None
-    updated_at: float = 0.0
-    lasted: float = 0.0
-    inferred: int = 0
+    gpus: int = 0  # that the job holds
+    card: str | None = None  # their name in nvidia-smi; None if it is not known or they differ
+    peak_flops: float | None = None  # of one GPU in the model's precision, see gpu/peaks.py
+    samples: int = 0  # of the chunk
+    pending: int = 0  # when the attempt began
+    state: State = "starting"  # stays as it is if the attempt is killed
+    started_at: float = field(default_factory=time.time)  # the job had its GPUs
+    ready_at: float | None = None  # the first request went to the engine
+    updated_at: float = 0.0  # by the machine's clock
+    lasted: float = 0.0  # seconds from started_at to updated_at
+    inferred: int = 0  # samples that the model answered, whether or not the answer counts
     failed: int = 0
-    finished: int = 0
-    finished_failed: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    truncated: Counter[str] = field(default_factory=Counter)
-    unparsed: int = 0
-    last_error: dict[str, Any] | None = None
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
+    finished: int = 0  # samples of the chunk, those of earlier attempts included
+    finished_failed: int = 0  # those of them that failed
+    errors: Counter[str] = field(default_factory=Counter)  # failed samples by stage
+    truncated: Counter[str] = field(default_factory=Counter)  # by the setting that cut them off
+    unparsed: int = 0  # only the first answers are parsed at once
+    last_error: dict[str, Any] | None = None  # key, stage, type, message, at
+    prompt_tokens: int = 0  # visual ones included
+    cached_tokens: int = 0  # those of them that the engine had computed before
     completion_tokens: int = 0
-    patches: int = 0
-    flops: float | None = None
-    seconds: float = 0.0
-    engine_busy_seconds: float = 0.0
+    patches: int = 0  # that the vision encoder was given for the answered samples
+    flops: float | None = None  # operations of the model so far, see model/flops.py
+    seconds: float = 0.0  # from the first request on: without the start of the model
+    engine_busy_seconds: float = 0.0  # the part of seconds with a request in the engine
+    # Time within seconds of all decode processes together, on samples that became ready; and the
+    # same for the whole attempt, because they begin while the model loads.
     decode_busy_seconds: float = 0.0
     decode_seconds: float = 0.0
-    first_answer_seconds: float = 0.0
-    feeding_cpu_seconds: float = 0.0
-    video_seconds: float = 0.0
+    first_answer_seconds: float = 0.0  # from the first request
+    feeding_cpu_seconds: float = 0.0  # of this process within seconds: feeding and writing down
+    video_seconds: float = 0.0  # length of the videos of the answered samples
+    # How many of seconds the run waited for each.
     limits: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "engine": 0.0})
     series: Series = field(default_factory=Series)
+    # Counts by time_bin, of a sample in its decode process and of a request in the engine.
     histograms: dict[str, Counter[int]] = field(
         default_factory=lambda: {"decode_seconds": Counter(), "engine_seconds": Counter()}
     )
@@ -188,13 +138,10 @@ class JobStatistics:
         self._model_flops, self.peak_flops = model_flops, peak_flops
 
     def tick(self, limits: Mapping[str, float]) -> None:
-        """Bring the statistics up to now.
+        """Bring the statistics up to now; ``limits`` are those so far.
 
         The counts since the last call go to the end of ``series``, whose finest step is a second:
         call this once a second.
-
-        Args:
-            limits: ``limits`` so far, as :class:`video_pipeline.infer.admission.Window` has them.
         """
         now = self._read_clock()
         if self._first_request is not None:
@@ -257,13 +204,8 @@ class JobStatistics:
     def count_sample(
         self, prepared: Prepared, cut_off: str | None = None, patches: int = 0
     ) -> None:
-        """Count an answered sample.
-
-        Args:
-            prepared: The sample.
-            cut_off: The setting that cut an answer off, if one did.
-            patches: Patches that the vision encoder was given.
-        """
+        """Count an answered sample. ``cut_off``: the setting that cut an answer off, if one did;
+        ``patches``: those that the vision encoder was given."""
         self.inferred += 1
         self.patches += patches
         self.video_seconds += prepared.video_seconds
@@ -322,12 +264,8 @@ class StatisticsFile:
 
 
 def read_statistics(journal: Path, splits: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """The statistics of attempts, in the order in which they began.
-
-    Args:
-        journal: The folder that the attempts wrote to.
-        splits: Ids of splits: only attempts that worked on one of them; None: all attempts.
-    """
+    """The statistics of the attempts that wrote to the folder ``journal``, in the order in which
+    they began; with ``splits`` only of those that worked on one of these splits."""
     attempts = []
     for path in journal.glob(f"{ATTEMPTS}*{StatisticsFile.ENDING}"):
         if splits is not None and split_of(path.name) not in splits:

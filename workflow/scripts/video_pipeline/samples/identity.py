@@ -55,12 +55,31 @@ def request_digests(
         schema = task.json_schema(part)
         if schema is not None:
             asked["schema"] = schema
-        if sample_fields:
-            read = {name: sample[name] for name in sample_fields if name in sample}
-            if read:
-                asked["fields"] = read
+        if read := {name: sample[name] for name in sample_fields if name in sample}:
+            asked["fields"] = read
         digests[part] = _request_digest(task, asked, address, video)
     return digests
+
+
+TWICE = 100
+"""How many samples have their messages built twice, to see that they come out the same."""
+
+
+def check_deterministic(
+    task: Task,
+    sample: dict[str, Any],
+    video: Any,
+    requests: dict[str, str],
+    sample_fields: Collection[str] = (),
+) -> None:
+    """Raise :class:`TaskError` if building the messages of ``sample`` again gives others than those
+    of ``requests``: resume finds a finished sample by them."""
+    if request_digests(task, sample, video, sample_fields) != requests:
+        raise TaskError(
+            f"task {task.name!r}: build_messages gave two different conversations for sample "
+            f"{sample['__key']!r}; resume needs the same one each time. If it draws at random, "
+            "seed it from the key: random.Random(sample['__key'])"
+        )
 
 
 def _request_digest(task: Task, asked: dict[str, Any], address: Any, video: Any) -> str:

@@ -20,14 +20,13 @@ import zstandard
 from video_pipeline.config import Config, Data
 from video_pipeline.errors import UserError
 from video_pipeline.samples.identity import content_key
-from video_pipeline.samples.windows import is_window, window_id
+from video_pipeline.samples.windows import CUT, is_window, window_id
 
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
 
 _BLOCK_BYTES = 1 << 18
 _UTF8_BOM = b"\xef\xbb\xbf"
-_SEGMENT = ("video_start", "video_end")
 _SECONDS = {int, float}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile("://[^/@]*@")
@@ -40,32 +39,20 @@ _COLONS = (b'":', b" :", b"\t:", b"\r:")
 
 @dataclass(slots=True)
 class InputSample:
-    """One line of the input.
+    """One line of the input."""
 
-    Attributes:
-        line: Line number, from 1.
-        key: ``__key`` of the sample: its id, or a hash of its content.
-        raw: The object of the line; for a record of a consolidated output, its ``input`` with the
-            rest under ``previous``.
-        text: ``raw`` as JSON, on one line.
-    """
-
-    line: int
-    key: str
-    raw: dict[str, Any]
-    text: bytes
+    line: int  # its number, from 1
+    key: str  # __key of the sample: its id, or a hash of its content
+    raw: dict[str, Any]  # the object of the line, see _unwrap
+    text: bytes  # raw as JSON, on one line
 
 
 class BadLines:
-    """What is wrong with an input, in the order of its lines.
-
-    Attributes:
-        count: How many lines are bad; the messages of the first :data:`SHOWN_ERRORS` are kept.
-    """
+    """What is wrong with an input, in the order of its lines."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self._first: list[tuple[int, str]] = []
+        self.count = 0  # of the bad lines
+        self._first: list[tuple[int, str]] = []  # up to SHOWN_ERRORS of them
 
     def add(self, line: int, why: str) -> None:
         """Count ``line`` as bad."""
@@ -96,13 +83,7 @@ class BadLines:
 
 class InputReader:
     """Iterates over the valid samples in a block of an input, and notes what is wrong with its
-    other lines.
-
-    Attributes:
-        lines: Lines read that were not blank.
-        left_out: Error records of an earlier run's output, unless they are samples.
-        bad: Bad lines.
-    """
+    other lines."""
 
     def __init__(
         self,
@@ -122,8 +103,8 @@ class InputReader:
         self._first = first
         self._video_field = data.video_field
         self._id_field = data.id_field
-        self.lines = 0
-        self.left_out = 0
+        self.lines = 0  # that were read and not blank
+        self.left_out = 0  # error records of an earlier run's output, unless they are samples
         self.bad = BadLines()
 
     def __iter__(self) -> Iterator[InputSample]:
@@ -184,7 +165,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
     """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 256 kB that end where a line ends,
     without a leading byte-order mark.
 
-    Raises :class:`UserError` where the file cannot be read.
+    Raises :class:`UserError` if the file cannot be read.
     """
     try:
         with open(path, "rb", buffering=0) as file:
@@ -281,7 +262,7 @@ def _exact_integer(literal: str) -> int:
 
 
 def _check_segment(raw: dict[str, Any]) -> None:
-    for field in _SEGMENT:
+    for field in CUT:
         value = raw.get(field)
         if value is not None and type(value) not in _SECONDS:
             raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
@@ -324,8 +305,8 @@ def video_uri(video: str, root: str) -> str:
 
 
 def video_address(video: Any, root: str) -> str | list[str] | None:
-    """The address of what the video field of a sample holds: a path, or a list of paths of images,
-    whose addresses are a list, too. See :func:`video_uri`."""
+    """The :func:`video_uri` of what the video field of a sample holds: a path, or a list of paths
+    of images."""
     if isinstance(video, str):
         return video_uri(video, root)
     if isinstance(video, list):

@@ -11,28 +11,20 @@ import numpy as np
 _SINGLE, _BUNDLES = 100_000, 1_000_000
 
 BATCH = 1 << 14
-"""Samples that are worked on at once where temporary arrays would add up."""
+"""Samples that are worked on at once, so that temporary arrays stay small."""
 
 
 @dataclass
 class BalanceReport:
-    """How even the split came out.
+    """How even the split came out. ``longest`` is the weight of the heaviest rank's pending samples
+    / the mean of all ranks."""
 
-    Attributes:
-        by: ``data.balance``.
-        longest: Weight of the heaviest rank's pending samples / the mean of all ranks.
-        longest_by_count: The same if each rank got as many samples, in input order.
-        looked_up: Files whose size was asked for or whose header was read.
-        unknown: Pending samples of unknown weight; they count as the median of the others.
-        seconds: How long looking up took.
-    """
-
-    by: str
+    by: str  # data.balance
     longest: float = 1.0
-    longest_by_count: float = 1.0
-    looked_up: int = 0
-    unknown: int = 0
-    seconds: float = 0.0
+    longest_by_count: float = 1.0  # if each rank got as many samples, in input order
+    looked_up: int = 0  # files whose size was asked for or whose header was read
+    unknown: int = 0  # pending samples of unknown weight; they count as the median of the others
+    seconds: float = 0.0  # that looking up took
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""

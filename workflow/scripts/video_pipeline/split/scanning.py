@@ -19,11 +19,10 @@ import orjson
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
-from video_pipeline.journal import record_id, record_id_from_json
+from video_pipeline.journal.format import record_id, record_id_from_json
 from video_pipeline.run.chunks import ChunkEntry, entry_line
 from video_pipeline.run.run import Run
-from video_pipeline.samples.determinism import TWICE, check_deterministic
-from video_pipeline.samples.identity import request_digests
+from video_pipeline.samples.identity import TWICE, check_deterministic, request_digests
 from video_pipeline.samples.input import (
     BadLines,
     InputReader,
@@ -43,36 +42,22 @@ _AHEAD = 3
 
 @dataclass
 class ScannedBlock:
-    """What a block of the input holds.
+    """What a block of the input holds; a list has a value for each entry."""
 
-    Attributes:
-        entries: Lines of a chunk, none of them done yet.
-        sizes: Bytes of each entry.
-        line_numbers: The line of the input that each entry comes from.
-        hashes: 32 bits of a hash of each key.
-        identities: 16 bytes for each conversation, see :meth:`JournalIndex.find_all`; empty if not
-            wanted.
-        conversations: How many conversations with a name there are about each entry, 0 if there is
-            one without a name; empty if ``identities`` is.
-        uris: The address of each video; empty where it need not be weighed.
-        files: What must be there of each sample: its video, its folder of images, the first image
-            of its list; empty where the dataset may take its path for something else.
-        weights: What is known of each entry's weight, see :func:`known_weight`.
-        lines: Lines that are not blank.
-        left_out: Error records of an earlier run's output, unless they are samples.
-        bad: Bad lines.
-    """
-
-    entries: bytes = b""
-    sizes: array[int] = field(default_factory=lambda: array("I"))
-    line_numbers: array[int] = field(default_factory=lambda: array("I"))
-    hashes: array[int] = field(default_factory=lambda: array("I"))
+    entries: bytes = b""  # lines of a chunk, none of them done yet
+    sizes: array[int] = field(default_factory=lambda: array("I"))  # in bytes
+    line_numbers: array[int] = field(default_factory=lambda: array("I"))  # in the input
+    hashes: array[int] = field(default_factory=lambda: array("I"))  # 32 bits for each key
+    # 16 bytes for each conversation, see JournalIndex.find_all; empty if not wanted. Then how many
+    # conversations with a name there are about each entry, 0 if there is one without a name.
     identities: bytes = b""
     conversations: array[int] = field(default_factory=lambda: array("I"))
-    uris: list[str] = field(default_factory=list)
+    uris: list[str] = field(default_factory=list)  # of videos; empty if it need not be weighed
+    # What must be there of each sample: its video, its folder of images, the first image of its
+    # list; empty if the dataset may take its path for something else.
     files: list[str] = field(default_factory=list)
-    weights: array[float] = field(default_factory=lambda: array("d"))
-    lines: int = 0
+    weights: array[float] = field(default_factory=lambda: array("d"))  # see known_weight
+    lines: int = 0  # this and the others are those of the InputReader
     left_out: int = 0
     bad: BadLines = field(default_factory=BadLines)
 
@@ -81,12 +66,7 @@ class Scanner:
     """Reads blocks of the input, and asks the task what it asks about each sample."""
 
     def __init__(self, run: Run, with_identities: bool, with_failed: bool) -> None:
-        """
-        Args:
-            run: What is asked.
-            with_identities: Whether ``identities`` of the blocks are wanted.
-            with_failed: Whether error records of an earlier run are samples.
-        """
+        """Arguments as in :func:`scan`."""
         self._config = run.config
         self._task = run.task
         self._dataset = run.dataset
@@ -181,15 +161,13 @@ def scan(
     """Scan the input block by block, in order.
 
     Args:
-        run: What is asked.
-        num_processes: Processes for an input of more than one block; where a line may stand for
-            several samples, the number of cores to find out for which.
+        num_processes: Processes for an input of more than one block. If a line may stand for
+            several samples, they find out for which.
         with_identities: Whether ``identities`` of the blocks are wanted.
         with_failed: Whether error records of an earlier run are samples.
 
-    Raises:
-        UserError: The input cannot be read.
-        TaskError: The task or the dataset breaks its contract.
+    Raises :class:`UserError` if the input cannot be read, or the task or the dataset breaks its
+    contract.
     """
     blocks = _numbered_blocks(run.config)
     if run.dataset.expands:

@@ -29,7 +29,8 @@ from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
 from video_pipeline.config.vllm_version import warn_if_untried
 from video_pipeline.errors import UserError
-from video_pipeline.journal import NO_RECORD, JournalIndex, count_answers, location_at, read_index
+from video_pipeline.journal.format import count_answers
+from video_pipeline.journal.index import NO_RECORD, JournalIndex, location_at, read_index
 from video_pipeline.model.model import Model
 from video_pipeline.model.token_budget import check_budget_of_model
 from video_pipeline.run.changes import JournalSettings, consequences
@@ -58,17 +59,12 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     """Split the input into ``layout.num_shards`` chunks and write the manifest.
 
     Pending samples are balanced (:mod:`video_pipeline.split.balance`), finished ones are spread
-    evenly; each chunk stays in input order. On bad input nothing is written.
+    evenly; each chunk stays in input order. On bad input nothing is written. ``run_id`` names the
+    journal of a run without ``data.resume``. ``num_processes`` scan an input of more than one
+    block.
 
-    Args:
-        config: The configuration.
-        layout: Where the files of its output lie.
-        run_id: Names the journal of a run without ``data.resume``, else empty.
-        num_processes: Processes that scan an input of more than one block.
-
-    Raises:
-        UserError: There are bad lines, the configuration cannot work, or another process writes to
-            the same output.
+    Raises :class:`UserError` if there are bad lines, the configuration cannot work, or another
+    process writes to the same output.
     """
     refuse_live_writers(layout)
     with ExitStack() as stack:
@@ -267,7 +263,7 @@ def _ranks(
         is_pending[begin : begin + BATCH] = places == NO_RECORD
     is_finished = ~(is_pending | is_duplicate)
     is_pending &= ~is_duplicate
-    # These arrays are as long as the input: no two are made where one is enough.
+    # These arrays are as long as the input: no two are made if one is enough.
     pending_ranks = assign_ranks(table.read("weights")[is_pending], num_shards, balance)
     ranks = np.full(len(is_pending), num_shards, np.uint32)
     ranks[is_pending] = pending_ranks
@@ -327,25 +323,15 @@ def _log(manifest: Manifest, balance: BalanceReport) -> None:
             manifest.left_out,
         )
     logger.info(
-        "%d samples (%d lines, %d duplicates, %d failed earlier and left out), %d pending, "
-        "in %d chunk(s)",
-        manifest.samples,
-        manifest.lines,
-        manifest.duplicates,
-        manifest.left_out,
-        manifest.pending,
-        manifest.num_shards,
+        "%(samples)d samples (%(lines)d lines, %(duplicates)d duplicates, %(left_out)d failed "
+        "earlier and left out), %(pending)d pending, in %(num_shards)d chunk(s)",
+        vars(manifest),
     )
     logger.info(
-        "balanced by %s: the longest rank is %.3f times the mean (%.3f if split by count); "
-        "%d file(s) looked up in %.1f s, %d pending of unknown %s, which count as the median",
-        balance.by,
-        balance.longest,
-        balance.longest_by_count,
-        balance.looked_up,
-        balance.seconds,
-        balance.unknown,
-        balance.by,
+        "balanced by %(by)s: the longest rank is %(longest).3f times the mean "
+        "(%(longest_by_count).3f if split by count); %(looked_up)d file(s) looked up in "
+        "%(seconds).1f s, %(unknown)d pending of unknown %(by)s, which count as the median",
+        vars(balance),
     )
 
 

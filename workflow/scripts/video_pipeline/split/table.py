@@ -20,11 +20,7 @@ from video_pipeline.split.balance import BATCH, sorted_with_positions
 
 class EntryTable:
     """What split knows of each entry of the input, in files: the entries themselves as lines of a
-    chunk, and columns of numbers. In memory they would be most of what split holds.
-
-    Attributes:
-        entries: The file of the entries, in the order of the input, duplicates included.
-    """
+    chunk, and columns of numbers. In memory they would be most of what split holds."""
 
     COLUMNS: ClassVar = {
         "sizes": np.uint32,  # bytes of the entry
@@ -37,7 +33,7 @@ class EntryTable:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir()
-        self.entries = folder / "entries.jsonl"
+        self.entries = folder / "entries.jsonl"  # in the order of the input, with duplicates
 
     @contextmanager
     def writing(self) -> Iterator[Callable[..., None]]:
@@ -68,7 +64,7 @@ class EntryTable:
 def find_duplicates(table: EntryTable, config: Config, bad: BadLines) -> np.ndarray:
     """Which entries repeat an earlier one (a mask); one id with two contents is added to ``bad``.
 
-    Keys are compared where their hashes are equal, so that no hash decides.
+    Keys are compared if their hashes are equal, so that no hash decides.
     """
     pairs = sorted_with_positions(table.read("hashes"))
     is_duplicate = np.zeros(len(pairs), bool)

@@ -62,20 +62,12 @@ def known_weight(raw: dict[str, Any], by: str) -> float:
 
 @dataclass
 class MissingFiles:
-    """What is known of local files that are not there, of pending samples in the order of the
-    input.
+    """What is known of the local files of pending samples that are not there."""
 
-    Attributes:
-        looked_at: Files that were looked for.
-        count: How many of them cannot be found.
-        head: How many of the first cannot, before one can.
-        first: The first one of them, an absolute path.
-    """
-
-    looked_at: int = 0
-    count: int = 0
-    head: int = 0
-    first: str = ""
+    looked_at: int = 0  # in the order of the input
+    count: int = 0  # that cannot be found
+    head: int = 0  # how many of the first cannot be found, before one can
+    first: str = ""  # the first that cannot be found, an absolute path
 
     def note(self, files: Sequence[str], sizes: np.ndarray) -> None:
         """Count files by what :func:`_sizes` found."""
@@ -90,7 +82,7 @@ class MissingFiles:
     def check(self, config: Config, samples: int) -> None:
         """Log how many files are missing; they become error records. ``samples``: of the input.
 
-        Raises :class:`UserError` where it looks like the wrong folder: none of the first
+        Raises :class:`UserError` if it looks like the wrong folder: none of the first
         :data:`FIRST_FILES` is there (or none at all, of an input that has fewer), and they are more
         than :data:`FEW_MISSING` of all samples.
         """
@@ -116,13 +108,7 @@ class MissingFiles:
 
 class Weigher:
     """Looks at the files of samples: whether they are there, and what they weigh. Sizes are asked
-    for in threads, lengths of videos in processes. Nothing is decoded or downloaded.
-
-    Attributes:
-        missing: The files that are not there.
-        looked_up: Files that were looked at.
-        seconds: How long that took.
-    """
+    for in threads, lengths of videos in processes. Nothing is decoded or downloaded."""
 
     def __init__(self, data: Data, num_processes: int) -> None:
         self._data = data
@@ -144,7 +130,7 @@ class Weigher:
     def weigh(
         self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray, files: Sequence[str]
     ) -> np.ndarray:
-        """The weights of the ``wanted`` (a mask) among some samples, NaN where one is not
+        """The weights of the ``wanted`` (a mask) among some samples, NaN if one is not
         available. ``uris`` and ``files`` are those of a :class:`ScannedBlock`, ``known`` is what
         :func:`known_weight` said."""
         by_size, begun = self._data.balance == "size", time.monotonic()
@@ -214,7 +200,7 @@ def _why(file: str) -> str:
 
 
 def _sizes(files: list[str]) -> np.ndarray:
-    """The size of each file in bytes, at least 1, NaN where there is no file."""
+    """The size of each file in bytes, at least 1, NaN if there is no file."""
     sizes = np.full(len(files), np.nan)
     for place, file in enumerate(files):
         try:
@@ -225,7 +211,7 @@ def _sizes(files: list[str]) -> np.ndarray:
 
 
 def _durations(files: list[str]) -> list[float]:
-    """The seconds that each file's header says it lasts, NaN where it does not."""
+    """The seconds that each file's header says it lasts, NaN if it does not say."""
     from video_pipeline.video.demuxer import header_seconds
 
     seconds = []

@@ -31,11 +31,11 @@ class Prompt:
     Args:
         params: ``task_params`` of the configuration.
         name: The name of the parameter.
-        default: The template if neither is given.
+        default: The template if neither is there.
         place: The place of ``params`` in the configuration, for messages.
 
     Raises:
-        UserError: Both are given, the file cannot be read, or the template has a mistake.
+        UserError: Both are there, the file cannot be read, or the template has a mistake.
     """
 
     def __init__(

@@ -23,16 +23,11 @@ _CLUSTERS = ("slurm_cluster", "cluster", "clusters")
 def check_jobs(
     jobs: Mapping[str, PlannedJob], stages: Iterable[Stage], *, has_rules: bool
 ) -> list[str]:
-    """Compare what jobs request with this cluster and with their needs; returns warnings.
+    """Compare what jobs (one of each rule, by its name) request with this cluster and with their
+    needs; returns warnings. ``has_rules``: the plugin chooses partitions by rules of its own
+    (`slurm-partition-config`).
 
-    Args:
-        jobs: A job of each rule, by the rule's name.
-        stages: The stages that the jobs belong to.
-        has_rules: Whether the plugin chooses partitions by rules of its own
-            (`slurm-partition-config`).
-
-    Raises:
-        UserError: if a job cannot run with what it requests.
+    Raises :class:`UserError` if a job cannot run with what it requests.
     """
     check_partitions({rule: job.resources for rule, job in jobs.items()}, has_rules=has_rules)
     warnings = []

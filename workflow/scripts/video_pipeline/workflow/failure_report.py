@@ -1,4 +1,4 @@
-"""What Snakemake prints last after a failure: where to look, and the command to go on with."""
+"""What Snakemake prints last after a failure: where to look, and the command that continues."""
 
 from __future__ import annotations
 

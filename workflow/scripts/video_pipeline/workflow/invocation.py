@@ -36,16 +36,9 @@ _STEPS = ("split", "infer", "consolidate", "report", "export")
 
 
 class Invocation:
-    """The stages of this call of Snakemake, and what is decided once for all of its jobs.
-
-    Args:
-        workflow: The object of this name in a Snakefile.
-        config: The configuration that Snakemake has read.
-
-    Attributes:
-        stages: The stages in order: one without a name if the configuration has none.
-        snakemake: The Snakemake that was called.
-    """
+    """The stages of this call of Snakemake (one without a name if the configuration has none), and
+    what is decided once for all of its jobs. ``workflow`` is the object of this name in a
+    Snakefile."""
 
     @fails_as_workflow_error
     def __init__(self, workflow: Workflow, config: dict[str, Any]) -> None:
@@ -155,7 +148,7 @@ class Invocation:
                     Console(stderr=True).print(summary_table(stage.layout.summary))
 
     def explain_failure(self) -> None:
-        """After a failure: where to look, and the command to go on with."""
+        """After a failure: where to look, and the command that continues."""
         if self._changes_output:
             _print(failure_report(self.stages, self._scripts))
 

@@ -22,7 +22,7 @@ def take_literally(paths: Iterable[Path | str]) -> None:
     """Let this Snakemake take the parts of ``paths``, and the same parts of other paths, for text.
     If no path holds a brace or an angle bracket, nothing changes.
 
-    Raises :class:`UserError` for a path that this Snakemake would not take literally all the same.
+    Raises :class:`UserError` for a path that this Snakemake still would not take literally.
     """
     literals = {text for path in paths for text in _marked(path)}
     if not literals:

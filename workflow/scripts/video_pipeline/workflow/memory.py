@@ -24,21 +24,13 @@ _GB_PER_MB = 1024 * 1024 / 1e9
 
 @dataclass(frozen=True)
 class JobMemory:
-    """Memory of one inference job, in GB.
-
-    Attributes:
-        decode_processes: How many it has.
-        decode_limit: The memory one of them may request, None without a limit.
-        engine: The engine's processes.
-        fork_server: The process that decode processes are forked from, 0 if there is none.
-        ready: Prepared samples in `/dev/shm`, when it is full.
-    """
+    """Memory of one inference job, in GB."""
 
     decode_processes: int
-    decode_limit: float | None
-    engine: float
-    fork_server: float
-    ready: float
+    decode_limit: float | None  # that one of them may request
+    engine: float  # its processes
+    fork_server: float  # 0 if there is none
+    ready: float  # prepared samples in /dev/shm, when it is full
 
     @classmethod
     def of(cls, config: Config, threads: int) -> JobMemory:

@@ -4,11 +4,12 @@ starts the job, which gets no GPU if it only publishes.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from video_pipeline.common.files import read_object
+from video_pipeline.journal.format import REOPENS
 from video_pipeline.run.layout import Layout
 
 
@@ -22,35 +23,33 @@ def only_publishes(layout: Layout, rank: int) -> bool:
         contents, done_at = _read(layout.contents(rank))
         if contents.get("split_id") != manifest["split_id"]:
             return False
-    return _reopened_at(Path(manifest["journal"])) < done_at
+    journal = Path(manifest["journal"])
+    return _newest_reopening(journal, _written_at(journal)) < done_at
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON object in a file and when it was written; an empty one if there is no file, or a
-    damaged one, which the jobs name."""
+    """The JSON object in a file and when it was written; an empty one if the file is missing, or
+    damaged, which the jobs say."""
+    written_at = _written_at(path)
+    return _parsed(path, written_at), written_at
+
+
+def _written_at(path: Path) -> int:
+    """When a file or the names in a folder changed last; 0 if it does not exist."""
     try:
-        written_at = path.stat().st_mtime_ns
-        return _parsed(path, written_at), written_at
-    except (FileNotFoundError, ValueError):
-        return {}, 0
-
-
-@lru_cache(maxsize=16)
-def _parsed(path: Path, written_at: int) -> dict[str, Any]:
-    """Parsed once, as it was ``written_at``: each of a thousand ranks asks for the manifest."""
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
-
-
-def _reopened_at(journal: Path) -> int:
-    """When errors were opened again last; 0 if they never were."""
-    try:
-        return _newest_reopening(journal, journal.stat().st_mtime_ns)
+        return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
 
 @lru_cache(maxsize=16)
+def _parsed(path: Path, written_at: int) -> dict[str, Any]:
+    """Parsed once, as it was ``written_at``: each of a thousand ranks asks for the manifest."""
+    return read_object(path)
+
+
+@lru_cache(maxsize=16)
 def _newest_reopening(journal: Path, changed_at: int) -> int:
-    """Looked up once for the folder as it was ``changed_at``."""
-    return max((file.stat().st_mtime_ns for file in journal.glob("reopen.*")), default=0)
+    """When errors were opened again last; 0 if they never were. Looked up once for the folder as it
+    was ``changed_at``."""
+    return max(map(_written_at, journal.glob(f"{REOPENS}*")), default=0)

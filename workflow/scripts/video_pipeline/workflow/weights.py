@@ -73,12 +73,8 @@ def fetch_weights(config: Config) -> Path:
 
 
 def weight_files(names: Iterable[str], folder: Path) -> list[str]:
-    """The files among ``names`` that hold the weights which vLLM takes.
-
-    Args:
-        names: All files of the model.
-        folder: Holds the index of the weights, if the model has one.
-    """
+    """The files among ``names``, all files of the model, that hold the weights which vLLM takes.
+    ``folder`` holds their index, if the model has one."""
     for pattern in _PATTERNS:
         weights = matching(list(names), pattern)
         if weights and pattern == "*.safetensors" and (folder / _INDEX).exists():

@@ -1,0 +1,37 @@
+"""The options that the commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from video_pipeline.config import Config, load_config
+from video_pipeline.errors import UserError
+
+
+def parser(command: str, doc: str) -> argparse.ArgumentParser:
+    """The parser of a command; ``doc`` is the docstring of its module."""
+    return argparse.ArgumentParser(
+        prog=f"python -m video_pipeline.{command}", description=doc.partition("\n\n")[0]
+    )
+
+
+def add_run(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
+    """Add the options that say which run a command is about."""
+    parser.add_argument(
+        "--configfile", type=Path, required=is_required, help="the configuration of the run"
+    )
+    parser.add_argument("--directory", type=Path, help="the working directory of the run")
+
+
+def enter_run(args: argparse.Namespace) -> Config:
+    """The configuration of the run, whose working directory becomes that of this process. Raises
+    :class:`UserError`."""
+    config = load_config(args.configfile or {})
+    if args.directory:
+        try:
+            os.chdir(args.directory)
+        except OSError as error:
+            raise UserError(f"--directory {args.directory}: {error.strerror}") from None
+    return config
