@@ -16,7 +16,7 @@ from numbered import number_of, write_fields, write_numbered, write_raw_fields
 from test_reader import CLIPS, MADE, PIXELS, clips  # noqa: F401
 from video_pipeline.errors import UserError
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.video import frames, nvdec, reader, swscale
+from video_pipeline.video import nvdec, reader, swscale
 from video_pipeline.video.bitstream import Unsupported, bitstream
 from video_pipeline.video.reader import read_video, use_decoder
 from video_pipeline.video.resize import resize_by_products, resize_frame
@@ -337,11 +337,11 @@ def test_a_card_that_fails_is_given_up_and_says_so_once(
     )
     path = write_numbered(tmp_path / "clip.mp4", 20)
     with caplog.at_level(logging.WARNING):
-        for _ in range(frames.MOST_FAILURES + 2):
+        for _ in range(reader.MOST_FAILURES + 2):
             assert torch.equal(
                 read_video({"video": str(path), "nframes": 4})[0], on_cpu(path, nframes=4)
             )
-    assert len(card.opened) == frames.MOST_FAILURES
+    assert len(card.opened) == reader.MOST_FAILURES
     assert [record.message for record in caplog.records] == [
         "NVDEC: RuntimeError: CUDA error; the CPU decodes the video",
         "NVDEC: RuntimeError: CUDA error; it is not tried again",

@@ -37,8 +37,8 @@ def processor_folder(model: str, revision: str | None = None) -> str:
     hub gives (a few MB, no weights; fetched once).
 
     Raises:
-        UserError: it is not available.
-        EnvironmentFault: it is not available now, but may be later.
+        UserError: It is not available.
+        EnvironmentFault: It is not available now, but may be later.
     """
     if Path(model).is_dir():
         return model
@@ -70,11 +70,8 @@ def _no_processor(model: str, revision: str | None, error: Exception) -> Failure
 
 @cache
 def load_processor(model: str) -> Any:
-    """The processor of ``model``, loaded once in a process.
-
-    Raises:
-        OSError, ValueError: ``model`` has none.
-    """
+    """The processor of ``model``, loaded once in a process. Raises :class:`OSError` or
+    :class:`ValueError` if there is none."""
     from transformers import AutoProcessor
     from transformers.utils import logging
 
@@ -89,4 +86,4 @@ def load_processor(model: str) -> Any:
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of ``model``, loaded once in a process."""
     processor = load_processor(model)
-    return getattr(processor, "tokenizer", processor)  # that of a text model is its processor
+    return getattr(processor, "tokenizer", processor)  # A text model has no other processor.

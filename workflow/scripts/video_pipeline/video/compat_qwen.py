@@ -98,7 +98,7 @@ def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image
 
 
 def _raise_again(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
-    """Stand in for the torchvision reader, which ``fetch_video`` calls where a reader fails."""
+    """Stand in for the torchvision reader, which ``fetch_video`` calls if a reader fails."""
     raise sys.exception() or unsupported("it reads videos with torchvision")
 
 
@@ -122,11 +122,8 @@ def _stop_at_probe(media: object) -> None:
 
 @cache
 def check_readers() -> None:
-    """Make sure, once in a process, that each kind of item reaches the function for it.
-
-    Raises:
-        UserError: One does not; nothing would hold it to the section ``data``.
-    """
+    """Make sure, once in a process, that each kind of item reaches the function for it. Otherwise
+    nothing would hold it to the section ``data``, and :class:`UserError` is raised."""
     for item in _PROBES:
         try:
             process_vision_info([{"role": "user", "content": [item]}])

@@ -43,8 +43,8 @@ class Video(Demuxer):
         """Open and index a local path, ``file://`` or ``http(s)://``.
 
         Raises:
-            VideoReadError: there is no such file, or it is not a file that holds a video of which
-                every packet can be read.
+            VideoReadError: There is no such file, or it holds no video, or a packet of the video
+                cannot be read.
         """
         super().__init__(uri)
         with self._opening():
@@ -60,10 +60,8 @@ class Video(Demuxer):
         self.num_frames = len(self.stamps)
         self._end = self._end_of_last(max(index.ends.values()))
         self.duration = self._seconds(self._end) - self._seconds(self.stamps[0])
-        if self.duration > 0:
-            self.fps = self.num_frames / self.duration
-        else:
-            self.fps = float(self.stream.base_rate or 0)
+        base_rate = float(self.stream.base_rate or 0)
+        self.fps = self.num_frames / self.duration if self.duration > 0 else base_rate
 
     def _end_of_last(self, end: int) -> int:
         """When the last frame ends, by what the container says (``end``). It may say nothing, or
@@ -79,11 +77,8 @@ class Video(Demuxer):
         return stamp * self.time_base.numerator / self.time_base.denominator
 
     def position_at(self, seconds: float) -> int:
-        """Position of the first frame that begins ``seconds`` after the first one, or later.
-
-        Raises:
-            VideoReadError: the video ends before.
-        """
+        """Position of the first frame that begins ``seconds`` after the first one, or later. Raises
+        :class:`VideoReadError` if the video ends before."""
         position = bisect_left(self.stamps, self._stamp_at(seconds) - self._rounding)
         if position == len(self.stamps):
             raise VideoReadError(f"it ends after {self.duration:g} s, before {seconds:g} s")
@@ -104,15 +99,15 @@ class Video(Demuxer):
     ) -> tuple[int, int]:
         """Positions of the first and the last frame that begin between two times.
 
-        Where fewer than two begin there, the first is the one that is on the screen at ``start``.
+        If fewer than two begin there, the first is the one that is on the screen at ``start``.
 
         Args:
-            start: seconds after the begin of the first frame; None: from there on.
-            end: likewise; None: up to the last frame.
-            half_open: leave a frame out that begins at ``end``.
+            start: Seconds after the begin of the first frame; None: from there on.
+            end: Likewise; None: up to the last frame.
+            half_open: Leave a frame out that begins at ``end``.
 
         Raises:
-            VideoReadError: the video shows nothing between these times.
+            VideoReadError: The video shows nothing between these times.
         """
         begin = max(start or 0.0, 0.0)
         until = self.duration if end is None else end
@@ -137,9 +132,7 @@ class Video(Demuxer):
         first, count = self.stamps[0], len(self.stamps) - 1
         step = (self.stamps[-1] - first) / max(count, 1)
         most = max(1.0, EVEN_SHARE * step)
-        return all(
-            abs(stamp - first - number * step) <= most for number, stamp in enumerate(self.stamps)
-        )
+        return all(abs(stamp - first - n * step) <= most for n, stamp in enumerate(self.stamps))
 
     @property
     def keyframes(self) -> list[int]:

@@ -33,8 +33,6 @@ from video_pipeline.video.display import Orientation, Shown
 from video_pipeline.video.swscale import MATRICES, coefficients_of, nv12_to_rgb
 from video_pipeline.video.timeline import stamp_of
 
-__all__ = ["Card", "NoCard", "Nvdec", "Unsupported"]
-
 TORCH_BYTES = 1 << 30
 """Memory of the card that torch may take in a process, to convert and resize pictures. One of
 MAX_PIXELS needs 0.4 GiB."""
@@ -103,11 +101,7 @@ class Card:
     """The first GPU that this process sees. CUDA is initialised here."""
 
     def __init__(self) -> None:
-        """Start CUDA and NVDEC.
-
-        Raises:
-            NoCard: The card, the driver or the package is missing.
-        """
+        """Raises :class:`NoCard` if the card, the driver or the package is missing."""
         if not torch.cuda.is_available():
             built = "sees no GPU" if torch.version.cuda else "is built without CUDA"
             raise NoCard(f"torch {torch.__version__} {built}")
@@ -192,17 +186,8 @@ class Nvdec:
         self._set_up: tuple[str, tuple[int, int], bytes] | None = None  # Of the session.
 
     def decode(self, video: Video, positions: Sequence[int]) -> Iterator[Shown]:
-        """Decode the frames at ``positions``.
-
-        Args:
-            positions: Numbers of frames in the video, ascending.
-
-        Yields:
-            Each frame as it is shown; its pixels are on the card.
-
-        Raises:
-            Unsupported: The CPU has to read the video.
-        """
+        """Yield the frames at ``positions``, which ascend, as they are shown; their pixels are on
+        the card. Raises :class:`Unsupported` if the CPU has to read the video."""
         if reason := _refusal(video):
             raise Unsupported(reason)
         entry = video.entry_before(video.stamps[positions[0]])
@@ -278,7 +263,6 @@ class _Look(NamedTuple):
 
     Attributes:
         coefficients: Those of :func:`nv12_to_rgb`.
-        orientation: The orientation of the pictures.
         aspect: Width of a shown pixel / its height.
     """
 
@@ -288,11 +272,8 @@ class _Look(NamedTuple):
 
     @classmethod
     def of(cls, video: Video, frame: VideoFrame) -> _Look:
-        """The look of a video that ``frame`` is from.
-
-        Raises:
-            Unsupported: The CPU has to read the video.
-        """
+        """The look of a video that ``frame`` is from. Raises :class:`Unsupported` if the CPU has to
+        read it."""
         codec = CODECS[video.decoder.codec.canonical_name]
         orientation = orientation_of(frame)
         sides = (frame.width, frame.height)
@@ -340,11 +321,8 @@ def _refusal(video: Video) -> str | None:
 
 
 def _decode_alone(video: Video, entry: EntryPoint) -> VideoFrame:
-    """Decode the picture of one packet on the CPU: it tells its colours and its orientation.
-
-    Raises:
-        Unsupported: It needs other pictures.
-    """
+    """Decode the picture of one packet on the CPU: it tells its colours and its orientation. Raises
+    :class:`Unsupported` if it needs other pictures."""
     video.go_to(entry)
     packet = video.read()
     assert packet is not None  # Each entry point is a packet of the file.
@@ -361,11 +339,7 @@ def _decode_alone(video: Video, entry: EntryPoint) -> VideoFrame:
 
 
 def _check(ours: Shown, theirs: Shown) -> None:
-    """Compare the first picture with that of the CPU.
-
-    Raises:
-        Unsupported: They differ.
-    """
+    """Raise :class:`Unsupported` if the first picture differs from that of the CPU."""
     if ours.pixels.shape == theirs.pixels.shape:
         reference = theirs.pixels.to(ours.pixels.device).int()
         if (ours.pixels.int() - reference).abs().max() <= MAX_DIFFERENCE:
