@@ -7,8 +7,7 @@ from array import array
 from pathlib import Path
 
 from video_pipeline.config import Config
-from video_pipeline.decode.chunk_samples import ChunkSamples
-from video_pipeline.decode.preparing import WorkerSpec
+from video_pipeline.decode.preparing import ChunkSamples, WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Constraints, Engine
 from video_pipeline.errors import EnvironmentFault, TaskError
@@ -44,9 +43,6 @@ class Shard:
     """One rank's chunk and what the journal says about it.
 
     Attributes:
-        config: The configuration.
-        task: The task.
-        rank: The rank.
         chunk: The entries of the chunk.
         pending: Positions in the chunk that are still to be inferred, in input order.
         deaths: By position, at how many deaths of an engine a pending sample was in it; only those
@@ -88,8 +84,8 @@ class Shard:
                     self.deaths[position] = deaths
 
     def _error_of(self, finished: Finished) -> dict[str, str] | None:
-        """The error of a finished record, as far as the journal tells: ``parse`` has its say when
-        the rank file is written."""
+        """The error of a finished record by the journal; those of ``parse`` come when the rank file
+        is written."""
         record = finished.record
         error: dict[str, str] | None = record.get("__error")
         return error or why_no_answer(record["__usage"], record["output_text"], self.config)
@@ -132,10 +128,8 @@ class Shard:
         return JournalWriter(self._journal, attempt_prefix(self._manifest.split_id, self.rank))
 
     def check_requests(self) -> None:
-        """Build the messages of the first pending samples again, in this process.
-
-        Raises :class:`TaskError` if they differ from those that split built.
-        """
+        """Build the messages of the first pending samples again, in this process. Raises
+        :class:`TaskError` if they differ from those that split built."""
         for position in self.pending[:TWICE]:
             sample, requests = self._samples[position], self.chunk[position].requests
             video = sample.get(self.config.data.video_field)
@@ -143,11 +137,8 @@ class Shard:
             check_deterministic(self.task, sample, video, requests, fields)
 
     def try_parse(self, position: int, part: str, output_text: str) -> bool:
-        """Parse one answer; returns whether that went well.
-
-        Raises :class:`TaskError` if the task breaks its contract. Any other exception becomes the
-        sample's error record later.
-        """
+        """Parse one answer; returns whether that worked. Raises :class:`TaskError` if the task
+        breaks its contract. Any other exception becomes the sample's error record later."""
         sample = self._samples[position]
         try:
             self.task.parsed(output_text, sample, part)

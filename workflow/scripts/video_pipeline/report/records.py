@@ -40,14 +40,8 @@ STAGES_SEEN = frozenset({"generate", "length", "parse", "quarantine"})
 
 @dataclass
 class ErrorClass:
-    """Errors of one stage and type.
-
-    Attributes:
-        stage: ``__error.stage``.
-        type: ``__error.type``.
-        count: How many samples have such an error.
-        examples: Key and message of the first samples, each message once.
-    """
+    """Errors of one stage and type: how many samples have one, and as examples key and message of
+    the first samples, each message once."""
 
     stage: str
     type: str
@@ -66,9 +60,8 @@ class Tally:
 
     Attributes:
         ok: How many samples were answered.
-        failed: How many samples failed.
         prompt_tokens: How many samples there are with each number of prompt tokens.
-        completion_tokens: How many samples there are with each number of answer tokens.
+        completion_tokens: Likewise, with each number of answer tokens.
         classes: The errors by stage and type.
         errors: Cards of the first failed samples.
         seen_errors: Records of the first failed samples whose video was read.

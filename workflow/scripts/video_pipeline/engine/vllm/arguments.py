@@ -37,12 +37,8 @@ _DEFAULTS = {
 
 
 def vllm_config_of(config: Config) -> VllmConfig:
-    """vLLM's configuration for the section ``vllm``.
-
-    Raises:
-        UserError: For settings that vLLM refuses.
-        EnvironmentFault: If the machine or the hub is at fault.
-    """
+    """vLLM's configuration for the section ``vllm``. Raises :class:`UserError` for settings that
+    vLLM refuses, :class:`EnvironmentFault` if the machine or the hub is at fault."""
     check_names("vllm", config.vllm.arguments, ENGINE_ARGUMENTS)
     if config.vllm.arguments.get("worker_extension_cls"):
         raise UserError(
@@ -75,11 +71,11 @@ def _same_normalisation(vllm_config: VllmConfig) -> bool:
     if not model_config.is_multimodal_model:
         return True
     folder = processor_folder(model_config.model, model_config.revision)
-    try:  # without the tokenizer, which takes seconds
+    try:  # Not AutoProcessor: its tokenizer takes seconds.
         image = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
         video = AutoVideoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     except (OSError, ValueError):
-        return False  # not known: then each is normalised by its own
+        return False  # It is not known: then each is normalised by its own processor.
     return all(getattr(image, name, None) == getattr(video, name, None) for name in _NORMALISATION)
 
 
@@ -113,7 +109,7 @@ def _lora_arguments(config: Config) -> dict[str, Any]:
         rank = json.loads(path.read_text(encoding="utf-8"))["r"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"vllm.lora_path: {path} does not tell the rank of an adapter ({error}); the folder "
+            f"vllm.lora_path: {path} does not say the rank of an adapter ({error}); the folder "
             "must hold what peft's save_pretrained writes"
         ) from error
     max_rank = min((limit for limit in LORA_RANKS if limit >= rank), default=None)
