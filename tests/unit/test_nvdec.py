@@ -462,7 +462,7 @@ def test_what_is_asked_of_pynvvideocodec(tmp_path: Path) -> None:
         Pixel_Format=SimpleNamespace(NV12="NV12"),
         PyNvVCExceptionUnsupported=LookupError,
     )
-    session = nvdec._NvSession(library, "HEVC")
+    session = nvdec.Session(library, "HEVC")
     assert asked == [{"gpuid": 0, "codec": "8", "usedevicememory": True}]
     ((stamp, picture),) = session.feed(b"\0\0\1packet", -7)
     assert (stamp, picture.tolist()) == (-3, [[0, 1], [2, 3], [4, 5]])

@@ -282,23 +282,23 @@ def _fork_all(pipe: Connection, serve: Callable[[int, Connection], None]) -> NoR
     running: dict[int, multiprocessing.process.BaseProcess] = {}  # by ticket
     tickets = itertools.count()
     while True:
-        command, number = pipe.recv()
+        command, argument = pipe.recv()  # The argument of "fork" is a number, else a ticket.
         if command == "fork":
             handle = recv_handle(pipe)
-            process = _FORK.Process(target=_child, args=(serve, number, handle, pipe))
+            process = _FORK.Process(target=_child, args=(serve, argument, handle, pipe))
             process.start()
             os.close(handle)
             ticket = next(tickets)
             running[ticket] = process
             pipe.send(ticket)
         elif command == "kill":
-            if number in running:
-                running[number].kill()
+            if argument in running:
+                running[argument].kill()
             pipe.send(None)
         else:
-            code = running[number].exitcode if number in running else None
+            code = running[argument].exitcode if argument in running else None
             if code is not None:
-                del running[number]  # This frees its file descriptor.
+                del running[argument]  # This frees its file descriptor.
             pipe.send(code)
 
 

@@ -35,7 +35,7 @@ class Prepared:
         requests: What the engine's ``generate`` takes, by part.
         num_bytes: Memory it holds.
         seconds: Time its process spent on it.
-        video_seconds: Length of its videos (of the segment, where one is given).
+        video_seconds: Length of its videos, or of their segment.
         damaged: Whether a video is damaged, though all sampled frames could be decoded.
     """
 

@@ -155,8 +155,8 @@ class Engine(ABC):
         """Answer one request; called for many at once.
 
         Args:
-            name: A name that no other request has.
-            request: One of the requests of :meth:`Preparer.prepare`.
+            name: No other request has it.
+            request: One of those of :meth:`Preparer.prepare`.
 
         Raises:
             RequestRefused: The engine refuses this request alone.

@@ -151,11 +151,8 @@ class Shard:
         return True
 
     def count_finished(self, error: dict[str, str] | None = None, under_way: int = 0) -> None:
-        """Count a finished sample.
-
-        Args:
-            error: Its ``__error`` if it failed.
-            under_way: Samples that wait for their answer, see :meth:`ErrorRate.exceeded`.
+        """Count a finished sample, with its ``__error`` if it failed. ``under_way``: samples that
+        wait for their answer, see :meth:`ErrorRate.exceeded`.
 
         Raises:
             UserError: More than ``run.max_error_rate`` of the samples have failed. Failures to read
@@ -164,8 +161,8 @@ class Shard:
         self.error_rate.count(error)
         if error is not None and self.error_rate.exceeded(under_way):
             reopened = reopen_errors(self.chunk, self._index(), self._journal, STORAGE_STAGES)
-            more = f"its {reopened} failures to read are open again for the next run"
-            self.error_rate.check(f"rank {self.rank}", more, under_way)
+            outcome = f"its {reopened} failures to read are open again for the next run"
+            self.error_rate.check(f"rank {self.rank}", outcome, under_way)
 
     def publish(self) -> None:
         """Write the rank file: the journal's records, parsed, in the order of the chunk.

@@ -1,4 +1,4 @@
-"""The processor of a model: where it is, and loading it."""
+"""Finds and loads the processor of a model."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def _no_processor(model: str, revision: str | None, error: Exception) -> Failure
     return failure_of(
         error,
         f"vllm.model: {model} is no folder here, and the hub does not give its processor: {error}. "
-        f"{'Run the same command again later' if later else 'Fix the name'}; or fetch it where "
-        f"there is a network, to the same HF_HOME: hf download {model}{version} --include "
+        f"{'Run the same command again later' if later else 'Fix the name'}; or fetch it on a "
+        f"machine with a network, to the same HF_HOME: hf download {model}{version} --include "
         f"{patterns}; or name a local folder",
     )
 

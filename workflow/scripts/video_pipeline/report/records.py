@@ -159,7 +159,10 @@ def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
     of them."""
     failed = record["__status"] == "error"
     raw = record["input"]
-    fields = _fields({name: value for name, value in record.items() if _is_answer(name)})
+    # What is left is the answer: the fields that the task made.
+    own = ("input", "output_text")
+    answer = {n: v for n, v in record.items() if not n.startswith("__") and n not in own}
+    fields = _fields(answer)
     shown = {text for _, text in fields}
     card = {
         "key": record["__key"],
@@ -179,10 +182,6 @@ def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
     }
     most = SHORT_TEXT if failed else LONG_TEXT
     return {n: map_texts(value, lambda text: cut(text, most)) for n, value in card.items() if value}
-
-
-def _is_answer(name: str) -> bool:
-    return not name.startswith("__") and name not in ("input", "output_text")
 
 
 def _fields(named: dict[str, Any]) -> list[list[str]]:

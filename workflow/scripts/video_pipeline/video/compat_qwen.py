@@ -59,11 +59,9 @@ except AttributeError as error:
 def use_readers(read_video: VideoReader, read_image: ImageReader) -> None:
     """Make ``process_vision_info`` read videos and images with these functions in this process.
 
-    It then also raises the error of ``read_video`` itself, where it would try torchvision's reader,
-    which no longer exists, and does not log that error a second time. May be called again.
-
-    Raises:
-        UserError: This version reads with other functions.
+    It then also raises the error of ``read_video`` itself: it would try torchvision's reader,
+    which no longer exists, and does not log that error a second time. May be called again. Raises
+    :class:`UserError` if this version reads with other functions.
     """
     global _read_video, _read_image
     _read_video, _read_image = read_video, read_image
@@ -73,7 +71,7 @@ def use_readers(read_video: VideoReader, read_image: ImageReader) -> None:
         vision_process.logger.setLevel(logging.ERROR)
     except AttributeError as error:
         raise unsupported(error) from error
-    vision_process.get_video_reader_backend = _backend_name
+    vision_process.get_video_reader_backend = lambda: NAME
     vision_process.fetch_image = _fetch_image
     check_readers()
 
@@ -85,10 +83,6 @@ _read_image: ImageReader
 def _video_backend(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
     _stop_at_probe(ele["video"])
     return _read_video(ele)
-
-
-def _backend_name() -> str:
-    return NAME
 
 
 def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image:

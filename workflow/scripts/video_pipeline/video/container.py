@@ -32,11 +32,7 @@ class Video(Demuxer):
         fps: Frames per second on average: their number / ``duration``, like torchcodec's
             ``average_fps``.
         duration: Seconds from the begin of the first frame to the end of the last.
-        start: The first packet of the file.
-        is_seekable: Whether decoding may start at any key frame.
-        is_counted: Whether frames are known by their number in the order in which the decoder gives
-            them, because their packets do not say their times.
-        file_damage: What was wrong with a packet when all were read, else None.
+        index: What its packets say.
     """
 
     def __init__(self, uri: str) -> None:
@@ -48,17 +44,11 @@ class Video(Demuxer):
         """
         super().__init__(uri)
         with self._opening():
-            index = index_packets(self)
-        self.time_base = index.time_base
-        self.is_counted = index.is_counted
-        self.is_seekable = index.is_seekable
-        self.file_damage = index.damage
-        self.start = index.start
-        self._entries = index.entries
-        self._keys = index.keys
-        self.stamps = sorted(index.ends)
+            self.index = index_packets(self)
+        self.time_base = self.index.time_base
+        self.stamps = sorted(self.index.ends)
         self.num_frames = len(self.stamps)
-        self._end = self._end_of_last(max(index.ends.values()))
+        self._end = self._end_of_last(max(self.index.ends.values()))
         self.duration = self._seconds(self._end) - self._seconds(self.stamps[0])
         base_rate = float(self.stream.base_rate or 0)
         self.fps = self.num_frames / self.duration if self.duration > 0 else base_rate
@@ -137,12 +127,12 @@ class Video(Demuxer):
     @property
     def keyframes(self) -> list[int]:
         """Positions of the frames that can be decoded without others."""
-        return [position for position, stamp in enumerate(self.stamps) if stamp in self._keys]
+        return [position for position, stamp in enumerate(self.stamps) if stamp in self.index.keys]
 
     def entry_before(self, stamp: int) -> EntryPoint:
         """The last entry point that is not after ``stamp``: where decoding has to start for it."""
-        after = bisect_right(self._entries, stamp, key=lambda entry: entry.stamp)
-        return self._entries[max(after - 1, 0)]
+        entries = self.index.entries
+        return entries[max(bisect_right(entries, stamp, key=lambda entry: entry.stamp) - 1, 0)]
 
     def _stamp_at(self, seconds: float) -> float:
         """A time after the begin of the first frame in units of ``time_base``."""

@@ -37,9 +37,9 @@ def decode_frames(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
             video.damage = None
             for stamp, frame in decode(video, positions[done:], shortcuts):
                 position = positions[done]
-                if stamp != video.stamps[position] and (
-                    shortcuts or not _may_replace(video, stamp, position)
-                ):
+                # Without shortcuts the next frame will do if none is lost.
+                is_next = not video.damage and bisect_left(video.stamps, stamp) <= position + 1
+                if stamp != video.stamps[position] and (shortcuts or not is_next):
                     break
                 yield frame
                 done += 1
@@ -56,11 +56,6 @@ def decode_frames(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
         )
     if video.damage:
         note_damage(video.damage)
-
-
-def _may_replace(video: Video, stamp: int, position: int) -> bool:
-    """Whether the frame at ``stamp`` is the one after ``position`` and none is lost."""
-    return video.damage is None and bisect_left(video.stamps, stamp) <= position + 1
 
 
 def decode(
@@ -85,7 +80,7 @@ def decode(
         VideoReadError: The colours of a frame cannot be converted.
     """
     wanted = {video.stamps[position] for position in positions}
-    drops = shortcuts and video.decoder.name == "h264" and not video.is_counted
+    drops = shortcuts and video.decoder.name == "h264" and not video.index.is_counted
     convert = ToRgb(video)
     frames: deque[VideoFrame] = deque()
     frame: VideoFrame | None = None
@@ -93,7 +88,7 @@ def decode(
     decoded = 0
     for position in positions:
         stamp = video.stamps[position]
-        entry = video.entry_before(stamp) if shortcuts else video.start
+        entry = video.entry_before(stamp) if shortcuts else video.index.start
         if frame is None or entry.ordinal > video.position:
             video.go_to(entry)
             video.decoder.flush_buffers()
@@ -107,7 +102,7 @@ def decode(
                 video.decoder.skip_frame = "NONREF" if droppable else "DEFAULT"
                 frames.extend(video.decode(packet))
             frame = frames.popleft()
-            if video.is_counted:
+            if video.index.is_counted:
                 frame_stamp, decoded = video.stamps[decoded], decoded + 1
             else:
                 frame_stamp = stamp_of(frame)

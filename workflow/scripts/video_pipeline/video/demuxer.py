@@ -95,7 +95,7 @@ class Demuxer:
         position: Ordinal of the packet that :meth:`read` gives next.
         num_frames: Frames of the stream; 0 until they are counted.
         damage: What the decoder said when it refused a packet or gave a damaged frame, else None.
-        can_seek: Whether FFmpeg's seek leads to the right packet, as far as is known.
+        can_seek: Whether FFmpeg's seek leads to the right packet; False once it did not.
     """
 
     container: InputContainer

@@ -16,7 +16,7 @@ import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from av.packet import Packet
@@ -86,17 +86,6 @@ Picture = tuple[int, torch.Tensor]
 valid until the next call of its session."""
 
 
-class Session(Protocol):
-    """A decoder of one codec."""
-
-    def feed(self, data: bytes, stamp: int) -> list[Picture]:
-        """Decode a packet; return the pictures that come out."""
-
-    def flush(self) -> list[Picture]:
-        """Return the pictures that are held back. Decoding may begin again, at any packet that it
-        can start from."""
-
-
 class Card:
     """The first GPU that this process sees. CUDA is initialised here."""
 
@@ -126,7 +115,7 @@ class Card:
 
     def open(self, codec: str) -> Session:
         """A decoder for a codec of CODECS."""
-        return _NvSession(self._library, CODECS[codec].name)
+        return Session(self._library, CODECS[codec].name)
 
     def tidy(self) -> None:
         """Free memory that the next video hardly needs."""
@@ -144,9 +133,9 @@ def _wait_asleep() -> None:
         driver.cuDevicePrimaryCtxSetFlags_v2(device, _CU_CTX_SCHED_BLOCKING_SYNC)
 
 
-class _NvSession:
-    """A ``PyNvDecoder``. It works on CUDA's default stream, like torch here, so that a picture is
-    there when torch reads it, and is read before the decoder overwrites it."""
+class Session:
+    """A decoder of one codec: a ``PyNvDecoder``. It works on CUDA's default stream, like torch
+    here, so that a picture is complete when torch reads it, and stays until then."""
 
     def __init__(self, library: Any, codec: str) -> None:
         self._library = library
@@ -157,6 +146,7 @@ class _NvSession:
         self._end.decode_flag = int(library.VideoPacketFlag.ENDOFSTREAM)
 
     def feed(self, data: bytes, stamp: int) -> list[Picture]:
+        """Decode a packet; return the pictures that come out."""
         packet = self._library.PacketData()
         packet.bsl_data = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value
         packet.bsl = len(data)
@@ -164,6 +154,8 @@ class _NvSession:
         return self._decode(packet)
 
     def flush(self) -> list[Picture]:
+        """Return the pictures that are held back. Decoding may begin again, at any packet that it
+        can start from."""
         return self._decode(self._end)
 
     def _decode(self, packet: Any) -> list[Picture]:
@@ -311,11 +303,11 @@ def _refusal(video: Video) -> str | None:
     codec = video.decoder.codec.canonical_name
     if codec not in CODECS:
         return f"the codec is {codec}"
-    if video.is_counted:
+    if video.index.is_counted:
         return _NO_TIMES
-    if not video.is_seekable:
+    if not video.index.is_seekable:
         return "its parameters change"
-    if video.file_damage:
+    if video.index.damage:
         return "it is damaged"
     return None
 

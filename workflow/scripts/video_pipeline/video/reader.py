@@ -151,14 +151,11 @@ _card: CardReader | None = None
 
 
 def use_decoder(decoder: str) -> bool:
-    """Choose what decodes the videos of this process, from here on.
+    """Choose what decodes the videos of this process from now on; returns whether it is the GPU.
 
     Args:
         decoder: ``cpu``; ``nvdec``: the decoder on the first GPU, and the CPU for each video that
             it does not take; ``auto``: ``nvdec`` if there is one. CUDA is initialised here.
-
-    Returns:
-        Whether it is the GPU's.
 
     Raises:
         UserError: ``nvdec`` cannot be used here.
@@ -183,11 +180,8 @@ def use_decoder(decoder: str) -> bool:
 
 def register_reader() -> None:
     """Make ``process_vision_info`` read videos with :func:`read_video`, and images with
-    :func:`video_pipeline.video.access.read_image`, in this process.
-
-    Raises:
-        UserError: The installed qwen-vl-utils cannot be made to.
-    """
+    :func:`video_pipeline.video.access.read_image`, in this process. Raises :class:`UserError` if
+    the installed qwen-vl-utils does not allow that."""
     qwen.use_readers(read_video, _upright_image)
     _keep_memory()
     # Nothing is logged, but exceptions carry the last error that FFmpeg logged.
@@ -209,7 +203,7 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
         :func:`measuring`) and the frames per second they were sampled at.
 
     Raises:
-        VideoReadError: the video cannot be read, or not enough frames can be sampled from it.
+        VideoReadError: The video cannot be read, or not enough frames can be sampled from it.
     """
     if ele.get("resize", "native") not in RESIZES:
         raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
@@ -231,11 +225,8 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
 
 def probe(path: str) -> VideoInfo:
     """What ``path`` (local, ``file://`` or ``http(s)://``) holds. Every packet is read; only the
-    first frame is decoded, since it tells how the picture is turned.
-
-    Raises:
-        VideoReadError: the video cannot be read.
-    """
+    first frame is decoded, since it tells how the picture is turned. Raises
+    :class:`VideoReadError`."""
     with Video(path) as video:
         return _info(video, next(decode_frames(video, [0])))
 
@@ -262,11 +253,7 @@ def _entry_position(video: Video, position: int) -> int:
 
 def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
     """The first frame of ``path`` (local, ``file://`` or ``http(s)://``) that begins at ``seconds``
-    or later.
-
-    Raises:
-        VideoReadError: the video cannot be read, or ends before.
-    """
+    or later. Raises :class:`VideoReadError` if the video cannot be read, or ends before."""
     with Video(path) as video:
         first = video.position_at(seconds)
         (shown,) = decode_frames(video, [first])
@@ -275,17 +262,17 @@ def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
 
 
 def _upright_image(image: object) -> object:
-    """An image item's value as an upright image in RGB. qwen-vl-utils would not turn one, and would
-    lay one that is partly transparent on white, which transformers does not."""
+    """An image item's value as an upright image in RGB. qwen-vl-utils would not turn it, and would
+    put white behind transparent parts, which transformers does not do."""
     if isinstance(image, str):
         return read_image(image, with_pixels=not _is_measuring)
     return upright_rgb(image) if isinstance(image, Image.Image) else image
 
 
 def _keep_memory() -> None:
-    """Have glibc keep the memory of one video for the next. It would give large blocks back at
-    once, and that the kernel fills their pages with zeros again costs up to a sixth of the time of
-    a video: ``fetch_video`` makes floats of all frames. Other C libraries are left alone."""
+    """Have glibc keep the memory of one video for the next: ``fetch_video`` makes floats of all
+    frames. glibc would give large blocks back at once, and the kernel would fill their pages with
+    zeros again, for up to a sixth of the time of a video. Other C libraries are left alone."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
