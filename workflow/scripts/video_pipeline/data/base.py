@@ -145,7 +145,7 @@ def expanded(
 ) -> list[dict[str, Any]]:
     """Call :meth:`BaseDataset.expand`. Raises :class:`TaskError` if the result is no list of input
     objects, :class:`ValueError` if it is empty."""
-    expanded_objects: Any = dataset.expand(sample, params)  # user code may return anything
+    expanded_objects: Any = dataset.expand(sample, params)  # User code may return anything.
     if not isinstance(expanded_objects, list) or not all(
         isinstance(raw, dict) for raw in expanded_objects
     ):

@@ -16,8 +16,8 @@ from video_pipeline.video.errors import VideoReadError
 
 @register_dataset("clips")
 class ClipsDataset(QwenVideoDataset):
-    """Cuts long videos into windows, each a sample with a record of its own; the end of a run puts
-    the records of a video together again.
+    """Cuts long videos into windows, each a sample with a record of its own; the end of a run joins
+    the records of a video again.
 
     A window is ``task_params.clip_seconds`` long; a rest shorter than half of that stays with the
     last one. If the sample has ``cuts``, these are the seconds at which the windows after the first

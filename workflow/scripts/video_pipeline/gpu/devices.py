@@ -28,7 +28,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NAME = re.compile(r"\d+|(GPU|MIG)-\S+")
 
 TIMEOUT_SECONDS = 60.0
-"""After so long nvidia-smi hangs. Without persistence mode it takes some seconds for each GPU."""
+"""If nvidia-smi takes longer, it hangs. Without persistence mode a GPU takes some seconds."""
 
 _NO_GPU = {6, 9, 12}
 """Exit codes for no device, no driver and no library (``man nvidia-smi``)."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from video_pipeline.run.chunks import Question
 
 QUARANTINE_DEATHS = 3
-"""A sample that was in the engine at so many of its deaths is not tried again."""
+"""A sample that was in the engine so many times when it died is not tried again."""
 
 SUSPECTS_DIVISOR = 16
 """After a death of the engine, the samples that were in it are tried after all others, and this

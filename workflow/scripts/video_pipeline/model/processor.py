@@ -86,4 +86,4 @@ def load_processor(model: str) -> Any:
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of ``model``, loaded once in a process."""
     processor = load_processor(model)
-    return getattr(processor, "tokenizer", processor)  # A text model has no other processor.
+    return getattr(processor, "tokenizer", processor)  # A text model's processor is its tokenizer.

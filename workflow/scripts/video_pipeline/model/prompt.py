@@ -32,7 +32,7 @@ class Prompter:
         if model != SIMULATED_MODEL:
             self._processor = load_processor(model)
             self._special = special_tokens(model)
-            images = getattr(self._processor, "image_processor", None)  # a text model has none
+            images = getattr(self._processor, "image_processor", None)  # A text model has none.
             if images is not None:
                 self.patch_size = images.patch_size
 

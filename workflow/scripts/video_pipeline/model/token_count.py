@@ -51,7 +51,7 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount:
 
 def _without_pixels(picture: Any) -> Any:
     """A picture or frames of the same shape on torch's device ``meta``, if it has such a form."""
-    import torch  # not above: jobs that never count import this module, too
+    import torch  # Not above: jobs that never count import this module, too.
     from PIL import Image
 
     if isinstance(picture, torch.Tensor):

@@ -46,7 +46,7 @@ page as base64: that stays below the 2 MiB (``url::kMaxURLChars``) that Chromium
 ``data:`` address."""
 
 SHEET_BYTES = (10_000, 40_000)
-"""The limit for one sheet lies between these, however many sheets there are."""
+"""The limit for one sheet depends on their number and lies between these."""
 
 PROMPT_CHARACTERS = 4_000
 """At most so many characters of a prompt are shown."""

@@ -130,8 +130,8 @@ class Tally:
 
 
 class Selection:
-    """A random selection: the records with the smallest hashes of seed and key, in whichever order
-    they come."""
+    """A random selection: the records with the smallest hashes of seed and key, whatever order they
+    come in."""
 
     def __init__(self, most: int, seed: int) -> None:
         self._most = most

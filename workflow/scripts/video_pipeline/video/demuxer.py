@@ -111,7 +111,7 @@ class Demuxer:
         self._file = MediaFile(uri)
         # FFmpeg knows more protocols, so the name alone must not choose one.
         self.url = f"file:{self._file.path}"
-        self._opened = ExitStack()  # the container
+        self._opened = ExitStack()  # The container.
         self.timeline: Timeline | None = None
         self.num_frames = 0
         self.damage: str | None = None

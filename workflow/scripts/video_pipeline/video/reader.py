@@ -52,7 +52,7 @@ from video_pipeline.video.sampling import sample_frames
 
 logger = logging.getLogger(__name__)
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # From malloc.h.
 
 RESIZES = ("native", "exact")
 

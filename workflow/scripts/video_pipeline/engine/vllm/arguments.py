@@ -30,8 +30,8 @@ _DEFAULTS = {
     "mm_processor_cache_gb": 0,
     "enable_prefix_caching": False,
     "disable_log_stats": True,
-    # Without spaces, which JSON allows and a model may fill its answer with. vLLM wants the backend
-    # to be named for that: this is the one that it would choose first.
+    # Without spaces, which JSON allows and a model may fill its answer with. For that vLLM must know
+    # the backend: this is the one that it would choose first.
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
 
@@ -95,13 +95,13 @@ def sampling_params(config: Config) -> SamplingParams:
 
 
 def lora_request(config: Config) -> LoRARequest | None:
-    """What each request says of the adapter in ``vllm.lora_path``; None without one."""
+    """The part of each request that names the adapter in ``vllm.lora_path``; None without one."""
     path = config.vllm.lora_path
     return LoRARequest(path.name, 1, str(path.absolute())) if path is not None else None
 
 
 def _lora_arguments(config: Config) -> dict[str, Any]:
-    """What vLLM must know ahead of the adapter in ``vllm.lora_path``."""
+    """The engine arguments that the adapter in ``vllm.lora_path`` needs."""
     if config.vllm.lora_path is None:
         return {}
     path = config.vllm.lora_path / "adapter_config.json"

@@ -250,7 +250,7 @@ def _check() -> None:
         _has(MultiModalFieldElem, "data")
         _has(PlaceholderRange, "offset", "length")
         _has(SchedulerStats, "num_waiting_reqs")
-        StepLogger(lambda index, waiting: None, 0)  # no other method is abstract
+        StepLogger(lambda index, waiting: None, 0)  # No other method is abstract.
         default_logging("INFO", "")
         min(LORA_RANKS)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -54,8 +54,8 @@ class Renderer:
 
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
         """See :meth:`video_pipeline.engine.base.Preparer.prepare`."""
-        # Without names of our own each process counts its items from 1, two different videos
-        # share a name, and the encoder cache answers for the wrong one.
+        # Without names of our own each process would count its items from 1: two videos would share
+        # a name, and the encoder cache would answer for the wrong one.
         names: dict[int, str] = {}
         requests = {}
         try:
