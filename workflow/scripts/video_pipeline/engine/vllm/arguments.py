@@ -30,8 +30,8 @@ _DEFAULTS = {
     "mm_processor_cache_gb": 0,
     "enable_prefix_caching": False,
     "disable_log_stats": True,
-    # Without spaces, which JSON allows and a model may fill its answer with. For that vLLM must know
-    # the backend: this is the one that it would choose first.
+    # Without spaces, which JSON allows and a model may fill its answer with. For that vLLM must
+    # know the backend: this is the one that it would choose first.
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
 
