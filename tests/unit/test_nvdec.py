@@ -60,9 +60,9 @@ def on_cpu(path: Path, **item: object) -> torch.Tensor:
 
 def on_card(path: Path, **item: object) -> torch.Tensor:
     """What the reader gives, and it came from the card."""
-    failures = list(reader._card._told)
+    failures = list(reader._card._logged)
     frames = read_video({"video": str(path), **item})[0]
-    assert list(reader._card._told) == failures
+    assert list(reader._card._logged) == failures
     return frames
 
 
@@ -70,7 +70,7 @@ def assert_left_to_the_cpu(path: Path, reason: str, **item: object) -> None:
     """The CPU's frames come out, and why is told."""
     item = {"nframes": 4, "resize": "exact", **item}
     assert torch.equal(read_video({"video": str(path), **item})[0], on_cpu(path, **item))
-    (told,) = reader._card._told
+    (told,) = reader._card._logged
     assert told.startswith(reason), told
 
 
@@ -247,7 +247,7 @@ def test_fields(tmp_path: Path, card: CpuCard, packets: str) -> None:
 def test_interlaced_frames(tmp_path: Path, card: CpuCard) -> None:
     path = write_numbered(tmp_path / "avc.mp4", 8, options={"x264-params": "tff=1"})
     assert_left_to_the_cpu(path, "it may be interlaced")
-    reader._card._told.clear()
+    reader._card._logged.clear()
     options = {"x265-params": "interlace=tff:log-level=none"}
     path = write_numbered(tmp_path / "hevc.mkv", 8, codec="libx265", options=options)
     assert_left_to_the_cpu(path, "it is interlaced")
