@@ -18,7 +18,7 @@ from benchmarks.jobs import hand_back, settings_of_this_process
 
 def main() -> None:
     from video_pipeline.config import load_config
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     settings = settings_of_this_process()
     config = load_config(Path(settings["config"]))

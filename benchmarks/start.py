@@ -1,7 +1,7 @@
 """The start of a job, and what a decode process holds, with a model folder of real size.
 
 A tokenizer of real size costs seconds and hundreds of megabytes wherever it is loaded; a tiny model
-hides that. The folders have no weights (:mod:`video_pipeline.testing.real_model`), so no answer is
+hides that. The folders have no weights (:mod:`benchmarks.real_model`), so no answer is
 asked for: what is measured is all that happens before.
 """
 
@@ -36,7 +36,7 @@ def run(work: Path) -> Section:
 
 
 def _measure(work: Path, name: str, clips: list[str]) -> dict[str, Any]:
-    from video_pipeline.testing.real_model import write_real_model
+    from benchmarks.real_model import write_real_model
 
     model = str(write_real_model(work / "models" / name, name))
     samples = [{"id": str(number), "path": clips[number % CLIPS]} for number in range(64)]

@@ -27,7 +27,7 @@ QUICK = {"BENCH_WINDOWS": "128", "BENCH_COUNTED": "144", "PLAIN_SECONDS": "12"}
 
 def run(work: Path) -> Section:
     """Measure on this machine's GPU."""
-    from video_pipeline.testing.real_model import MODELS, write_real_model
+    from benchmarks.real_model import MODELS, write_real_model
 
     try:
         subprocess.run(["nvidia-smi", "-L"], check=True, capture_output=True)

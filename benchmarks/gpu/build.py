@@ -318,7 +318,7 @@ def models(stage: Path, python: Path) -> None:
     path = [str(stage / "project/workflow/scripts"), str(stage / "project")]
     environment = {**os.environ, "PYTHONPATH": ":".join(path), "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {"HF_HUB_OFFLINE": "1"}
-    command = [python, "-m", "video_pipeline.testing.real_model", stage / "models"]
+    command = [python, "-m", "benchmarks.real_model", stage / "models"]
     subprocess.run(command, check=True, env=environment)
 
 

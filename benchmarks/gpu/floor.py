@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.common import (
@@ -43,7 +45,7 @@ if os.environ.get("BENCH_WINDOWS"):
 
 def main() -> None:
     from video_pipeline.config import load_config
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     from benchmarks.engine_only import prepared_requests
 
@@ -66,7 +68,7 @@ def main() -> None:
     async def run() -> None:
         preparing = threading.Thread(target=prepare)
         preparing.start()
-        await engine.start()
+        await engine.start(Path(tempfile.mkdtemp()))
         timeline["engine_up"] = time.time()
         save(result)
         await asyncio.to_thread(preparing.join)

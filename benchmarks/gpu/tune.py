@@ -13,8 +13,10 @@ import ctypes
 import json
 import os
 import signal
+import tempfile
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 # The engine's process is a fork of this one, too, which never touches the GPU.
@@ -60,7 +62,7 @@ compiled or captured. Other numbers of tokens are set for the scheduler alone wh
 
 def main() -> None:
     from video_pipeline.config import load_config
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     from benchmarks.engine_only import prepared_requests
 
@@ -143,14 +145,14 @@ def run_variant(name: str, arguments: dict[str, Any], prepared: list[Any]) -> No
 
 def measure(name: str, arguments: dict[str, Any], prepared: list[Any]) -> None:
     from video_pipeline.config import load_config
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     begun = time.time()
     engine = VllmEngine(load_config(configuration(RUNS / STEP, {**VLLM, **arguments})))
     configured = time.time()
 
     async def run() -> None:
-        await engine.start()
+        await engine.start(Path(tempfile.mkdtemp()))
         up = time.time()
         stream = Stream(engine, prepared)
         first = await stream.warm_up()

@@ -13,10 +13,10 @@ from PIL import Image
 from video_pipeline.config import load_config
 from video_pipeline.data.clips import ClipsDataset
 from video_pipeline.data.frames import FramesDataset
-from video_pipeline.data.model_pictures import pictures
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.errors import UserError
 from video_pipeline.model.processor import SIMULATED_MODEL
+from video_pipeline.report.contact_sheet import pictures
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.video.reader import probe

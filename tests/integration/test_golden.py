@@ -139,7 +139,7 @@ class Rig:
     """
 
     def __init__(self, family: str, checkpoint: Path, clips: dict[str, Path]) -> None:
-        from video_pipeline.engine.vllm import VllmEngine
+        from video_pipeline.engine.vllm.engine import VllmEngine
 
         self.family = family
         self.checkpoint = checkpoint
@@ -684,7 +684,7 @@ def test_the_device_normalises_only_where_both_processors_agree(
     tmp_path: Path, differs: dict[str, Any], on_the_device: bool
 ) -> None:
     """Any setting that changes a pixel's value counts."""
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     engine = VllmEngine(configuration(odd_checkpoint(tmp_path, **differs)))
     settings = engine._vllm_config.model_config.multimodal_config
@@ -693,7 +693,7 @@ def test_the_device_normalises_only_where_both_processors_agree(
 
 def test_a_user_may_turn_normalisation_on_the_device_off(tmp_path: Path) -> None:
     """The advice for odd processors works, also where it is not needed any more."""
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     odd = odd_checkpoint(tmp_path, image_mean=[0.1, 0.5, 0.9])
     engine = VllmEngine(configuration(odd, mm_device_do_normalize=False))

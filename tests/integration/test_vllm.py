@@ -156,7 +156,7 @@ def test_the_contracts_task_runs_from_a_plugin_file(demo, tmp_path):
     ],
 )
 def test_the_engine_refuses_what_vllm_does_not_know(demo, monkeypatch, settings, message):
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     monkeypatch.chdir(demo)
     base = load_config(ROOT / "config/demo.yaml").model_dump()
@@ -168,7 +168,7 @@ def test_the_engine_refuses_what_vllm_does_not_know(demo, monkeypatch, settings,
 
 def test_an_engine_that_is_told_to_end_leaves_no_answers():
     """vLLM hands back what it has of each request, with the reason ``abort``."""
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     completion = SimpleNamespace(text="It ra", token_ids=[1, 2], finish_reason="abort")
 

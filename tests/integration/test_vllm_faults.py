@@ -123,7 +123,7 @@ def test_a_setting_that_cannot_work_is_said_once(run):
 def answers():
     """An engine whose requests come to what is put in here, one after the other: an exception, a
     finish reason, or None for no output at all."""
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     outcomes = []
 

@@ -93,7 +93,7 @@ def test_planned_tokens_are_those_of_the_run(here: Run, family, monkeypatch):
 
 
 def _encoder_cache(here: Run) -> int:
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
     from vllm.v1.engine.input_processor import InputProcessor
 
     return InputProcessor(VllmEngine(here.config)._vllm_config).mm_encoder_cache_size

@@ -183,7 +183,7 @@ def write_adapter(model: Path, folder: Path) -> Path:
 
 
 def test_a_folder_that_is_no_adapter_is_named(real):
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
     from video_pipeline.errors import UserError
 
     real.configure(vllm={"lora_path": str(real.folder)})
@@ -193,7 +193,7 @@ def test_a_folder_that_is_no_adapter_is_named(real):
 
 def test_reasoning_is_split_off(real, material):
     from transformers import AutoTokenizer
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     thinking = real.folder / "thinking"
     write_tiny_model(thinking)

@@ -31,7 +31,8 @@ from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.video.reader import VideoReadError, probe, register_reader
+from video_pipeline.video.errors import VideoReadError
+from video_pipeline.video.reader import probe, register_reader
 
 Results = dict[str, Prepared | SampleError]
 

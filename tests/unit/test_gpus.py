@@ -21,7 +21,7 @@ from video_pipeline.common.processes import MARK
 from video_pipeline.config import load_config
 from video_pipeline.errors import EnvironmentFault, UserError
 from video_pipeline.gpu import devices as gpus
-from video_pipeline.gpu import leases, nvidia_smi
+from video_pipeline.gpu import leases
 from video_pipeline.infer.infer import infer
 
 CARD = "NVIDIA H100 80GB HBM3"
@@ -494,7 +494,7 @@ def test_a_broken_device(machine: MakeMachine) -> None:
 def test_an_nvidia_smi_that_hangs(machine: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     there = machine(1)
     there.answer("hang", "")
-    monkeypatch.setattr(nvidia_smi, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(gpus, "TIMEOUT_SECONDS", 0.2)
     with pytest.raises(EnvironmentFault, match=r"has given no answer for 0.2 s"), leases.lease(1):
         pass
 

@@ -23,7 +23,8 @@ from video_pipeline.errors import UserError
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import access, download, public_hosts
 from video_pipeline.video.access import Access, read_image
-from video_pipeline.video.reader import VideoReadError, probe, read_video, register_reader
+from video_pipeline.video.errors import VideoReadError
+from video_pipeline.video.reader import probe, read_video, register_reader
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 

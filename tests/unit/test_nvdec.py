@@ -16,7 +16,7 @@ from numbered import number_of, write_fields, write_numbered, write_raw_fields
 from test_reader import CLIPS, MADE, PIXELS, clips  # noqa: F401
 from video_pipeline.errors import UserError
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.video import frames, nvdec, reader, swscale
+from video_pipeline.video import nvdec, reader, swscale
 from video_pipeline.video.bitstream import Unsupported, bitstream
 from video_pipeline.video.reader import read_video, use_decoder
 from video_pipeline.video.resize import resize_by_products, resize_frame
@@ -60,9 +60,9 @@ def on_cpu(path: Path, **item: object) -> torch.Tensor:
 
 def on_card(path: Path, **item: object) -> torch.Tensor:
     """What the reader gives, and it came from the card."""
-    failures = list(reader._card._told)
+    failures = list(reader._card._logged)
     frames = read_video({"video": str(path), **item})[0]
-    assert list(reader._card._told) == failures
+    assert list(reader._card._logged) == failures
     return frames
 
 
@@ -70,7 +70,7 @@ def assert_left_to_the_cpu(path: Path, reason: str, **item: object) -> None:
     """The CPU's frames come out, and why is told."""
     item = {"nframes": 4, "resize": "exact", **item}
     assert torch.equal(read_video({"video": str(path), **item})[0], on_cpu(path, **item))
-    (told,) = reader._card._told
+    (told,) = reader._card._logged
     assert told.startswith(reason), told
 
 
@@ -247,7 +247,7 @@ def test_fields(tmp_path: Path, card: CpuCard, packets: str) -> None:
 def test_interlaced_frames(tmp_path: Path, card: CpuCard) -> None:
     path = write_numbered(tmp_path / "avc.mp4", 8, options={"x264-params": "tff=1"})
     assert_left_to_the_cpu(path, "it may be interlaced")
-    reader._card._told.clear()
+    reader._card._logged.clear()
     options = {"x265-params": "interlace=tff:log-level=none"}
     path = write_numbered(tmp_path / "hevc.mkv", 8, codec="libx265", options=options)
     assert_left_to_the_cpu(path, "it is interlaced")
@@ -337,11 +337,11 @@ def test_a_card_that_fails_is_given_up_and_says_so_once(
     )
     path = write_numbered(tmp_path / "clip.mp4", 20)
     with caplog.at_level(logging.WARNING):
-        for _ in range(frames.MOST_FAILURES + 2):
+        for _ in range(reader.MOST_FAILURES + 2):
             assert torch.equal(
                 read_video({"video": str(path), "nframes": 4})[0], on_cpu(path, nframes=4)
             )
-    assert len(card.opened) == frames.MOST_FAILURES
+    assert len(card.opened) == reader.MOST_FAILURES
     assert [record.message for record in caplog.records] == [
         "NVDEC: RuntimeError: CUDA error; the CPU decodes the video",
         "NVDEC: RuntimeError: CUDA error; it is not tried again",
@@ -462,7 +462,7 @@ def test_what_is_asked_of_pynvvideocodec(tmp_path: Path) -> None:
         Pixel_Format=SimpleNamespace(NV12="NV12"),
         PyNvVCExceptionUnsupported=LookupError,
     )
-    session = nvdec._NvSession(library, "HEVC")
+    session = nvdec.Session(library, "HEVC")
     assert asked == [{"gpuid": 0, "codec": "8", "usedevicememory": True}]
     ((stamp, picture),) = session.feed(b"\0\0\1packet", -7)
     assert (stamp, picture.tolist()) == (-3, [[0, 1], [2, 3], [4, 5]])

@@ -12,8 +12,8 @@ import pytest
 from numbered import number_of, write_fields, write_numbered, write_raw_fields
 from qwen_vl_utils import process_vision_info
 from video_pipeline.data.clips import ClipsDataset
-from video_pipeline.data.model_pictures import pictures
 from video_pipeline.data.stills import FirstFrameDataset
+from video_pipeline.report.contact_sheet import pictures
 from video_pipeline.video.container import Video
 from video_pipeline.video.errors import VideoReadError, noting_damage
 from video_pipeline.video.reader import probe, read_frame, read_video, register_reader

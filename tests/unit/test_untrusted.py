@@ -30,7 +30,8 @@ from video_pipeline.run.fingerprint import settings_of
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import access
 from video_pipeline.video.access import Access, limit_access, read_image
-from video_pipeline.video.reader import VideoReadError, probe, register_reader
+from video_pipeline.video.errors import VideoReadError
+from video_pipeline.video.reader import probe, register_reader
 
 
 @pytest.fixture(autouse=True)

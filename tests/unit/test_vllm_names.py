@@ -87,7 +87,7 @@ def test_of_another_version_the_engine_has_the_last_word(installed, caplog):
     [({"vllm": {"max_num_seq": 4}}, "vllm.max_num_seqs"), ({"sampling": {"top_pp": 1}}, "top_p")],
 )
 def test_then_the_engine_refuses_what_it_does_not_know(installed, settings, near):
-    from video_pipeline.engine.vllm import VllmEngine
+    from video_pipeline.engine.vllm.engine import VllmEngine
 
     installed(vllm="0.99.0")
     config = load_config(settings)

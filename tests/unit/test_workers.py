@@ -48,7 +48,7 @@ def prepare(here, tmp_path):
 
         async def all_samples():
             jobs = [pool.prepare(position, [""]) for position in range(len(entries))]
-            return await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 100)
+            return await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 600)
 
         try:
             results = asyncio.run(all_samples())

@@ -21,7 +21,6 @@ from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config, load_config
 from video_pipeline.config.vllm_version import VllmUnsupported
 from video_pipeline.data.base import check_complete, expanded, inputs_of
-from video_pipeline.data.model_pictures import all_pictures
 from video_pipeline.data.registry import create_dataset, dataset_of
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
@@ -30,7 +29,7 @@ from video_pipeline.gpu.leases import lease_for
 from video_pipeline.model.processor import SIMULATED_MODEL, dataset_model
 from video_pipeline.model.prompt import check_processor, special_tokens
 from video_pipeline.model.token_count import count_tokens
-from video_pipeline.report.contact_sheet import contact_sheet
+from video_pipeline.report.contact_sheet import all_pictures, contact_sheet
 from video_pipeline.run.answers import cut_off_at, why_no_answer
 from video_pipeline.run.run import DatasetNeeds
 from video_pipeline.samples.identity import check_deterministic, request_digests

@@ -137,24 +137,17 @@ class BaseDataset(Dataset[dict[str, Any]]):
 
 def item(sample: dict[str, Any], llm_inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What ``__getitem__`` returns for ``sample``, from an ``llm_input`` per conversation."""
-    inputs = (
-        {"llm_input": llm_inputs[ONLY_PART]}
-        if ONLY_PART in llm_inputs
-        else {"llm_inputs": llm_inputs}
-    )
+    is_one = ONLY_PART in llm_inputs
+    inputs = {"llm_input": llm_inputs[ONLY_PART]} if is_one else {"llm_inputs": llm_inputs}
     return {"__key": sample["__key"], "raw": raw_of(sample), **inputs}
 
 
 def expanded(
     dataset: type[BaseDataset], sample: dict[str, Any], params: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Call :meth:`BaseDataset.expand` and check the result.
-
-    Raises:
-        TaskError: it is no list of input objects.
-        ValueError: it is empty.
-    """
-    expanded_objects: Any = dataset.expand(sample, params)  # user code may return anything
+    """Call :meth:`BaseDataset.expand`. Raises :class:`TaskError` if the result is no list of input
+    objects, :class:`ValueError` if it is empty."""
+    expanded_objects: Any = dataset.expand(sample, params)  # User code may return anything.
     if not isinstance(expanded_objects, list) or not all(
         isinstance(raw, dict) for raw in expanded_objects
     ):
@@ -169,11 +162,7 @@ def expanded(
 
 def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, Any]]:
     """The ``llm_input`` of each conversation, from what ``__getitem__`` of ``dataset`` returned for
-    the sample ``key``.
-
-    Raises:
-        TaskError: it returned something else.
-    """
+    the sample ``key``. Raises :class:`TaskError` if that is something else."""
     name = type(dataset).__name__
     fields = item if isinstance(item, dict) else {}
     named = fields.get("llm_inputs")
@@ -196,11 +185,8 @@ def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, 
 def check_complete(
     inputs: Collection[str], parts: Collection[str], dataset: BaseDataset, key: str
 ) -> None:
-    """Check that the sample ``key`` has an input for each of the conversations ``parts``.
-
-    Raises:
-        TaskError: one is missing.
-    """
+    """Raise :class:`TaskError` if the sample ``key`` lacks an input for one of the conversations
+    ``parts``."""
     lacking = sorted(set(parts) - set(inputs))
     if lacking:
         missing = ", ".join(filter(None, lacking)) or "the whole sample"

@@ -16,8 +16,8 @@ from video_pipeline.video.errors import VideoReadError
 
 @register_dataset("clips")
 class ClipsDataset(QwenVideoDataset):
-    """Cuts long videos into windows, each a sample with a record of its own; the end of a run puts
-    the records of a video together again.
+    """Cuts long videos into windows, each a sample with a record of its own; the end of a run joins
+    the records of a video again.
 
     A window is ``task_params.clip_seconds`` long; a rest shorter than half of that stays with the
     last one. If the sample has ``cuts``, these are the seconds at which the windows after the first
@@ -46,7 +46,7 @@ class ClipsDataset(QwenVideoDataset):
     def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:
         raw = raw_of(sample)
         if is_window(raw):
-            return [raw]  # of an earlier run: failed samples, or an output
+            return [raw]  # It is of an earlier run: a failed sample, or a record of an output.
         if CLIP in raw:
             raise ValueError(f"{CLIP}: windows have this field; give yours another name")
         begin, end = _seconds(raw, "video_start") or 0.0, _seconds(raw, "video_end")
@@ -54,7 +54,7 @@ class ClipsDataset(QwenVideoDataset):
             if end is None:
                 end = _duration(sample["__video_uri"])
         except VideoReadError:
-            return [raw]  # it becomes an error record, see __getitem__
+            return [raw]  # It becomes an error record, see __getitem__.
         cuts = raw.get("cuts")
         if cuts is None:
             cuts = _even_cuts(begin, end, _clip_seconds(params))

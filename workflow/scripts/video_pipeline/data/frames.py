@@ -48,11 +48,8 @@ class FramesDataset(QwenVideoDataset):
 
     @classmethod
     def images_of(cls, named: str | list[str]) -> list[str]:
-        """The images of a list, or of a folder or a pattern in natural order.
-
-        Raises:
-            ValueError: there are too few, or one may not be read.
-        """
+        """The images of a list, or of a folder or a pattern in natural order. Raises
+        :class:`ValueError` if there are too few, or one may not be read."""
         if isinstance(named, list):
             images = [permitted(image) for image in named]
         else:

@@ -24,7 +24,7 @@ def register_dataset(name: str) -> Callable[[type[D]], type[D]]:
     """Class decorator: make a subclass of :class:`BaseDataset` known as ``name``.
 
     Raises:
-        UserError: the name is missing or taken, or the class is not a complete dataset.
+        UserError: The name is missing or taken, or the class is not a complete dataset.
     """
     if not isinstance(name, str):
         raise UserError('register_dataset needs a name: @register_dataset("my_dataset")')
@@ -37,40 +37,23 @@ def register_dataset(name: str) -> Callable[[type[D]], type[D]]:
 
 
 def get_dataset(name: str) -> type[BaseDataset]:
-    """The dataset registered as ``name``.
-
-    Raises:
-        UserError: there is none; the message lists the names.
-    """
-    from video_pipeline.data import (  # noqa: F401  (they register)
-        clips,
-        frames,
-        qwen_video,
-        stills,
-        text,
-    )
+    """The dataset registered as ``name``. Raises :class:`UserError`, with the known names, if there
+    is none."""
+    from video_pipeline.data import clips, frames, qwen_video, stills, text  # noqa: F401
 
     return _DATASETS.get(name)
 
 
 def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
-    """The dataset that reads the samples of ``task``: ``run.dataset``, or the task's own.
-
-    Raises:
-        UserError: there is no such dataset.
-    """
+    """The dataset that reads the samples of ``task``: ``run.dataset``, or the task's own. Raises
+    :class:`UserError` if there is no such dataset."""
     return get_dataset(config.run.dataset or task.dataset_name)
 
 
 def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None:
-    """Check that something takes each of the ``task_params``.
-
+    """Raise :class:`UserError`, with the nearest name, if nothing takes one of the ``task_params``.
     A user's own task or dataset may take any. The built-in ones know each other's, because stages
-    share them.
-
-    Raises:
-        UserError: nothing takes one; the message has the nearest name.
-    """
+    share them."""
     if not (is_built_in(type(task)) and is_built_in(dataset)):
         return
     for name in config.task_params:
@@ -85,11 +68,8 @@ def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None
 def create_dataset(
     config: Config, task: Task, samples: Sequence[dict[str, Any]], model: str
 ) -> BaseDataset:
-    """Create the dataset of ``task`` over ``samples``, for the processor of ``model``.
-
-    Raises:
-        TaskError: the ``__init__`` of a user's dataset failed.
-    """
+    """Create the dataset of ``task`` over ``samples``, for the processor of ``model``. Raises
+    :class:`TaskError` if the ``__init__`` of a user's dataset fails."""
     cls = dataset_of(config, task)
     try:
         dataset = cls(

@@ -52,7 +52,7 @@ class FirstFrameDataset(QwenVideoDataset):
 @register_dataset("keyframes")
 class KeyframesDataset(QwenVideoDataset):
     """The key frames of the sample's video (of its segment): at most ``vision.nframes`` if that is
-    set, else ``vision.max_frames``. An encoder makes one where it sees something new, and they are
+    set, else ``vision.max_frames``. An encoder makes one when it sees something new, and they are
     cheap to decode."""
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:

@@ -20,20 +20,12 @@ class TextDataset(BaseDataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         sample = self.samples[i]
-        return item(
-            sample,
-            {
-                part: self.llm_input(messages)
-                for part, messages in self.task.conversations(sample).items()
-            },
-        )
+        conversations = self.task.conversations(sample).items()
+        return item(sample, {part: self.llm_input(messages) for part, messages in conversations})
 
     def llm_input(self, messages: Messages) -> dict[str, Any]:
-        """The prompt of ``messages``.
-
-        Raises:
-            PlaceholderError: they show a video or an image.
-        """
+        """The prompt of ``messages``. Raises :class:`PlaceholderError` if they show a video or an
+        image."""
         for message in messages:
             parts = message["content"] if isinstance(message["content"], list) else []
             if any(map(is_medium, parts)):

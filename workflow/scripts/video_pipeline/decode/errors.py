@@ -32,11 +32,8 @@ class SampleError(Exception):
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an exception that user code raised, for people.
-
-    It includes the user's line if the exception looks like a slip there. Without a text of its own
-    the line that raised it stands in.
-    """
+    """The text of an exception that user code raised, for people: with the user's line if it looks
+    like a slip there. The line that raised it takes the place of an empty text."""
     if isinstance(error, MemoryError):
         return "not enough memory; the limit of a decode process is data.worker_memory_gb"
     if str(error):

@@ -85,8 +85,8 @@ class Expander:
         it is: the inference of the whole then says what is wrong with it.
 
         Raises:
-            ValueError: the line is bad; the message says why.
-            Failure: no sample is at fault.
+            ValueError: The line is bad; the message says why.
+            Failure: No sample is at fault.
         """
         try:
             try:
@@ -99,11 +99,7 @@ class Expander:
             logger.warning(
                 "%s, line %d (%s): the dataset cannot tell which samples it stands for: %s: %s. It "
                 "stays one sample",
-                self._input,
-                sample.line,
-                sample.key,
-                error.type,
-                error,
+                *(self._input, sample.line, sample.key, error.type, error),
             )
             return [sample.text]
         if isinstance(result, str):

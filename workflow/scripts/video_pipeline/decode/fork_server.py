@@ -34,11 +34,11 @@ from typing import Any, NoReturn, Protocol
 logger = logging.getLogger(__name__)
 
 NICENESS = 10
-"""Of the fork server and the decode processes: the engine and the process that feeds it go first.
-A nice value of 10 is a tenth of their share of a core that both want (sched(7))."""
+"""The nice value of the fork server and the decode processes: the engine and the process that feeds
+it go first. With 10 a process gets a tenth of their share of a core that both want (sched(7))."""
 
 START_SECONDS = 600.0
-"""It starts in 10 to 30 s; from a slow network file system it may take minutes."""
+"""How long loading may take. It takes 10 to 30 s, from a slow network file system minutes."""
 
 ANSWER_SECONDS = 60.0
 """How long a fork may take. It takes 0.1 s."""
@@ -62,13 +62,12 @@ of these to the threads of the job. CUDA's driver starts a thread, and cannot be
 the GPUs are hidden until then (to vLLM an empty list is as good as none)."""
 
 HARMLESS = ("cuda", "jemalloc_bg_thd")
-"""Threads, by the begin of their name for the kernel, that hold no lock which a decode process
-takes: jemalloc handles its own (``pthread_atfork``), and CUDA's driver refuses to work after a
-fork."""
+"""How the kernel's names of threads begin that hold no lock which a decode process takes: jemalloc
+handles its own (``pthread_atfork``), and CUDA's driver refuses to work after a fork."""
 
 _FORK = multiprocessing.get_context("fork")
 
-_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+_PR_SET_PDEATHSIG = 1  # From linux/prctl.h.
 
 
 class ForkServerDied(Exception):
@@ -87,10 +86,8 @@ class Spec(Protocol):
 
 
 class ForkServer:
-    """The process that decode processes are forked from.
-
-    It is replaced when it dies, and takes its decode processes with it.
-    """
+    """The process that decode processes are forked from. When it dies its decode processes die with
+    it, and another takes its place."""
 
     def __init__(self, modules: Sequence[str] = (), *, shares: bool = True) -> None:
         """
@@ -111,11 +108,8 @@ class ForkServer:
         self._spec = spec
 
     def fork(self, number: int) -> Forked:
-        """Start the decode process ``number``. Waits until the fork server has loaded.
-
-        Raises:
-            ForkServerDied: the fork server ended, or does not answer.
-        """
+        """Start the decode process ``number``, when the fork server has loaded. Raises
+        :class:`ForkServerDied` if it ended, or does not answer."""
         with self._changing:
             self._get_ready()
             ours, theirs = multiprocessing.Pipe()
@@ -156,12 +150,10 @@ class ForkServer:
         modules = self._modules if self._preloads else ()
         devices = os.environ.get(CUDA)
         program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; "
-        with theirs:  # so that its end of the pipe closes when it dies
+        program += f"main({theirs.fileno()}, {list(modules)!r}, {devices!r})"
+        with theirs:  # Closed here, so that its end of the pipe closes when it dies.
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c"),
-                    f"{program}main({theirs.fileno()}, {list(modules)!r}, {devices!r})",
-                ],
+                [sys.executable, "-c", program],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **ONE_THREAD},
                 stdin=subprocess.DEVNULL,
@@ -204,8 +196,8 @@ class ForkServer:
             )
 
     def _receive(self, seconds: float) -> Any:
-        """What it sends next. Raises :class:`ForkServerDied` if it ended, or sent nothing for
-        ``seconds``."""
+        """What the fork server sends next. Raises :class:`ForkServerDied` if it ended, or sent
+        nothing for ``seconds``."""
         try:
             if self._pipe.poll(seconds):
                 return self._pipe.recv()
@@ -218,11 +210,7 @@ class ForkServer:
 
 
 class Forked:
-    """A process that was forked.
-
-    Attributes:
-        pipe: To the process.
-    """
+    """A process that was forked, at the other end of ``pipe``."""
 
     def __init__(
         self, server: ForkServer, parent: subprocess.Popen[bytes], ticket: int, pipe: Connection
@@ -237,18 +225,14 @@ class Forked:
         """End it; returns its exit code, as :meth:`wait` does."""
         self._server.ask(self._parent, "kill", self._ticket)
         with contextlib.suppress(EOFError, OSError):
-            while self.pipe.poll(END_SECONDS):  # until its end closes
+            while self.pipe.poll(END_SECONDS):  # Until its end closes.
                 self.pipe.recv_bytes()
         # The pipe is not closed here: another thread may still wait for it, or end it, too.
         return self.wait(END_SECONDS)
 
     def wait(self, seconds: float) -> int | None:
-        """Wait until it has ended, for at most ``seconds``.
-
-        Returns:
-            Its exit code (a signal as a negative number). None if it still runs, or if its fork
-            server is gone, so that nobody knows.
-        """
+        """Wait until it has ended, for at most ``seconds``; returns its exit code (a signal as a
+        negative number). None if it still runs, or if nobody knows: its fork server is gone."""
         until = time.monotonic() + seconds
         while self._code is None:
             self._code = self._server.ask(self._parent, "exit code", self._ticket)
@@ -268,17 +252,17 @@ def main(handle: int, modules: Sequence[str], devices: str | None) -> NoReturn:
         devices: ``CUDA_VISIBLE_DEVICES`` of the decode processes.
     """
     pipe = Connection(handle)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the job.
     os.nice(NICENESS)
     for name in modules:
-        with contextlib.suppress(Exception):  # whoever needs it says so
+        with contextlib.suppress(Exception):  # Whoever needs the module says what is wrong.
             importlib.import_module(name)
     with contextlib.suppress(EOFError, OSError):
         pickled, preloads = pipe.recv()
         shared_spec: Spec | None = pickle.loads(pickled) if preloads else None
         preloaded = shared_spec.preload() if shared_spec is not None else None
         gc.collect()
-        gc.freeze()  # or a collection in a decode process would copy all pages
+        gc.freeze()  # A collection in a decode process would copy all pages.
         pipe.send(_other_threads())
 
         def serve(number: int, own: Connection) -> None:
@@ -289,7 +273,7 @@ def main(handle: int, modules: Sequence[str], devices: str | None) -> NoReturn:
             spec.serve(preloaded, number, own)
 
         _fork_all(pipe, serve)
-    # Without the usual clean-up, which would wait for the decode processes: they die with this one.
+    # Not the usual end, which would wait for the decode processes: they die with this one.
     os._exit(0)
 
 
@@ -298,30 +282,30 @@ def _fork_all(pipe: Connection, serve: Callable[[int, Connection], None]) -> NoR
     running: dict[int, multiprocessing.process.BaseProcess] = {}  # by ticket
     tickets = itertools.count()
     while True:
-        command, number = pipe.recv()
+        command, argument = pipe.recv()  # The argument of "fork" is a number, else a ticket.
         if command == "fork":
             handle = recv_handle(pipe)
-            process = _FORK.Process(target=_child, args=(serve, number, handle, pipe))
+            process = _FORK.Process(target=_child, args=(serve, argument, handle, pipe))
             process.start()
             os.close(handle)
             ticket = next(tickets)
             running[ticket] = process
             pipe.send(ticket)
         elif command == "kill":
-            if number in running:
-                running[number].kill()
+            if argument in running:
+                running[argument].kill()
             pipe.send(None)
         else:
-            code = running[number].exitcode if number in running else None
+            code = running[argument].exitcode if argument in running else None
             if code is not None:
-                del running[number]  # frees its file descriptor
+                del running[argument]  # This frees its file descriptor.
             pipe.send(code)
 
 
 def _child(
     serve: Callable[[int, Connection], None], number: int, handle: int, pipe: Connection
 ) -> None:
-    """A decode process: but for the memory that it shares, like a new one."""
+    """A decode process, like a new one except for the memory that it shares."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     pipe.close()
     # Python reseeds its own generator (os.register_at_fork).
@@ -334,7 +318,7 @@ def _child(
 
 
 def _other_threads() -> list[str]:
-    """The threads of this process beside the first, by their names for the kernel."""
+    """The kernel's names of the threads of this process, without the first."""
     first = str(os.getpid())
     return [
         (task / "comm").read_text().strip()

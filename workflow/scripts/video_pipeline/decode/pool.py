@@ -29,9 +29,8 @@ class DecodePool:
     ) -> None:
         """
         Args:
-            server: Forks the processes, all for ``spec``; it ends with the pool. Those that use
-                the GPU come from another server, in which nothing has touched CUDA.
-            spec: What the processes do.
+            server: Forks the processes; it ends with the pool. Those that use the GPU come from
+                another server, in which nothing has touched CUDA.
             num_processes: How many there are at most.
             timeout_s: Seconds that one answer may take.
         """
@@ -51,32 +50,20 @@ class DecodePool:
             self._idle.put(process)
 
     def submit(self, *question: Any) -> Future[Any]:
-        """Ask the next process that is idle.
-
-        Returns:
-            The future answer, or one of the errors of :meth:`DecodeProcess.ask`.
-        """
+        """Have the next idle process answer; the future raises what :meth:`DecodeProcess.ask`
+        raises."""
         return self._threads.submit(self._ask, question)
 
     def _ask(self, question: tuple[Any, ...]) -> Any:
-        process = self._idle.get()  # there is one for each thread
+        process = self._idle.get()  # There is one for each thread.
         try:
             return process.ask(*question)
         finally:
             self._idle.put(process)
 
     async def prepare(self, position: int, parts: Collection[str]) -> Prepared:
-        """Prepare a sample for the engine, in a pool for a :class:`WorkerSpec`.
-
-        Args:
-            position: Of the sample in the chunk.
-            parts: Names of the conversations to prepare.
-
-        Raises:
-            SampleError: the sample could not be prepared.
-            UserError: the user's code or configuration is at fault.
-            EnvironmentFault: the machine is at fault.
-        """
+        """Prepare the conversations ``parts`` of the sample at ``position`` of the chunk, in a pool
+        for a :class:`WorkerSpec`. Raises what :meth:`DecodeProcess.ask` raises."""
         prepared: Prepared = await asyncio.wrap_future(self.submit(position, frozenset(parts)))
         return prepared
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from video_pipeline.common.files import Seal
 from video_pipeline.config import Config
@@ -17,6 +17,7 @@ from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import EnvironmentFault, Failure
 from video_pipeline.run.chunks import Chunk
 from video_pipeline.run.origin import check_code
+from video_pipeline.samples.input import task_sample
 
 READER = ("video_pipeline.video.reader",)
 """What a fork server imports for decode processes that read videos: it takes seconds."""
@@ -34,7 +35,7 @@ class Prepared:
         requests: What the engine's ``generate`` takes, by part.
         num_bytes: Memory it holds.
         seconds: Time its process spent on it.
-        video_seconds: Length of its videos (of the segment, where one is given).
+        video_seconds: Length of its videos, or of their segment.
         damaged: Whether a video is damaged, though all sampled frames could be decoded.
     """
 
@@ -43,6 +44,31 @@ class Prepared:
     seconds: float
     video_seconds: float
     damaged: bool
+
+
+class ChunkSamples(Sequence[dict[str, Any]]):
+    """The samples of a chunk, as datasets see them: the input objects plus ``__key`` and
+    ``__video_uri``, read when they are asked for."""
+
+    def __init__(self, chunk: Chunk, config: Config) -> None:
+        self._chunk = chunk
+        self._config = config
+
+    def __len__(self) -> int:
+        return len(self._chunk)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        positions = range(len(self))[index]
+        if isinstance(positions, range):
+            return [self[position] for position in positions]
+        entry = self._chunk[positions]
+        return task_sample(entry.key, entry.raw, self._config)
 
 
 class Shared(NamedTuple):
@@ -66,12 +92,9 @@ class WorkerSpec(ProcessSpec):
     """Decode processes that prepare samples for an engine.
 
     Attributes:
-        config: The configuration.
-        chunk: The chunk file.
         seal: What the chunk file must hold.
         model: ``model`` of the dataset.
         preparer: The engine's part.
-        folder: Folder of shared memory for the prepared samples.
         files: The user's code as split saw it, see
             :func:`video_pipeline.run.origin.check_code`; None if no split saw it.
         decoder: ``vision.decoder``; ``cpu`` unless the job has a GPU.
@@ -112,7 +135,6 @@ class _Worker:
 
     def __init__(self, spec: WorkerSpec, shared: Shared, number: int) -> None:
         from video_pipeline.data.registry import create_dataset
-        from video_pipeline.decode.chunk_samples import ChunkSamples
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
 
@@ -122,7 +144,7 @@ class _Worker:
         self._preparer, self._chunk = shared
         samples = ChunkSamples(self._chunk, config)
         self._dataset = create_dataset(config, task, samples, spec.model)
-        if spec.files is not None:  # the process may load the code hours after the job began
+        if spec.files is not None:  # The process may load the code hours after the job began.
             check_code(spec.files, config)
         self._folder = spec.folder_of(number)
         decoder = spec.decoder_of(number)
@@ -173,7 +195,7 @@ class _Worker:
 
 
 def _video_seconds(llm_input: dict[str, Any]) -> float:
-    """Length of the videos in ``llm_input``, as far as their metadata tell."""
+    """Length of the videos in ``llm_input``, if their metadata say it."""
     total = 0.0
     for video in (llm_input.get("multi_modal_data") or {}).get("video", []):
         metadata = video[1] if isinstance(video, tuple) else {}

@@ -28,11 +28,7 @@ BAD_STARTS = 3
 
 
 class ProcessDied(Exception):
-    """A decode process ended by itself; the text says how.
-
-    Attributes:
-        code: Its exit code, if that is known.
-    """
+    """A decode process ended by itself; the text says how. ``code``: its exit code, if known."""
 
     def __init__(self, how: str, code: int | None = None) -> None:
         super().__init__(how)
@@ -40,22 +36,13 @@ class ProcessDied(Exception):
 
 
 class DecodeProcess:
-    """One decode process at a time, started for its first sample.
-
-    Attributes:
-        stopped: Whether no other may take its place.
-    """
+    """One decode process at a time, started for its first sample. ``stopped``: whether no other may
+    take its place."""
 
     def __init__(
         self, server: ForkServer, spec: ProcessSpec, number: int, timeout_s: float
     ) -> None:
-        """
-        Args:
-            server: Forks the process.
-            spec: What the process does.
-            number: Its number in the pool.
-            timeout_s: Seconds that an answer may take.
-        """
+        """``number``: the process's in the pool. ``timeout_s``: how long an answer may take."""
         self.stopped = False
         self._server = server
         self._unpack = spec.received
@@ -68,19 +55,16 @@ class DecodeProcess:
         self._process: Forked | None = None
 
     def ask(self, *question: Any) -> Any:
-        """Have the process answer.
-
-        Returns:
-            What :meth:`ProcessSpec.received` made of the answer.
+        """Have the process answer; returns what :meth:`ProcessSpec.received` makes of the answer.
 
         Raises:
-            SampleError: the sample could not be prepared, or the process died or hung.
-            UserError: the user's code or configuration is at fault.
-            EnvironmentFault: the machine is at fault.
+            SampleError: The sample could not be prepared, or the process died or hung.
+            UserError: The user's code or configuration is at fault.
+            EnvironmentFault: The machine is at fault.
         """
         process = self.running()
         try:
-            with contextlib.suppress(BrokenPipeError):  # it died just now: _receive says how
+            with contextlib.suppress(BrokenPipeError):  # It died just now: _receive says how.
                 process.pipe.send(question)
             answer = _receive(process, self._timeout_s)
         except TimeoutError:
@@ -103,8 +87,8 @@ class DecodeProcess:
         """The process, ready for a question; started if there is none.
 
         Raises:
-            UserError: several processes in a row ended by themselves before they were ready.
-            EnvironmentFault: likewise, but the system killed them or could not start them.
+            UserError: Several processes in a row ended by themselves before they were ready.
+            EnvironmentFault: Likewise, but the system killed them or could not start them.
         """
         if self._process is not None and self._process.pipe.poll():
             self.end()  # It says nothing unasked, so it is dead.
@@ -144,16 +128,13 @@ class DecodeProcess:
             if self._process is not None:
                 self._process.kill()
                 self._process = None
-            shutil.rmtree(self._folder, ignore_errors=True)  # what it was about to hand over
+            # What it was about to hand over goes with it.
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _receive(process: Forked, seconds: float) -> Any:
-    """What the process sends next.
-
-    Raises:
-        ProcessDied: it ended.
-        TimeoutError: it sent nothing for ``seconds``.
-    """
+    """What the process sends next. Raises :class:`ProcessDied` if it ended, :class:`TimeoutError`
+    if it sent nothing for ``seconds``."""
     try:
         if process.pipe.poll(seconds):
             return process.pipe.recv()

@@ -18,12 +18,8 @@ from video_pipeline.errors import EnvironmentFault, Failure, TaskError, where
 
 
 class ProcessSpec(ABC):
-    """The work of a pool's processes. It crosses to the fork server as a pickle.
-
-    Attributes:
-        config: The configuration.
-        folder: Folder of shared memory, for what is too large for a pipe.
-    """
+    """The work of a pool's processes. It crosses to the fork server as a pickle. ``folder`` is one
+    of shared memory, for what is too large for a pipe."""
 
     config: Config
     folder: Path
@@ -42,25 +38,16 @@ class ProcessSpec(ABC):
 
     @abstractmethod
     def worker(self, shared: Any, number: int) -> Callable[..., Any]:
-        """Create, in a process, the function that answers its questions.
-
-        An answer crosses the pipe as a pickle; so does a :class:`SampleError` or a
-        :class:`Failure` that the function raises.
-        """
+        """Create, in a process, the function that answers its questions. An answer crosses the pipe
+        as a pickle; so does a :class:`SampleError` or a :class:`Failure` that it raises."""
 
     def received(self, answer: Any) -> Any:
         """Unpack an answer in the process that asked."""
         return answer
 
     def preload(self) -> Any:
-        """Load what all processes share.
-
-        None of it is the user's code, which may keep threads or open files that two processes
-        cannot share.
-
-        Returns:
-            What :meth:`shared` returned, or the exception that it raised.
-        """
+        """What :meth:`shared` returns, or the exception that it raises. It loads none of the user's
+        code, which may keep threads or open files that two processes cannot share."""
         import torch
 
         import video_pipeline.data.qwen_video  # noqa: F401  (every dataset imports it)
@@ -73,14 +60,8 @@ class ProcessSpec(ABC):
 
     def serve(self, preloaded: Any, number: int, pipe: Connection) -> None:
         """The main function of a process: say that it is up, then answer each question, or send an
-        exception, until the other end closes.
-
-        Args:
-            preloaded: What :meth:`preload` returned in the fork server; None if the process must
-                load it itself.
-            number: The process's number in the pool.
-            pipe: To the pool.
-        """
+        exception, until the other end closes. ``preloaded``: what :meth:`preload` returned in the
+        fork server; None if the process must load it itself."""
         worker = self._start(preloaded, number)
         pipe.send(None)
         with contextlib.suppress(EOFError):

@@ -56,17 +56,13 @@ class _Pickler(pickle.Pickler):
 
 
 def _tensor(data: Any, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
-    import torch  # not above: an engine's process that is given no tensors needs none of it
+    import torch  # Not above: an engine's process that is given no tensors does not need it.
 
     return torch.from_numpy(data).view(dtype).reshape(shape)
 
 
 def pack(value: Any, folder: Path) -> Parcel:
-    """Pack ``value`` into a new file in ``folder``.
-
-    Raises:
-        OSError: the folder is full.
-    """
+    """Pack ``value`` into a new file in ``folder``. Raises :class:`OSError` if that is full."""
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
@@ -90,7 +86,7 @@ def _write_all(file: io.FileIO, data: Any) -> None:
 
 
 def unpack(parcel: Parcel) -> Any:
-    """Return the object of a parcel and unlink its file, of which its arrays are views."""
+    """Return the object of a parcel and unlink its file; the arrays are views of the file."""
     with open(parcel.path, "r+b") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0))
     os.unlink(parcel.path)

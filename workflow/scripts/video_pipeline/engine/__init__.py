@@ -12,21 +12,14 @@ if TYPE_CHECKING:
 def modules_of(config: Config) -> list[str]:
     """The modules that a process imports to prepare samples for the engine of ``run.engine``. For
     vLLM this takes 5 to 30 s."""
-    simulated = config.run.engine == "simulated"
-    return (
-        [] if simulated else ["video_pipeline.engine.vllm.renderer", "video_pipeline.video.reader"]
-    )
+    if config.run.engine == "simulated":
+        return []
+    return ["video_pipeline.engine.vllm.renderer", "video_pipeline.video.reader"]
 
 
 def create_engine(config: Config, *, with_videos: bool = True) -> Engine:
-    """The engine of ``run.engine``, configured but not started.
-
-    Args:
-        with_videos: Whether samples have videos. Then the longest one must fit into the model.
-
-    Raises:
-        UserError: If the engine refuses the settings. :class:`VllmUnsupported` is one.
-    """
+    """The engine of ``run.engine``, configured but not started. If samples have videos, the longest
+    one must fit into the model. Raises :class:`UserError` if the engine refuses the settings."""
     if config.run.engine == "simulated":
         from video_pipeline.engine.simulated import SimulatedEngine
 

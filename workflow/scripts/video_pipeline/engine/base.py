@@ -63,12 +63,10 @@ class Answer:
     """An answer of the model.
 
     Attributes:
-        output_text: The text, without the reasoning.
+        output_text: The text, without the reasoning of a thinking model.
         prompt_tokens: Number of tokens of the prompt, visual ones included.
-        completion_tokens: Number of tokens of the answer.
         finish_reason: ``stop``, ``length``, or another word of the engine, see
             :mod:`video_pipeline.run.answers`.
-        reasoning: The reasoning of a thinking model, else None.
         cached_tokens: Number of tokens of the prompt that the engine had computed before.
     """
 
@@ -112,19 +110,9 @@ class Preparer(ABC):
 
     @abstractmethod
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
-        """Make requests for :meth:`Engine.generate` of the conversations about one sample. Media
-        that several conversations share are prepared once.
-
-        Args:
-            llm_inputs: What the dataset made of the sample: by part an ``llm_input``.
-            key: The sample's key.
-
-        Returns:
-            The requests, by part.
-
-        Raises:
-            RequestRefused: If the engine would refuse a request.
-        """
+        """Make requests for :meth:`Engine.generate` of the ``llm_input`` of each conversation about
+        one sample, by part. Media that several conversations share are prepared once. Raises
+        :class:`RequestRefused` if the engine would refuse a request."""
 
 
 class Engine(ABC):
@@ -157,15 +145,8 @@ class Engine(ABC):
 
     @abstractmethod
     async def start(self, folder: Path) -> None:
-        """Load the model.
-
-        Args:
-            folder: A folder that exists as long as the job.
-
-        Raises:
-            UserError: If the user's settings cannot work.
-            EngineDead: For any other reason.
-        """
+        """Load the model; ``folder`` exists as long as the job. Raises :class:`UserError` if the
+        user's settings cannot work, :class:`EngineDead` for any other reason."""
 
     @abstractmethod
     async def generate(
@@ -174,12 +155,12 @@ class Engine(ABC):
         """Answer one request; called for many at once.
 
         Args:
-            name: A name that no other request has.
-            request: One of the requests of :meth:`Preparer.prepare`.
+            name: No other request has it.
+            request: One of those of :meth:`Preparer.prepare`.
 
         Raises:
-            RequestRefused: If the engine refuses this request alone.
-            EngineDead: If no request will be answered any more.
+            RequestRefused: The engine refuses this request alone.
+            EngineDead: No request will be answered any more.
         """
 
     def patches(self, requests: Iterable[Any]) -> int:

@@ -47,7 +47,8 @@ class CountingPreparer(Preparer):
 
     def read(self, dataset: BaseDataset, position: int) -> Any:
         """The item of a sample, without pixels; with them where the dataset looks at them."""
-        from video_pipeline.video.reader import VideoReadError, measuring
+        from video_pipeline.video.errors import VideoReadError
+        from video_pipeline.video.reader import measuring
 
         with measuring():
             try:

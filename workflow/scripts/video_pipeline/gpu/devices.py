@@ -1,4 +1,9 @@
-"""Which GPUs this process may use, and how many an inference job needs."""
+"""Which GPUs this process may use, and how many an inference job needs.
+
+nvidia-smi lists them. NVML (``nvidia-ml-py``) would give the same answers without a table to parse,
+but it runs inside this process: a driver that hangs would hang the job, and no time limit can end
+such a call. nvidia-smi is a process of its own, so it has one.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,14 @@ import itertools
 import logging
 import os
 import re
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
+from typing import NamedTuple
 
 from video_pipeline.config import Config
-from video_pipeline.errors import UserError
-from video_pipeline.gpu import nvidia_smi
+from video_pipeline.errors import EnvironmentFault, UserError
 from video_pipeline.run.sharding import jobs_at_once
 
 logger = logging.getLogger(__name__)
@@ -20,6 +26,15 @@ logger = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 _NAME = re.compile(r"\d+|(GPU|MIG)-\S+")
+
+TIMEOUT_SECONDS = 60.0
+"""If nvidia-smi takes longer, it hangs. Without persistence mode a GPU takes some seconds."""
+
+_NO_GPU = {6, 9, 12}
+"""Exit codes for no device, no driver and no library (``man nvidia-smi``)."""
+
+_ANSWERED = {0, 14}
+"""Exit codes with an answer; 14: the GPU works, though its infoROM is corrupt."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ def devices() -> list[Device]:
     names = list(itertools.takewhile(_NAME.fullmatch, entries))
     if visible is not None and not names:
         return []
-    listed = [Device(*gpu) for gpu in nvidia_smi.list_gpus()]
+    listed = [Device(*row) for row in _query("gpu=index,uuid,name")]  # MIG slices are not listed.
     if visible is None:
         return listed
     named = [_resolve(name, listed) if listed else Device(name, name) for name in names]
@@ -81,6 +96,63 @@ def card_of(gpus: Iterable[Device]) -> str | None:
     return cards.pop() if len(cards) == 1 else None
 
 
+class MemoryUsage(NamedTuple):
+    """Memory of a GPU, in MiB."""
+
+    used: int
+    free: int
+    total: int
+
+
+def memory_usage() -> dict[str, MemoryUsage]:
+    """The memory of the GPUs by UUID, without those whose memory nvidia-smi does not know."""
+    rows = _query("gpu=uuid,memory.used,memory.free,memory.total")
+    return {
+        uuid: MemoryUsage(*map(int, sizes))
+        for uuid, *sizes in rows
+        if all(size.isdigit() for size in sizes)
+    }
+
+
+def processes_on(gpu: str) -> list[str]:
+    """For people: the processes that compute on the GPU with this UUID, and their memory."""
+    rows = _query("compute-apps=gpu_uuid,pid,used_memory")
+    return [f"process {pid} ({mib} MiB)" for uuid, pid, mib in rows if uuid == gpu]
+
+
+def _query(query: str) -> list[list[str]]:
+    """The rows that nvidia-smi answers; none without a GPU or without nvidia-smi. Raises
+    :class:`EnvironmentFault`."""
+    command = ["nvidia-smi", f"--query-{query}", "--format=csv,noheader,nounits"]
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    except OSError:
+        return []
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()  # Nobody waits for it: a broken driver may hold it in the kernel.
+        raise EnvironmentFault(
+            f"`{' '.join(command)}` has given no answer for {TIMEOUT_SECONDS:g} s: the driver or a "
+            "GPU hangs. Fix that, then run the same command again"
+        ) from None
+    if process.returncode in _NO_GPU:
+        return []
+    if process.returncode not in _ANSWERED:
+        raise EnvironmentFault(
+            f"`{' '.join(command)}` failed with exit code {process.returncode}: {output.strip()}. "
+            "Fix the GPU or its driver, then run the same command again"
+        )
+    rows = ([cell.strip() for cell in line.split(",")] for line in output.splitlines())
+    return [row for row in rows if len(row) == query.count(",") + 1]  # Warnings are no rows.
+
+
 def gpus_needed(config: Config) -> int:
     """How many GPUs one inference job takes: none with the simulated engine, and none if vLLM is
     built for the CPU. vLLM looks up its build in the same way; it is not imported."""
@@ -103,7 +175,6 @@ def check_machine(config: Config, num_shards: int, limit: int | None) -> None:
     limit, too few GPUs for all jobs are only a warning: the jobs wait for each other.
 
     Args:
-        config: The configuration.
         num_shards: How many inference jobs there are.
         limit: N of ``--resources gpu=N``; None if that was not given.
 

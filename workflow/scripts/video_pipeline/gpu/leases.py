@@ -23,8 +23,15 @@ from typing import Any, TextIO
 from video_pipeline.common.locks import describe_holder, holder, holder_lives
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.gpu import nvidia_smi
-from video_pipeline.gpu.devices import VISIBLE, Device, check_count, devices, gpus_needed
+from video_pipeline.gpu.devices import (
+    VISIBLE,
+    Device,
+    check_count,
+    devices,
+    gpus_needed,
+    memory_usage,
+    processes_on,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +120,7 @@ _held: list[TextIO] = []
 def hold_lease() -> None:
     """In a process of the engine, before it uses a GPU: hold the job's lease too, until this
     process is gone. A lock does not pass to a spawned process, so that takes one of its own, shared
-    with the job.
-
-    Raises:
-        RuntimeError: The job is gone, and another may have the GPUs.
-    """
+    with the job. Raises :class:`RuntimeError` if the job is gone: another may have the GPUs."""
     token, *paths = json.loads(os.environ.get(LEASE, "[null]"))
     for path in paths:
         lock = _open(Path(path))
@@ -173,7 +176,7 @@ def _try_lease(
                 else:
                     lock.close()
                     refused[device] = _leased_by(device)
-            memory = nvidia_smi.memory_usage() if len(free) >= count else {}
+            memory = memory_usage() if len(free) >= count else {}
             busy = {
                 device: memory[device.uuid]
                 for device in free
@@ -181,7 +184,7 @@ def _try_lease(
             }
             for device, usage in busy.items():
                 if usage.free < memory_share * usage.total:
-                    users = nvidia_smi.processes_on(device.uuid)
+                    users = processes_on(device.uuid)
                     words = [f"{usage.used} of {usage.total} MiB", *users]
                     refused[device] = f"in use by others: {', '.join(words)}"
             usable = [device for device in free if device not in refused]

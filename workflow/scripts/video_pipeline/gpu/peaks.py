@@ -53,11 +53,7 @@ _TFLOPS: dict[str, tuple[float, float | None]] = {
 
 
 def peak_flops(card: str | None, precision: Precision | None) -> float | None:
-    """The peak of a card in operations a second; None if it is not known.
-
-    Args:
-        card: The name that nvidia-smi gives it.
-    """
+    """The peak of a card, by nvidia-smi's name, in operations a second; None if it is not known."""
     if card is None or precision is None:
         return None
     bf16, fp8 = _TFLOPS.get(card.removeprefix("NVIDIA ").strip(), (None, None))

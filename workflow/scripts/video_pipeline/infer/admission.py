@@ -17,8 +17,8 @@ class Window:
         max_samples: Bound on their number.
         max_preparing: Bound on the samples in the decode processes.
         engine_is_saturated: Whether more requests would not make the engine faster.
-        limits: Seconds in which the decode processes (``decode``) or the engine (``engine``) kept
-            the run from being faster.
+        limits: Seconds in which the run waited for the decode processes (``decode``) or the engine
+            (``engine``).
     """
 
     max_bytes: float

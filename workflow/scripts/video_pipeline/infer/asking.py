@@ -25,13 +25,8 @@ Generate = Callable[["Question", Any, Constraints], Awaitable[Answer]]
 
 
 class Outcome(NamedTuple):
-    """The outcome of one question.
-
-    Attributes:
-        error: Its ``__error``; None if there is none.
-        answer: The answer of the model; None if there is none.
-        cut_off: The setting that cut the answer off, if one did.
-    """
+    """The outcome of one question: its ``__error``, the answer of the model, and the setting that
+    cut the answer off, if there is one."""
 
     error: dict[str, str] | None
     answer: Answer | None = None

@@ -42,9 +42,6 @@ def infer(
     """Infer the pending samples in the chunk of one rank and write its rank file.
 
     Args:
-        config: The configuration.
-        layout: The paths of the output.
-        rank: The rank.
         threads: Cores given to the job.
         attempt: Which of Snakemake's attempts this is, from 1. A failure that another attempt would
             only repeat is reported again at once.

@@ -27,11 +27,7 @@ WRITE_SECONDS = 5.0
 
 
 class JobMonitor:
-    """Counts the samples of a job, keeps the file of its statistics, and logs its progress.
-
-    Attributes:
-        statistics: The statistics of the job.
-    """
+    """Counts the samples of a job, keeps the file of its statistics, and logs its progress."""
 
     def __init__(self, shard: Shard, window: Window, num_processes: int, card: str | None) -> None:
         self._shard = shard

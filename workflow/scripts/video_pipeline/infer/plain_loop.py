@@ -31,8 +31,7 @@ Prepare = Callable[[int, frozenset[str]], Prepared]
 
 
 def run_plain(shard: Shard, folder: Path) -> None:
-    """Infer all pending samples of ``shard``; ``folder`` is the job's folder of shared memory.
-    Raises what :func:`video_pipeline.infer.streaming.run_stream` raises."""
+    """Does what :func:`video_pipeline.infer.streaming.run_stream` does."""
     asyncio.run(_infer_all(shard, folder))
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from video_pipeline.run.chunks import Question
 
 QUARANTINE_DEATHS = 3
-"""A sample that was in the engine at so many of its deaths is not tried again."""
+"""A sample that was in the engine so many times when it died is not tried again."""
 
 SUSPECTS_DIVISOR = 16
 """After a death of the engine, the samples that were in it are tried after all others, and this
@@ -22,15 +22,11 @@ suspect only."""
 
 
 class Quarantine:
-    """Decides in which order samples are tried, and beside how many others.
-
-    Attributes:
-        is_last_round: Whether :meth:`rounds` has come to its last round.
-    """
+    """Decides in which order samples are tried, and beside how many others. ``is_last_round``:
+    whether :meth:`rounds` has come to its last round."""
 
     def __init__(self, deaths: Mapping[int, int]) -> None:
-        """``deaths``: by position in the chunk, at how many deaths of an engine a pending sample
-        was in it."""
+        """``deaths``: as in :class:`Shard`."""
         self.is_last_round = False
         self._deaths = deaths
         self._crashed: list[int] = []
@@ -40,11 +36,9 @@ class Quarantine:
         self, pending: Iterable[int], max_in_flight: int
     ) -> Iterator[tuple[Iterable[int], int]]:
         """The rounds in which the samples at the positions ``pending`` are tried: positions, and
-        how many requests may be in the engine at once.
-
-        Samples without a suspicion go first. Then come those that were in the engine when it died,
-        and at the end, one at a time, those that killed their decode process.
-        """
+        how many requests may be in the engine at once. Samples that are not suspected go first.
+        Then come those that were in the engine when it died, and at the end, one at a time, those
+        that killed their decode process."""
         yield (position for position in pending if position not in self._deaths), max_in_flight
         for count in range(1, QUARANTINE_DEATHS):
             max_in_flight = max(1, max_in_flight // SUSPECTS_DIVISOR)

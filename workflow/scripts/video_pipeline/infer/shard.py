@@ -7,8 +7,7 @@ from array import array
 from pathlib import Path
 
 from video_pipeline.config import Config
-from video_pipeline.decode.chunk_samples import ChunkSamples
-from video_pipeline.decode.preparing import WorkerSpec
+from video_pipeline.decode.preparing import ChunkSamples, WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Constraints, Engine
 from video_pipeline.errors import EnvironmentFault, TaskError
@@ -41,9 +40,6 @@ class Shard:
     """One rank's chunk and what the journal says about it.
 
     Attributes:
-        config: The configuration.
-        task: The task.
-        rank: The rank.
         chunk: The entries of the chunk.
         pending: Positions in the chunk that are still to be inferred, in input order.
         deaths: By position, at how many deaths of an engine a pending sample was in it; only those
@@ -85,8 +81,8 @@ class Shard:
                     self.deaths[position] = deaths
 
     def _error_of(self, finished: Finished) -> dict[str, str] | None:
-        """The error of a finished record, as far as the journal tells: ``parse`` has its say when
-        the rank file is written."""
+        """The error of a finished record by the journal; those of ``parse`` come when the rank file
+        is written."""
         record = finished.record
         error: dict[str, str] | None = record.get("__error")
         return error or why_no_answer(record["__usage"], record["output_text"], self.config)
@@ -129,10 +125,8 @@ class Shard:
         return JournalWriter(self._journal, attempt_prefix(self._manifest.split_id, self.rank))
 
     def check_requests(self) -> None:
-        """Build the messages of the first pending samples again, in this process.
-
-        Raises :class:`TaskError` if they differ from those that split built.
-        """
+        """Build the messages of the first pending samples again, in this process. Raises
+        :class:`TaskError` if they differ from those that split built."""
         for position in self.pending[:TWICE]:
             sample, requests = self._samples[position], self.chunk[position].requests
             video = sample.get(self.config.data.video_field)
@@ -140,11 +134,8 @@ class Shard:
             check_deterministic(self.task, sample, video, requests, fields)
 
     def try_parse(self, position: int, part: str, output_text: str) -> bool:
-        """Parse one answer; returns whether that went well.
-
-        Raises :class:`TaskError` if the task breaks its contract. Any other exception becomes the
-        sample's error record later.
-        """
+        """Parse one answer; returns whether that worked. Raises :class:`TaskError` if the task
+        breaks its contract. Any other exception becomes the sample's error record later."""
         sample = self._samples[position]
         try:
             self.task.parsed(output_text, sample, part)
@@ -157,11 +148,8 @@ class Shard:
         return True
 
     def count_finished(self, error: dict[str, str] | None = None, under_way: int = 0) -> None:
-        """Count a finished sample.
-
-        Args:
-            error: Its ``__error`` if it failed.
-            under_way: Samples that wait for their answer, see :meth:`ErrorRate.exceeded`.
+        """Count a finished sample, with its ``__error`` if it failed. ``under_way``: samples that
+        wait for their answer, see :meth:`ErrorRate.exceeded`.
 
         Raises:
             UserError: More than ``run.max_error_rate`` of the samples have failed. Failures to read
@@ -170,8 +158,8 @@ class Shard:
         self.error_rate.count(error)
         if error is not None and self.error_rate.exceeded(under_way):
             reopened = reopen_errors(self.chunk, self._index(), self._journal, STORAGE_STAGES)
-            more = f"its {reopened} failures to read are open again for the next run"
-            self.error_rate.check(f"rank {self.rank}", more, under_way)
+            outcome = f"its {reopened} failures to read are open again for the next run"
+            self.error_rate.check(f"rank {self.rank}", outcome, under_way)
 
     def publish(self) -> None:
         """Write the rank file: the journal's records, parsed, in the order of the chunk.

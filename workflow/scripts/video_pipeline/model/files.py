@@ -30,7 +30,7 @@ with the checksums of its tensors, and GGUF begins with its metadata."""
 _NOT_READ = re.compile(
     r"\..*|__pycache__|.*\.(md|pyc|lock|png|jpe?g|gif|svg|webp|pdf|mp4)|(LICENSE|NOTICE).*", re.I
 )
-"""Files that no engine reads: one copy of a model has them, another has not."""
+"""Files that no engine reads: one copy of a model has them, another lacks them."""
 
 _HUB_SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})$")
 
@@ -115,13 +115,8 @@ def _safetensors_spans(stream: BinaryIO, size: int, samples: int) -> list[tuple[
             count = min(SAMPLE_BYTES, end - begin)
             parts.append((8 + length + (begin + end - count) // 2, count))
         return parts
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # It is not safetensors, despite its name.
-        return _even_spans(size, samples)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _even_spans(size, samples)  # It is not safetensors, despite its name.
 
 
 _LONGEST_HEADER = 100_000_000

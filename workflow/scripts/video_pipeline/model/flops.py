@@ -86,7 +86,7 @@ def _experts(text: Mapping[str, Any]) -> int:
         layer not in text["mlp_only_layers"] and (layer + 1) % text["decoder_sparse_step"] == 0
         for layer in range(layers)
     )
-    # transformers 5 writes the number of experts under another name than the published files
+    # transformers 5 writes the number of experts under another name than the published files do.
     experts = text["num_experts"] if "num_experts" in text else text["num_local_experts"]
     active = 3 * text["num_experts_per_tok"] * text["moe_intermediate_size"]
     dense = (layers - with_experts) * _mlps(text) // layers

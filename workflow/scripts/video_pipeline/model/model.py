@@ -127,7 +127,7 @@ class Model:
                 error,
                 f"vllm.model: {self.name} is no folder here, and the hub does not say at which "
                 f"commit {self.revision} is: {error}. Fix the name; or give the commit in "
-                "vllm.revision; or fetch the model to the same HF_HOME where there is a network: "
+                "vllm.revision; or fetch it to the same HF_HOME on a machine with a network: "
                 f"hf download {self.name}",
             ) from error
 

@@ -1,4 +1,4 @@
-"""The processor of a model: where it is, and loading it."""
+"""Finds and loads the processor of a model."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def processor_folder(model: str, revision: str | None = None) -> str:
     hub gives (a few MB, no weights; fetched once).
 
     Raises:
-        UserError: it is not available.
-        EnvironmentFault: it is not available now, but may be later.
+        UserError: It is not available.
+        EnvironmentFault: It is not available now, but may be later.
     """
     if Path(model).is_dir():
         return model
@@ -62,19 +62,16 @@ def _no_processor(model: str, revision: str | None, error: Exception) -> Failure
     return failure_of(
         error,
         f"vllm.model: {model} is no folder here, and the hub does not give its processor: {error}. "
-        f"{'Run the same command again later' if later else 'Fix the name'}; or fetch it where "
-        f"there is a network, to the same HF_HOME: hf download {model}{version} --include "
+        f"{'Run the same command again later' if later else 'Fix the name'}; or fetch it on a "
+        f"machine with a network, to the same HF_HOME: hf download {model}{version} --include "
         f"{patterns}; or name a local folder",
     )
 
 
 @cache
 def load_processor(model: str) -> Any:
-    """The processor of ``model``, loaded once in a process.
-
-    Raises:
-        OSError, ValueError: ``model`` has none.
-    """
+    """The processor of ``model``, loaded once in a process. Raises :class:`OSError` or
+    :class:`ValueError` if there is none."""
     from transformers import AutoProcessor
     from transformers.utils import logging
 
@@ -89,4 +86,4 @@ def load_processor(model: str) -> Any:
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of ``model``, loaded once in a process."""
     processor = load_processor(model)
-    return getattr(processor, "tokenizer", processor)  # that of a text model is its processor
+    return getattr(processor, "tokenizer", processor)  # A text model's processor is its tokenizer.

@@ -25,19 +25,14 @@ class Prompter:
     """
 
     def __init__(self, model: str) -> None:
-        """
-        Args:
-            model: Name or folder of the model.
-
-        Raises:
-            OSError, ValueError: it has no processor.
-        """
+        """``model``: name or folder. Raises :class:`OSError` or :class:`ValueError` if it has no
+        processor."""
         self._processor: Any = None
         self.patch_size = SIMULATED_PATCH_SIZE
         if model != SIMULATED_MODEL:
             self._processor = load_processor(model)
             self._special = special_tokens(model)
-            images = getattr(self._processor, "image_processor", None)  # a text model has none
+            images = getattr(self._processor, "image_processor", None)  # A text model has none.
             if images is not None:
                 self.patch_size = images.patch_size
 
@@ -50,8 +45,8 @@ class Prompter:
             characters.
 
         Raises:
-            TaskError: the template would pass over a part of a message.
-            SpecialTokenError: the model's tokenizer cannot keep text and structure apart.
+            TaskError: The template would pass over a part of a message.
+            SpecialTokenError: The model's tokenizer cannot keep text and structure apart.
         """
         for message in messages:
             _check_parts(message)
@@ -67,12 +62,8 @@ class Prompter:
         return {"prompt": prompt, "prompt_token_ids": ids}
 
     def prompt(self, messages: Messages) -> str:
-        """Write the prompt of a conversation as text alone.
-
-        Raises:
-            TaskError: as :meth:`llm_input`.
-            SpecialTokenError: likewise, and if only token ids can express the prompt.
-        """
+        """The prompt of a conversation as text alone. Raises what :meth:`llm_input` raises, and
+        :class:`SpecialTokenError` if only token ids can express the prompt."""
         llm_input = self.llm_input(messages)
         if "prompt_token_ids" in llm_input:
             raise SpecialTokenError(
@@ -120,12 +111,8 @@ def special_tokens(model: str) -> SpecialTokens:
 
 
 def check_processor(model: str) -> None:
-    """Check that the processor of ``model`` can be loaded.
-
-    Raises:
-        UserError: it cannot.
-        EnvironmentFault: it cannot now, but may be later.
-    """
+    """Raise :class:`UserError` if the processor of ``model`` cannot be loaded, or
+    :class:`EnvironmentFault` if it may be loaded later."""
     try:
         Prompter(model)
     except (OSError, ValueError) as error:
@@ -139,11 +126,8 @@ class PlaceholderError(ValueError):
 
 
 def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
-    """Compare the placeholders in a prompt with its media, if the model's processor knows them.
-
-    Raises:
-        PlaceholderError: there are too few or too many.
-    """
+    """Raise :class:`PlaceholderError` if a prompt has too few or too many placeholders for its
+    media, if the model's processor knows them."""
     if model == SIMULATED_MODEL:
         return
     processor = load_processor(model)

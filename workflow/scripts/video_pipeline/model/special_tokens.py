@@ -1,4 +1,4 @@
-"""Text stays text: special tokens of a tokenizer that stand in the text of messages."""
+"""Text stays text: special tokens in the text of messages are plain characters to the model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SpecialTokenError(ValueError):
 class SpecialTokens:
     """The tokens that make the structure of a prompt: its turns, its media, its end.
 
-    A chat template writes one text, and a tokenizer finds these tokens wherever they stand in it,
-    also in a title that a sample brings. :meth:`encode` keeps the two apart.
+    A chat template writes one text, and a tokenizer finds these tokens anywhere in it, also in a
+    title that comes from a sample. :meth:`encode` keeps structure and text apart.
 
     Attributes:
         ids: Id of each token.
@@ -45,10 +45,11 @@ class SpecialTokens:
             if token and (is_special or token in placeholders or _is_markup(token, template))
         }
         self._names = {id: token for token, id in self.ids.items()}
-        self._strangers = sorted(set(placeholders) - self.ids.keys())
-        tokens = sorted({*self.ids, *placeholders}, key=len, reverse=True)  # the longest is found
+        self._not_tokens = sorted(set(placeholders) - self.ids.keys())
+        # The longest comes first, so that it is found rather than a shorter one that begins it.
+        tokens = sorted({*self.ids, *placeholders}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
-        # No text holds this, so what stands for a character or a token is nothing else.
+        # No text holds this number, so a text with it can only stand for a character or a token.
         self._nonce = str(secrets.randbits(64))
         self._hidden = {
             character: f"\ue000{self._nonce}-{number}\ue001"
@@ -57,20 +58,20 @@ class SpecialTokens:
         self._aliases = {token: f"\ue002{self._nonce}-{id}\ue003" for token, id in self.ids.items()}
 
     def find(self, messages: Messages) -> str | None:
-        """The first special token in the text of ``messages``, None if there is none.
+        """The first special token in the text of ``messages``; None if there is none.
 
-        Raises :class:`SpecialTokenError` for one that stands elsewhere, such as in a ``role``.
+        Raises :class:`SpecialTokenError` for one that is elsewhere, such as in a ``role``.
         """
         first = None
         for message in messages:
-            # as one text: a template may write neighbours without anything between them
-            text = self._pattern.search("".join(_texts(message["content"])))
-            first = first or (text and text[0])
+            # As one text: a template may write neighbours without anything between them.
+            in_text = self._pattern.search("".join(_texts(message["content"])))
+            first = first or (in_text and in_text[0])
             for name, value in message.items():
-                if name != "content" and (other := self._pattern.search(str(value))):
+                if name != "content" and (elsewhere := self._pattern.search(str(value))):
                     raise SpecialTokenError(
-                        f"{name!r} of a message holds {other[0]!r}, a special token of the model: "
-                        "special tokens are allowed in its text only"
+                        f"{name!r} of a message holds {elsewhere[0]!r}, a special token of the "
+                        "model: special tokens are allowed in its text only"
                     )
         return first
 
@@ -84,28 +85,30 @@ class SpecialTokens:
         Raises :class:`SpecialTokenError`, which names ``token`` (what :meth:`find` returned), if
         this tokenizer cannot do that.
         """
-        if self._strangers:
-            raise _refused(token, f"{self._strangers[0]!r} is not in its vocabulary")
-        # Without its first character nothing in the text can become a token, whatever it stands
-        # beside. What is a token then comes from the template.
+        if self._not_tokens:
+            raise _refused(token, f"{self._not_tokens[0]!r} is not in its vocabulary")
+        # Without its first character nothing in the text can become a token, whatever is beside it.
+        # Any token in the rendered prompt then comes from the template.
         rendered = render([_with_texts(message, self._hide) for message in messages])
         prompt = self._show(rendered)
         if self._nonce in prompt:
             raise _refused(token, "the model's chat template changes the text")
-        structure = [self.ids[found] for found in self._pattern.findall(rendered)]
-        aliased = self._pattern.sub(lambda found: self._aliases[found[0]], rendered)
-        plain, of_alias = self._plain(token)
+        if getattr(self._tokenizer, "backend_tokenizer", None) is None:
+            raise _refused(token, f"{type(self._tokenizer).__name__} has no way to do it")
+        aliased = self._pattern.sub(lambda match: self._aliases[match[0]], rendered)
+        plain, of_alias = self._plain
         encoding = plain.encode(self._show(aliased))
         ids = [of_alias.get(id, id) for id in encoding.ids]
-        # A tokenizer may put tokens of its own around a prompt, which are marked, and has one for
-        # what it does not know.
+        # A tokenizer may put tokens of its own around a prompt, which are marked, and has a token
+        # for text that it does not know.
         unknown = getattr(self._tokenizer, "unk_token_id", None)
-        found = [
+        of_template = [self.ids[special] for special in self._pattern.findall(rendered)]
+        encoded = [
             id
             for id, is_around in zip(ids, encoding.special_tokens_mask, strict=True)
             if not is_around and id in self._names and id != unknown
         ]
-        if found != [id for id in structure if id != unknown]:
+        if encoded != [id for id in of_template if id != unknown]:
             raise _refused(token, "it always becomes the token")
         return prompt, ids
 
@@ -114,12 +117,12 @@ class SpecialTokens:
         return "".join(self._names[id] for id in ids if id in self._names)
 
     def plain(self, prompt: str, ids: list[int]) -> list[str]:
-        """The special tokens that stand in ``prompt`` and are, by its ``ids``, plain characters."""
-        found = self._pattern.findall(prompt)
+        """The special tokens in ``prompt`` that are, by its ``ids``, plain characters."""
+        tokens = self._pattern.findall(prompt)
         return [
             token
-            for token in dict.fromkeys(found)
-            if token in self.ids and found.count(token) > ids.count(self.ids[token])
+            for token in dict.fromkeys(tokens)
+            if token in self.ids and tokens.count(token) > ids.count(self.ids[token])
         ]
 
     def _hide(self, text: str) -> str:
@@ -130,58 +133,52 @@ class SpecialTokens:
             text = text.replace(hidden, character)
         return text
 
-    def _plain(self, token: str) -> tuple[Tokenizer, dict[int, int]]:
-        """A copy of the tokenizer, to which special tokens are plain characters and their aliases
-        are what they are to the tokenizer itself; and the ids that the aliases stand for."""
-        if getattr(self._tokenizer, "backend_tokenizer", None) is None:
-            raise _refused(token, f"{type(self._tokenizer).__name__} has no way to do it")
-        return self._copy
-
     @cached_property
-    def _copy(self) -> tuple[Tokenizer, dict[int, int]]:
+    def _plain(self) -> tuple[Tokenizer, dict[int, int]]:
+        """A copy of the tokenizer, to which special tokens are plain characters and their aliases
+        are special tokens; and, by the id of an alias, the id of its token."""
         from tokenizers import AddedToken, Tokenizer
 
         description = json.loads(self._tokenizer.backend_tokenizer.to_str())
         added = [token for token in description["added_tokens"] if token["content"] in self.ids]
         for token in added:
-            token["special"] = True  # only these can be turned off
+            token["special"] = True  # Only special ones can be turned off.
         copy = Tokenizer.from_str(json.dumps(description))
         copy.no_truncation()
         copy.no_padding()
         copy.encode_special_tokens = True
         options = ("single_word", "lstrip", "rstrip", "normalized")
+        aliases = [self._aliases[token["content"]] for token in added]
         copy.add_tokens(
             [
-                AddedToken(
-                    self._aliases[token["content"]], **{name: token[name] for name in options}
-                )
-                for token in added
+                AddedToken(alias, **{name: token[name] for name in options})
+                for alias, token in zip(aliases, added, strict=True)
             ]
         )
         ids: dict[int, int] = {}
-        for token in added:
-            alias_id = copy.token_to_id(self._aliases[token["content"]])
+        for alias, token in zip(aliases, added, strict=True):
+            alias_id = copy.token_to_id(alias)
             assert alias_id is not None
             ids[alias_id] = token["id"]
         return copy, ids
 
 
 def _added_tokens(tokenizer: Any) -> Iterator[tuple[str, int, bool]]:
-    """The tokens that a tokenizer looks for before all others, their ids, and whether they are
-    called special: in the list of them, or in that of special ones."""
+    """The tokens that a tokenizer looks for before all others, their ids, and whether it calls them
+    special."""
     special = dict.fromkeys(tokenizer.all_special_tokens, True)
     try:
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
-    except NotImplementedError:  # that of mistral_common
+    except NotImplementedError:  # The tokenizer of mistral_common.
         added = {}
     for token, is_special in {**added, **special}.items():
         yield token, tokenizer.convert_tokens_to_ids(token), is_special
 
 
 def _is_markup(token: str, template: str) -> bool:
-    """Whether ``token``, which its tokenizer does not call special, has a meaning in prompts all
-    the same, as ``<think>`` and ``<tool_call>`` may. Gemma has tokens for HTML and white space,
-    which have none."""
+    """Whether a token that its tokenizer does not call special has a meaning in prompts all the
+    same, as ``<think>`` and ``<tool_call>`` may. Gemma's tokens for HTML and white space have
+    none."""
     return re.fullmatch(r"<.*>|\[.*\]", token) is not None and (
         token in template or re.fullmatch("<[|\uff5c].*[|\uff5c]>", token) is not None
     )

@@ -30,11 +30,7 @@ _VIDEO_MAX_TOKEN_NUM = 768
 
 def visual_tokens(config: Config, patch_size: int) -> int:
     """Upper bound on the tokens of one video under ``vision``, with the arithmetic of
-    qwen-vl-utils' ``fetch_video``.
-
-    Args:
-        patch_size: Width of the model's patches in pixels (14 or 16).
-    """
+    qwen-vl-utils' ``fetch_video``. ``patch_size``: width of the model's patches in pixels."""
     vision = config.vision
     pixels_per_token = (patch_size * MERGE_SIZE) ** 2
     timestamp = TIMESTAMP_TOKENS if patch_size == 16 else 0
@@ -49,11 +45,7 @@ def visual_tokens(config: Config, patch_size: int) -> int:
 
 
 def check_budget(config: Config, patch_size: int) -> None:
-    """Compare the worst case with the model's length.
-
-    Raises:
-        UserError: If it is longer, with the numbers.
-    """
+    """Raise :class:`UserError`, with the numbers, if the worst case does not fit into the model."""
     visual = visual_tokens(config, patch_size)
     needed = visual + TEXT_TOKENS + config.most_tokens
     if needed > config.vllm.max_model_len:

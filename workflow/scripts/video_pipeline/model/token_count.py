@@ -11,13 +11,8 @@ from video_pipeline.model.prompt import check_placeholders, special_tokens
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens of a prompt.
-
-    Attributes:
-        prompt: All of them.
-        visual: Those that stand for pictures.
-        largest: Of these, those of the largest image or video.
-    """
+    """Tokens of a prompt: all of them, those that stand for pictures, and of these those of the
+    largest image or video."""
 
     prompt: int
     visual: int
@@ -25,14 +20,9 @@ class TokenCount:
 
 
 def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount:
-    """Count the tokens of a prompt with its media, by the model's own processor.
-
-    The processor gets pictures without pixels (torch's device ``meta``), which saves the work on
-    them.
-
-    Raises:
-        PlaceholderError: the prompt does not show each medium once.
-    """
+    """Count the tokens of a prompt with its media, by the model's own processor. It gets pictures
+    without pixels, which saves the work on them. Raises :class:`PlaceholderError` if the prompt
+    does not show each medium once."""
     check_placeholders(model, llm_input)
     processor, tokenizer = load_processor(model), load_tokenizer(model)
     media = llm_input.get("multi_modal_data") or {}
@@ -61,7 +51,7 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount:
 
 def _without_pixels(picture: Any) -> Any:
     """A picture or frames of the same shape on torch's device ``meta``, if it has such a form."""
-    import torch  # not above: jobs that never count import this module, too
+    import torch  # Not above: jobs that never count import this module, too.
     from PIL import Image
 
     if isinstance(picture, torch.Tensor):

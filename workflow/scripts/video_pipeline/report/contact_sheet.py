@@ -1,15 +1,15 @@
-"""Contact sheets: the pictures that the model saw, in one picture."""
+"""Contact sheets: the pictures that the model saw, in one picture. They are those of a dataset's
+``llm_input``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-if TYPE_CHECKING:
-    from video_pipeline.data.model_pictures import Picture
 
 GAP = 4
 """Pixels between pictures."""
@@ -20,13 +20,69 @@ TEXT = 14
 _INK, _PAPER = (230, 230, 230), (24, 24, 24)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A frame of a video, or an image.
+
+    Attributes:
+        image: The pixels, in the size that the model gets.
+        seconds: The frame's time in its video; None for an image.
+    """
+
+    image: Image.Image
+    seconds: float | None
+
+    @property
+    def caption(self) -> str:
+        """For people: the time and the size."""
+        size = f"{self.image.width}x{self.image.height}"
+        return size if self.seconds is None else f"{self.seconds:.2f} s  {size}"
+
+
+def all_pictures(llm_inputs: Iterable[dict[str, Any]]) -> list[Picture]:
+    """The pictures of a sample's conversations; those that show the same media share them."""
+    by_media = {id(llm_input.get("multi_modal_data")): llm_input for llm_input in llm_inputs}
+    return [picture for llm_input in by_media.values() for picture in pictures(llm_input)]
+
+
+def pictures(llm_input: dict[str, Any]) -> list[Picture]:
+    """All pictures in ``llm_input``, images first."""
+    media = llm_input.get("multi_modal_data") or {}
+    images, videos = media.get("image") or [], media.get("video") or []
+    shown = [Picture(_image(image), None) for image in _listed(images)]
+    for video in _listed(videos):
+        frames, metadata = video if isinstance(video, tuple) else (video, {})
+        metadata = metadata or {}
+        indices, fps = metadata.get("frames_indices"), metadata.get("fps")
+        for position, frame in enumerate(frames):
+            index = indices[position] if indices is not None else position
+            seconds = float(index) / fps if fps else None
+            shown.append(Picture(_image(frame), seconds))
+    return shown
+
+
+def _image(frame: Any) -> Image.Image:
+    """A frame as vLLM takes it: a tensor (3, height, width), an array (height, width, 3), or a
+    picture already."""
+    import torch  # Not above: the job that writes the report does not need it.
+
+    if isinstance(frame, Image.Image):
+        return frame
+    if isinstance(frame, torch.Tensor):
+        frame = frame.permute(1, 2, 0).numpy()
+    return Image.fromarray(np.asarray(frame).astype(np.uint8))
+
+
+def _listed(items: Any) -> list[Any]:
+    return items if isinstance(items, list) else [items]
+
+
 def contact_sheet(
     pictures: Sequence[Picture], *, columns: int = 5, width: int = 200, most: int = 40
 ) -> Image.Image:
     """One picture with all ``pictures`` in rows, each with its caption under it.
 
     Args:
-        pictures: The pictures.
         columns: Pictures in a row.
         width: Width of each picture, in pixels.
         most: Of more pictures than this, only so many are shown, evenly chosen.

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -23,14 +23,11 @@ from video_pipeline.decode.preparing import READER, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure, explain
 from video_pipeline.model.processor import dataset_model
-from video_pipeline.report.contact_sheet import contact_sheet
+from video_pipeline.report.contact_sheet import Picture, all_pictures, contact_sheet
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import load_task
-
-if TYPE_CHECKING:
-    from video_pipeline.data.model_pictures import Picture
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +46,7 @@ page as base64: that stays below the 2 MiB (``url::kMaxURLChars``) that Chromium
 ``data:`` address."""
 
 SHEET_BYTES = (10_000, 40_000)
-"""The limit for one sheet lies between these, however many sheets there are."""
+"""The limit for one sheet depends on their number and lies between these."""
 
 PROMPT_CHARACTERS = 4_000
 """At most so many characters of a prompt are shown."""
@@ -58,7 +55,7 @@ SHEET_SECONDS = 60.0
 """Time limit for one sheet; a page is not worth ``data.sample_timeout_s``."""
 
 GALLERY_SECONDS = 600.0
-"""Time limit for all sheets: a storage that hangs must not keep the run from ending."""
+"""Time limit for all sheets: if the storage hangs, the run must still end."""
 
 SHEETS_PER_PROCESS = 4
 """A decode process takes seconds to start, so it should have at least so many sheets to make."""
@@ -66,14 +63,8 @@ SHEETS_PER_PROCESS = 4
 
 @dataclass(frozen=True)
 class Sheet:
-    """What the model saw of one sample.
-
-    Attributes:
-        image: ``data:`` URI of the contact sheet; None without a picture.
-        count: How many pictures the model saw.
-        prompts: The prompts, by conversation.
-        problem: Why the sheet could not be made.
-    """
+    """What the model saw of one sample: the ``data:`` URI of its contact sheet (None without a
+    picture), the number of pictures, and the prompts by conversation; or why there is no sheet."""
 
     image: str | None = None
     count: int = 0
@@ -83,11 +74,8 @@ class Sheet:
 
 @dataclass(frozen=True)
 class SheetPreparer(Preparer):
-    """Makes a contact sheet in a decode process, as others make requests for an engine.
-
-    Attributes:
-        most_bytes: Limit for the size of a sheet, as far as the worst quality can keep it.
-    """
+    """Makes a contact sheet in a decode process, as others make requests for an engine. The worst
+    quality may need more than ``most_bytes``."""
 
     most_bytes: int
 
@@ -96,8 +84,6 @@ class SheetPreparer(Preparer):
 
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
         """The fields of a :class:`Sheet`; ``image`` as the bytes of a WebP."""
-        from video_pipeline.data.model_pictures import all_pictures
-
         try:
             pictures = all_pictures(llm_inputs.values())
             image = _webp(pictures, self.most_bytes) if pictures else None

@@ -40,14 +40,8 @@ STAGES_SEEN = frozenset({"generate", "length", "parse", "quarantine"})
 
 @dataclass
 class ErrorClass:
-    """Errors of one stage and type.
-
-    Attributes:
-        stage: ``__error.stage``.
-        type: ``__error.type``.
-        count: How many samples have such an error.
-        examples: Key and message of the first samples, each message once.
-    """
+    """Errors of one stage and type: how many samples have one, and as examples key and message of
+    the first samples, each message once."""
 
     stage: str
     type: str
@@ -66,9 +60,8 @@ class Tally:
 
     Attributes:
         ok: How many samples were answered.
-        failed: How many samples failed.
         prompt_tokens: How many samples there are with each number of prompt tokens.
-        completion_tokens: How many samples there are with each number of answer tokens.
+        completion_tokens: Likewise, with each number of answer tokens.
         classes: The errors by stage and type.
         errors: Cards of the first failed samples.
         seen_errors: Records of the first failed samples whose video was read.
@@ -137,8 +130,8 @@ class Tally:
 
 
 class Selection:
-    """A random selection: the records with the smallest hashes of seed and key, in whichever order
-    they come."""
+    """A random selection: the records with the smallest hashes of seed and key, whatever order they
+    come in."""
 
     def __init__(self, most: int, seed: int) -> None:
         self._most = most
@@ -166,7 +159,10 @@ def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
     of them."""
     failed = record["__status"] == "error"
     raw = record["input"]
-    fields = _fields({name: value for name, value in record.items() if _is_answer(name)})
+    # What is left is the answer: the fields that the task made.
+    own = ("input", "output_text")
+    answer = {n: v for n, v in record.items() if not n.startswith("__") and n not in own}
+    fields = _fields(answer)
     shown = {text for _, text in fields}
     card = {
         "key": record["__key"],
@@ -186,10 +182,6 @@ def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
     }
     most = SHORT_TEXT if failed else LONG_TEXT
     return {n: map_texts(value, lambda text: cut(text, most)) for n, value in card.items() if value}
-
-
-def _is_answer(name: str) -> bool:
-    return not name.startswith("__") and name not in ("input", "output_text")
 
 
 def _fields(named: dict[str, Any]) -> list[list[str]]:

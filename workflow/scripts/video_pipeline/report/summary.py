@@ -18,11 +18,8 @@ from video_pipeline.run.layout import Layout
 
 
 def read_summary(layout: Layout) -> dict[str, Any]:
-    """The summary of the consolidated output.
-
-    Raises:
-        UserError: There is none, it is damaged, or the output is not the one it was written about.
-    """
+    """The summary of the consolidated output. Raises :class:`UserError` if there is none, it is
+    damaged, or the output is not the one it was written about."""
     try:
         summary: dict[str, Any] = json.loads(layout.summary.read_text(encoding="utf-8"))
         check_version(layout.summary, summary.get("version"), SUMMARY)

@@ -19,10 +19,10 @@ PAUSE_SECONDS = 60.0
 """The time axis is cut if nobody is at work for so long, and for a twentieth of the whole."""
 
 CELLS = 60
-"""At most so many pieces has the bar of an attempt."""
+"""The bar of an attempt has at most so many pieces."""
 
 BINS = 120
-"""At most so many points has a curve over time."""
+"""A curve over time has at most so many points."""
 
 TIME_UNITS = (1, 60, 3600, 86400)
 """Second, minute, hour and day, in seconds."""
@@ -30,10 +30,9 @@ TIME_UNITS = (1, 60, 3600, 86400)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of a rank, as its job wrote it down; see :mod:`video_pipeline.run.statistics`.
+    """One attempt of a rank, from the statistics of its job (:mod:`video_pipeline.run.statistics`).
 
     Attributes:
-        job: The statistics.
         start: When it had its GPUs, in Unix seconds.
         ready: When it made its first request; ``end`` if there was none.
         end: When it wrote its statistics last.
@@ -46,7 +45,6 @@ class Attempt:
 
     @classmethod
     def of(cls, job: dict[str, Any]) -> Attempt:
-        """The attempt with these statistics."""
         start, end = job["started_at"], job["started_at"] + job["lasted"]
         return cls(job, start, end if job["ready_at"] is None else job["ready_at"], end)
 
@@ -69,16 +67,12 @@ class Attempt:
 @dataclass
 class Clock:
     """Time without the pauses between invocations: seconds in which any rank was at work.
-
-    Attributes:
-        spans: Begin and end of each stretch of work, in Unix seconds.
-    """
+    ``spans``: begin and end of each stretch of work, in Unix seconds."""
 
     spans: list[tuple[float, float]] = field(default_factory=list)
 
     @classmethod
     def of(cls, attempts: list[Attempt]) -> Clock:
-        """The clock of these attempts."""
         spans = _joined(sorted((attempt.start, attempt.end) for attempt in attempts), 0.0)
         return cls(_joined(spans, max(PAUSE_SECONDS, cls(spans).seconds / 20)))
 

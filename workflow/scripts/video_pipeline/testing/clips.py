@@ -16,11 +16,7 @@ DEMO_CLIPS: dict[str, dict[str, Any]] = {
     "hevc.mkv": {"codec": "libx265", "width": 192, "height": 192, "seconds": 2.5},
     "mpeg2.ts": {"codec": "mpeg2video", "width": 352, "height": 288, "seconds": 1.5, "fps": 25},
     "mjpeg.avi": {
-        "codec": "mjpeg",
-        "width": 160,
-        "height": 120,
-        "seconds": 5.0,
-        "fps": 10,
+        **{"codec": "mjpeg", "width": 160, "height": 120, "seconds": 5.0, "fps": 10},
         "pixel_format": "yuvj420p",
     },
 }
@@ -28,10 +24,8 @@ DEMO_CLIPS: dict[str, dict[str, Any]] = {
 
 
 def write_demo_clips(folder: Path) -> list[Path]:
-    """Write six clips that differ in length, shape, codec and container; return their paths.
-
-    A clip that is there already is left untouched.
-    """
+    """Write six clips that differ in length, shape, codec and container, unless they are there;
+    return their paths."""
     paths = []
     for seed, (name, arguments) in enumerate(DEMO_CLIPS.items()):
         path = folder / name

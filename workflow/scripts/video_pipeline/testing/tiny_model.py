@@ -37,7 +37,7 @@ def write_tiny_model(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) ->
 
     Raises:
         ValueError: ``family`` is not one of :data:`FAMILIES`.
-        FileExistsError: ``folder`` holds something else than a checkpoint of this function.
+        FileExistsError: ``folder`` holds something else.
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")

@@ -63,14 +63,8 @@ def limit_access(access: Access) -> None:
 
 
 def permitted(path: str) -> str:
-    """Check that a local file or folder may be read.
-
-    Returns:
-        ``path``, or its real path if there are roots.
-
-    Raises:
-        VideoReadError: It lies outside all roots, after links and ``..`` were followed.
-    """
+    """``path``, or its real path if there are roots. Raises :class:`VideoReadError` if it lies
+    outside all of them, after links and ``..`` were followed."""
     if "\0" in path:
         raise VideoReadError("its path holds a NUL character, which no file name can")
     if _access.roots is None:
@@ -90,14 +84,8 @@ class MediaFile:
     """
 
     def __init__(self, uri: str) -> None:
-        """Open a file.
-
-        Args:
-            uri: A local path, ``file://`` or ``http(s)://``.
-
-        Raises:
-            VideoReadError: It cannot be read, or may not.
-        """
+        """Open a local path, ``file://`` or ``http(s)://``. Raises :class:`VideoReadError` if it
+        cannot be read, or may not."""
         self._download = None
         if _HTTP.match(uri):
             self._download = download(

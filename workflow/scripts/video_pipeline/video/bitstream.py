@@ -34,11 +34,8 @@ class Bitstream:
         self.identity: bytes | None = extradata
 
     def packet(self, data: bytes) -> bytes:
-        """Convert a packet of the file for the decoder.
-
-        Raises:
-            Unsupported: The CPU has to decode the video.
-        """
+        """Convert a packet of the file for the decoder. Raises :class:`Unsupported` if the CPU has
+        to decode the video."""
         return data
 
     def is_needed(self, data: bytes) -> bool:
@@ -56,13 +53,8 @@ class NalUnits(Bitstream):
     codes, and a box for the parameter sets."""
 
     def __init__(self, codec: str, extradata: bytes) -> None:
-        """Read the parameter sets.
-
-        Args:
-            codec: ``h264`` or ``hevc``.
-            extradata: The ``avcC`` or ``hvcC`` box of the stream, whose format packets have too, or
-                units with start codes.
-        """
+        """Read the parameter sets of ``h264`` or ``hevc`` from the ``avcC`` or ``hvcC`` box of the
+        stream, whose format packets have too, or from units with start codes."""
         self._is_h264 = codec == "h264"
         self._length_bytes = 0
         units = list(_split(extradata))

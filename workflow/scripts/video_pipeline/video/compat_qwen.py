@@ -59,11 +59,9 @@ except AttributeError as error:
 def use_readers(read_video: VideoReader, read_image: ImageReader) -> None:
     """Make ``process_vision_info`` read videos and images with these functions in this process.
 
-    It then also raises the error of ``read_video`` itself, where it would try torchvision's reader,
-    which no longer exists, and does not log that error a second time. May be called again.
-
-    Raises:
-        UserError: This version reads with other functions.
+    It then also raises the error of ``read_video`` itself: it would try torchvision's reader,
+    which no longer exists, and does not log that error a second time. May be called again. Raises
+    :class:`UserError` if this version reads with other functions.
     """
     global _read_video, _read_image
     _read_video, _read_image = read_video, read_image
@@ -73,7 +71,7 @@ def use_readers(read_video: VideoReader, read_image: ImageReader) -> None:
         vision_process.logger.setLevel(logging.ERROR)
     except AttributeError as error:
         raise unsupported(error) from error
-    vision_process.get_video_reader_backend = _backend_name
+    vision_process.get_video_reader_backend = lambda: NAME
     vision_process.fetch_image = _fetch_image
     check_readers()
 
@@ -87,10 +85,6 @@ def _video_backend(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], f
     return _read_video(ele)
 
 
-def _backend_name() -> str:
-    return NAME
-
-
 def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image:
     image = ele["image"] if "image" in ele else ele["image_url"]
     _stop_at_probe(image)
@@ -98,7 +92,7 @@ def _fetch_image(ele: dict[str, Any], image_patch_size: int = 14) -> Image.Image
 
 
 def _raise_again(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
-    """Stand in for the torchvision reader, which ``fetch_video`` calls where a reader fails."""
+    """Stand in for the torchvision reader, which ``fetch_video`` calls if a reader fails."""
     raise sys.exception() or unsupported("it reads videos with torchvision")
 
 
@@ -122,11 +116,8 @@ def _stop_at_probe(media: object) -> None:
 
 @cache
 def check_readers() -> None:
-    """Make sure, once in a process, that each kind of item reaches the function for it.
-
-    Raises:
-        UserError: One does not; nothing would hold it to the section ``data``.
-    """
+    """Make sure, once in a process, that each kind of item reaches the function for it. Otherwise
+    nothing would hold it to the section ``data``, and :class:`UserError` is raised."""
     for item in _PROBES:
         cause = None
         try:

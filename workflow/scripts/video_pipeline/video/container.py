@@ -32,38 +32,26 @@ class Video(Demuxer):
         fps: Frames per second on average: their number / ``duration``, like torchcodec's
             ``average_fps``.
         duration: Seconds from the begin of the first frame to the end of the last.
-        start: The first packet of the file.
-        is_seekable: Whether decoding may start at any key frame.
-        is_counted: Whether frames are known by their number in the order in which the decoder gives
-            them, because their packets do not say their times.
-        file_damage: What was wrong with a packet when all were read, else None.
+        index: What its packets say.
     """
 
     def __init__(self, uri: str) -> None:
         """Open and index a local path, ``file://`` or ``http(s)://``.
 
         Raises:
-            VideoReadError: there is no such file, or it is not a file that holds a video of which
-                every packet can be read.
+            VideoReadError: There is no such file, or it holds no video, or a packet of the video
+                cannot be read.
         """
         super().__init__(uri)
         with self._opening():
-            index = index_packets(self)
-        self.time_base = index.time_base
-        self.is_counted = index.is_counted
-        self.is_seekable = index.is_seekable
-        self.file_damage = index.damage
-        self.start = index.start
-        self._entries = index.entries
-        self._keys = index.keys
-        self.stamps = sorted(index.ends)
+            self.index = index_packets(self)
+        self.time_base = self.index.time_base
+        self.stamps = sorted(self.index.ends)
         self.num_frames = len(self.stamps)
-        self._end = self._end_of_last(max(index.ends.values()))
+        self._end = self._end_of_last(max(self.index.ends.values()))
         self.duration = self._seconds(self._end) - self._seconds(self.stamps[0])
-        if self.duration > 0:
-            self.fps = self.num_frames / self.duration
-        else:
-            self.fps = float(self.stream.base_rate or 0)
+        base_rate = float(self.stream.base_rate or 0)
+        self.fps = self.num_frames / self.duration if self.duration > 0 else base_rate
 
     def _end_of_last(self, end: int) -> int:
         """When the last frame ends, by what the container says (``end``). It may say nothing, or
@@ -79,11 +67,8 @@ class Video(Demuxer):
         return stamp * self.time_base.numerator / self.time_base.denominator
 
     def position_at(self, seconds: float) -> int:
-        """Position of the first frame that begins ``seconds`` after the first one, or later.
-
-        Raises:
-            VideoReadError: the video ends before.
-        """
+        """Position of the first frame that begins ``seconds`` after the first one, or later. Raises
+        :class:`VideoReadError` if the video ends before."""
         position = bisect_left(self.stamps, self._stamp_at(seconds) - self._rounding)
         if position == len(self.stamps):
             raise VideoReadError(f"it ends after {self.duration:g} s, before {seconds:g} s")
@@ -104,15 +89,15 @@ class Video(Demuxer):
     ) -> tuple[int, int]:
         """Positions of the first and the last frame that begin between two times.
 
-        Where fewer than two begin there, the first is the one that is on the screen at ``start``.
+        If fewer than two begin there, the first is the one that is on the screen at ``start``.
 
         Args:
-            start: seconds after the begin of the first frame; None: from there on.
-            end: likewise; None: up to the last frame.
-            half_open: leave a frame out that begins at ``end``.
+            start: Seconds after the begin of the first frame; None: from there on.
+            end: Likewise; None: up to the last frame.
+            half_open: Leave a frame out that begins at ``end``.
 
         Raises:
-            VideoReadError: the video shows nothing between these times.
+            VideoReadError: The video shows nothing between these times.
         """
         begin = max(start or 0.0, 0.0)
         until = self.duration if end is None else end
@@ -137,19 +122,17 @@ class Video(Demuxer):
         first, count = self.stamps[0], len(self.stamps) - 1
         step = (self.stamps[-1] - first) / max(count, 1)
         most = max(1.0, EVEN_SHARE * step)
-        return all(
-            abs(stamp - first - number * step) <= most for number, stamp in enumerate(self.stamps)
-        )
+        return all(abs(stamp - first - n * step) <= most for n, stamp in enumerate(self.stamps))
 
     @property
     def keyframes(self) -> list[int]:
         """Positions of the frames that can be decoded without others."""
-        return [position for position, stamp in enumerate(self.stamps) if stamp in self._keys]
+        return [position for position, stamp in enumerate(self.stamps) if stamp in self.index.keys]
 
     def entry_before(self, stamp: int) -> EntryPoint:
         """The last entry point that is not after ``stamp``: where decoding has to start for it."""
-        after = bisect_right(self._entries, stamp, key=lambda entry: entry.stamp)
-        return self._entries[max(after - 1, 0)]
+        entries = self.index.entries
+        return entries[max(bisect_right(entries, stamp, key=lambda entry: entry.stamp) - 1, 0)]
 
     def _stamp_at(self, seconds: float) -> float:
         """A time after the begin of the first frame in units of ``time_base``."""

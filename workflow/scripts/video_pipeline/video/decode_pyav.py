@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -17,11 +18,44 @@ from av.video.frame import VideoFrame
 from video_pipeline.video.container import Video
 from video_pipeline.video.demuxer import explain
 from video_pipeline.video.display import Orientation, Shown, pixel_aspect
-from video_pipeline.video.errors import VideoReadError
+from video_pipeline.video.errors import VideoReadError, note_damage
 from video_pipeline.video.timeline import stamp_of
 
-UPRIGHT = (65536, 0, 0, 0, 65536)
-"""The first five of nine numbers of a display matrix that changes nothing, 16.16 fixed point."""
+
+def decode_frames(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
+    """Yield the frames at ``positions``, which ascend, as they are shown.
+
+    The shortcuts are given up if they do not lead to the very frame that was asked for. Without
+    them the next frame may take the place of one whose packet has a time that no frame has.
+
+    Raises:
+        VideoReadError: One of the frames cannot be decoded.
+    """
+    done = 0
+    try:
+        for shortcuts in (True, False):
+            video.damage = None
+            for stamp, frame in decode(video, positions[done:], shortcuts):
+                position = positions[done]
+                # Without shortcuts the next frame will do if none is lost.
+                is_next = not video.damage and bisect_left(video.stamps, stamp) <= position + 1
+                if stamp != video.stamps[position] and (shortcuts or not is_next):
+                    break
+                yield frame
+                done += 1
+            if done == len(positions):
+                break
+    except FFmpegError as error:
+        raise VideoReadError(explain(error)) from error
+    if done < len(positions):
+        seconds = float((video.stamps[positions[done]] - video.stamps[0]) * video.time_base)
+        why = f"; {video.damage}" if video.damage else ""
+        raise VideoReadError(
+            f"only {done} of {len(positions)} sampled frames could be decoded; the one at "
+            f"{seconds:.3f} s could not{why}"
+        )
+    if video.damage:
+        note_damage(video.damage)
 
 
 def decode(
@@ -46,7 +80,7 @@ def decode(
         VideoReadError: The colours of a frame cannot be converted.
     """
     wanted = {video.stamps[position] for position in positions}
-    drops = shortcuts and video.decoder.name == "h264" and not video.is_counted
+    drops = shortcuts and video.decoder.name == "h264" and not video.index.is_counted
     convert = ToRgb(video)
     frames: deque[VideoFrame] = deque()
     frame: VideoFrame | None = None
@@ -54,7 +88,7 @@ def decode(
     decoded = 0
     for position in positions:
         stamp = video.stamps[position]
-        entry = video.entry_before(stamp) if shortcuts else video.start
+        entry = video.entry_before(stamp) if shortcuts else video.index.start
         if frame is None or entry.ordinal > video.position:
             video.go_to(entry)
             video.decoder.flush_buffers()
@@ -68,7 +102,7 @@ def decode(
                 video.decoder.skip_frame = "NONREF" if droppable else "DEFAULT"
                 frames.extend(video.decode(packet))
             frame = frames.popleft()
-            if video.is_counted:
+            if video.index.is_counted:
                 frame_stamp, decoded = video.stamps[decoded], decoded + 1
             else:
                 frame_stamp = stamp_of(frame)
@@ -83,11 +117,7 @@ class ToRgb:
         self._kind: tuple[int, int, str, int] | None = None
 
     def __call__(self, frame: VideoFrame) -> Shown:
-        """Convert ``frame`` to what is shown.
-
-        Raises:
-            VideoReadError: FFmpeg cannot convert its colours.
-        """
+        """What is shown. Raises :class:`VideoReadError` if FFmpeg cannot convert the colours."""
         orientation = orientation_of(frame)
         kind = (frame.width, frame.height, frame.format.name, orientation.degrees)
         if kind != self._kind:
@@ -121,19 +151,13 @@ class ToRgb:
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:
-    """The orientation in which ``frame`` is shown."""
-    return Orientation.of(_display_matrix(frame))
-
-
-def _display_matrix(frame: VideoFrame) -> Sequence[int]:
-    """The display matrix of ``frame``: that of its stream, or its own."""
+    """The orientation in the display matrix of ``frame``: that of its stream, or its own."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV does not know the name of other side data: only the angle is left.
         angle = math.radians(-frame.rotation)
         across, down = round(65536 * math.cos(angle)), round(65536 * math.sin(angle))
-        return (across, down, 0, -down, across)
+        return Orientation.of((across, down, 0, -down, across))
     if not isinstance(matrix, SideData):
-        return UPRIGHT
-    numbers: list[int] = np.frombuffer(memoryview(matrix), np.int32).tolist()
-    return numbers
+        return Orientation()
+    return Orientation.of(np.frombuffer(memoryview(matrix), np.int32).tolist())

@@ -57,12 +57,8 @@ def _log_line(error: FFmpegError) -> str:
 
 def header_seconds(uri: str) -> float | None:
     """The length of a local video by its header, in seconds; None if the header does not say.
-
-    FFmpeg reads only the packets that it needs to know the streams.
-
-    Raises:
-        VideoReadError: as :class:`video_pipeline.video.container.Video` does.
-    """
+    FFmpeg reads only the packets that it needs to know the streams. Raises
+    :class:`VideoReadError`."""
     with MediaFile(uri) as file:
         try:
             with av.open(f"file:{file.path}", options=_OPTIONS, metadata_errors="ignore") as opened:
@@ -99,7 +95,7 @@ class Demuxer:
         position: Ordinal of the packet that :meth:`read` gives next.
         num_frames: Frames of the stream; 0 until they are counted.
         damage: What the decoder said when it refused a packet or gave a damaged frame, else None.
-        can_seek: Whether FFmpeg's seek leads to the right packet, as far as is known.
+        can_seek: Whether FFmpeg's seek leads to the right packet; False once it did not.
     """
 
     container: InputContainer
@@ -110,12 +106,12 @@ class Demuxer:
         """Open a local path, ``file://`` or ``http(s)://``.
 
         Raises:
-            VideoReadError: there is no such file, or it holds no video that can be decoded.
+            VideoReadError: There is no such file, or it holds no video that can be decoded.
         """
         self._file = MediaFile(uri)
         # FFmpeg knows more protocols, so the name alone must not choose one.
         self.url = f"file:{self._file.path}"
-        self._opened = ExitStack()  # the container
+        self._opened = ExitStack()  # The container.
         self.timeline: Timeline | None = None
         self.num_frames = 0
         self.damage: str | None = None
@@ -225,11 +221,8 @@ class Demuxer:
         return packet
 
     def decode(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
-        """The frames that the decoder gives for ``packet``; for None, those it holds back.
-
-        A packet that it refuses gives none. ``damage`` notes this, and frames that it could not
-        decode in full.
-        """
+        """The frames that the decoder gives for ``packet``; for None, those it holds back. A packet
+        that it refuses gives none: :attr:`damage` notes this, and a frame that is not complete."""
         try:
             frames = self.decoder.decode(packet)
         except FFmpegError as error:

@@ -34,15 +34,8 @@ _PIECE_BYTES = 1 << 20
 
 
 def download(url: str, max_bytes: int, allow_private_addresses: bool) -> BinaryIO:
-    """Download ``url``. Each redirect is held to the same rules.
-
-    Args:
-        url: ``http://`` or ``https://``.
-        max_bytes: The largest size.
-        allow_private_addresses: Whether hosts that are not on the public internet may be asked.
-
-    Returns:
-        A temporary file, which is removed when it is closed.
+    """Download ``url`` (``http://`` or ``https://``) to a temporary file, which is removed when it
+    is closed. Each redirect is held to the same rules.
 
     Raises:
         VideoReadError: The message never holds the address, which may hold a password.

@@ -37,12 +37,8 @@ class FieldPairs:
     """Looks at the packets of an H.264 stream in their order, and tells second fields."""
 
     def __init__(self, extradata: bytes) -> None:
-        """Read the parameter sets.
-
-        Args:
-            extradata: The ``avcC`` box of the stream, whose format packets have too, or NAL units
-                with start codes.
-        """
+        """Read the parameter sets from the ``avcC`` box of the stream, whose format packets have
+        too, or from NAL units with start codes."""
         self._length_bytes = 0
         self._sequence: _Sequence | None = None
         self._first: _Field | None = None
@@ -163,11 +159,7 @@ def slice_type(unit: bytes) -> int:
 
 
 class _Bits:
-    """Reads a NAL unit bit by bit.
-
-    Raises:
-        IndexError: The unit ends too early.
-    """
+    """Reads a NAL unit bit by bit. Raises :class:`IndexError` if it ends too early."""
 
     def __init__(self, unit: bytes) -> None:
         data = unit.replace(b"\0\0\3", b"\0\0")  # Emulation prevention (7.4.1).

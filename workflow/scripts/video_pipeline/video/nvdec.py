@@ -16,7 +16,7 @@ import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from av.packet import Packet
@@ -32,8 +32,6 @@ from video_pipeline.video.demuxer import EntryPoint
 from video_pipeline.video.display import Orientation, Shown
 from video_pipeline.video.swscale import MATRICES, coefficients_of, nv12_to_rgb
 from video_pipeline.video.timeline import stamp_of
-
-__all__ = ["Card", "NoCard", "Nvdec", "Unsupported"]
 
 TORCH_BYTES = 1 << 30
 """Memory of the card that torch may take in a process, to convert and resize pictures. One of
@@ -88,26 +86,11 @@ Picture = tuple[int, torch.Tensor]
 valid until the next call of its session."""
 
 
-class Session(Protocol):
-    """A decoder of one codec."""
-
-    def feed(self, data: bytes, stamp: int) -> list[Picture]:
-        """Decode a packet; return the pictures that come out."""
-
-    def flush(self) -> list[Picture]:
-        """Return the pictures that are held back. Decoding may begin again, at any packet that it
-        can start from."""
-
-
 class Card:
     """The first GPU that this process sees. CUDA is initialised here."""
 
     def __init__(self) -> None:
-        """Start CUDA and NVDEC.
-
-        Raises:
-            NoCard: The card, the driver or the package is missing.
-        """
+        """Raises :class:`NoCard` if the card, the driver or the package is missing."""
         if not torch.cuda.is_available():
             built = "sees no GPU" if torch.version.cuda else "is built without CUDA"
             raise NoCard(f"torch {torch.__version__} {built}")
@@ -132,7 +115,7 @@ class Card:
 
     def open(self, codec: str) -> Session:
         """A decoder for a codec of CODECS."""
-        return _NvSession(self._library, CODECS[codec].name)
+        return Session(self._library, CODECS[codec].name)
 
     def tidy(self) -> None:
         """Free memory that the next video hardly needs."""
@@ -141,18 +124,18 @@ class Card:
 
 
 def _wait_asleep() -> None:
-    """Make this process sleep while it waits for the card. CUDA would spin on its core, which other
-    decode processes need. It must be called before the context exists; if it fails, waiting only
-    costs more."""
+    """Make this process sleep while it waits for the card: CUDA would spin on its core, which other
+    decode processes need. This must come before the context exists; if it fails, waiting only costs
+    more."""
     driver = ctypes.CDLL("libcuda.so.1")
     device = ctypes.c_int()
     if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
         driver.cuDevicePrimaryCtxSetFlags_v2(device, _CU_CTX_SCHED_BLOCKING_SYNC)
 
 
-class _NvSession:
-    """A ``PyNvDecoder``. It works on CUDA's default stream, like torch here, so that a picture is
-    there when torch reads it, and is read before the decoder overwrites it."""
+class Session:
+    """A decoder of one codec: a ``PyNvDecoder``. It works on CUDA's default stream, like torch
+    here, so that a picture is complete when torch reads it, and stays until then."""
 
     def __init__(self, library: Any, codec: str) -> None:
         self._library = library
@@ -163,6 +146,7 @@ class _NvSession:
         self._end.decode_flag = int(library.VideoPacketFlag.ENDOFSTREAM)
 
     def feed(self, data: bytes, stamp: int) -> list[Picture]:
+        """Decode a packet; return the pictures that come out."""
         packet = self._library.PacketData()
         packet.bsl_data = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value
         packet.bsl = len(data)
@@ -170,6 +154,8 @@ class _NvSession:
         return self._decode(packet)
 
     def flush(self) -> list[Picture]:
+        """Return the pictures that are held back. Decoding may begin again, at any packet that it
+        can start from."""
         return self._decode(self._end)
 
     def _decode(self, packet: Any) -> list[Picture]:
@@ -192,17 +178,8 @@ class Nvdec:
         self._set_up: tuple[str, tuple[int, int], bytes] | None = None  # Of the session.
 
     def decode(self, video: Video, positions: Sequence[int]) -> Iterator[Shown]:
-        """Decode the frames at ``positions``.
-
-        Args:
-            positions: Numbers of frames in the video, ascending.
-
-        Yields:
-            Each frame as it is shown; its pixels are on the card.
-
-        Raises:
-            Unsupported: The CPU has to read the video.
-        """
+        """Yield the frames at ``positions``, which ascend, as they are shown; their pixels are on
+        the card. Raises :class:`Unsupported` if the CPU has to read the video."""
         if reason := _refusal(video):
             raise Unsupported(reason)
         entry = video.entry_before(video.stamps[positions[0]])
@@ -278,7 +255,6 @@ class _Look(NamedTuple):
 
     Attributes:
         coefficients: Those of :func:`nv12_to_rgb`.
-        orientation: The orientation of the pictures.
         aspect: Width of a shown pixel / its height.
     """
 
@@ -288,11 +264,8 @@ class _Look(NamedTuple):
 
     @classmethod
     def of(cls, video: Video, frame: VideoFrame) -> _Look:
-        """The look of a video that ``frame`` is from.
-
-        Raises:
-            Unsupported: The CPU has to read the video.
-        """
+        """The look of a video that ``frame`` is from. Raises :class:`Unsupported` if the CPU has to
+        read it."""
         codec = CODECS[video.decoder.codec.canonical_name]
         orientation = orientation_of(frame)
         sides = (frame.width, frame.height)
@@ -330,21 +303,18 @@ def _refusal(video: Video) -> str | None:
     codec = video.decoder.codec.canonical_name
     if codec not in CODECS:
         return f"the codec is {codec}"
-    if video.is_counted:
+    if video.index.is_counted:
         return _NO_TIMES
-    if not video.is_seekable:
+    if not video.index.is_seekable:
         return "its parameters change"
-    if video.file_damage:
+    if video.index.damage:
         return "it is damaged"
     return None
 
 
 def _decode_alone(video: Video, entry: EntryPoint) -> VideoFrame:
-    """Decode the picture of one packet on the CPU: it tells its colours and its orientation.
-
-    Raises:
-        Unsupported: It needs other pictures.
-    """
+    """Decode the picture of one packet on the CPU: it tells its colours and its orientation. Raises
+    :class:`Unsupported` if it needs other pictures."""
     video.go_to(entry)
     packet = video.read()
     assert packet is not None  # Each entry point is a packet of the file.
@@ -361,11 +331,7 @@ def _decode_alone(video: Video, entry: EntryPoint) -> VideoFrame:
 
 
 def _check(ours: Shown, theirs: Shown) -> None:
-    """Compare the first picture with that of the CPU.
-
-    Raises:
-        Unsupported: They differ.
-    """
+    """Raise :class:`Unsupported` if the first picture differs from that of the CPU."""
     if ours.pixels.shape == theirs.pixels.shape:
         reference = theirs.pixels.to(ours.pixels.device).int()
         if (ours.pixels.int() - reference).abs().max() <= MAX_DIFFERENCE:

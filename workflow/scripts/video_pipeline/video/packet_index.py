@@ -57,10 +57,7 @@ class PacketIndex:
 
 def index_packets(demuxer: Demuxer) -> PacketIndex:
     """Read every packet of ``demuxer``, and decode the frames if packets do not say their times.
-
-    Raises:
-        VideoReadError: the file is truncated, or its stream has no frames.
-    """
+    Raises :class:`VideoReadError` if the file is truncated, or its stream has no frames."""
     timeline, time_base = demuxer.timeline, demuxer.stream.time_base
     assert timeline is not None
     assert time_base is not None
@@ -76,9 +73,9 @@ def index_packets(demuxer: Demuxer) -> PacketIndex:
     if index.damage:
         note_damage(index.damage)
     if timeline.is_regular:
-        demuxer.timeline = None  # nothing to correct
+        demuxer.timeline = None  # There is nothing to correct.
     else:
-        demuxer.can_seek = False  # a seek forgets the corrections
+        demuxer.can_seek = False  # A seek would forget the corrections.
     _count_if_untimed(demuxer, timeline, index, is_ascending)
     if not index.is_seekable:
         index.entries, demuxer.can_seek = [index.start], False
@@ -113,7 +110,7 @@ def _read_packets(demuxer: Demuxer, timeline: Timeline, index: PacketIndex) -> b
         if packet.is_keyframe or not index.entries:
             index.entries.append(EntryPoint(stamp, demuxer.position - 1))
         if not packet.is_discard:  # An edit list cuts those away, but later frames need them.
-            if stamp in index.ends:  # times do not tell the frames apart
+            if stamp in index.ends:  # Times do not tell the frames apart.
                 index.is_counted = True
             index.ends[stamp] = stamp + duration
     if index.entries:

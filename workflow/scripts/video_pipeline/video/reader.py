@@ -29,7 +29,7 @@ import ctypes
 import logging
 import os
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,42 +39,27 @@ import torch
 from PIL import Image
 
 from video_pipeline.errors import UserError
-from video_pipeline.video import READER_VERSION
 from video_pipeline.video import compat_qwen as qwen
 from video_pipeline.video.access import read_image, upright_rgb
+from video_pipeline.video.bitstream import Unsupported
 from video_pipeline.video.container import Video
+from video_pipeline.video.decode_pyav import decode_frames
 from video_pipeline.video.display import Shown
 from video_pipeline.video.errors import VideoReadError
-from video_pipeline.video.frames import (
-    CardReader,
-    decode_frames,
-    resized,
-    stack_frames,
-    target_size,
-)
 from video_pipeline.video.nvdec import Card, NoCard, Nvdec
+from video_pipeline.video.resize import resize_frame, stack_frames, target_size
 from video_pipeline.video.sampling import sample_frames
-
-__all__ = [
-    "READER_VERSION",
-    "MeasuredMetadata",
-    "VideoInfo",
-    "VideoReadError",
-    "measuring",
-    "probe",
-    "read_frame",
-    "read_video",
-    "register_reader",
-    "use_decoder",
-]
 
 logger = logging.getLogger(__name__)
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # From malloc.h.
 
 RESIZES = ("native", "exact")
 
 DECODERS = ("auto", "cpu", "nvdec")
+
+MOST_FAILURES = 3
+"""Videos in a row that fail on the card for no reason that lies in them: then it is left alone."""
 
 KEPT_BYTES = 1 << 29
 """Bytes of a freed block, at most, that are kept for the next video. Frames of 20,480 visual tokens
@@ -83,17 +68,9 @@ KEPT_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds.
-
-    Attributes:
-        frames: Number of frames, counted.
-        fps: Frames per second on average.
-        duration: Seconds from the begin of the first frame to the end of the last.
-        width: Of a frame as it is shown, upright and in square pixels.
-        height: Likewise.
-        codec: FFmpeg's name, such as ``h264``.
-        num_bytes: Size of the file.
-    """
+    """What a video file holds: the number of ``frames``, counted; their average rate; the
+    ``duration`` in seconds; ``width`` and ``height`` of a frame as it is shown, upright and in
+    square pixels; FFmpeg's name of the ``codec``; the size of the file."""
 
     frames: int
     fps: float
@@ -105,11 +82,7 @@ class VideoInfo:
 
 
 class MeasuredMetadata(dict[str, Any]):
-    """The metadata of a video read within :func:`measuring`.
-
-    Attributes:
-        info: What its file holds.
-    """
+    """The metadata of a video read within :func:`measuring`; ``info``: what its file holds."""
 
     def __init__(self, metadata: dict[str, Any], info: VideoInfo) -> None:
         super().__init__(metadata)
@@ -135,21 +108,57 @@ def measuring() -> Iterator[None]:
         _is_measuring = before
 
 
+class CardReader:
+    """Reads videos with the GPU's decoder, as long as that works."""
+
+    def __init__(self, nvdec: Nvdec) -> None:
+        self._nvdec = nvdec
+        self._failures = 0  # in a row
+        self._logged: set[str] = set()
+
+    def read(
+        self, ele: dict[str, Any], video: Video, positions: Sequence[int]
+    ) -> torch.Tensor | None:
+        """The frames at ``positions`` as they leave the reader; None if the CPU has to read them.
+        The log names each reason once."""
+        if self._failures == MOST_FAILURES:
+            return None
+        try:
+            frames = stack_frames(self._nvdec.decode(video, positions), len(positions), ele)
+        except Unsupported as error:
+            self._log_once(f"{error}: such videos are decoded on the CPU")
+        except VideoReadError:
+            pass  # The CPU will say the same.
+        except Exception as error:
+            self._nvdec.forget()
+            self._failures += 1
+            given_up = self._failures == MOST_FAILURES
+            outcome = "it is not tried again" if given_up else "the CPU decodes the video"
+            message = str(error).partition("\n")[0]
+            self._log_once(f"{type(error).__name__}: {message}; {outcome}")
+        else:
+            self._failures = 0
+            return frames
+        return None
+
+    def _log_once(self, reason: str) -> None:
+        if reason not in self._logged:
+            self._logged.add(reason)
+            logger.warning("NVDEC: %s", reason)
+
+
 _card: CardReader | None = None
 
 
 def use_decoder(decoder: str) -> bool:
-    """Choose what decodes the videos of this process, from here on.
+    """Choose what decodes the videos of this process from now on; returns whether it is the GPU.
 
     Args:
         decoder: ``cpu``; ``nvdec``: the decoder on the first GPU, and the CPU for each video that
-            it does not take; ``auto``: ``nvdec`` where there is one. CUDA is initialised here.
-
-    Returns:
-        Whether it is the GPU's.
+            it does not take; ``auto``: ``nvdec`` if there is one. CUDA is initialised here.
 
     Raises:
-        UserError: ``nvdec``, and it cannot be used here.
+        UserError: ``nvdec`` cannot be used here.
     """
     global _card
     if decoder not in DECODERS:
@@ -163,7 +172,7 @@ def use_decoder(decoder: str) -> bool:
         if decoder == "nvdec":
             raise UserError(
                 f"vision.decoder: nvdec cannot be used here: {error}. `auto` decodes with the CPU "
-                "where there is no NVDEC"
+                "if there is no NVDEC"
             ) from error
         logger.info("NVDEC is not used: %s", error)
     return _card is not None
@@ -171,14 +180,11 @@ def use_decoder(decoder: str) -> bool:
 
 def register_reader() -> None:
     """Make ``process_vision_info`` read videos with :func:`read_video`, and images with
-    :func:`video_pipeline.video.access.read_image`, in this process.
-
-    Raises:
-        UserError: The installed qwen-vl-utils cannot be made to.
-    """
+    :func:`video_pipeline.video.access.read_image`, in this process. Raises :class:`UserError` if
+    the installed qwen-vl-utils does not allow that."""
     qwen.use_readers(read_video, _upright_image)
     _keep_memory()
-    # nothing is logged, but exceptions carry the last error that FFmpeg logged
+    # Nothing is logged, but exceptions carry the last error that FFmpeg logged.
     av.logging.set_level(av.logging.PANIC)
 
 
@@ -197,7 +203,7 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
         :func:`measuring`) and the frames per second they were sampled at.
 
     Raises:
-        VideoReadError: the video cannot be read, or not enough frames can be sampled from it.
+        VideoReadError: The video cannot be read, or not enough frames can be sampled from it.
     """
     if ele.get("resize", "native") not in RESIZES:
         raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
@@ -219,11 +225,8 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
 
 def probe(path: str) -> VideoInfo:
     """What ``path`` (local, ``file://`` or ``http(s)://``) holds. Every packet is read; only the
-    first frame is decoded, since it tells how the picture is turned.
-
-    Raises:
-        VideoReadError: the video cannot be read.
-    """
+    first frame is decoded, since it tells how the picture is turned. Raises
+    :class:`VideoReadError`."""
     with Video(path) as video:
         return _info(video, next(decode_frames(video, [0])))
 
@@ -250,29 +253,26 @@ def _entry_position(video: Video, position: int) -> int:
 
 def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
     """The first frame of ``path`` (local, ``file://`` or ``http(s)://``) that begins at ``seconds``
-    or later.
-
-    Raises:
-        VideoReadError: the video cannot be read, or ends before.
-    """
+    or later. Raises :class:`VideoReadError` if the video cannot be read, or ends before."""
     with Video(path) as video:
         first = video.position_at(seconds)
         (shown,) = decode_frames(video, [first])
-    return Image.fromarray(resized(shown, shown.size).permute(1, 2, 0).numpy())
+    pixels = resize_frame(shown.pixels.permute(2, 0, 1), shown.size)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _upright_image(image: object) -> object:
-    """An image item's value as an upright image in RGB. qwen-vl-utils would not turn one, and would
-    lay one that is partly transparent on white, which transformers does not."""
+    """An image item's value as an upright image in RGB. qwen-vl-utils would not turn it, and would
+    put white behind transparent parts, which transformers does not do."""
     if isinstance(image, str):
         return read_image(image, with_pixels=not _is_measuring)
     return upright_rgb(image) if isinstance(image, Image.Image) else image
 
 
 def _keep_memory() -> None:
-    """Have glibc keep the memory of one video for the next. It would give large blocks back at
-    once, and that the kernel fills their pages with zeros again costs up to a sixth of the time of
-    a video: ``fetch_video`` makes floats of all frames. Other C libraries are left alone."""
+    """Have glibc keep the memory of one video for the next: ``fetch_video`` makes floats of all
+    frames. glibc would give large blocks back at once, and the kernel would fill their pages with
+    zeros again, for up to a sixth of the time of a video. Other C libraries are left alone."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,6 +12,38 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from video_pipeline.video import compat_qwen as qwen
+from video_pipeline.video.display import Shown
+
+
+def stack_frames(frames: Iterator[Shown], count: int, ele: dict[str, Any]) -> torch.Tensor:
+    """Put all ``count`` frames into one tensor (uint8, count x 3 x height x width).
+
+    They are resized one by one: those of a long video in full size would take gigabytes. The first
+    decides the size, also if that of the video changes.
+    """
+    first = next(frames)
+    size = target_size(ele, count, first)
+    stacked = torch.empty((count, 3, *size), dtype=torch.uint8)
+    for index, shown in enumerate(chain([first], frames)):
+        stacked[index] = resize_frame(shown.pixels.permute(2, 0, 1), size)
+    return stacked
+
+
+def target_size(ele: dict[str, Any], nframes: int, shown: Shown) -> tuple[int, int]:
+    """(height, width) in which frames like ``shown`` leave the reader.
+
+    ``native``: :func:`frame_size` of the size they are shown in. ``exact``: as many pixels as are
+    stored. In either case ``fetch_video`` is told the former if it would not find it itself, so
+    that frames are resized once. Without the patch size it cannot be told: then they leave in the
+    size they are shown in.
+    """
+    if "image_patch_size" not in ele:
+        return shown.size
+    size = frame_size(ele, nframes, *shown.size)
+    leaving = size if ele.get("resize", "native") == "native" else shown.stored_size
+    if frame_size(ele, nframes, *leaving) != size:
+        ele.update(resized_height=size[0], resized_width=size[1])
+    return leaving
 
 
 def frame_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tuple[int, int]:
@@ -20,8 +54,6 @@ def frame_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tu
     Args:
         ele: The video item of the messages, with ``image_patch_size`` (pixels).
         nframes: Number of sampled frames.
-        height: Of a frame, in pixels.
-        width: Of a frame, in pixels.
 
     Returns:
         (height, width) in pixels.

@@ -17,14 +17,13 @@ def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[st
 
     Args:
         ele: The video item of a conversation, see :mod:`video_pipeline.video.reader`.
-        video: The video that it names.
 
     Returns:
         Positions of the frames in ``video``, ascending; the metadata of a video that consists of
         them; and the frames per second that they were sampled at.
 
     Raises:
-        VideoReadError: not enough frames can be sampled.
+        VideoReadError: Not enough frames can be sampled.
     """
     total, fps = len(video.stamps), video.fps
     if total < qwen.FRAME_FACTOR:
@@ -47,11 +46,8 @@ def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[st
     except (AssertionError, ValueError) as error:
         raise VideoReadError(f"cannot sample {total} frames at {fps:g} fps: {error}") from error
     if video.is_even:
-        metadata: dict[str, Any] = {
-            "fps": fps,
-            "frames_indices": positions,
-            "total_num_frames": count,
-        }
+        metadata: dict[str, Any] = {"fps": fps, "frames_indices": positions}
+        metadata["total_num_frames"] = count
         rate = len(positions) / count * fps
     else:
         metadata, rate = _timed(video, positions)
@@ -59,9 +55,9 @@ def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[st
 
 
 def _evenly(ele: dict[str, Any], video: Video, first: int, last: int, count: int) -> list[int]:
-    """As many frames from ``first`` to ``last`` as qwen-vl-utils takes. In a video of even spacing
-    they are evenly spaced by number, as qwen-vl-utils has them; in another one by time: the frames
-    on the screen at each time."""
+    """As many frames from ``first`` to ``last`` as qwen-vl-utils takes. A video of even spacing is
+    sampled by the number of the frame, as qwen-vl-utils does it; any other by time: the frames that
+    are on the screen at evenly spaced times."""
     stamps = video.stamps
     if video.is_even:
         nframes = qwen.smart_nframes(ele, total_frames=count, video_fps=video.fps)
@@ -79,7 +75,7 @@ def _timed(video: Video, positions: list[int]) -> tuple[dict[str, Any], float]:
     stamps = [video.stamps[position] for position in positions]
     until = video.stamp_after(positions[-1])
     ticks = (stamps[-1] if stamps[-1] > stamps[0] else until) - stamps[0]
-    # The first and the last picture are this far apart.
+    # So many times the sampled distance lie between the first and the last picture.
     steps = max(len(positions) - 1, 1)
     fps = float(1 / video.time_base)
     metadata = {
@@ -92,8 +88,8 @@ def _timed(video: Video, positions: list[int]) -> tuple[dict[str, Any], float]:
 
 
 def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list[int]:
-    """Positions of the key frames from ``first`` to ``last``, an even number; if there are not
-    two, the last frame is taken, too."""
+    """Positions of the key frames from ``first`` to ``last``, an even number. If there are fewer
+    than two, the last frame is taken, too."""
     keyframes = [position for position in video.keyframes if first <= position <= last]
     if len(keyframes) < qwen.FRAME_FACTOR:
         keyframes = sorted({*(keyframes or [first]), last})

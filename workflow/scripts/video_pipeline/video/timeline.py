@@ -1,4 +1,4 @@
-"""Corrects the times of a stream's packets, so that they go on from the first to the last."""
+"""Corrects the times of a stream's packets, so that they never begin again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AVFMT_TS_DISCONT = 0x0200
 """The flag of a format whose times may begin again (``libavformat/avformat.h``)."""
 
 _NEAR_JOINT = 16
-"""Packets before a joint that may be marked as damaged because the stream does not go on."""
+"""Packets before a joint that may be marked as damaged because the stream breaks off there."""
 
 
 def stamp_of(item: Packet[VideoStream] | Frame) -> int | None:
@@ -31,8 +31,8 @@ def stamp_of(item: Packet[VideoStream] | Frame) -> int | None:
 class Timeline:
     """Corrects packets one after the other, from the first of a file on.
 
-    Where times begin again, as in pieces that were joined byte by byte, they go on instead, as they
-    do in the program ffmpeg. The second field of a frame gets the time of the first.
+    If times begin again, as in pieces that were joined byte by byte, they continue instead, as in
+    the program ffmpeg. The second field of a frame gets the time of the first.
 
     Attributes:
         is_regular: Whether no packet has needed a correction yet.

@@ -30,19 +30,15 @@ _DEFAULTS = {
     "mm_processor_cache_gb": 0,
     "enable_prefix_caching": False,
     "disable_log_stats": True,
-    # Without spaces, which JSON allows and a model may fill its answer with. vLLM wants the backend
-    # to be named for that: this is the one that it would choose first.
+    # Without spaces, which JSON allows and a model may fill its answer with. For that vLLM must
+    # know the backend: this is the one that it would choose first.
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
 
 
 def vllm_config_of(config: Config) -> VllmConfig:
-    """vLLM's configuration for the section ``vllm``.
-
-    Raises:
-        UserError: For settings that vLLM refuses.
-        EnvironmentFault: If the machine or the hub is at fault.
-    """
+    """vLLM's configuration for the section ``vllm``. Raises :class:`UserError` for settings that
+    vLLM refuses, :class:`EnvironmentFault` if the machine or the hub is at fault."""
     check_names("vllm", config.vllm.arguments, ENGINE_ARGUMENTS)
     if config.vllm.arguments.get("worker_extension_cls"):
         raise UserError(
@@ -75,11 +71,11 @@ def _same_normalisation(vllm_config: VllmConfig) -> bool:
     if not model_config.is_multimodal_model:
         return True
     folder = processor_folder(model_config.model, model_config.revision)
-    try:  # without the tokenizer, which takes seconds
+    try:  # Not AutoProcessor: its tokenizer takes seconds.
         image = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
         video = AutoVideoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     except (OSError, ValueError):
-        return False  # not known: then each is normalised by its own
+        return False  # It is not known: then each is normalised by its own processor.
     return all(getattr(image, name, None) == getattr(video, name, None) for name in _NORMALISATION)
 
 
@@ -99,13 +95,13 @@ def sampling_params(config: Config) -> SamplingParams:
 
 
 def lora_request(config: Config) -> LoRARequest | None:
-    """What each request says of the adapter in ``vllm.lora_path``; None without one."""
+    """The part of each request that names the adapter in ``vllm.lora_path``; None without one."""
     path = config.vllm.lora_path
     return LoRARequest(path.name, 1, str(path.absolute())) if path is not None else None
 
 
 def _lora_arguments(config: Config) -> dict[str, Any]:
-    """What vLLM must know ahead of the adapter in ``vllm.lora_path``."""
+    """The engine arguments that the adapter in ``vllm.lora_path`` needs."""
     if config.vllm.lora_path is None:
         return {}
     path = config.vllm.lora_path / "adapter_config.json"
@@ -113,7 +109,7 @@ def _lora_arguments(config: Config) -> dict[str, Any]:
         rank = json.loads(path.read_text(encoding="utf-8"))["r"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"vllm.lora_path: {path} does not tell the rank of an adapter ({error}); the folder "
+            f"vllm.lora_path: {path} does not say the rank of an adapter ({error}); the folder "
             "must hold what peft's save_pretrained writes"
         ) from error
     max_rank = min((limit for limit in LORA_RANKS if limit >= rank), default=None)

@@ -68,9 +68,8 @@ class NoteErrors(logging.Handler):
 
 
 def note_causes(vllm_config: VllmConfig, folder: Path) -> Path | None:
-    """Have the engine's processes write down, in ``folder``, what they die of.
-
-    A logging configuration of the user's stays as it is beside that.
+    """Have the engine's processes write down, in ``folder``, what they die of. The user's logging
+    configuration stays as it is beside that.
 
     Returns:
         The file for :func:`root_cause`; None if the user has turned vLLM's logging off, or has
@@ -106,11 +105,9 @@ def noting(logging_config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def root_cause(path: Path | None) -> Cause | None:
-    """The error in ``path`` that the engine has died of; None if none was noted.
-
-    It is the first of the last burst, because one process takes the others with it; and an
-    exception rather than a message.
-    """
+    """The error in ``path`` that the engine has died of; None if none was noted. It is the first of
+    the last burst, because the other processes die of it, too; and an exception rather than a
+    message."""
     if path is None:
         return None
     try:

@@ -94,12 +94,8 @@ def encoder_cache_size(vllm_config: VllmConfig) -> int:
 
 
 def start_engine(vllm_config: VllmConfig, note_step: Callable[[int, int | None], None]) -> AsyncLLM:
-    """Load the model.
-
-    Args:
-        note_step: Called after each step of a scheduler with the index of its data-parallel engine,
-            and the number of requests that wait there, None if vLLM does not say.
-    """
+    """Load the model. ``note_step`` is called after each step of a scheduler with the index of its
+    data-parallel engine, and the number of requests that wait there, None if vLLM does not say."""
     # The process that feeds the engine gets prepared samples and needs no processor, whose warm-up
     # takes 15 s of CPU beside the engine's start. AsyncLLM starts it with this method.
     BaseRenderer.start_mm_warmup_in_background = lambda self: None  # type: ignore[method-assign]
@@ -254,7 +250,7 @@ def _check() -> None:
         _has(MultiModalFieldElem, "data")
         _has(PlaceholderRange, "offset", "length")
         _has(SchedulerStats, "num_waiting_reqs")
-        StepLogger(lambda index, waiting: None, 0)  # no other method is abstract
+        StepLogger(lambda index, waiting: None, 0)  # No other method is abstract.
         default_logging("INFO", "")
         min(LORA_RANKS)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -54,16 +54,9 @@ class VllmEngine(Engine):
     """vLLM with continuous batching: requests join and leave while others run."""
 
     def __init__(self, config: Config, *, with_videos: bool = True) -> None:
-        """Configure vLLM.
-
-        Args:
-            with_videos: Whether samples have videos. Then the longest one must fit into the model.
-
-        Raises:
-            UserError: For settings that vLLM refuses.
-            EnvironmentFault: If the machine or the hub is at fault.
-        """
-        self._sampling = sampling_params(config)  # first, because it takes no time
+        """See :func:`video_pipeline.engine.create_engine`. Raises :class:`EnvironmentFault` if the
+        machine or the hub is at fault."""
+        self._sampling = sampling_params(config)  # First, because it takes no time.
         self._sampling_under = {UNCONSTRAINED: self._sampling}
         self._vllm_config = vllm_config_of(config)
         model_config = self._vllm_config.model_config
@@ -183,11 +176,8 @@ class VllmEngine(Engine):
         )
 
     async def _output(self, name: str, request: Any, sampling: SamplingParams) -> RequestOutput:
-        """vLLM's answer, or one of our exceptions for its own.
-
-        Raises:
-            _Recoverable: If the same request may succeed when it is repeated.
-        """
+        """vLLM's answer, or one of our exceptions for its own: :class:`_Recoverable` if the same
+        request may succeed when it is repeated."""
         llm = self._llm
         assert llm is not None, "start() comes first"
         try:
@@ -197,7 +187,7 @@ class VllmEngine(Engine):
             raise EngineDead(self._why(error)) from error
         except VLLMClientError as error:
             raise RequestRefused(type(error).__name__, str(error)) from error
-        except Exception as error:  # EngineGenerateError and what else may come
+        except Exception as error:  # EngineGenerateError, and any other.
             if llm.errored:
                 raise EngineDead(self._why(error)) from error
             cause = error.__cause__ or error

@@ -54,8 +54,8 @@ class Renderer:
 
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
         """See :meth:`video_pipeline.engine.base.Preparer.prepare`."""
-        # Without names of our own each process counts its items from 1, two different videos
-        # share a name, and the encoder cache answers for the wrong one.
+        # Without names of our own each process would count its items from 1: two videos would share
+        # a name, and the encoder cache would answer for the wrong one.
         names: dict[int, str] = {}
         requests = {}
         try:
@@ -88,13 +88,11 @@ class Renderer:
 def _check_tokens(request: dict[str, Any], hf_config: Any, prompt_ids: list[int] | None) -> None:
     """Look at what vLLM made of a prompt, beside its media.
 
-    Args:
-        prompt_ids: The prompt, if it came as tokens.
-
     Raises:
-        SpecialTokenError: If a prompt that came as tokens has other ones now. If vLLM does not find
-            a placeholder among them, it turns to their text, in which special tokens act.
-        PlaceholderError: For a placeholder that no medium took.
+        SpecialTokenError: The prompt came as the tokens ``prompt_ids`` and has other ones now. If
+            vLLM does not find a placeholder among them, it turns to their text, in which special
+            tokens act.
+        PlaceholderError: No medium took a placeholder.
     """
     ids = request.get("prompt_token_ids") or []
     text_ids: list[int] = []
@@ -104,7 +102,7 @@ def _check_tokens(request: dict[str, Any], hf_config: Any, prompt_ids: list[int]
         begin = max(begin, media_end)
     text_ids += ids[begin:]
     prompt = iter(prompt_ids or text_ids)
-    if not all(token in prompt for token in text_ids):  # in this order
+    if not all(token in prompt for token in text_ids):  # In this order.
         raise SpecialTokenError("vLLM changes the tokens of this prompt")
     for modality in ("image", "video"):
         if getattr(hf_config, f"{modality}_token_id", None) in text_ids:

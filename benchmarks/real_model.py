@@ -1,6 +1,6 @@
 """Model folders of real size without weights: true dimensions, and a vocabulary as large as Qwen's.
 
-    python -m video_pipeline.testing.real_model DIR
+    python -m benchmarks.real_model DIR
 
 writes ``DIR/qwen2.5-vl-7b``, ``DIR/qwen2.5-vl-3b`` and ``DIR/qwen3-vl-8b`` in some seconds. A
 tokenizer of real size costs time and memory when a process starts; a tiny model hides that.
