@@ -25,7 +25,7 @@ from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.sharding import Sharding, read_sharding
 from video_pipeline.run.statistics import JobStatistics, read_statistics
-from video_pipeline.tasks.base import WHOLE
+from video_pipeline.tasks.base import ONLY_PART
 from video_pipeline.tasks.describe import Describe
 
 PAGE = (PROJECT / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -80,8 +80,8 @@ def test_the_output_is_made_of_the_journal():
         RECORDS.splitlines(keepends=True), ATTEMPT.splitlines()[1:3], strict=True
     ):
         record = orjson.loads(line)
-        entry = ChunkEntry(record["__key"], {WHOLE: ""}, orjson.dumps(record["input"]), {})
-        assert builder.build(entry, {WHOLE: orjson.loads(journaled)}).line == line
+        entry = ChunkEntry(record["__key"], {ONLY_PART: ""}, orjson.dumps(record["input"]), {})
+        assert builder.build(entry, {ONLY_PART: orjson.loads(journaled)}).line == line
 
 
 def test_the_chunk(journal):
