@@ -19,8 +19,9 @@ from video_pipeline.config import Config, load_config
 from video_pipeline.data.registry import create_dataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.errors import UserError
+from video_pipeline.estimate import totals
 from video_pipeline.estimate.counting import CountingPreparer, PromptCost, ShownMedium
-from video_pipeline.estimate.estimate import make_plan, plan_stages, totals
+from video_pipeline.estimate.estimate import make_plan, plan_stages
 from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
 from video_pipeline.gpu.devices import Device
