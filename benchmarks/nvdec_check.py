@@ -103,10 +103,10 @@ def compare(paths: list[str], item: dict[str, Any], until: float) -> dict[str, A
             break
         row = rows[os.path.basename(path)] = {}
         try:
-            card._told.clear()
+            card._logged.clear()
             reader._card = card
             ours, theirs = _timed(path, item, row, "nvdec"), None
-            row["left_to_the_cpu"] = list(card._told)
+            row["left_to_the_cpu"] = list(card._logged)
             reader._card = None
             theirs = _timed(path, item, row, "cpu")
             row["frames"] = len(ours[0])
@@ -154,7 +154,7 @@ def measure(
             reader._card._nvdec.forget()
         reader.read_video({"video": paths[count % len(paths)], **ITEM})
         count += 1
-    told = [] if reader._card is None else sorted(reader._card._told)
+    told = [] if reader._card is None else sorted(reader._card._logged)
     return {
         "clips": count,
         "wall_s": time.time() - began,

@@ -128,10 +128,10 @@ def test_between_the_jobs_of_a_run(failed):
 
 def test_no_snakemake_begins_meanwhile(failed, monkeypatch):
     held = []
-    real = retry_module._errors
+    real = retry_module.find_errors
     monkeypatch.setattr(
         retry_module,
-        "_errors",
+        "find_errors",
         lambda *given: held.append(is_locked(failed.layout.run_lock)) or real(*given),
     )
     retry(failed.run.config)
