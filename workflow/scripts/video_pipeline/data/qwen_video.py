@@ -35,7 +35,7 @@ class QwenVideoDataset(BaseDataset):
     @cached_property
     def prompter(self) -> Prompter:
         """The model's chat template and patch size, loaded when they are first needed."""
-        return Prompter(self.model)
+        return Prompter(self.model, self.chat_template_kwargs)
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         """Complete a video or image item of the messages for the reader.

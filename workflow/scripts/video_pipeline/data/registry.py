@@ -108,4 +108,5 @@ def create_dataset(
             "BaseDataset's takes: def __init__(self, **kwargs), and super().__init__(**kwargs)"
         ) from error
     dataset.video_root = config.video_root
+    dataset.chat_template_kwargs = config.vllm.chat_template_kwargs
     return dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +25,16 @@ class Prompter:
         patch_size: Width of a vision patch in pixels, 14 or 16.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
         """
         Args:
             model: Name or folder of the model.
+            chat_template_kwargs: Switches of its chat template.
 
         Raises:
             OSError, ValueError: it has no processor.
         """
+        self._switches = dict(chat_template_kwargs or {})
         self._processor: Any = None
         self.patch_size = SIMULATED_PATCH_SIZE
         if model != SIMULATED_MODEL:
@@ -84,7 +87,7 @@ class Prompter:
 
     def _render(self, messages: Messages) -> str:
         prompt: str = self._processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True, **self._switches
         )
         return prompt
 
