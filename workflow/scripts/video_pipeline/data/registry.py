@@ -10,6 +10,7 @@ from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.config import Config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.errors import Failure, TaskError, UserError, explain
+from video_pipeline.model.family import is_qwen_vl
 from video_pipeline.tasks.base import Task
 
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
@@ -57,9 +58,19 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
     """The dataset that reads the samples of ``task``: ``run.dataset``, or the task's own.
 
     Raises:
-        UserError: there is no such dataset.
+        UserError: There is no such dataset, or it cannot serve the model.
     """
-    return get_dataset(config.run.dataset or task.dataset_name)
+    from video_pipeline.data.qwen_video import QwenVideoDataset
+
+    name = config.run.dataset or task.dataset_name
+    dataset = get_dataset(name)
+    prepares_for_qwen = getattr(dataset, "read", None) is QwenVideoDataset.read
+    if prepares_for_qwen and is_qwen_vl(config) is False:
+        raise UserError(
+            f"vllm.model: {config.vllm.model} is no Qwen-VL model, and dataset {name!r} prepares "
+            "videos for these alone; take another dataset (run.dataset)"
+        )
+    return dataset
 
 
 def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
-from video_pipeline.model.model import Model
+from video_pipeline.model.model import Model, with_commit
 from video_pipeline.run.changes import JournalSettings
 from video_pipeline.run.fingerprint import fingerprint, settings_digest, settings_of
 from video_pipeline.run.layout import Layout
@@ -118,7 +118,7 @@ class Run:
     @cached_property
     def dataset(self) -> DatasetNeeds:
         """What the dataset wants; imports torch unless another process has found it out."""
-        return DatasetNeeds.of(self.config, self.task)
+        return DatasetNeeds.of(with_commit(self.config, self.commit), self.task)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.engine.base import RequestRefused
+from video_pipeline.engine.vllm.causes import origin_of
 from video_pipeline.engine.vllm.compat import SampleRenderer, VllmConfig, media_of, media_ranges
 from video_pipeline.model.processor import processor_folder
 from video_pipeline.model.prompt import PlaceholderError
@@ -69,7 +70,7 @@ class Renderer:
                 }
                 requests[part] = self._render({**llm_input, "multi_modal_uuids": uuids})
         except Exception as error:
-            raise RequestRefused(type(error).__name__, str(error)) from error
+            raise RequestRefused(*origin_of(error)) from error
         finally:
             self._renderer.forget_media()
         return requests
