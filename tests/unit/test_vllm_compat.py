@@ -154,6 +154,24 @@ def test_where_the_media_of_a_request_are(vllm_config):
     assert list(compat.media_of(text)) == compat.media_ranges(text) == []
 
 
+def test_a_decoded_medium_is_announced_in_a_message(vllm_config):
+    """vLLM writes the family's placeholder for it, and takes the name."""
+    renderer = compat.SampleRenderer(vllm_config)
+    content = [compat.announcement("video", "a"), {"type": "text", "text": "What happens?"}]
+    messages = [{"role": "user", "content": content}]
+    rendered = renderer.render_messages(messages, {})
+    assert rendered == {"prompt": rendered["prompt"]}
+    assert PROMPT in rendered["prompt"]
+    assert rendered["prompt"].endswith("assistant\n")
+    ids = renderer.tokenizer(rendered["prompt"], add_special_tokens=False)["input_ids"]
+    media = llm_input("a")
+    request = renderer.render({**media, **rendered, "prompt_token_ids": ids})
+    assert request["prompt"] == rendered["prompt"]
+    assert compat.media_tokens(request) == [4]
+    image = [{"role": "user", "content": [compat.announcement("image", "b")]}]
+    assert "<|image_pad|>" in renderer.render_messages(image, {})["prompt"]
+
+
 def test_the_largest_item_is_what_vllm_accepts(vllm_config):
     assert (
         compat.encoder_cache_size(vllm_config) == InputProcessor(vllm_config).mm_encoder_cache_size
@@ -237,6 +255,9 @@ def test_the_installed_vllm_lacks_nothing():
         (AsyncLLM, "from_vllm_config"),
         (BaseRenderer, "start_mm_warmup_in_background"),
         (BaseRenderer, "render_cmpl"),
+        (BaseRenderer, "render_messages"),
+        (BaseRenderer, "get_tokenizer"),
+        (compat.PlaceholderRange, "get_num_embeds"),
         (compat.SamplingParams, "verify"),
     ],
 )
@@ -252,6 +273,7 @@ def test_a_missing_attribute_is_found_at_once(monkeypatch, owner, name):
         (AsyncLLM, "from_vllm_config", lambda config: None, "stat_loggers"),
         (BaseRenderer, "render_cmpl", lambda self, prompts: None, "skip_mm_cache"),
         (BaseRenderer, "start_mm_warmup_in_background", lambda self, of: None, "of"),
+        (compat, "ChatParams", lambda template=None: None, "chat_template_kwargs"),
         (compat, "DEFAULT_LOGGING_CONFIG", {"loggers": {}}, "vllm"),
         (compat, "SchedulerStats", dict, "num_waiting_reqs"),
         (compat, "LORA_RANKS", (), "empty"),

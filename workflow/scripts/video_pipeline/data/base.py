@@ -120,7 +120,10 @@ class BaseDataset(Dataset[dict[str, Any]]):
             * ``llm_input``: what vLLM's ``LLM.generate`` takes, as a dict:
 
               * ``prompt``: text with one placeholder of the model for each image and video, or
-                ``prompt_token_ids``;
+                ``prompt_token_ids``; or ``messages``, a conversation of which vLLM makes the
+                prompt with the model's chat template and ``vllm.chat_template_kwargs``: special
+                tokens in its text are plain characters, and its media come in the same order in
+                ``multi_modal_data``;
               * ``multi_modal_data``: ``{"image": [...], "video": [...]}``. An image is a
                 ``PIL.Image`` in RGB. A video is a pair of its frames (uint8, frames x 3 x height x
                 width, in pixels) and its metadata (``fps`` in frames per second,

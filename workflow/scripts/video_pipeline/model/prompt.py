@@ -57,12 +57,9 @@ class Prompter:
             SpecialTokenError: the model's tokenizer cannot keep text and structure apart.
         """
         for message in messages:
-            _check_parts(message)
+            check_parts(message)
         if self._processor is None:
-            turns = (
-                f"<|im_start|>{m['role']}\n{_text(m['content'])}<|im_end|>\n" for m in messages
-            )
-            return {"prompt": "".join(turns)}
+            return {"prompt": plain_prompt(messages)}
         token = self._special.find(messages)
         if token is None:
             return {"prompt": self._render(messages)}
@@ -101,7 +98,9 @@ def is_medium(part: Any) -> bool:
     return isinstance(part, dict) and not part.keys().isdisjoint(_MEDIA)
 
 
-def _check_parts(message: dict[str, Any]) -> None:
+def check_parts(message: dict[str, Any]) -> None:
+    """Check that each part of a message is a text, a video or an image. Raises
+    :class:`TaskError`."""
     parts = message["content"]
     for part in parts if isinstance(parts, list) else []:
         if not (isinstance(part, dict) and part.keys() & set(_PARTS)):
@@ -171,6 +170,22 @@ def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
                 f"the prompt has {written} times {placeholder!r} for {count} videos or images of "
                 "that kind: the model's chat template must write exactly one for each"
             )
+
+
+def prompt_of(llm_input: dict[str, Any]) -> str:
+    """The prompt of an ``llm_input`` for people; of messages, which get their prompt later, a plain
+    one."""
+    if "messages" in llm_input:
+        return plain_prompt(llm_input["messages"])
+    return str(llm_input.get("prompt", ""))
+
+
+def plain_prompt(messages: Messages) -> str:
+    """A prompt of ``messages`` where no model is there whose template could write it."""
+    return "".join(
+        f"<|im_start|>{message['role']}\n{_text(message['content'])}<|im_end|>\n"
+        for message in messages
+    )
 
 
 def _text(content: Any) -> str:

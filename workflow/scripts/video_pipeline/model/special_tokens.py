@@ -75,11 +75,17 @@ class SpecialTokens:
         return first
 
     def encode(
-        self, messages: Messages, token: str, render: Callable[[Messages], str]
+        self,
+        messages: Messages,
+        token: str,
+        render: Callable[[Messages], str],
+        *,
+        add_special_tokens: bool = True,
     ) -> tuple[str, list[int]]:
         """The prompt that ``render`` makes of ``messages``, and its token ids: special tokens of
         the chat template are tokens, those in the text of ``messages`` plain characters. All else
-        has the ids that the tokenizer itself gives it.
+        has the ids that the tokenizer itself gives it. ``add_special_tokens``: it also puts its
+        own around a prompt.
 
         Raises :class:`SpecialTokenError`, which names ``token`` (what :meth:`find` returned), if
         this tokenizer cannot do that.
@@ -95,7 +101,7 @@ class SpecialTokens:
         structure = [self.ids[found] for found in self._pattern.findall(rendered)]
         aliased = self._pattern.sub(lambda found: self._aliases[found[0]], rendered)
         plain, of_alias = self._plain(token)
-        encoding = plain.encode(self._show(aliased))
+        encoding = plain.encode(self._show(aliased), add_special_tokens=add_special_tokens)
         ids = [of_alias.get(id, id) for id in encoding.ids]
         # A tokenizer may put tokens of its own around a prompt, which are marked, and has one for
         # what it does not know.

@@ -97,6 +97,7 @@ class SheetPreparer(Preparer):
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
         """The fields of a :class:`Sheet`; ``image`` as the bytes of a WebP."""
         from video_pipeline.data.model_pictures import all_pictures
+        from video_pipeline.model.prompt import prompt_of
 
         try:
             pictures = all_pictures(llm_inputs.values())
@@ -104,8 +105,7 @@ class SheetPreparer(Preparer):
         except Exception as error:  # A user's own dataset may take anything for a picture.
             raise RequestRefused(type(error).__name__, f"no picture: {explain(error)}") from error
         prompts = {
-            part: str(llm_input.get("prompt", ""))[:PROMPT_CHARACTERS]
-            for part, llm_input in llm_inputs.items()
+            part: prompt_of(llm_input)[:PROMPT_CHARACTERS] for part, llm_input in llm_inputs.items()
         }
         return {"image": image, "count": len(pictures), "prompts": prompts}
 

@@ -81,6 +81,7 @@ class VllmEngine(Engine):
             model_config.quantization,
             settings.get("quantization_config"),
         )
+        self._chat_template_kwargs = config.vllm.chat_template_kwargs
         self._lora = lora_request(config)
         try:
             self._reasoning = reasoning_parser(self._vllm_config)
@@ -101,7 +102,7 @@ class VllmEngine(Engine):
         return encoder_cache_size(self._vllm_config)
 
     def preparer(self) -> Preparer:
-        return VllmPreparer(self._vllm_config)
+        return VllmPreparer(self._vllm_config, self._chat_template_kwargs)
 
     async def start(self, folder: Path) -> None:
         self._causes = note_causes(self._vllm_config, folder)
