@@ -49,28 +49,39 @@ def get_dataset(name: str) -> type[BaseDataset]:
         qwen_video,
         stills,
         text,
+        video,
     )
 
     return _DATASETS.get(name)
 
 
 def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
-    """The dataset that reads the samples of ``task``: ``run.dataset``, or the task's own.
+    """The dataset that reads the samples of ``task``, see :func:`dataset_name`.
 
     Raises:
         UserError: There is no such dataset, or it cannot serve the model.
     """
     from video_pipeline.data.qwen_video import QwenVideoDataset
 
-    name = config.run.dataset or task.dataset_name
+    name = dataset_name(config, task)
     dataset = get_dataset(name)
     prepares_for_qwen = getattr(dataset, "read", None) is QwenVideoDataset.read
     if prepares_for_qwen and is_qwen_vl(config) is False:
         raise UserError(
             f"vllm.model: {config.vllm.model} is no Qwen-VL model, and dataset {name!r} prepares "
-            "videos for these alone; take another dataset (run.dataset)"
+            "videos for these alone; use run.dataset: video"
         )
     return dataset
+
+
+def dataset_name(config: Config, task: Task) -> str:
+    """The name of the dataset that reads the samples of ``task``: ``run.dataset``, the task's own,
+    or the one for the model."""
+    if config.run.dataset is not None:
+        return config.run.dataset
+    if not task.names_dataset and is_qwen_vl(config) is False:
+        return "video"
+    return task.dataset_name
 
 
 def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None:

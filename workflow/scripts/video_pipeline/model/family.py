@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,35 @@ def files_of_model(config: Config) -> Path | None:
 
 
 def is_qwen_vl(config: Config) -> bool | None:
-    """Whether the model is of the Qwen-VL line, by the processor that its files name; None if they
-    do not tell. Raises what :func:`files_of_model` does."""
+    """Whether the model is of the Qwen-VL line; None if its files do not tell. Raises what
+    :func:`files_of_model` does."""
     folder = files_of_model(config)
-    if folder is None:
-        return None
-    for name in ("processor_config", "preprocessor_config", "tokenizer_config"):
-        if processor := _read(folder / f"{name}.json").get("processor_class"):
-            return _PROCESSOR.fullmatch(processor) is not None
+    return None if folder is None else is_qwen_vl_folder(folder)
+
+
+def is_qwen_vl_folder(folder: Path) -> bool | None:
+    """Whether a folder holds a model of the Qwen-VL line, by the processor that its files name;
+    None if they do not tell."""
+    if processor := _processor_class(folder):
+        return _PROCESSOR.fullmatch(processor) is not None
     if model_type := _read(folder / "config.json").get("model_type"):
         return _MODEL_TYPE.fullmatch(model_type) is not None
     return None
+
+
+@cache
+def is_told_one_rate(model: str) -> bool:
+    """Whether the processor of ``model`` gets the rate of sampled frames as a setting, and not with
+    each video: those of Qwen's omni models."""
+    return "Omni" in _processor_class(Path(model))
+
+
+def _processor_class(folder: Path) -> str:
+    """The class of the processor that the files of a model name; empty if they do not."""
+    for name in ("processor_config", "preprocessor_config", "tokenizer_config"):
+        if processor := _read(folder / f"{name}.json").get("processor_class"):
+            return str(processor)
+    return ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from video_pipeline.video.demuxer import explain
 from video_pipeline.video.display import Shown
 from video_pipeline.video.errors import VideoReadError, note_damage
 from video_pipeline.video.nvdec import Nvdec, Unsupported
-from video_pipeline.video.resize import frame_size, resize_frame
+from video_pipeline.video.resize import bounded_size, frame_size, resize_frame
 
 logger = logging.getLogger(__name__)
 
@@ -137,10 +137,10 @@ def target_size(ele: dict[str, Any], nframes: int, shown: Shown) -> tuple[int, i
     ``native``: :func:`frame_size` of the size they are shown in. ``exact``: as many pixels as are
     stored. In either case ``fetch_video`` is told the former where it would not find it itself, so
     that frames are resized once. It cannot be told without the patch size: then they leave in the
-    size they are shown in.
+    size they are shown in, or smaller by ``bound_pixels``.
     """
     if "image_patch_size" not in ele:
-        return shown.size
+        return bounded_size(*shown.size, ele.get("bound_pixels"))
     size = frame_size(ele, nframes, *shown.size)
     leaving = size if ele.get("resize", "native") == "native" else shown.stored_size
     if frame_size(ele, nframes, *leaving) != size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -46,6 +47,14 @@ def frame_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tu
         min_pixels=min_pixels,
         max_pixels=min(ele.get("max_pixels", limit), limit),
     )
+
+
+def bounded_size(height: int, width: int, most: int | None) -> tuple[int, int]:
+    """(height, width) in the same shape with at most ``most`` pixels; None for any number."""
+    if most is None or height * width <= most:
+        return height, width
+    scale = math.sqrt(most / (height * width))
+    return max(int(height * scale), 1), max(int(width * scale), 1)
 
 
 def resize_frame(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from video_pipeline.data.qwen_video import QwenVideoDataset
+from video_pipeline.data.video import VideoDataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.causes import origin_of
 from video_pipeline.engine.vllm.compat import SampleRenderer, VllmConfig, media_of, media_ranges
 from video_pipeline.engine.vllm.conversations import ConversationRenderer
+from video_pipeline.model.family import is_qwen_vl_folder
 from video_pipeline.model.processor import processor_folder
 from video_pipeline.model.prompt import PlaceholderError
 from video_pipeline.model.special_tokens import SpecialTokenError
@@ -44,7 +46,8 @@ class Renderer:
         """Prepare a made-up video: what vLLM, transformers and FFmpeg load when they first need it
         is then loaded for all samples."""
         model = processor_folder(self._model_config.model, self._model_config.revision)
-        dataset = QwenVideoDataset(
+        kind = VideoDataset if is_qwen_vl_folder(Path(model)) is False else QwenVideoDataset
+        dataset = kind(
             samples=(),
             task=None,  # type: ignore[arg-type]  # it is not asked: the messages are made below
             model=model,
@@ -55,7 +58,8 @@ class Renderer:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 clip = write_clip(Path(folder) / "clip.mp4", seconds=0.5)
-                video = dataset.visual({"type": "video", "video": str(clip), "nframes": 2}, {})
+                item = {"type": "video", "video": str(clip), "fps": 2.0, "max_frames": 2}
+                video = dataset.visual(item, {})
                 content = [video, {"type": "text", "text": "What happens?"}]
                 messages = {ONLY_PART: [{"role": "user", "content": content}]}
                 self.prepare(dataset.llm_inputs(messages), "made-up")
