@@ -172,6 +172,20 @@ def test_a_decoded_medium_is_announced_in_a_message(vllm_config):
     assert "<|image_pad|>" in renderer.render_messages(image, {})["prompt"]
 
 
+def test_glm_is_told_times_that_are_not_cut():
+    """vLLM's own method gives whole seconds, whatever the frames."""
+    from vllm.model_executor.models.glm4_1v import Glm4vProcessingInfo
+
+    metadata = {"fps": 10.0, "frames_indices": [0, 4, 8, 12, 16, 20], "do_sample_frames": False}
+    info = Glm4vProcessingInfo.__new__(Glm4vProcessingInfo)
+    info.get_video_processor = lambda: None
+    assert info._get_video_second_idx_glm46v(metadata, 6) == [0, 0, 1]
+    compat._tell_exact_times(SimpleNamespace(info=info))
+    assert info._get_video_second_idx_glm46v(metadata, 6) == [0.0, 0.8, 1.6]
+    compat._tell_exact_times(None)  # as of a text model
+    assert "._get_video_second_idx_glm46v(" in inspect.getsource(Glm4vProcessingInfo)
+
+
 def test_the_largest_item_is_what_vllm_accepts(vllm_config):
     assert (
         compat.encoder_cache_size(vllm_config) == InputProcessor(vllm_config).mm_encoder_cache_size
