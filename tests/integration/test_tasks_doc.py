@@ -73,3 +73,8 @@ def test_the_shipped_stages_are_stages():
 def test_the_shipped_questions_are_three():
     task = load_task(load_config(PROJECT / "config" / "questions.yaml"))
     assert len(task.conversations({"__key": "k", "__video_uri": "a.mp4"})) == 3
+
+
+def test_the_shipped_example_for_a_thinking_model_turns_thinking_off():
+    config = load_config(PROJECT / "config" / "thinking.yaml")
+    assert config.vllm.chat_template_kwargs == {"enable_thinking": False}

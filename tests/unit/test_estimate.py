@@ -91,7 +91,7 @@ def test_measured_tokens_are_those_of_the_pixels(material, family, case, monkeyp
     model = str(material / family)
     sample = task_sample("key", case, config)
     dataset = create_dataset(config, load_task(config), [sample], model)
-    preparer = CountingPreparer(model)
+    preparer = CountingPreparer(config, model)
     preparer.start()
     (counted,) = preparer.prepare(
         {ONLY_PART: preparer.read(dataset, 0)["llm_input"]}, "key"
@@ -128,13 +128,13 @@ def test_a_dataset_that_looks_at_pixels_gets_them(here, material):
     dataset = create_dataset(
         config, task, [task_sample("key", {"path": "wide.mp4"}, config)], "simulated"
     )
-    item = CountingPreparer("simulated").read(dataset, 0)
+    item = CountingPreparer(config, "simulated").read(dataset, 0)
     assert dataset.brightness > 0
     assert not item["llm_input"]["multi_modal_data"]["video"][0][0].is_meta
 
 
 def test_what_the_processor_cannot_take_is_refused(material):
-    preparer = CountingPreparer(str(material / FAMILIES[0]))
+    preparer = CountingPreparer(load_config({}), str(material / FAMILIES[0]))
     llm_input = {"prompt": "<|video_pad|>", "multi_modal_data": {"video": [7]}}
     with pytest.raises(RequestRefused) as refused:
         preparer.prepare({ONLY_PART: llm_input}, "key")
@@ -272,7 +272,7 @@ def test_a_model_that_is_not_here(monkeypatch):
 
 def test_a_folder_without_a_processor(tmp_path):
     with pytest.raises(UserError, match=f"cannot load the processor of {tmp_path}"):
-        CountingPreparer(str(tmp_path)).start()
+        CountingPreparer(load_config({}), str(tmp_path)).start()
 
 
 def spend(journal: Path, number: int, **values) -> None:

@@ -154,6 +154,38 @@ def test_where_the_media_of_a_request_are(vllm_config):
     assert list(compat.media_of(text)) == compat.media_ranges(text) == []
 
 
+def test_a_decoded_medium_is_announced_in_a_message(vllm_config):
+    """vLLM writes the family's placeholder for it, and takes the name."""
+    renderer = compat.SampleRenderer(vllm_config)
+    content = [compat.announcement("video", "a"), {"type": "text", "text": "What happens?"}]
+    messages = [{"role": "user", "content": content}]
+    rendered = renderer.render_messages(messages, {})
+    assert rendered == {"prompt": rendered["prompt"]}
+    assert PROMPT in rendered["prompt"]
+    assert rendered["prompt"].endswith("assistant\n")
+    ids = renderer.tokenizer(rendered["prompt"], add_special_tokens=False)["input_ids"]
+    media = llm_input("a")
+    request = renderer.render({**media, **rendered, "prompt_token_ids": ids})
+    assert request["prompt"] == rendered["prompt"]
+    assert compat.media_tokens(request) == [4]
+    image = [{"role": "user", "content": [compat.announcement("image", "b")]}]
+    assert "<|image_pad|>" in renderer.render_messages(image, {})["prompt"]
+
+
+def test_glm_is_told_times_that_are_not_cut():
+    """vLLM's own method gives whole seconds, whatever the frames."""
+    from vllm.model_executor.models.glm4_1v import Glm4vProcessingInfo
+
+    metadata = {"fps": 10.0, "frames_indices": [0, 4, 8, 12, 16, 20], "do_sample_frames": False}
+    info = Glm4vProcessingInfo.__new__(Glm4vProcessingInfo)
+    info.get_video_processor = lambda: None
+    assert info._get_video_second_idx_glm46v(metadata, 6) == [0, 0, 1]
+    compat._tell_exact_times(SimpleNamespace(info=info))
+    assert info._get_video_second_idx_glm46v(metadata, 6) == [0.0, 0.8, 1.6]
+    compat._tell_exact_times(None)  # as of a text model
+    assert "._get_video_second_idx_glm46v(" in inspect.getsource(Glm4vProcessingInfo)
+
+
 def test_the_largest_item_is_what_vllm_accepts(vllm_config):
     assert (
         compat.encoder_cache_size(vllm_config) == InputProcessor(vllm_config).mm_encoder_cache_size
@@ -237,6 +269,9 @@ def test_the_installed_vllm_lacks_nothing():
         (AsyncLLM, "from_vllm_config"),
         (BaseRenderer, "start_mm_warmup_in_background"),
         (BaseRenderer, "render_cmpl"),
+        (BaseRenderer, "render_messages"),
+        (BaseRenderer, "get_tokenizer"),
+        (compat.PlaceholderRange, "get_num_embeds"),
         (compat.SamplingParams, "verify"),
     ],
 )
@@ -252,6 +287,7 @@ def test_a_missing_attribute_is_found_at_once(monkeypatch, owner, name):
         (AsyncLLM, "from_vllm_config", lambda config: None, "stat_loggers"),
         (BaseRenderer, "render_cmpl", lambda self, prompts: None, "skip_mm_cache"),
         (BaseRenderer, "start_mm_warmup_in_background", lambda self, of: None, "of"),
+        (compat, "ChatParams", lambda template=None: None, "chat_template_kwargs"),
         (compat, "DEFAULT_LOGGING_CONFIG", {"loggers": {}}, "vllm"),
         (compat, "SchedulerStats", dict, "num_waiting_reqs"),
         (compat, "LORA_RANKS", (), "empty"),

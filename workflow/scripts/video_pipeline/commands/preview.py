@@ -25,10 +25,11 @@ from video_pipeline.data.registry import create_dataset, dataset_of
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
 from video_pipeline.errors import Failure, UserError, explain
+from video_pipeline.estimate.counting import PromptCounter
 from video_pipeline.gpu.leases import lease_for
 from video_pipeline.model.processor import SIMULATED_MODEL, dataset_model
-from video_pipeline.model.prompt import check_processor, special_tokens
-from video_pipeline.model.token_count import count_tokens
+from video_pipeline.model.prompt import check_processor, prompt_of, special_tokens
+from video_pipeline.model.token_count import TokenCount
 from video_pipeline.report.contact_sheet import all_pictures, contact_sheet
 from video_pipeline.run.answers import cut_off_at, why_no_answer
 from video_pipeline.run.run import DatasetNeeds
@@ -110,11 +111,12 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
             engine = _engine(config, task)
         model = engine.dataset_model if engine else dataset_model(config)
         llm_inputs = _llm_inputs(config, task, sample, conversations, model)
+        counter = PromptCounter(config, model)
         for part, messages in conversations.items():
             console.rule(f"messages of {printable(part or task.name)}")
             _show_json(console, messages)
             console.rule("prompt")
-            _show_prompt(console, model, llm_inputs[part])
+            _show_prompt(console, counter, model, llm_inputs[part])
         _show_pictures(console, llm_inputs.values(), sheet)
         if engine is not None:
             constraints = {part: Constraints.of(task, part) for part in llm_inputs}
@@ -172,24 +174,35 @@ def _llm_inputs(
     return llm_inputs
 
 
-def _show_prompt(console: Console, model: str, llm_input: dict[str, Any]) -> None:
-    text, ids = (llm_input.get(name) for name in ("prompt", "prompt_token_ids"))
+def _show_prompt(
+    console: Console, counter: PromptCounter, model: str, llm_input: dict[str, Any]
+) -> None:
+    if "messages" in llm_input and model != SIMULATED_MODEL:
+        try:
+            request = counter.request(llm_input)
+        except (Failure, RequestRefused) as error:
+            console.print(f"prompt: not known: {error}")
+            return
+        console.print(printable(request.get("prompt")))
+        console.print(_tokens(counter.of_request(request)))
+        return
+    text, ids = prompt_of(llm_input), llm_input.get("prompt_token_ids")
     console.print(printable(text))
-    if model != SIMULATED_MODEL and text is not None and ids is not None:
+    if model == SIMULATED_MODEL:
+        console.print("tokens: not known without a model")
+        return
+    if ids is not None:
         tokens = special_tokens(model).plain(text, ids)  # They look special, and are text.
         if tokens:
             plain = ", ".join(map(printable, tokens))
             console.print(f"plain characters in the text of a message: {plain}")
-    console.print(_tokens(model, llm_input))
-
-
-def _tokens(model: str, llm_input: dict[str, Any]) -> str:
-    if model == SIMULATED_MODEL:
-        return "tokens: not known without a model"
     try:
-        count = count_tokens(model, llm_input)
+        console.print(_tokens(counter.count(llm_input)))
     except Exception as error:  # A user's own dataset may hand anything to the processor.
-        return f"tokens: the model's processor refuses this input: {explain(error)}"
+        console.print(f"tokens: the model's processor refuses this input: {explain(error)}")
+
+
+def _tokens(count: TokenCount) -> str:
     return f"tokens: {count.prompt} in the prompt, {count.visual} of them visual"
 
 

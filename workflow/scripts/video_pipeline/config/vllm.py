@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from video_pipeline.config.section import Count, Name, Section
 from video_pipeline.config.vllm_names import wrong_names
+
+FIXED_TEMPLATE_KWARGS = frozenset({"add_generation_prompt", "return_dict", "tokenize"})
+"""Arguments of a chat template that have one value here."""
 
 
 class VllmSection(Section):
@@ -45,6 +48,18 @@ class Vllm(VllmSection):
     lora_path: Path | None = Field(
         default=None, description="Folder of a LoRA adapter for the model. `null`: none."
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={},
+        description="Switches of the model's chat template, for every prompt: `{enable_thinking: "
+        "false}` has a thinking model answer at once.",
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _prompts_stay_text(cls, switches: dict[str, Any]) -> dict[str, Any]:
+        for name in FIXED_TEMPLATE_KWARGS.intersection(switches):
+            raise ValueError(f"vllm.chat_template_kwargs.{name}: the pipeline sets this itself")
+        return switches
 
     @property
     def gpus_per_job(self) -> int:
@@ -54,7 +69,7 @@ class Vllm(VllmSection):
     @property
     def arguments(self) -> dict[str, Any]:
         """All engine arguments, as vLLM gets them."""
-        return self.model_dump(exclude={"lora_path"})
+        return self.model_dump(exclude={"lora_path", "chat_template_kwargs"})
 
 
 class Sampling(VllmSection):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
@@ -45,6 +46,8 @@ class BaseDataset(Dataset[dict[str, Any]]):
             task's messages show, the video, ``video_start`` and ``video_end``. If the value of one
             changes, the sample is inferred again.
         video_root: The folder that relative paths in messages start from; set after ``__init__``.
+        chat_template_kwargs: ``vllm.chat_template_kwargs``, for the :class:`Prompter` of a dataset
+            that makes prompts; set after ``__init__``.
         samples: The samples: dicts, the input object plus ``__key`` (text) and ``__video_uri``
             (an absolute path or an address). They are read lazily, so keep none.
         task: The task; ``task.messages(sample)`` gives the checked conversation,
@@ -59,6 +62,7 @@ class BaseDataset(Dataset[dict[str, Any]]):
     needs_video: bool = True
     sample_fields: tuple[str, ...] = ()
     video_root: str = ""
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
@@ -116,7 +120,10 @@ class BaseDataset(Dataset[dict[str, Any]]):
             * ``llm_input``: what vLLM's ``LLM.generate`` takes, a dict with the entries below.
 
             ``prompt`` is text with one placeholder of the model for each image and video. A dataset
-            may give ``prompt_token_ids`` instead.
+            may give ``prompt_token_ids`` instead, or ``messages``: a conversation of which vLLM
+            makes the prompt with the model's chat template and ``vllm.chat_template_kwargs``.
+            Special tokens in its text are plain characters, and its media come in the same order
+            in ``multi_modal_data``.
 
             ``multi_modal_data`` is ``{"image": [...], "video": [...]}``. An image is in RGB, as
             ``PIL.Image``. A video is a pair of its frames (uint8, frames x 3 x height x width, in

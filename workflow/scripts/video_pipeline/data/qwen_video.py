@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from video_pipeline.data.base import BaseDataset, item
+from video_pipeline.data.media import MediaDataset, segment_of
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.model.prompt import Prompter, check_placeholders
-from video_pipeline.samples.input import video_uri
 from video_pipeline.tasks.base import Messages
 
 
 @register_dataset("qwen_video")
-class QwenVideoDataset(BaseDataset):
+class QwenVideoDataset(MediaDataset):
     """Reads the videos and images of the task's messages with
     ``qwen_vl_utils.process_vision_info``: any number of each, by path or address.
 
@@ -24,18 +23,10 @@ class QwenVideoDataset(BaseDataset):
 
     version = 2
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        sample = self.samples[i]
-        conversations = {
-            part: [self._complete(message, sample) for message in messages]
-            for part, messages in self.task.conversations(sample).items()
-        }
-        return item(sample, self.llm_inputs(conversations))
-
     @cached_property
     def prompter(self) -> Prompter:
         """The model's chat template and patch size, loaded when they are first needed."""
-        return Prompter(self.model)
+        return Prompter(self.model, self.chat_template_kwargs)
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         """Complete a video or image item of the messages for the reader.
@@ -51,40 +42,11 @@ class QwenVideoDataset(BaseDataset):
         if "image" in part:
             sizes = {name: self.vision_kwargs.get(name) for name in ("min_pixels", "max_pixels")}
             return {**{name: size for name, size in sizes.items() if size is not None}, **part}
-        segment = {
-            name: sample[name]
-            for name in ("video_start", "video_end")
-            if sample.get(name) is not None
-        }
         reader = {"image_patch_size": self.prompter.patch_size}
-        defaults = {**self.vision_kwargs, **segment, **reader}
+        defaults = {**self.vision_kwargs, **segment_of(sample), **reader}
         if "nframes" in part:  # qwen-vl-utils accepts either fps or nframes.
             defaults.pop("fps", None)
         return {**defaults, **part}
-
-    def _complete(self, message: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(message["content"], list):
-            return message
-        return {
-            **message,
-            "content": [
-                self.visual(self._located(part), sample)
-                if isinstance(part, dict) and ("video" in part or "image" in part)
-                else part
-                for part in message["content"]
-            ],
-        }
-
-    def _located(self, part: dict[str, Any]) -> dict[str, Any]:
-        """Make relative paths in ``part`` absolute. ``__video_uri`` is absolute already; other
-        fields of a sample need not be."""
-        kind = "video" if "video" in part else "image"
-        media = part[kind]
-        if isinstance(media, str) and not media.startswith("data:"):
-            return {**part, kind: video_uri(media, self.video_root)}
-        if isinstance(media, list):
-            return {**part, kind: [video_uri(image, self.video_root) for image in media]}
-        return part
 
     def llm_inputs(self, conversations: dict[str, Messages]) -> dict[str, dict[str, Any]]:
         """Make the prompt and read the media of each conversation.

@@ -10,6 +10,7 @@ from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.config import Config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.errors import Failure, TaskError, UserError, explain
+from video_pipeline.model.family import is_qwen_vl
 from video_pipeline.tasks.base import Task
 
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
@@ -39,15 +40,38 @@ def register_dataset(name: str) -> Callable[[type[D]], type[D]]:
 def get_dataset(name: str) -> type[BaseDataset]:
     """The dataset registered as ``name``. Raises :class:`UserError`, with the known names, if there
     is none."""
-    from video_pipeline.data import clips, frames, qwen_video, stills, text  # noqa: F401
+    from video_pipeline.data import clips, frames, qwen_video, stills, text, video  # noqa: F401
 
     return _DATASETS.get(name)
 
 
 def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
-    """The dataset that reads the samples of ``task``: ``run.dataset``, or the task's own. Raises
-    :class:`UserError` if there is no such dataset."""
-    return get_dataset(config.run.dataset or task.dataset_name)
+    """The dataset that reads the samples of ``task``, see :func:`dataset_name`.
+
+    Raises:
+        UserError: There is no such dataset, or it cannot serve the model.
+    """
+    from video_pipeline.data.qwen_video import QwenVideoDataset
+
+    name = dataset_name(config, task)
+    dataset = get_dataset(name)
+    prepares_for_qwen = getattr(dataset, "read", None) is QwenVideoDataset.read
+    if prepares_for_qwen and is_qwen_vl(config) is False:
+        raise UserError(
+            f"vllm.model: {config.vllm.model} is no Qwen-VL model, and dataset {name!r} prepares "
+            "videos for these alone; use run.dataset: video"
+        )
+    return dataset
+
+
+def dataset_name(config: Config, task: Task) -> str:
+    """The name of the dataset that reads the samples of ``task``: ``run.dataset``, the task's own,
+    or the one for the model."""
+    if config.run.dataset is not None:
+        return config.run.dataset
+    if not task.names_dataset and is_qwen_vl(config) is False:
+        return "video"
+    return task.dataset_name
 
 
 def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None:
@@ -88,4 +112,5 @@ def create_dataset(
             "BaseDataset's takes: def __init__(self, **kwargs), and super().__init__(**kwargs)"
         ) from error
     dataset.video_root = config.video_root
+    dataset.chat_template_kwargs = config.vllm.chat_template_kwargs
     return dataset

@@ -38,4 +38,4 @@ class TextDataset(BaseDataset):
     @cached_property
     def prompter(self) -> Prompter:
         """The model's chat template, loaded when first needed."""
-        return Prompter(self.model)
+        return Prompter(self.model, self.chat_template_kwargs)

@@ -17,6 +17,7 @@ from video_pipeline.engine.base import (
     RequestRefused,
 )
 from video_pipeline.model.processor import SIMULATED_MODEL
+from video_pipeline.model.prompt import prompt_of
 
 _PIXELS_PER_TOKEN = 28 * 28 * 2
 
@@ -83,7 +84,7 @@ def count_tokens(llm_input: dict[str, Any]) -> int:
         for frames, _ in llm_input.get("multi_modal_data", {}).get("video", [])
         if hasattr(frames, "shape")
     )
-    return len(llm_input["prompt"]) // 4 + pixels // _PIXELS_PER_TOKEN
+    return len(prompt_of(llm_input)) // 4 + pixels // _PIXELS_PER_TOKEN
 
 
 class SimulatedPreparer(Preparer):

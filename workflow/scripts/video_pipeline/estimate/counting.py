@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from video_pipeline.config import Config
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure
 from video_pipeline.model.processor import SIMULATED_MODEL
 from video_pipeline.model.prompt import check_processor
 from video_pipeline.model.token_count import TokenCount, count_tokens
+from video_pipeline.tasks.base import ONLY_PART
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset
@@ -35,11 +39,56 @@ class PromptCost:
     media: tuple[ShownMedium, ...]  # conversations that show the same one share the object
 
 
+class PromptCounter:
+    """Counts the tokens of prompts with their media."""
+
+    def __init__(self, config: Config, model: str) -> None:
+        """``model``: ``dataset_model`` of the engine of ``config``."""
+        self._config = config
+        self._model = model
+
+    def count(self, llm_input: dict[str, Any]) -> TokenCount:
+        """The tokens of an ``llm_input``: the model's processor counts them, or, if it holds
+        messages, the engine's own preparation."""
+        if self._model == SIMULATED_MODEL:
+            from video_pipeline.engine import simulated
+
+            text = simulated.count_tokens({**llm_input, "multi_modal_data": {}})
+            prompt = simulated.count_tokens(llm_input)
+            return TokenCount(prompt, prompt - text, 0)
+        if "messages" in llm_input:
+            return self.of_request(self.request(llm_input))
+        return count_tokens(self._model, llm_input)
+
+    def request(self, llm_input: dict[str, Any]) -> dict[str, Any]:
+        """What the engine would be asked. Needs the engine's libraries, and no GPU."""
+        (request,) = self._preparer.prepare({ONLY_PART: llm_input}, "counted").values()
+        return dict(request)
+
+    def of_request(self, request: dict[str, Any]) -> TokenCount:
+        """The tokens of a :meth:`request`."""
+        from video_pipeline.engine.vllm.compat import media_tokens
+
+        of_media = media_tokens(request)
+        tokens = len(request["prompt_token_ids"])
+        return TokenCount(tokens, sum(of_media), max(of_media, default=0))
+
+    @cached_property
+    def _preparer(self) -> Preparer:
+        from video_pipeline.engine import create_engine
+
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # It has much to say.
+        preparer = create_engine(self._config, with_videos=False).preparer()
+        preparer.start()
+        return preparer
+
+
 class CountingPreparer(Preparer):
     """Counts the tokens of what a dataset made of a sample, in place of the engine's part."""
 
-    def __init__(self, model: str) -> None:
-        """``model``: ``dataset_model`` of the engine."""
+    def __init__(self, config: Config, model: str) -> None:
+        """``model``: ``dataset_model`` of the engine of ``config``."""
+        self._counter = PromptCounter(config, model)
         self._model = model
 
     def start(self) -> None:
@@ -68,20 +117,13 @@ class CountingPreparer(Preparer):
                 for item in shown:
                     media.setdefault(id(item), _medium(item))
                 counted[part] = PromptCost(
-                    self._count(llm_input), tuple(media[id(item)] for item in shown)
+                    self._counter.count(llm_input), tuple(media[id(item)] for item in shown)
                 )
+        except (Failure, RequestRefused):
+            raise
         except Exception as error:
             raise RequestRefused(type(error).__name__, str(error)) from error
         return counted
-
-    def _count(self, llm_input: dict[str, Any]) -> TokenCount:
-        if self._model == SIMULATED_MODEL:
-            from video_pipeline.engine import simulated
-
-            text = simulated.count_tokens({"prompt": llm_input["prompt"]})
-            prompt = simulated.count_tokens(llm_input)
-            return TokenCount(prompt, prompt - text, 0)
-        return count_tokens(self._model, llm_input)
 
 
 def _items(llm_input: dict[str, Any]) -> list[Any]:

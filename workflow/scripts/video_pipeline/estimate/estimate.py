@@ -148,7 +148,7 @@ def _look(
     limit."""
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
-    spec = WorkerSpec(own, chunk.path, chunk.seal, model, CountingPreparer(model), folder)
+    spec = WorkerSpec(own, chunk.path, chunk.seal, model, CountingPreparer(own, model), folder)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
         limit = None if simulated else engine.submit(_max_item_tokens, own)
         asyncio.run(_look_at_all(spec, chunk, positions, threads, totals, limit))

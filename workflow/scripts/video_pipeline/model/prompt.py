@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,16 @@ class Prompter:
         patch_size: Width of a vision patch in pixels, 14 or 16.
     """
 
-    def __init__(self, model: str) -> None:
-        """``model``: name or folder. Raises :class:`OSError` or :class:`ValueError` if it has no
-        processor."""
+    def __init__(self, model: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            model: Name or folder of the model.
+            chat_template_kwargs: Switches of its chat template.
+
+        Raises:
+            OSError, ValueError: it has no processor.
+        """
+        self._switches = dict(chat_template_kwargs or {})
         self._processor: Any = None
         self.patch_size = SIMULATED_PATCH_SIZE
         if model != SIMULATED_MODEL:
@@ -49,12 +57,9 @@ class Prompter:
             SpecialTokenError: The model's tokenizer cannot keep text and structure apart.
         """
         for message in messages:
-            _check_parts(message)
+            check_parts(message)
         if self._processor is None:
-            turns = (
-                f"<|im_start|>{m['role']}\n{_text(m['content'])}<|im_end|>\n" for m in messages
-            )
-            return {"prompt": "".join(turns)}
+            return {"prompt": plain_prompt(messages)}
         token = self._special.find(messages)
         if token is None:
             return {"prompt": self._render(messages)}
@@ -75,7 +80,7 @@ class Prompter:
 
     def _render(self, messages: Messages) -> str:
         prompt: str = self._processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True, **self._switches
         )
         return prompt
 
@@ -89,7 +94,9 @@ def is_medium(part: Any) -> bool:
     return isinstance(part, dict) and not part.keys().isdisjoint(_MEDIA)
 
 
-def _check_parts(message: dict[str, Any]) -> None:
+def check_parts(message: dict[str, Any]) -> None:
+    """Check that each part of a message is a text, a video or an image. Raises
+    :class:`TaskError`."""
     parts = message["content"]
     for part in parts if isinstance(parts, list) else []:
         if not (isinstance(part, dict) and part.keys() & set(_PARTS)):
@@ -152,6 +159,22 @@ def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
                 f"the prompt has {written} times {placeholder!r} for {count} videos or images of "
                 "that kind: the model's chat template must write exactly one for each"
             )
+
+
+def prompt_of(llm_input: dict[str, Any]) -> str:
+    """The prompt of an ``llm_input`` for people; of messages, which get their prompt later, a plain
+    one."""
+    if "messages" in llm_input:
+        return plain_prompt(llm_input["messages"])
+    return str(llm_input.get("prompt", ""))
+
+
+def plain_prompt(messages: Messages) -> str:
+    """A prompt of ``messages`` where no model is there whose template could write it."""
+    return "".join(
+        f"<|im_start|>{message['role']}\n{_text(message['content'])}<|im_end|>\n"
+        for message in messages
+    )
 
 
 def _text(content: Any) -> str:

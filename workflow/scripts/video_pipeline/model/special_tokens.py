@@ -76,11 +76,17 @@ class SpecialTokens:
         return first
 
     def encode(
-        self, messages: Messages, token: str, render: Callable[[Messages], str]
+        self,
+        messages: Messages,
+        token: str,
+        render: Callable[[Messages], str],
+        *,
+        add_special_tokens: bool = True,
     ) -> tuple[str, list[int]]:
         """The prompt that ``render`` makes of ``messages``, and its token ids: special tokens of
         the chat template are tokens, those in the text of ``messages`` plain characters. All else
-        has the ids that the tokenizer itself gives it.
+        has the ids that the tokenizer itself gives it. ``add_special_tokens``: it also puts its
+        own around a prompt.
 
         Raises :class:`SpecialTokenError`, which names ``token`` (what :meth:`find` returned), if
         this tokenizer cannot do that.
@@ -97,7 +103,7 @@ class SpecialTokens:
             raise _refused(token, f"{type(self._tokenizer).__name__} has no way to do it")
         aliased = self._pattern.sub(lambda match: self._aliases[match[0]], rendered)
         plain, of_alias = self._plain
-        encoding = plain.encode(self._show(aliased))
+        encoding = plain.encode(self._show(aliased), add_special_tokens=add_special_tokens)
         ids = [of_alias.get(id, id) for id in encoding.ids]
         # A tokenizer may put tokens of its own around a prompt, which are marked, and has a token
         # for text that it does not know.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
+from video_pipeline.model.family import is_qwen_vl
 
 MERGE_SIZE = 2
 """Patches merged into one token along each side (Qwen2-VL, Qwen2.5-VL, Qwen3-VL alike)."""
@@ -45,7 +46,14 @@ def visual_tokens(config: Config, patch_size: int) -> int:
 
 
 def check_budget(config: Config, patch_size: int) -> None:
-    """Raise :class:`UserError`, with the numbers, if the worst case does not fit into the model."""
+    """Compare the worst case with the model's length, if qwen-vl-utils sizes the videos. Other
+    families size them by themselves, and vLLM refuses what does not fit.
+
+    Raises:
+        UserError: If it is longer, with the numbers.
+    """
+    if config.run.dataset == "video" or is_qwen_vl(config) is False:
+        return
     visual = visual_tokens(config, patch_size)
     needed = visual + TEXT_TOKENS + config.most_tokens
     if needed > config.vllm.max_model_len:

@@ -23,6 +23,7 @@ from video_pipeline.decode.preparing import READER, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure, explain
 from video_pipeline.model.processor import dataset_model
+from video_pipeline.model.prompt import prompt_of
 from video_pipeline.report.contact_sheet import Picture, all_pictures, contact_sheet
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.input import task_sample
@@ -90,8 +91,7 @@ class SheetPreparer(Preparer):
         except Exception as error:  # A user's own dataset may take anything for a picture.
             raise RequestRefused(type(error).__name__, f"no picture: {explain(error)}") from error
         prompts = {
-            part: str(llm_input.get("prompt", ""))[:PROMPT_CHARACTERS]
-            for part, llm_input in llm_inputs.items()
+            part: prompt_of(llm_input)[:PROMPT_CHARACTERS] for part, llm_input in llm_inputs.items()
         }
         return {"image": image, "count": len(pictures), "prompts": prompts}
 

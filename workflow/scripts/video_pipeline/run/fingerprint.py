@@ -56,6 +56,7 @@ NEUTRAL_ENGINE_ARGUMENTS = frozenset(
 
 BASELINE: dict[str, Any] = {
     "vllm.allowed_local_media_path": "",
+    "vllm.chat_template_kwargs": {},
     "vllm.config_format": "auto",
     "vllm.dtype": "auto",
     "vllm.generation_config": "auto",

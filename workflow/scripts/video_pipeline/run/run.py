@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError
-from video_pipeline.model.model import Model
+from video_pipeline.model.model import Model, with_commit
 from video_pipeline.run.changes import JournalSettings
 from video_pipeline.run.fingerprint import fingerprint, settings_digest, settings_of
 from video_pipeline.run.layout import Layout
@@ -59,8 +59,8 @@ class DatasetNeeds:
         # These import torch.
         from video_pipeline.data.base import BaseDataset
         from video_pipeline.data.frames import FramesDataset
-        from video_pipeline.data.qwen_video import QwenVideoDataset
-        from video_pipeline.data.registry import check_params, dataset_of
+        from video_pipeline.data.media import MediaDataset
+        from video_pipeline.data.registry import check_params, dataset_name, dataset_of
         from video_pipeline.video import READER_VERSION
 
         task = task or load_task(config)
@@ -69,13 +69,13 @@ class DatasetNeeds:
         title = f"dataset {dataset.__name__}"
         own, inherited = (_function_of_expand(kind, title) for kind in (dataset, BaseDataset))
         return cls(
-            config.run.dataset or task.dataset_name,
+            dataset_name(config, task),
             dataset.version,
             READER_VERSION,
             needs_video=dataset.needs_video,
             expands=own is not inherited,
             sample_fields=checked_names(dataset.sample_fields, f"{title}: sample_fields"),
-            reads_files=dataset.needs_video and issubclass(dataset, QwenVideoDataset),
+            reads_files=dataset.needs_video and issubclass(dataset, MediaDataset),
             reads_patterns=issubclass(dataset, FramesDataset),
         )
 
@@ -101,7 +101,7 @@ class Run:
     @cached_property
     def dataset(self) -> DatasetNeeds:
         """What the dataset wants; imports torch unless another process has found it out."""
-        return DatasetNeeds.of(self.config, self.task)
+        return DatasetNeeds.of(with_commit(self.config, self.commit), self.task)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

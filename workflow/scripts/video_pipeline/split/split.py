@@ -31,7 +31,7 @@ from video_pipeline.config.vllm_version import warn_if_untried
 from video_pipeline.errors import UserError
 from video_pipeline.journal.format import count_answers
 from video_pipeline.journal.index import NO_RECORD, JournalIndex, location_at, read_index
-from video_pipeline.model.model import Model
+from video_pipeline.model.model import Model, with_commit
 from video_pipeline.model.token_budget import check_budget_of_model
 from video_pipeline.run.changes import JournalSettings, consequences
 from video_pipeline.run.chunks import ChunkEntry, finished_line
@@ -87,7 +87,7 @@ class _Split:
         if num_processes > 1 and _is_large(config.data.input_jsonl):
             # torch stays in a process of its own: it would be half of what this one holds
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                run.dataset = pool.submit(DatasetNeeds.of, config).result()
+                run.dataset = pool.submit(DatasetNeeds.of, with_commit(config, run.commit)).result()
         if run.dataset.needs_video:
             check_budget_of_model(config)
         if config.run.engine == "vllm":

@@ -27,7 +27,8 @@ class Task(ABC):
 
     Attributes:
         name: The name in ``run.task``.
-        dataset_name: The dataset that reads the samples of this task.
+        dataset_name: The dataset that reads the samples of this task. A task that does not name
+            one gets ``qwen_video`` for models of the Qwen-VL line, and ``video`` for any other.
         output_schema: A pydantic model or a JSON Schema that every answer must follow, or None for
             free text. The engine generates nothing else, and :meth:`parse` gets the object.
         in_messages: The ``task_params`` that act on :meth:`build_messages` alone. A change of one
@@ -43,6 +44,12 @@ class Task(ABC):
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         self.params = params or {}
+
+    @property
+    def names_dataset(self) -> bool:
+        """Whether the task itself says which dataset reads its samples."""
+        classes = [cls for cls in type(self).__mro__ if cls is not Task]
+        return any("dataset_name" in vars(owner) for owner in (self, *classes))
 
     @abstractmethod
     def build_messages(self, sample: dict[str, Any]) -> Messages | dict[str, Messages]:

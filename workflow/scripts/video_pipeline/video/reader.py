@@ -29,13 +29,15 @@ import ctypes
 import logging
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import av
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from video_pipeline.errors import UserError
@@ -48,7 +50,7 @@ from video_pipeline.video.display import Shown
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.nvdec import Card, NoCard, Nvdec
 from video_pipeline.video.resize import resize_frame, stack_frames, target_size
-from video_pipeline.video.sampling import sample_frames
+from video_pipeline.video.sampling import Choose, chosen_frames, sample_frames
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,10 @@ MOST_FAILURES = 3
 KEPT_BYTES = 1 << 29
 """Bytes of a freed block, at most, that are kept for the next video. Frames of 20,480 visual tokens
 (28 x 28 pixels of two frames each) are 385 MB as floats."""
+
+
+Sample = Callable[[dict[str, Any], Video], tuple[list[int], dict[str, Any], float]]
+"""Chooses frames of the video that an item names, see :func:`sample_frames`."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ def register_reader() -> None:
     """Make ``process_vision_info`` read videos with :func:`read_video`, and images with
     :func:`video_pipeline.video.access.read_image`, in this process. Raises :class:`UserError` if
     the installed qwen-vl-utils does not allow that."""
-    qwen.use_readers(read_video, _upright_image)
+    qwen.use_readers(read_video, upright_image)
     _keep_memory()
     # Nothing is logged, but exceptions carry the last error that FFmpeg logged.
     av.logging.set_level(av.logging.PANIC)
@@ -207,8 +213,49 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
     """
     if ele.get("resize", "native") not in RESIZES:
         raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
+    return _read(ele, sample_frames)
+
+
+def read_chosen(
+    ele: dict[str, Any], choose: Choose
+) -> tuple[NDArray[np.uint8], dict[str, Any], float]:
+    """Read the frames of a video that ``choose`` numbers, in the size they are shown in.
+
+    Args:
+        ele: ``video`` (path or address), ``video_start``, ``video_end``, ``half_open``, and
+            ``bound_pixels``: larger frames are made smaller, to so many pixels at most.
+        choose: Called once, see :data:`video_pipeline.video.sampling.Choose`.
+
+    Returns:
+        Frames (frames x height x width x 3, in the order of ``choose``), metadata and rate as of
+        :func:`read_video`. While :func:`measuring` the frames are black and take no memory.
+
+    Raises:
+        VideoReadError: The video cannot be read.
+    """
+    order: list[int] = []
+
+    def ascending(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any], float]:
+        positions, metadata, rate = chosen_frames(ele, video, choose)
+        order[:] = sorted(range(len(positions)), key=positions.__getitem__)
+        return [positions[place] for place in order], metadata, rate
+
+    frames, metadata, rate = _read(ele, ascending)
+    if frames.is_meta:
+        count, _, height, width = frames.shape
+        black = np.broadcast_to(np.uint8(0), (count, height, width, 3))
+        return black, metadata, rate
+    if order != sorted(order):
+        places = torch.empty(len(order), dtype=torch.long)
+        places[order] = torch.arange(len(order))
+        frames = frames[places]
+    return frames.permute(0, 2, 3, 1).numpy(), metadata, rate
+
+
+def _read(ele: dict[str, Any], sample: Sample) -> tuple[torch.Tensor, dict[str, Any], float]:
+    """Read the frames at the positions, in ascending order, that ``sample`` chooses."""
     with Video(ele["video"]) as video:
-        positions, metadata, sample_fps = sample_frames(ele, video)
+        positions, metadata, sample_fps = sample(ele, video)
         metadata["video_backend"] = qwen.NAME
         if _is_measuring:
             shown = next(decode_frames(video, [_entry_position(video, positions[0])]))
@@ -261,7 +308,7 @@ def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _upright_image(image: object) -> object:
+def upright_image(image: object) -> object:
     """An image item's value as an upright image in RGB. qwen-vl-utils would not turn it, and would
     put white behind transparent parts, which transformers does not do."""
     if isinstance(image, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
@@ -35,10 +36,10 @@ def target_size(ele: dict[str, Any], nframes: int, shown: Shown) -> tuple[int, i
     ``native``: :func:`frame_size` of the size they are shown in. ``exact``: as many pixels as are
     stored. In either case ``fetch_video`` is told the former if it would not find it itself, so
     that frames are resized once. Without the patch size it cannot be told: then they leave in the
-    size they are shown in.
+    size they are shown in, or smaller by ``bound_pixels``.
     """
     if "image_patch_size" not in ele:
-        return shown.size
+        return bounded_size(*shown.size, ele.get("bound_pixels"))
     size = frame_size(ele, nframes, *shown.size)
     leaving = size if ele.get("resize", "native") == "native" else shown.stored_size
     if frame_size(ele, nframes, *leaving) != size:
@@ -78,6 +79,14 @@ def frame_size(ele: dict[str, Any], nframes: int, height: int, width: int) -> tu
         min_pixels=min_pixels,
         max_pixels=min(ele.get("max_pixels", limit), limit),
     )
+
+
+def bounded_size(height: int, width: int, most: int | None) -> tuple[int, int]:
+    """(height, width) in the same shape with at most ``most`` pixels; None for any number."""
+    if most is None or height * width <= most:
+        return height, width
+    scale = math.sqrt(most / (height * width))
+    return max(int(height * scale), 1), max(int(width * scale), 1)
 
 
 def resize_frame(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -10,6 +11,12 @@ import torch
 from video_pipeline.video import compat_qwen as qwen
 from video_pipeline.video.container import Video
 from video_pipeline.video.errors import VideoReadError
+
+Choose = Callable[[int, float, float], list[int]]
+"""Numbers frames, from 0, of a video with so many frames, frames a second, and seconds."""
+
+_UNKNOWN_FPS = 24.0
+"""The rate of a single frame whose file does not say how long it lasts; that of transformers."""
 
 
 def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any], float]:
@@ -31,11 +38,7 @@ def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[st
             f"video has {total} frame{'' if total == 1 else 's'}, at least "
             f"{qwen.FRAME_FACTOR} are needed"
         )
-    for key in ("video_start", "video_end"):
-        if not isinstance(ele.get(key, 0.0), Real | None):
-            raise VideoReadError(f"{key}: {ele[key]!r} is not a number of seconds")
-    half_open = bool(ele.get("half_open"))
-    first, last = video.segment(ele.get("video_start"), ele.get("video_end"), half_open=half_open)
+    first, last = _segment(ele, video)
     # One frame that stays on the screen is shown twice.
     count = max(last - first + 1, qwen.FRAME_FACTOR)
     try:
@@ -52,6 +55,45 @@ def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[st
     else:
         metadata, rate = _timed(video, positions)
     return positions, metadata, rate
+
+
+def chosen_frames(
+    ele: dict[str, Any], video: Video, choose: Choose
+) -> tuple[list[int], dict[str, Any], float]:
+    """The frames that ``choose`` numbers. A video of uneven spacing has frames of even spacing to
+    it, as many as are stored; each is the picture that is on the screen at its time.
+
+    Args, returns and raises as :func:`sample_frames`; the positions are in the order of ``choose``.
+    """
+    first, last = _segment(ele, video)
+    count = last - first + 1
+    if video.is_even:
+        fps = video.fps or _UNKNOWN_FPS
+        numbers = choose(count, fps, count / fps)
+        before, positions = first, [first + number for number in numbers]
+    else:
+        stamps, ticks = video.stamps, video.stamp_after(last) - video.stamps[first]
+        fps = count / float(ticks * video.time_base)
+        numbers = choose(count, fps, count / fps)
+        before = round(float((stamps[first] - stamps[0]) * video.time_base) * fps)
+        times = [stamps[first] + number * ticks / count for number in numbers]
+        positions = [video.position_shown_at(time) for time in times]
+    metadata = {
+        "fps": fps,
+        "frames_indices": [before + number for number in numbers],
+        "total_num_frames": count,
+        "duration": count / fps,
+    }
+    return positions, metadata, len(numbers) / count * fps
+
+
+def _segment(ele: dict[str, Any], video: Video) -> tuple[int, int]:
+    """Positions of the first and the last frame of the segment that ``ele`` names."""
+    for key in ("video_start", "video_end"):
+        if not isinstance(ele.get(key, 0.0), Real | None):
+            raise VideoReadError(f"{key}: {ele[key]!r} is not a number of seconds")
+    half_open = bool(ele.get("half_open"))
+    return video.segment(ele.get("video_start"), ele.get("video_end"), half_open=half_open)
 
 
 def _evenly(ele: dict[str, Any], video: Video, first: int, last: int, count: int) -> list[int]:

@@ -125,6 +125,14 @@ def root_cause(path: Path | None) -> Cause | None:
     return min(burst, key=lambda cause: (not cause.is_exception, cause.time))
 
 
+def origin_of(error: BaseException) -> tuple[str, str]:
+    """Type and text, in one line, of the exception that ``error`` was raised from in the end. vLLM
+    writes all tensors of a request into those that it raises on the way."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return type(error).__name__, _line(str(error))
+
+
 def _describe(error: BaseException) -> str:
     text = _line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     cause = error.__cause__

@@ -39,6 +39,7 @@ try:
     from vllm.reasoning import ReasoningParser, ReasoningParserManager
     from vllm.renderers.base import BaseRenderer
     from vllm.renderers.inputs.preprocess import parse_model_prompt
+    from vllm.renderers.params import ChatParams
     from vllm.renderers.registry import renderer_from_config
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
     from vllm.tokenizers.registry import cached_tokenizer_from_config
@@ -186,6 +187,7 @@ class SampleRenderer:
             # A renderer makes its caches when this is not 0.
             self._model_config.multimodal_config.mm_processor_cache_gb = _SHARED_MEDIA_GB
         self._renderer = renderer_from_config(vllm_config)
+        _tell_exact_times(getattr(self._renderer, "mm_processor", None))
         try:
             self._cache: MultiModalProcessorOnlyCache | None = (
                 self._renderer._mm_processor_only_cache
@@ -201,6 +203,23 @@ class SampleRenderer:
         (engine_input,) = self._renderer.render_cmpl([prompt], skip_mm_cache=True)
         return engine_input
 
+    def render_messages(
+        self, messages: list[Any], chat_template_kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The ``prompt`` of messages whose media are announced by :func:`announcement`; of a few
+        models, whose renderers make tokens at once, its ``prompt_token_ids``."""
+        switches = {**chat_template_kwargs, "add_generation_prompt": True, "tokenize": False}
+        _, rendered = self._renderer.render_messages(
+            messages, ChatParams(chat_template_kwargs=switches)
+        )
+        names = ("prompt", "prompt_token_ids")
+        return {name: rendered[name] for name in names if name in rendered}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers that vLLM uses."""
+        return self._renderer.get_tokenizer()
+
     def forget_media(self) -> None:
         """Empty the cache: no other sample has the media of this one."""
         if self._cache is not None:
@@ -209,6 +228,28 @@ class SampleRenderer:
 
 _SHARED_MEDIA_GB = 2
 """Enough for the prepared media of one sample."""
+
+
+def _tell_exact_times(processor: Any) -> None:
+    """Have GLM-4.6V told the times of its frames to a tenth of a second, as its own processor does.
+    vLLM cuts them to whole seconds, in a method of that family alone."""
+    info = getattr(processor, "info", None)
+    cut = getattr(info, "_get_video_second_idx_glm46v", None)
+    if info is None or cut is None:
+        return
+
+    def exact(metadata: Mapping[str, Any], total_frames: int) -> list[float]:
+        if metadata.get("do_sample_frames", True):
+            return list(cut(metadata, total_frames))
+        return [index / metadata["fps"] for index in metadata["frames_indices"][::2]]
+
+    info._get_video_second_idx_glm46v = exact
+
+
+def announcement(modality: str, name: str) -> dict[str, Any]:
+    """The part of a message for an image or a video that is decoded already. vLLM has no part for
+    that; it takes one without an address for a medium that it knows under this name."""
+    return {"type": f"{modality}_url", f"{modality}_url": None, "uuid": name}
 
 
 def media_of(engine_input: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -224,6 +265,12 @@ def media_ranges(engine_input: Mapping[str, Any]) -> list[tuple[int, int]]:
     return sorted((r.offset, r.offset + r.length) for of_modality in ranges for r in of_modality)
 
 
+def media_tokens(engine_input: Mapping[str, Any]) -> list[int]:
+    """How many tokens stand for each medium, without the text between its frames."""
+    ranges = (engine_input.get("mm_placeholders") or {}).values()
+    return [place.get_num_embeds() for of_modality in ranges for place in of_modality]
+
+
 # --- what must be there ---------------------------------------------------------------------------
 
 
@@ -237,9 +284,13 @@ def _check() -> None:
         )
         _takes(AsyncLLM.shutdown, "self")
         _takes(BaseRenderer.start_mm_warmup_in_background, "self")
+        _takes(BaseRenderer.get_tokenizer, "self")
         _takes(BaseRenderer.render_cmpl, "self", "prompts", options=("skip_mm_cache",))
+        _takes(BaseRenderer.render_messages, "self", "messages", "params")
+        _takes(ChatParams, options=("chat_template_kwargs",))
         _takes(MultiModalBudget, "config", "registry", options=("enable_cache",))
         _takes(MultiModalProcessorOnlyCache.clear_cache, "self")
+        _takes(PlaceholderRange.get_num_embeds, "self")
         _takes(ReasoningParser.extract_reasoning, "self", "text", "request")
         _takes(SamplingParams.verify, "self", "model", "speculative", "structured", "tokenizer")
         _takes(parse_model_prompt, "model", "prompt")

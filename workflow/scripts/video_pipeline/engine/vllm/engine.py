@@ -43,6 +43,7 @@ from video_pipeline.engine.vllm.compat import (
 from video_pipeline.engine.vllm.preparer import VllmPreparer
 from video_pipeline.errors import UserError
 from video_pipeline.gpu.peaks import precision_of
+from video_pipeline.model.chat_template import check_template
 from video_pipeline.model.flops import ModelFlops
 from video_pipeline.model.processor import processor_folder
 from video_pipeline.model.token_budget import check_budget
@@ -65,6 +66,7 @@ class VllmEngine(Engine):
         if with_videos and patch_size is not None:
             check_budget(config, patch_size)
         self.dataset_model = processor_folder(model_config.model, model_config.revision)
+        check_template(config, Path(self.dataset_model))
         settings = model_config.hf_config.to_dict()
         self.flops = ModelFlops.of(settings)
         self.precision = precision_of(
@@ -72,6 +74,7 @@ class VllmEngine(Engine):
             model_config.quantization,
             settings.get("quantization_config"),
         )
+        self._chat_template_kwargs = config.vllm.chat_template_kwargs
         self._lora = lora_request(config)
         try:
             self._reasoning = reasoning_parser(self._vllm_config)
@@ -92,7 +95,7 @@ class VllmEngine(Engine):
         return encoder_cache_size(self._vllm_config)
 
     def preparer(self) -> Preparer:
-        return VllmPreparer(self._vllm_config)
+        return VllmPreparer(self._vllm_config, self._chat_template_kwargs)
 
     async def start(self, folder: Path) -> None:
         self._causes = note_causes(self._vllm_config, folder)

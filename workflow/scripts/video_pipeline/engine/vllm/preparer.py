@@ -20,13 +20,17 @@ class VllmPreparer(Preparer):
     copy of the configuration.
     """
 
-    def __init__(self, vllm_config: VllmConfig) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, chat_template_kwargs: dict[str, Any] | None = None
+    ) -> None:
         self._pickled_config = pickle.dumps(vllm_config)
+        self._chat_template_kwargs = chat_template_kwargs or {}
 
     def start(self) -> None:
         from video_pipeline.engine.vllm.renderer import Renderer
 
-        self._renderer = Renderer(pickle.loads(self._pickled_config))
+        vllm_config = pickle.loads(self._pickled_config)
+        self._renderer = Renderer(vllm_config, self._chat_template_kwargs)
         self._renderer.warm_up()
 
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:

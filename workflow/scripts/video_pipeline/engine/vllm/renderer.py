@@ -10,8 +10,12 @@ from typing import Any
 import torch
 
 from video_pipeline.data.qwen_video import QwenVideoDataset
+from video_pipeline.data.video import VideoDataset
 from video_pipeline.engine.base import RequestRefused
+from video_pipeline.engine.vllm.causes import origin_of
 from video_pipeline.engine.vllm.compat import SampleRenderer, VllmConfig, media_of, media_ranges
+from video_pipeline.engine.vllm.conversations import ConversationRenderer
+from video_pipeline.model.family import is_qwen_vl_folder
 from video_pipeline.model.processor import processor_folder
 from video_pipeline.model.prompt import PlaceholderError
 from video_pipeline.model.special_tokens import SpecialTokenError
@@ -24,16 +28,26 @@ logger = logging.getLogger(__name__)
 class Renderer:
     """Makes the requests of samples."""
 
-    def __init__(self, vllm_config: VllmConfig) -> None:
-        """Changes ``vllm_config``, which must not be the engine's."""
+    def __init__(
+        self, vllm_config: VllmConfig, chat_template_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Changes ``vllm_config``, which must not be the engine's. ``chat_template_kwargs`` are for
+        prompts that come as messages."""
         self._model_config = vllm_config.model_config
         self._renderer = SampleRenderer(vllm_config)
+        self._conversations = ConversationRenderer(
+            self._renderer,
+            processor_folder(self._model_config.model, self._model_config.revision),
+            self._model_config.hf_config,
+            chat_template_kwargs or {},
+        )
 
     def warm_up(self) -> None:
         """Prepare a made-up video: what vLLM, transformers and FFmpeg load when they first need it
         is then loaded for all samples."""
         model = processor_folder(self._model_config.model, self._model_config.revision)
-        dataset = QwenVideoDataset(
+        kind = VideoDataset if is_qwen_vl_folder(Path(model)) is False else QwenVideoDataset
+        dataset = kind(
             samples=(),
             task=None,  # type: ignore[arg-type]  # it is not asked: the messages are made below
             model=model,
@@ -44,7 +58,8 @@ class Renderer:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 clip = write_clip(Path(folder) / "clip.mp4", seconds=0.5)
-                video = dataset.visual({"type": "video", "video": str(clip), "nframes": 2}, {})
+                item = {"type": "video", "video": str(clip), "fps": 2.0, "max_frames": 2}
+                video = dataset.visual(item, {})
                 content = [video, {"type": "text", "text": "What happens?"}]
                 messages = {ONLY_PART: [{"role": "user", "content": content}]}
                 self.prepare(dataset.llm_inputs(messages), "made-up")
@@ -67,9 +82,11 @@ class Renderer:
                     ]
                     for modality, items in (llm_input.get("multi_modal_data") or {}).items()
                 }
+                if "messages" in llm_input:
+                    llm_input = self._conversations.with_prompt(llm_input, uuids)
                 requests[part] = self._render({**llm_input, "multi_modal_uuids": uuids})
         except Exception as error:
-            raise RequestRefused(type(error).__name__, str(error)) from error
+            raise RequestRefused(*origin_of(error)) from error
         finally:
             self._renderer.forget_media()
         return requests

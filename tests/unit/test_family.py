@@ -1,0 +1,94 @@
+"""A dataset that prepares videos for the Qwen-VL line refuses other models, by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from video_pipeline.config import load_config
+from video_pipeline.data.base import BaseDataset
+from video_pipeline.data.qwen_video import QwenVideoDataset
+from video_pipeline.data.registry import dataset_of, register_dataset
+from video_pipeline.errors import UserError
+from video_pipeline.model.family import is_qwen_vl
+from video_pipeline.tasks.registry import load_task
+from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
+
+
+def model(folder: Path, **files: dict) -> Path:
+    """A model of nothing but some configuration files."""
+    folder.mkdir()
+    for name, settings in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(settings))
+    return folder
+
+
+def config_of(folder: Path, **run: object):
+    return load_config({"vllm": {"model": str(folder)}, "run": run})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_made_models_of_the_line(tmp_path, family):
+    assert is_qwen_vl(config_of(write_tiny_model(tmp_path / "model", family)))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"preprocessor_config": {"processor_class": "Qwen2VLProcessor"}}, True),
+        ({"preprocessor_config": {"processor_class": "Qwen2_5_VLProcessor"}}, True),
+        ({"preprocessor_config": {"processor_class": "Qwen2_5OmniProcessor"}}, False),
+        ({"processor_config": {"processor_class": "Gemma4Processor"}}, False),
+        ({"tokenizer_config": {"processor_class": "InternVLProcessor"}}, False),
+        # a fine-tune under a name of its own that says what prepares its inputs
+        (
+            {
+                "config": {"model_type": "mine"},
+                "preprocessor_config": {"processor_class": "Qwen3VLProcessor"},
+            },
+            True,
+        ),
+        ({"config": {"model_type": "qwen3_5_moe"}, "preprocessor_config": {}}, True),
+        ({"config": {"model_type": "qwen3_vl_moe"}}, True),
+        ({"config": {"model_type": "qwen3"}}, False),
+        ({"config": {"model_type": "glm4v"}}, False),
+        ({"config": {}}, None),
+        ({}, None),
+    ],
+)
+def test_a_model_is_known_by_its_files(tmp_path, files, expected):
+    assert is_qwen_vl(config_of(model(tmp_path / "model", **files))) is expected
+
+
+def test_where_no_model_is_loaded_none_is_refused(tmp_path):
+    folder = model(tmp_path / "model", config={"model_type": "glm4v"})
+    config = config_of(folder, engine="simulated")
+    assert is_qwen_vl(config) is None
+    assert dataset_of(config, load_task(config)) is QwenVideoDataset
+
+
+@pytest.mark.parametrize("name", ["qwen_video", "clips", "frames", "image", "keyframes"])
+def test_another_model_is_refused_by_name(tmp_path, name):
+    folder = model(tmp_path / "model", config={"model_type": "glm4v"})
+    config = config_of(folder, dataset=name)
+    with pytest.raises(UserError) as caught:
+        dataset_of(config, load_task(config))
+    assert f"vllm.model: {folder} is no Qwen-VL model" in str(caught.value)
+    assert repr(name) in str(caught.value)
+
+
+def test_a_dataset_of_the_users_that_reads_by_itself_is_not(tmp_path):
+    class Mine(QwenVideoDataset):
+        def read(self, messages):
+            return {"multi_modal_data": {}, "mm_processor_kwargs": {}}
+
+    class Own(BaseDataset):
+        def __getitem__(self, i):
+            return {}
+
+    folder = model(tmp_path / "model", config={"model_type": "glm4v"})
+    for dataset in (Mine, Own):
+        register_dataset(dataset.__name__)(dataset)
+        config = config_of(folder, dataset=dataset.__name__)
+        assert dataset_of(config, load_task(config)) is dataset

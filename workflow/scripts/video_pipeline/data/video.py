@@ -1,0 +1,118 @@
+"""The built-in dataset ``video``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from video_pipeline.data.media import MediaDataset, segment_of
+from video_pipeline.data.registry import register_dataset
+from video_pipeline.model.family import is_told_one_rate
+from video_pipeline.model.frame_rule import sampled_frames
+from video_pipeline.model.prompt import check_parts, is_medium
+from video_pipeline.tasks.base import Messages
+from video_pipeline.video.reader import read_chosen, register_reader, upright_image
+from video_pipeline.video.resize import bounded_size
+
+
+@register_dataset("video")
+class VideoDataset(MediaDataset):
+    """Reads the videos and images of the task's messages for any model that vLLM serves.
+
+    The model's own video processor says which frames are sampled, and resizes them.
+    ``vision.nframes`` and ``vision.max_frames`` thin them out, and a frame of more than
+    ``vision.max_pixels`` is made smaller before. ``vision.fps`` decides where the processor leaves
+    it open. vLLM writes the prompt.
+    """
+
+    def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+        """A video item with the settings of the ``vision`` section and the segment of the sample;
+        an image item with ``max_pixels``. Their own keys stay."""
+        if "image" in part:
+            return {"max_pixels": self.vision_kwargs.get("max_pixels"), **part}
+        return {**self.vision_kwargs, **segment_of(sample), **part}
+
+    def llm_inputs(self, conversations: dict[str, Messages]) -> dict[str, dict[str, Any]]:
+        """Read the media of each conversation; those that several ask about are read once, and are
+        the same objects in each.
+
+        Raises:
+            TaskError: A part of a message is neither text nor a medium.
+            VideoReadError: A video or an image cannot be read, or may not.
+        """
+        register_reader()
+        read: dict[str, Any] = {}
+        rates: dict[str, float] = {}
+        inputs: dict[tuple[str, ...], dict[str, Any]] = {}
+        result = {}
+        for part, messages in conversations.items():
+            items = _media_items(messages)
+            names = tuple(map(repr, items))
+            for name, item in zip(names, items, strict=True):
+                if name in read:
+                    continue
+                if "video" in item:
+                    read[name], rates[name] = self._video(item)
+                else:
+                    read[name] = _image(item)
+            if names not in inputs:
+                media: dict[str, list[Any]] = {}
+                for name in names:
+                    modality = "video" if name in rates else "image"
+                    media.setdefault(modality, []).append(read[name])
+                settings = self._settings({rates[name] for name in names if name in rates})
+                inputs[names] = {"multi_modal_data": media, "mm_processor_kwargs": settings}
+            result[part] = {"messages": messages, **inputs[names]}
+        return result
+
+    def _video(self, item: dict[str, Any]) -> tuple[tuple[Any, dict[str, Any]], float]:
+        """The frames of a video with their metadata, and the rate they are sampled at."""
+        if not isinstance(item["video"], str):
+            raise ValueError(
+                "dataset 'video' reads video files; a list of images as a video is read by dataset "
+                "'frames', for models of the Qwen-VL line"
+            )
+        choose = partial(sampled_frames, self.model, item)
+        bounds = {"bound_pixels": item.get("max_pixels")}
+        frames, metadata, rate = read_chosen({**item, **bounds}, choose)
+        metadata["do_sample_frames"] = False  # vLLM knows by this that they are sampled.
+        return (frames, metadata), rate
+
+    def _settings(self, rates: set[float]) -> dict[str, Any]:
+        """Settings of the model's processor for videos of these rates."""
+        if not rates:
+            return {}
+        videos: dict[str, Any] = {"do_sample_frames": False}
+        if is_told_one_rate(self.model):
+            if len(rates) > 1:
+                raise ValueError(
+                    "the videos are sampled at different rates, "
+                    f"{', '.join(f'{rate:g}' for rate in sorted(rates))} frames a second, and this "
+                    "model is told only one for all videos of a prompt"
+                )
+            (videos["fps"],) = rates
+        return {"videos_kwargs": videos}
+
+
+def _media_items(messages: Messages) -> list[dict[str, Any]]:
+    """The video and image items of ``messages``, in order."""
+    items = []
+    for message in messages:
+        check_parts(message)
+        if isinstance(message["content"], list):
+            items += [part for part in message["content"] if is_medium(part)]
+    return items
+
+
+def _image(item: dict[str, Any]) -> Image.Image:
+    image = upright_image(item["image"] if "image" in item else item["image_url"])
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"an image of a message must be a path, an address or a picture: {image!r}"
+        )
+    height, width = bounded_size(image.height, image.width, item.get("max_pixels"))
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return image

@@ -1,0 +1,112 @@
+"""The prompt of a conversation, by vLLM's own reading of the model's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from video_pipeline.engine.vllm.compat import SampleRenderer, announcement
+from video_pipeline.model.chat_template import template_of
+from video_pipeline.model.prompt import PlaceholderError, check_parts, is_medium
+from video_pipeline.model.special_tokens import SpecialTokens
+from video_pipeline.tasks.base import Messages
+
+_PLACEHOLDERS = [
+    f"{modality}_token_{kind}" for modality in ("image", "video") for kind in ("id", "index")
+]
+"""Where configurations of models keep the tokens that stand for media."""
+
+
+class ConversationRenderer:
+    """Makes the prompts of conversations. vLLM knows where each family puts its media, and how its
+    template wants the content of a message."""
+
+    def __init__(
+        self,
+        renderer: SampleRenderer,
+        model: str,
+        hf_config: Any,
+        chat_template_kwargs: Mapping[str, Any],
+    ) -> None:
+        self._renderer = renderer
+        self._model = model
+        self._hf_config = hf_config
+        self._switches = chat_template_kwargs
+
+    def with_prompt(
+        self, llm_input: Mapping[str, Any], names: Mapping[str, list[str]]
+    ) -> dict[str, Any]:
+        """``llm_input`` with a prompt in the place of its ``messages``.
+
+        Args:
+            names: The names of the media by modality, in the order of the messages.
+
+        Raises:
+            TaskError: A part of a message is neither text nor a medium.
+            PlaceholderError: The messages do not show each medium once.
+            SpecialTokenError: The tokenizer cannot keep text and structure apart.
+        """
+        messages = llm_input["messages"]
+        rendered = self._prompt(messages, names)
+        rest = {name: value for name, value in llm_input.items() if name != "messages"}
+        return {**rest, **rendered}
+
+    def _prompt(self, messages: Messages, names: Mapping[str, list[str]]) -> dict[str, Any]:
+        render = partial(self._render, names=names)
+        rendered = render(messages)
+        if "prompt" not in rendered:
+            return rendered
+        # The template writes all special tokens: the tokenizer must not add its own.
+        token = self._special_tokens.find(messages)
+        if token is None:
+            encoded = self._renderer.tokenizer(rendered["prompt"], add_special_tokens=False)
+            return {**rendered, "prompt_token_ids": list(encoded["input_ids"])}
+        prompt, ids = self._special_tokens.encode(
+            messages, token, lambda hidden: str(render(hidden)["prompt"]), add_special_tokens=False
+        )
+        return {"prompt": prompt, "prompt_token_ids": ids}
+
+    def _render(self, messages: Messages, names: Mapping[str, list[str]]) -> dict[str, Any]:
+        return self._renderer.render_messages(announced(messages, names), self._switches)
+
+    @cached_property
+    def _special_tokens(self) -> SpecialTokens:
+        tokenizer = self._renderer.tokenizer
+        ids = (getattr(self._hf_config, name, None) for name in _PLACEHOLDERS)
+        placeholders = tokenizer.convert_ids_to_tokens([id for id in ids if isinstance(id, int)])
+        return SpecialTokens(tokenizer, template_of(Path(self._model)), placeholders)
+
+
+def announced(messages: Messages, names: Mapping[str, list[str]]) -> Messages:
+    """``messages`` in vLLM's form, with an announcement in the place of each medium.
+
+    Raises:
+        TaskError: A part of a message is neither text nor a medium.
+        PlaceholderError: The messages do not show each medium once.
+    """
+    waiting = {modality: iter(of_modality) for modality, of_modality in names.items()}
+
+    def part(given: dict[str, Any]) -> dict[str, Any]:
+        if not is_medium(given):
+            return {"type": "text", "text": given["text"]}
+        modality = "video" if "video" in given else "image"
+        name = next(waiting.get(modality, iter(())), None)
+        if name is None:
+            raise PlaceholderError(f"the messages show more media of the kind {modality} than came")
+        return announcement(modality, name)
+
+    result = []
+    for message in messages:
+        check_parts(message)
+        content = message["content"]
+        if isinstance(content, list):
+            content = [part(given) for given in content]
+        result.append({**message, "content": content})
+    for modality, left in waiting.items():
+        if next(left, None) is not None:
+            raise PlaceholderError(
+                f"the messages show fewer media of the kind {modality} than came"
+            )
+    return result

@@ -1,0 +1,58 @@
+"""Whether ``vllm.chat_template_kwargs`` fit the model's chat template."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from video_pipeline.config import Config
+
+logger = logging.getLogger(__name__)
+
+THINKING = "enable_thinking"
+"""The switch of the templates of models that think before they answer."""
+
+THINKING_TOKENS = 2048
+"""An answer with fewer tokens may end within the thoughts."""
+
+
+def template_of(folder: Path) -> str:
+    """The source of the chat template in the folder of a model; empty if there is none."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.is_file():
+            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+            if template:
+                return str(template)  # A list of named templates, too, shows its switches.
+    return ""
+
+
+def check_template(config: Config, folder: Path) -> None:
+    """Log a warning for a switch that the template in ``folder`` does not have, and for a model
+    that thinks where nobody has said whether it should and the answer is short."""
+    template = template_of(folder)
+    switches = config.vllm.chat_template_kwargs
+    if not template:
+        return
+    for name in switches:
+        if name not in template:
+            logger.warning(
+                "vllm.chat_template_kwargs.%s: the chat template of %s does not have this switch",
+                name,
+                config.vllm.model,
+            )
+    tokens = config.sampling.max_tokens
+    if THINKING in template and THINKING not in switches and tokens < THINKING_TOKENS:
+        logger.warning(
+            "%s may think before it answers, and sampling.max_tokens: %d may end within its "
+            "thoughts. Turn them off with vllm.chat_template_kwargs: {%s: false}; or set it to "
+            "true, vllm.reasoning_parser to the parser of this model, and raise "
+            "sampling.max_tokens",
+            config.vllm.model,
+            tokens,
+            THINKING,
+        )

@@ -1,0 +1,85 @@
+"""Which frames of a video a family of models samples: the rule of its own video processor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from video_pipeline.model.processor import SIMULATED_MODEL
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def video_processor(model: str) -> Any:
+    """The video processor of ``model``, loaded once in a process; None if it has none."""
+    if model == SIMULATED_MODEL:
+        return None
+    from transformers import AutoVideoProcessor
+
+    try:
+        return AutoVideoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            model, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "%s has no video processor that transformers knows (%s): frames are sampled evenly, "
+            "at vision.fps or vision.nframes",
+            model,
+            str(error).partition("\n")[0],
+        )
+        return None
+
+
+def sampled_frames(
+    model: str, item: Mapping[str, Any], total: int, fps: float, duration: float
+) -> list[int]:
+    """The numbers of the frames that the family of ``model`` samples from a video.
+
+    Args:
+        item: The video item of the messages. ``nframes`` and ``max_frames`` thin the frames out;
+            ``fps`` and ``nframes`` also decide where the family leaves it open.
+        total: Frames of the video.
+        fps: Its frames a second.
+        duration: Its length in seconds.
+
+    Returns:
+        At least one number below ``total``; a family may want a frame twice, or in another order.
+    """
+    processor = video_processor(model)
+    indices = _by_rule(processor, item, total, fps, duration)
+    within = [index for index in indices if index < total] or [(total - 1) // 2]
+    most = item.get("nframes") or item.get("max_frames") or len(within)
+    if len(within) <= most:
+        return within
+    together = getattr(processor, "temporal_patch_size", None) or 1
+    count = max(most - most % together, 1)
+    last = len(within) - 1
+    return [within[round(place * last / max(count - 1, 1))] for place in range(count)]
+
+
+def _by_rule(
+    processor: Any, item: Mapping[str, Any], total: int, fps: float, duration: float
+) -> list[int]:
+    """What transformers' ``preprocess`` would sample; nothing if the video is too short for it."""
+    from transformers.video_utils import VideoMetadata, default_sample_indices_fn
+
+    metadata = VideoMetadata(
+        total_num_frames=total, fps=fps, duration=duration, video_backend="torchcodec"
+    )
+    settings: dict[str, Any] = {}
+    if processor is not None:
+        names = processor.valid_kwargs.__annotations__
+        settings = {name: getattr(processor, name, None) for name in names}
+    if settings.get("num_frames") is None and settings.get("fps") is None:
+        given = {"num_frames": item["nframes"]} if "nframes" in item else {"fps": item["fps"]}
+        settings.update(given)
+    if settings.get("num_frames") is not None:
+        settings["num_frames"] = min(settings["num_frames"], total)  # Some rules refuse more.
+    rule = default_sample_indices_fn if processor is None else processor.sample_frames
+    try:
+        return [int(index) for index in rule(metadata=metadata, **settings)]
+    except ZeroDivisionError:  # Several rules divide by the number of frames.
+        return []
