@@ -181,6 +181,7 @@ JOINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOINED)
 def test_joined_pieces_follow_each_other(tmp_path: Path, name: str) -> None:
     pieces = [

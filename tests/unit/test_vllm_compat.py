@@ -43,6 +43,8 @@ from vllm.v1.engine.utils import CoreEngineProcManager
 from vllm.v1.metrics.loggers import StatLoggerManager
 from vllm.v1.metrics.stats import SchedulerStats
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "<|vision_start|><|video_pad|><|vision_end|>What happens?"
 
 
