@@ -40,6 +40,8 @@ from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 from video_pipeline.video.reader import VideoInfo
 
+pytestmark = pytest.mark.slow
+
 # --- tokens ------------------------------------------------------------------------------------
 
 
