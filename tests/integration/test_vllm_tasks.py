@@ -187,7 +187,7 @@ def test_a_folder_that_is_no_adapter_is_named(real):
     from video_pipeline.errors import UserError
 
     real.configure(vllm={"lora_path": str(real.folder)})
-    with pytest.raises(UserError, match=r"vllm.lora_path: .*adapter_config.json does not tell"):
+    with pytest.raises(UserError, match=r"vllm.lora_path: .*adapter_config.json does not say"):
         VllmEngine(real.config)
 
 

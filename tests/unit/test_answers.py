@@ -18,6 +18,8 @@ from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.summary import summary_table
 from video_pipeline.run.sharding import Sharding
 
+pytestmark = pytest.mark.slow
+
 ONLY_PART = "0"
 """The sample whose answer always comes to its end: a run without any answer fails."""
 

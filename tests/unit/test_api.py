@@ -15,6 +15,7 @@ from video_pipeline.config import load_config
 from video_pipeline.data import base as data_base
 from video_pipeline.data import qwen_video
 from video_pipeline.data import registry as data_registry
+from video_pipeline.model import prompt
 from video_pipeline.tasks import base as tasks_base
 from video_pipeline.tasks import prompts
 from video_pipeline.tasks import registry as tasks_registry
@@ -41,7 +42,8 @@ class Ask(Task):
 
 
 def test_its_names_are_those_of_the_modules_that_define_them() -> None:
-    homes = (errors, tasks_base, tasks_registry, prompts, data_base, data_registry, qwen_video)
+    of_tasks = (errors, tasks_base, tasks_registry, prompts)
+    homes = (*of_tasks, data_base, data_registry, qwen_video, prompt)
     for name in api.__all__:
         definition = getattr(api, name)
         (home,) = [home for home in homes if home.__name__ == definition.__module__]

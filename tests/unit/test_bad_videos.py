@@ -34,6 +34,8 @@ from video_pipeline.testing.clips import write_clip
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.reader import probe, register_reader
 
+pytestmark = pytest.mark.slow
+
 Results = dict[str, Prepared | SampleError]
 
 

@@ -22,6 +22,8 @@ from video_pipeline.run.origin import output_is_damaged
 from video_pipeline.run.sharding import Sharding
 from video_pipeline.samples.windows import CUT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def finished(splitting):

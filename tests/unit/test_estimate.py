@@ -40,6 +40,8 @@ from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 from video_pipeline.video.reader import VideoInfo
 
+pytestmark = pytest.mark.slow
+
 # --- tokens ------------------------------------------------------------------------------------
 
 
@@ -289,7 +291,7 @@ def test_earlier_attempts_of_the_same_task_and_settings_give_the_rate(here):
         findings.note(cost_of(TokenCount(10, 0, 0)))
 
     def expected(of: Config = config) -> dict[str, Any]:
-        return expected_costs(of, layout, findings, 1.0)
+        return expected_costs(Run(of, layout), findings, 1.0)
 
     assert expected()["gpu_hours"] is None
     journal = Run(config, layout).journal()
@@ -338,7 +340,7 @@ def expected_of(here, monkeypatch):
         findings = CostTotals(here.config, BytesIO())
         for _ in range(8):
             findings.note(cost_of(TokenCount(10, 0, 0)))
-        return expected_costs(here.config, Layout.of(here.config, 0), findings, 1.0)
+        return expected_costs(Run(here.config, Layout.of(here.config, 0)), findings, 1.0)
 
     return expected
 

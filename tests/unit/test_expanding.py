@@ -10,6 +10,8 @@ from video_pipeline.common.processes import MARK, job_processes
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 
+pytestmark = pytest.mark.slow
+
 WINDOWS = ("0.0-1.0", "1.0-2.5")
 
 BAD = {

@@ -18,6 +18,8 @@ import pytest
 import torch
 from video_pipeline.decode.fork_server import NICENESS, Forked, ForkServer, ForkServerDied
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Spec:

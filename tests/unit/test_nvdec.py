@@ -21,6 +21,8 @@ from video_pipeline.video.bitstream import Unsupported, bitstream
 from video_pipeline.video.reader import read_video, use_decoder
 from video_pipeline.video.resize import resize_by_products, resize_frame
 
+pytestmark = pytest.mark.slow
+
 NOT_TAKEN = {
     "ten_bit.mkv": "pixels are yuv420p10le",
     "vp9_444.webm": "pixels are yuv444p",

@@ -183,6 +183,7 @@ def all_frames(path: Path) -> torch.Tensor:
 # --- which frames ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nframes", [6, 30, FRAMES])
 @pytest.mark.parametrize("name", CLIPS)
 def test_sampled_frames_are_those_of_a_plain_decode(clips: Path, name: str, nframes: int) -> None:
@@ -711,6 +712,7 @@ def test_measured_images_of_a_folder_are_upright(tmp_path: Path) -> None:
 # --- measuring -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "item",
     [
@@ -932,6 +934,7 @@ for _ in range(6):
 """
 
 
+@pytest.mark.slow
 def test_memory_is_kept_for_the_next_video() -> None:
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("not glibc")

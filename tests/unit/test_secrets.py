@@ -134,6 +134,7 @@ def test_what_only_looks_like_a_secret_is_taken() -> None:
     assert config.vllm.arguments["hf_token"] is True
 
 
+@pytest.mark.slow
 def test_a_refused_secret_is_written_nowhere(run: Run) -> None:
     run.write_samples([{"id": 1, "path": "a.mp4"}])
     run.configure(vllm={"hf_token": "hf_s3cret"}, task_params={"apiKey": "hf_s3cret"})

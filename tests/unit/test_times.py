@@ -18,6 +18,8 @@ from video_pipeline.video.container import Video
 from video_pipeline.video.errors import VideoReadError, noting_damage
 from video_pipeline.video.reader import probe, read_frame, read_video, register_reader
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def registered() -> None:
@@ -181,6 +183,7 @@ JOINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOINED)
 def test_joined_pieces_follow_each_other(tmp_path: Path, name: str) -> None:
     pieces = [

@@ -130,6 +130,7 @@ def test_a_folder_that_lies_elsewhere_is_not_listed(folders: Path) -> None:
             FramesDataset.images_of(str(folders / name))
 
 
+@pytest.mark.slow
 def test_split_cuts_only_what_lies_under_a_root(splitting: Splitter) -> None:
     """A dataset that makes windows looks into the files before any decode process does. What it
     must not read stays whole, and becomes an error record."""

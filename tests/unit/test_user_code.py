@@ -106,7 +106,7 @@ def test_messages_that_cannot_be(here: Run, clip: Path, part: str, message: str)
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ("    def __init__(self, samples): ...", r"Its: its __init__ failed: .*\(\*\*given\)"),
+        ("    def __init__(self, samples): ...", r"Its: its __init__ failed: .*\(\*\*kwargs\)"),
         ("    sample_fields = 'fps'", "Its: sample_fields must be a tuple"),
         ("    def expand(self, sample, params): ...", "Its: expand must be a classmethod"),
         ("    expand = classmethod(lambda *_: {})", r"Its: expand must return a list .* \{\}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import importlib.util
 import inspect
 import json
 import multiprocessing
@@ -42,6 +43,8 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.utils import CoreEngineProcManager
 from vllm.v1.metrics.loggers import StatLoggerManager
 from vllm.v1.metrics.stats import SchedulerStats
+
+pytestmark = pytest.mark.slow
 
 PROMPT = "<|vision_start|><|video_pad|><|vision_end|>What happens?"
 
@@ -84,14 +87,17 @@ def llm_input(name: str) -> dict:
 
 def test_an_engine_starts_no_warm_up(vllm_config, monkeypatch):
     """vLLM's client of the engine's process calls the method that is replaced, and no other."""
+    # An engine that an earlier test has started in this process has replaced the method for good.
+    spec = importlib.util.find_spec(BaseRenderer.__module__)
+    unchanged = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(unchanged)
+    original = unchanged.BaseRenderer.start_mm_warmup_in_background
+    monkeypatch.setattr(BaseRenderer, "start_mm_warmup_in_background", original)
     renderer = renderer_from_config(vllm_config)
     client = SimpleNamespace(_renderer=renderer)
     MPClient._start_mm_warmup(client)
     assert renderer._mm_warmup_future is not None  # this is what takes 15 s
     renderer._join_mm_warmup()
-    # The method is set back after this test.
-    original = BaseRenderer.start_mm_warmup_in_background
-    monkeypatch.setattr(BaseRenderer, "start_mm_warmup_in_background", original)
     monkeypatch.setattr(AsyncLLM, "from_vllm_config", lambda *args, **kwargs: None)
     compat.start_engine(vllm_config, lambda index, waiting: None)
     MPClient._start_mm_warmup(client)

@@ -21,6 +21,8 @@ from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def prepare(here, tmp_path):

@@ -118,16 +118,17 @@ def _plan(own: Config, config: Config, layout: Layout, threads: int) -> dict[str
         totals = CostTotals(config, lines)
         if positions:
             _look(own, chunk, positions, folder, threads, totals)
-    _warn_of_changes(config, layout, manifest, chunk)
-    return _report(config, layout, manifest, totals)
+    run = Run(config, layout)
+    _warn_of_changes(run, manifest, chunk)
+    return _report(run, manifest, totals)
 
 
-def _warn_of_changes(config: Config, layout: Layout, manifest: Manifest, chunk: Chunk) -> None:
+def _warn_of_changes(run: Run, manifest: Manifest, chunk: Chunk) -> None:
     """Log what a run would infer again because the settings have changed."""
-    earlier = JournalSettings.last(layout) if config.data.resume else None
+    earlier = JournalSettings.last(run.layout) if run.config.data.resume else None
     if earlier is None:
         return
-    now = Run(config, layout).journal_settings()
+    now = run.journal_settings()
     index = read_index(now.folder)
     pending = sum(
         any(index.find(*question) is None for question in entry.questions) for entry in chunk
@@ -209,9 +210,8 @@ async def _look_at(pool: DecodePool, position: int, entry: ChunkEntry) -> Sample
     return SampleCost(entry, prepared.video_seconds, prepared.requests)
 
 
-def _report(
-    config: Config, layout: Layout, manifest: Manifest, totals: CostTotals
-) -> dict[str, Any]:
+def _report(run: Run, manifest: Manifest, totals: CostTotals) -> dict[str, Any]:
+    config = run.config
     scale = manifest.samples / totals.looked_at if totals.looked_at else 1.0
     limits = {
         "max_model_len": config.vllm.max_model_len,
@@ -220,7 +220,7 @@ def _report(
         "max_item_tokens_unknown": totals.why_unknown or None,
     }
     return {
-        "output": str(layout.output),
+        "output": str(run.layout.output),
         "task": manifest.task,
         "model": config.model_name,
         "samples": {
@@ -251,7 +251,7 @@ def _report(
         },
         "limits": limits,
         "flagged": {flag: totals.flagged[flag] for flag in FLAGS},
-        "expected": expected_costs(config, layout, totals, scale),
+        "expected": expected_costs(run, totals, scale),
         "histograms": {
             "prompt_tokens": Histogram.of(totals.prompt_tokens, even_edges).as_rows(),
             "seconds": Histogram.of(totals.seconds, growing_edges).as_rows(),

@@ -6,21 +6,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.estimate.totals import CostTotals
 from video_pipeline.gpu.devices import card_of, devices
-from video_pipeline.run.layout import Layout
 from video_pipeline.run.run import Run
 from video_pipeline.run.statistics import read_statistics
 
 
-def expected_costs(
-    config: Config, layout: Layout, totals: CostTotals, scale: float
-) -> dict[str, Any]:
+def expected_costs(run: Run, totals: CostTotals, scale: float) -> dict[str, Any]:
     """Tokens, GPU-hours and cost of the whole run, if they are known. ``scale``: samples of the run
     for each sample that was looked at."""
-    settings, earlier = config.plan, _earlier_run(config, layout)
+    config, earlier = run.config, _earlier_run(run)
+    settings = config.plan
     prompts = (len(totals.prompt_tokens) - totals.refused) * scale
     prompt_tokens = totals.tokens_to_run * scale
     if settings.expected_completion_tokens is not None:
@@ -76,11 +73,11 @@ class _EarlierRun(NamedTuple):
     completion_tokens_per_sample: float | None  # the mean; None if they had other settings
 
 
-def _earlier_run(config: Config, layout: Layout) -> _EarlierRun | None:
-    """What the attempts spent whose answers a run of ``config`` would continue, and those of its
+def _earlier_run(run: Run) -> _EarlierRun | None:
+    """What the attempts spent whose answers ``run`` would continue, and those of its
     runs without ``data.resume``. If there are none, what others beside this output spent with the
     same model on a card that is known. None if they inferred nothing."""
-    run = Run(config, layout)
+    config, layout = run.config, run.layout
     task, journal = run.task, run.journal()
     jobs = [
         job for job in _attempts(journal.parent, f"{journal.name}*") if job["task"] == task.name

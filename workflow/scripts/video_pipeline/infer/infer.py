@@ -72,7 +72,7 @@ def _infer(
     config: Config, layout: Layout, rank: int, threads: int, only_publish: bool, plain: bool
 ) -> None:
     """With nothing pending no GPU is taken and no model loaded."""
-    refuse_live_writers(layout, of_other_plans=True)
+    refuse_live_writers(layout, of_other_shardings=True)
     layout.remove_leftovers(rank)
     manifest = Manifest.of(config, layout)
     run = Run(config, layout, manifest.commit)

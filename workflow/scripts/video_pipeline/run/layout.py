@@ -105,7 +105,7 @@ class Layout:
 
     @property
     def all_locks(self) -> list[Path]:
-        """The locks of every plan of this output."""
+        """The locks of every sharding of this output."""
         return sorted(self._all_chunks.glob("of-*/rank*.lock"))
 
     # --- of one split -----------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class Layout:
 
     # --- leftovers --------------------------------------------------------------------------------
 
-    def of_other_plans(self) -> list[Path]:
+    def of_other_shardings(self) -> list[Path]:
         """The folders of chunks of splits into other numbers of shards, finished or not."""
         ours = (self.chunks, self.split_scratch)
         folders = [path for path in self._all_chunks.iterdir() if _CHUNKS.fullmatch(path.name)]

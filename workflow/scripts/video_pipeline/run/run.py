@@ -114,6 +114,12 @@ class Run:
         """What stands for :attr:`settings` in the manifest."""
         return settings_digest(self.settings)
 
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What the samples come from, as this process first saw it, see
+        :func:`video_pipeline.run.origin.origin_of`."""
+        return origin_of(self.config)
+
     def journal(self, run_id: str = "") -> Path:
         """The folder of the journal. ``run_id`` is that of a run without ``data.resume``."""
         dataset = self.dataset
@@ -128,4 +134,4 @@ class Run:
             "dataset_version": self.dataset.version,
             "reader_version": self.dataset.reader_version,
         }
-        return JournalSettings.of(self.journal(run_id), stands_for, origin_of(self.config))
+        return JournalSettings.of(self.journal(run_id), stands_for, self.origin)

@@ -12,12 +12,12 @@ GRACE_SECONDS = 10.0
 """The jobs of a Snakemake that was killed end within this time."""
 
 
-def refuse_live_writers(layout: Layout, *, of_other_plans: bool = False) -> None:
+def refuse_live_writers(layout: Layout, *, of_other_shardings: bool = False) -> None:
     """Raise :class:`UserError` if a process infers into this output and does not end soon, with
-    ``of_other_plans`` only if it does so for another number of shards."""
+    ``of_other_shardings`` only if it does so for another number of shards."""
     deadline = time.monotonic() + GRACE_SECONDS
     for lock in layout.all_locks:
-        if of_other_plans and lock.parent == layout.chunks:
+        if of_other_shardings and lock.parent == layout.chunks:
             continue
         while is_locked(lock):
             if time.monotonic() > deadline:

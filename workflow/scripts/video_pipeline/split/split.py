@@ -105,7 +105,7 @@ class _Split:
             journal=str(self._settings.folder),
             settings=run.settings_digest,
             commit=run.commit,
-            origin=origin_of(config),
+            origin=run.origin,
             journal_files=self._index.files,
             expanded=run.dataset.expands,
             with_videos=run.dataset.needs_video,
@@ -195,7 +195,7 @@ class _Split:
         layout.manifest.unlink(missing_ok=True)  # first: it vouches for the chunks
         for path in layout.rank_files():
             path.unlink()
-        for folder in layout.of_other_plans():
+        for folder in layout.of_other_shardings():
             shutil.rmtree(folder)
         make_folder(layout.chunks)
         layout.remove_leftovers()
