@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from video_pipeline.config import load_config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import dataset_of, register_dataset
 from video_pipeline.errors import UserError
-from video_pipeline.model.family import is_qwen_vl
+from video_pipeline.model import family
+from video_pipeline.model.family import fetch_family, is_qwen_vl
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
@@ -28,9 +31,13 @@ def config_of(folder: Path, **run: object):
     return load_config({"vllm": {"model": str(folder)}, "run": run})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_made_models_of_the_line(tmp_path, family):
-    assert is_qwen_vl(config_of(write_tiny_model(tmp_path / "model", family)))
+OF_THE_LINE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+
+
+@pytest.mark.parametrize("made", FAMILIES)
+def test_made_models_are_of_the_line_or_not(tmp_path, made):
+    folder = write_tiny_model(tmp_path / "model", made)
+    assert is_qwen_vl(config_of(folder)) is (made in OF_THE_LINE)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +99,45 @@ def test_a_dataset_of_the_users_that_reads_by_itself_is_not(tmp_path):
         register_dataset(dataset.__name__)(dataset)
         config = config_of(folder, dataset=dataset.__name__)
         assert dataset_of(config, load_task(config)) is dataset
+
+
+HUB = "lab/glm"
+
+
+@pytest.fixture
+def cached(monkeypatch):
+    """The folder of a model of the hub that is here; tests set it."""
+    here: dict[str, Path] = {}
+
+    def snapshot_download(name, *, revision, local_files_only=False, **_):
+        if name not in here and local_files_only:
+            raise LocalEntryNotFoundError("not here")
+        return str(here[name])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return here
+
+
+def test_a_model_of_the_hub_is_known_when_its_files_are_here(tmp_path, cached):
+    assert is_qwen_vl(config_of(Path(HUB))) is None
+    cached[HUB] = model(tmp_path / "model", config={"model_type": "glm4v"})
+    assert is_qwen_vl(config_of(Path(HUB))) is False
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3.5-9B", "x/Qwen3-VL-2B"]
+)
+def test_names_of_the_line_need_no_files(cached, name):
+    assert is_qwen_vl(config_of(Path(name)))
+    fetch_family(config_of(Path(name)))
+
+
+def test_files_that_tell_the_family_are_fetched(tmp_path, cached, monkeypatch):
+    asked = []
+    monkeypatch.setattr(family, "processor_folder", lambda *model: asked.append(model))
+    fetch_family(config_of(Path(HUB)))
+    assert asked == [(HUB, "main")]
+    cached[HUB] = model(tmp_path / "model", config={"model_type": "glm4v"})
+    fetch_family(config_of(Path(HUB)))
+    fetch_family(config_of(tmp_path / "model"))
+    assert len(asked) == 1

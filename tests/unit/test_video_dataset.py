@@ -53,15 +53,15 @@ def pixels(clip) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
 def model(request, tmp_path_factory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny", request.param)
 
 
-def config_of(model: object, vision: dict | None = None, **run):
+def config_of(model: object, vision: dict | None = None, dtype: str = "float32", **run: object):
     return load_config(
         {
-            "vllm": {"model": str(model), "dtype": "float32", "max_model_len": 4096},
+            "vllm": {"model": str(model), "dtype": dtype, "max_model_len": 16384},
             "run": {"dataset": "video", **run},
             "vision": vision or {},
         }
@@ -89,9 +89,8 @@ def video_of(llm_input: dict) -> tuple[np.ndarray, dict]:
 # --- against transformers ------------------------------------------------------------------------
 
 
-def reference(model: Path, llm_input: dict, pixels: np.ndarray) -> dict:
-    """What the model's own processor makes of all frames with its own sampling."""
-    processor = transformers.AutoProcessor.from_pretrained(model)
+def reference(processor, pixels: np.ndarray, **settings) -> dict:
+    """What a model's own processor makes of all frames with its own sampling."""
     messages = [
         {"role": "system", "content": [{"type": "text", "text": Describe.system}]},
         {
@@ -101,30 +100,54 @@ def reference(model: Path, llm_input: dict, pixels: np.ndarray) -> dict:
     ]
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     metadata = VideoMetadata(total_num_frames=len(pixels), fps=FPS, duration=len(pixels) / FPS)
+    rule = processor.video_processor
+    if rule.num_frames is None and rule.fps is None:
+        settings["fps"] = 2.0
+    if "Omni" in type(processor).__name__:  # It is told the rate alone.
+        numbers = rule.sample_frames(metadata=metadata, fps=2.0)
+        pixels = pixels[np.asarray(numbers)]
+        settings |= {"do_sample_frames": False}
+    else:
+        settings |= {"do_sample_frames": True, "video_metadata": [metadata]}
+    videos = [torch.from_numpy(pixels).permute(0, 3, 1, 2)]
     return processor(
-        text=[text],
-        videos=[torch.from_numpy(pixels).permute(0, 3, 1, 2)],
-        video_metadata=[metadata],
-        do_sample_frames=True,
-        do_rescale=False,
-        do_normalize=False,
-        fps=2.0,
-        return_tensors="pt",
+        text=[text], videos=videos, add_special_tokens=False, return_tensors="pt", **settings
     )
 
 
-def test_tokens_and_pixels_are_those_of_the_models_own_processor(model, clip, pixels):
-    given = llm_input(model, clip)
-    expected = reference(model, given, pixels)
-    request = Renderer(vllm_config_of(config_of(model))).prepare({"": given}, "key")[""]
-    assert request["prompt_token_ids"] == expected["input_ids"][0].tolist()
-    ((_, _, video),) = media_of(request)
-    ours = video["pixel_values_videos"].data
-    assert torch.equal(ours, expected["pixel_values_videos"].to(torch.uint8))
-    assert video["video_grid_thw"].data.tolist() == expected["video_grid_thw"][0].tolist()
-    if "second_per_grid_ts" in video:
-        seconds = video["second_per_grid_ts"].data.item()
-        assert seconds == pytest.approx(expected["second_per_grid_ts"][0].item())
+def pixels_of(item: dict) -> torch.Tensor:
+    (name,) = [name for name in item if "pixel_values" in name]
+    return getattr(item[name], "data", item[name])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_and_pixels_are_those_of_the_models_own_processor(
+    family, clip, pixels, tmp_path_factory
+):
+    model = write_tiny_model(tmp_path_factory.mktemp(family) / "tiny", family)
+    dtype = {"dtype": "bfloat16"} if family.startswith("qwen3_5") else {}
+    renderer = Renderer(vllm_config_of(config_of(model, **dtype)))
+    request = renderer.prepare({"": llm_input(model, clip)}, "key")[""]
+    processor = transformers.AutoProcessor.from_pretrained(model)
+    expected = reference(processor, pixels)
+    ids = expected["input_ids"][0].tolist()
+    if family == "internvl":  # To vLLM another token stands for what a video shows.
+        names = [processor.image_token, processor.video_token]
+        image, video = processor.tokenizer.convert_tokens_to_ids(names)
+        ids = [video if id == image else id for id in ids]
+    assert request["prompt_token_ids"] == ids
+
+    ((_, _, item),) = media_of(request)
+    ours, theirs = pixels_of(item), pixels_of(expected)
+    if family == "minicpmv4_6":  # Its processor lays the frames side by side.
+        ours = torch.cat(list(ours), dim=-1)[None]
+    if ours.dtype == torch.uint8:  # They are normalised on the device.
+        raw = reference(processor, pixels, do_rescale=False, do_normalize=False)
+        theirs = pixels_of(raw).to(torch.uint8)
+    torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=0, atol=1e-6)
+    if "second_per_grid_ts" in item:
+        told = expected.get("second_per_grid_ts", expected.get("video_second_per_grid"))
+        assert item["second_per_grid_ts"].data.item() == pytest.approx(float(told[0]))
 
 
 def test_plan_counts_the_tokens_of_the_request_without_pixels(model, clip):

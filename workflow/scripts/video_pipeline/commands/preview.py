@@ -27,6 +27,7 @@ from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefus
 from video_pipeline.errors import Failure, UserError, explain
 from video_pipeline.estimate.counting import PromptCounter
 from video_pipeline.gpu.leases import lease_for
+from video_pipeline.model.family import fetch_family
 from video_pipeline.model.processor import SIMULATED_MODEL, dataset_model
 from video_pipeline.model.prompt import check_processor, prompt_of, special_tokens
 from video_pipeline.model.token_count import TokenCount
@@ -99,6 +100,7 @@ def preview(config: Config, raw: dict[str, Any], sheet: Path, *, with_engine: bo
     console = Console(highlight=False, markup=False, soft_wrap=True)
     limit_access(Access.of(config.data))
     task = load_task(config)
+    fetch_family(config)
     sample = _sample(config, task, raw)
     conversations = task.conversations(sample)
     video = sample.get(config.data.video_field)

@@ -60,6 +60,10 @@ class PromptCounter:
             return self.of_request(self.request(llm_input))
         return count_tokens(self._model, llm_input)
 
+    def load(self) -> None:
+        """Load what :meth:`request` needs."""
+        self._preparer  # noqa: B018 - it is made when it is first asked for
+
     def request(self, llm_input: dict[str, Any]) -> dict[str, Any]:
         """What the engine would be asked. Needs the engine's libraries, and no GPU."""
         (request,) = self._preparer.prepare({ONLY_PART: llm_input}, "counted").values()
@@ -86,13 +90,21 @@ class PromptCounter:
 class CountingPreparer(Preparer):
     """Counts the tokens of what a dataset made of a sample, in place of the engine's part."""
 
-    def __init__(self, config: Config, model: str) -> None:
-        """``model``: ``dataset_model`` of the engine of ``config``."""
+    def __init__(self, config: Config, model: str, *, of_messages: bool = False) -> None:
+        """
+        Args:
+            model: ``dataset_model`` of the engine of ``config``.
+            of_messages: The dataset gives messages: the engine's libraries are loaded once for all
+                processes, and not by each when it has its first sample.
+        """
         self._counter = PromptCounter(config, model)
         self._model = model
+        self._of_messages = of_messages
 
     def start(self) -> None:
         check_processor(self._model)
+        if self._of_messages and self._model != SIMULATED_MODEL:
+            self._counter.load()
 
     def read(self, dataset: BaseDataset, position: int) -> Any:
         """The item of a sample, without pixels; with them where the dataset looks at them."""

@@ -42,7 +42,7 @@ from video_pipeline.run.changes import JournalSettings
 from video_pipeline.run.chunks import Chunk, ChunkEntry
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.run.run import Run
+from video_pipeline.run.run import DatasetNeeds, Run
 from video_pipeline.split.split import split, warn_of_changes
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,8 @@ def _look(
     limit."""
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
-    spec = WorkerSpec(own, chunk.path, chunk.seal, model, CountingPreparer(own, model), folder)
+    preparer = CountingPreparer(own, model, of_messages=DatasetNeeds.of(own).name == "video")
+    spec = WorkerSpec(own, chunk.path, chunk.seal, model, preparer, folder)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
         limit = None if simulated else engine.submit(_max_item_tokens, own)
         asyncio.run(_look_at_all(spec, chunk, positions, threads, totals, limit))

@@ -9,48 +9,43 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.config import Config
-from video_pipeline.model.model import Model, is_commit
-from video_pipeline.model.processor import PROCESSOR_FILES, processor_folder
+from video_pipeline.model.model import Model
+from video_pipeline.model.processor import processor_folder
 
 _PROCESSOR = re.compile(r"Qwen(2|2_5_|3)VLProcessor")
+_HUB_NAME = re.compile(r"Qwen(2|2\.5|3)-VL-|Qwen3\.5-")
 _MODEL_TYPE = re.compile(r"qwen(2|2_5|3)_vl(_moe)?|qwen3_5(_moe)?")
 
 
-def files_of_model(config: Config) -> Path | None:
-    """A folder with the model's files that are not weights; None if there is no model here, or it
-    is one of the hub that was not fetched and whose commit is not known yet.
+def is_qwen_vl(config: Config) -> bool | None:
+    """Whether the model is of the Qwen-VL line: by its name on the hub, or by its files; None if
+    they are not here or do not tell. Asks no network."""
+    model = Model.of(config)
+    if config.run.engine == "simulated":
+        return None
+    if not model.is_on_hub:
+        return is_qwen_vl_folder(Path(model.name))
+    if _HUB_NAME.search(model.name):
+        return True
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(model.name, revision=model.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return is_qwen_vl_folder(Path(folder))
+
+
+def fetch_family(config: Config) -> None:
+    """Fetch the files that tell the family of a model of the hub, unless its name does.
 
     Raises:
         UserError, EnvironmentFault: The hub does not give them.
     """
     model = Model.of(config)
-    if config.run.engine == "simulated":
-        return None
-    if not model.is_on_hub:
-        folder = Path(model.name)
-        return folder if folder.is_dir() else None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:  # without the network, because each decode process comes here
-        folder_name = snapshot_download(
-            model.name,
-            revision=model.revision,
-            allow_patterns=PROCESSOR_FILES,
-            local_files_only=True,
-        )
-    except LocalEntryNotFoundError:
-        if not is_commit(model.revision):
-            return None
-        folder_name = processor_folder(model.name, model.revision)
-    return Path(folder_name)
-
-
-def is_qwen_vl(config: Config) -> bool | None:
-    """Whether the model is of the Qwen-VL line; None if its files do not tell. Raises what
-    :func:`files_of_model` does."""
-    folder = files_of_model(config)
-    return None if folder is None else is_qwen_vl_folder(folder)
+    if model.is_on_hub and is_qwen_vl(config) is None:
+        processor_folder(model.name, model.revision)
 
 
 def is_qwen_vl_folder(folder: Path) -> bool | None:

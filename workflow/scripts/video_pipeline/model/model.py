@@ -25,11 +25,6 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TIMEOUT_SECONDS = 30
 
 
-def is_commit(revision: str) -> bool:
-    """Whether ``revision`` names a commit and no branch or tag."""
-    return _COMMIT.fullmatch(revision) is not None
-
-
 def is_path(name: str) -> bool:
     """Whether the ``name`` of a model can only be a path: names on the hub have one slash at most
     (a file of weights there may have two)."""
@@ -89,7 +84,7 @@ class Model:
         was resolved yet. Asks nobody."""
         if not self.has_commit:
             return None
-        if is_commit(self.revision):
+        if _COMMIT.fullmatch(self.revision):
             return self.revision
         return _read_commits(path).get(self._revision_name)
 

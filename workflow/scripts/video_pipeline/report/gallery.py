@@ -22,10 +22,12 @@ from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.preparing import READER, WorkerSpec
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure, explain
+from video_pipeline.model.model import Model, with_commit
 from video_pipeline.model.processor import dataset_model
 from video_pipeline.model.prompt import prompt_of
 from video_pipeline.report.contact_sheet import Picture, all_pictures, contact_sheet
 from video_pipeline.run.chunks import ChunkEntry
+from video_pipeline.run.layout import Layout
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import load_task
@@ -130,6 +132,7 @@ def _make_sheets(
     config: Config, records: Sequence[dict[str, Any]], num_processes: int
 ) -> list[Sheet]:
     task = load_task(config)
+    config = with_commit(config, Model.of(config).known_commit(Layout.of(config, 0).commits))
     num_processes = min(num_processes, math.ceil(len(records) / SHEETS_PER_PROCESS))
     entries = [
         ChunkEntry(record["__key"], {}, orjson.dumps(record["input"]), {}) for record in records

@@ -31,6 +31,7 @@ from video_pipeline.config.vllm_version import warn_if_untried
 from video_pipeline.errors import UserError
 from video_pipeline.journal.format import count_answers
 from video_pipeline.journal.index import NO_RECORD, JournalIndex, location_at, read_index
+from video_pipeline.model.family import fetch_family
 from video_pipeline.model.model import Model, with_commit
 from video_pipeline.model.token_budget import check_budget_of_model
 from video_pipeline.run.changes import JournalSettings, consequences
@@ -84,6 +85,8 @@ class _Split:
         config, layout = run.config, run.layout
         run.task  # noqa: B018 - what is wrong with the user's code is said before anything is read
         run.commit = Model.of(config).resolve_commit(layout.commits)
+        if config.run.dataset is None and not run.task.names_dataset:
+            fetch_family(with_commit(config, run.commit))
         if num_processes > 1 and _is_large(config.data.input_jsonl):
             # torch stays in a process of its own: it would be half of what this one holds
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

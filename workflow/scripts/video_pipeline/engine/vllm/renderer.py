@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,15 @@ class Renderer:
         prompts that come as messages."""
         self._model_config = vllm_config.model_config
         self._renderer = SampleRenderer(vllm_config)
-        self._conversations = ConversationRenderer(
+        self._chat_template_kwargs = chat_template_kwargs or {}
+
+    @cached_property
+    def _conversations(self) -> ConversationRenderer:
+        return ConversationRenderer(
             self._renderer,
             processor_folder(self._model_config.model, self._model_config.revision),
             self._model_config.hf_config,
-            chat_template_kwargs or {},
+            self._chat_template_kwargs,
         )
 
     def warm_up(self) -> None:
