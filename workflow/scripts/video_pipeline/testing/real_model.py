@@ -107,7 +107,7 @@ def _write(
     config.architectures = [_ARCHITECTURES[family]]
     config.save_pretrained(folder)
     qwen_vl.make_generation_configuration(tokenizer).save_pretrained(folder)
-    qwen_vl.save_processor(family, tokenizer, folder)
+    qwen_vl.make_processor(family, tokenizer).save_pretrained(folder)
 
 
 def _tokenizer(vocab_size: int) -> Any:
