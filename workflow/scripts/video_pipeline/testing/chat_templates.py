@@ -56,8 +56,8 @@ def at_start(expression: str, condition: str = "") -> str:
 
 
 def answer_with_thoughts(*, default: bool) -> str:
-    """The expression of Qwen's newer templates: it opens the thoughts, or puts an empty pair of tags
-    in their place, as ``enable_thinking`` says; ``default`` where it says nothing."""
+    """The expression of templates like Qwen3.5's: it opens the thoughts, or writes an empty pair of
+    tags, as ``enable_thinking`` says; ``default`` where it says nothing."""
     thinks = f"enable_thinking | default({str(default).lower()})"
     tags = f"('<think>\\n' if {thinks} else '<think>\\n\\n</think>\\n\\n')"
     return f"'<|im_start|>assistant\\n' + {tags}"

@@ -57,7 +57,9 @@ def _omni(
         sections: The sizes of text, vision and sound model.
     """
     tokenizer = parts.make_tokenizer((*_CHATML, *names.values()), **parts.named(**names))
-    tokens = {f"{kind}_token_{media}": names[f"{kind}_token"] for kind in ("image", "video", "audio")}
+    tokens = {
+        f"{kind}_token_{media}": names[f"{kind}_token"] for kind in ("image", "video", "audio")
+    }
     for kind in ("audio", "vision"):
         tokens[f"{kind}_start_token_id"] = names[f"{kind}_bos_token"]
         tokens[f"{kind}_end_token_id"] = names[f"{kind}_eos_token"]
@@ -75,6 +77,7 @@ def _omni(
             tokenizer=tokenizer,
             chat_template=CHAT_TEMPLATES[family],
         ),
+        files={"spk_dict.pt": {}},  # Qwen2.5-Omni does not load without its speakers.
     )
 
 
@@ -146,7 +149,11 @@ def _gemma4() -> Parts:
         "gemma4",
         tokenizer,
         {
-            **{"image_token_id": "<|image|>", "boi_token_id": "<|image>", "eoi_token_id": "<image|>"},
+            **{
+                "image_token_id": "<|image|>",
+                "boi_token_id": "<|image>",
+                "eoi_token_id": "<image|>",
+            },
             **{"audio_token_id": "<|audio|>", "boa_token_id": "<|audio>"},
             **{"eoa_token_index": "<audio|>", "video_token_id": "<|video|>"},
         },
@@ -196,19 +203,20 @@ def _internvl() -> Parts:
 def _glm(family: str, name: str) -> Parts:
     """GLM-4.6V-Flash is a GLM-4.1V with another processor and template."""
     library = _transformers()
-    special = ("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>")
-    special += ("<|user|>", "<|assistant|>", "<|observation|>", "<|image|>", "<|video|>")
-    special += ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
-    tokenizer = parts.make_tokenizer(special, eos_token="<|endoftext|>")
+    tokens = {f"{kind}_token_id": f"<|{kind}|>" for kind in ("image", "video")}
+    for kind in ("image", "video"):
+        tokens[f"{kind}_start_token_id"] = f"<|begin_of_{kind}|>"
+        tokens[f"{kind}_end_token_id"] = f"<|end_of_{kind}|>"
+    stops = ("<|endoftext|>", "<|user|>", "<|observation|>")
+    special = ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|assistant|>"]
+    tokenizer = parts.make_tokenizer(
+        (*stops, *special, *tokens.values()), eos_token="<|endoftext|>"
+    )
     tokenizer.add_tokens([*_THOUGHTS, "/nothink"])
     configuration = parts.make_configuration(
         "glm4v",
         tokenizer,
-        {
-            **{"image_token_id": "<|image|>", "video_token_id": "<|video|>"},
-            **{"image_start_token_id": "<|begin_of_image|>", "image_end_token_id": "<|end_of_image|>"},
-            **{"video_start_token_id": "<|begin_of_video|>", "video_end_token_id": "<|end_of_video|>"},
-        },
+        tokens,
         text_config={**TEXT, "rope_parameters": parts.rope(2, 3, 3, partial_rotary_factor=0.5)},
         vision_config={**VISION, "patch_size": 14, "image_size": 336},
     )
@@ -218,7 +226,6 @@ def _glm(family: str, name: str) -> Parts:
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATES[family],
     )
-    stops = ("<|endoftext|>", "<|user|>", "<|observation|>")
     return Parts(tokenizer, configuration, processor, stops)
 
 

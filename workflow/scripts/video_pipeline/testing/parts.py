@@ -7,7 +7,7 @@ layers there (Qwen3.5, MiniCPM-V 4.6) want heads of 64 or 128, and bfloat16.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from video_pipeline.testing import qwen_vl
@@ -63,6 +63,8 @@ class Parts:
     processor: Any
     stops: tuple[str, ...] = qwen_vl.STOPS
     """The tokens that end an answer."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """What ``torch.save`` writes beside the rest, by the names of the files."""
 
 
 def make_tokenizer(special: tuple[str, ...], **more: Any) -> Any:

@@ -73,9 +73,7 @@ def make_configuration(
     )
 
 
-def make_generation_configuration(
-    tokenizer: Any, stops: tuple[str, ...] = STOPS
-) -> Any:
+def make_generation_configuration(tokenizer: Any, stops: tuple[str, ...] = STOPS) -> Any:
     """Answers end with any token of ``stops``."""
     from transformers import GenerationConfig
 

@@ -89,6 +89,8 @@ def _write_checkpoint(folder: Path, family: str, seed: int) -> None:
     _initialise(model, seed, parts.tokenizer(printable, add_special_tokens=False).input_ids)
     model.save_pretrained(folder)
     parts.processor.save_pretrained(folder)
+    for name, content in parts.files.items():
+        torch.save(content, folder / name)
 
 
 def _initialise(model: Any, seed: int, speakable: list[int]) -> None:
@@ -103,7 +105,7 @@ def _initialise(model: Any, seed: int, speakable: list[int]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                # Experts are matrices side by side; all else with three dimensions is a convolution.
+                # Experts are matrices side by side; else three dimensions are a convolution.
                 matrix = parameter[0] if name.endswith(("gate_up_proj", "down_proj")) else parameter
                 fan_in = matrix[0].numel()
                 parameter.normal_(0.0, GAIN / fan_in**0.5, generator=generator)
