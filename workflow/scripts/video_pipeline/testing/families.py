@@ -25,13 +25,13 @@ def _transformers() -> Any:
 
 
 def _qwen_vl(family: str, text: dict[str, Any], vision: dict[str, Any]) -> Parts:
-    tokenizer = parts.make_tokenizer(qwen_vl.SPECIAL_TOKENS)
+    tokenizer = parts.make_byte_tokenizer(qwen_vl.SPECIAL_TOKENS)
     configuration = qwen_vl.make_configuration(family, tokenizer, "float32", text, vision)
     return Parts(tokenizer, configuration, qwen_vl.make_processor(family, tokenizer))
 
 
 def _qwen3_5(family: str, **more: Any) -> Parts:
-    tokenizer = parts.make_tokenizer(qwen_vl.SPECIAL_TOKENS, kind="Qwen3_5Tokenizer")
+    tokenizer = parts.make_byte_tokenizer(qwen_vl.SPECIAL_TOKENS, kind="Qwen3_5Tokenizer")
     tokenizer.add_tokens(_THOUGHTS)
     text, vision = {**parts.QWEN3_5_TEXT, **more}, parts.QWEN3_5_VISION
     configuration = qwen_vl.make_configuration(family, tokenizer, "bfloat16", text, vision)
@@ -56,7 +56,7 @@ def _omni(
         pixels: The arguments of image and video processor.
         sections: The sizes of text, vision and sound model.
     """
-    tokenizer = parts.make_tokenizer((*_CHATML, *names.values()), **parts.named(**names))
+    tokenizer = parts.make_byte_tokenizer((*_CHATML, *names.values()), **parts.named(**names))
     tokens = {
         f"{kind}_token_{media}": names[f"{kind}_token"] for kind in ("image", "video", "audio")
     }
@@ -81,8 +81,8 @@ def _omni(
     )
 
 
-_HEARING = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 2}
-_HEARING |= {"encoder_ffn_dim": 128, "output_dim": WIDTH}
+_SOUND = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 2}
+_SOUND |= {"encoder_ffn_dim": 128, "output_dim": WIDTH}
 _OMNI_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
 
 _qwen2_5_omni = partial(
@@ -98,7 +98,7 @@ _qwen2_5_omni = partial(
     pixels={"patch_size": 14, "size": _OMNI_SIZE},
     text_config=parts.QWEN2_TEXT,
     vision_config=parts.QWEN2_5_VISION,
-    audio_config=_HEARING,
+    audio_config=_SOUND,
 )
 _qwen3_omni = partial(
     _omni,
@@ -114,7 +114,7 @@ _qwen3_omni = partial(
     pixels={"patch_size": 16, "size": _OMNI_SIZE, **qwen_vl.HALVES},
     text_config={**parts.QWEN3_TEXT, **parts.EXPERTS},
     vision_config=parts.QWEN3_VISION,
-    audio_config={**_HEARING, "downsample_hidden_size": 32},
+    audio_config={**_SOUND, "downsample_hidden_size": 32},
 )
 
 
@@ -177,7 +177,7 @@ def _internvl() -> Parts:
         **{"start_image_token": "<img>", "end_image_token": "</img>"},
         **{"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"},
     }
-    tokenizer = parts.make_tokenizer((*_CHATML, *names.values()), **parts.named(**names))
+    tokenizer = parts.make_byte_tokenizer((*_CHATML, *names.values()), **parts.named(**names))
     pixels = {
         "size": {"height": 448, "width": 448},
         **{"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
@@ -209,7 +209,7 @@ def _glm(family: str, name: str) -> Parts:
         tokens[f"{kind}_end_token_id"] = f"<|end_of_{kind}|>"
     stops = ("<|endoftext|>", "<|user|>", "<|observation|>")
     special = ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|assistant|>"]
-    tokenizer = parts.make_tokenizer(
+    tokenizer = parts.make_byte_tokenizer(
         (*stops, *special, *tokens.values()), eos_token="<|endoftext|>"
     )
     tokenizer.add_tokens([*_THOUGHTS, "/nothink"])
@@ -231,7 +231,7 @@ def _glm(family: str, name: str) -> Parts:
 
 def _llava_onevision() -> Parts:
     library = _transformers()
-    tokenizer = parts.make_tokenizer((*_CHATML, "<image>", "<video>"))
+    tokenizer = parts.make_byte_tokenizer((*_CHATML, "<image>", "<video>"))
     configuration = parts.make_configuration(
         "llava_onevision",
         tokenizer,
@@ -261,7 +261,7 @@ def _minicpm() -> Parts:
         **{"slice_start_token": "<slice>", "slice_end_token": "</slice>"},
         **{"image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>"},
     }
-    tokenizer = parts.make_tokenizer(
+    tokenizer = parts.make_byte_tokenizer(
         (*_CHATML, *names.values()), kind="Qwen3_5Tokenizer", **parts.named(**names)
     )
     tokenizer.add_tokens(_THOUGHTS)

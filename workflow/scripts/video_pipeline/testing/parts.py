@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from video_pipeline.testing import qwen_vl
+STOPS = ("<|im_end|>", "<|endoftext|>")
+"""The tokens that end an answer in ChatML."""
 
 CONTEXT = 32768
 WIDTH = 128
@@ -61,17 +62,39 @@ class Parts:
     tokenizer: Any
     configuration: Any
     processor: Any
-    stops: tuple[str, ...] = qwen_vl.STOPS
+    stops: tuple[str, ...] = STOPS
     """The tokens that end an answer."""
     files: dict[str, Any] = field(default_factory=dict)
     """What ``torch.save`` writes beside the rest, by the names of the files."""
 
 
-def make_tokenizer(special: tuple[str, ...], **more: Any) -> Any:
+def make_tokenizer(
+    tokens: list[str],
+    merges: list[tuple[str, str]],
+    special: list[str],
+    max_length: int,
+    kind: str = "Qwen2Tokenizer",
+    **more: Any,
+) -> Any:
+    """A byte-level BPE in Qwen's pre-tokenization; the numbers of ``special`` follow ``tokens``."""
+    import transformers
+
+    make: Any = getattr(transformers, kind)  # Its annotations do not know the merges that it takes.
+    return make(
+        vocab={token: number for number, token in enumerate([*tokens, *special])},
+        merges=merges,
+        extra_special_tokens=special,
+        pad_token="<|endoftext|>",
+        model_max_length=max_length,
+        **{"eos_token": "<|im_end|>", **more},
+    )
+
+
+def make_byte_tokenizer(special: tuple[str, ...], **more: Any) -> Any:
     """A tokenizer without merges, so that every byte is a token."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    return qwen_vl.make_tokenizer(
+    return make_tokenizer(
         sorted(ByteLevel.alphabet()), [], list(special), max_length=CONTEXT, **more
     )
 
@@ -93,3 +116,15 @@ def make_configuration(
 def numbers(tokenizer: Any, tokens: dict[str, str]) -> dict[str, int]:
     """The numbers of ``tokens``, by the names that a configuration gives them."""
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+
+
+def make_generation_configuration(tokenizer: Any, stops: tuple[str, ...] = STOPS) -> Any:
+    """Answers end with any token of ``stops``."""
+    from transformers import GenerationConfig
+
+    make: Any = GenerationConfig  # It has no annotations.
+    return make(
+        bos_token_id=tokenizer.convert_tokens_to_ids(tokenizer.bos_token or "<|endoftext|>"),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(stops)),
+    )

@@ -1,10 +1,11 @@
-"""The parts that made checkpoints of the Qwen-VL line have in common: tokenizer, configuration and
-processor."""
+"""The parts that made checkpoints of the Qwen-VL line have in common: special tokens,
+configuration and processor."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from video_pipeline.testing import parts
 from video_pipeline.testing.chat_templates import CHAT_TEMPLATES
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -18,33 +19,8 @@ SPECIAL_TOKENS = (
 )
 """In the order of their numbers in the real tokenizers, which follow the ordinary tokens."""
 
-STOPS = ("<|im_end|>", "<|endoftext|>")
-"""The tokens that end an answer."""
-
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-
-
-def make_tokenizer(
-    tokens: list[str],
-    merges: list[tuple[str, str]],
-    special: list[str],
-    max_length: int,
-    kind: str = "Qwen2Tokenizer",
-    **more: Any,
-) -> Any:
-    """A byte-level BPE in Qwen's pre-tokenization; the numbers of ``special`` follow ``tokens``."""
-    import transformers
-
-    make: Any = getattr(transformers, kind)  # Its annotations do not know the merges that it takes.
-    return make(
-        vocab={token: number for number, token in enumerate([*tokens, *special])},
-        merges=merges,
-        extra_special_tokens=special,
-        pad_token="<|endoftext|>",
-        model_max_length=max_length,
-        **{"eos_token": "<|im_end|>", **more},
-    )
 
 
 def make_configuration(
@@ -56,32 +32,17 @@ def make_configuration(
     **more: Any,
 ) -> Any:
     """The model's configuration, with the token numbers of ``tokenizer``."""
-    from transformers import AutoConfig
-
-    number = tokenizer.convert_tokens_to_ids
-    ends = {"bos_token_id": number("<|endoftext|>"), "eos_token_id": number("<|im_end|>")}
-    return AutoConfig.for_model(
+    ends = {"bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>"}
+    tokens = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    tokens |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
+    return parts.make_configuration(
         family,
-        text_config={**text, **ends},
+        tokenizer,
+        tokens,
+        dtype,
+        text_config={**text, **parts.numbers(tokenizer, ends)},
         vision_config=vision,
-        image_token_id=number("<|image_pad|>"),
-        video_token_id=number("<|video_pad|>"),
-        vision_start_token_id=number("<|vision_start|>"),
-        vision_end_token_id=number("<|vision_end|>"),
-        dtype=dtype,
         **more,
-    )
-
-
-def make_generation_configuration(tokenizer: Any, stops: tuple[str, ...] = STOPS) -> Any:
-    """Answers end with any token of ``stops``."""
-    from transformers import GenerationConfig
-
-    make: Any = GenerationConfig  # It has no annotations.
-    return make(
-        bos_token_id=tokenizer.convert_tokens_to_ids(tokenizer.bos_token or "<|endoftext|>"),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(list(stops)),
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.testing.families import FAMILIES
-from video_pipeline.testing.qwen_vl import make_generation_configuration
+from video_pipeline.testing.parts import make_generation_configuration
 
 MARKER = "tiny_model.json"
 VERSION = 1
