@@ -6,12 +6,13 @@ Numbers of a processor that are not given here are those of its class; they are 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from video_pipeline.testing import parts, qwen_vl
 from video_pipeline.testing.chat_templates import CHAT_TEMPLATES
-from video_pipeline.testing.parts import CONTEXT, TEXT, TOWER, VISION, WIDTH, Parts
+from video_pipeline.testing.parts import CONTEXT, TEXT, TOWER, VISION, WIDTH, Parts, Weights
 
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _THOUGHTS = ["<think>", "</think>"]
@@ -28,6 +29,18 @@ def _qwen_vl(family: str, text: dict[str, Any], vision: dict[str, Any]) -> Parts
     tokenizer = parts.make_byte_tokenizer(qwen_vl.SPECIAL_TOKENS)
     configuration = qwen_vl.make_configuration(family, tokenizer, "float32", text, vision)
     return Parts(tokenizer, configuration, qwen_vl.make_processor(family, tokenizer))
+
+
+def _qwen3_vl_moe() -> Parts:
+    text = {**parts.QWEN3_TEXT, **parts.EXPERTS, **parts.UNTIED}
+
+    def publish(weights: Weights) -> Weights:
+        return {
+            name: tensor.transpose(1, 2).contiguous() if ".experts." in name else tensor
+            for name, tensor in weights.items()
+        }
+
+    return replace(_qwen_vl("qwen3_vl_moe", text, parts.QWEN3_VISION), publish=publish)
 
 
 def _qwen3_5(family: str, **more: Any) -> Parts:
@@ -96,7 +109,7 @@ _qwen2_5_omni = partial(
     },
     media="index",
     pixels={"patch_size": 14, "size": _OMNI_SIZE},
-    text_config=parts.QWEN2_TEXT,
+    text_config={**parts.QWEN2_TEXT, **parts.UNTIED},
     vision_config=parts.QWEN2_5_VISION,
     audio_config=_SOUND,
 )
@@ -112,8 +125,9 @@ _qwen3_omni = partial(
     },
     media="id",
     pixels={"patch_size": 16, "size": _OMNI_SIZE, **qwen_vl.HALVES},
-    text_config={**parts.QWEN3_TEXT, **parts.EXPERTS},
-    vision_config=parts.QWEN3_VISION,
+    text_config={**parts.QWEN3_TEXT, **parts.EXPERTS, **parts.UNTIED},
+    # vLLM finds the grid of positions by the size of an image.
+    vision_config={**parts.QWEN3_VISION, "image_size": 256, "apply_vit_abs_pos_embed": True},
     audio_config={**_SOUND, "downsample_hidden_size": 32},
 )
 
@@ -144,7 +158,7 @@ def _gemma4() -> Parts:
         "layer_types": ["sliding_attention", "full_attention"],
         **{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "tie_word_embeddings": False},
     }
-    vision = {**TOWER, "num_key_value_heads": 2, "head_dim": 32, "patch_size": 16}
+    vision = {**TOWER, "num_key_value_heads": 2, "head_dim": 32, "default_output_length": 280}
     configuration = parts.make_configuration(
         "gemma4",
         tokenizer,
@@ -250,7 +264,15 @@ def _llava_onevision() -> Parts:
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATES["llava_onevision"],
     )
-    return Parts(tokenizer, configuration, processor)
+
+    def publish(weights: Weights) -> Weights:
+        old, new = "vision_tower.", "vision_tower.vision_model."
+        return {
+            new + name.removeprefix(old) if name.startswith(old) else name: tensor
+            for name, tensor in weights.items()
+        }
+
+    return Parts(tokenizer, configuration, processor, publish=publish)
 
 
 def _minicpm() -> Parts:
@@ -292,9 +314,7 @@ FAMILIES: dict[str, Callable[[], Parts]] = {
     ),
     "qwen2_5_vl": partial(_qwen_vl, "qwen2_5_vl", parts.QWEN2_TEXT, parts.QWEN2_5_VISION),
     "qwen3_vl": partial(_qwen_vl, "qwen3_vl", parts.QWEN3_TEXT, parts.QWEN3_VISION),
-    "qwen3_vl_moe": partial(
-        _qwen_vl, "qwen3_vl_moe", {**parts.QWEN3_TEXT, **parts.EXPERTS}, parts.QWEN3_VISION
-    ),
+    "qwen3_vl_moe": _qwen3_vl_moe,
     "qwen3_5": partial(_qwen3_5, "qwen3_5"),
     "qwen3_5_moe": partial(
         _qwen3_5, "qwen3_5_moe", **parts.EXPERTS, shared_expert_intermediate_size=64

@@ -7,8 +7,12 @@ layers there (Qwen3.5, MiniCPM-V 4.6) want heads of 64 or 128, and bfloat16.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+Weights = dict[str, Any]
+"""Tensors by name."""
 
 STOPS = ("<|im_end|>", "<|endoftext|>")
 """The tokens that end an answer in ChatML."""
@@ -32,7 +36,10 @@ TOWER |= {"num_hidden_layers": 2, "num_attention_heads": 2}
 VISION: dict[str, Any] = {"depth": 2, "hidden_size": 64, "intermediate_size": 128}
 VISION |= {"num_heads": 2, "out_hidden_size": WIDTH}
 """A vision model of the line of Qwen-VL."""
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERTS |= {"norm_topk_prob": True}  # transformers knows no other way, but vLLM asks.
+UNTIED = {"tie_word_embeddings": False}
+"""For text models whose class would tie them: vLLM asks there, transformers one level above."""
 
 
 def rope(*sections: int, **more: Any) -> dict[str, Any]:
@@ -64,6 +71,8 @@ class Parts:
     processor: Any
     stops: tuple[str, ...] = STOPS
     """The tokens that end an answer."""
+    publish: Callable[[Weights], Weights] | None = None
+    """Makes published weights of those that transformers writes. It reads both, vLLM does not."""
     files: dict[str, Any] = field(default_factory=dict)
     """What ``torch.save`` writes beside the rest, by the names of the files."""
 

@@ -74,6 +74,7 @@ def _identity(folder: Path) -> dict[str, Any] | None:
 
 def _write_checkpoint(folder: Path, family: str, seed: int) -> None:
     import torch
+    from safetensors.torch import load_file, save_file
     from transformers import AutoModelForMultimodalLM
     from transformers.utils import logging
 
@@ -88,6 +89,9 @@ def _write_checkpoint(folder: Path, family: str, seed: int) -> None:
     printable = bytes(range(32, 127)).decode()
     _initialise(model, seed, parts.tokenizer(printable, add_special_tokens=False).input_ids)
     model.save_pretrained(folder)
+    if parts.publish:
+        weights = folder / "model.safetensors"
+        save_file(parts.publish(load_file(weights)), weights, metadata={"format": "pt"})
     parts.processor.save_pretrained(folder)
     for name, content in parts.files.items():
         torch.save(content, folder / name)
