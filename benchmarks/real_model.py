@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from video_pipeline.testing import qwen_vl
+from video_pipeline.testing import parts, qwen_vl
 
 SPECIAL_TOKENS = [
     *qwen_vl.SPECIAL_TOKENS,
@@ -106,8 +106,8 @@ def _write(
     )
     config.architectures = [_ARCHITECTURES[family]]
     config.save_pretrained(folder)
-    qwen_vl.make_generation_configuration(tokenizer).save_pretrained(folder)
-    qwen_vl.save_processor(family, tokenizer, folder)
+    parts.make_generation_configuration(tokenizer).save_pretrained(folder)
+    qwen_vl.make_processor(family, tokenizer).save_pretrained(folder)
 
 
 def _tokenizer(vocab_size: int) -> Any:
@@ -122,7 +122,7 @@ def _tokenizer(vocab_size: int) -> Any:
         merges.setdefault(left + right, (left, right))
     more = vocab_size - ORDINARY_TOKENS - len(SPECIAL_TOKENS)
     special = [*SPECIAL_TOKENS, *(f"<|extra_{number}|>" for number in range(more))]
-    return qwen_vl.make_tokenizer(
+    return parts.make_tokenizer(
         [*alphabet, *merges], list(merges.values()), special, max_length=131072
     )
 

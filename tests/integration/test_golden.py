@@ -40,7 +40,8 @@ from video_pipeline.model.token_count import count_tokens
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.tasks.base import Task
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
+from video_pipeline.testing.qwen_vl import FAMILIES
+from video_pipeline.testing.tiny_model import write_tiny_model
 
 MAX_TOKENS = 24
 

@@ -12,7 +12,8 @@ from video_pipeline.estimate.estimate import make_plan
 from video_pipeline.model.flops import ModelFlops
 from video_pipeline.run.layout import Layout
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
+from video_pipeline.testing.qwen_vl import FAMILIES
+from video_pipeline.testing.tiny_model import write_tiny_model
 
 DEMO = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text(encoding="utf-8"))
 

@@ -19,7 +19,8 @@ from PIL import Image
 from video_pipeline.commands import preview
 from video_pipeline.errors import UserError
 from video_pipeline.report.contact_sheet import GAP, TEXT
-from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
+from video_pipeline.testing.qwen_vl import FAMILIES
+from video_pipeline.testing.tiny_model import write_tiny_model
 
 FPS, SIZE, THUMB = 10, 112, 200
 

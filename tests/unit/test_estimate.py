@@ -37,7 +37,8 @@ from video_pipeline.split.split import split
 from video_pipeline.tasks.base import ONLY_PART
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
+from video_pipeline.testing.qwen_vl import FAMILIES
+from video_pipeline.testing.tiny_model import write_tiny_model
 from video_pipeline.video.reader import VideoInfo
 
 pytestmark = pytest.mark.slow

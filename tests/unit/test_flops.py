@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from video_pipeline.gpu.peaks import peak_flops, precision_of
 from video_pipeline.model.flops import ModelFlops
-from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
+from video_pipeline.testing.qwen_vl import FAMILIES
+from video_pipeline.testing.tiny_model import write_tiny_model
 
 VISION_2_5 = {
     **{"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420},

@@ -24,8 +24,9 @@ from video_pipeline.model.prompt import PlaceholderError, Prompter, check_placeh
 from video_pipeline.model.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.model.token_count import count_tokens
 from video_pipeline.tasks.base import Task
+from video_pipeline.testing.chat_templates import CHAT_TEMPLATES
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.testing.qwen_vl import CHAT_TEMPLATES, FAMILIES, SPECIAL_TOKENS
+from video_pipeline.testing.qwen_vl import FAMILIES, SPECIAL_TOKENS
 from video_pipeline.testing.tiny_model import write_tiny_model
 
 TEXT = [

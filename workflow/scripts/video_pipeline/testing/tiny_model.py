@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5-VL or Qwen3-VL checkpoint with random weights.
+"""A tiny checkpoint of a video model with random weights.
 
     python -m video_pipeline.testing.tiny_model --family qwen3_vl /tmp/tiny
 
@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from video_pipeline.testing import qwen_vl
-from video_pipeline.testing.qwen_vl import FAMILIES, SPECIAL_TOKENS
+from video_pipeline.testing.families import FAMILIES
+from video_pipeline.testing.parts import make_generation_configuration
 
 MARKER = "tiny_model.json"
 VERSION = 1
@@ -72,49 +72,28 @@ def _identity(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_checkpoint(folder: Path, family: str, seed: int) -> None:
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import AutoModelForImageTextToText
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForMultimodalLM
     from transformers.utils import logging
 
     quiet: Any = logging  # Its functions have no annotations.
     quiet.disable_progress_bar()
-    # Without merges every byte is a token.
-    tokenizer = qwen_vl.make_tokenizer(
-        sorted(ByteLevel.alphabet()), [], list(SPECIAL_TOKENS), max_length=32768
-    )
-    make: Any = AutoModelForImageTextToText
-    text, vision = _dimensions(family)
-    model = make.from_config(qwen_vl.make_configuration(family, tokenizer, "float32", text, vision))
-    model.generation_config = qwen_vl.make_generation_configuration(tokenizer)
-    _initialise(model, seed, speakable=tokenizer(bytes(range(32, 127)).decode()).input_ids)
+    parts = FAMILIES[family]()
+    make: Any = AutoModelForMultimodalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # Some vectors keep the values that their class draws.
+        model = make.from_config(parts.configuration)
+    model.generation_config = make_generation_configuration(parts.tokenizer, parts.stops)
+    printable = bytes(range(32, 127)).decode()
+    _initialise(model, seed, parts.tokenizer(printable, add_special_tokens=False).input_ids)
     model.save_pretrained(folder)
-    qwen_vl.save_processor(family, tokenizer, folder)
-
-
-def _dimensions(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two layers each for text and vision, and heads of 32, the smallest of vLLM on a CPU."""
-    text: dict[str, Any] = {
-        "vocab_size": 320,  # 256 bytes and the special tokens, rounded up as vLLM prefers.
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-    }
-    vision: dict[str, Any] = {"depth": 2, "hidden_size": 64, "intermediate_size": 128}
-    vision |= {"num_heads": 2, "out_hidden_size": text["hidden_size"]}
-    # The three sections (time, height, width) share the 16 frequencies of a head.
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e6}
-    if family == "qwen2_5_vl":
-        text |= {"rope_parameters": rope | {"mrope_section": [4, 6, 6]}}
-        vision |= {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1]}
-    else:
-        rope |= {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
-        text |= {"rope_parameters": rope, "head_dim": 32}
-        vision |= {"patch_size": 16, "num_position_embeddings": 256}
-        vision |= {"deepstack_visual_indexes": [0]}
-    return text, vision
+    if parts.publish:
+        weights = folder / "model.safetensors"
+        save_file(parts.publish(load_file(weights)), weights, metadata={"format": "pt"})
+    parts.processor.save_pretrained(folder)
+    for name, content in parts.files.items():
+        torch.save(content, folder / name)
 
 
 def _initialise(model: Any, seed: int, speakable: list[int]) -> None:
@@ -129,11 +108,15 @@ def _initialise(model: Any, seed: int, speakable: list[int]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                fan_in = parameter[0].numel()
+                # Experts are matrices side by side; else three dimensions are a convolution.
+                matrix = parameter[0] if name.endswith(("gate_up_proj", "down_proj")) else parameter
+                fan_in = matrix[0].numel()
                 parameter.normal_(0.0, GAIN / fan_in**0.5, generator=generator)
             elif name.endswith(("q_norm.weight", "k_norm.weight")):
-                parameter.fill_(GAIN)  # Qwen3-VL: these norms would undo the gain.
-        head = model.get_output_embeddings().weight
+                # Qwen3-VL and later: these norms would undo the gain. Some classes add one to the
+                # weight and start from zero, others start from one.
+                parameter.add_(GAIN - 1.0)
+        head = getattr(model, "thinker", model).get_output_embeddings().weight
         silent = torch.ones(len(head), dtype=torch.bool)
         silent[speakable] = False
         head[silent] = 0.0
@@ -143,7 +126,7 @@ def main() -> None:
     """Run ``python -m video_pipeline.testing.tiny_model``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to write the checkpoint")
-    parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0])
+    parser.add_argument("--family", choices=list(FAMILIES), default="qwen2_5_vl")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     arguments = parser.parse_args()
     print(write_tiny_model(arguments.folder, arguments.family, arguments.seed))
