@@ -25,7 +25,7 @@ demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six cli
 	@echo "report   $(DEMO)/results/output.describe.report.html  (open it in a browser)"
 
 test: venv  ## every test, two files at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-fast: venv  ## the unit tests that take seconds: no vLLM, no SLURM, no browser (2 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit -m "not slow"

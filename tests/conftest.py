@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
 
 from helpers import Run, Splitter, forgetting_plugins
+from video_pipeline.common.processes import SNAKEMAKE
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,6 +38,14 @@ def here(run: Run, monkeypatch: pytest.MonkeyPatch, forget_plugins: None) -> Run
     """A small run in the working directory, for calls of the library in this process."""
     monkeypatch.chdir(run.folder)
     return run
+
+
+@pytest.fixture(autouse=True)
+def not_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is no job of a Snakemake, and what a test sets to that end is taken back: the
+    next program that runs in this process would look for that Snakemake, and kill the tests."""
+    monkeypatch.setenv(SNAKEMAKE, "")
+    monkeypatch.delenv(SNAKEMAKE)
 
 
 @pytest.fixture(autouse=True)

@@ -103,7 +103,7 @@ def test_the_watch_process_is_killed_and_then_its_job(started):
     def watch() -> list[psutil.Process]:
         found = []
         for process in job.children():
-            with suppress(psutil.ZombieProcess):  # The one that was killed, until its job notices.
+            with suppress(psutil.NoSuchProcess):  # The one that was killed: gone, or nearly.
                 if "processes.py" in " ".join(process.cmdline()):
                     found.append(process)
         return found

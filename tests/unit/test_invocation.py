@@ -10,7 +10,6 @@ import pytest
 from helpers import PROJECT
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DAGSettings, DeploymentSettings, ResourceSettings
-from video_pipeline.common.processes import SNAKEMAKE
 from video_pipeline.workflow import invocation
 from video_pipeline.workflow.invocation import Invocation
 
@@ -20,7 +19,6 @@ def invoke(here, monkeypatch):
     """Makes the invocation of a call with some targets, cores and GPUs."""
     here.write_samples([])
     here.configure(data={"num_shards": 2})
-    monkeypatch.setenv(SNAKEMAKE, "")
     monkeypatch.setattr(invocation, "stop_jobs_on_signals", lambda: None)
 
     def make(*targets: str, gpus: int | None = None, here_too: bool = True) -> Invocation:
