@@ -15,7 +15,7 @@ from video_pipeline.testing.demo import write_demo
 SETTINGS = {
     "data": {"num_shards": 1, "num_workers": 1, "id_field": "id"},
     "vllm": {"max_model_len": 2048},
-    "sampling": {"max_tokens": 400, "ignore_eos": True},
+    "sampling": {"max_tokens": 120, "ignore_eos": True},
     "run": {"task": "ask_long", "max_in_flight": 1, "engine_timeout_s": 20.0},
     "report": {"samples": 0},
 }

@@ -59,7 +59,7 @@ def job(
     run.configure(
         data={"num_shards": 1, "num_workers": 1},
         vllm={"distributed_executor_backend": "mp"},  # a worker process apart from the engine's
-        sampling={"max_tokens": 3000, "ignore_eos": True},
+        sampling={"max_tokens": 800, "ignore_eos": True},
         run={"max_in_flight": 1},
     )
     run.script("split.py", "--num-shards", "1")
