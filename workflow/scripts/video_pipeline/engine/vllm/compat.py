@@ -282,7 +282,7 @@ def _check() -> None:
         _takes(
             AsyncLLM.generate, "self", "prompt", "sampling", options=("request_id", "lora_request")
         )
-        _takes(AsyncLLM.shutdown, "self")
+        _takes(AsyncLLM.shutdown, "self", options=("timeout",))
         _takes(BaseRenderer.start_mm_warmup_in_background, "self")
         _takes(BaseRenderer.get_tokenizer, "self")
         _takes(BaseRenderer.render_cmpl, "self", "prompts", options=("skip_mm_cache",))

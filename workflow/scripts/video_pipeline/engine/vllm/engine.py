@@ -50,6 +50,11 @@ from video_pipeline.model.token_budget import check_budget
 
 logger = logging.getLogger(__name__)
 
+SHUTDOWN_SECONDS = 1.0
+"""How long vLLM's engine process may take to give its resources back. It needs a moment, and then
+collects the garbage of its whole heap, for seconds in which the GPU is held and nothing is done:
+it is killed instead."""
+
 
 class VllmEngine(Engine):
     """vLLM with continuous batching: requests join and leave while others run."""
@@ -221,7 +226,7 @@ class VllmEngine(Engine):
 
     def stop(self) -> None:
         if self._llm is not None:
-            self._llm.shutdown()
+            self._llm.shutdown(timeout=SHUTDOWN_SECONDS)
             self._llm = None
 
 
