@@ -128,7 +128,7 @@ class Model:
                 f"vllm.model: {self.name} is no folder here, and the hub does not say at which "
                 f"commit {self.revision} is: {error}. Fix the name; or give the commit in "
                 "vllm.revision; or fetch it to the same HF_HOME on a machine with a network: "
-                f"hf download {self.name}",
+                + download_command(self.name),
             ) from error
 
     def _ask_cache(self) -> str | None:
@@ -141,6 +141,12 @@ class Model:
             except OSError:
                 continue
         return None
+
+
+def download_command(name: str, revision: str | None = None, *options: str) -> str:
+    """The command that fetches a model of the hub: ``options`` stand behind its name."""
+    version = ("--revision", revision) if revision else ()
+    return " ".join(["hf download", name, *version, *options])
 
 
 def with_commit(config: Config, commit: str | None) -> Config:

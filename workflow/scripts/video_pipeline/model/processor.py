@@ -11,6 +11,7 @@ from typing import Any
 from video_pipeline.common.faults import failure_of, is_environment_fault
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure
+from video_pipeline.model.model import download_command
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +57,14 @@ def processor_folder(model: str, revision: str | None = None) -> str:
 
 
 def _no_processor(model: str, revision: str | None, error: Exception) -> Failure:
-    patterns = " ".join(f"'{pattern}'" for pattern in PROCESSOR_FILES)
-    version = f" --revision {revision}" if revision else ""
+    patterns = (f"'{pattern}'" for pattern in PROCESSOR_FILES)
+    command = download_command(model, revision, "--include", *patterns)
     later = is_environment_fault(error)
     return failure_of(
         error,
         f"vllm.model: {model} is no folder here, and the hub does not give its processor: {error}. "
         f"{'Run the same command again later' if later else 'Fix the name'}; or fetch it on a "
-        f"machine with a network, to the same HF_HOME: hf download {model}{version} --include "
-        f"{patterns}; or name a local folder",
+        f"machine with a network, to the same HF_HOME: {command}; or name a local folder",
     )
 
 

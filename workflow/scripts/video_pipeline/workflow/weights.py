@@ -17,7 +17,7 @@ from pathlib import Path
 from video_pipeline.common.faults import failure_of
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
-from video_pipeline.model.model import Model
+from video_pipeline.model.model import Model, download_command
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,9 @@ def _advice(config: Config, error: BaseException | None = None) -> str:
             f"The model is gated: accept its terms on https://huggingface.co/{model}, and put a "
             "token of yours into the environment variable HF_TOKEN"
         )
-    version = f" --revision {revision}" if revision else ""
     cache = config.vllm.arguments.get("download_dir")
-    place = f" --cache-dir {cache}" if cache else ""
+    place = ("--cache-dir", str(cache)) if cache else ()
     return (
         "If this machine has no network, run on one that has, with the same HF_HOME: "
-        f"hf download {model}{version}{place}"
+        + download_command(model, revision, *place)
     )
