@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
 TRIED = {
-    "snakemake": ("9.20.0", "9.27.1"),
+    "snakemake": ("9.20.0", "9.27.0", "9.27.1"),
     "snakemake-executor-plugin-slurm": ("2.6.1", "2.8.0"),
 }
 """The versions that were tried, of each package whose internals are used here. To try another:
