@@ -22,6 +22,7 @@ from video_pipeline.engine.vllm.compat import (
 )
 from video_pipeline.errors import UserError
 from video_pipeline.gpu.leases import LeaseHolder
+from video_pipeline.model.family import family_of
 from video_pipeline.model.processor import processor_folder
 
 # Each video is seen once: caches of processed media only cost memory and hashing. A user's own
@@ -34,6 +35,10 @@ _DEFAULTS = {
     # know the backend: this is the one that it would choose first.
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
+
+_WORKER = f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}"
+_OMNI_WORKER = "video_pipeline.engine.vllm.omni.OmniWorker"
+"""Only vLLM's workers may import it."""
 
 
 def vllm_config_of(config: Config) -> VllmConfig:
@@ -49,7 +54,7 @@ def vllm_config_of(config: Config) -> VllmConfig:
         **_DEFAULTS,
         **_lora_arguments(config),
         **config.vllm.arguments,
-        "worker_extension_cls": f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}",
+        "worker_extension_cls": _OMNI_WORKER if family_of(config) == "qwen_omni" else _WORKER,
     }
     try:
         structured = StructuredOutputsConfig(**arguments["structured_outputs_config"])
