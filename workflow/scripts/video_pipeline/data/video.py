@@ -86,13 +86,9 @@ class VideoDataset(MediaDataset):
                 media.setdefault("video", []).append(item.frames)
             else:
                 media.setdefault("image", []).append(item)
-        settings = self._settings([video.rate for video in videos])
         if sounds:
             media["audio"] = sounds
-            settings["use_audio_in_video"] = True
-            # Of Qwen2.5-Omni vLLM knows no other way to ask how far apart the frames are.
-            together = video_processor(self.model).temporal_patch_size
-            settings["second_per_grid_ts"] = [together / video.rate for video in videos]
+        settings = self._settings([video.rate for video in videos], hears=bool(sounds))
         return {"multi_modal_data": media, "mm_processor_kwargs": settings}
 
     def _video(self, item: dict[str, Any]) -> _Video:
@@ -113,8 +109,9 @@ class VideoDataset(MediaDataset):
             _check_length(sound, rule)
         return _Video((frames, metadata), rate, sound)
 
-    def _settings(self, rates: list[float]) -> dict[str, Any]:
-        """Settings of the model's processor for videos that were sampled at these rates."""
+    def _settings(self, rates: list[float], *, hears: bool) -> dict[str, Any]:
+        """Settings of the model's processor for videos that were sampled at these rates; ``hears``:
+        with their sound."""
         if not rates:
             return {}
         videos: dict[str, Any] = {"do_sample_frames": False}
@@ -128,7 +125,13 @@ class VideoDataset(MediaDataset):
                 "this model is told only one for all videos of a prompt"
             )
         videos["fps"] = rates[0]
-        return {"videos_kwargs": videos}
+        settings: dict[str, Any] = {"videos_kwargs": videos}
+        if hears:
+            settings["use_audio_in_video"] = True
+            # vLLM asks for this to mix sound and frames of Qwen2.5-Omni, and else takes it as 1.
+            together = video_processor(self.model).temporal_patch_size
+            settings["second_per_grid_ts"] = [together / rate for rate in rates]
+        return settings
 
 
 @dataclass(frozen=True)
