@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from sounds import RATE, as_ffmpeg_hears, make, needs_ffmpeg, tones
 from video_pipeline.config import load_config
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import create_dataset, dataset_of
@@ -23,36 +22,9 @@ from video_pipeline.video import sound
 from video_pipeline.video.errors import VideoReadError, noting_damage
 from video_pipeline.video.reader import read_chosen
 
-RATE = 16_000
-
-needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the program ffmpeg")
-
 
 def hear(path: Path, **segment: float) -> np.ndarray | None:
     return read_chosen({"video": str(path), **segment}, lambda *_: [0], sound_rate=RATE).sound
-
-
-def tones(*frequencies: int, rate: int, seconds: float) -> list[str]:
-    """Arguments of ffmpeg: a tone in each channel."""
-    channels = "|".join(f"0.4*sin({frequency}*2*PI*t)" for frequency in frequencies)
-    return ["-f", "lavfi", "-i", f"aevalsrc={channels}:s={rate}:d={seconds}"]
-
-
-def make(path: Path, *arguments: str) -> Path:
-    """A clip of three seconds with the sound that the arguments of ffmpeg name."""
-    picture = ["-f", "lavfi", "-i", "testsrc=size=64x64:rate=8:duration=3"]
-    subprocess.run(["ffmpeg", "-v", "error", *picture, *arguments, path], check=True)
-    return path
-
-
-def as_ffmpeg_hears(path: Path) -> np.ndarray:
-    """The mean of the channels; silence before the sound and in gaps."""
-    command = ["ffmpeg", "-v", "error", "-i", path, "-vn", "-f", "f32le"]
-    command += ["-af", f"aresample={RATE}:async=1:first_pts=0", "-c:a", "pcm_f32le", "-"]
-    samples = np.frombuffer(subprocess.check_output(command), np.float32)
-    with av.open(str(path)) as container:
-        channels = container.streams.audio[0].channels
-    return samples.reshape(-1, channels).mean(axis=1)
 
 
 def with_sound(path: Path, stamps: range | list[int], rate: int, first_frame: int = 0) -> Path:
