@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from sounds import RATE, as_ffmpeg_hears, make, needs_ffmpeg, tones
+from sounds import RATE, as_ffmpeg_hears, make, needs_ffmpeg, tones, with_sound
 from video_pipeline.config import load_config
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import create_dataset, dataset_of
@@ -25,28 +24,6 @@ from video_pipeline.video.reader import read_chosen
 
 def hear(path: Path, **segment: float) -> np.ndarray | None:
     return read_chosen({"video": str(path), **segment}, lambda *_: [0], sound_rate=RATE).sound
-
-
-def with_sound(path: Path, stamps: range | list[int], rate: int, first_frame: int = 0) -> Path:
-    """Eight frames of an eighth of a second, the first at ``first_frame`` eighths, and sound at
-    these times, counted in samples: 160 samples, each the number of its stamp / 160."""
-    with av.open(str(path), "w") as container:
-        picture = container.add_stream("ffv1", rate=8)
-        picture.width = picture.height = 16
-        picture.pix_fmt = "bgr0"
-        stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-        for number in range(8):
-            frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), "rgb24")
-            frame.pts = first_frame + number
-            container.mux(picture.encode(frame))
-        container.mux(picture.encode(None))
-        for stamp in stamps:
-            samples = np.full((1, 160), stamp // 160 % 10_000, np.int16)
-            frame = av.AudioFrame.from_ndarray(samples, "s16", "mono")
-            frame.sample_rate, frame.pts, frame.time_base = rate, stamp, Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 SOUNDS = {
