@@ -111,9 +111,16 @@ def test_answers_are_those_of_transformers(run: Run, family, monkeypatch):
     expected = {name: reference.answer(run.folder / name) for name in CLIPS}
     records = {record["__key"]: record for record in run.records()}
     assert {
-        name: (record["__usage"]["prompt_tokens"], record["output_text"])
+        name: (
+            record["__usage"]["prompt_tokens"],
+            record["__usage"].get("sound_tokens", 0),
+            record["output_text"],
+        )
         for name, record in records.items()
-    } == {name: (length, text) for name, (length, _, text) in expected.items()}
+    } == expected
+    total = sum(sound for _, sound, _ in expected.values())
+    assert run.summary()["usage"]["sound_tokens"] == total
+    assert f"{total} of them sound" in (run.folder / "results" / "out.report.html").read_text()
     plan = {line["key"]: line for line in read_jsonl(run.folder / "results" / "out.plan.jsonl")}
     assert {
         name: (line["prompt_tokens"], line.get("sound_tokens", 0)) for name, line in plan.items()
