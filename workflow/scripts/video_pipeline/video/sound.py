@@ -102,8 +102,8 @@ def _pieces(
             )
         if seconds > until:
             break
-        is_other = kind != (kind := (frame.format.name, frame.layout.name, frame.sample_rate))
-        if resampler is None or is_other or abs(seconds - expected) > _GAP_SECONDS:
+        kind, before = (frame.format.name, frame.layout.name, frame.sample_rate), kind
+        if resampler is None or kind != before or abs(seconds - expected) > _GAP_SECONDS:
             if resampler is not None:
                 yield from _resampled(resampler, None, place)
             resampler = av.AudioResampler(format="fltp", rate=rate)
