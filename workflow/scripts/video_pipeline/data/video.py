@@ -101,8 +101,9 @@ class VideoDataset(MediaDataset):
         choose = partial(sampled_frames, self.model, item)
         bounds = {"bound_pixels": item.get("max_pixels")}
         rule = sound_rule(self.model) if item.get("use_audio_in_video") else None
+        sound_rate = None if rule is None else rule.rate
         frames, metadata, rate, sound = read_chosen(
-            {**item, **bounds}, choose, sound_rate=rule and rule.rate
+            {**item, **bounds}, choose, sound_rate=sound_rate
         )
         metadata["do_sample_frames"] = False  # vLLM knows by this that they are sampled.
         if rule is not None and sound is not None:

@@ -106,5 +106,5 @@ def _has_both(is_video: Any, is_audio: Any, num_video: int, num_audio: int) -> b
 
 for _model in _MODELS:
     _correct_positions(_model)
-qwen2_5_omni_thinker.check_interleaved_audio_video = _has_both
-qwen3_omni_moe_thinker.check_interleaved_audio_video = _has_both
+for _module in (qwen2_5_omni_thinker, qwen3_omni_moe_thinker):
+    vars(_module)["check_interleaved_audio_video"] = _has_both
