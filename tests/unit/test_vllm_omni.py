@@ -79,7 +79,7 @@ def reference(processor: Any, shown: dict[str, Any]) -> Any:
     )
 
 
-def vllm_positions(model: Path, config: Any, request: dict[str, Any]) -> torch.Tensor:
+def vllm_positions(model: Path, processor: str, request: dict[str, Any]) -> torch.Tensor:
     """As vLLM's workers compute them, with the correction."""
     from video_pipeline.engine.vllm import omni
     from vllm.multimodal.inputs import MultiModalFeatureSpec
@@ -92,7 +92,7 @@ def vllm_positions(model: Path, config: Any, request: dict[str, Any]) -> torch.T
             strict=True,
         )
     ]
-    (kind,) = [kind for kind in omni._MODELS if ("Qwen3" in kind.__name__) == ("3" in config)]
+    kind = omni._QWEN3 if "Qwen3" in processor else omni._QWEN2_5
     thinker = kind.__new__(kind)
     thinker.__dict__["config"] = transformers.AutoConfig.from_pretrained(model).thinker_config
     positions, delta = thinker.get_mrope_input_positions(request["prompt_token_ids"], features)
@@ -131,7 +131,7 @@ def test_tokens_features_and_positions_are_those_of_transformers(model, config, 
             expected["attention_mask"],
             True,
             mask.sum(-1),
-            torch.tensor(expected["video_second_per_grid"]),
+            torch.as_tensor(expected["video_second_per_grid"]),
         )
         ours = vllm_positions(model, type(processor).__name__, request)
         assert torch.equal(ours, positions[:, 0].floor().long())

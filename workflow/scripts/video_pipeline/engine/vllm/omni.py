@@ -21,10 +21,8 @@ from vllm.model_executor.models import qwen2_5_omni_thinker, qwen3_omni_moe_thin
 
 from video_pipeline.gpu.leases import LeaseHolder
 
-_MODELS = (
-    qwen2_5_omni_thinker.Qwen2_5OmniThinkerForConditionalGeneration,
-    qwen3_omni_moe_thinker.Qwen3OmniMoeThinkerForConditionalGeneration,
-)
+_QWEN2_5 = qwen2_5_omni_thinker.Qwen2_5OmniThinkerForConditionalGeneration
+_QWEN3 = qwen3_omni_moe_thinker.Qwen3OmniMoeThinkerForConditionalGeneration
 
 
 class OmniWorker(LeaseHolder):
@@ -32,7 +30,7 @@ class OmniWorker(LeaseHolder):
 
 
 def positions(
-    model: Any, tokens: list[int], features: list[Any], video_token: int
+    model: Any, tokens: list[int], features: list[Any], *, video_token: int, marks_share: bool
 ) -> tuple[torch.Tensor, int]:
     """The positions (3 x tokens) of a prompt in which videos have sound, and by how much the
     positions after it are behind the number of tokens. They are those of transformers, cut to whole
@@ -43,15 +41,19 @@ def positions(
         tokens: The prompt.
         features: Its media, as vLLM gives them to a model.
         video_token: The token that stands for pictures of a video.
+        marks_share: Whether the marks around a video and those around its sound have the same
+            positions, as with Qwen2.5-Omni.
     """
     pieces: list[NDArray[np.int64]] = []
     done = 0
 
-    def add(piece: NDArray[np.int64]) -> None:
+    def add(*together: NDArray[np.int64], begin: int | None = None) -> None:
         nonlocal done
-        begin = int(pieces[-1].max()) + 1 if pieces else 0
-        pieces.append(piece + begin)
-        done += piece.shape[1]
+        if begin is None:
+            begin = int(pieces[-1].max()) + 1 if pieces else 0
+        for piece in together:
+            pieces.append(piece + begin)
+            done += piece.shape[1]
 
     def in_turn(count: int) -> NDArray[np.int64]:
         return np.tile(np.arange(count), (3, 1))
@@ -67,13 +69,18 @@ def positions(
         if not data.get("use_audio_in_video"):
             add(grid)
             continue
-        add(in_turn(1))  # The mark before the sound.
         sound = model._compute_audio_token_count(data["audio_feature_length"])
+        # The marks of the sound stand within those of the video.
+        add(in_turn(1), begin=int(pieces[-1].max()) if marks_share else None)
         is_video = np.array(tokens[done : done + grid.shape[1] + sound]) == video_token
         mixed = np.empty((3, len(is_video)), np.int64)
         mixed[:, is_video] = grid
         mixed[:, ~is_video] = in_turn(sound)
-        add(mixed)
+        # What follows continues after the last tokens of one kind, wherever others got to.
+        last = len(is_video) - int(np.argmax(is_video[::-1] != is_video[-1]))
+        add(mixed[:, :last], mixed[:, last:])
+        if marks_share:
+            add(np.zeros((3, 2), np.int64))
     if done < len(tokens):
         add(in_turn(len(tokens) - done))
     together = np.concatenate(pieces, axis=1)
@@ -92,9 +99,9 @@ def _correct_positions(model_class: Any) -> None:
         if not mixes:
             result: tuple[torch.Tensor, int] = of_vllm(self, input_tokens, mm_features)
             return result
-        names = ("video_token_id", "video_token_index")
-        token = next(id for name in names if (id := getattr(self.config, name, None)) is not None)
-        return positions(self, input_tokens, mm_features, token)
+        shares = model_class is _QWEN2_5
+        token = self.config.video_token_index if shares else self.config.video_token_id
+        return positions(self, input_tokens, mm_features, video_token=token, marks_share=shares)
 
     model_class.get_mrope_input_positions = corrected
 
@@ -104,7 +111,7 @@ def _has_both(is_video: Any, is_audio: Any, num_video: int, num_audio: int) -> b
     return num_video > 0 and num_audio > 0
 
 
-for _model in _MODELS:
+for _model in (_QWEN2_5, _QWEN3):
     _correct_positions(_model)
 for _module in (qwen2_5_omni_thinker, qwen3_omni_moe_thinker):
     vars(_module)["check_interleaved_audio_video"] = _has_both

@@ -101,10 +101,13 @@ class Renderer:
         request = self._renderer.render(llm_input)
         hf_config = self._model_config.hf_config
         _check_tokens(request, hf_config, llm_input.get("prompt_token_ids"))
-        vision = getattr(hf_config, "vision_config", None)
+        # Of an omni model this is the part that sees and hears.
+        thinker = getattr(hf_config, "thinker_config", hf_config)
+        vision = getattr(thinker, "vision_config", None)
+        rate = getattr(thinker, "position_id_per_seconds", getattr(vision, "tokens_per_second", 1))
         for modality, _, video in media_of(request):
             if modality == "video" and "second_per_grid_ts" in video:
-                _round_as_transformers(video, getattr(vision, "tokens_per_second", 1.0))
+                _round_as_transformers(video, rate)
         return request
 
 
