@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from sounds import make, needs_ffmpeg, tones
+from sounds import RATE, make, needs_ffmpeg, tones
 from video_pipeline.config import load_config
 from video_pipeline.data.registry import create_dataset
+from video_pipeline.data.video import _check_length
 from video_pipeline.engine.vllm.arguments import vllm_config_of
 from video_pipeline.engine.vllm.compat import media_of, media_tokens
 from video_pipeline.engine.vllm.renderer import Renderer
 from video_pipeline.estimate.counting import CountingPreparer
+from video_pipeline.model.sound import SoundRule, sound_rule
 from video_pipeline.tasks.describe import Describe
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
+from video_pipeline.video.errors import VideoReadError
 
 pytestmark = [pytest.mark.slow, needs_ffmpeg]
 
@@ -148,3 +154,24 @@ def test_plan_counts_the_tokens_of_the_request(model, config, renderer, clips):
     tokens = media_tokens(request)
     assert ([counted.tokens.visual], [counted.tokens.sound]) == (tokens["video"], tokens["audio"])
     assert len(counted.media) == 1
+
+
+def test_sound_that_the_model_would_cut_off_is_refused(model):
+    """The feature extractor of Qwen2.5-Omni says nothing about it."""
+    processor = transformers.AutoProcessor.from_pretrained(model)
+    rule = sound_rule(str(model))
+    sound = np.zeros(301 * RATE, np.float32)
+    heard = processor(text="", audio=[sound], return_tensors="pt")["feature_attention_mask"].sum()
+    cuts = int(heard) * processor.feature_extractor.hop_length < len(sound)
+    assert rule == SoundRule(RATE, 300 if cuts else math.inf)
+    if cuts:
+        with pytest.raises(VideoReadError, match=r"lasts 301\.0 s, and the model hears 300 s"):
+            _check_length(sound, rule)
+
+
+def test_what_is_corrected_is_there():
+    from video_pipeline.engine.vllm import omni
+
+    for kind in (omni._QWEN2_5, omni._QWEN3):
+        assert "check_interleaved_audio_video(" in inspect.getsource(kind.embed_input_ids)
+        assert "get_mrope_input_positions" in vars(kind)
