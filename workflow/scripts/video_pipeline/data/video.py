@@ -108,6 +108,7 @@ class VideoDataset(MediaDataset):
         metadata["do_sample_frames"] = False  # vLLM knows by this that they are sampled.
         if rule is not None and sound is not None:
             _check_length(sound, rule)
+            sound = sound[: len(sound) - len(sound) % rule.step]
         return _Video((frames, metadata), rate, sound)
 
     def _settings(self, rates: list[float], *, hears: bool) -> dict[str, Any]:

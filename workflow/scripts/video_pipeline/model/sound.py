@@ -12,11 +12,18 @@ from video_pipeline.model.processor import SIMULATED_MODEL
 
 @dataclass(frozen=True)
 class SoundRule:
-    """How a model takes sound: samples per second, and the most seconds that it does not cut
-    off."""
+    """How a model takes sound.
+
+    Attributes:
+        rate: Samples per second.
+        most_seconds: The longest sound that it does not cut off.
+        step: The number of samples must be a multiple of this. If it is not, transformers leaves
+            out the rest, and vLLM adds silence.
+    """
 
     rate: int = 16_000
     most_seconds: float = inf
+    step: int = 1
 
 
 @cache
@@ -35,4 +42,6 @@ def sound_rule(model: str) -> SoundRule | None:
     settings = processor.valid_processor_kwargs._defaults["audio_kwargs"]
     # Of its own accord the feature extractor cuts off what is longer, and says nothing.
     cuts = settings.get("truncation", True)
-    return SoundRule(extractor.sampling_rate, extractor.chunk_length if cuts else inf)
+    most_seconds = extractor.chunk_length if cuts else inf
+    step = 1 if settings["padding"] == "max_length" else extractor.hop_length
+    return SoundRule(extractor.sampling_rate, most_seconds, step)
