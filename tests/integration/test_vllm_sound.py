@@ -36,6 +36,14 @@ class Reference:
         self.processor = transformers.AutoProcessor.from_pretrained(folder)
         whole = transformers.AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32)
         self.model = whole.thinker  # The method of the whole model wants to speak.
+        exact = self.model.get_rope_index
+
+        def cut(*arguments: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            """To vLLM positions are whole numbers, also where those of Qwen3-Omni are not."""
+            positions, deltas = exact(*arguments, **settings)
+            return positions.floor(), deltas.floor()
+
+        self.model.get_rope_index = cut
 
     def answer(self, path: Any) -> tuple[int, int, str]:
         """Tokens of the prompt, how many of them are sound, and the answer: the frames of the
