@@ -51,9 +51,31 @@ def test_a_plugin_shows_its_video(plugin, here: Run, clip, capsys):
     assert fields or task.name in ("how_it_ends", "colour")
 
 
+def test_a_transcript_goes_into_the_prompt_if_there_is_one(run: Run, clip):
+    (plugin,) = (block for block in blocks("python") if name_of(block) == "with_transcript")
+    run.write_plugin(plugin)
+    run.configure(run={"task": "with_transcript"})
+    said = "Good evening. " * 40
+    transcripts = {"said": {"transcript": said}, "null": {"transcript": None}, "missing": {}}
+    run.write_samples([{"id": key, "path": str(clip), **t} for key, t in transcripts.items()])
+    run.snakemake()
+    tokens = {record["__key"]: record["__usage"]["prompt_tokens"] for record in run.records()}
+    assert tokens["null"] == tokens["missing"]
+    assert tokens["said"] - tokens["null"] >= len(said) // 4
+
+    (settings,) = (yaml.safe_load(block) for block in blocks("yaml") if "transcript" in block)
+    task = load_task(load_config(settings))
+    for key, fields in transcripts.items():
+        (_, user) = task.messages({"__key": key, "__video_uri": "a.mp4", **fields})
+        text = user["content"][-1]["text"]
+        assert ("Good evening" in text) == (key == "said")
+        assert "None" not in text
+        assert text.endswith("Describe it.")
+
+
 def test_the_plugins_are_all_there():
-    assert len(blocks("python")) == 5
-    assert len(blocks("yaml")) == 8
+    assert len(blocks("python")) == 6
+    assert len(blocks("yaml")) == 11
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

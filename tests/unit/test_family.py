@@ -14,7 +14,7 @@ from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import dataset_of, register_dataset
 from video_pipeline.errors import UserError
 from video_pipeline.model import family
-from video_pipeline.model.family import fetch_family, is_qwen_vl
+from video_pipeline.model.family import family_of, fetch_family, is_qwen_vl
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
@@ -37,7 +37,9 @@ OF_THE_LINE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", 
 @pytest.mark.parametrize("made", FAMILIES)
 def test_made_models_are_of_the_line_or_not(tmp_path, made):
     folder = write_tiny_model(tmp_path / "model", made)
-    assert is_qwen_vl(config_of(folder)) is (made in OF_THE_LINE)
+    config = config_of(folder)
+    assert is_qwen_vl(config) is (made in OF_THE_LINE)
+    assert (family_of(config) == "qwen_omni") is (made in ("qwen2_5_omni", "qwen3_omni_moe"))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +132,20 @@ def test_a_model_of_the_hub_is_known_when_its_files_are_here(tmp_path, cached):
 def test_names_of_the_line_need_no_files(cached, name):
     assert is_qwen_vl(config_of(Path(name)))
     fetch_family(config_of(Path(name)))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"preprocessor_config": {"processor_class": "Qwen2_5OmniProcessor"}}, "qwen_omni"),
+        ({"preprocessor_config": {"processor_class": "Qwen3OmniMoeProcessor"}}, "qwen_omni"),
+        ({"config": {"model_type": "qwen3_omni_moe"}}, "qwen_omni"),
+        ({"config": {"model_type": "gemma4"}}, "other"),
+        ({}, None),
+    ],
+)
+def test_an_omni_model_is_known_by_its_files(tmp_path, files, expected):
+    assert family_of(config_of(model(tmp_path / "model", **files))) == expected
 
 
 def test_files_that_tell_the_family_are_fetched(tmp_path, cached, monkeypatch):

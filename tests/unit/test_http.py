@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 from qwen_vl_utils import vision_process as qwen
+from sounds import with_sound
 from video_pipeline.config import Data
 from video_pipeline.errors import UserError
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import access, download, public_hosts
 from video_pipeline.video.access import Access, read_image
 from video_pipeline.video.errors import VideoReadError
-from video_pipeline.video.reader import probe, read_video, register_reader
+from video_pipeline.video.reader import probe, read_chosen, read_video, register_reader
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -221,6 +222,14 @@ def test_a_video_is_read(server, url: str, files: Path, path: str) -> None:
     assert torch.equal(frames, expected)
     assert metadata == expected_metadata
     assert len(server.requests) == 1 + path.startswith("to")  # once, however often it is opened
+
+
+def test_sound_is_not_downloaded_by_itself(server, url, files: Path) -> None:
+    clip = with_sound(files / "loud.mkv", range(0, 16_000, 160), 16_000)
+    server.clip = clip.read_bytes()
+    video = read_chosen({"video": f"{url}/clip.mp4"}, lambda *_: [0], sound_rate=16_000)
+    assert len(video.sound) == 16_000
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("name", ["mpeg2.ts", "b_frames.avi", "vp9.webm", "theirs.mkv"])

@@ -88,7 +88,7 @@ def test_messages_become_the_prompt_of_the_models_template(renderer, model):
         for _, _, item in media_of(request)
     ]
     assert torch.equal(*pixels)
-    assert media_tokens(ours) == [4]
+    assert media_tokens(ours) == {"video": [4]}
 
 
 def test_media_are_named_and_shared_between_conversations(renderer):

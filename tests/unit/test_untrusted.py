@@ -31,7 +31,7 @@ from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import access
 from video_pipeline.video.access import Access, limit_access, read_image
 from video_pipeline.video.errors import VideoReadError
-from video_pipeline.video.reader import probe, register_reader
+from video_pipeline.video.reader import probe, read_chosen, register_reader
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +85,9 @@ WAYS: dict[str, Callable[[str], object]] = {
     "image_url": lambda path: look([{"type": "image_url", "image_url": path}]),
     "frames of a message": lambda path: look([{"type": "video", "video": [path, path]}]),
     "frames": frames_of,
+    "sound": lambda path: read_chosen({"video": path}, lambda *_: [0], sound_rate=16_000),
 }
-NAMES = {"video": "clip.mp4", "frames": "frames"}
+NAMES = {"video": "clip.mp4", "sound": "clip.mp4", "frames": "frames"}
 
 
 @pytest.mark.parametrize("way", WAYS)

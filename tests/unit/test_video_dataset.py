@@ -162,7 +162,7 @@ def test_plan_counts_the_tokens_of_the_request_without_pixels(model, clip):
     assert not any(frames.strides[:3])  # It takes no memory.
     (counted,) = preparer.prepare({"": item["llm_input"]}, "key").values()
     assert counted.tokens.prompt == len(request["prompt_token_ids"])
-    assert [counted.tokens.visual] == media_tokens(request)
+    assert media_tokens(request) == {"video": [counted.tokens.visual]}
     (medium,) = counted.media
     assert (medium.num_frames, medium.info.width) == (10, SIZE[1])
 
@@ -253,7 +253,7 @@ def test_a_segment_has_the_times_of_the_video(clip, pixels):
 
 def test_frames_come_in_the_order_of_the_family_and_as_often(clip, pixels):
     numbers = [5, 2, 2, 39]
-    frames, metadata, rate = read_chosen({"video": str(clip)}, lambda *video: numbers)
+    frames, metadata, rate, _ = read_chosen({"video": str(clip)}, lambda *video: numbers)
     assert np.array_equal(frames, pixels[numbers])
     assert metadata["frames_indices"] == numbers
     assert rate == pytest.approx(4 / 40 * FPS)
@@ -277,7 +277,7 @@ def test_of_uneven_spacing_the_picture_on_the_screen_is_taken(tmp_path):
             frame.pts = seconds
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    frames, metadata, _ = read_chosen({"video": str(path)}, lambda total, *_: list(range(total)))
+    frames, metadata, *_ = read_chosen({"video": str(path)}, lambda total, *_: list(range(total)))
     times = [index / metadata["fps"] for index in metadata["frames_indices"]]
     shown = {0: 0, 1: 100, 2: 100, 3: 100, 4: 200, 5: 50, 6: 150}
     assert [int(frame.mean()) for frame in frames] == [shown[int(time)] for time in times]

@@ -173,7 +173,7 @@ def test_a_decoded_medium_is_announced_in_a_message(vllm_config):
     media = llm_input("a")
     request = renderer.render({**media, **rendered, "prompt_token_ids": ids})
     assert request["prompt"] == rendered["prompt"]
-    assert compat.media_tokens(request) == [4]
+    assert compat.media_tokens(request) == {"video": [4]}
     image = [{"role": "user", "content": [compat.announcement("image", "b")]}]
     assert "<|image_pad|>" in renderer.render_messages(image, {})["prompt"]
 

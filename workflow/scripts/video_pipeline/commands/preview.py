@@ -205,7 +205,8 @@ def _show_prompt(
 
 
 def _tokens(count: TokenCount) -> str:
-    return f"tokens: {count.prompt} in the prompt, {count.visual} of them visual"
+    sound = f", {count.sound} of them sound" if count.sound else ""
+    return f"tokens: {count.prompt} in the prompt, {count.visual} of them visual{sound}"
 
 
 def _show_json(console: Console, value: Any) -> None:

@@ -45,6 +45,11 @@ class Vision(Section):
         "covers 32 x 32 (Qwen3-VL).",
     )
 
+    use_audio_in_video: bool = Field(
+        default=False,
+        description="Whether the model also hears the videos: for Qwen2.5-Omni and Qwen3-Omni, see "
+        "[Sound](../docs/tasks.md#sound).",
+    )
     resize: Literal["native", "exact"] = Field(
         default="native",
         description="`native`: the fast uint8 resize of transformers' own Qwen video processor. "
@@ -79,6 +84,8 @@ class Vision(Section):
     def video_kwargs(self) -> dict[str, Any]:
         """The keys to add to a video item of the messages."""
         kwargs = self.model_dump(exclude_none=True, exclude={"decoder"})
+        if not self.use_audio_in_video:
+            del kwargs["use_audio_in_video"]
         if "nframes" in kwargs:  # qwen-vl-utils accepts one of the two
             for key in ("fps", "min_frames", "max_frames"):
                 kwargs.pop(key, None)

@@ -11,7 +11,13 @@ from video_pipeline.tasks.base import Messages
 
 
 class MediaDataset(BaseDataset):
-    """Reads the videos and images of the task's messages."""
+    """Reads the videos and images of the task's messages.
+
+    Attributes:
+        hears: Whether it can give the model the sound of a video.
+    """
+
+    hears: bool = False
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         sample = self.samples[i]
@@ -35,12 +41,21 @@ class MediaDataset(BaseDataset):
         return {
             **message,
             "content": [
-                self.visual(self._located(part), sample)
+                self._completed(part, sample)
                 if isinstance(part, dict) and ("video" in part or "image" in part)
                 else part
                 for part in message["content"]
             ],
         }
+
+    def _completed(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+        part = self.visual(self._located(part), sample)
+        if part.get("use_audio_in_video") and not self.hears:
+            raise ValueError(
+                "a video of a message has use_audio_in_video, and this model hears nothing here: "
+                "dataset 'video' reads sound for the omni models of Qwen (Qwen2.5-Omni, Qwen3-Omni)"
+            )
+        return part
 
     def _located(self, part: dict[str, Any]) -> dict[str, Any]:
         """Make relative paths in ``part`` absolute. ``__video_uri`` is absolute already; other

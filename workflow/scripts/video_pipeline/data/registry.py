@@ -10,7 +10,7 @@ from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.config import Config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.errors import Failure, TaskError, UserError, explain
-from video_pipeline.model.family import is_qwen_vl
+from video_pipeline.model.family import family_of, is_qwen_vl
 from video_pipeline.tasks.base import Task
 
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
@@ -61,7 +61,26 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
             f"vllm.model: {config.vllm.model} is no Qwen-VL model, and dataset {name!r} prepares "
             "videos for these alone; use run.dataset: video"
         )
+    if config.vision.use_audio_in_video and dataset.needs_video:
+        _check_hears(config, name, dataset)
     return dataset
+
+
+def _check_hears(config: Config, name: str, dataset: type[BaseDataset]) -> None:
+    """Raise :class:`UserError` if the model, or ``dataset``, a built-in one, takes no sound."""
+    from video_pipeline.data.video import VideoDataset
+
+    recipe = 'docs/tasks.md, "Sound", has a recipe with transcripts for all other models'
+    if family_of(config) not in ("qwen_omni", None):
+        raise UserError(
+            f"vision.use_audio_in_video: vllm.model {config.vllm.model} hears no sound. The omni "
+            f"models of Qwen do (Qwen2.5-Omni, Qwen3-Omni); {recipe}"
+        )
+    if is_built_in(dataset) and dataset is not VideoDataset:
+        raise UserError(
+            f"vision.use_audio_in_video: dataset {name!r} reads no sound; use run.dataset: video, "
+            f"and an omni model of Qwen. {recipe}"
+        )
 
 
 def dataset_name(config: Config, task: Task) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from video_pipeline.data.media import MediaDataset, segment_of
 from video_pipeline.data.registry import register_dataset
-from video_pipeline.model.family import is_told_one_rate
-from video_pipeline.model.frame_rule import sampled_frames
+from video_pipeline.model.family import family_of_folder
+from video_pipeline.model.frame_rule import sampled_frames, video_processor
 from video_pipeline.model.prompt import check_parts, is_medium
+from video_pipeline.model.sound import SoundRule, sound_rule
 from video_pipeline.tasks.base import Messages
+from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.reader import read_chosen, register_reader, upright_image
 from video_pipeline.video.resize import bounded_size
 
@@ -25,7 +30,16 @@ class VideoDataset(MediaDataset):
     ``vision.nframes`` and ``vision.max_frames`` thin them out, and a frame of more than
     ``vision.max_pixels`` is made smaller before. ``vision.fps`` decides where the processor leaves
     it open. vLLM writes the prompt.
+
+    With ``use_audio_in_video`` in the video item or the ``vision`` section an omni model also gets
+    the sound of the same segment, among the frames as its family puts it there. A video without
+    sound is shown as ever.
     """
+
+    @property
+    def hears(self) -> bool:  # type: ignore[override]  # it depends on the model
+        """Whether the model is one that hears videos."""
+        return sound_rule(self.model) is not None
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         """A video item with the settings of the ``vision`` section and the segment of the sample;
@@ -43,32 +57,42 @@ class VideoDataset(MediaDataset):
             VideoReadError: A video or an image cannot be read, or may not.
         """
         register_reader()
-        read: dict[str, Any] = {}
-        rates: dict[str, float] = {}
-        inputs: dict[tuple[str, ...], dict[str, Any]] = {}
-        result = {}
+        read: dict[str, _Video | Image.Image] = {}
+        media: dict[tuple[str, ...], dict[str, Any]] = {}
+        inputs = {}
         for part, messages in conversations.items():
             items = _media_items(messages)
             names = tuple(map(repr, items))
             for name, item in zip(names, items, strict=True):
-                if name in read:
-                    continue
-                if "video" in item:
-                    read[name], rates[name] = self._video(item)
-                else:
-                    read[name] = _image(item)
-            if names not in inputs:
-                media: dict[str, list[Any]] = {}
-                for name in names:
-                    modality = "video" if name in rates else "image"
-                    media.setdefault(modality, []).append(read[name])
-                settings = self._settings({rates[name] for name in names if name in rates})
-                inputs[names] = {"multi_modal_data": media, "mm_processor_kwargs": settings}
-            result[part] = {"messages": messages, **inputs[names]}
-        return result
+                if name not in read:
+                    read[name] = self._video(item) if "video" in item else _image(item)
+            if names not in media:
+                media[names] = self._media([read[name] for name in names])
+            inputs[part] = {"messages": messages, **media[names]}
+        return inputs
 
-    def _video(self, item: dict[str, Any]) -> tuple[tuple[Any, dict[str, Any]], float]:
-        """The frames of a video with their metadata, and the rate they are sampled at."""
+    def _media(self, shown: list[_Video | Image.Image]) -> dict[str, Any]:
+        """The part of the input that several conversations about the same media share."""
+        videos = [video for video in shown if isinstance(video, _Video)]
+        sounds = [video.sound for video in videos if video.sound is not None]
+        if sounds and len(sounds) < len(videos):
+            raise ValueError(
+                f"the model is to hear {len(sounds)} of {len(videos)} videos of a prompt: vLLM "
+                "takes the sound of all of them, or of none"
+            )
+        media: dict[str, list[Any]] = {}
+        for item in shown:
+            if isinstance(item, _Video):
+                media.setdefault("video", []).append(item.frames)
+            else:
+                media.setdefault("image", []).append(item)
+        if sounds:
+            media["audio"] = sounds
+        settings = self._settings([video.rate for video in videos], hears=bool(sounds))
+        return {"multi_modal_data": media, "mm_processor_kwargs": settings}
+
+    def _video(self, item: dict[str, Any]) -> _Video:
+        """The frames of a video, and its sound if the model is to hear it."""
         if not isinstance(item["video"], str):
             raise ValueError(
                 "dataset 'video' reads video files; a list of images as a video is read by dataset "
@@ -76,24 +100,60 @@ class VideoDataset(MediaDataset):
             )
         choose = partial(sampled_frames, self.model, item)
         bounds = {"bound_pixels": item.get("max_pixels")}
-        frames, metadata, rate = read_chosen({**item, **bounds}, choose)
+        rule = sound_rule(self.model) if item.get("use_audio_in_video") else None
+        sound_rate = None if rule is None else rule.rate
+        frames, metadata, rate, sound = read_chosen(
+            {**item, **bounds}, choose, sound_rate=sound_rate
+        )
         metadata["do_sample_frames"] = False  # vLLM knows by this that they are sampled.
-        return (frames, metadata), rate
+        if rule is not None and sound is not None:
+            _check_length(sound, rule)
+            sound = sound[: len(sound) - len(sound) % rule.step]
+        return _Video((frames, metadata), rate, sound)
 
-    def _settings(self, rates: set[float]) -> dict[str, Any]:
-        """Settings of the model's processor for videos of these rates."""
+    def _settings(self, rates: list[float], *, hears: bool) -> dict[str, Any]:
+        """Settings of the model's processor for videos that were sampled at these rates; ``hears``:
+        with their sound."""
         if not rates:
             return {}
         videos: dict[str, Any] = {"do_sample_frames": False}
-        if is_told_one_rate(self.model):
-            if len(rates) > 1:
-                raise ValueError(
-                    "the videos are sampled at different rates, "
-                    f"{', '.join(f'{rate:g}' for rate in sorted(rates))} frames a second, and this "
-                    "model is told only one for all videos of a prompt"
-                )
-            (videos["fps"],) = rates
-        return {"videos_kwargs": videos}
+        if family_of_folder(self.model) != "qwen_omni":
+            return {"videos_kwargs": videos}
+        # Omni models are told the rate as a setting, and not with each video.
+        if len(set(rates)) > 1:
+            raise ValueError(
+                "the videos are sampled at different rates, "
+                f"{', '.join(f'{rate:g}' for rate in sorted(set(rates)))} frames a second, and "
+                "this model is told only one for all videos of a prompt"
+            )
+        videos["fps"] = rates[0]
+        settings: dict[str, Any] = {"videos_kwargs": videos}
+        if hears:
+            settings["use_audio_in_video"] = True
+            # vLLM asks for this to mix sound and frames of Qwen2.5-Omni, and else takes it as 1.
+            together = video_processor(self.model).temporal_patch_size
+            settings["second_per_grid_ts"] = [together / rate for rate in rates]
+        return settings
+
+
+@dataclass(frozen=True)
+class _Video:
+    """A video that was read: its frames with their metadata, the rate they were sampled at, and its
+    sound if the model is to hear it."""
+
+    frames: tuple[NDArray[np.uint8], dict[str, Any]]
+    rate: float
+    sound: NDArray[np.float32] | None
+
+
+def _check_length(sound: NDArray[np.float32], rule: SoundRule) -> None:
+    seconds = len(sound) / rule.rate
+    if seconds > rule.most_seconds:
+        raise VideoReadError(
+            f"its sound lasts {seconds:.1f} s, and the model hears {rule.most_seconds:g} s at "
+            "most: give the sample a segment, video_start and video_end, or turn "
+            "use_audio_in_video off"
+        )
 
 
 def _media_items(messages: Messages) -> list[dict[str, Any]]:

@@ -68,6 +68,7 @@ class Answer:
         finish_reason: ``stop``, ``length``, or another word of the engine, see
             :mod:`video_pipeline.run.answers`.
         cached_tokens: Number of tokens of the prompt that the engine had computed before.
+        sound_tokens: Number of tokens of the prompt that stand for sound.
     """
 
     output_text: str
@@ -76,6 +77,7 @@ class Answer:
     finish_reason: str
     reasoning: str | None = None
     cached_tokens: int = 0
+    sound_tokens: int = 0
 
     @property
     def is_truncated(self) -> bool:
@@ -89,6 +91,7 @@ class Answer:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "finish_reason": self.finish_reason,
+            **({"sound_tokens": self.sound_tokens} if self.sound_tokens else {}),
         }
 
     def as_record(self) -> dict[str, Any]:

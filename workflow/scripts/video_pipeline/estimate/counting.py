@@ -74,8 +74,11 @@ class PromptCounter:
         from video_pipeline.engine.vllm.compat import media_tokens
 
         of_media = media_tokens(request)
+        sounds = of_media.pop("audio", [])
+        visual = [tokens for of_modality in of_media.values() for tokens in of_modality]
         tokens = len(request["prompt_token_ids"])
-        return TokenCount(tokens, sum(of_media), max(of_media, default=0))
+        largest = max([*visual, *sounds], default=0)
+        return TokenCount(tokens, sum(visual), largest, sum(sounds))
 
     @cached_property
     def _preparer(self) -> Preparer:
@@ -140,8 +143,9 @@ class CountingPreparer(Preparer):
 
 def _items(llm_input: dict[str, Any]) -> list[Any]:
     """The images and videos of an input."""
-    media = (llm_input.get("multi_modal_data") or {}).values()
-    return [item for items in media for item in (items if isinstance(items, list) else [items])]
+    media = llm_input.get("multi_modal_data") or {}
+    seen = [items for modality, items in media.items() if modality != "audio"]
+    return [item for items in seen for item in (items if isinstance(items, list) else [items])]
 
 
 def _medium(item: Any) -> ShownMedium:

@@ -249,6 +249,7 @@ def _report(run: Run, manifest: Manifest, totals: CostTotals) -> dict[str, Any]:
             "prompts": len(totals.prompt_tokens),
             "prompt": figures(totals.prompt_tokens),
             "visual": figures(totals.visual_tokens),
+            "sound": figures(totals.sound_tokens),
         },
         "limits": limits,
         "flagged": {flag: totals.flagged[flag] for flag in FLAGS},

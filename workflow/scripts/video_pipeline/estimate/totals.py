@@ -60,6 +60,7 @@ class CostTotals:
         self.examples: dict[tuple[str, str, str], Any] = {}  # the first video with that error
         self.prompt_tokens = array("q")  # of each prompt
         self.visual_tokens = array("q")  # of each prompt
+        self.sound_tokens = array("q")  # of each prompt with sound
         self.refused = 0  # prompts that vLLM would refuse
         self.tokens_to_run = 0  # of the other prompts
         self.flagged: Counter[str] = Counter()  # by FLAGS
@@ -109,6 +110,8 @@ class CostTotals:
             flags |= wrong
             self.prompt_tokens.append(tokens.prompt)
             self.visual_tokens.append(tokens.visual)
+            if tokens.sound:
+                self.sound_tokens.append(tokens.sound)
             if wrong & _REFUSED:
                 self.refused += 1
             else:
@@ -123,6 +126,7 @@ class CostTotals:
         if cost.seconds:
             self.seconds.append(cost.seconds)
         first = files[0] if files else None
+        sound = sum(tokens.sound for tokens in cost.tokens)
         several = {part: prompt.tokens.prompt for part, prompt in cost.prompts.items()}
         return {
             "seconds": round(cost.seconds, 3),
@@ -133,6 +137,7 @@ class CostTotals:
             "frames": sum(medium.num_frames for medium in media),
             "prompt_tokens": sum(several.values()),
             "visual_tokens": sum(tokens.visual for tokens in cost.tokens),
+            **({"sound_tokens": sound} if sound else {}),
             **({"prompt_tokens_of": several} if len(several) > 1 else {}),
             "flags": [flag for flag in FLAGS if flag in flags],
         }

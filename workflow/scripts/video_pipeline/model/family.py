@@ -1,4 +1,5 @@
-"""Whether a model is of the Qwen-VL line, whose videos qwen-vl-utils prepares."""
+"""Of which family a model is: the Qwen-VL line, whose videos qwen-vl-utils prepares, Qwen's omni
+models, which hear, or any other."""
 
 from __future__ import annotations
 
@@ -6,27 +7,39 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from video_pipeline.config import Config
 from video_pipeline.model.model import Model
 from video_pipeline.model.processor import processor_folder
 
-_PROCESSOR = re.compile(r"Qwen(2|2_5_|3)VLProcessor")
-_HUB_NAME = re.compile(r"Qwen(2|2\.5|3)-VL-|Qwen3\.5-")
-_MODEL_TYPE = re.compile(r"qwen(2|2_5|3)_vl(_moe)?|qwen3_5(_moe)?")
+Family = Literal["qwen_vl", "qwen_omni", "other"]
+
+_PROCESSORS: dict[Family, re.Pattern[str]] = {
+    "qwen_vl": re.compile(r"Qwen(2|2_5_|3)VLProcessor"),
+    "qwen_omni": re.compile(r"Qwen(2_5Omni|3OmniMoe)Processor"),
+}
+_HUB_NAMES: dict[Family, re.Pattern[str]] = {
+    "qwen_vl": re.compile(r"Qwen(2|2\.5|3)-VL-|Qwen3\.5-"),
+    "qwen_omni": re.compile(r"Qwen(2\.5|3)-Omni-"),
+}
+_MODEL_TYPES: dict[Family, re.Pattern[str]] = {
+    "qwen_vl": re.compile(r"qwen(2|2_5|3)_vl(_moe)?|qwen3_5(_moe)?"),
+    "qwen_omni": re.compile(r"qwen2_5_omni|qwen3_omni_moe"),
+}
 
 
-def is_qwen_vl(config: Config) -> bool | None:
-    """Whether the model is of the Qwen-VL line: by its name on the hub, or by its files; None if
-    they are not here or do not tell. Asks no network."""
+def family_of(config: Config) -> Family | None:
+    """The family of the model: by its name on the hub, or by its files; None if they are not here
+    or do not tell. Asks no network."""
     model = Model.of(config)
     if config.run.engine == "simulated":
         return None
     if not model.is_on_hub:
-        return is_qwen_vl_folder(Path(model.name))
-    if _HUB_NAME.search(model.name):
-        return True
+        return family_of_folder(model.name)
+    for family, pattern in _HUB_NAMES.items():
+        if pattern.search(model.name):
+            return family
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -34,7 +47,14 @@ def is_qwen_vl(config: Config) -> bool | None:
         folder = snapshot_download(model.name, revision=model.revision, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
-    return is_qwen_vl_folder(Path(folder))
+    return family_of_folder(folder)
+
+
+def is_qwen_vl(config: Config) -> bool | None:
+    """Whether the model is of the Qwen-VL line; None if that is not known, see
+    :func:`family_of`."""
+    family = family_of(config)
+    return None if family is None else family == "qwen_vl"
 
 
 def fetch_family(config: Config) -> None:
@@ -44,31 +64,29 @@ def fetch_family(config: Config) -> None:
         UserError, EnvironmentFault: The hub does not give them.
     """
     model = Model.of(config)
-    if model.is_on_hub and is_qwen_vl(config) is None:
+    if model.is_on_hub and family_of(config) is None:
         processor_folder(model.name, model.revision)
 
 
-def is_qwen_vl_folder(folder: Path) -> bool | None:
-    """Whether a folder holds a model of the Qwen-VL line, by the processor that its files name;
-    None if they do not tell."""
-    if processor := _processor_class(folder):
-        return _PROCESSOR.fullmatch(processor) is not None
-    if model_type := _read(folder / "config.json").get("model_type"):
-        return _MODEL_TYPE.fullmatch(model_type) is not None
+@cache
+def family_of_folder(folder: str) -> Family | None:
+    """The family of the model in a folder, by the processor that its files name; None if they do
+    not tell."""
+    if processor := processor_class(folder):
+        return _matching(_PROCESSORS, processor)
+    if model_type := _read(Path(folder, "config.json")).get("model_type"):
+        return _matching(_MODEL_TYPES, model_type)
     return None
 
 
-@cache
-def is_told_one_rate(model: str) -> bool:
-    """Whether the processor of ``model`` gets the rate of sampled frames as a setting, and not with
-    each video: those of Qwen's omni models."""
-    return "Omni" in _processor_class(Path(model))
+def _matching(patterns: dict[Family, re.Pattern[str]], name: str) -> Family:
+    return next((family for family, known in patterns.items() if known.fullmatch(name)), "other")
 
 
-def _processor_class(folder: Path) -> str:
+def processor_class(folder: str) -> str:
     """The class of the processor that the files of a model name; empty if they do not."""
     for name in ("processor_config", "preprocessor_config", "tokenizer_config"):
-        if processor := _read(folder / f"{name}.json").get("processor_class"):
+        if processor := _read(Path(folder, f"{name}.json")).get("processor_class"):
             return str(processor)
     return ""
 

@@ -11,12 +11,13 @@ from video_pipeline.model.prompt import check_placeholders, special_tokens
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens of a prompt: all of them, those that stand for pictures, and of these those of the
-    largest image or video."""
+    """Tokens of a prompt: all of them, those that stand for pictures, those of the largest image,
+    video or sound, and those that stand for sound."""
 
     prompt: int
     visual: int
     largest: int
+    sound: int = 0
 
 
 def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount:

@@ -76,6 +76,8 @@ class RankFileWriter:
         if record.usage:
             for name in _USAGE:
                 contents.usage[name] += record.usage[name]
+            if sound := record.usage.get("sound_tokens"):
+                contents.usage["sound_tokens"] += sound
         if record.cut_off:
             contents.truncated[record.cut_off] += 1
         contents.splits.update(split_of(location.file) for location in locations)

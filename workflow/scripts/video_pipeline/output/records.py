@@ -112,6 +112,8 @@ def _merged(outcomes: dict[str, _Outcome]) -> _Outcome:
         reasons = [usage["finish_reason"] for usage in usages]
         others = ["length"] if "length" in reasons else [r for r in reasons if r != "stop"]
         merged["__usage"]["finish_reason"] = next(iter(others), "stop")
+        if sound := sum(usage.get("sound_tokens", 0) for usage in usages):
+            merged["__usage"]["sound_tokens"] = sound
     for name in ("output_text", "__reasoning"):
         if texts := {part: answer[name] for part, answer in answers.items() if name in answer}:
             merged[name] = texts

@@ -165,7 +165,7 @@ function picture(card) {
   return button;
 }
 
-/** Whether an answer of the sample was cut off at its last token; `usage` ends with the reason. */
+/** Whether an answer of the sample was cut off at its last token; the third of `usage` is the reason. */
 const isCutOff = (card) => card.usage?.[2] === "length";
 
 function article(card, terms) {

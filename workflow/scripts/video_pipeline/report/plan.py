@@ -77,6 +77,8 @@ def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "prompts", f"{tokens['prompts']:,}"
         yield "tokens of a prompt", _spread(tokens["prompt"])
         yield "of these, visual", _spread(tokens["visual"])
+    if sound := tokens["sound"]:
+        yield "of these, sound", f"{_spread(sound)}, of the prompts with sound"
     yield from _limits(report)
     yield from _costs(report["expected"])
 

@@ -96,6 +96,8 @@ def _sections(summary: dict[str, Any]) -> list[_Rows]:
         ("prompt tokens", _number(usage, "prompt_tokens")),
         ("answer tokens", _number(usage, "completion_tokens")),
     ]
+    if "sound_tokens" in usage:
+        tokens.insert(1, ("  of these, sound", _number(usage, "sound_tokens")))
     pace, cost = summary.get("throughput", {}), summary.get("cost", {})
     bound = pace.get("bound", _UNKNOWN)
     if not (pace.keys() >= set(_PACE) and cost.keys() >= set(_COST)):

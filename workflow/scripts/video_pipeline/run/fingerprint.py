@@ -76,6 +76,7 @@ BASELINE: dict[str, Any] = {
     "vision.resize": "native",
     "vision.decoder": "cpu",
     "vision.total_pixels": 20480 * 28 * 28,
+    "vision.use_audio_in_video": False,
     "sampling.temperature": 0.0,
     "sampling.max_tokens": 512,
     "sampling.frequency_penalty": 0.0,

@@ -85,7 +85,8 @@ class _Split:
         config, layout = run.config, run.layout
         run.task  # noqa: B018 - what is wrong with the user's code is said before anything is read
         run.commit = Model.of(config).resolve_commit(layout.commits)
-        if config.run.dataset is None and not run.task.names_dataset:
+        chooses = config.run.dataset is None and not run.task.names_dataset
+        if chooses or config.vision.use_audio_in_video:
             fetch_family(with_commit(config, run.commit))
         if num_processes > 1 and _is_large(config.data.input_jsonl):
             # torch stays in a process of its own: it would be half of what this one holds

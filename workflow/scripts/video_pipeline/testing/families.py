@@ -57,7 +57,7 @@ def _omni(
     names: dict[str, str],
     media: str,
     pixels: dict[str, Any],
-    **sections: dict[str, Any],
+    **thinker: Any,
 ) -> Parts:
     """The part of an omni model that understands and writes. It has no voice.
 
@@ -67,7 +67,7 @@ def _omni(
         names: Special tokens by the names under which the processor asks for them.
         media: How the configuration ends the name of a medium's token.
         pixels: The arguments of image and video processor.
-        sections: The sizes of text, vision and sound model.
+        thinker: The sizes of text, vision and sound model, and numbers that they share.
     """
     tokenizer = parts.make_byte_tokenizer((*_CHATML, *names.values()), **parts.named(**names))
     tokens = {
@@ -76,7 +76,7 @@ def _omni(
     for kind in ("audio", "vision"):
         tokens[f"{kind}_start_token_id"] = names[f"{kind}_bos_token"]
         tokens[f"{kind}_end_token_id"] = names[f"{kind}_eos_token"]
-    thinker = {**sections, **parts.numbers(tokenizer, tokens)}
+    thinker |= parts.numbers(tokenizer, tokens)
     library = _transformers()
     return Parts(
         tokenizer,
@@ -129,6 +129,7 @@ _qwen3_omni = partial(
     # vLLM finds the grid of positions by the size of an image.
     vision_config={**parts.QWEN3_VISION, "image_size": 256, "apply_vit_abs_pos_embed": True},
     audio_config={**_SOUND, "downsample_hidden_size": 32},
+    position_id_per_seconds=13,  # The class has 25, its processor and the published ones 13.
 )
 
 

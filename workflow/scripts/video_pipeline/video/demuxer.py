@@ -143,11 +143,16 @@ class Demuxer:
         self._opened.close()
         self._file.close()
 
+    def open_container(self) -> InputContainer:
+        """Open the file, for one of its streams; it is not downloaded again. Raises
+        :class:`av.error.FFmpegError`."""
+        return av.open(self.url, options=_OPTIONS, metadata_errors="ignore")
+
     def _open(self) -> None:
         """Open the file, at its first packet."""
         self._opened.close()
         try:
-            container = av.open(self.url, options=_OPTIONS, metadata_errors="ignore")
+            container = self.open_container()
         except (ArgumentError, InvalidDataError) as error:
             if reason := why_no_video(self._file.path):
                 raise VideoReadError(reason) from error

@@ -32,7 +32,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -51,6 +51,7 @@ from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.nvdec import Card, NoCard, Nvdec
 from video_pipeline.video.resize import resize_frame, stack_frames, target_size
 from video_pipeline.video.sampling import Choose, chosen_frames, sample_frames
+from video_pipeline.video.sound import read_sound
 
 logger = logging.getLogger(__name__)
 
@@ -213,22 +214,37 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
     """
     if ele.get("resize", "native") not in RESIZES:
         raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
-    return _read(ele, sample_frames)
+    with Video(ele["video"]) as video:
+        return _read(video, ele, sample_frames)
+
+
+class ChosenFrames(NamedTuple):
+    """What :func:`read_chosen` reads.
+
+    Attributes:
+        frames: frames x height x width x 3, in the order in which they were chosen. While
+            :func:`measuring` they are black and take no memory.
+        metadata: As of :func:`read_video`.
+        rate: Frames per second that they were sampled at.
+        sound: See :func:`video_pipeline.video.sound.read_sound`; None if it was not asked for.
+    """
+
+    frames: NDArray[np.uint8]
+    metadata: dict[str, Any]
+    rate: float
+    sound: NDArray[np.float32] | None
 
 
 def read_chosen(
-    ele: dict[str, Any], choose: Choose
-) -> tuple[NDArray[np.uint8], dict[str, Any], float]:
+    ele: dict[str, Any], choose: Choose, *, sound_rate: int | None = None
+) -> ChosenFrames:
     """Read the frames of a video that ``choose`` numbers, in the size they are shown in.
 
     Args:
         ele: ``video`` (path or address), ``video_start``, ``video_end``, ``half_open``, and
             ``bound_pixels``: larger frames are made smaller, to so many pixels at most.
         choose: Called once, see :data:`video_pipeline.video.sampling.Choose`.
-
-    Returns:
-        Frames (frames x height x width x 3, in the order of ``choose``), metadata and rate as of
-        :func:`read_video`. While :func:`measuring` the frames are black and take no memory.
+        sound_rate: Samples per second of the sound of the same segment; None if it is not wanted.
 
     Raises:
         VideoReadError: The video cannot be read.
@@ -240,33 +256,39 @@ def read_chosen(
         order[:] = sorted(range(len(positions)), key=positions.__getitem__)
         return [positions[place] for place in order], metadata, rate
 
-    frames, metadata, rate = _read(ele, ascending)
+    with Video(ele["video"]) as video:
+        frames, metadata, rate = _read(video, ele, ascending)
+        sound = None
+        if sound_rate is not None:
+            segment = ele.get("video_start"), ele.get("video_end")
+            sound = read_sound(video, *segment, rate=sound_rate)
     if frames.is_meta:
         count, _, height, width = frames.shape
         black = np.broadcast_to(np.uint8(0), (count, height, width, 3))
-        return black, metadata, rate
+        return ChosenFrames(black, metadata, rate, sound)
     if order != sorted(order):
         places = torch.empty(len(order), dtype=torch.long)
         places[order] = torch.arange(len(order))
         frames = frames[places]
-    return frames.permute(0, 2, 3, 1).numpy(), metadata, rate
+    return ChosenFrames(frames.permute(0, 2, 3, 1).numpy(), metadata, rate, sound)
 
 
-def _read(ele: dict[str, Any], sample: Sample) -> tuple[torch.Tensor, dict[str, Any], float]:
+def _read(
+    video: Video, ele: dict[str, Any], sample: Sample
+) -> tuple[torch.Tensor, dict[str, Any], float]:
     """Read the frames at the positions, in ascending order, that ``sample`` chooses."""
-    with Video(ele["video"]) as video:
-        positions, metadata, sample_fps = sample(ele, video)
-        metadata["video_backend"] = qwen.NAME
-        if _is_measuring:
-            shown = next(decode_frames(video, [_entry_position(video, positions[0])]))
-            info = _info(video, shown)
-            size = target_size(ele, len(positions), shown)
-            frames = torch.empty((len(positions), 3, *size), dtype=torch.uint8, device="meta")
-            return frames, MeasuredMetadata(metadata, info), sample_fps
-        from_card = None if _card is None else _card.read(ele, video, positions)
-        if from_card is not None:
-            return from_card, metadata, sample_fps
-        frames = stack_frames(decode_frames(video, positions), len(positions), ele)
+    positions, metadata, sample_fps = sample(ele, video)
+    metadata["video_backend"] = qwen.NAME
+    if _is_measuring:
+        shown = next(decode_frames(video, [_entry_position(video, positions[0])]))
+        info = _info(video, shown)
+        size = target_size(ele, len(positions), shown)
+        frames = torch.empty((len(positions), 3, *size), dtype=torch.uint8, device="meta")
+        return frames, MeasuredMetadata(metadata, info), sample_fps
+    from_card = None if _card is None else _card.read(ele, video, positions)
+    if from_card is not None:
+        return from_card, metadata, sample_fps
+    frames = stack_frames(decode_frames(video, positions), len(positions), ele)
     return frames, metadata, sample_fps
 
 

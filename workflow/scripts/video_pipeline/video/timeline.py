@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from av.audio.stream import AudioStream
 from av.frame import Frame
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -22,7 +24,7 @@ _NEAR_JOINT = 16
 """Packets before a joint that may be marked as damaged because the stream breaks off there."""
 
 
-def stamp_of(item: Packet[VideoStream] | Frame) -> int | None:
+def stamp_of(item: Packet[Any] | Frame) -> int | None:
     """The presentation time of a packet or frame in units of its stream's time base; the decoding
     time if it has none (AVI has no other). torchcodec does the same."""
     return item.pts if item.pts is not None else item.dts
@@ -40,7 +42,7 @@ class Timeline:
         is_mpeg: Whether the stream is one of MPEG, whose times may begin again.
     """
 
-    def __init__(self, stream: VideoStream) -> None:
+    def __init__(self, stream: VideoStream | AudioStream) -> None:
         self.is_regular = True
         self.is_second_field = False
         self.is_mpeg = bool(stream.container.format.flags & _AVFMT_TS_DISCONT)
@@ -63,7 +65,7 @@ class Timeline:
         """The packet that the demuxer has marked as damaged, if any, for an error message."""
         return f"packet {self._damaged[0]} is damaged" if self._damaged else None
 
-    def correct(self, packet: Packet[VideoStream]) -> None:
+    def correct(self, packet: Packet[Any]) -> None:
         """Correct the times of the next packet of the file."""
         self._packets += 1
         if packet.is_corrupt:

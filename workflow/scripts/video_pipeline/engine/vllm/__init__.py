@@ -1,2 +1,2 @@
-"""The engine with vLLM. ``compat`` alone imports vLLM; ``preparer`` can be imported where vLLM is
-missing."""
+"""The engine with vLLM. ``compat`` alone imports vLLM, and ``omni`` in vLLM's own workers;
+``preparer`` can be imported where vLLM is missing."""

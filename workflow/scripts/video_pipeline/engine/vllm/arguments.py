@@ -22,6 +22,7 @@ from video_pipeline.engine.vllm.compat import (
 )
 from video_pipeline.errors import UserError
 from video_pipeline.gpu.leases import LeaseHolder
+from video_pipeline.model.family import family_of, fetch_family
 from video_pipeline.model.processor import processor_folder
 
 # Each video is seen once: caches of processed media only cost memory and hashing. A user's own
@@ -49,7 +50,7 @@ def vllm_config_of(config: Config) -> VllmConfig:
         **_DEFAULTS,
         **_lora_arguments(config),
         **config.vllm.arguments,
-        "worker_extension_cls": f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}",
+        "worker_extension_cls": _worker(config),
     }
     try:
         structured = StructuredOutputsConfig(**arguments["structured_outputs_config"])
@@ -61,6 +62,15 @@ def vllm_config_of(config: Config) -> VllmConfig:
     except REFUSALS as error:
         raise failure_of(error, f"vLLM refuses the section vllm: {error}") from error
     return vllm_config
+
+
+def _worker(config: Config) -> str:
+    """The name of the class that vLLM's workers get as a base."""
+    fetch_family(config)
+    # Only vLLM's workers may import the first one.
+    if family_of(config) == "qwen_omni":
+        return "video_pipeline.engine.vllm.omni.OmniWorker"
+    return f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}"
 
 
 def _same_normalisation(vllm_config: VllmConfig) -> bool:

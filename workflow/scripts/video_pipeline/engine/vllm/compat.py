@@ -1,4 +1,5 @@
-"""Everything that is used of vLLM. No other module imports it.
+"""Everything that is used of vLLM. No other module imports it, but for ``omni``, which corrects a
+family of models within vLLM's workers.
 
 Some of it is not public API and may change with any version. A function says what it relies on, and
 ``tests/unit/test_vllm_compat.py`` shows that with the installed vLLM. If something is missing,
@@ -265,10 +266,13 @@ def media_ranges(engine_input: Mapping[str, Any]) -> list[tuple[int, int]]:
     return sorted((r.offset, r.offset + r.length) for of_modality in ranges for r in of_modality)
 
 
-def media_tokens(engine_input: Mapping[str, Any]) -> list[int]:
-    """How many tokens stand for each medium, without the text between its frames."""
-    ranges = (engine_input.get("mm_placeholders") or {}).values()
-    return [place.get_num_embeds() for of_modality in ranges for place in of_modality]
+def media_tokens(engine_input: Mapping[str, Any]) -> dict[str, list[int]]:
+    """By modality, how many tokens stand for each medium, without the text between its frames."""
+    ranges = engine_input.get("mm_placeholders") or {}
+    return {
+        modality: [place.get_num_embeds() for place in of_modality]
+        for modality, of_modality in ranges.items()
+    }
 
 
 # --- what must be there ---------------------------------------------------------------------------

@@ -86,7 +86,11 @@ def announced(messages: Messages, names: Mapping[str, list[str]]) -> Messages:
         TaskError: A part of a message is neither text nor a medium.
         PlaceholderError: The messages do not show each medium once.
     """
-    waiting = {modality: iter(of_modality) for modality, of_modality in names.items()}
+    # The sound of a video has no part of its own.
+    shown = {
+        modality: of_modality for modality, of_modality in names.items() if modality != "audio"
+    }
+    waiting = {modality: iter(of_modality) for modality, of_modality in shown.items()}
 
     def part(given: dict[str, Any]) -> dict[str, Any]:
         if not is_medium(given):

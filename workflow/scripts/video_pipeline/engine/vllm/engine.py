@@ -35,6 +35,7 @@ from video_pipeline.engine.vllm.compat import (
     encoder_cache_size,
     engine_processes,
     media_of,
+    media_tokens,
     reasoning_parser,
     split_reasoning,
     start_engine,
@@ -181,6 +182,7 @@ class VllmEngine(Engine):
             completion.finish_reason or "unknown",
             reasoning,
             output.num_cached_tokens or 0,
+            sum(media_tokens(request).get("audio", ())),
         )
 
     async def _output(self, name: str, request: Any, sampling: SamplingParams) -> RequestOutput:

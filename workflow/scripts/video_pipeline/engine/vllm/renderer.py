@@ -16,7 +16,7 @@ from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.causes import origin_of
 from video_pipeline.engine.vllm.compat import SampleRenderer, VllmConfig, media_of, media_ranges
 from video_pipeline.engine.vllm.conversations import ConversationRenderer
-from video_pipeline.model.family import is_qwen_vl_folder
+from video_pipeline.model.family import family_of_folder
 from video_pipeline.model.processor import processor_folder
 from video_pipeline.model.prompt import PlaceholderError
 from video_pipeline.model.special_tokens import SpecialTokenError
@@ -51,7 +51,8 @@ class Renderer:
         """Prepare a made-up video: what vLLM, transformers and FFmpeg load when they first need it
         is then loaded for all samples."""
         model = processor_folder(self._model_config.model, self._model_config.revision)
-        kind = VideoDataset if is_qwen_vl_folder(Path(model)) is False else QwenVideoDataset
+        is_qwen_vl = family_of_folder(model) in ("qwen_vl", None)
+        kind = QwenVideoDataset if is_qwen_vl else VideoDataset
         dataset = kind(
             samples=(),
             task=None,  # type: ignore[arg-type]  # it is not asked: the messages are made below
@@ -100,10 +101,13 @@ class Renderer:
         request = self._renderer.render(llm_input)
         hf_config = self._model_config.hf_config
         _check_tokens(request, hf_config, llm_input.get("prompt_token_ids"))
-        vision = getattr(hf_config, "vision_config", None)
+        # Of an omni model this is the part that sees and hears.
+        thinker = getattr(hf_config, "thinker_config", hf_config)
+        vision = getattr(thinker, "vision_config", None)
+        rate = getattr(thinker, "position_id_per_seconds", getattr(vision, "tokens_per_second", 1))
         for modality, _, video in media_of(request):
             if modality == "video" and "second_per_grid_ts" in video:
-                _round_as_transformers(video, getattr(vision, "tokens_per_second", 1.0))
+                _round_as_transformers(video, rate)
         return request
 
 
