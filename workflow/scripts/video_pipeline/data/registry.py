@@ -16,7 +16,7 @@ from video_pipeline.tasks.base import Task
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
 
 PARAMS = ("prompt", "prompt_file", "questions", "clip_seconds")
-"""The ``task_params`` of the built-in tasks and datasets."""
+"""The ``task_params`` of the built-in tasks and datasets. :func:`check_params` refuses others."""
 
 D = TypeVar("D", bound=BaseDataset)
 
@@ -40,7 +40,14 @@ def register_dataset(name: str) -> Callable[[type[D]], type[D]]:
 def get_dataset(name: str) -> type[BaseDataset]:
     """The dataset registered as ``name``. Raises :class:`UserError`, with the known names, if there
     is none."""
-    from video_pipeline.data import clips, frames, qwen_video, stills, text, video  # noqa: F401
+    from video_pipeline.data import (  # noqa: F401  (they register)
+        clips,
+        frames,
+        qwen_video,
+        stills,
+        text,
+        video,
+    )
 
     return _DATASETS.get(name)
 
