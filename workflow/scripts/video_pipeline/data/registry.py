@@ -40,14 +40,7 @@ def register_dataset(name: str) -> Callable[[type[D]], type[D]]:
 def get_dataset(name: str) -> type[BaseDataset]:
     """The dataset registered as ``name``. Raises :class:`UserError`, with the known names, if there
     is none."""
-    from video_pipeline.data import (  # noqa: F401  (they register)
-        clips,
-        frames,
-        qwen_video,
-        stills,
-        text,
-        video,
-    )
+    from video_pipeline.data import clips, frames, qwen_video, stills, text, video  # noqa: F401
 
     return _DATASETS.get(name)
 
