@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import ast
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-LIBRARY = Path(__file__).parents[2] / "workflow" / "scripts" / "video_pipeline"
+PROJECT = Path(__file__).parents[2]
+LIBRARY = PROJECT / "workflow" / "scripts" / "video_pipeline"
+PAGE = PROJECT / "docs" / "internals.md"
 
 ROOMS = [
-    "errors",
-    "common",
-    "config",
-    "video",
-    "tasks",
-    "samples",
-    "journal",
-    "model",
-    "data",
-    "run",
-    "gpu",
-    "engine",
-    "decode",
-    "output",
-    "split",
-    "infer",
-    "report",
-    "export",
-    "estimate",
-    "commands",
-    "workflow",
-    "testing",
+    room
+    for cell in re.findall(r"^\| ([^|]*) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    for room in re.findall(r"`(\w+)(?:/|\.py)`", cell)
 ]
-"""From the ground floor up: a room uses what stands before it."""
+"""The table of the page, from the ground floor up: a room uses what stands before it."""
 
 MODULE_LINES = 400
 LIBRARY_LINES = 21_000
-"""Ceilings. Whoever needs more lines looks first for those that may go."""
+"""Ceilings. Before you raise one, look for lines that may go."""
 
 
 def modules() -> list[Path]:
@@ -83,6 +66,11 @@ def of_this_library(path: Path) -> set[str]:
     return {room_of(name) for name in own} & set(ROOMS)
 
 
+def test_the_table_of_the_page_lists_every_room():
+    folders = {path.name for path in LIBRARY.iterdir() if (path / "__init__.py").exists()}
+    assert set(ROOMS) == {"errors", *folders}
+
+
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_a_room_uses_those_below_it(path):
     if (name := name_of(path)) in ("", "api", "retry", "watch", "preview"):
@@ -114,4 +102,4 @@ def test_a_module_can_be_read_at_once(path):
 
 def test_the_library_does_not_grow():
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in modules())
-    assert lines <= LIBRARY_LINES, sys.modules[__name__].LIBRARY_LINES.__doc__
+    assert lines <= LIBRARY_LINES, "look for lines that may go, before you raise LIBRARY_LINES"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 
 import pytest
+from helpers import PROJECT
 from video_pipeline.common.plugins import load_plugins, plugin_files
-from video_pipeline.common.registry import Registry
+from video_pipeline.common.registry import Registry, is_built_in
 from video_pipeline.data.base import BaseDataset
-from video_pipeline.data.registry import get_dataset, register_dataset
+from video_pipeline.data.registry import _DATASETS, get_dataset, register_dataset
 from video_pipeline.errors import UserError
 from video_pipeline.tasks.base import Task
-from video_pipeline.tasks.registry import get_task, register_task
+from video_pipeline.tasks.registry import _TASKS, get_task, register_task
 
 pytestmark = pytest.mark.usefixtures("forget_plugins")
 
@@ -54,6 +56,23 @@ def test_the_built_in_ones_are_listed():
         get_task("xyzzy")
     with pytest.raises(UserError, match=r"frames, .*qwen_video"):
         get_dataset("xyzzy")
+
+
+def built_in(registry: Registry) -> list[str]:
+    """The names of the project's own classes; other tests may have registered more."""
+    return sorted(name for name, cls in registry._classes.items() if is_built_in(cls))
+
+
+def test_the_pages_list_the_built_in_tasks_and_datasets():
+    get_task("describe")
+    get_dataset("text")
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    for kind, registry in (("tasks", _TASKS), ("datasets", _DATASETS)):
+        sentence = readme.partition(f"The built-in {kind} are ")[2].partition(".")[0]
+        assert sorted(re.findall(r"`(\w+)`", sentence)) == built_in(registry)
+    page = (PROJECT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    table = page.partition("| dataset | what the model sees |")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == built_in(_DATASETS)
 
 
 @pytest.mark.parametrize("users_first", [True, False])

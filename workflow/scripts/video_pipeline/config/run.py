@@ -31,7 +31,7 @@ class Run(Section):
     dataset: Name | None = Field(
         default=None,
         description="Name of the dataset that reads the samples. `null`: the one that the task "
-        "names.",
+        "names, or else the one for the model (`qwen_video` or `video`).",
     )
     plugins: list[str] = Field(
         default=[],

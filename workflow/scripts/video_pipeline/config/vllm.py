@@ -29,8 +29,8 @@ class VllmSection(Section):
 
 class Vllm(VllmSection):
     """The model, and any other engine argument of vLLM by its own name. An unknown name is an error
-    before the run starts. If another vLLM than the tried one is installed, an unknown name is a
-    warning, and vLLM decides when it starts."""
+    before the run starts. If another version of vLLM than the tried one is installed, an unknown
+    name is only a warning, and vLLM itself decides when it starts."""
 
     model: Name = Field(
         default="Qwen/Qwen2.5-VL-7B-Instruct",
@@ -51,7 +51,7 @@ class Vllm(VllmSection):
     chat_template_kwargs: dict[str, Any] = Field(
         default={},
         description="Switches of the model's chat template, for every prompt: `{enable_thinking: "
-        "false}` has a thinking model answer at once.",
+        "false}` makes a thinking model answer at once.",
     )
 
     @field_validator("chat_template_kwargs")

@@ -16,7 +16,7 @@ from video_pipeline.tasks.base import Task
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
 
 PARAMS = ("prompt", "prompt_file", "questions", "clip_seconds")
-"""The ``task_params`` of the built-in tasks and datasets."""
+"""The ``task_params`` of the built-in tasks and datasets. :func:`check_params` refuses others."""
 
 D = TypeVar("D", bound=BaseDataset)
 

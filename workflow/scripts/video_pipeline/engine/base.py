@@ -95,7 +95,8 @@ class Answer:
         }
 
     def as_record(self) -> dict[str, Any]:
-        """``output_text``, ``usage`` and maybe ``reasoning``, for the journal."""
+        """The arguments of ``JournalWriter.answer`` that the engine knows: ``output_text``,
+        ``usage`` and maybe ``reasoning``."""
         reasoning = {} if self.reasoning is None else {"reasoning": self.reasoning}
         return {"output_text": self.output_text, "usage": self.usage, **reasoning}
 

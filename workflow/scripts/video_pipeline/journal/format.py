@@ -10,6 +10,7 @@ The first line says who writes, each other line is one record::
 
 The head of a record, up to the end of the digest, names a question about a sample. A part names one
 of several questions (empty if there is only one). What follows the head is the kind of the record.
+An answer may end with ``__reasoning`` and ``damaged``; an error may have the fields of an answer.
 ``__engine_died`` says that the engine died with this request in it: the sample is not finished.
 ``__reopens`` stands in files ``reopen.*`` and takes back what the named file says about the sample.
 """

@@ -14,6 +14,7 @@ from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import ONLY_PART, Task
 
+# The fields of a record of the journal that its output record has, too.
 _ANSWER = ("__usage", "output_text", "__reasoning", "damaged")
 _NO_FIELDS = b"{}"
 

@@ -40,6 +40,17 @@ class Stage:
         card = [layout.card] if "parquet" in self.config.run.formats else []
         return [layout.output, layout.summary, layout.errors, layout.report, *card]
 
+    @property
+    def rule_outputs(self) -> dict[str, Path]:
+        """By rule, a file that exists when its job has ended well; ``infer`` has rank files."""
+        layout = self.layout
+        return {
+            "split": layout.manifest,
+            "consolidate": layout.output,
+            "report": layout.report,
+            "export": layout.card,
+        }
+
     def rule(self, rule: str) -> str:
         """The name of one of its rules: ``infer``, and ``infer_caption`` in a stage."""
         return f"{rule}_{self.name}" if self.name else rule

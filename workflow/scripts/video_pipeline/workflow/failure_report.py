@@ -39,13 +39,7 @@ def failure_report(stages: Sequence[Stage], scripts: Path) -> str:
 def _last_errors(stage: Stage) -> list[str]:
     """The last words of the jobs whose output is missing."""
     layout = stage.layout
-    outputs = {
-        "split": layout.manifest,
-        "consolidate": layout.output,
-        "report": layout.report,
-        "export": layout.card,
-    }
-    failed = [name for name, path in outputs.items() if not path.exists()]
+    failed = [rule for rule, path in stage.rule_outputs.items() if not path.exists()]
     failed += [f"infer.rank{rank}" for rank in layout.unfinished()]
     return list(filter(None, (last_error(layout.log(name)) for name in failed)))
 

@@ -31,9 +31,6 @@ from video_pipeline.workflow.snakemake_internals import Snakemake, fails_as_work
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
-_STEPS = ("split", "infer", "consolidate", "report", "export")
-"""The rules whose settings in a profile hold for the rules of all stages."""
-
 
 class Invocation:
     """The stages of this call of Snakemake (one without a name if the configuration has none), and
@@ -52,8 +49,9 @@ class Invocation:
             is_main=self.snakemake.is_main_process,
         )
         for stage in self.stages:
-            for step in _STEPS:
-                self.snakemake.copy_settings(step, stage.rule(step))
+            # What a profile sets for a rule holds for that rule in all stages.
+            for rule in ("infer", *stage.rule_outputs):
+                self.snakemake.copy_settings(rule, stage.rule(rule))
             check_job_gpus(stage.config, self.snakemake.set_resource(stage.rule("infer"), "gpu"))
         user_paths = (path for stage in self.stages for path in _user_paths(stage))
         take_literally([workflow.basedir, *user_paths])
