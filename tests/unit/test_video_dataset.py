@@ -213,6 +213,34 @@ def test_each_family_samples_as_it_does(monkeypatch, made, total, expected):
         assert numbers == [int(n) for n in own.sample_frames(metadata=metadata, **settings)]
 
 
+@pytest.mark.parametrize("name", ["Qwen3VL", "Gemma4", "Glm46V", "LlavaOnevision", "MiniCPMV4_6"])
+@pytest.mark.parametrize("given", [{"num_frames": 6}, {"fps": 4}])
+def test_the_users_settings_of_the_processor_replace_the_familys(monkeypatch, name, given):
+    own = processor(f"{name}VideoProcessor")
+    monkeypatch.setattr(frame_rule, "video_processor", lambda model: own)
+    settings = {name: getattr(own, name, None) for name in own.valid_kwargs.__annotations__}
+    settings |= {"fps": None, "num_frames": None, **given}
+    metadata = VideoMetadata(total_num_frames=40, fps=FPS, duration=40 / FPS)
+    expected = [int(n) for n in own.sample_frames(metadata=metadata, **settings)]
+    item = {"fps": 2.0, "max_frames": 256}
+    numbers = sampled_frames("m", item, 40, float(FPS), 40 / FPS, settings=given)
+    assert numbers == expected
+
+
+def test_the_dataset_hands_them_on(clip):
+    for given in ({"num_frames": 6}, {"fps": 1, "videos_kwargs": {"fps": None, "num_frames": 6}}):
+        config = load_config(
+            {
+                "run": {"dataset": "video", "engine": "simulated"},
+                "vllm": {"mm_processor_kwargs": given},
+            }
+        )
+        sample = {"__key": "k", "__video_uri": str(clip), "path": str(clip)}
+        dataset = create_dataset(config, load_task(config), [sample], SIMULATED_MODEL)
+        frames, _ = video_of(dataset[0]["llm_input"])
+        assert len(frames) == 6
+
+
 def test_nframes_and_max_frames_thin_out(monkeypatch):
     own = processor("Gemma4VideoProcessor")
     monkeypatch.setattr(frame_rule, "video_processor", lambda model: own)

@@ -24,7 +24,8 @@ class VideoDataset(MediaDataset):
     The model's own video processor says which frames are sampled, and resizes them.
     ``vision.nframes`` and ``vision.max_frames`` thin them out, and a frame of more than
     ``vision.max_pixels`` is made smaller before. ``vision.fps`` decides where the processor leaves
-    it open. vLLM writes the prompt.
+    it open, and ``vllm.mm_processor_kwargs`` (``fps``, ``num_frames``) in any case. vLLM writes the
+    prompt.
     """
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
@@ -74,11 +75,17 @@ class VideoDataset(MediaDataset):
                 "dataset 'video' reads video files; a list of images as a video is read by dataset "
                 "'frames', for models of the Qwen-VL line"
             )
-        choose = partial(sampled_frames, self.model, item)
+        choose = partial(sampled_frames, self.model, item, settings=self._processor_settings)
         bounds = {"bound_pixels": item.get("max_pixels")}
         frames, metadata, rate = read_chosen({**item, **bounds}, choose)
         metadata["do_sample_frames"] = False  # vLLM knows by this that they are sampled.
         return (frames, metadata), rate
+
+    @property
+    def _processor_settings(self) -> dict[str, Any]:
+        """The user's settings of the processor, as they count for videos."""
+        of_videos = self.processor_kwargs.get("videos_kwargs") or {}
+        return {**self.processor_kwargs, **of_videos}
 
     def _settings(self, rates: set[float]) -> dict[str, Any]:
         """Settings of the model's processor for videos of these rates."""

@@ -49,14 +49,14 @@ class PromptCounter:
 
     def count(self, llm_input: dict[str, Any]) -> TokenCount:
         """The tokens of an ``llm_input``: the model's processor counts them, or, if it holds
-        messages, the engine's own preparation."""
+        messages or tokens are pruned, the engine's own preparation."""
         if self._model == SIMULATED_MODEL:
             from video_pipeline.engine import simulated
 
             text = simulated.count_tokens({**llm_input, "multi_modal_data": {}})
             prompt = simulated.count_tokens(llm_input)
             return TokenCount(prompt, prompt - text, 0)
-        if "messages" in llm_input:
+        if "messages" in llm_input or self._config.vllm.prunes_videos:
             return self.of_request(self.request(llm_input))
         return count_tokens(self._model, llm_input)
 
@@ -90,20 +90,20 @@ class PromptCounter:
 class CountingPreparer(Preparer):
     """Counts the tokens of what a dataset made of a sample, in place of the engine's part."""
 
-    def __init__(self, config: Config, model: str, *, of_messages: bool = False) -> None:
+    def __init__(self, config: Config, model: str, *, with_engine: bool = False) -> None:
         """
         Args:
             model: ``dataset_model`` of the engine of ``config``.
-            of_messages: The dataset gives messages: the engine's libraries are loaded once for all
+            with_engine: The engine's own preparation counts: its libraries are loaded once for all
                 processes, and not by each when it has its first sample.
         """
         self._counter = PromptCounter(config, model)
         self._model = model
-        self._of_messages = of_messages
+        self._with_engine = with_engine
 
     def start(self) -> None:
         check_processor(self._model)
-        if self._of_messages and self._model != SIMULATED_MODEL:
+        if self._with_engine and self._model != SIMULATED_MODEL:
             self._counter.load()
 
     def read(self, dataset: BaseDataset, position: int) -> Any:

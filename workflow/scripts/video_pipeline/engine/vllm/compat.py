@@ -65,8 +65,11 @@ __all__ = [
     "VllmConfig",
 ]
 
-REFUSALS = (ValueError, TypeError, OSError, VLLMError)
-"""What vLLM raises for settings that cannot work."""
+REFUSALS = (
+    *(ValueError, TypeError, OSError, ImportError, LookupError, RuntimeError, AssertionError),
+    VLLMError,
+)
+"""What vLLM raises for settings that cannot work. NotImplementedError is a RuntimeError."""
 
 ENGINE_ARGUMENTS = sorted(
     field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")
@@ -86,6 +89,15 @@ def configure(arguments: Mapping[str, Any]) -> VllmConfig:
     """vLLM's configuration for engine arguments. For offline use: vLLM then chooses batch sizes for
     throughput."""
     return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
+
+
+def prunes_videos(vllm_config: VllmConfig) -> bool:
+    """Whether vLLM can leave out tokens of the videos of this model; of one that it cannot, it
+    ignores ``video_pruning_rate``."""
+    try:
+        return bool(vllm_config.model_config._model_info.supported_video_pruning_methods)
+    except AttributeError as error:
+        raise unsupported(error) from error
 
 
 def encoder_cache_size(vllm_config: VllmConfig) -> int:

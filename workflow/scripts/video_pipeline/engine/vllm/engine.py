@@ -22,7 +22,12 @@ from video_pipeline.engine.base import (
     Preparer,
     RequestRefused,
 )
-from video_pipeline.engine.vllm.arguments import lora_request, sampling_params, vllm_config_of
+from video_pipeline.engine.vllm.arguments import (
+    lora_request,
+    reason_of,
+    sampling_params,
+    vllm_config_of,
+)
 from video_pipeline.engine.vllm.causes import note_causes, root_cause
 from video_pipeline.engine.vllm.compat import (
     REFUSALS,
@@ -78,9 +83,16 @@ class VllmEngine(Engine):
         self._lora = lora_request(config)
         try:
             self._reasoning = reasoning_parser(self._vllm_config)
-        except (KeyError, *REFUSALS) as error:
+        except REFUSALS as error:
             name = self._vllm_config.structured_outputs_config.reasoning_parser
-            raise UserError(f"vLLM refuses vllm.reasoning_parser: {name}: {error}") from error
+            raise UserError(
+                f"vLLM refuses vllm.reasoning_parser: {name}: {reason_of(error)}. Name the parser "
+                "of this model; null for a model that does not think"
+            ) from error
+        try:
+            verify_sampling(self._sampling, self._vllm_config)
+        except REFUSALS as error:
+            raise UserError(f"vLLM refuses the section sampling: {reason_of(error)}") from error
         self._llm: AsyncLLM | None = None
         self._processes: list[BaseProcess] = []
         self._causes: Path | None = None
@@ -142,9 +154,9 @@ class VllmEngine(Engine):
                 verify_sampling(sampling, self._vllm_config)
             except REFUSALS as error:
                 raise UserError(
-                    f"vLLM refuses the task's output_schema: {error}. Another backend may take it: "
-                    "vllm.structured_outputs_config: {backend: guidance, disable_any_whitespace: "
-                    "true}"
+                    f"vLLM refuses the task's output_schema: {reason_of(error)}. Another backend "
+                    "may take it: vllm.structured_outputs_config: {backend: guidance, "
+                    "disable_any_whitespace: true}"
                 ) from error
             self._sampling_under[constraints] = sampling
         return self._sampling_under[constraints]
