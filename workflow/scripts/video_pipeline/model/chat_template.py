@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from video_pipeline.config import Config
@@ -24,7 +25,7 @@ def template_of(folder: Path) -> str:
         return path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         path = folder / name
-        if path.is_file():
+        with suppress(FileNotFoundError, ValueError):  # The engine says what is wrong with a file.
             template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
             if template:
                 return str(template)  # A list of named templates, too, shows its switches.

@@ -10,7 +10,7 @@ from typing import Any
 
 from video_pipeline.config import Config
 from video_pipeline.model.model import Model
-from video_pipeline.model.processor import processor_folder
+from video_pipeline.model.processor import local_folder, processor_folder
 
 _PROCESSOR = re.compile(r"Qwen(2|2_5_|3)VLProcessor")
 _HUB_NAME = re.compile(r"Qwen(2|2\.5|3)-VL-|Qwen3\.5-")
@@ -23,18 +23,10 @@ def is_qwen_vl(config: Config) -> bool | None:
     model = Model.of(config)
     if config.run.engine == "simulated":
         return None
-    if not model.is_on_hub:
-        return is_qwen_vl_folder(Path(model.name))
-    if _HUB_NAME.search(model.name):
+    if model.is_on_hub and _HUB_NAME.search(model.name):
         return True
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(model.name, revision=model.revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        return None
-    return is_qwen_vl_folder(Path(folder))
+    folder = local_folder(model)
+    return None if folder is None else is_qwen_vl_folder(folder)
 
 
 def fetch_family(config: Config) -> None:
