@@ -7,6 +7,8 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from video_pipeline.config import Config
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,24 @@ def template_of(folder: Path) -> str:
     return ""
 
 
+def _thinks(template: str) -> bool:
+    """Whether a model thinks if nobody says whether it should: the prompt is then not the one that
+    turns thinking off."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    messages = [{"role": "user", "content": "What happens?"}]
+
+    def prompt(**switches: bool) -> str:
+        template_of_model = environment.from_string(template)
+        return template_of_model.render(messages=messages, add_generation_prompt=True, **switches)
+
+    try:
+        return prompt() != prompt(**{THINKING: False})
+    except Exception:  # It wants something of transformers.
+        return THINKING in template
+
+
 def check_template(config: Config, folder: Path) -> None:
     """Log a warning for a switch that the template in ``folder`` does not have, and for a model
     that thinks where nobody has said whether it should and the answer is short."""
@@ -47,7 +67,7 @@ def check_template(config: Config, folder: Path) -> None:
                 config.vllm.model,
             )
     tokens = config.sampling.max_tokens
-    if THINKING in template and THINKING not in switches and tokens < THINKING_TOKENS:
+    if tokens < THINKING_TOKENS and THINKING not in switches and _thinks(template):
         logger.warning(
             "%s may think before it answers, and sampling.max_tokens: %d may end within its "
             "thoughts. Turn them off with vllm.chat_template_kwargs: {%s: false}; or set it to "

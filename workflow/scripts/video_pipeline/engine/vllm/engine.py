@@ -28,7 +28,7 @@ from video_pipeline.engine.vllm.arguments import (
     sampling_params,
     vllm_config_of,
 )
-from video_pipeline.engine.vllm.causes import note_causes, root_cause
+from video_pipeline.engine.vllm.causes import note_causes, one_line, root_cause
 from video_pipeline.engine.vllm.compat import (
     REFUSALS,
     AsyncLLM,
@@ -174,7 +174,7 @@ class VllmEngine(Engine):
             except _Recoverable as second:
                 cause = second.__cause__
                 if cause is not None and is_refusal(cause):
-                    raise RequestRefused(type(cause).__name__, str(cause)) from cause
+                    raise RequestRefused(type(cause).__name__, one_line(str(cause))) from cause
                 raise EngineDead(f"it failed twice with one request: {second}") from second
         completion = output.outputs[0]
         if completion.finish_reason == "abort":
@@ -201,7 +201,7 @@ class VllmEngine(Engine):
         except EngineDeadError as error:
             raise EngineDead(self._why(error)) from error
         except VLLMClientError as error:
-            raise RequestRefused(type(error).__name__, str(error)) from error
+            raise RequestRefused(type(error).__name__, one_line(str(error))) from error
         except Exception as error:  # EngineGenerateError, and any other.
             if llm.errored:
                 raise EngineDead(self._why(error)) from error
