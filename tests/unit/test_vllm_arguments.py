@@ -54,12 +54,12 @@ def config_of(model: Path, sampling: dict | None = None, **vllm: object):
         (
             {"reasoning_parser": "deepseek_r1"},
             {},
-            "vLLM refuses vllm.reasoning_parser: deepseek_r1: .*could not locate think",
+            "vLLM refuses vllm.reasoning_parser: .*could not locate think",
         ),
         (
             {"reasoning_parser": "deepseek"},
             {},
-            "vLLM refuses vllm.reasoning_parser: deepseek: .*deepseek_r1",
+            "vLLM refuses vllm.reasoning_parser: .*'deepseek' not found.*deepseek_r1",
         ),
         (
             {"speculative_config": NGRAM},

@@ -66,6 +66,9 @@ class PromptCounter:
 
     def request(self, llm_input: dict[str, Any]) -> dict[str, Any]:
         """What the engine would be asked. Needs the engine's libraries, and no GPU."""
+        media = llm_input.get("multi_modal_data") or {}
+        shown = {modality: _black(items) for modality, items in media.items()}
+        llm_input = {**llm_input, "multi_modal_data": shown}
         (request,) = self._preparer.prepare({ONLY_PART: llm_input}, "counted").values()
         return dict(request)
 
@@ -142,6 +145,20 @@ def _items(llm_input: dict[str, Any]) -> list[Any]:
     """The images and videos of an input."""
     media = (llm_input.get("multi_modal_data") or {}).values()
     return [item for items in media for item in (items if isinstance(items, list) else [items])]
+
+
+def _black(items: Any) -> Any:
+    """Black pictures, which take no memory, in the place of those of which only the shape was
+    measured. The engine's preparation wants pixels."""
+    import torch  # Not above: to explain a plan this module is not needed, and torch is large.
+
+    if isinstance(items, list):
+        return [_black(item) for item in items]
+    if isinstance(items, tuple):
+        return (_black(items[0]), *items[1:])
+    if isinstance(items, torch.Tensor) and items.is_meta:
+        return torch.zeros(1, dtype=items.dtype).expand(items.shape)
+    return items
 
 
 def _medium(item: Any) -> ShownMedium:

@@ -121,7 +121,8 @@ def reason_of(error: BaseException) -> str:
             for fault in error.errors(include_url=False, include_input=False)
         )
         return one_line("; ".join(reasons))
-    return one_line(str(error) or type(error).__name__)
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return one_line(str(text) or type(error).__name__)
 
 
 def sampling_params(config: Config) -> SamplingParams:

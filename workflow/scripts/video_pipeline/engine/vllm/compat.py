@@ -166,14 +166,17 @@ def default_logging(level: str, dates: str) -> dict[str, Any]:
 # --- reasoning ------------------------------------------------------------------------------------
 
 
-def reasoning_parser(vllm_config: VllmConfig) -> ReasoningParser | None:
-    """The parser that ``reasoning_parser`` names, if there is one. Raises :class:`KeyError` or one
-    of :data:`REFUSALS`."""
+def reasoning_parser(
+    vllm_config: VllmConfig, chat_template_kwargs: Mapping[str, Any]
+) -> ReasoningParser | None:
+    """The parser that ``reasoning_parser`` names, if there is one; from the switches of the prompts
+    it knows whether the model thinks at all. Raises one of :data:`REFUSALS`."""
     name = vllm_config.structured_outputs_config.reasoning_parser
     if not name:
         return None
     parser_class = ReasoningParserManager.get_reasoning_parser(name)
-    return parser_class(cached_tokenizer_from_config(vllm_config.model_config))
+    tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+    return parser_class(tokenizer, chat_template_kwargs=dict(chat_template_kwargs))
 
 
 def split_reasoning(parser: ReasoningParser, text: str) -> tuple[str | None, str | None]:
@@ -291,9 +294,8 @@ def _check() -> None:
     not in the middle of a run."""
     try:
         _takes(AsyncLLM.from_vllm_config, "config", options=("stat_loggers", "disable_log_stats"))
-        _takes(
-            AsyncLLM.generate, "self", "prompt", "sampling", options=("request_id", "lora_request")
-        )
+        options = ("request_id", "lora_request", "reasoning_parser_kwargs")
+        _takes(AsyncLLM.generate, "self", "prompt", "sampling", options=options)
         _takes(AsyncLLM.shutdown, "self")
         _takes(BaseRenderer.start_mm_warmup_in_background, "self")
         _takes(BaseRenderer.get_tokenizer, "self")

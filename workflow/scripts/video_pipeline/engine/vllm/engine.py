@@ -82,7 +82,7 @@ class VllmEngine(Engine):
         self._chat_template_kwargs = config.vllm.chat_template_kwargs
         self._lora = lora_request(config)
         try:
-            self._reasoning = reasoning_parser(self._vllm_config)
+            self._reasoning = reasoning_parser(self._vllm_config, self._chat_template_kwargs)
         except REFUSALS as error:
             name = self._vllm_config.structured_outputs_config.reasoning_parser
             raise UserError(
@@ -196,7 +196,14 @@ class VllmEngine(Engine):
         llm = self._llm
         assert llm is not None, "start() comes first"
         try:
-            outputs = llm.generate(request, sampling, request_id=name, lora_request=self._lora)
+            outputs = llm.generate(
+                request,
+                sampling,
+                request_id=name,
+                lora_request=self._lora,
+                # Where an answer with a schema begins depends on whether the model thinks.
+                reasoning_parser_kwargs={"chat_template_kwargs": self._chat_template_kwargs},
+            )
             *_, output = [None, *[output async for output in outputs]]
         except EngineDeadError as error:
             raise EngineDead(self._why(error)) from error
