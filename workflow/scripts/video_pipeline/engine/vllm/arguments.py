@@ -117,7 +117,7 @@ def reason_of(error: BaseException) -> str:
     """What vLLM has against a setting, in one line."""
     if isinstance(error, ValidationError):  # Its text has the whole configuration in it.
         reasons = (
-            ".".join(map(str, fault["loc"])) + ": " * bool(fault["loc"]) + fault["msg"]
+            ": ".join([*map(str, fault["loc"]), fault["msg"].removeprefix("Value error, ")])
             for fault in error.errors(include_url=False, include_input=False)
         )
         return one_line("; ".join(reasons))
