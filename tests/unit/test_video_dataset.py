@@ -150,6 +150,22 @@ def test_tokens_and_pixels_are_those_of_the_models_own_processor(
         assert item["second_per_grid_ts"].data.item() == pytest.approx(float(told[0]))
 
 
+def test_the_users_settings_of_the_processor_are_those_of_the_request(tmp_path, clip, pixels):
+    model = write_tiny_model(tmp_path / "tiny", "qwen3_vl")
+    given = {"num_frames": 6, "size": {"shortest_edge": 4096, "longest_edge": 32768}}
+    values = config_of(model).model_dump()
+    values["vllm"]["mm_processor_kwargs"] = given
+    config = load_config(values)
+    sample = {"__key": "k", "__video_uri": str(clip), "path": str(clip)}
+    dataset = create_dataset(config, load_task(config), [sample], str(model))
+    renderer = Renderer(vllm_config_of(config))
+    request = renderer.prepare({"": dataset[0]["llm_input"]}, "key")[""]
+    own = transformers.AutoProcessor.from_pretrained(model)
+    expected, plain = reference(own, pixels, fps=None, **given), reference(own, pixels)
+    assert request["prompt_token_ids"] == expected["input_ids"][0].tolist()
+    assert len(request["prompt_token_ids"]) < plain["input_ids"].shape[1]
+
+
 def test_plan_counts_the_tokens_of_the_request_without_pixels(model, clip):
     config = config_of(model)
     request = Renderer(vllm_config_of(config)).prepare({"": llm_input(model, clip)}, "key")[""]
