@@ -152,7 +152,7 @@ def _plain_settings(config: Config) -> dict[str, Any]:
         given.update(
             (f"vllm.{name}", value)
             for name, value in arguments.items()
-            if name not in NEUTRAL_ENGINE_ARGUMENTS and not _changes_nothing(name, value, config)
+            if name not in NEUTRAL_ENGINE_ARGUMENTS and not _changes_nothing(name, value)
         )
     sections = {"vision": config.vision.model_dump(), "sampling": config.sampling.model_dump()}
     for section, values in sections.items():
@@ -164,18 +164,12 @@ def _plain_settings(config: Config) -> dict[str, Any]:
     return {**settings, **params}
 
 
-def _changes_nothing(name: str, value: Any, config: Config) -> bool:
+def _changes_nothing(name: str, value: Any) -> bool:
     """Whether this value of an engine argument changes no answer, although another may."""
-    if not isinstance(value, Mapping):
+    if name != "limit_mm_per_prompt" or not isinstance(value, Mapping):
         return False
-    if name == "limit_mm_per_prompt":
-        # A count only refuses prompts. Frames and sizes may mean more to a model.
-        return all(isinstance(limit, int) or set(limit) == {"count"} for limit in value.values())
-    if name == "speculative_config":
-        # The model has the last word on each token; greedy, it says what it says without a draft.
-        is_exact = value.get("rejection_sample_method") in (None, "standard", "block")
-        return is_exact and config.sampling.temperature == 0
-    return False
+    # A count only refuses prompts. Frames and sizes may mean more to a model.
+    return all(isinstance(limit, int) or set(limit) == {"count"} for limit in value.values())
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
