@@ -64,6 +64,7 @@ def test_a_sample_that_kills_the_engine_is_quarantined_and_no_other(splitting, a
     error = run.records()[7]["__error"]
     assert error["stage"] == "quarantine"
     assert "3 times" in error["message"]
+    assert error["message"].endswith("the last time of: killed on purpose")
     assert asked["7"] == 3
     assert run.answers() == {key: 1 for key in keys(40) if key != "7"}
 
@@ -74,6 +75,29 @@ def test_a_sample_that_kills_the_engine_is_quarantined_and_no_other(splitting, a
     assert attempts(splitting) == 1
     assert run.records()[7]["__status"] == "ok"
     assert asked["7"] == 4
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_engine_that_dies_of_every_sample_is_at_fault_and_no_sample_is(splitting, asked, count):
+    run = splitting.run
+    splitting(samples(count), 1)
+    asked.kill = set(keys(count))
+    for attempt in range(1, 5):
+        with contextlib.suppress(EngineDead):
+            with pytest.raises(UserError, match=r"answered none; .* of: killed on purpose") as said:
+                infer(run.config, splitting.layout, 0, 1, attempt)
+            break
+    assert attempt == (3 if count == 1 else 4)  # so three retries are enough
+    asked_before = asked.total()
+    with pytest.raises(UserError) as again:
+        infer(run.config, splitting.layout, 0, 1, attempt + 1)
+    assert str(again.value) == str(said.value)
+    assert asked.total() == asked_before  # no engine was started
+
+    # when the cause is fixed, nobody is in quarantine
+    asked.kill = set()
+    assert attempts(splitting) == 1
+    assert [record["__status"] for record in run.records()] == ["ok"] * count
 
 
 def test_an_engine_that_hangs_ends_the_attempt(splitting, asked):

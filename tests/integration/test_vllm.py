@@ -151,7 +151,7 @@ def test_the_contracts_task_runs_from_a_plugin_file(demo, tmp_path):
     [
         ({"sampling": {"n": 2}}, "sampling.n"),
         ({"sampling": {"top_p": 7}}, "refuses the section sampling"),
-        ({"vllm": {"dtype": "float99"}}, "refuses the section vllm"),
+        ({"vllm": {"dtype": "float99"}}, "refuses vllm.dtype: "),
         ({"vllm": {"max_model_len": 300}}, "visual tokens .* vllm.max_model_len: 300"),
     ],
 )
@@ -178,5 +178,6 @@ def test_an_engine_that_is_told_to_end_leaves_no_answers():
     engine = object.__new__(VllmEngine)
     engine._llm = SimpleNamespace(generate=generate, errored=False)
     engine._sampling_under, engine._lora = {UNCONSTRAINED: None}, None
+    engine._chat_template_kwargs = {}
     with pytest.raises(EngineDead, match="told to end"):
         asyncio.run(engine.generate("a", {}))

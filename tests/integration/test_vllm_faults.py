@@ -139,6 +139,7 @@ def answers():
     engine._llm = SimpleNamespace(generate=generate, errored=False)
     engine._sampling_under, engine._lora = {UNCONSTRAINED: None}, None
     engine._causes, engine._processes, engine._reasoning = None, [], None
+    engine._chat_template_kwargs = {}
 
     def ask(*given):
         outcomes[:] = given

@@ -204,6 +204,9 @@ def test_reasoning_is_split_off(real, material):
     engine = VllmEngine(real.config)
     assert engine.split("I see a cat.\n</think>\n\nA cat.") == ("I see a cat.", "A cat.")
     assert engine.split("I see a") == ("I see a", "")
+    # a model that does not think answers at once
+    real.configure(vllm={"chat_template_kwargs": {"enable_thinking": False}})
+    assert VllmEngine(real.config).split("A cat.") == ("", "A cat.")
     real.configure(vllm={"model": str(material / "model"), "reasoning_parser": None})
     assert VllmEngine(real.config).split("I see a cat.\n</think>") == (
         None,

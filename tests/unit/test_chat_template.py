@@ -14,6 +14,7 @@ from video_pipeline.model.chat_template import check_template, template_of
 from video_pipeline.model.prompt import Prompter
 from video_pipeline.run.fingerprint import fingerprint, settings_of, written_settings
 from video_pipeline.tasks.registry import load_task
+from video_pipeline.testing.chat_templates import CHAT_TEMPLATES
 from video_pipeline.testing.tiny_model import write_tiny_model
 
 THINKS = "{%- if enable_thinking is not defined or enable_thinking %}<think>{%- endif %}"
@@ -106,6 +107,28 @@ def test_a_model_that_thinks_is_noticed(thinking, caplog, settings, max_tokens, 
         check_template(config, thinking)
     assert len(caplog.messages) == (message is not None)
     assert message is None or message in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "thinks"),
+    [
+        ("qwen3_5", True),
+        ("glm46v", True),
+        ("gemma4", False),
+        ("minicpmv4_6", False),
+        ("glm4v", False),
+    ],
+)
+def test_only_a_model_that_thinks_by_itself_is_noticed(tmp_path, caplog, family, thinks):
+    (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATES[family])
+    check_template(config_of(tmp_path), tmp_path)
+    assert len(caplog.messages) == thinks
+
+
+def test_a_template_of_which_only_transformers_makes_a_prompt(tmp_path, caplog):
+    (tmp_path / "chat_template.jinja").write_text("{% generation %}{{ enable_thinking }}")
+    check_template(config_of(tmp_path), tmp_path)
+    assert "may think" in caplog.text
 
 
 def test_the_template_is_found_where_checkpoints_keep_it(tmp_path):

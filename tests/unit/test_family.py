@@ -77,6 +77,28 @@ def test_where_no_model_is_loaded_none_is_refused(tmp_path):
     assert dataset_of(config, load_task(config)) is QwenVideoDataset
 
 
+@pytest.mark.parametrize(
+    ("dataset", "given", "decides"),
+    [
+        ("qwen_video", {"max_pixels": 5000}, "max_pixels has no effect, .* vision.max_pixels "),
+        ("clips", {"videos_kwargs": {"fps": 1}}, "fps has no effect, .* vision.fps decides"),
+        ("image", {"size": {"longest_edge": 5000}}, "size has no effect"),
+        ("video", {"do_sample_frames": True}, "do_sample_frames has no effect"),
+        ("video", {"num_frames": 8, "size": {"longest_edge": 5000}}, None),
+        ("qwen_video", {"images_kwargs": {"do_convert_rgb": True}}, None),
+        ("text", {"fps": 1}, None),
+    ],
+)
+def test_what_would_reach_the_processor_too_late_is_refused(tmp_path, dataset, given, decides):
+    settings = {"model": "Qwen/Qwen2.5-VL-7B-Instruct", "mm_processor_kwargs": given}
+    config = load_config({"vllm": settings, "run": {"dataset": dataset}})
+    if decides is None:
+        dataset_of(config, load_task(config))
+        return
+    with pytest.raises(UserError, match=rf"vllm.mm_processor_kwargs: {decides}"):
+        dataset_of(config, load_task(config))
+
+
 @pytest.mark.parametrize("name", ["qwen_video", "clips", "frames", "image", "keyframes"])
 def test_another_model_is_refused_by_name(tmp_path, name):
     folder = model(tmp_path / "model", config={"model_type": "glm4v"})

@@ -65,7 +65,7 @@ def test_the_journal_is_written(tmp_path):
     with JournalWriter(tmp_path, "attempt.s.rank0.") as writer:
         writer.answer(*question(attempt[1]), records[1]["output_text"], records[1]["__usage"])
         writer.error(*question(attempt[2]), records[2]["__error"])
-        writer.engine_died(*question(attempt[3]))
+        writer.engine_died(*question(attempt[3]), records[3]["__cause"])
     with JournalWriter(tmp_path, REOPENS) as reopener:
         reopener.reopen(*question(reopen[1]), FILE_OF_ATTEMPT)
     for path, lines in ((writer.path, attempt), (reopener.path, reopen)):

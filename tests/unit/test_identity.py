@@ -320,6 +320,10 @@ CHANGES = {
     "decoder": {"vision": {"decoder": "nvdec"}},
     "engine": {"run": {"engine": "simulated"}},
     "params": {"task_params": {"prompt": "x"}},
+    "pruning": {"vllm": {"video_pruning_rate": 0.5}},
+    "options of the processor": {"vllm": {"mm_processor_kwargs": {"num_frames": 4}}},
+    "sizes of media": {"vllm": {"limit_mm_per_prompt": {"video": {"count": 1, "num_frames": 4}}}},
+    "guesses": {"vllm": {"speculative_config": {"method": "ngram"}}},
 }
 
 
@@ -358,6 +362,7 @@ NEUTRAL = {
     "rank files": {"run": {"keep_rank_files": True}},
     "plugins": {"run": {"plugins": ["x.py"]}},
     "in flight": {"run": {"max_in_flight": 3}},
+    "number of media": {"vllm": {"limit_mm_per_prompt": {"video": 1, "image": {"count": 0}}}},
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 from video_pipeline.engine.base import EngineDead
 from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, Quarantine, quarantine_error
 from video_pipeline.journal.index import read_index
+from video_pipeline.journal.reader import JournalReader
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.chunks import Question
 
@@ -29,10 +30,11 @@ def test_suspects_are_tried_last_and_few_at_once():
     assert [at_once for _, at_once in tried(Quarantine(DEATHS), 8)] == [8, 1, 1, 1]
 
 
-def test_a_sample_with_too_many_deaths_has_an_error():
-    errors = {position: quarantine_error(deaths) for position, deaths in DEATHS.items()}
-    assert [position for position, error in errors.items() if error] == [5]
-    assert errors[5]["stage"] == "quarantine"
+def test_the_error_of_a_sample_says_of_what_the_engine_died():
+    error = quarantine_error(QUARANTINE_DEATHS, "no kernel")
+    assert error["stage"] == "quarantine"
+    assert error["message"].endswith("3 times when the engine died, the last time of: no kernel")
+    assert quarantine_error(QUARANTINE_DEATHS, None)["message"].endswith("when the engine died")
 
 
 def test_a_sample_that_killed_its_process_is_tried_again_once():
@@ -72,3 +74,6 @@ def test_the_journal_gets_what_was_in_the_engine_when_it_died(tmp_path, journal)
         raise EngineDead("killed on purpose")
     journal.sync()
     assert deaths(tmp_path) == {"a": 0, "b": 1, "c": 1}
+    with JournalReader(tmp_path, read_index(tmp_path)) as reader:
+        causes = {key: reader.cause_of_death(*question) for key, question in questions.items()}
+    assert causes == {"a": None, "b": "killed on purpose", "c": "killed on purpose"}

@@ -150,6 +150,22 @@ def test_tokens_and_pixels_are_those_of_the_models_own_processor(
         assert item["second_per_grid_ts"].data.item() == pytest.approx(float(told[0]))
 
 
+def test_the_users_settings_of_the_processor_are_those_of_the_request(tmp_path, clip, pixels):
+    model = write_tiny_model(tmp_path / "tiny", "qwen3_vl")
+    given = {"num_frames": 6, "size": {"shortest_edge": 4096, "longest_edge": 32768}}
+    values = config_of(model).model_dump()
+    values["vllm"]["mm_processor_kwargs"] = given
+    config = load_config(values)
+    sample = {"__key": "k", "__video_uri": str(clip), "path": str(clip)}
+    dataset = create_dataset(config, load_task(config), [sample], str(model))
+    renderer = Renderer(vllm_config_of(config))
+    request = renderer.prepare({"": dataset[0]["llm_input"]}, "key")[""]
+    own = transformers.AutoProcessor.from_pretrained(model)
+    expected, plain = reference(own, pixels, fps=None, **given), reference(own, pixels)
+    assert request["prompt_token_ids"] == expected["input_ids"][0].tolist()
+    assert len(request["prompt_token_ids"]) < plain["input_ids"].shape[1]
+
+
 def test_plan_counts_the_tokens_of_the_request_without_pixels(model, clip):
     config = config_of(model)
     request = Renderer(vllm_config_of(config)).prepare({"": llm_input(model, clip)}, "key")[""]
@@ -211,6 +227,34 @@ def test_each_family_samples_as_it_does(monkeypatch, made, total, expected):
             settings["fps"] = 2.0
         metadata = VideoMetadata(total_num_frames=total, fps=FPS, duration=total / FPS)
         assert numbers == [int(n) for n in own.sample_frames(metadata=metadata, **settings)]
+
+
+@pytest.mark.parametrize("name", ["Qwen3VL", "Gemma4", "Glm46V", "LlavaOnevision", "MiniCPMV4_6"])
+@pytest.mark.parametrize("given", [{"num_frames": 6}, {"fps": 4}])
+def test_the_users_settings_of_the_processor_replace_the_familys(monkeypatch, name, given):
+    own = processor(f"{name}VideoProcessor")
+    monkeypatch.setattr(frame_rule, "video_processor", lambda model: own)
+    settings = {name: getattr(own, name, None) for name in own.valid_kwargs.__annotations__}
+    settings |= {"fps": None, "num_frames": None, **given}
+    metadata = VideoMetadata(total_num_frames=40, fps=FPS, duration=40 / FPS)
+    expected = [int(n) for n in own.sample_frames(metadata=metadata, **settings)]
+    item = {"fps": 2.0, "max_frames": 256}
+    numbers = sampled_frames("m", item, 40, float(FPS), 40 / FPS, settings=given)
+    assert numbers == expected
+
+
+def test_the_dataset_hands_them_on(clip):
+    for given in ({"num_frames": 6}, {"fps": 1, "videos_kwargs": {"fps": None, "num_frames": 6}}):
+        config = load_config(
+            {
+                "run": {"dataset": "video", "engine": "simulated"},
+                "vllm": {"mm_processor_kwargs": given},
+            }
+        )
+        sample = {"__key": "k", "__video_uri": str(clip), "path": str(clip)}
+        dataset = create_dataset(config, load_task(config), [sample], SIMULATED_MODEL)
+        frames, _ = video_of(dataset[0]["llm_input"])
+        assert len(frames) == 6
 
 
 def test_nframes_and_max_frames_thin_out(monkeypatch):

@@ -62,6 +62,11 @@ class Vllm(VllmSection):
         return switches
 
     @property
+    def prunes_videos(self) -> bool:
+        """Whether vLLM leaves tokens of videos out."""
+        return bool(self.arguments.get("video_pruning_rate"))
+
+    @property
     def gpus_per_job(self) -> int:
         """GPUs that one inference job needs: tensor x pipeline x data parallel."""
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size

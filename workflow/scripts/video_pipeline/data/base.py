@@ -48,6 +48,8 @@ class BaseDataset(Dataset[dict[str, Any]]):
         video_root: The folder that relative paths in messages start from; set after ``__init__``.
         chat_template_kwargs: ``vllm.chat_template_kwargs``, for the :class:`Prompter` of a dataset
             that makes prompts; set after ``__init__``.
+        processor_kwargs: ``vllm.mm_processor_kwargs``, for a dataset that samples frames as the
+            model's processor does; vLLM hands them to the processor itself. Set after ``__init__``.
         samples: The samples: dicts, the input object plus ``__key`` (text) and ``__video_uri``
             (an absolute path or an address). They are read lazily, so keep none.
         task: The task; ``task.messages(sample)`` gives the checked conversation,
@@ -63,6 +65,7 @@ class BaseDataset(Dataset[dict[str, Any]]):
     sample_fields: tuple[str, ...] = ()
     video_root: str = ""
     chat_template_kwargs: Mapping[str, Any] = MappingProxyType({})
+    processor_kwargs: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 from video_pipeline.common.registry import Registry, is_built_in
@@ -63,6 +64,8 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
         )
     if config.vision.use_audio_in_video and dataset.needs_video:
         _check_hears(config, name, dataset)
+    if prepares_for_qwen or name == "video":
+        _check_processor_kwargs(config, name, _SIZES | _FRAMES if prepares_for_qwen else _SAMPLED)
     return dataset
 
 
@@ -81,6 +84,34 @@ def _check_hears(config: Config, name: str, dataset: type[BaseDataset]) -> None:
             f"vision.use_audio_in_video: dataset {name!r} reads no sound; use run.dataset: video, "
             f"and an omni model of Qwen. {recipe}"
         )
+
+
+_SAMPLED = {"do_sample_frames": "the section vision"}
+_FRAMES = {
+    **_SAMPLED,
+    **{"fps": "vision.fps", "num_frames": "vision.nframes"},
+    **{"min_frames": "vision.min_frames", "max_frames": "vision.max_frames"},
+}
+_SIZES = {
+    **{"min_pixels": "vision.min_pixels", "max_pixels": "vision.max_pixels"},
+    **{"size": "vision.min_pixels and vision.max_pixels", "do_resize": "the section vision"},
+    "resample": "vision.resize",
+}
+"""Settings of a processor for what datasets do before it, and what decides there."""
+
+
+def _check_processor_kwargs(config: Config, dataset: str, without_effect: dict[str, str]) -> None:
+    """Raise :class:`UserError` for the first of ``vllm.mm_processor_kwargs`` that the model's
+    processor would get too late."""
+    given = config.vllm.arguments.get("mm_processor_kwargs") or {}
+    scopes = (value for value in given.values() if isinstance(value, dict))
+    for name in chain(given, *scopes):
+        if name in without_effect:
+            raise UserError(
+                f"vllm.mm_processor_kwargs: {name} has no effect, because dataset {dataset!r} "
+                "samples the frames before the model's processor gets them; "
+                f"{without_effect[name]} decides"
+            )
 
 
 def dataset_name(config: Config, task: Task) -> str:
@@ -132,4 +163,5 @@ def create_dataset(
         ) from error
     dataset.video_root = config.video_root
     dataset.chat_template_kwargs = config.vllm.chat_template_kwargs
+    dataset.processor_kwargs = config.vllm.arguments.get("mm_processor_kwargs") or {}
     return dataset

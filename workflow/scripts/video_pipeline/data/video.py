@@ -29,7 +29,8 @@ class VideoDataset(MediaDataset):
     The model's own video processor says which frames are sampled, and resizes them.
     ``vision.nframes`` and ``vision.max_frames`` thin them out, and a frame of more than
     ``vision.max_pixels`` is made smaller before. ``vision.fps`` decides where the processor leaves
-    it open. vLLM writes the prompt.
+    it open, and ``vllm.mm_processor_kwargs`` (``fps``, ``num_frames``) in any case. vLLM writes the
+    prompt.
 
     With ``use_audio_in_video`` in the video item or the ``vision`` section an omni model also gets
     the sound of the same segment, among the frames as its family puts it there. A video without
@@ -98,7 +99,7 @@ class VideoDataset(MediaDataset):
                 "dataset 'video' reads video files; a list of images as a video is read by dataset "
                 "'frames', for models of the Qwen-VL line"
             )
-        choose = partial(sampled_frames, self.model, item)
+        choose = partial(sampled_frames, self.model, item, settings=self._processor_settings)
         bounds = {"bound_pixels": item.get("max_pixels")}
         rule = sound_rule(self.model) if item.get("use_audio_in_video") else None
         sound_rate = None if rule is None else rule.rate
@@ -110,6 +111,12 @@ class VideoDataset(MediaDataset):
             _check_length(sound, rule)
             sound = sound[: len(sound) - len(sound) % rule.step]
         return _Video((frames, metadata), rate, sound)
+
+    @property
+    def _processor_settings(self) -> dict[str, Any]:
+        """The user's settings of the processor, as they count for videos."""
+        of_videos = self.processor_kwargs.get("videos_kwargs") or {}
+        return {**self.processor_kwargs, **of_videos}
 
     def _settings(self, rates: list[float], *, hears: bool) -> dict[str, Any]:
         """Settings of the model's processor for videos that were sampled at these rates; ``hears``:

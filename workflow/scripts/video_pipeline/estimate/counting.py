@@ -49,14 +49,14 @@ class PromptCounter:
 
     def count(self, llm_input: dict[str, Any]) -> TokenCount:
         """The tokens of an ``llm_input``: the model's processor counts them, or, if it holds
-        messages, the engine's own preparation."""
+        messages or tokens are pruned, the engine's own preparation."""
         if self._model == SIMULATED_MODEL:
             from video_pipeline.engine import simulated
 
             text = simulated.count_tokens({**llm_input, "multi_modal_data": {}})
             prompt = simulated.count_tokens(llm_input)
             return TokenCount(prompt, prompt - text, 0)
-        if "messages" in llm_input:
+        if "messages" in llm_input or self._config.vllm.prunes_videos:
             return self.of_request(self.request(llm_input))
         return count_tokens(self._model, llm_input)
 
@@ -66,6 +66,9 @@ class PromptCounter:
 
     def request(self, llm_input: dict[str, Any]) -> dict[str, Any]:
         """What the engine would be asked. Needs the engine's libraries, and no GPU."""
+        media = llm_input.get("multi_modal_data") or {}
+        shown = {modality: _black(items) for modality, items in media.items()}
+        llm_input = {**llm_input, "multi_modal_data": shown}
         (request,) = self._preparer.prepare({ONLY_PART: llm_input}, "counted").values()
         return dict(request)
 
@@ -93,20 +96,20 @@ class PromptCounter:
 class CountingPreparer(Preparer):
     """Counts the tokens of what a dataset made of a sample, in place of the engine's part."""
 
-    def __init__(self, config: Config, model: str, *, of_messages: bool = False) -> None:
+    def __init__(self, config: Config, model: str, *, with_engine: bool = False) -> None:
         """
         Args:
             model: ``dataset_model`` of the engine of ``config``.
-            of_messages: The dataset gives messages: the engine's libraries are loaded once for all
+            with_engine: The engine's own preparation counts: its libraries are loaded once for all
                 processes, and not by each when it has its first sample.
         """
         self._counter = PromptCounter(config, model)
         self._model = model
-        self._of_messages = of_messages
+        self._with_engine = with_engine
 
     def start(self) -> None:
         check_processor(self._model)
-        if self._of_messages and self._model != SIMULATED_MODEL:
+        if self._with_engine and self._model != SIMULATED_MODEL:
             self._counter.load()
 
     def read(self, dataset: BaseDataset, position: int) -> Any:
@@ -146,6 +149,20 @@ def _items(llm_input: dict[str, Any]) -> list[Any]:
     media = llm_input.get("multi_modal_data") or {}
     seen = [items for modality, items in media.items() if modality != "audio"]
     return [item for items in seen for item in (items if isinstance(items, list) else [items])]
+
+
+def _black(items: Any) -> Any:
+    """Black pictures, which take no memory, in the place of those of which only the shape was
+    measured. The engine's preparation wants pixels."""
+    import torch  # Not above: to explain a plan this module is not needed, and torch is large.
+
+    if isinstance(items, list):
+        return [_black(item) for item in items]
+    if isinstance(items, tuple):
+        return (_black(items[0]), *items[1:])
+    if isinstance(items, torch.Tensor) and items.is_meta:
+        return torch.zeros(1, dtype=items.dtype).expand(items.shape)
+    return items
 
 
 def _medium(item: Any) -> ShownMedium:

@@ -19,7 +19,6 @@ from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.preparing import Prepared
 from video_pipeline.engine.base import Answer, Constraints, Engine, EngineDead
 from video_pipeline.infer.asking import ask, fail_all, first_error, request_name
-from video_pipeline.infer.quarantine import quarantine_error
 
 if TYPE_CHECKING:
     from video_pipeline.infer.shard import Shard
@@ -66,12 +65,12 @@ async def _infer(
     async def generate(question: Question, request: Any, constraints: Constraints) -> Answer:
         try:
             return await engine.generate(request_name(question), request, constraints)
-        except EngineDead:
-            journal.engine_died(*question)
+        except EngineDead as death:
+            journal.engine_died(*question, str(death))
             raise
 
     questions = shard.questions(position)
-    if error := quarantine_error(shard.deaths.get(position, 0)):
+    if error := shard.quarantined.get(position):
         return fail_all(journal, questions, error)
     try:
         prepared = prepare(position, frozenset(question.part for question in questions))

@@ -60,8 +60,8 @@ class Quarantine:
         self._in_engine[name] = question
         try:
             yield
-        except EngineDead:
-            self.note_death(journal)
+        except EngineDead as death:
+            self.note_death(journal, str(death))
             raise
         finally:
             self._in_engine.pop(name, None)
@@ -71,17 +71,17 @@ class Quarantine:
         """Whether no request is in the engine."""
         return not self._in_engine
 
-    def note_death(self, journal: JournalWriter) -> None:
-        """Write down, once, which requests were in the engine when it died."""
+    def note_death(self, journal: JournalWriter, cause: str) -> None:
+        """Write down, once, which requests were in the engine when it died, and of what."""
         in_engine, self._in_engine = self._in_engine, {}
         for question in in_engine.values():
-            journal.engine_died(*question)
+            journal.engine_died(*question, cause)
 
 
-def quarantine_error(deaths: int) -> dict[str, str] | None:
-    """The ``__error`` of a sample that was in the engine at so many deaths; None if it is tried
-    again."""
-    if deaths < QUARANTINE_DEATHS:
-        return None
+def quarantine_error(deaths: int, cause: str | None) -> dict[str, str]:
+    """The ``__error`` of a sample that was in the engine at so many deaths, the last time of
+    ``cause``."""
     message = f"it was in the engine {deaths} times when the engine died"
+    if cause:
+        message += f", the last time of: {cause}"
     return {"stage": "quarantine", "type": "EngineDead", "message": message}

@@ -9,9 +9,10 @@ from pathlib import Path
 from video_pipeline.config import Config
 from video_pipeline.decode.preparing import ChunkSamples, WorkerSpec
 from video_pipeline.engine import create_engine
-from video_pipeline.engine.base import Constraints, Engine
-from video_pipeline.errors import EnvironmentFault, TaskError
-from video_pipeline.journal.format import attempt_prefix
+from video_pipeline.engine.base import Constraints, Engine, EngineDead
+from video_pipeline.errors import EnvironmentFault, TaskError, UserError
+from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, quarantine_error
+from video_pipeline.journal.format import attempt_prefix, count_answers
 from video_pipeline.journal.index import JournalIndex
 from video_pipeline.journal.reader import Finished, JournalReader
 from video_pipeline.journal.writer import JournalWriter
@@ -22,7 +23,7 @@ from video_pipeline.run.chunks import Question
 from video_pipeline.run.error_rate import ErrorRate
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.run.reopening import reopen_errors
+from video_pipeline.run.reopening import find_errors, reopen_errors, write_reopens
 from video_pipeline.samples.identity import TWICE, check_deterministic
 from video_pipeline.tasks.base import Task
 
@@ -44,6 +45,7 @@ class Shard:
         pending: Positions in the chunk that are still to be inferred, in input order.
         deaths: By position, at how many deaths of an engine a pending sample was in it; only those
             that were in one.
+        quarantined: By position, the ``__error`` of the pending samples that are not tried again.
         error_rate: Failures among the finished samples.
     """
 
@@ -56,6 +58,7 @@ class Shard:
         self.chunk = manifest.open_chunk(layout, rank)
         self.pending = array("Q")
         self.deaths: dict[int, int] = {}
+        self.quarantined: dict[int, dict[str, str]] = {}
         self.error_rate = ErrorRate(config.run.max_error_rate)
         self._samples = ChunkSamples(self.chunk, config)
         self._layout = layout
@@ -64,7 +67,7 @@ class Shard:
         self._open_parts: dict[int, frozenset[str]] = {}
 
     def find_pending(self) -> None:
-        """Fill in ``pending``, ``deaths`` and ``error_rate``."""
+        """Fill in ``pending``, ``deaths``, ``quarantined`` and ``error_rate``."""
         index = self._index()
         with JournalReader(self._journal, index) as reader:
             for position, entry in enumerate(self.chunk):
@@ -76,9 +79,12 @@ class Shard:
                 self.pending.append(position)
                 if done:
                     self._open_parts[position] = frozenset(entry.requests.keys() - done.keys())
-                deaths = max(len(index.deaths(*question)) for question in entry.questions)
+                deaths, question = max((len(index.deaths(*q)), q) for q in entry.questions)
                 if deaths:
                     self.deaths[position] = deaths
+                if deaths >= QUARANTINE_DEATHS:
+                    cause = reader.cause_of_death(*question)
+                    self.quarantined[position] = quarantine_error(deaths, cause)
 
     def _error_of(self, finished: Finished) -> dict[str, str] | None:
         """The error of a finished record by the journal; those of ``parse`` come when the rank file
@@ -160,6 +166,34 @@ class Shard:
             reopened = reopen_errors(self.chunk, self._index(), self._journal, STORAGE_STAGES)
             outcome = f"its {reopened} failures to read are open again for the next run"
             self.error_rate.check(f"rank {self.rank}", outcome, under_way)
+
+    def check_engine(self, death: EngineDead) -> None:
+        """Look for what the engine died of: a sample, or the settings and the machine.
+
+        Raises:
+            UserError: The engine has answered nothing yet, on any rank, and another sample than one
+                in quarantine was alone in it as it died. Their deaths are taken back: the samples
+                are not at fault.
+        """
+        index = self._index()
+        deaths = {
+            question: set(index.deaths(*question))
+            for position in self.pending
+            for question in self.chunk[position].questions
+        }
+        killers = {
+            question.key for question, files in deaths.items() if len(files) >= QUARANTINE_DEATHS
+        }
+        if len(killers) < min(2, len(self.pending)) or count_answers(self._journal):
+            return
+        for question, files in find_errors(self.chunk, index, self._journal, {"quarantine"}):
+            deaths[question] |= files
+        write_reopens(self._journal, [death for death in deaths.items() if death[1]])
+        raise UserError(
+            f"rank {self.rank}: the engine dies of each sample, and has answered none; the last "
+            f"time of: {death}. Change what it names in the sections vllm and sampling, or look at "
+            "the machine, and run again"
+        )
 
     def publish(self) -> None:
         """Write the rank file: the journal's records, parsed, in the order of the chunk.

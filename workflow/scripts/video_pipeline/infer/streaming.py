@@ -28,7 +28,7 @@ from video_pipeline.gpu.peaks import peak_flops
 from video_pipeline.infer.admission import Window
 from video_pipeline.infer.asking import Outcome, ask, fail_all, first_error, request_name
 from video_pipeline.infer.job_monitor import JobMonitor
-from video_pipeline.infer.quarantine import Quarantine, quarantine_error
+from video_pipeline.infer.quarantine import Quarantine
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.statistics import State, StatisticsFile
 
@@ -72,6 +72,7 @@ def run_stream(shard: Shard, folder: Path, num_workers: int, card: str | None) -
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         if isinstance(error, EngineDead):
+            shard.check_engine(error)
             raise EngineDead(
                 f"rank {shard.rank}: the engine died: {error}. The next attempt tries the samples "
                 "that were in it last and with care: Snakemake starts it (retries), or run the "
@@ -142,9 +143,8 @@ class Stream:
                 group.create_task(self.monitor.keep_file(file)),
                 group.create_task(self._watch_engine()),
             ]
-            for position, deaths in shard.deaths.items():
-                if error := quarantine_error(deaths):
-                    self._fail(shard.questions(position), error)
+            for position, error in shard.quarantined.items():
+                self._fail(shard.questions(position), error)
             start = group.create_task(self._start())
             rounds = self._quarantine.rounds(shard.pending, shard.config.run.max_in_flight)
             for positions, max_in_flight in rounds:
@@ -179,8 +179,9 @@ class Stream:
             if self._quarantine.engine_is_empty or self.engine.steps != steps:
                 steps, since = self.engine.steps, time.monotonic()
             elif time.monotonic() - since > timeout_s:
-                self._quarantine.note_death(self.journal)
-                raise EngineDead(f"no sign of life for run.engine_timeout_s: {timeout_s:g} s")
+                death = EngineDead(f"no sign of life for run.engine_timeout_s: {timeout_s:g} s")
+                self._quarantine.note_death(self.journal, str(death))
+                raise death
 
     async def _infer(self, position: int) -> None:
         """Prepare one sample and have all questions about it answered."""

@@ -5,13 +5,14 @@ The first line says who writes, each other line is one record::
     {"__journal": 1, "host": ..., "pid": ...}
     {"__key": ..., "__part": "", "__request": <digest>, "output_text": ..., "__usage": {...}}
     {"__key": ..., "__part": "", "__request": <digest>, "__error": {...}}
-    {"__key": ..., "__part": "", "__request": <digest>, "__engine_died": true}
+    {"__key": ..., "__part": "", "__request": <digest>, "__engine_died": true, "__cause": ...}
     {"__key": ..., "__part": "", "__request": <digest>, "__reopens": <name of a journal file>}
 
 The head of a record, up to the end of the digest, names a question about a sample. A part names one
 of several questions (empty if there is only one). What follows the head is the kind of the record.
 An answer may end with ``__reasoning`` and ``damaged``; an error may have the fields of an answer.
-``__engine_died`` says that the engine died with this request in it: the sample is not finished.
+``__engine_died`` says that the engine died with this request in it, ``__cause`` of what, if that is
+known: the sample is not finished.
 ``__reopens`` stands in files ``reopen.*`` and takes back what the named file says about the sample.
 """
 

@@ -9,7 +9,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from video_pipeline.journal.format import ERROR, OUTPUT_TEXT, parse_record, record_head
+from video_pipeline.journal.format import (
+    ENGINE_DIED,
+    ERROR,
+    OUTPUT_TEXT,
+    parse_record,
+    record_head,
+    scan,
+)
 from video_pipeline.journal.index import JournalIndex, Location, read_index
 
 logger = logging.getLogger(__name__)
@@ -61,6 +68,17 @@ class JournalReader:
             outcome = "another one is used" if finished else "it counts as missing"
             self._warn(location, key, part, outcome)
         return finished
+
+    def cause_of_death(self, key: str, part: str, request: str) -> str | None:
+        """Of what the engine died the last time that it did so with this request in it; None if the
+        journal does not say it."""
+        head = record_head(orjson.dumps(key), orjson.dumps(part), request.encode())
+        for name in self._index.deaths(key, part, request)[-1:]:
+            for _, line, head_end in scan(self._folder / name):
+                if line.startswith(ENGINE_DIED, head_end) and line.startswith(head):
+                    cause: str | None = orjson.loads(line).get("__cause")
+                    return cause
+        return None
 
     def _read(self, location: Location, head: bytes) -> Finished | None:
         """The record at ``location``, None if none is there that begins with ``head``."""

@@ -57,9 +57,10 @@ class JournalWriter:
             key, part, request, {"__error": error, **(_answer(**answer) if answer else {})}
         )
 
-    def engine_died(self, key: str, part: str, request: str) -> None:
-        """Note that the engine died with this request in it."""
-        self._record(key, part, request, {"__engine_died": True})
+    def engine_died(self, key: str, part: str, request: str, cause: str = "") -> None:
+        """Note that the engine died with this request in it, and of what, if that is known."""
+        of_what = {"__cause": clean_text(cause)} if cause else {}
+        self._record(key, part, request, {"__engine_died": True, **of_what})
 
     def reopen(self, key: str, part: str, request: str, file: str) -> None:
         """Take back what journal file ``file`` holds against this sample: its error, or that the

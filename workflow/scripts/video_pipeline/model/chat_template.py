@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from video_pipeline.config import Config
 
@@ -24,11 +27,29 @@ def template_of(folder: Path) -> str:
         return path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         path = folder / name
-        if path.is_file():
+        with suppress(FileNotFoundError, ValueError):  # The engine says what is wrong with a file.
             template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
             if template:
                 return str(template)  # A list of named templates, too, shows its switches.
     return ""
+
+
+def _thinks(template: str) -> bool:
+    """Whether a model thinks if nobody says whether it should: the prompt is then not the one that
+    turns thinking off."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    messages = [{"role": "user", "content": "What happens?"}]
+
+    def prompt(**switches: bool) -> str:
+        template_of_model = environment.from_string(template)
+        return template_of_model.render(messages=messages, add_generation_prompt=True, **switches)
+
+    try:
+        return prompt() != prompt(**{THINKING: False})
+    except Exception:  # It wants something of transformers.
+        return THINKING in template
 
 
 def check_template(config: Config, folder: Path) -> None:
@@ -46,7 +67,7 @@ def check_template(config: Config, folder: Path) -> None:
                 config.vllm.model,
             )
     tokens = config.sampling.max_tokens
-    if THINKING in template and THINKING not in switches and tokens < THINKING_TOKENS:
+    if tokens < THINKING_TOKENS and THINKING not in switches and _thinks(template):
         logger.warning(
             "%s may think before it answers, and sampling.max_tokens: %d may end within its "
             "thoughts. Turn them off with vllm.chat_template_kwargs: {%s: false}; or set it to "

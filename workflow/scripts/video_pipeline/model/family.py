@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from video_pipeline.config import Config
 from video_pipeline.model.model import Model
-from video_pipeline.model.processor import processor_folder
+from video_pipeline.model.processor import local_folder, processor_folder
 
 Family = Literal["qwen_vl", "qwen_omni", "other"]
 
@@ -35,19 +35,12 @@ def family_of(config: Config) -> Family | None:
     model = Model.of(config)
     if config.run.engine == "simulated":
         return None
-    if not model.is_on_hub:
-        return family_of_folder(model.name)
-    for family, pattern in _HUB_NAMES.items():
-        if pattern.search(model.name):
-            return family
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(model.name, revision=model.revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        return None
-    return family_of_folder(folder)
+    if model.is_on_hub:
+        for family, pattern in _HUB_NAMES.items():
+            if pattern.search(model.name):
+                return family
+    folder = local_folder(model)
+    return None if folder is None else family_of_folder(str(folder))
 
 
 def is_qwen_vl(config: Config) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from video_pipeline.model.processor import SIMULATED_MODEL
@@ -34,7 +35,13 @@ def video_processor(model: str) -> Any:
 
 
 def sampled_frames(
-    model: str, item: Mapping[str, Any], total: int, fps: float, duration: float
+    model: str,
+    item: Mapping[str, Any],
+    total: int,
+    fps: float,
+    duration: float,
+    *,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[int]:
     """The numbers of the frames that the family of ``model`` samples from a video.
 
@@ -44,12 +51,13 @@ def sampled_frames(
         total: Frames of the video.
         fps: Its frames a second.
         duration: Its length in seconds.
+        settings: The user's own for the processor; they replace those of the family.
 
     Returns:
         At least one number below ``total``; a family may want a frame twice, or in another order.
     """
     processor = video_processor(model)
-    indices = _by_rule(processor, item, total, fps, duration)
+    indices = _by_rule(processor, item, total, fps, duration, settings)
     within = [index for index in indices if index < total] or [(total - 1) // 2]
     most = item.get("nframes") or item.get("max_frames") or len(within)
     if len(within) <= most:
@@ -60,8 +68,17 @@ def sampled_frames(
     return [within[round(place * last / max(count - 1, 1))] for place in range(count)]
 
 
+_RATES = ("fps", "num_frames")
+"""The settings of a processor that say how many frames there are."""
+
+
 def _by_rule(
-    processor: Any, item: Mapping[str, Any], total: int, fps: float, duration: float
+    processor: Any,
+    item: Mapping[str, Any],
+    total: int,
+    fps: float,
+    duration: float,
+    of_user: Mapping[str, Any],
 ) -> list[int]:
     """What transformers' ``preprocess`` would sample; nothing if the video is too short for it."""
     from transformers.video_utils import VideoMetadata, default_sample_indices_fn
@@ -69,10 +86,13 @@ def _by_rule(
     metadata = VideoMetadata(
         total_num_frames=total, fps=fps, duration=duration, video_backend="torchcodec"
     )
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = dict.fromkeys(_RATES)
     if processor is not None:
         names = processor.valid_kwargs.__annotations__
         settings = {name: getattr(processor, name, None) for name in names}
+    if any(of_user.get(name) is not None for name in _RATES):
+        settings.update(dict.fromkeys(_RATES))  # Rules refuse both.
+    settings.update({name: value for name, value in of_user.items() if name in settings})
     if settings.get("num_frames") is None and settings.get("fps") is None:
         given = {"num_frames": item["nframes"]} if "nframes" in item else {"fps": item["fps"]}
         settings.update(given)

@@ -11,7 +11,7 @@ from typing import Any
 from video_pipeline.common.faults import failure_of, is_environment_fault
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure
-from video_pipeline.model.model import download_command
+from video_pipeline.model.model import Model, download_command
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,19 @@ def processor_folder(model: str, revision: str | None = None) -> str:
             logger.warning("the hub does not answer, asked again in %g s: %s", seconds, error)
             time.sleep(seconds)
     raise AssertionError("the last attempt returns or raises")
+
+
+def local_folder(model: Model) -> Path | None:
+    """The folder with the files of ``model``, if they are here. Asks no network."""
+    if not model.is_on_hub:
+        return Path(model.name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.name, revision=model.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
 
 
 def _no_processor(model: str, revision: str | None, error: Exception) -> Failure:

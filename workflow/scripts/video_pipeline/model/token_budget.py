@@ -35,11 +35,14 @@ def visual_tokens(config: Config, patch_size: int) -> int:
     vision = config.vision
     pixels_per_token = (patch_size * MERGE_SIZE) ** 2
     timestamp = TIMESTAMP_TOKENS if patch_size == 16 else 0
+    kept = 1 - (config.vllm.arguments.get("video_pruning_rate") or 0)
 
     def tokens(patches: int) -> int:
         limit = min(_VIDEO_MAX_TOKEN_NUM * pixels_per_token, vision.total_pixels / patches)
         pixels = min(vision.max_pixels, max(limit, int(vision.min_pixels * 1.05)))
-        return patches * (max(int(pixels) // pixels_per_token, 1) + timestamp)
+        of_patch = max(int(pixels) // pixels_per_token, 1)
+        # vLLM prunes no tokens of the first patch.
+        return max(of_patch, int(patches * of_patch * kept)) + patches * timestamp
 
     # The bound on a frame falls with the number of frames: any number may have the most tokens.
     return max(map(tokens, range(1, vision.most_frames // FRAMES_PER_PATCH + 1)), default=0)

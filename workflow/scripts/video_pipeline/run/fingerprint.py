@@ -153,7 +153,7 @@ def _plain_settings(config: Config) -> dict[str, Any]:
         given.update(
             (f"vllm.{name}", value)
             for name, value in arguments.items()
-            if name not in NEUTRAL_ENGINE_ARGUMENTS
+            if name not in NEUTRAL_ENGINE_ARGUMENTS and not _changes_nothing(name, value)
         )
     sections = {"vision": config.vision.model_dump(), "sampling": config.sampling.model_dump()}
     for section, values in sections.items():
@@ -163,6 +163,14 @@ def _plain_settings(config: Config) -> dict[str, Any]:
     settings = {name: value for name, value in given.items() if value != BASELINE.get(name)}
     params = {f"task_params.{name}": value for name, value in config.task_params.items()}
     return {**settings, **params}
+
+
+def _changes_nothing(name: str, value: Any) -> bool:
+    """Whether this value of an engine argument changes no answer, although another may."""
+    if name != "limit_mm_per_prompt" or not isinstance(value, Mapping):
+        return False
+    # A count only refuses prompts. Frames and sizes may mean more to a model.
+    return all(isinstance(limit, int) or set(limit) == {"count"} for limit in value.values())
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

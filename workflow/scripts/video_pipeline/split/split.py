@@ -31,8 +31,10 @@ from video_pipeline.config.vllm_version import warn_if_untried
 from video_pipeline.errors import UserError
 from video_pipeline.journal.format import count_answers
 from video_pipeline.journal.index import NO_RECORD, JournalIndex, location_at, read_index
+from video_pipeline.model.chat_template import check_template
 from video_pipeline.model.family import fetch_family
 from video_pipeline.model.model import Model, with_commit
+from video_pipeline.model.processor import local_folder
 from video_pipeline.model.token_budget import check_budget_of_model
 from video_pipeline.run.changes import JournalSettings, consequences
 from video_pipeline.run.chunks import ChunkEntry, finished_line
@@ -96,6 +98,8 @@ class _Split:
             check_budget_of_model(config)
         if config.run.engine == "vllm":
             warn_if_untried()
+            if folder := local_folder(Model.of(with_commit(config, run.commit))):
+                check_template(config, folder)
         # Of a run without resume nothing is expected to be done already.
         self._earlier = None if run_id else JournalSettings.last(layout)
         self._settings = run.journal_settings(run_id)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from video_pipeline.common.faults import failure_of
+from pydantic import ValidationError
+
+from video_pipeline.common.faults import failure_of, is_environment_fault
 from video_pipeline.config import Config
 from video_pipeline.config.vllm_names import check_names
+from video_pipeline.engine.vllm.causes import one_line
 from video_pipeline.engine.vllm.compat import (
     ENGINE_ARGUMENTS,
     LORA_RANKS,
@@ -19,6 +24,7 @@ from video_pipeline.engine.vllm.compat import (
     StructuredOutputsConfig,
     VllmConfig,
     configure,
+    prunes_videos,
 )
 from video_pipeline.errors import UserError
 from video_pipeline.gpu.leases import LeaseHolder
@@ -53,14 +59,19 @@ def vllm_config_of(config: Config) -> VllmConfig:
         "worker_extension_cls": _worker(config),
     }
     try:
-        structured = StructuredOutputsConfig(**arguments["structured_outputs_config"])
-        arguments["structured_outputs_config"] = structured
-        vllm_config = configure(arguments)
+        vllm_config = _configured(arguments)
         if not _same_normalisation(vllm_config):
             # On the device vLLM normalises videos with the image processor's mean and std.
-            vllm_config = configure({**arguments, "mm_device_do_normalize": False})
+            vllm_config = _configured({**arguments, "mm_device_do_normalize": False})
     except REFUSALS as error:
-        raise failure_of(error, f"vLLM refuses the section vllm: {error}") from error
+        keys = "" if is_environment_fault(error) else _refused_keys(config, arguments)
+        message = f"vLLM refuses {keys or 'the section vllm'}: {reason_of(error)}"
+        raise failure_of(error, message) from error
+    if config.vllm.prunes_videos and not prunes_videos(vllm_config):
+        raise UserError(
+            "vllm.video_pruning_rate: vLLM leaves out no tokens of the videos of this model "
+            f"({', '.join(vllm_config.model_config.architectures)}); take the key out"
+        )
     return vllm_config
 
 
@@ -71,6 +82,26 @@ def _worker(config: Config) -> str:
     if family_of(config) == "qwen_omni":
         return "video_pipeline.engine.vllm.omni.OmniWorker"
     return f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}"
+
+
+def _configured(arguments: Mapping[str, Any]) -> VllmConfig:
+    structured = StructuredOutputsConfig(**arguments["structured_outputs_config"])
+    return configure({**arguments, "structured_outputs_config": structured})
+
+
+def _refused_keys(config: Config, arguments: Mapping[str, Any]) -> str:
+    """The keys of the section ``vllm`` without any one of which vLLM takes the others; empty if
+    there is none."""
+    keys = []
+    for name in config.vllm.model_fields_set - {"model"}:
+        if name not in arguments:
+            continue
+        default = {name: _DEFAULTS[name]} if name in _DEFAULTS else {}
+        others = {key: value for key, value in arguments.items() if key != name}
+        with contextlib.suppress(*REFUSALS):
+            _configured({**others, **default})
+            keys.append(f"vllm.{name}")
+    return " or ".join(sorted(keys))
 
 
 def _same_normalisation(vllm_config: VllmConfig) -> bool:
@@ -92,6 +123,18 @@ def _same_normalisation(vllm_config: VllmConfig) -> bool:
 _NORMALISATION = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
 
 
+def reason_of(error: BaseException) -> str:
+    """What vLLM has against a setting, in one line."""
+    if isinstance(error, ValidationError):  # Its text has the whole configuration in it.
+        reasons = (
+            ": ".join([*map(str, fault["loc"]), fault["msg"].removeprefix("Value error, ")])
+            for fault in error.errors(include_url=False, include_input=False)
+        )
+        return one_line("; ".join(reasons))
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return one_line(str(text) or type(error).__name__)
+
+
 def sampling_params(config: Config) -> SamplingParams:
     """The section ``sampling``. Raises :class:`UserError` for settings that vLLM refuses."""
     settings = config.sampling.model_dump()
@@ -101,7 +144,7 @@ def sampling_params(config: Config) -> SamplingParams:
     try:
         return SamplingParams(**{**settings, "output_kind": RequestOutputKind.FINAL_ONLY})
     except REFUSALS as error:
-        raise UserError(f"vLLM refuses the section sampling: {error}") from error
+        raise UserError(f"vLLM refuses the section sampling: {reason_of(error)}") from error
 
 
 def lora_request(config: Config) -> LoRARequest | None:

@@ -58,7 +58,7 @@ class NoteErrors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
-            cause = Cause(_line(record.getMessage()), False, False, record.created)
+            cause = Cause(one_line(record.getMessage()), False, False, record.created)
         elif type(error).__name__ in _CONSEQUENCES:
             return
         else:
@@ -130,17 +130,18 @@ def origin_of(error: BaseException) -> tuple[str, str]:
     writes all tensors of a request into those that it raises on the way."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return type(error).__name__, _line(str(error))
+    return type(error).__name__, one_line(str(error))
 
 
 def _describe(error: BaseException) -> str:
-    text = _line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    text = one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     cause = error.__cause__
     if cause is None or str(cause) in str(error):
         return text
-    return f"{text} (because of {_line(f'{type(cause).__name__}: {cause}')})"
+    return f"{text} (because of {one_line(f'{type(cause).__name__}: {cause}')})"
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
+    """``text`` in one line of at most about :data:`MAX_CHARACTERS`."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_CHARACTERS else f"{line[:MAX_CHARACTERS]} ..."

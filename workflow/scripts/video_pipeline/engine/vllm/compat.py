@@ -66,8 +66,11 @@ __all__ = [
     "VllmConfig",
 ]
 
-REFUSALS = (ValueError, TypeError, OSError, VLLMError)
-"""What vLLM raises for settings that cannot work."""
+REFUSALS = (
+    *(ValueError, TypeError, OSError, ImportError, LookupError, RuntimeError, AssertionError),
+    VLLMError,
+)
+"""What vLLM raises for settings that cannot work. NotImplementedError is a RuntimeError."""
 
 ENGINE_ARGUMENTS = sorted(
     field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")
@@ -87,6 +90,15 @@ def configure(arguments: Mapping[str, Any]) -> VllmConfig:
     """vLLM's configuration for engine arguments. For offline use: vLLM then chooses batch sizes for
     throughput."""
     return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
+
+
+def prunes_videos(vllm_config: VllmConfig) -> bool:
+    """Whether vLLM can leave out tokens of the videos of this model; of one that it cannot, it
+    ignores ``video_pruning_rate``."""
+    try:
+        return bool(vllm_config.model_config._model_info.supported_video_pruning_methods)
+    except AttributeError as error:
+        raise unsupported(error) from error
 
 
 def encoder_cache_size(vllm_config: VllmConfig) -> int:
@@ -155,14 +167,17 @@ def default_logging(level: str, dates: str) -> dict[str, Any]:
 # --- reasoning ------------------------------------------------------------------------------------
 
 
-def reasoning_parser(vllm_config: VllmConfig) -> ReasoningParser | None:
-    """The parser that ``reasoning_parser`` names, if there is one. Raises :class:`KeyError` or one
-    of :data:`REFUSALS`."""
+def reasoning_parser(
+    vllm_config: VllmConfig, chat_template_kwargs: Mapping[str, Any]
+) -> ReasoningParser | None:
+    """The parser that ``reasoning_parser`` names, if there is one; from the switches of the prompts
+    it knows whether the model thinks at all. Raises one of :data:`REFUSALS`."""
     name = vllm_config.structured_outputs_config.reasoning_parser
     if not name:
         return None
     parser_class = ReasoningParserManager.get_reasoning_parser(name)
-    return parser_class(cached_tokenizer_from_config(vllm_config.model_config))
+    tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+    return parser_class(tokenizer, chat_template_kwargs=dict(chat_template_kwargs))
 
 
 def split_reasoning(parser: ReasoningParser, text: str) -> tuple[str | None, str | None]:
@@ -283,9 +298,8 @@ def _check() -> None:
     not in the middle of a run."""
     try:
         _takes(AsyncLLM.from_vllm_config, "config", options=("stat_loggers", "disable_log_stats"))
-        _takes(
-            AsyncLLM.generate, "self", "prompt", "sampling", options=("request_id", "lora_request")
-        )
+        options = ("request_id", "lora_request", "reasoning_parser_kwargs")
+        _takes(AsyncLLM.generate, "self", "prompt", "sampling", options=options)
         _takes(AsyncLLM.shutdown, "self", options=("timeout",))
         _takes(BaseRenderer.start_mm_warmup_in_background, "self")
         _takes(BaseRenderer.get_tokenizer, "self")

@@ -22,8 +22,13 @@ from video_pipeline.engine.base import (
     Preparer,
     RequestRefused,
 )
-from video_pipeline.engine.vllm.arguments import lora_request, sampling_params, vllm_config_of
-from video_pipeline.engine.vllm.causes import note_causes, root_cause
+from video_pipeline.engine.vllm.arguments import (
+    lora_request,
+    reason_of,
+    sampling_params,
+    vllm_config_of,
+)
+from video_pipeline.engine.vllm.causes import note_causes, one_line, root_cause
 from video_pipeline.engine.vllm.compat import (
     REFUSALS,
     AsyncLLM,
@@ -83,10 +88,17 @@ class VllmEngine(Engine):
         self._chat_template_kwargs = config.vllm.chat_template_kwargs
         self._lora = lora_request(config)
         try:
-            self._reasoning = reasoning_parser(self._vllm_config)
-        except (KeyError, *REFUSALS) as error:
+            self._reasoning = reasoning_parser(self._vllm_config, self._chat_template_kwargs)
+        except REFUSALS as error:
             name = self._vllm_config.structured_outputs_config.reasoning_parser
-            raise UserError(f"vLLM refuses vllm.reasoning_parser: {name}: {error}") from error
+            raise UserError(
+                f"vLLM refuses vllm.reasoning_parser: {name}: {reason_of(error)}. Name the parser "
+                "of this model; null for a model that does not think"
+            ) from error
+        try:
+            verify_sampling(self._sampling, self._vllm_config)
+        except REFUSALS as error:
+            raise UserError(f"vLLM refuses the section sampling: {reason_of(error)}") from error
         self._llm: AsyncLLM | None = None
         self._processes: list[BaseProcess] = []
         self._causes: Path | None = None
@@ -148,9 +160,9 @@ class VllmEngine(Engine):
                 verify_sampling(sampling, self._vllm_config)
             except REFUSALS as error:
                 raise UserError(
-                    f"vLLM refuses the task's output_schema: {error}. Another backend may take it: "
-                    "vllm.structured_outputs_config: {backend: guidance, disable_any_whitespace: "
-                    "true}"
+                    f"vLLM refuses the task's output_schema: {reason_of(error)}. Another backend "
+                    "may take it: vllm.structured_outputs_config: {backend: guidance, "
+                    "disable_any_whitespace: true}"
                 ) from error
             self._sampling_under[constraints] = sampling
         return self._sampling_under[constraints]
@@ -168,7 +180,7 @@ class VllmEngine(Engine):
             except _Recoverable as second:
                 cause = second.__cause__
                 if cause is not None and is_refusal(cause):
-                    raise RequestRefused(type(cause).__name__, str(cause)) from cause
+                    raise RequestRefused(type(cause).__name__, one_line(str(cause))) from cause
                 raise EngineDead(f"it failed twice with one request: {second}") from second
         completion = output.outputs[0]
         if completion.finish_reason == "abort":
@@ -191,12 +203,19 @@ class VllmEngine(Engine):
         llm = self._llm
         assert llm is not None, "start() comes first"
         try:
-            outputs = llm.generate(request, sampling, request_id=name, lora_request=self._lora)
+            outputs = llm.generate(
+                request,
+                sampling,
+                request_id=name,
+                lora_request=self._lora,
+                # Where an answer with a schema begins depends on whether the model thinks.
+                reasoning_parser_kwargs={"chat_template_kwargs": self._chat_template_kwargs},
+            )
             *_, output = [None, *[output async for output in outputs]]
         except EngineDeadError as error:
             raise EngineDead(self._why(error)) from error
         except VLLMClientError as error:
-            raise RequestRefused(type(error).__name__, str(error)) from error
+            raise RequestRefused(type(error).__name__, one_line(str(error))) from error
         except Exception as error:  # EngineGenerateError, and any other.
             if llm.errored:
                 raise EngineDead(self._why(error)) from error

@@ -1,0 +1,109 @@
+"""Engine arguments that people set: what vLLM refuses is said by the name of its key, before the
+engine starts; what prunes tokens is counted before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from video_pipeline.config import load_config
+from video_pipeline.data.registry import create_dataset
+from video_pipeline.engine.vllm.arguments import vllm_config_of
+from video_pipeline.engine.vllm.engine import VllmEngine
+from video_pipeline.engine.vllm.renderer import Renderer
+from video_pipeline.errors import UserError
+from video_pipeline.estimate.counting import CountingPreparer
+from video_pipeline.tasks.registry import load_task
+from video_pipeline.testing.clips import write_clip
+from video_pipeline.testing.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.slow
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def config_of(model: Path, sampling: dict | None = None, **vllm: object):
+    settings = {"model": str(model), "dtype": "float32", "max_model_len": 16384, **vllm}
+    vision = {"max_frames": 8, "max_pixels": 1 << 16, "total_pixels": 1 << 19}
+    return load_config({"vllm": settings, "sampling": sampling or {}, "vision": vision})
+
+
+@pytest.mark.parametrize(
+    ("vllm", "sampling", "message"),
+    [
+        (
+            {"speculative_config": {"method": "suffix"}, "seed": 1},
+            {},
+            "vLLM refuses vllm.speculative_config: Arctic Inference is required",
+        ),
+        (
+            {"speculative_config": {"method": "guess"}},
+            {},
+            "vLLM refuses vllm.speculative_config: method: Input should be 'ngram'",
+        ),
+        (
+            {"video_pruning_rate": 0.5, "video_pruning_method": "vidcom2"},
+            {},
+            "vLLM refuses vllm.video_pruning_method or vllm.video_pruning_rate: ",
+        ),
+        (
+            {"reasoning_parser": "deepseek_r1"},
+            {},
+            "vLLM refuses vllm.reasoning_parser: .*could not locate think",
+        ),
+        (
+            {"reasoning_parser": "deepseek"},
+            {},
+            "vLLM refuses vllm.reasoning_parser: .*'deepseek' not found.*deepseek_r1",
+        ),
+        (
+            {"speculative_config": NGRAM},
+            {"min_p": 0.1, "temperature": 0.5},
+            "vLLM refuses the section sampling: .*min_p",
+        ),
+        ({}, {"logprobs": 100}, "vLLM refuses the section sampling: .*logprobs"),
+    ],
+)
+def test_what_vllm_refuses_is_said_in_one_line(model, vllm, sampling, message):
+    with pytest.raises(UserError, match=message) as caught:
+        VllmEngine(config_of(model, sampling, **vllm))
+    assert "\n" not in str(caught.value)
+    assert "pydantic.dev" not in str(caught.value)
+    assert len(str(caught.value)) < 1200
+
+
+def test_two_settings_that_exclude_each_other_are_both_named(model):
+    with pytest.raises(UserError) as caught:
+        vllm_config_of(config_of(model, max_num_batched_tokens=64, enable_chunked_prefill=False))
+    assert "vllm.enable_chunked_prefill or vllm.max_num_batched_tokens" in str(caught.value)
+
+
+def test_pruning_is_refused_where_vllm_would_ignore_it(tmp_path):
+    model = write_tiny_model(tmp_path / "model", "llava_onevision")
+    with pytest.raises(UserError, match=r"vllm.video_pruning_rate: .*LlavaOnevision"):
+        vllm_config_of(config_of(model, video_pruning_rate=0.5))
+
+
+def test_the_plan_counts_what_pruning_leaves(model, tmp_path):
+    clip = write_clip(tmp_path / "a.mp4", width=128, height=96, seconds=3.0)
+    sample = {"__key": "k", "__video_uri": str(clip), "path": str(clip)}
+    counts = []
+    for rate in (None, 0.5):
+        config = config_of(model, video_pruning_rate=rate)
+        dataset = create_dataset(config, load_task(config), [sample], str(model))
+        renderer = Renderer(vllm_config_of(config))
+        request = renderer.prepare({"": dataset[0]["llm_input"]}, "k")[""]
+        preparer = CountingPreparer(config, str(model), with_engine=rate is not None)
+        preparer.start()
+        item = preparer.read(dataset, 0)
+        (counted,) = preparer.prepare({"": item["llm_input"]}, "k").values()
+        assert counted.tokens.prompt == len(request["prompt_token_ids"])
+        counts.append(counted.tokens)
+    whole, pruned = counts
+    assert pruned.visual == whole.visual // 2
+    assert whole.prompt - pruned.prompt == whole.visual - pruned.visual
