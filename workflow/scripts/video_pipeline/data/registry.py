@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from video_pipeline.common.registry import Registry, is_built_in
@@ -52,16 +53,30 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
         UserError: There is no such dataset, or it cannot serve the model.
     """
     from video_pipeline.data.qwen_video import QwenVideoDataset
+    from video_pipeline.data.video import VideoDataset
 
     name = dataset_name(config, task)
     dataset = get_dataset(name)
-    prepares_for_qwen = getattr(dataset, "read", None) is QwenVideoDataset.read
-    if prepares_for_qwen and is_qwen_vl(config) is False:
+    reads_itself = getattr(dataset, "read", None) is not QwenVideoDataset.read
+    if reads_itself or issubclass(dataset, VideoDataset) or is_qwen_vl(config) is not False:
+        return dataset
+    if dataset is QwenVideoDataset or dataset.llm_inputs is not QwenVideoDataset.llm_inputs:
         raise UserError(
             f"vllm.model: {config.vllm.model} is no Qwen-VL model, and dataset {name!r} prepares "
             "videos for these alone; use run.dataset: video"
         )
-    return dataset
+    return for_any_model(dataset)
+
+
+@cache
+def for_any_model(dataset: type[BaseDataset]) -> type[BaseDataset]:
+    """A dataset that derives from :class:`QwenVideoDataset`, above :class:`VideoDataset`: it shows
+    the same, and prepares it for any model. In the order of the new class's bases ``VideoDataset``
+    comes between the two."""
+    from video_pipeline.data.video import VideoDataset
+
+    names = {"__module__": dataset.__module__, "__doc__": dataset.__doc__}
+    return type(dataset.__name__, (dataset, VideoDataset), names)
 
 
 def dataset_name(config: Config, task: Task) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from video_pipeline.data.base import BaseDataset, item
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.model.family import is_qwen_vl_folder
 from video_pipeline.model.prompt import PlaceholderError, Prompter, is_medium
 from video_pipeline.tasks.base import Messages
 
@@ -33,6 +35,8 @@ class TextDataset(BaseDataset):
                     "a message shows a video or an image, and dataset 'text' reads none: take "
                     "another one (run.dataset)"
                 )
+        if is_qwen_vl_folder(Path(self.model)) is False:
+            return {"messages": messages}  # vLLM knows what each template wants.
         return self.prompter.llm_input(messages)
 
     @cached_property

@@ -102,8 +102,9 @@ class CountingPreparer(Preparer):
         self._of_messages = of_messages
 
     def start(self) -> None:
-        check_processor(self._model)
-        if self._of_messages and self._model != SIMULATED_MODEL:
+        if not self._of_messages:  # Of those vLLM loads the processor.
+            check_processor(self._model)
+        elif self._model != SIMULATED_MODEL:
             self._counter.load()
 
     def read(self, dataset: BaseDataset, position: int) -> Any:

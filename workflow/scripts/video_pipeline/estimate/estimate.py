@@ -149,7 +149,7 @@ def _look(
     limit."""
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
-    preparer = CountingPreparer(own, model, of_messages=DatasetNeeds.of(own).name == "video")
+    preparer = CountingPreparer(own, model, of_messages=DatasetNeeds.of(own).own_rules)
     spec = WorkerSpec(own, chunk.path, chunk.seal, model, preparer, folder)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
         limit = None if simulated else engine.submit(_max_item_tokens, own)

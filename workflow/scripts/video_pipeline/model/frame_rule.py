@@ -60,6 +60,22 @@ def sampled_frames(
     return [within[round(place * last / max(count - 1, 1))] for place in range(count)]
 
 
+def has_own_rate(model: str) -> bool:
+    """Whether the family of ``model`` says how many frames of a video it wants."""
+    return _says_how_many(_settings(video_processor(model)))
+
+
+def _settings(processor: Any) -> dict[str, Any]:
+    """The settings of a video processor, by the names that its rule knows."""
+    if processor is None:
+        return {}
+    return {name: getattr(processor, name, None) for name in processor.valid_kwargs.__annotations__}
+
+
+def _says_how_many(settings: Mapping[str, Any]) -> bool:
+    return settings.get("num_frames") is not None or settings.get("fps") is not None
+
+
 def _by_rule(
     processor: Any, item: Mapping[str, Any], total: int, fps: float, duration: float
 ) -> list[int]:
@@ -69,11 +85,8 @@ def _by_rule(
     metadata = VideoMetadata(
         total_num_frames=total, fps=fps, duration=duration, video_backend="torchcodec"
     )
-    settings: dict[str, Any] = {}
-    if processor is not None:
-        names = processor.valid_kwargs.__annotations__
-        settings = {name: getattr(processor, name, None) for name in names}
-    if settings.get("num_frames") is None and settings.get("fps") is None:
+    settings = _settings(processor)
+    if not _says_how_many(settings):
         given = {"num_frames": item["nframes"]} if "nframes" in item else {"fps": item["fps"]}
         settings.update(given)
     if settings.get("num_frames") is not None:
