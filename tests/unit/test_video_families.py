@@ -15,6 +15,7 @@ from numbered import write_numbered
 from PIL import Image
 from video_pipeline.config import load_config
 from video_pipeline.data.registry import create_dataset
+from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.arguments import vllm_config_of
 from video_pipeline.engine.vllm.compat import media_of
 from video_pipeline.engine.vllm.renderer import Renderer
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.slow
 
 FPS = 8
 BFLOAT16 = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6")
+ONE_VIDEO = ("glm4v", "glm46v")
+"""vLLM takes one video a prompt of these."""
 QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 
@@ -89,7 +92,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         name: write_clip(folder / f"{name}.mkv", seed=seed, **options, **arguments)
         for seed, (name, arguments) in enumerate(EDGES.items())
     }
-    made["plain"] = write_clip(folder / "a.mp4", width=64, height=48, fps=FPS, seconds=5.0)
+    five = {"fps": FPS, "seconds": 5.0}
+    made["plain"] = write_clip(folder / "a.mp4", width=64, height=48, **five)
+    made["other"] = write_clip(folder / "b.mp4", width=54, height=96, seed=9, **five)
     times = [0.0, 0.1, 0.2, 1.0, 1.1, 2.0, 2.1, 2.2]
     made["uneven"] = write_numbered(folder / "uneven.mkv", 8, times=times, size=(64, 64))
     return made
@@ -141,27 +146,6 @@ def test_a_variable_rate(family, clips):
     family.assert_equal(llm_input, family.reference.inputs(video_of(llm_input)))
 
 
-class Comparing(Task):
-    """Shows two videos and an image."""
-
-    name = "comparing"
-
-    def build_messages(self, sample: dict[str, Any]) -> list[dict[str, Any]]:
-        return [
-            {"role": "system", "content": Describe.system},
-            {
-                "role": "user",
-                "content": [
-                    {"type": "video", "video": sample["path"]},
-                    {"type": "image", "image": sample["image"]},
-                    {"type": "text", "text": "And: "},
-                    {"type": "video", "video": sample["other"]},
-                    ASKED,
-                ],
-            },
-        ]
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Five images, which are the frames of a video."""
@@ -173,19 +157,39 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+class Asking(Task):
+    """Shows what a test says."""
+
+    name = "asking"
+
+    def build_messages(self, sample: dict[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {"role": "system", "content": Describe.system},
+            {"role": "user", "content": self.params["content"]},
+        ]
+
+
 def test_several_videos_and_an_image(family, clips, pictures):
-    sample = {
-        "path": str(clips["plain"]),
-        "image": str(pictures[0]),
-        "other": str(clips["portrait"]),
-    }
-    vision = {"max_frames": 4}
-    llm_input = family.llm_input(sample, task=Comparing({}), vision=vision)
-    shown = [Clip(*video) for video in llm_input["multi_modal_data"]["video"]]
-    content = [VIDEO, IMAGE, {"type": "text", "text": "And: "}, VIDEO, ASKED]
-    images = [Image.open(pictures[0])]
-    inputs = family.reference.inputs(*shown, content=content, images=images)
+    names = ["plain"] if family.name in ONE_VIDEO else ["plain", "other"]
+    shown = [{"type": "video", "video": str(clips[name])} for name in names]
+    image = {"type": "image", "image": str(pictures[0])}
+    told = {"type": "text", "text": "And: "}
+    task = Asking({"content": [shown[0], image, told, *shown[1:], ASKED]})
+    llm_input = family.llm_input({}, task=task, vision={"max_frames": 4})
+    inputs = family.reference.inputs(
+        *(Clip(*video) for video in llm_input["multi_modal_data"]["video"]),
+        content=[VIDEO, IMAGE, told, *[VIDEO] * len(shown[1:]), ASKED],
+        images=[Image.open(pictures[0])],
+    )
     family.assert_equal(llm_input, inputs)
+
+
+@pytest.mark.parametrize("family", ONE_VIDEO, indirect=True, scope="module")
+def test_more_videos_than_vllm_takes(family, clips):
+    video = {"type": "video", "video": str(clips["plain"])}
+    llm_input = family.llm_input({}, task=Asking({"content": [video, video, ASKED]}))
+    with pytest.raises(RequestRefused, match=r"At most 1 video\(s\) may be provided"):
+        family.request(llm_input)
 
 
 # --- the other datasets, which read for any family ------------------------------------------------
@@ -225,18 +229,6 @@ def test_images_are_a_video(family, pictures, way):
     assert np.array_equal(shown.frames, np.stack([np.asarray(Image.open(p)) for p in pictures]))
     assert (shown.told["fps"], shown.told["frames_indices"]) == (4.0, [0, 1, 2, 3, 4])
     family.assert_equal(llm_input, family.reference.inputs(shown))
-
-
-class Asking(Task):
-    """Shows what a test says."""
-
-    name = "asking"
-
-    def build_messages(self, sample: dict[str, Any]) -> list[dict[str, Any]]:
-        return [
-            {"role": "system", "content": Describe.system},
-            {"role": "user", "content": self.params["content"]},
-        ]
 
 
 @of_other_families

@@ -75,7 +75,10 @@ def for_any_model(dataset: type[BaseDataset]) -> type[BaseDataset]:
     comes between the two."""
     from video_pipeline.data.video import VideoDataset
 
-    names = {"__module__": dataset.__module__, "__doc__": dataset.__doc__}
+    names = {
+        **{"__module__": dataset.__module__, "__doc__": dataset.__doc__},
+        "version": dataset.version + VideoDataset.version,  # It changes with either.
+    }
     return type(dataset.__name__, (dataset, VideoDataset), names)
 
 

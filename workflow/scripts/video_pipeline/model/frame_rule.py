@@ -49,12 +49,14 @@ def sampled_frames(
         At least one number below ``total``; a family may want a frame twice, or in another order.
     """
     processor = video_processor(model)
+    together = getattr(processor, "temporal_patch_size", None) or 1
     indices = _by_rule(processor, item, total, fps, duration)
     within = [index for index in indices if index < total] or [(total - 1) // 2]
+    if len(within) < together:  # Some processors refuse that: the frame stays on the screen.
+        return within + within[-1:] * (together - len(within))
     most = item.get("nframes") or item.get("max_frames") or len(within)
     if len(within) <= most:
         return within
-    together = getattr(processor, "temporal_patch_size", None) or 1
     count = max(most - most % together, 1)
     last = len(within) - 1
     return [within[round(place * last / max(count - 1, 1))] for place in range(count)]
