@@ -3,6 +3,7 @@ processor in transformers, for the frames that FFmpeg decodes. vLLM's renderer, 
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from family_reference import ASKED, IMAGE, VIDEO, Clip, FamilyReference
 from numbered import write_numbered
 from PIL import Image
 from video_pipeline.config import load_config
-from video_pipeline.data.registry import create_dataset
+from video_pipeline.data.registry import create_dataset, dataset_name
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.arguments import vllm_config_of
-from video_pipeline.engine.vllm.compat import media_of
+from video_pipeline.engine.vllm.compat import media_of, media_tokens
 from video_pipeline.engine.vllm.renderer import Renderer
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.describe import Describe
+from video_pipeline.testing.chat_templates import make_template
 from video_pipeline.testing.clips import write_clip
+from video_pipeline.testing.parts import TEXT, make_byte_tokenizer
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -262,3 +265,72 @@ def test_single_pictures(family, clips, pictures, dataset):
 def test_text(family):
     llm_input = family.llm_input({}, "text", task=Asking({"content": [ASKED]}))
     family.assert_equal(llm_input, family.reference.inputs(content=[ASKED]))
+
+
+# --- a family that transformers does not know -----------------------------------------------------
+
+CODE = """
+from transformers import PretrainedConfig, Qwen2Config
+
+class InternVLChatConfig(PretrainedConfig):
+    model_type = "internvl_chat"
+
+    def __init__(self, vision_config=None, llm_config=None, **more):
+        super().__init__(**more)
+        self.vision_config = PretrainedConfig(**(vision_config or {}))
+        self.llm_config = self.text_config = Qwen2Config(**(llm_config or {}))
+"""
+TEMPLATE = make_template(image="<image>\\n", video="<video>\\n")
+
+
+def write_internvl(folder: Path, *special: str) -> Path:
+    """The files of an InternVL as it was first published, but for its weights: its configuration is
+    code, and its processor is vLLM's own."""
+    folder.mkdir()
+    tokens = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
+    tokenizer = make_byte_tokenizer((*tokens, *special))
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    (folder / "code.py").write_text(CODE)
+    settings = {
+        **{"architectures": ["InternVLChatModel"], "model_type": "internvl_chat"},
+        "auto_map": {"AutoConfig": "code.InternVLChatConfig"},
+        **{"downsample_ratio": 0.5, "dynamic_image_size": True, "use_thumbnail": True},
+        **{"min_dynamic_patch": 1, "max_dynamic_patch": 12},
+        "llm_config": {"architectures": ["Qwen2ForCausalLM"], **TEXT},
+        "vision_config": {"patch_size": 14, "image_size": 448},
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def prepared_by_vllm(model: Path, clip: Path) -> dict[str, Any]:
+    """The request about a clip, with the model's own code."""
+    vllm = {"model": str(model), "trust_remote_code": True, "max_model_len": 32768}
+    config = load_config({"vllm": vllm})
+    assert dataset_name(config, Describe({})) == "video"
+    sample = {"__key": "k", "__video_uri": str(clip), "path": str(clip)}
+    llm_input = create_dataset(config, Describe({}), [sample], str(model))[0]["llm_input"]
+    return Renderer(vllm_config_of(config)).prepare({"": llm_input}, "key")[""]
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No question is asked at the terminal."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("it asks at the terminal")
+
+    monkeypatch.setattr("builtins.input", refuse)
+
+
+def test_a_model_with_code_of_its_own(tmp_path, clips, nobody):
+    model = write_internvl(tmp_path / "model", "<|video_pad|>")
+    request = prepared_by_vllm(model, clips["plain"])
+    assert media_tokens(request) == [10 * 16 * 16]  # Two frames a second, of 448 / 14 / 2 tokens.
+
+
+def test_a_model_that_takes_no_video(tmp_path, clips, nobody):
+    model = write_internvl(tmp_path / "model")
+    with pytest.raises(RequestRefused, match=r"takes no video: .* run.dataset: first_frame"):
+        prepared_by_vllm(model, clips["plain"])
