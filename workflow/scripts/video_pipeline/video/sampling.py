@@ -75,7 +75,7 @@ def chosen_frames(
         metadata, rate = _described(video, positions, count)
         return positions, metadata, rate
     if video.is_even:
-        fps = video.fps or _UNKNOWN_FPS
+        fps = video.exact_fps or _UNKNOWN_FPS
         numbers = choose(count, fps, count / fps)
         before, positions = first, [first + number for number in numbers]
     else:

@@ -23,7 +23,7 @@ from video_pipeline.engine.base import (
     RequestRefused,
 )
 from video_pipeline.engine.vllm.arguments import lora_request, sampling_params, vllm_config_of
-from video_pipeline.engine.vllm.causes import note_causes, root_cause
+from video_pipeline.engine.vllm.causes import note_causes, origin_of, root_cause
 from video_pipeline.engine.vllm.compat import (
     REFUSALS,
     AsyncLLM,
@@ -126,7 +126,7 @@ class VllmEngine(Engine):
             for process in self._processes
             if process.exitcode is not None
         ]
-        return "; ".join([*logged, *ends]) or f"{type(error).__name__}: {error}"
+        return "; ".join([*logged, *ends]) or ": ".join(origin_of(error))
 
     def check(self, constraints: Constraints) -> None:
         self._sampling_of(constraints)
