@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,6 +203,18 @@ def test_what_a_family_is_told_of_a_video(clip):
     told = []
     read_chosen({"video": str(clip)}, lambda *video: told.append(video) or [0])
     assert told == [(40, FPS, 5.0)]
+
+
+@pytest.mark.parametrize("rate", [24, Fraction(30000, 1001)])
+def test_the_rate_of_a_matroska_file_is_that_of_its_header(tmp_path, rate):
+    """Its times are whole milliseconds: by them two seconds last 1.999."""
+    clip = write_clip(tmp_path / "a.mkv", width=64, height=48, fps=rate, seconds=2.0)
+    told = []
+    read_chosen({"video": str(clip)}, lambda *video: told.append(video) or [0])
+    ((total, fps, duration),) = told
+    with av.open(str(clip)) as container:
+        assert fps == float(container.streams.video[0].average_rate) == pytest.approx(float(rate))
+    assert duration == total / fps
 
 
 def test_of_uneven_spacing_the_picture_on_the_screen_is_taken(tmp_path):
