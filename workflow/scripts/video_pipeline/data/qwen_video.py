@@ -18,7 +18,8 @@ class QwenVideoDataset(MediaDataset):
     """Reads the videos and images of the task's messages with
     ``qwen_vl_utils.process_vision_info``: any number of each, by path or address.
 
-    A dataset that shows the model something else than the whole video overrides :meth:`visual`.
+    A dataset that shows the model something else than the whole video overrides :meth:`visual`. It
+    serves any model: beyond the Qwen-VL line the dataset ``video`` prepares what it shows.
     """
 
     version = 2
