@@ -57,8 +57,9 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
 
     name = dataset_name(config, task)
     dataset = get_dataset(name)
-    reads_itself = getattr(dataset, "read", None) is not QwenVideoDataset.read
-    if reads_itself or issubclass(dataset, VideoDataset) or is_qwen_vl(config) is not False:
+    if not issubclass(dataset, QwenVideoDataset) or issubclass(dataset, VideoDataset):
+        return dataset
+    if dataset.read is not QwenVideoDataset.read or is_qwen_vl(config) is not False:
         return dataset
     if dataset is QwenVideoDataset or dataset.llm_inputs is not QwenVideoDataset.llm_inputs:
         raise UserError(
@@ -76,7 +77,8 @@ def for_any_model(dataset: type[BaseDataset]) -> type[BaseDataset]:
     from video_pipeline.data.video import VideoDataset
 
     names = {
-        **{"__module__": dataset.__module__, "__doc__": dataset.__doc__},
+        "__module__": dataset.__module__,
+        "__doc__": dataset.__doc__,
         "version": dataset.version + VideoDataset.version,  # It changes with either.
     }
     return type(dataset.__name__, (dataset, VideoDataset), names)

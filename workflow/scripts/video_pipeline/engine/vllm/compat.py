@@ -219,7 +219,8 @@ class SampleRenderer:
     def takes(self, modality: str) -> bool:
         """Whether the model takes images or videos at all."""
         processor = getattr(self._renderer, "mm_processor", None)
-        return processor is not None and processor.info.supported_mm_limits.get(modality, 0) != 0
+        limits = {} if processor is None else processor.info.supported_mm_limits
+        return bool(limits.get(modality, 0) != 0)
 
     @property
     def tokenizer(self) -> Any:
