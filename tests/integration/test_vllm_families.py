@@ -25,6 +25,7 @@ from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 from video_pipeline.tasks.describe import Describe
 from video_pipeline.tasks.registry import load_task
+from video_pipeline.testing import qwen_vl
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
@@ -63,8 +64,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_those_of_transformers(here: Run, family: str, clips: dict[str, Path]) -> None:
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in qwen_vl.FAMILIES])
+def test_answers_are_those_of_transformers(
+    here: Run, family: str, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two families that are left out are those of ``test_golden.py``."""
+    # vLLM's own default. An engine of its own process would import everything again.
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     model = write_tiny_model(here.folder / "model", family)
     dtype = "bfloat16" if family in BFLOAT16 else "float32"
     here.settings = {section: dict(keys) for section, keys in DEMO.items()}
