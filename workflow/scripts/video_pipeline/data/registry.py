@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, TypeVar
 
 from video_pipeline.common.registry import Registry, is_built_in
@@ -69,7 +68,6 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
     return for_any_model(dataset)
 
 
-@cache
 def for_any_model(dataset: type[BaseDataset]) -> type[BaseDataset]:
     """A dataset that derives from :class:`QwenVideoDataset`, above :class:`VideoDataset`: it shows
     the same, and prepares it for any model. In the order of the new class's bases ``VideoDataset``
