@@ -313,6 +313,7 @@ def test_a_part_that_is_nothing_known():
 
 
 def test_an_omni_model_is_told_the_rate(clip, tmp_path):
+    processor("Qwen2VLVideoProcessor").save_pretrained(tmp_path)
     (tmp_path / "processor_config.json").write_text(
         json.dumps({"processor_class": "Qwen2_5OmniProcessor"})
     )
@@ -329,7 +330,7 @@ def test_an_omni_model_is_told_the_rate(clip, tmp_path):
     one = [dataset.visual(video, {})]
     told = dataset.llm_inputs({"": says(*one)})[""]["mm_processor_kwargs"]
     assert told == {"videos_kwargs": {"do_sample_frames": False, "fps": 2.0}}
-    with pytest.raises(ValueError, match="1, 2 frames a second"):
+    with pytest.raises(ValueError, match="0.8, 2 frames a second"):
         dataset.llm_inputs({"": says(*one, {**one[0], "fps": 1.0})})
 
 
