@@ -330,7 +330,7 @@ def test_an_omni_model_is_told_the_rate(clip, tmp_path):
     one = [dataset.visual(video, {})]
     told = dataset.llm_inputs({"": says(*one)})[""]["mm_processor_kwargs"]
     assert told == {"videos_kwargs": {"do_sample_frames": False, "fps": 2.0}}
-    with pytest.raises(ValueError, match="0.8, 2 frames a second"):
+    with pytest.raises(ValueError, match=r"0\.8, 2 frames a second"):
         dataset.llm_inputs({"": says(*one, {**one[0], "fps": 1.0})})
 
 
