@@ -11,7 +11,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from video_pipeline.config import load_config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.data.qwen_video import QwenVideoDataset
-from video_pipeline.data.registry import dataset_of, register_dataset
+from video_pipeline.data.registry import dataset_of, get_dataset, register_dataset
+from video_pipeline.data.video import VideoDataset
 from video_pipeline.errors import UserError
 from video_pipeline.model import family
 from video_pipeline.model.family import family_of, fetch_family, is_qwen_vl
@@ -99,14 +100,45 @@ def test_what_would_reach_the_processor_too_late_is_refused(tmp_path, dataset, g
         dataset_of(config, load_task(config))
 
 
-@pytest.mark.parametrize("name", ["qwen_video", "clips", "frames", "image", "keyframes"])
-def test_another_model_is_refused_by_name(tmp_path, name):
+class OfItsOwn(QwenVideoDataset):
+    """Makes prompts of its own, for the Qwen-VL line."""
+
+    def llm_inputs(self, conversations):
+        return {part: self.read(messages) for part, messages in conversations.items()}
+
+
+@pytest.mark.parametrize("name", ["qwen_video", "of_its_own"])
+def test_another_model_is_refused_by_name(tmp_path, forget_plugins, name):
+    register_dataset("of_its_own")(OfItsOwn)
     folder = model(tmp_path / "model", config={"model_type": "glm4v"})
     config = config_of(folder, dataset=name)
     with pytest.raises(UserError) as caught:
         dataset_of(config, load_task(config))
     assert f"vllm.model: {folder} is no Qwen-VL model" in str(caught.value)
     assert repr(name) in str(caught.value)
+
+
+class Last(QwenVideoDataset):
+    """The last second."""
+
+    version = 7
+
+    def visual(self, part, sample):
+        return super().visual({"video_start": 4.0, **part}, sample)
+
+
+@pytest.mark.parametrize("name", ["clips", "frames", "image", "keyframes", "first_frame", "last"])
+def test_what_only_shows_something_else_serves_any_model(tmp_path, forget_plugins, name):
+    register_dataset("last")(Last)
+    folder = model(tmp_path / "model", config={"model_type": "glm4v"})
+    config = config_of(folder, dataset=name)
+    dataset = dataset_of(config, load_task(config))
+    own = get_dataset(name)
+    assert issubclass(dataset, VideoDataset)
+    assert issubclass(dataset, own)
+    assert (dataset.__name__, dataset.__module__) == (own.__name__, own.__module__)
+    assert dataset.version == own.version + VideoDataset.version
+    assert dataset.sample_fields == own.sample_fields
 
 
 def test_a_dataset_of_the_users_that_reads_by_itself_is_not(tmp_path):

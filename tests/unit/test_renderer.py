@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from video_pipeline.config import load_config
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.arguments import vllm_config_of
+from video_pipeline.engine.vllm.causes import origin_of
 from video_pipeline.engine.vllm.compat import media_of, media_tokens
 from video_pipeline.engine.vllm.renderer import Renderer
 from video_pipeline.model.prompt import Prompter
@@ -46,6 +48,22 @@ def test_an_error_is_its_cause_in_one_line(renderer):
     assert "\n" not in message
     assert len(message) < 500
     assert caught.value.type == type(around.__cause__).__name__
+
+
+def test_an_error_that_says_little_names_its_place():
+    def refuse(error: Exception):
+        try:
+            raise RuntimeError("on the way") from error
+        except RuntimeError as around:
+            return origin_of(around)
+
+    assert refuse(ValueError("too long")) == ("ValueError", "too long")
+    try:
+        [][0]
+    except IndexError as error:
+        kind, text = refuse(error)
+    assert kind == "IndexError"
+    assert re.fullmatch(rf"list index out of range \({__file__}, line \d+\)", text)
 
 
 # --- conversations -------------------------------------------------------------------------------

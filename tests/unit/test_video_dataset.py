@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
-import torch
 import transformers
+from family_reference import Clip, FamilyReference
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 from video_pipeline.config import load_config
@@ -18,7 +19,7 @@ from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import create_dataset, dataset_of
 from video_pipeline.data.video import VideoDataset
 from video_pipeline.engine.vllm.arguments import vllm_config_of
-from video_pipeline.engine.vllm.compat import media_of, media_tokens
+from video_pipeline.engine.vllm.compat import media_tokens
 from video_pipeline.engine.vllm.renderer import Renderer
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.estimate.counting import CountingPreparer
@@ -30,7 +31,7 @@ from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.describe import Describe
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
+from video_pipeline.testing.tiny_model import write_tiny_model
 from video_pipeline.video.reader import measuring, read_chosen
 
 FPS = 8
@@ -86,71 +87,10 @@ def video_of(llm_input: dict) -> tuple[np.ndarray, dict]:
     return video
 
 
-# --- against transformers ------------------------------------------------------------------------
+# --- counting ------------------------------------------------------------------------------------
 
 
-def reference(processor, pixels: np.ndarray, **settings) -> dict:
-    """What a model's own processor makes of all frames with its own sampling."""
-    messages = [
-        {"role": "system", "content": [{"type": "text", "text": Describe.system}]},
-        {
-            "role": "user",
-            "content": [{"type": "video"}, {"type": "text", "text": Describe.default_prompt}],
-        },
-    ]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    metadata = VideoMetadata(total_num_frames=len(pixels), fps=FPS, duration=len(pixels) / FPS)
-    rule = processor.video_processor
-    if rule.num_frames is None and rule.fps is None:
-        settings["fps"] = 2.0
-    if "Omni" in type(processor).__name__:  # It is told the rate alone.
-        numbers = rule.sample_frames(metadata=metadata, fps=2.0)
-        pixels = pixels[np.asarray(numbers)]
-        settings |= {"do_sample_frames": False}
-    else:
-        settings |= {"do_sample_frames": True, "video_metadata": [metadata]}
-    videos = [torch.from_numpy(pixels).permute(0, 3, 1, 2)]
-    return processor(
-        text=[text], videos=videos, add_special_tokens=False, return_tensors="pt", **settings
-    )
-
-
-def pixels_of(item: dict) -> torch.Tensor:
-    (name,) = [name for name in item if "pixel_values" in name]
-    return getattr(item[name], "data", item[name])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_and_pixels_are_those_of_the_models_own_processor(
-    family, clip, pixels, tmp_path_factory
-):
-    model = write_tiny_model(tmp_path_factory.mktemp(family) / "tiny", family)
-    dtype = {"dtype": "bfloat16"} if family.startswith("qwen3_5") else {}
-    renderer = Renderer(vllm_config_of(config_of(model, **dtype)))
-    request = renderer.prepare({"": llm_input(model, clip)}, "key")[""]
-    processor = transformers.AutoProcessor.from_pretrained(model)
-    expected = reference(processor, pixels)
-    ids = expected["input_ids"][0].tolist()
-    if family == "internvl":  # To vLLM another token stands for what a video shows.
-        names = [processor.image_token, processor.video_token]
-        image, video = processor.tokenizer.convert_tokens_to_ids(names)
-        ids = [video if id == image else id for id in ids]
-    assert request["prompt_token_ids"] == ids
-
-    ((_, _, item),) = media_of(request)
-    ours, theirs = pixels_of(item), pixels_of(expected)
-    if family == "minicpmv4_6":  # Its processor lays the frames side by side.
-        ours = torch.cat(list(ours), dim=-1)[None]
-    if ours.dtype == torch.uint8:  # They are normalised on the device.
-        raw = reference(processor, pixels, do_rescale=False, do_normalize=False)
-        theirs = pixels_of(raw).to(torch.uint8)
-    torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=0, atol=1e-6)
-    if "second_per_grid_ts" in item:
-        told = expected.get("second_per_grid_ts", expected.get("video_second_per_grid"))
-        assert item["second_per_grid_ts"].data.item() == pytest.approx(float(told[0]))
-
-
-def test_the_users_settings_of_the_processor_are_those_of_the_request(tmp_path, clip, pixels):
+def test_the_users_settings_of_the_processor_are_those_of_the_request(tmp_path, clip):
     model = write_tiny_model(tmp_path / "tiny", "qwen3_vl")
     given = {"num_frames": 6, "size": {"shortest_edge": 4096, "longest_edge": 32768}}
     values = config_of(model).model_dump()
@@ -160,10 +100,10 @@ def test_the_users_settings_of_the_processor_are_those_of_the_request(tmp_path, 
     dataset = create_dataset(config, load_task(config), [sample], str(model))
     renderer = Renderer(vllm_config_of(config))
     request = renderer.prepare({"": dataset[0]["llm_input"]}, "key")[""]
-    own = transformers.AutoProcessor.from_pretrained(model)
-    expected, plain = reference(own, pixels, fps=None, **given), reference(own, pixels)
-    assert request["prompt_token_ids"] == expected["input_ids"][0].tolist()
-    assert len(request["prompt_token_ids"]) < plain["input_ids"].shape[1]
+    family, whole = FamilyReference(model), Clip.of(clip)
+    expected = family.ids(family.inputs(whole, fps=None, **given))
+    assert request["prompt_token_ids"] == expected
+    assert len(expected) < len(family.ids(family.inputs(whole)))
 
 
 def test_plan_counts_the_tokens_of_the_request_without_pixels(model, clip):
@@ -199,7 +139,8 @@ def processor(name: str, **settings):
         (("LlavaOnevisionVideoProcessor", {}), 40, 10),
         (("LlavaOnevisionVideoProcessor", {}), 3, 1),
         (("Qwen2VLVideoProcessor", {}), 40, 10),
-        (("Qwen2VLVideoProcessor", {}), 1, 1),
+        (("Qwen2VLVideoProcessor", {}), 1, 2),
+        (("Glm46VVideoProcessor", {}), 1, 2),
         (("Qwen3VLVideoProcessor", {}), 40, 10),
         (("Qwen3VLVideoProcessor", {}), 3, 3),
         (("Gemma4VideoProcessor", {}), 40, 32),
@@ -309,6 +250,18 @@ def test_what_a_family_is_told_of_a_video(clip):
     assert told == [(40, FPS, 5.0)]
 
 
+@pytest.mark.parametrize("rate", [24, Fraction(30000, 1001)])
+def test_the_rate_of_a_matroska_file_is_that_of_its_header(tmp_path, rate):
+    """Its times are whole milliseconds: by them two seconds last 1.999."""
+    clip = write_clip(tmp_path / "a.mkv", width=64, height=48, fps=rate, seconds=2.0)
+    told = []
+    read_chosen({"video": str(clip)}, lambda *video: told.append(video) or [0])
+    ((total, fps, duration),) = told
+    with av.open(str(clip)) as container:
+        assert fps == float(container.streams.video[0].average_rate) == pytest.approx(float(rate))
+    assert duration == total / fps
+
+
 def test_of_uneven_spacing_the_picture_on_the_screen_is_taken(tmp_path):
     """Frames at 0, 1 and 4 s: what stands for even times."""
     path = tmp_path / "uneven.mkv"
@@ -387,9 +340,16 @@ def test_images_are_read_upright_and_bounded(tmp_path):
     assert item["llm_input"]["mm_processor_kwargs"] == {}
 
 
-def test_a_list_of_images_is_no_video_file():
-    with pytest.raises(ValueError, match="dataset 'frames'"):
-        asked(says({"type": "video", "video": ["/a.png", "/b.png"]}))
+def test_a_list_of_images_of_several_sizes_is_no_video(tmp_path):
+    images = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, width in zip(images, (64, 48), strict=True):
+        Image.new("RGB", (width, 32)).save(path)
+    with pytest.raises(ValueError, match=r"of one size; these are: 48 x 32, 64 x 32"):
+        asked(says({"type": "video", "video": list(map(str, images))}))
+    with pytest.raises(ValueError, match="no image"):
+        asked(says({"type": "video", "video": []}))
+    with pytest.raises(ValueError, match="a path, an address or a list of images: 5"):
+        asked(says({"type": "video", "video": 5}))
 
 
 def test_a_part_that_is_nothing_known():
@@ -398,6 +358,7 @@ def test_a_part_that_is_nothing_known():
 
 
 def test_an_omni_model_is_told_the_rate(clip, tmp_path):
+    processor("Qwen2VLVideoProcessor").save_pretrained(tmp_path)
     (tmp_path / "processor_config.json").write_text(
         json.dumps({"processor_class": "Qwen2_5OmniProcessor"})
     )
@@ -414,7 +375,7 @@ def test_an_omni_model_is_told_the_rate(clip, tmp_path):
     one = [dataset.visual(video, {})]
     told = dataset.llm_inputs({"": says(*one)})[""]["mm_processor_kwargs"]
     assert told == {"videos_kwargs": {"do_sample_frames": False, "fps": 2.0}}
-    with pytest.raises(ValueError, match="1, 2 frames a second"):
+    with pytest.raises(ValueError, match=r"0\.8, 2 frames a second"):
         dataset.llm_inputs({"": says(*one, {**one[0], "fps": 1.0})})
 
 
@@ -479,3 +440,49 @@ def test_one_frame_at_least_whatever_the_rule_says(monkeypatch):
     )
     monkeypatch.setattr(frame_rule, "video_processor", lambda model: rule)
     assert sampled_frames("m", {"fps": 2.0}, 5, 8.0, 1.0) == [2]
+
+
+# --- keys without an effect -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def settings_of_family(tmp_path_factory):
+    """Makes the folder of a family with its configuration and its video processor."""
+
+    def make(model_type: str, video_processor: str) -> Path:
+        folder = tmp_path_factory.mktemp(model_type)
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        processor(video_processor).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+SET = {"fps": 1.0, "min_frames": 8, "min_pixels": 3136, "total_pixels": 1 << 20, "resize": "exact"}
+
+
+@pytest.mark.parametrize(
+    ("family", "dataset", "vision", "ignored"),
+    [
+        (("glm4v", "Glm4vVideoProcessor"), "video", SET, ("fps", *list(SET)[1:])),
+        (("gemma4", "Gemma4VideoProcessor"), "clips", {"fps": 1.0, "max_frames": 8}, ("fps",)),
+        (("gemma4", "Gemma4VideoProcessor"), "frames", SET, tuple(SET)[1:]),
+        (("gemma4", "Gemma4VideoProcessor"), "video", {"nframes": 8, "fps": None}, ()),
+        (("llava_onevision", "LlavaOnevisionVideoProcessor"), "video", SET, tuple(SET)[1:]),
+        (("glm4v", "Glm4vVideoProcessor"), "video", {"max_frames": 8, "max_pixels": 12544}, ()),
+        (("qwen2_5_vl", "Qwen2VLVideoProcessor"), "qwen_video", SET, ()),
+        (("qwen3_vl", "Qwen3VLVideoProcessor"), "video", {"fps": 1.0}, ("fps",)),
+    ],
+)
+def test_split_names_the_keys_without_an_effect(
+    splitting, settings_of_family, caplog, family, dataset, vision, ignored
+):
+    folder = settings_of_family(*family)
+    run = splitting.run
+    run.configure(vllm={"model": str(folder)}, vision=vision, task_params={"clip_seconds": 5})
+    run.configure(run={"task": "describe", "dataset": dataset, "engine": "vllm"})
+    (run.folder / "0.mp4").touch()
+    splitting([{"id": 0, "path": "0.mp4"}], num_shards=1)
+    said = [message for message in caplog.messages if "without effect" in message]
+    names = [", ".join(f"vision.{name}" for name in ignored)] if ignored else []
+    assert [message.partition(": set, but without effect")[0] for message in said] == names

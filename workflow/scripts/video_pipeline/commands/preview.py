@@ -167,7 +167,8 @@ def _llm_inputs(
     model: str,
 ) -> dict[str, dict[str, Any]]:
     """The ``llm_input`` that the dataset makes of the sample, by conversation."""
-    check_processor(model)
+    if not DatasetNeeds.of(config, task).own_rules:  # Of those vLLM loads the processor.
+        check_processor(model)
     dataset = create_dataset(config, task, [sample], model)
     with _user_code(f"the dataset cannot read {sample['__video_uri'] or 'the sample'}"):
         item = dataset[0]

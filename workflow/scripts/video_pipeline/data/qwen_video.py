@@ -20,6 +20,8 @@ class QwenVideoDataset(MediaDataset):
 
     A dataset that shows the model something else than the whole video overrides :meth:`visual`,
     which gives one item for one. To show several images for a video, override :meth:`llm_inputs`.
+    A dataset that overrides only :meth:`visual` serves any model: beyond the Qwen-VL line the
+    dataset ``video`` prepares what it shows.
     """
 
     version = 2

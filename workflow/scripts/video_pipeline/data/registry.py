@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from video_pipeline.common.registry import Registry, is_built_in
 from video_pipeline.common.suggest import did_you_mean
@@ -13,6 +13,9 @@ from video_pipeline.data.base import BaseDataset
 from video_pipeline.errors import Failure, TaskError, UserError, explain
 from video_pipeline.model.family import family_of, is_qwen_vl
 from video_pipeline.tasks.base import Task
+
+if TYPE_CHECKING:
+    from video_pipeline.data.qwen_video import QwenVideoDataset
 
 _DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
 
@@ -53,24 +56,55 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
         UserError: There is no such dataset, or it cannot serve the model.
     """
     from video_pipeline.data.qwen_video import QwenVideoDataset
+    from video_pipeline.data.video import VideoDataset
 
     name = dataset_name(config, task)
     dataset = get_dataset(name)
-    prepares_for_qwen = getattr(dataset, "read", None) is QwenVideoDataset.read
-    if prepares_for_qwen and is_qwen_vl(config) is False:
-        raise UserError(
-            f"vllm.model: {config.vllm.model} is no Qwen-VL model, and dataset {name!r} prepares "
-            "videos for these alone; use run.dataset: video"
-        )
+    if _prepares_for_qwen(dataset) and is_qwen_vl(config) is False:
+        if dataset is QwenVideoDataset or dataset.llm_inputs is not QwenVideoDataset.llm_inputs:
+            raise UserError(
+                f"vllm.model: {config.vllm.model} is no Qwen-VL model, and dataset {name!r} "
+                "prepares videos for these alone; use run.dataset: video"
+            )
+        dataset = for_any_model(dataset)
     if config.vision.use_audio_in_video and dataset.needs_video:
         _check_hears(config, name, dataset)
-    if prepares_for_qwen or name == "video":
-        _check_processor_kwargs(config, name, _SIZES | _FRAMES if prepares_for_qwen else _SAMPLED)
+    if _prepares_for_qwen(dataset):
+        _check_processor_kwargs(config, name, _SIZES | _FRAMES)
+    elif issubclass(dataset, VideoDataset):
+        _check_processor_kwargs(config, name, _SAMPLED)
     return dataset
+
+
+def _prepares_for_qwen(dataset: type[BaseDataset]) -> TypeGuard[type[QwenVideoDataset]]:
+    """Whether a dataset prepares what it shows with qwen-vl-utils."""
+    from video_pipeline.data.qwen_video import QwenVideoDataset
+    from video_pipeline.data.video import VideoDataset
+
+    return (
+        issubclass(dataset, QwenVideoDataset)
+        and not issubclass(dataset, VideoDataset)
+        and dataset.read is QwenVideoDataset.read
+    )
+
+
+def for_any_model(dataset: type[BaseDataset]) -> type[BaseDataset]:
+    """A dataset that derives from :class:`QwenVideoDataset`, above :class:`VideoDataset`: it shows
+    the same, and prepares it for any model. In the order of the new class's bases ``VideoDataset``
+    comes between the two."""
+    from video_pipeline.data.video import VideoDataset
+
+    names = {
+        "__module__": dataset.__module__,
+        "__doc__": dataset.__doc__,
+        "version": dataset.version + VideoDataset.version,  # It changes with either.
+    }
+    return type(dataset.__name__, (dataset, VideoDataset), names)
 
 
 def _check_hears(config: Config, name: str, dataset: type[BaseDataset]) -> None:
     """Raise :class:`UserError` if the model, or ``dataset``, a built-in one, takes no sound."""
+    from video_pipeline.data.clips import ClipsDataset
     from video_pipeline.data.video import VideoDataset
 
     recipe = 'docs/tasks.md, "Sound", has a recipe with transcripts for all other models'
@@ -79,7 +113,8 @@ def _check_hears(config: Config, name: str, dataset: type[BaseDataset]) -> None:
             f"vision.use_audio_in_video: vllm.model {config.vllm.model} hears no sound. The omni "
             f"models of Qwen do (Qwen2.5-Omni, Qwen3-Omni); {recipe}"
         )
-    if is_built_in(dataset) and dataset is not VideoDataset:
+    reads_sound = dataset is VideoDataset or issubclass(dataset, ClipsDataset)
+    if is_built_in(dataset) and not (reads_sound and issubclass(dataset, VideoDataset)):
         raise UserError(
             f"vision.use_audio_in_video: dataset {name!r} reads no sound; use run.dataset: video, "
             f"and an omni model of Qwen. {recipe}"

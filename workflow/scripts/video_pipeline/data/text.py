@@ -7,6 +7,7 @@ from typing import Any
 
 from video_pipeline.data.base import BaseDataset, item
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.model.family import family_of_folder
 from video_pipeline.model.prompt import PlaceholderError, Prompter, is_medium
 from video_pipeline.tasks.base import Messages
 
@@ -33,6 +34,8 @@ class TextDataset(BaseDataset):
                     "a message shows a video or an image, and dataset 'text' reads none: take "
                     "another one (run.dataset)"
                 )
+        if family_of_folder(self.model) not in ("qwen_vl", None):
+            return {"messages": messages}  # vLLM knows what each template wants.
         return self.prompter.llm_input(messages)
 
     @cached_property

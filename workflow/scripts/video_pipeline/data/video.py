@@ -10,10 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from video_pipeline.data.media import MediaDataset, segment_of
+from video_pipeline.config import Config
+from video_pipeline.config.vision import Vision
+from video_pipeline.data.base import BaseDataset
+from video_pipeline.data.frames import FramesDataset
+from video_pipeline.data.media import segment_of
+from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.model.family import family_of_folder
-from video_pipeline.model.frame_rule import sampled_frames, video_processor
+from video_pipeline.model.frame_rule import has_own_rate, sampled_frames, video_processor
+from video_pipeline.model.processor import dataset_model
 from video_pipeline.model.prompt import check_parts, is_medium
 from video_pipeline.model.sound import SoundRule, sound_rule
 from video_pipeline.tasks.base import Messages
@@ -21,10 +27,15 @@ from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.reader import read_chosen, register_reader, upright_image
 from video_pipeline.video.resize import bounded_size
 
+_IGNORED = ("min_frames", "min_pixels", "total_pixels", "resize")
+"""Keys of ``vision`` that act on what qwen-vl-utils does."""
+
 
 @register_dataset("video")
-class VideoDataset(MediaDataset):
-    """Reads the videos and images of the task's messages for any model that vLLM serves.
+class VideoDataset(QwenVideoDataset):
+    """Reads the videos and images of the task's messages for any model that vLLM serves. It takes
+    the place of :class:`QwenVideoDataset` below the datasets that derive from it, see
+    :func:`video_pipeline.data.registry.for_any_model`.
 
     The model's own video processor says which frames are sampled, and resizes them.
     ``vision.nframes`` and ``vision.max_frames`` thin them out, and a frame of more than
@@ -36,6 +47,8 @@ class VideoDataset(MediaDataset):
     the sound of the same segment, among the frames as its family puts it there. A video without
     sound is shown as ever.
     """
+
+    version = 1
 
     @property
     def hears(self) -> bool:  # type: ignore[override]  # it depends on the model
@@ -94,18 +107,17 @@ class VideoDataset(MediaDataset):
 
     def _video(self, item: dict[str, Any]) -> _Video:
         """The frames of a video, and its sound if the model is to hear it."""
-        if not isinstance(item["video"], str):
-            raise ValueError(
-                "dataset 'video' reads video files; a list of images as a video is read by dataset "
-                "'frames', for models of the Qwen-VL line"
-            )
-        choose = partial(sampled_frames, self.model, item, settings=self._processor_settings)
-        bounds = {"bound_pixels": item.get("max_pixels")}
         rule = sound_rule(self.model) if item.get("use_audio_in_video") else None
-        sound_rate = None if rule is None else rule.rate
-        frames, metadata, rate, sound = read_chosen(
-            {**item, **bounds}, choose, sound_rate=sound_rate
-        )
+        sound = None
+        if isinstance(item["video"], str):
+            choose = partial(sampled_frames, self.model, item, settings=self._processor_settings)
+            bounds = {"bound_pixels": item.get("max_pixels")}
+            sound_rate = None if rule is None else rule.rate
+            frames, metadata, rate, sound = read_chosen(
+                {**item, **bounds}, choose, sound_rate=sound_rate
+            )
+        else:
+            frames, metadata, rate = _stacked(item)
         metadata["do_sample_frames"] = False  # vLLM knows by this that they are sampled.
         if rule is not None and sound is not None:
             _check_length(sound, rule)
@@ -120,8 +132,9 @@ class VideoDataset(MediaDataset):
 
     def _settings(self, rates: list[float], *, hears: bool) -> dict[str, Any]:
         """Settings of the model's processor for videos that were sampled at these rates; ``hears``:
-        with their sound."""
-        if not rates:
+        with their sound. Processors that vLLM makes itself, for models that transformers does not
+        know, take none."""
+        if not rates or video_processor(self.model) is None:
             return {}
         videos: dict[str, Any] = {"do_sample_frames": False}
         if family_of_folder(self.model) != "qwen_omni":
@@ -163,6 +176,18 @@ def _check_length(sound: NDArray[np.float32], rule: SoundRule) -> None:
         )
 
 
+def ignored_keys(config: Config, dataset: type[BaseDataset]) -> tuple[str, ...]:
+    """The keys of the section ``vision`` that the configuration sets to something else than their
+    defaults, and that do nothing with a dataset of this way. Raises what
+    :func:`video_pipeline.model.processor.dataset_model` does."""
+    given, default = config.vision, Vision()
+    changed = [name for name in _IGNORED if getattr(given, name) != getattr(default, name)]
+    is_rate_set = given.fps not in (None, default.fps) and not issubclass(dataset, FramesDataset)
+    if is_rate_set and has_own_rate(dataset_model(config)):
+        changed.insert(0, "fps")
+    return tuple(changed)
+
+
 def _media_items(messages: Messages) -> list[dict[str, Any]]:
     """The video and image items of ``messages``, in order."""
     items = []
@@ -171,6 +196,28 @@ def _media_items(messages: Messages) -> list[dict[str, Any]]:
         if isinstance(message["content"], list):
             items += [part for part in message["content"] if is_medium(part)]
     return items
+
+
+def _stacked(item: dict[str, Any]) -> tuple[NDArray[np.uint8], dict[str, Any], float]:
+    """A list of images as the frames of a video, all of them, of ``sample_fps`` a second."""
+    if not isinstance(item["video"], list):
+        raise ValueError(
+            "a video of a message must be a path, an address or a list of images: "
+            f"{item['video']!r:.200}"
+        )
+    images = [_image({**item, "image": image}) for image in item["video"]]
+    sizes = {image.size for image in images}
+    if len(sizes) != 1:
+        said = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)) or "no image"
+        raise ValueError(f"a list of images is a video if all are of one size; these are: {said}")
+    rate = float(item.get("sample_fps", 2.0))
+    metadata = {
+        "fps": rate,
+        "frames_indices": list(range(len(images))),
+        "total_num_frames": len(images),
+        "duration": len(images) / rate,
+    }
+    return np.stack([np.asarray(image) for image in images]), metadata, rate
 
 
 def _image(item: dict[str, Any]) -> Image.Image:

@@ -108,8 +108,9 @@ class CountingPreparer(Preparer):
         self._with_engine = with_engine
 
     def start(self) -> None:
-        check_processor(self._model)
-        if self._with_engine and self._model != SIMULATED_MODEL:
+        if not self._with_engine:  # Else vLLM loads the processor.
+            check_processor(self._model)
+        elif self._model != SIMULATED_MODEL:
             self._counter.load()
 
     def read(self, dataset: BaseDataset, position: int) -> Any:

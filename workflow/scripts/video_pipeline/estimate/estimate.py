@@ -149,7 +149,7 @@ def _look(
     limit."""
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
-    with_engine = own.vllm.prunes_videos or DatasetNeeds.of(own).name == "video"
+    with_engine = own.vllm.prunes_videos or DatasetNeeds.of(own).own_rules
     preparer = CountingPreparer(own, model, with_engine=with_engine)
     spec = WorkerSpec(own, chunk.path, chunk.seal, model, preparer, folder)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:

@@ -57,12 +57,14 @@ def sampled_frames(
         At least one number below ``total``; a family may want a frame twice, or in another order.
     """
     processor = video_processor(model)
+    together = getattr(processor, "temporal_patch_size", None) or 1
     indices = _by_rule(processor, item, total, fps, duration, settings)
     within = [index for index in indices if index < total] or [(total - 1) // 2]
+    if len(within) < together:  # Some processors refuse that: the frame stays on the screen.
+        return within + within[-1:] * (together - len(within))
     most = item.get("nframes") or item.get("max_frames") or len(within)
     if len(within) <= most:
         return within
-    together = getattr(processor, "temporal_patch_size", None) or 1
     count = max(most - most % together, 1)
     last = len(within) - 1
     return [within[round(place * last / max(count - 1, 1))] for place in range(count)]
@@ -70,6 +72,22 @@ def sampled_frames(
 
 _RATES = ("fps", "num_frames")
 """The settings of a processor that say how many frames there are."""
+
+
+def has_own_rate(model: str) -> bool:
+    """Whether the family of ``model`` says how many frames of a video it wants."""
+    return _says_how_many(_settings(video_processor(model)))
+
+
+def _settings(processor: Any) -> dict[str, Any]:
+    """The settings of a video processor, by the names that its rule knows."""
+    if processor is None:
+        return dict.fromkeys(_RATES)
+    return {name: getattr(processor, name, None) for name in processor.valid_kwargs.__annotations__}
+
+
+def _says_how_many(settings: Mapping[str, Any]) -> bool:
+    return any(settings.get(name) is not None for name in _RATES)
 
 
 def _by_rule(
@@ -86,14 +104,11 @@ def _by_rule(
     metadata = VideoMetadata(
         total_num_frames=total, fps=fps, duration=duration, video_backend="torchcodec"
     )
-    settings: dict[str, Any] = dict.fromkeys(_RATES)
-    if processor is not None:
-        names = processor.valid_kwargs.__annotations__
-        settings = {name: getattr(processor, name, None) for name in names}
-    if any(of_user.get(name) is not None for name in _RATES):
+    settings = _settings(processor)
+    if _says_how_many(of_user):
         settings.update(dict.fromkeys(_RATES))  # Rules refuse both.
     settings.update({name: value for name, value in of_user.items() if name in settings})
-    if settings.get("num_frames") is None and settings.get("fps") is None:
+    if not _says_how_many(settings):
         given = {"num_frames": item["nframes"]} if "nframes" in item else {"fps": item["fps"]}
         settings.update(given)
     if settings.get("num_frames") is not None:

@@ -21,8 +21,8 @@ SIMULATED_MODEL = "simulated"
 _HUB_WAITS = (5.0, 30.0)
 """Seconds until a hub that is busy or away is asked again."""
 
-PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-"""The files of a model that are not weights."""
+PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.ttf"]
+"""The files of a model that are not weights. Ernie 4.5-VL writes times into frames, in a font."""
 
 
 def dataset_model(config: Config) -> str:

@@ -45,6 +45,8 @@ class DatasetNeeds:
     sample_fields: tuple[str, ...] = ()  # that change its input, beside the messages
     reads_files: bool = False  # the path of a sample is that of a file, or of a folder of images
     reads_patterns: bool = False  # it may be a pattern of names, too
+    own_rules: bool = False  # the model's processor says which frames, and vLLM writes the prompt
+    ignored: tuple[str, ...] = ()  # keys of vision that are set and do nothing
 
     @classmethod
     def of(cls, config: Config, task: Task | None = None) -> DatasetNeeds:
@@ -61,6 +63,7 @@ class DatasetNeeds:
         from video_pipeline.data.frames import FramesDataset
         from video_pipeline.data.media import MediaDataset
         from video_pipeline.data.registry import check_params, dataset_name, dataset_of
+        from video_pipeline.data.video import VideoDataset, ignored_keys
         from video_pipeline.video import READER_VERSION
 
         task = task or load_task(config)
@@ -68,6 +71,7 @@ class DatasetNeeds:
         check_params(config, task, dataset)
         title = f"dataset {dataset.__name__}"
         own, inherited = (_function_of_expand(kind, title) for kind in (dataset, BaseDataset))
+        own_rules = issubclass(dataset, VideoDataset)
         return cls(
             dataset_name(config, task),
             dataset.version,
@@ -77,6 +81,8 @@ class DatasetNeeds:
             sample_fields=checked_names(dataset.sample_fields, f"{title}: sample_fields"),
             reads_files=dataset.needs_video and issubclass(dataset, MediaDataset),
             reads_patterns=issubclass(dataset, FramesDataset),
+            own_rules=own_rules,
+            ignored=ignored_keys(config, dataset) if own_rules else (),
         )
 
 

@@ -96,6 +96,14 @@ class _Split:
                 run.dataset = pool.submit(DatasetNeeds.of, with_commit(config, run.commit)).result()
         if run.dataset.needs_video:
             check_budget_of_model(config)
+        if run.dataset.ignored:
+            logger.warning(
+                "%s: set, but without effect: the processor of %s says which frames it sees, and "
+                "how large. vision.nframes and vision.max_frames thin them out, vision.max_pixels "
+                "makes large ones smaller",
+                ", ".join(f"vision.{name}" for name in run.dataset.ignored),
+                config.vllm.model,
+            )
         if config.run.engine == "vllm":
             warn_if_untried()
             if folder := local_folder(Model.of(with_commit(config, run.commit))):

@@ -125,6 +125,16 @@ class Video(Demuxer):
         return all(abs(stamp - first - n * step) <= most for n, stamp in enumerate(self.stamps))
 
     @property
+    def exact_fps(self) -> float:
+        """:attr:`fps` without the rounding of the times: what the header says, if these agree with
+        it. By Matroska's whole milliseconds 48 frames at 24 a second may last 1.999 s, and a rule
+        that counts whole seconds would leave the last one out."""
+        stated = float(self.stream.average_rate or 0)
+        if stated and abs(self.num_frames / stated - self.duration) <= 2 * float(self.time_base):
+            return stated
+        return self.fps
+
+    @property
     def keyframes(self) -> list[int]:
         """Positions of the frames that can be decoded without others."""
         return [position for position, stamp in enumerate(self.stamps) if stamp in self.index.keys]

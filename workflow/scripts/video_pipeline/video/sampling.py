@@ -48,13 +48,16 @@ def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[st
             positions = _evenly(ele, video, first, last, count)
     except (AssertionError, ValueError) as error:
         raise VideoReadError(f"cannot sample {total} frames at {fps:g} fps: {error}") from error
-    if video.is_even:
-        metadata: dict[str, Any] = {"fps": fps, "frames_indices": positions}
-        metadata["total_num_frames"] = count
-        rate = len(positions) / count * fps
-    else:
-        metadata, rate = _timed(video, positions)
+    metadata, rate = _described(video, positions, count)
     return positions, metadata, rate
+
+
+def _described(video: Video, positions: list[int], count: int) -> tuple[dict[str, Any], float]:
+    """Metadata and rate of the frames at ``positions``, of ``count`` frames."""
+    if not video.is_even:
+        return _timed(video, positions)
+    metadata = {"fps": video.fps, "frames_indices": positions, "total_num_frames": count}
+    return metadata, len(positions) / count * video.fps
 
 
 def chosen_frames(
@@ -67,8 +70,12 @@ def chosen_frames(
     """
     first, last = _segment(ele, video)
     count = last - first + 1
+    if ele.get("keyframes"):
+        positions = _keyframes(ele, video, first, last) or [first]
+        metadata, rate = _described(video, positions, count)
+        return positions, metadata, rate
     if video.is_even:
-        fps = video.fps or _UNKNOWN_FPS
+        fps = video.exact_fps or _UNKNOWN_FPS
         numbers = choose(count, fps, count / fps)
         before, positions = first, [first + number for number in numbers]
     else:

@@ -112,9 +112,11 @@ def _same_normalisation(vllm_config: VllmConfig) -> bool:
     if not model_config.is_multimodal_model:
         return True
     folder = processor_folder(model_config.model, model_config.revision)
+    # Said in any case: without it transformers asks at the terminal whether to run the code.
+    code = {"trust_remote_code": model_config.trust_remote_code}
     try:  # Not AutoProcessor: its tokenizer takes seconds.
-        image = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
-        video = AutoVideoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+        image = AutoImageProcessor.from_pretrained(folder, **code)  # type: ignore[no-untyped-call]
+        video = AutoVideoProcessor.from_pretrained(folder, **code)  # type: ignore[no-untyped-call]
     except (OSError, ValueError):
         return False  # It is not known: then each is normalised by its own processor.
     return all(getattr(image, name, None) == getattr(video, name, None) for name in _NORMALISATION)

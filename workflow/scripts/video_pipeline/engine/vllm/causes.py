@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from video_pipeline.common.faults import is_refusal
+from video_pipeline.errors import Failure, where
 
 if TYPE_CHECKING:
     from video_pipeline.engine.vllm.compat import VllmConfig
@@ -127,10 +128,13 @@ def root_cause(path: Path | None) -> Cause | None:
 
 def origin_of(error: BaseException) -> tuple[str, str]:
     """Type and text, in one line, of the exception that ``error`` was raised from in the end. vLLM
-    writes all tensors of a request into those that it raises on the way."""
+    writes all tensors of a request into those that it raises on the way. If it was not made for
+    people, such as ``list index out of range``, the text ends with its place."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return type(error).__name__, one_line(str(error))
+    text = one_line(str(error))
+    is_made_for_people = isinstance(error, ValueError | OSError | Failure)
+    return type(error).__name__, text if is_made_for_people else f"{text} ({where(error)})"
 
 
 def _describe(error: BaseException) -> str:

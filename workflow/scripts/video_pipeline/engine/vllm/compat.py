@@ -36,6 +36,7 @@ try:
     from vllm.multimodal.cache import MultiModalProcessorOnlyCache
     from vllm.multimodal.encoder_budget import MultiModalBudget
     from vllm.multimodal.inputs import MultiModalFieldElem, PlaceholderRange
+    from vllm.multimodal.processing.context import BaseProcessingInfo
     from vllm.outputs import RequestOutput
     from vllm.reasoning import ReasoningParser, ReasoningParserManager
     from vllm.renderers.base import BaseRenderer
@@ -231,6 +232,12 @@ class SampleRenderer:
         names = ("prompt", "prompt_token_ids")
         return {name: rendered[name] for name in names if name in rendered}
 
+    def takes(self, modality: str) -> bool:
+        """Whether the model takes images or videos at all."""
+        processor = getattr(self._renderer, "mm_processor", None)
+        limits = {} if processor is None else processor.info.supported_mm_limits
+        return bool(limits.get(modality, 0) != 0)
+
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of transformers that vLLM uses."""
@@ -318,6 +325,7 @@ def _check() -> None:
         _has(MultiModalConfig, "mm_processor_cache_gb")
         _has(MultiModalFieldElem, "data")
         _has(PlaceholderRange, "offset", "length")
+        _has(BaseProcessingInfo, "supported_mm_limits")
         _has(SchedulerStats, "num_waiting_reqs")
         StepLogger(lambda index, waiting: None, 0)  # No other method is abstract.
         default_logging("INFO", "")

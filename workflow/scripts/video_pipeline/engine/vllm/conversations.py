@@ -18,6 +18,12 @@ _PLACEHOLDERS = [
 ]
 """Where configurations of models keep the tokens that stand for media."""
 
+_WAYS_OUT = {
+    "video": "show it a picture, with run.dataset: first_frame",
+    "image": "leave images out of the messages of the task",
+}
+"""What a user can do if the model takes no media of a kind."""
+
 
 class ConversationRenderer:
     """Makes the prompts of conversations. vLLM knows where each family puts its media, and how its
@@ -45,9 +51,15 @@ class ConversationRenderer:
 
         Raises:
             TaskError: A part of a message is neither text nor a medium.
-            PlaceholderError: The messages do not show each medium once.
+            PlaceholderError: The messages do not show each medium once, or the model takes none
+                of a kind.
             SpecialTokenError: The tokenizer cannot keep text and structure apart.
         """
+        for modality in names:
+            if names[modality] and not self._renderer.takes(modality):
+                raise PlaceholderError(
+                    f"the model takes no {modality}: {_WAYS_OUT[modality]}, or name another model"
+                )
         messages = llm_input["messages"]
         rendered = self._prompt(messages, names)
         rest = {name: value for name, value in llm_input.items() if name != "messages"}

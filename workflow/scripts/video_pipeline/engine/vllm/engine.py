@@ -28,7 +28,7 @@ from video_pipeline.engine.vllm.arguments import (
     sampling_params,
     vllm_config_of,
 )
-from video_pipeline.engine.vllm.causes import note_causes, one_line, root_cause
+from video_pipeline.engine.vllm.causes import note_causes, one_line, origin_of, root_cause
 from video_pipeline.engine.vllm.compat import (
     REFUSALS,
     AsyncLLM,
@@ -144,7 +144,7 @@ class VllmEngine(Engine):
             for process in self._processes
             if process.exitcode is not None
         ]
-        return "; ".join([*logged, *ends]) or f"{type(error).__name__}: {error}"
+        return "; ".join([*logged, *ends]) or ": ".join(origin_of(error))
 
     def check(self, constraints: Constraints) -> None:
         self._sampling_of(constraints)
