@@ -10,6 +10,7 @@ from pathlib import Path
 
 from video_pipeline.common.logs import ERROR, last_error
 from video_pipeline.run.stages import Stage
+from video_pipeline.workflow.weights import is_fetched
 
 MAX_ERRORS = 3
 """So many errors are shown."""
@@ -41,6 +42,7 @@ def _last_errors(stage: Stage) -> list[str]:
     layout = stage.layout
     outputs = {
         "split": layout.manifest,
+        **({"fetch": layout.weights} if is_fetched(stage.config) else {}),
         "consolidate": layout.output,
         "report": layout.report,
         "export": layout.card,
