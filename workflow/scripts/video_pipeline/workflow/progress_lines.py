@@ -83,7 +83,7 @@ class ProgressLines:
 
     def _command(self, name: str, stage: Stage) -> str:
         """The command line of ``python -m video_pipeline.name`` for a stage."""
-        words = ["python", "-m", f"video_pipeline.{name}"]
+        words = [sys.executable, "-m", f"video_pipeline.{name}"]
         if not _is_installed():
             words = ["env", f"PYTHONPATH={self._scripts}", *words]
         config = os.path.abspath(stage.layout.config)
