@@ -74,7 +74,7 @@ class Invocation:
             is_main=self.snakemake.is_main_process,
             logs=logs,
         )
-        self._final_names = self._name_rules()
+        self._rules = self._name_rules()
         user_paths = (path for stage in self.stages for path in _user_paths(stage))
         take_literally([str(scripts), *user_paths])
         if self.snakemake.is_main_process and not self.snakemake.only_inspects:
@@ -84,10 +84,10 @@ class Invocation:
         if is_module:
             self._join(self.snakemake.peers(self))
 
-    def _name_rules(self) -> dict[str, str]:
-        """The rules by their names in this workflow, with those that they have in the importing
-        one, without those that it leaves out. Settings of a profile for a step hold for the rules
-        of all stages and imports."""
+    def _name_rules(self) -> list[tuple[str, str]]:
+        """The name of each rule in this workflow and in the importing one, without those that it
+        leaves out. Settings of a profile for a step hold for the rules of all stages and
+        imports."""
         names = {}
         for stage in self.stages:
             for step in (*_STEPS, *_OTHERS):
@@ -101,7 +101,7 @@ class Invocation:
             check_job_gpus(stage.config, self.snakemake.set_resource(infer, "gpu"))
         if plan := self.snakemake.final_name(_PLAN):
             names[_PLAN] = plan
-        return names
+        return list(names.items())
 
     def _join(self, others: Sequence[Invocation]) -> None:
         """Be called at the start and the end of the importing workflow, with the ``others`` of the
@@ -112,7 +112,7 @@ class Invocation:
         configs = [stage.config for stage in self.stages]
         for other in others:
             if [stage.config for stage in other.stages] == configs:
-                other._final_names |= {f"{n} again": f for n, f in self._final_names.items()}
+                other._rules += self._rules
                 return
             for ours, theirs in itertools.product(self.stages, other.stages):
                 if os.path.abspath(ours.layout.output) == os.path.abspath(theirs.layout.output):
@@ -211,11 +211,11 @@ class Invocation:
         self._has_begun = True
         if self.snakemake.executor == "slurm":
             planned, has_rules = self.snakemake.planned_jobs(), self.snakemake.chooses_partitions
-            jobs = {n: planned[final] for n, final in self._final_names.items() if final in planned}
+            jobs = {name: planned[final] for name, final in self._rules if final in planned}
             for warning in check_jobs(jobs, self.stages, has_rules=has_rules):
                 _print(f"warning: {warning}")
         to_run = self.snakemake.rules_to_run()
-        rules = {name for name, final in self._final_names.items() if final in to_run}
+        rules = {name for name, final in self._rules if final in to_run}
         if _PLAN in rules:
             for stage in self.stages:
                 write_text(stage.layout.plan_config, stage.config.to_yaml())
