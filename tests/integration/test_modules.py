@@ -136,6 +136,9 @@ def test_two_modules_with_rules_before_and_after_them(importer):
     assert data["input_jsonl"] == "captions/samples.jsonl"
     assert (importer / "captions/logs/output.describe/infer.rank0.log").exists()
     assert (importer / "logs/tags/infer.rank0.log").exists()
+    # Snakemake's benchmarks lie beside the logs
+    for path in ("captions/logs/output.describe/infer.rank0.tsv", "logs/tags/consolidate.tsv"):
+        assert (importer / path).read_text().startswith("s\th:m:s\tmax_rss")
     assert not (importer / "results/output.describe.jsonl").exists()
     assert "Nothing to be done" in snakemake(importer, "-n")
     # a changed setting reaches the module that it belongs to, and no other
