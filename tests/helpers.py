@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -322,6 +323,13 @@ def samples(count: int, **fields: Any) -> list[dict[str, Any]]:
 def keys(count: int) -> list[str]:
     """The keys of :func:`samples`."""
     return [str(number) for number in range(count)]
+
+
+def rules_run(said: str) -> dict[str, int]:
+    """How many jobs of each rule Snakemake ran or would run, by its table, without targets."""
+    table = re.search(r"^job +count\n[- ]+\n(.*?)^total", said, re.MULTILINE | re.DOTALL)
+    rows = dict(row.split() for row in table[1].splitlines()) if table else {}
+    return {rule: int(number) for rule, number in rows.items() if rule not in ("all", "default")}
 
 
 def read_jsonl(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:

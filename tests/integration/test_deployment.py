@@ -38,7 +38,7 @@ ACTIVATE = """PATH=$1/bin:$PATH
 APPTAINER = """#!/bin/bash
 echo "apptainer $*" >> {noted}
 if [ "$1" = --version ]; then echo "apptainer version 1.3.6"; exit; fi
-PATH={python_folder}:$PATH exec sh -c "${{@: -1}}"
+PATH={python_folder}:$PATH exec "${{@: -3}}"
 """
 
 

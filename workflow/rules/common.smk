@@ -1,12 +1,8 @@
-import sys
-from pathlib import Path
+import runpy
 
-# Of a module from GitHub, Snakemake has fetched this file alone.
-sys.path.insert(0, str(Path(workflow.source_path("../scripts/own_source.py")).parent))
-
-from own_source import own_source
-
-SCRIPTS = own_source(workflow)
+# It makes the library importable. Snakemake may have fetched it alone, and under another name.
+OWN_SOURCE = runpy.run_path(workflow.source_path("../scripts/own_source.py"))
+SCRIPTS = OWN_SOURCE["own_source"](workflow)
 
 from video_pipeline.run.origin import code_files
 from video_pipeline.workflow.weights import is_fetched
@@ -17,7 +13,7 @@ STAGES = RUN.stages
 ENVIRONMENT = "../envs/gpu.yaml"
 
 # The last words of a job that fails are for the log: RUN.explain_failure() shows them at the end.
-WITHOUT_ERROR = " | sed -u '/^error: /,$d'"
+WITHOUT_ERROR = r" | sed -u '\|^error: |,$d'"
 
 
 wildcard_constraints:
