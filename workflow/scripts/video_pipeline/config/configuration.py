@@ -88,18 +88,15 @@ class Config(Section):
     def placed(self, place: Callable[[str], str]) -> Config:
         """The same configuration, with the input and the output of each stage where ``place`` puts
         them."""
-        files = ("input_jsonl", "output_jsonl")
-        moved = {name: Path(place(str(getattr(self.data, name)))) for name in files}
-        stages = [
-            {
-                **stage,
-                "data": {
-                    key: place(value) if key in files else value
-                    for key, value in stage.get("data", {}).items()
-                },
-            }
-            for stage in self.stages
-        ]
+        names = ("input_jsonl", "output_jsonl")
+        moved = {name: Path(place(str(getattr(self.data, name)))) for name in names}
+        stages = []
+        for stage in self.stages:
+            own = stage.get("data")
+            if isinstance(own, dict):  # else it is an error, which by_stage() explains
+                files = {name: place(str(own[name])) for name in names if name in own}
+                stage = {**stage, "data": {**own, **files}}
+            stages.append(stage)
         data = self.data.model_copy(update=moved)
         return self.model_copy(update={"data": data, "stages": stages})
 

@@ -143,7 +143,9 @@ class Invocation:
         pending = num_pending(stage.layout, rank)
         if pending is None:
             return "infers what is pending"
-        return f"infers {pending:,} samples" if pending else "writes what is done to its rank file"
+        if not pending:
+            return "writes what is done to its rank file"
+        return f"infers {pending:,} sample{'s' * (pending != 1)}"
 
     @fails_as_workflow_error
     def samples(self, stage: Stage) -> str:
