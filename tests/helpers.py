@@ -176,6 +176,17 @@ class Run:
         """Run Snakemake; returns what it printed. Fails unless it succeeds as expected."""
         return self._checked(self._snakemake(snakefile, arguments), succeeds)
 
+    def without_messages(self) -> Path:
+        """A Snakefile of the same workflow, of which Snakemake shows all of each job: its threads,
+        its resources, its files."""
+        snakefile = self.folder / "Snakefile"
+        snakefile.write_text(
+            f'include: "{PROJECT}/workflow/Snakefile"\n\n\n'
+            "for rule in workflow.rules:\n    rule.message = None\n\n\n"
+            "rule target:\n    input: rules.all.input\n"
+        )
+        return snakefile
+
     def start_snakemake(self, *arguments: str) -> subprocess.Popen[str]:
         """Start Snakemake in the background."""
         return self._in_background(self._snakemake(PROJECT / "Snakefile", arguments))

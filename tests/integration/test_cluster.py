@@ -113,16 +113,9 @@ def test_what_is_set_for_one_stage_goes_before_what_is_set_for_all(run):
     run.settings["stages"] = [{"name": "ask"}, {"name": "again"}]
     run.configure()
     resources = ("infer:mem_mb=777", "infer:runtime=5", "infer_again:runtime=6")
-    # Without messages, Snakemake says all of each job.
-    snakefile = run.folder / "Snakefile"
-    snakefile.write_text(
-        f'include: "{PROJECT}/workflow/Snakefile"\n\n\n'
-        "for rule in workflow.rules:\n    rule.message = None\n\n\n"
-        "rule target:\n    input: rules.all.input\n"
-    )
     said = run.snakemake(
         *("-n", "--set-threads", "infer=2", "infer_again=1", "--set-resources", *resources),
-        snakefile=snakefile,
+        snakefile=run.without_messages(),
     )
     ask, again = (job_of(said, f"infer_{name}") for name in ("ask", "again"))
     assert "threads: 2" in ask

@@ -234,7 +234,8 @@ def test_the_number_of_shards_follows_the_gpus_and_is_kept(run):
 def test_cores_follow_the_jobs_that_run_at_once(run):
     run.configure(data={"num_shards": 6}, vllm={"tensor_parallel_size": 2})
     run.write_samples(samples(6))
-    out = run.snakemake("-n", "--cores", "8", "--resources", "gpu=4")
+    details = run.without_messages()
+    out = run.snakemake("-n", "--cores", "8", "--resources", "gpu=4", snakefile=details)
     assert out.count("threads: 4\n") == 6
     out = run.snakemake(
         "-n", "--resources", "gpu=4", "--set-resources", "infer:gpu=8", succeeds=False

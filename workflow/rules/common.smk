@@ -10,7 +10,9 @@ from video_pipeline.workflow.invocation import Invocation
 
 RUN = Invocation(workflow, config, SCRIPTS)
 STAGES = RUN.stages
-ENVIRONMENT = "../envs/gpu.yaml"
+
+# Snakemake formats this path as it formats a shell command.
+ENVIRONMENT = str(SCRIPTS.parent / "envs/gpu.yaml").replace("{", "{{").replace("}", "}}")
 
 # The last words of a job that fails are for the log: RUN.explain_failure() shows them at the end.
 WITHOUT_ERROR = r" | sed -u '\|^error: |,$d'"

@@ -59,12 +59,12 @@ def _scripts(workflow: Workflow) -> Path:
     repository = snakefile.hosted_repo.repo
     commit = repository.git.rev_parse(f"{snakefile.ref}^{{commit}}")
     folder = Path(workflow.sourcecache.cache_path, "video-pipeline", commit)
-    scripts = str(PurePosixPath(snakefile.path).parents[1] / "scripts")
+    root = PurePosixPath(snakefile.path).parents[1]
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
             archive, tree = Path(scratch, "source.tar"), Path(scratch, "source")
-            repository.git.archive(commit, scripts, output=str(archive))
+            repository.git.archive(commit, f"{root}/scripts", f"{root}/envs", output=str(archive))
             with tarfile.open(archive) as stream:
                 stream.extractall(tree, filter="data")
             try:
@@ -72,4 +72,4 @@ def _scripts(workflow: Workflow) -> Path:
             except OSError:  # another process was faster
                 if not folder.exists():
                     raise
-    return folder / scripts
+    return folder / root / "scripts"
