@@ -182,7 +182,7 @@ class Run:
         snakefile = self.folder / "Snakefile"
         snakefile.write_text(
             f'include: "{PROJECT}/workflow/Snakefile"\n\n\n'
-            "for rule in workflow.rules:\n    rule.message = None\n\n\n"
+            "for one in workflow.rules:\n    one.message = None\n\n\n"
             "rule target:\n    input: rules.all.input\n"
         )
         return snakefile
