@@ -43,13 +43,13 @@ lint: venv  ## format, lint and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
 bench: venv  ## measure, and write docs/benchmarks.md (an hour on 2 cores; needs a quiet machine)
 	@$(BIN)/python -m benchmarks
 
-config-docs: venv  ## write config/config.yaml, config/README.md and config/schema.json
+config-docs: venv  ## write config/config.yaml, config/README.md and the JSON Schema
 	$(BIN)/python -m video_pipeline.config config
 
 docs: venv  ## install envs/docs.txt, and build the documentation into site/

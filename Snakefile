@@ -1,34 +1,11 @@
-from snakemake.utils import min_version
-
-min_version("9.0")
-
-
-configfile: f"{workflow.basedir}/config/config.yaml"
+# For `snakemake` in a checkout. The workflow itself is workflow/Snakefile.
+include: "workflow/Snakefile"
 
 
-include: "workflow/rules/common.smk"
-include: "workflow/rules/split.smk"
-include: "workflow/rules/fetch.smk"
-include: "workflow/rules/infer.smk"
-include: "workflow/rules/consolidate.smk"
-include: "workflow/rules/report.smk"
-include: "workflow/rules/export.smk"
-include: "workflow/rules/plan.smk"
-
-
-rule all:
+# An included file sets no default target.
+rule default:
     default_target: True
     input:
-        get_final_output(),
-
-
-onstart:
-    RUN.begin()
-
-
-onsuccess:
-    RUN.show_summary()
-
-
-onerror:
-    RUN.explain_failure()
+        rules.all.input,
+    message:
+        "everything is there"

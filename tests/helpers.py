@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -175,6 +176,17 @@ class Run:
         """Run Snakemake; returns what it printed. Fails unless it succeeds as expected."""
         return self._checked(self._snakemake(snakefile, arguments), succeeds)
 
+    def without_messages(self) -> Path:
+        """A Snakefile of the same workflow, of which Snakemake shows all of each job: its threads,
+        its resources, its files."""
+        snakefile = self.folder / "Snakefile"
+        snakefile.write_text(
+            f'include: "{PROJECT}/workflow/Snakefile"\n\n\n'
+            "for one in workflow.rules:\n    one.message = None\n\n\n"
+            "rule target:\n    input: rules.all.input\n"
+        )
+        return snakefile
+
     def start_snakemake(self, *arguments: str) -> subprocess.Popen[str]:
         """Start Snakemake in the background."""
         return self._in_background(self._snakemake(PROJECT / "Snakefile", arguments))
@@ -322,6 +334,13 @@ def samples(count: int, **fields: Any) -> list[dict[str, Any]]:
 def keys(count: int) -> list[str]:
     """The keys of :func:`samples`."""
     return [str(number) for number in range(count)]
+
+
+def rules_run(said: str) -> dict[str, int]:
+    """How many jobs of each rule Snakemake ran or would run, by its table, without targets."""
+    table = re.search(r"^job +count\n[- ]+\n(.*?)^total", said, re.MULTILINE | re.DOTALL)
+    rows = dict(row.split() for row in table[1].splitlines()) if table else {}
+    return {rule: int(number) for rule, number in rows.items() if rule not in ("all", "default")}
 
 
 def read_jsonl(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:

@@ -94,7 +94,12 @@ def main() -> None:
         ["git", "-C", checkout, "archive", "HEAD"], check=True, capture_output=True
     )
     subprocess.run(["tar", "-xf", "-", "-C", stage / "project"], input=git.stdout, check=True)
-    for needed in ("Snakefile", "envs/gpu.yaml", "workflow/rules", "benchmarks/gpu/drive.py"):
+    for needed in (
+        "Snakefile",
+        "workflow/envs/gpu.yaml",
+        "workflow/rules",
+        "benchmarks/gpu/drive.py",
+    ):
         if not (stage / "project" / needed).exists():
             raise SystemExit(f"{checkout}: HEAD has no {needed}")
     say(f"project: {revision(checkout)}")

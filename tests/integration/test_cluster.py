@@ -114,7 +114,8 @@ def test_what_is_set_for_one_stage_goes_before_what_is_set_for_all(run):
     run.configure()
     resources = ("infer:mem_mb=777", "infer:runtime=5", "infer_again:runtime=6")
     said = run.snakemake(
-        *("-n", "--set-threads", "infer=2", "infer_again=1", "--set-resources", *resources)
+        *("-n", "--set-threads", "infer=2", "infer_again=1", "--set-resources", *resources),
+        snakefile=run.without_messages(),
     )
     ask, again = (job_of(said, f"infer_{name}") for name in ("ask", "again"))
     assert "threads: 2" in ask

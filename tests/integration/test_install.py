@@ -155,7 +155,7 @@ def test_gpu_list_is_complete(tmp_path):
 
 
 def test_conda_environment_holds_the_gpu_list():
-    environment = yaml.safe_load((ROOT / "envs/gpu.yaml").read_text())
+    environment = yaml.safe_load((ROOT / "workflow/envs/gpu.yaml").read_text())
     (pip,) = [part["pip"] for part in environment["dependencies"] if isinstance(part, dict)]
     assert pip == lines("gpu.txt")
 

@@ -220,3 +220,16 @@ def test_the_schema_knows_keys_and_types() -> None:
     assert validator.is_valid({"vllm": {"dtype": "auto"}, "data": {"num_shards": 2}})
     assert not validator.is_valid({"data": {"num_shards": "two"}})
     assert not validator.is_valid({"data": {"unknown": 1}})
+
+
+def test_a_prefix_moves_the_input_and_the_outputs_of_all_stages() -> None:
+    stages = [{"name": "ask"}, {"name": "tag", "data": {"output_jsonl": "tags.jsonl"}}]
+    config = load_config({"data": {"output_jsonl": "out/last.jsonl"}, "stages": stages})
+    placed = config.placed("there/{}".format)
+    files = [
+        (str(own.data.input_jsonl), str(own.data.output_jsonl)) for _, own in placed.by_stage()
+    ]
+    first = "there/out/last.ask.jsonl"
+    assert files == [("there/samples.jsonl", first), (first, "there/tags.jsonl")]
+    roots = {own.video_root for _, own in placed.by_stage()}
+    assert roots == {str(Path.cwd() / "there")}

@@ -9,32 +9,43 @@ from types import SimpleNamespace
 import pytest
 from helpers import PROJECT
 from snakemake.exceptions import WorkflowError
-from snakemake.settings.types import DAGSettings, DeploymentSettings, ResourceSettings
+from snakemake.settings.types import DeploymentSettings, ExecutionSettings, ResourceSettings
 from video_pipeline.workflow import invocation
 from video_pipeline.workflow.invocation import Invocation
+
+MODIFIER = SimpleNamespace(
+    is_main_snakefile=lambda: True,
+    avail_rulename=lambda rule: rule,
+    modify_rulename=lambda rule: rule,
+)
 
 
 @pytest.fixture
 def invoke(here, monkeypatch):
-    """Makes the invocation of a call with some targets, cores and GPUs."""
+    """Makes the invocation of a call that has jobs of some rules, with cores and GPUs."""
     here.write_samples([])
     here.configure(data={"num_shards": 2})
     monkeypatch.setattr(invocation, "stop_jobs_on_signals", lambda: None)
 
-    def make(*targets: str, gpus: int | None = None, here_too: bool = True) -> Invocation:
+    def job(rule: str) -> SimpleNamespace:
+        return SimpleNamespace(rule=SimpleNamespace(name=rule))
+
+    def make(*rules: str, gpus: int | None = None, here_too: bool = True) -> Invocation:
+        jobs = [job(rule) for rule in rules or ("split",)]
         resources = ResourceSettings(cores=8, resources={} if gpus is None else {"gpu": gpus})
         workflow = SimpleNamespace(
-            basedir=PROJECT,
             is_main_process=True,
             local_exec=here_too,
             executor_plugin=SimpleNamespace(name="local" if here_too else "elsewhere"),
             resource_settings=resources,
             global_resources=resources._parsed_resources,
             deployment_settings=DeploymentSettings(),
-            dag_settings=DAGSettings(targets=set(targets)),
-            dag=SimpleNamespace(forcefiles=set()),
+            execution_settings=ExecutionSettings(),
+            dryrun=False,
+            modifier=MODIFIER,
+            dag=SimpleNamespace(forcefiles=set(), needrun_jobs=lambda: jobs),
         )
-        made = Invocation(workflow, here.settings)
+        made = Invocation(workflow, here.settings, PROJECT / "workflow/scripts")
         made.forced = workflow.dag.forcefiles
         return made
 
@@ -54,6 +65,7 @@ def test_one_invocation_at_a_time_changes_the_output(invoke):
 @pytest.mark.parametrize("target", ["plan", "partial"])
 def test_a_call_that_only_looks_takes_no_lock(invoke, target, capsys):
     invoke().begin()
+    capsys.readouterr()
     reader = invoke(target)
     reader.begin()
     reader.explain_failure()

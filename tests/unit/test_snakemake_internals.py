@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import PROJECT, SCRIPTS
+from helpers import SCRIPTS
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod, DeploymentSettings
 from snakemake_executor_plugin_slurm import ExecutorSettings
@@ -39,7 +39,9 @@ parsed = {{
     "cores": internals.cores,
     "gpu_limit": internals.gpu_limit,
     "set_resource": [internals.set_resource("one", name) for name in ("mem_mb", "gpu")],
-    "uses_conda": internals.uses_conda,
+    "deploys_software": internals.deploys_software,
+    "is_module": internals.is_module,
+    "final_name": internals.final_name("one"),
 }}
 Path(f"parsed.{{internals.is_main_process}}.json").write_text(json.dumps(parsed))
 for other in ("two", "three"):
@@ -78,7 +80,9 @@ rule local:
 onstart:
     jobs = internals.planned_jobs()
     started = {{
-        "targets": sorted(internals.targets),
+        "rules_to_run": sorted(internals.rules_to_run()),
+        "is_dry_run": internals.is_dry_run,
+        "calls_no_handlers": internals.calls_no_handlers,
         "executor": internals.executor,
         "runs_jobs_here": internals.runs_jobs_here,
         "planned_jobs": {{
@@ -88,6 +92,87 @@ onstart:
         "planned_rules": sorted(jobs),
     }}
     Path(f"started.{{internals.executor}}.{{internals.is_main_process}}.json").write_text(json.dumps(started))
+"""
+
+MODULE = """
+import json
+import sys
+
+sys.path.insert(0, {scripts!r})
+
+from video_pipeline.workflow.snakemake_internals import Snakemake
+
+
+def hear(what):
+    with open("heard.jsonl", "a") as stream:
+        stream.write(json.dumps(what) + "\\n")
+
+
+internals = Snakemake(workflow)
+name = internals.final_name("made")
+place = internals.take_prefix()
+peers = internals.peers(name)
+names = [name, internals.final_name("other")]
+placed = place("in.txt")
+if internals.is_main_process:
+    hear({{"is_module": internals.is_module, "names": names, "placed": placed, "peers": peers}})
+events = ("onstart", "onsuccess", "onerror")
+internals.add_handlers(**{{
+    event: lambda event=event, name=name: hear(f"{{name}} {{event}}") for event in events
+}})
+
+rule made:
+    output: place("made.txt")
+    shell: "test ! -e fails && touch {{output}}"
+
+rule other:
+    output: place("other.txt")
+    shell: "touch {{output}}"
+"""
+
+IMPORTER = """
+rule all:
+    input: "a/made.txt", "made.txt"
+
+module a:
+    snakefile: "module.smk"
+    prefix: "a"
+
+use rule * from a exclude other as a_*
+
+onstart:
+    a.hear("importer starts")
+
+module b:
+    snakefile: "module.smk"
+
+use rule * from b as b_*
+
+onsuccess:
+    b.hear("importer succeeds")
+"""
+
+LATER = """
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {scripts!r})
+
+from video_pipeline.workflow.snakemake_internals import Snakemake
+
+internals = Snakemake(workflow)
+
+
+def known(wildcards):
+    known = [internals.is_dry_run, internals.calls_no_handlers]
+    Path("known.json").write_text(json.dumps(known))
+    return []
+
+
+rule all:
+    input: known
+    shell: "true"
 """
 
 ELSEWHERE = """
@@ -167,7 +252,9 @@ def test_what_is_known_while_the_workflow_is_parsed(folder):
         "cores": 4,
         "gpu_limit": 5,
         "set_resource": [7, 1],
-        "uses_conda": False,
+        "deploys_software": False,
+        "is_module": False,
+        "final_name": "one",
     }
     assert parsed(folder, main=False) == {
         "is_main_process": False,
@@ -175,20 +262,26 @@ def test_what_is_known_while_the_workflow_is_parsed(folder):
         "cores": 1,
         "gpu_limit": None,
         "set_resource": [None, None],
-        "uses_conda": False,
+        "deploys_software": False,
+        "is_module": False,
+        "final_name": "one",
     }
 
 
 def test_what_is_known_before_the_first_job(folder):
     assert started(folder, "local") == {
-        "targets": ["all", "local.txt"],
+        "rules_to_run": ["all", "done", "local", "one", "three", "two"],
+        "is_dry_run": False,
+        "calls_no_handlers": False,
         "executor": "local",
         "runs_jobs_here": True,
         "planned_jobs": {},
         "planned_rules": [],
     }
     assert started(folder, "elsewhere") == {
-        "targets": [],
+        "rules_to_run": ["all", "done", "local", "one", "three", "two"],
+        "is_dry_run": False,
+        "calls_no_handlers": False,
         "executor": "elsewhere",
         "runs_jobs_here": False,
         "planned_jobs": {"one": [2, 7], "two": [2, 7], "three": [3, 8]},
@@ -211,9 +304,44 @@ def test_a_call_that_only_inspects_is_known(monkeypatch, option):
     assert Snakemake(SimpleNamespace()).only_inspects
 
 
-def test_jobs_in_conda_environments_are_known():
-    settings = DeploymentSettings(deployment_method={DeploymentMethod.CONDA})
-    assert Snakemake(SimpleNamespace(deployment_settings=settings)).uses_conda
+@pytest.mark.parametrize("method", [DeploymentMethod.CONDA, DeploymentMethod.APPTAINER])
+def test_jobs_with_software_of_their_own_are_known(method):
+    settings = DeploymentSettings(deployment_method={method})
+    assert Snakemake(SimpleNamespace(deployment_settings=settings)).deploys_software
+
+
+def test_a_module_knows_its_place_in_the_importing_workflow(tmp_path):
+    (tmp_path / "module.smk").write_text(MODULE.format(scripts=str(SCRIPTS)))
+    (tmp_path / "Snakefile").write_text(IMPORTER)
+    call(tmp_path, "--cores", "1")
+    heard = [json.loads(line) for line in (tmp_path / "heard.jsonl").read_text().splitlines()]
+    first, second, *events = heard
+    assert first == {
+        **{"is_module": True, "names": ["a_made", None], "placed": "a/in.txt", "peers": []},
+    }
+    assert second == {
+        **{"is_module": True, "names": ["b_made", "b_other"], "placed": "in.txt"},
+        "peers": ["a_made"],
+    }
+    # Those of the importer come first.
+    assert [events[0], events[3]] == ["importer starts", "importer succeeds"]
+    assert sorted(events[1:3]) == ["a_made onstart", "b_made onstart"]
+    assert sorted(events[4:]) == ["a_made onsuccess", "b_made onsuccess"]
+    # The prefix was taken, so no path has it twice.
+    assert (tmp_path / "a/made.txt").exists()
+    assert (tmp_path / "made.txt").exists()
+    (tmp_path / "fails").touch()
+    call(tmp_path, "--cores", "1", "--forceall", succeeds=False)
+    last = (tmp_path / "heard.jsonl").read_text().splitlines()[-2:]
+    assert sorted(map(json.loads, last)) == ["a_made onerror", "b_made onerror"]
+
+
+def test_a_dry_run_and_a_run_without_handlers_are_known(tmp_path):
+    (tmp_path / "Snakefile").write_text(LATER.format(scripts=str(SCRIPTS)))
+    for option in ("--dry-run", "--no-hooks"):
+        call(tmp_path, "--cores", "1", option)
+        known = json.loads((tmp_path / "known.json").read_text())
+        assert known == [option == "--dry-run", option == "--no-hooks"]
 
 
 def test_the_plugin_of_slurm_may_choose_partitions(tmp_path):
@@ -239,12 +367,18 @@ CALLS = {
     "force": lambda snakemake: snakemake.force(Path("out")),
     "set_resource": lambda snakemake: snakemake.set_resource("infer", "gpu"),
     "copy_settings": lambda snakemake: snakemake.copy_settings("infer", "infer_ask"),
+    "rules_to_run": lambda snakemake: snakemake.rules_to_run(),
+    "final_name": lambda snakemake: snakemake.final_name("infer"),
+    "take_prefix": lambda snakemake: snakemake.take_prefix(),
+    "add_handlers": lambda snakemake: snakemake.add_handlers(onstart=print),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_missing_is_named_with_the_versions_that_have_it(name):
-    parts = ("dag", "resource_settings", "dag_settings", "deployment_settings")
+    parts = (
+        *("dag", "resource_settings", "deployment_settings", "execution_settings", "modifier"),
+    )
     workflow = SimpleNamespace(**{part: SimpleNamespace() for part in parts})
     with pytest.raises(
         UserError, match=r"^snakemake\S* [\d.]+ is not supported.*Tried: .*pip install snakemake"
@@ -261,5 +395,5 @@ def test_patterns_that_are_missing_are_named(monkeypatch, name):
 
 
 def test_the_workflow_stops_before_anything_else():
-    with pytest.raises(WorkflowError, match=r"its workflow\.global_resources differs"):
-        Invocation(SimpleNamespace(basedir=PROJECT), {})
+    with pytest.raises(WorkflowError, match=r"its workflow\.modifier\S* differs"):
+        Invocation(SimpleNamespace(), {}, SCRIPTS)

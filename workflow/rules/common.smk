@@ -1,17 +1,21 @@
-import sys
-from pathlib import Path
+import runpy
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
+# It makes the library importable. Snakemake may have fetched it alone, and under another name.
+OWN_SOURCE = runpy.run_path(workflow.source_path("../scripts/own_source.py"))
+SCRIPTS = OWN_SOURCE["own_source"](workflow)
 
 from video_pipeline.run.origin import code_files
 from video_pipeline.workflow.weights import is_fetched
 from video_pipeline.workflow.invocation import Invocation
 
-RUN = Invocation(workflow, config)
+RUN = Invocation(workflow, config, SCRIPTS)
 STAGES = RUN.stages
 
 # Snakemake formats this path as it formats a shell command.
-ENVIRONMENT = f"{workflow.basedir}/envs/gpu.yaml".replace("{", "{{").replace("}", "}}")
+ENVIRONMENT = str(SCRIPTS.parent / "envs/gpu.yaml").replace("{", "{{").replace("}", "}}")
+
+# The last words of a job that fails are for the log: RUN.explain_failure() shows them at the end.
+WITHOUT_ERROR = r" | sed -u '\|^error: |,$d'"
 
 
 wildcard_constraints:
@@ -49,7 +53,18 @@ def infer_gpus(stage):
     return lambda wildcards, attempt: RUN.infer_gpus(stage, int(wildcards.rank), attempt)
 
 
+def report_labels(stage, kind):
+    return {"output": stage.layout.stem, "task": stage.config.run.task, "what": kind}
+
+
+# Snakemake does not compare a param that depends on ``input`` between runs, because it counts as
+# derived. So a moved installation, or another number of pending samples, reruns nothing.
+
+
 def command(script):
-    """A param that Snakemake does not compare between runs: one that depends on ``input`` counts as
-    derived, so a moved installation reruns nothing."""
     return lambda wildcards, input: RUN.command(script)
+
+
+def work(stage):
+    """What an inference job has to do, in words; asked again when the job is about to start."""
+    return lambda wildcards, input: RUN.work(stage, int(wildcards.rank))

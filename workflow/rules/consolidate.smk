@@ -14,6 +14,8 @@ for stage in STAGES:
             errors=stage.layout.errors,
         log:
             stage.layout.log("consolidate"),
+        benchmark:
+            stage.layout.benchmark("consolidate")
         conda:
             ENVIRONMENT
         threads: 1
@@ -22,9 +24,11 @@ for stage in STAGES:
             config=stage.layout.config,
             num_shards=stage.sharding.num_shards,
             spec=stage.digest("data", "run"),
+        message:
+            stage.title + "joins {params.num_shards} rank files to {output.jsonl}"
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
-            " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}"
+            " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}" + WITHOUT_ERROR
 
     # What is finished so far, while `infer` jobs run elsewhere or after they have failed.
     rule:
@@ -39,6 +43,8 @@ for stage in STAGES:
             run=command("consolidate.py"),
             config=stage.layout.config,
             num_shards=stage.sharding.num_shards,
+        message:
+            stage.title + "joins what is finished so far"
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --partial 2>&1 | tee -a {log:q}"

@@ -18,5 +18,7 @@ for stage in STAGES:
             run=command("export.py"),
             config=stage.layout.config,
             spec=stage.digest("data", "vision", "vllm", "sampling", "run", "task_params"),
+        message:
+            stage.title + "writes the output again, as Parquet files"
         shell:
             "{params.run} --log {log:q} --config {params.config:q} >> {log:q} 2>&1"

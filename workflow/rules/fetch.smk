@@ -18,6 +18,8 @@ for stage in STAGES:
                 run=command("fetch.py"),
                 config=stage.layout.config,
                 num_shards=stage.sharding.num_shards,
+            message:
+                stage.title + "fetches the weights of the model"
             shell:
                 "{params.run} --log {log:q} --config {params.config:q}"
-                " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}"
+                " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}" + WITHOUT_ERROR

@@ -12,6 +12,8 @@ for stage in STAGES:
             rank_files(stage),
         log:
             stage.layout.log("infer.rank{rank}"),
+        benchmark:
+            stage.layout.benchmark("infer.rank{rank}")
         retries: RUN.infer_retries
         conda:
             ENVIRONMENT
@@ -21,9 +23,12 @@ for stage in STAGES:
             attempt=lambda wildcards, attempt: attempt,
         params:
             run=command("infer.py"),
+            work=work(stage),
             config=stage.layout.config,
             num_shards=stage.sharding.num_shards,
             spec=stage.digest("vision", "vllm", "sampling", "run", "task_params"),
+        message:
+            stage.title + "rank {wildcards.rank}: {params.work}"
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --gpus {resources.gpu}"

@@ -10,6 +10,8 @@ rule plan:
     params:
         run=command("plan.py"),
         configs=[stage.layout.plan_config for stage in STAGES],
+    message:
+        "estimates what the run will take"
     shell:
         "{params.run} --log {log:q} --config {params.configs:q} --threads {threads}"
         " 2>&1 | tee -a {log:q}"

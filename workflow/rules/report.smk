@@ -7,11 +7,17 @@ for stage in STAGES:
             jsonl=stage.layout.output,
             summary=stage.layout.summary,
         output:
-            report(
+            page=report(
                 stage.layout.report,
                 caption="../report/output.rst",
                 category="Runs",
-                labels={"output": stage.layout.stem, "task": stage.config.run.task},
+                labels=report_labels(stage, "page"),
+            ),
+            table=report(
+                stage.layout.report_table,
+                caption="../report/table.rst",
+                category="Runs",
+                labels=report_labels(stage, "figures"),
             ),
         log:
             stage.layout.log("report"),
@@ -23,6 +29,8 @@ for stage in STAGES:
             config=stage.layout.config,
             num_shards=stage.sharding.num_shards,
             spec=stage.digest("report"),
+        message:
+            stage.title + "writes the page about the run"
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --threads {threads} >> {log:q} 2>&1"

@@ -22,8 +22,10 @@ for position, stage in enumerate(STAGES, 1):
             run_id=stage.sharding.run_id,
             later=[later.layout.config for later in STAGES[position:]],
             spec=stage.digest("data", "vision", "vllm", "sampling", "run", "task_params"),
+        message:
+            stage.title + "splits {input.samples} into {params.num_shards} chunks"
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --run-id={params.run_id:q} --threads {threads}"
             " --later {params.later:q}"
-            " 2>&1 | tee -a {log:q}"
+            " 2>&1 | tee -a {log:q}" + WITHOUT_ERROR

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,21 @@ class Config(Section):
     def video_root(self) -> str:
         """The absolute folder of relative video paths."""
         return str((self.data.video_root or self.data.input_jsonl.parent).absolute())
+
+    def placed(self, place: Callable[[str], str]) -> Config:
+        """The same configuration, with the input and the output of each stage where ``place`` puts
+        them."""
+        names = ("input_jsonl", "output_jsonl")
+        moved = {name: Path(place(str(getattr(self.data, name)))) for name in names}
+        stages = []
+        for stage in self.stages:
+            own = stage.get("data")
+            if isinstance(own, dict):  # else it is an error, which by_stage() explains
+                files = {name: place(str(own[name])) for name in names if name in own}
+                stage = {**stage, "data": {**own, **files}}
+            stages.append(stage)
+        data = self.data.model_copy(update=moved)
+        return self.model_copy(update={"data": data, "stages": stages})
 
     def by_stage(self) -> list[tuple[str, Config]]:
         """The name and the complete configuration of each stage. A configuration without stages is

@@ -30,7 +30,7 @@ def show_plan(report: dict[str, Any]) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column()
-    for name, text in _facts(report):
+    for name, text in plan_facts(report):
         facts.add_row(name, printable(text))
     console.print(facts)
     for name, title in (("prompt_tokens", "tokens of a prompt"), ("seconds", "seconds of video")):
@@ -48,8 +48,8 @@ def show_plan(report: dict[str, Any]) -> None:
         console.print(table)
 
 
-def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The names and texts above the histograms."""
+def plan_facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The names and texts of a plan, without its histograms."""
     samples, scale = report["samples"], report["scale"]
     yield "task, model", f"{report['task']}, {report['model']}"
     yield (

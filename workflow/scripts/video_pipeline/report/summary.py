@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from video_pipeline.common.files import Seal
+from video_pipeline.common.files import Seal, read_object
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import duration
 from video_pipeline.common.versions import SUMMARY, check_version
@@ -57,6 +57,19 @@ _COST = ("video_hours", "wall_seconds", "gpu_hours", "videos_per_second_per_gpu"
 
 _Cell = str | Text
 _Rows = list[tuple[_Cell, _Cell]]
+
+
+def read_counts(path: Path) -> dict[str, Any]:
+    """How many samples the summary in ``path`` counts, as ``distinct``, ``ok``, ``error``, ...; as
+    far as it has them."""
+    counts: dict[str, Any] = read_object(path).get("samples", {})
+    return counts
+
+
+def summary_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The names and figures of a summary."""
+    rows = (row for section in _sections(summary) for row in section)
+    return [(str(name).strip(), str(value)) for name, value in rows]
 
 
 def summary_table(path: Path) -> Table:

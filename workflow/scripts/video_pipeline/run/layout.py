@@ -41,6 +41,7 @@ class Layout:
 
     output: Path  # the consolidated output, as configured
     num_shards: int  # how many chunks the input is split into
+    logs: Path = Path("logs")  # the folder of all logs, relative to the working directory
 
     @classmethod
     def of(cls, config: Config, num_shards: int) -> Layout:
@@ -58,7 +59,11 @@ class Layout:
 
     def log(self, name: str) -> Path:
         """The log of one rule, relative to the working directory."""
-        return Path("logs") / self.stem / f"{name}.log"
+        return self.logs / self.stem / f"{name}.log"
+
+    def benchmark(self, name: str) -> Path:
+        """Snakemake's measurements of one rule's last job: time, memory, disk. Beside its log."""
+        return self.log(name).with_suffix(".tsv")
 
     # --- beside the output ------------------------------------------------------------------------
 
@@ -66,6 +71,7 @@ class Layout:
     summary = _beside(".summary.json")  # counts of the whole run
     errors = _beside(".errors.jsonl")  # the failed samples; may be the input of another run
     report = _beside(".report.html")
+    report_table = _beside(".report.tsv")  # the summary and the plan, for Snakemake's report
     partial = _beside(".partial.jsonl")  # the records that are finished before the run is
     videos = _beside(".videos.jsonl")  # of long videos: one line for each, with its windows
     dataset = _beside(".dataset")  # a folder to upload to a hub: Parquet and a card

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -37,14 +37,14 @@ SMALL_BYTES = 1_000_000
 # --- the files are there --------------------------------------------------------------------------
 
 
-def check_files(configs: Sequence[Config]) -> None:
+def check_files(configs: Sequence[Config], made: Iterable[Path] = ()) -> None:
     """Check that each file which the stages ``configs`` name is there; the output of one stage is
-    written before a later one reads it.
+    written before a later one reads it. ``made``: files that something else may write before.
 
     Raises :class:`UserError` naming every file that is not, as an absolute path, and the nearest
     name that is there.
     """
-    written: set[Path] = set()
+    written = set(made)
     faults = []
     for config in configs:
         for place, path, kind in _named_files(config):
@@ -136,6 +136,29 @@ def what_changed(config: Config, layout: Layout) -> list[str]:
         then = _flat(origin)
         changed.update(zip(names := different(then, now), describe(names, then, now), strict=True))
     return [changed[name] for name in sorted(changed)]
+
+
+class Change(NamedTuple):
+    """Something that samples or answers come from, and that is not what it was."""
+
+    kind: Literal["input", "setting", "code"]
+    words: str  # a key with its values if these are short, or the path of a file
+
+
+def changes_since(recorded: Mapping[str, Any], config: Config) -> list[Change]:
+    """In what ``config`` differs from the :func:`origin_of` the last split, without what asks the
+    model nothing new."""
+    then, now = _flat(recorded), _flat(origin_of(config))
+    input_jsonl, code = str(config.data.input_jsonl), set(map(str, code_files(config)))
+    changes = []
+    for name in different(then, now):
+        if name in ("input", input_jsonl):
+            changes.append(Change("input", input_jsonl))
+        elif name in code or name in recorded["files"]:
+            changes.append(Change("code", name))
+        elif not name.startswith(_NOTHING_ASKED):
+            changes.append(Change("setting", describe([name], then, now)[0]))
+    return changes
 
 
 _NOTHING_ASKED = ("input", "run.truncated", "run.plugins")

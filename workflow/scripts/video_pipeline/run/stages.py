@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from video_pipeline.common.processes import job_processes
@@ -27,6 +27,11 @@ class Stage:
     config: Config
     sharding: Sharding
     layout: Layout
+
+    @property
+    def title(self) -> str:
+        """What a line about it begins with: ``caption: ``; empty for a plain run."""
+        return f"{self.name}: " if self.name else ""
 
     @property
     def ranks(self) -> range:
@@ -66,15 +71,17 @@ class Stage:
         return digest(json.dumps(spec, sort_keys=True).encode())
 
 
-def resolve_stages(config: Config, *, gpus: int | None, is_main: bool) -> list[Stage]:
-    """The stages of an invocation, in order; arguments as in :func:`resolve_sharding`.
+def resolve_stages(config: Config, *, gpus: int | None, is_main: bool, logs: Path) -> list[Stage]:
+    """The stages of an invocation, in order. ``logs``: the folder of all logs; the other arguments
+    are those of :func:`resolve_sharding`.
 
     Raises :class:`UserError` for settings that cannot work.
     """
     stages = []
     for name, own in config.by_stage():
         sharding = resolve_sharding(own, Layout.of(own, 0).sharding, gpus=gpus, is_main=is_main)
-        stages.append(Stage(name, own, sharding, Layout.of(own, sharding.num_shards)))
+        layout = replace(Layout.of(own, sharding.num_shards), logs=logs)
+        stages.append(Stage(name, own, sharding, layout))
     return stages
 
 

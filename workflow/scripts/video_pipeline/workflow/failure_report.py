@@ -10,6 +10,7 @@ from pathlib import Path
 
 from video_pipeline.common.logs import ERROR, last_error
 from video_pipeline.run.stages import Stage
+from video_pipeline.workflow.weights import is_fetched
 
 MAX_ERRORS = 3
 """So many errors are shown."""
@@ -39,7 +40,10 @@ def failure_report(stages: Sequence[Stage], scripts: Path) -> str:
 def _last_errors(stage: Stage) -> list[str]:
     """The last words of the jobs whose output is missing."""
     layout = stage.layout
-    failed = [rule for rule, path in stage.rule_outputs.items() if not path.exists()]
+    outputs = dict(stage.rule_outputs)
+    if is_fetched(stage.config):
+        outputs["fetch"] = layout.weights
+    failed = [rule for rule, path in outputs.items() if not path.exists()]
     failed += [f"infer.rank{rank}" for rank in layout.unfinished()]
     return list(filter(None, (last_error(layout.log(name)) for name in failed)))
 

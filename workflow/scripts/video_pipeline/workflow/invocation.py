@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -12,6 +15,7 @@ from video_pipeline.common.files import write_text
 from video_pipeline.common.locks import take_output
 from video_pipeline.common.processes import stop_jobs_on_signals, tie_jobs_to_this_process
 from video_pipeline.config import load_config
+from video_pipeline.errors import UserError
 from video_pipeline.gpu.devices import check_machine
 from video_pipeline.run.origin import (
     check_files,
@@ -24,47 +28,122 @@ from video_pipeline.run.sharding import check_job_gpus, job_threads, jobs_at_onc
 from video_pipeline.run.stages import Stage, resolve_stages
 from video_pipeline.workflow.cluster import check_jobs
 from video_pipeline.workflow.failure_report import failure_report
+from video_pipeline.workflow.forecast import forecast
 from video_pipeline.workflow.literal_paths import take_literally
-from video_pipeline.workflow.pending import only_publishes
+from video_pipeline.workflow.pending import num_pending, only_publishes
+from video_pipeline.workflow.progress_lines import ProgressLines
 from video_pipeline.workflow.snakemake_internals import Snakemake, fails_as_workflow_error
 
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
+_OTHERS = ("fetch", "partial")
+"""The rules of each stage that take no settings of a profile from another stage."""
+
+_PLAN = "plan"
+"""The rule that is there once, for all stages."""
+
 
 class Invocation:
     """The stages of this call of Snakemake (one without a name if the configuration has none), and
-    what is decided once for all of its jobs. ``workflow`` is the object of this name in a
-    Snakefile."""
+    what is decided once for all of its jobs. In a module these are the stages of one import.
+
+    ``workflow`` is the object of this name in a Snakefile, ``scripts`` the folder of
+    ``workflow/scripts``.
+    """
 
     @fails_as_workflow_error
-    def __init__(self, workflow: Workflow, config: dict[str, Any]) -> None:
+    def __init__(self, workflow: Workflow, config: dict[str, Any], scripts: Path) -> None:
         tie_jobs_to_this_process()
         self.snakemake = Snakemake(workflow)
-        self._scripts = Path(workflow.basedir, "workflow", "scripts")
+        self._scripts = scripts
         self._locks: list[TextIO] = []
+        self._has_begun = False
+        self._progress: ProgressLines | None = None  # while this process may change the output
+        is_module = self.snakemake.is_module
+        run, logs = load_config(config), Path("logs")
+        if is_module:
+            place = self.snakemake.take_prefix()
+            run, logs = run.placed(place), Path(place(str(logs)))
         self.stages = resolve_stages(
-            load_config(config),
+            run,
             gpus=self.snakemake.gpu_limit,
             is_main=self.snakemake.is_main_process,
+            logs=logs,
         )
-        for stage in self.stages:
-            # What a profile sets for a rule holds for that rule in all stages.
-            for rule in ("infer", *stage.rule_outputs):
-                self.snakemake.copy_settings(rule, stage.rule(rule))
-            check_job_gpus(stage.config, self.snakemake.set_resource(stage.rule("infer"), "gpu"))
+        self._rules = self._name_rules()
         user_paths = (path for stage in self.stages for path in _user_paths(stage))
-        take_literally([workflow.basedir, *user_paths])
+        take_literally([str(scripts), *user_paths])
         if self.snakemake.is_main_process and not self.snakemake.only_inspects:
-            check_files([stage.config for stage in self.stages])
+            # In a module another rule may write the input.
+            made = [stage.config.data.input_jsonl for stage in self.stages if is_module]
+            check_files([stage.config for stage in self.stages], made)
+        if is_module:
+            self._join(self.snakemake.peers(self))
+
+    def _name_rules(self) -> list[tuple[str, str]]:
+        """The name of each rule in this workflow and in the importing one, without those that it
+        leaves out. Settings of a profile for a step hold for the rules of all stages and
+        imports."""
+        names = {}
+        for stage in self.stages:
+            steps = ("infer", *stage.rule_outputs)
+            for step in (*steps, *_OTHERS):
+                if final := self.snakemake.final_name(stage.rule(step)):
+                    names[stage.rule(step)] = final
+            for step in steps:
+                final = names.get(stage.rule(step), stage.rule(step))
+                for general in (self.snakemake.final_name(step) or step, step):
+                    self.snakemake.copy_settings(general, final)
+            infer = names.get(stage.rule("infer"), "infer")
+            check_job_gpus(stage.config, self.snakemake.set_resource(infer, "gpu"))
+        if plan := self.snakemake.final_name(_PLAN):
+            names[_PLAN] = plan
+        return list(names.items())
+
+    def _join(self, others: Sequence[Invocation]) -> None:
+        """Be called at the start and the end of the importing workflow, with the ``others`` of the
+        same Snakemake: once for all imports of the same run.
+
+        Raises :class:`UserError` if one of the others has another run with the same files.
+        """
+        configs = [stage.config for stage in self.stages]
+        for other in others:
+            if [stage.config for stage in other.stages] == configs:
+                other._rules += self._rules
+                return
+            for ours, theirs in itertools.product(self.stages, other.stages):
+                if os.path.abspath(ours.layout.output) == os.path.abspath(theirs.layout.output):
+                    raise UserError(
+                        f"two modules write {ours.layout.output}: give one of them another "
+                        "data.output_jsonl, or a prefix"
+                    )
+                if ours.layout.log("") == theirs.layout.log(""):
+                    raise UserError(
+                        f"{ours.layout.output} and {theirs.layout.output} of two modules would "
+                        f"share the logs in {ours.layout.log('').parent}: give one of the outputs "
+                        "another name, or its module a prefix"
+                    )
+        self.snakemake.add_handlers(
+            onstart=self.begin, onsuccess=self.show_summary, onerror=self.explain_failure
+        )
 
     # --- what rules ask for -----------------------------------------------------------------------
 
     def command(self, script: str) -> str:
         """The beginning of the command line of one of the workflow's scripts."""
-        # A conda environment brings its own interpreter.
-        python = "python" if self.snakemake.uses_conda else sys.executable
+        # A conda environment or a container brings its own interpreter.
+        python = "python" if self.snakemake.deploys_software else sys.executable
         return shlex.join([python, str(self._scripts / script)])
+
+    def work(self, stage: Stage, rank: int) -> str:
+        """What the inference job of ``rank`` does, in words. Ask when the job is about to start."""
+        pending = num_pending(stage.layout, rank)
+        if pending is None:
+            return "infers what is pending"
+        if not pending:
+            return "writes what is done to its rank file"
+        return f"infers {pending:,} sample{'s' * (pending != 1)}"
 
     @fails_as_workflow_error
     def samples(self, stage: Stage) -> str:
@@ -75,6 +154,11 @@ class Invocation:
         """
         config, layout = stage.config, stage.layout
         if self.snakemake.is_main_process:
+            if self.snakemake.calls_no_handlers:
+                raise UserError(
+                    "--no-hooks: leave it out. Before the first job a handler of video-pipeline "
+                    "locks the output and writes the configuration that the jobs read"
+                )
             if changed := what_changed(config, layout):
                 reason = f"split again, changed: {', '.join(changed)}"
                 self._force(stage, layout.manifest, reason)
@@ -85,6 +169,8 @@ class Invocation:
             if layout.reopened.exists():
                 reason = "failed samples were opened again: written anew"
                 self._force(stage, layout.output, reason)
+            if self.snakemake.is_dry_run:
+                atexit.register(_print, f"{stage.title}{forecast(config, layout)}")
         return str(config.data.input_jsonl)
 
     def _force(self, stage: Stage, output: Path, reason: str) -> None:
@@ -120,44 +206,39 @@ class Invocation:
     def begin(self) -> None:
         """Before the first job: check the cluster, take the outputs for this invocation, and write
         beside them what was decided."""
-        if not self.snakemake.is_main_process:
+        if self._has_begun or not self.snakemake.is_main_process:
             return
+        self._has_begun = True
         if self.snakemake.executor == "slurm":
-            jobs, has_rules = self.snakemake.planned_jobs(), self.snakemake.chooses_partitions
+            planned, has_rules = self.snakemake.planned_jobs(), self.snakemake.chooses_partitions
+            jobs = {name: planned[final] for name, final in self._rules if final in planned}
             for warning in check_jobs(jobs, self.stages, has_rules=has_rules):
                 _print(f"warning: {warning}")
-        if "plan" in self.snakemake.targets:
+        to_run = self.snakemake.rules_to_run()
+        rules = {name for name, final in self._rules if final in to_run}
+        if _PLAN in rules:
             for stage in self.stages:
                 write_text(stage.layout.plan_config, stage.config.to_yaml())
-        if self._changes_output:
+        # The others only look at the output, maybe beside an invocation that works on it.
+        if rules - {_PLAN, *(stage.rule("partial") for stage in self.stages)}:
             for stage in self.stages:
                 self._take(stage)
             stop_jobs_on_signals()
+            self._progress = ProgressLines(self.stages, self._scripts)
+            self._progress.begin()
 
     def show_summary(self) -> None:
         """After success: the summaries of the outputs, as tables."""
-        if self._changes_output:
-            from rich.console import Console
-
-            from video_pipeline.report.summary import summary_table
-
-            for stage in self.stages:
-                if stage.layout.summary.exists():
-                    Console(stderr=True).print(summary_table(stage.layout.summary))
+        if self._progress is not None:
+            self._progress.end()
+            self._progress.show_summary()
 
     def explain_failure(self) -> None:
-        """After a failure: where to look, and the command that continues."""
-        if self._changes_output:
-            _print(failure_report(self.stages, self._scripts))
-
-    @property
-    def _changes_output(self) -> bool:
-        """Whether this process may change the output: neither a job's, nor one that only looks at
-        the output, maybe beside an invocation that works on it."""
-        targets = self.snakemake.targets
-        readers = {"plan", *(stage.rule("partial") for stage in self.stages)}
-        only_looks = bool(targets) and targets <= readers
-        return self.snakemake.is_main_process and not only_looks
+        """After a failure: where to look, and the command that continues, when Snakemake has said
+        all that it has to say."""
+        if self._progress is not None:
+            self._progress.end()
+            atexit.register(_print, failure_report(self.stages, self._scripts))
 
     def _take(self, stage: Stage) -> None:
         """Lock the output of ``stage`` until this process ends, and write down the decisions."""

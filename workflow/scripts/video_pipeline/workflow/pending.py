@@ -27,6 +27,16 @@ def only_publishes(layout: Layout, rank: int) -> bool:
     return _newest_reopening(journal, _written_at(journal)) < done_at
 
 
+def num_pending(layout: Layout, rank: int) -> int | None:
+    """How many samples the job of ``rank`` has to infer, as far as the files tell; None if the
+    input was not split yet."""
+    manifest, _ = _read(layout.manifest)
+    if not manifest:
+        return None
+    pending: int = manifest["rank_pending"][rank]
+    return 0 if only_publishes(layout, rank) else pending
+
+
 def _read(path: Path) -> tuple[dict[str, Any], int]:
     """The JSON object in a file and when it was written; an empty one if the file is missing, or
     damaged, which the jobs say."""

@@ -39,6 +39,7 @@ _INSPECTIONS = {
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 Value = int | str | None
 JobResources = Mapping[str, Value]
@@ -98,16 +99,79 @@ class Snakemake:
         return not _INSPECTIONS.isdisjoint(sys.argv)
 
     @property
-    @_uses("workflow.dag_settings.targets")
-    def targets(self) -> set[str]:
-        """The targets on the command line."""
-        return set(self._workflow.dag_settings.targets)
+    @_uses("workflow.deployment_settings.deployment_method")
+    def deploys_software(self) -> bool:
+        """Whether jobs run in conda environments or containers (``--sdm``)."""
+        return bool(self._workflow.deployment_settings.deployment_method)
 
     @property
-    @_uses("workflow.deployment_settings.deployment_method")
-    def uses_conda(self) -> bool:
-        """Whether jobs run in conda environments (``--sdm conda``)."""
-        return "conda" in map(str, self._workflow.deployment_settings.deployment_method)
+    @_uses("workflow.dryrun")
+    def is_dry_run(self) -> bool:
+        """Whether it only shows what it would do (``-n``)."""
+        return bool(self._workflow.dryrun)
+
+    @property
+    @_uses("workflow.execution_settings.no_hooks")
+    def calls_no_handlers(self) -> bool:
+        """Whether ``onstart`` and its like are left out (``--no-hooks``)."""
+        return bool(self._workflow.execution_settings.no_hooks)
+
+    # --- modules: ask while the workflow is parsed ----------------------------------------------
+
+    @property
+    @_uses("workflow.modifier.is_main_snakefile")
+    def is_module(self) -> bool:
+        """Whether another workflow imports the one that is being parsed."""
+        return not self._workflow.modifier.is_main_snakefile()
+
+    @_uses("workflow.modifier.avail_rulename and modify_rulename")
+    def final_name(self, rule: str) -> str | None:
+        """The name of ``rule`` in the importing workflow, None if that leaves the rule out."""
+        modifier = self._workflow.modifier
+        if modifier.avail_rulename(rule) is None:
+            return None
+        name: str = modifier.modify_rulename(rule)
+        return name
+
+    @_uses("workflow.modifier.path_modifier")
+    def take_prefix(self) -> Callable[[str], str]:
+        """What ``prefix`` or ``replace_prefix`` of the importing workflow makes of a path. From
+        then on Snakemake leaves the paths in this module's rules as they are: scripts must find
+        the same files, and Snakemake tells them no prefix."""
+        from snakemake.path_modifier import PathModifier
+
+        modifier = self._workflow.modifier
+        importers = modifier.path_modifier
+        modifier.path_modifier = PathModifier(None, None, self._workflow)
+        return lambda path: str(importers.replace_prefix(path))
+
+    @_uses("workflow._onstart, _onsuccess and _onerror")
+    def add_handlers(self, **handlers: Callable[[], None]) -> None:
+        """Have Snakemake call ``handlers``, by their event (``onstart``, ``onsuccess``,
+        ``onerror``), after those of the importing workflow, which may still define its own: it
+        calls none that a module defines."""
+        for event, handler in handlers.items():
+            self._add_handler(event, handler)
+
+    def _add_handler(self, event: str, handler: Callable[[], None]) -> None:
+        workflow, register = self._workflow, getattr(self._workflow, event)
+
+        def both(theirs: Callable[[object], None]) -> Callable[[object], None]:
+            def call(log: object) -> None:
+                theirs(log)
+                handler()
+
+            return call
+
+        setattr(workflow, f"_{event}", both(getattr(workflow, f"_{event}")))
+        setattr(workflow, event, lambda theirs: register(both(theirs)))
+
+    def peers(self, newcomer: T) -> list[T]:
+        """Those that called this for the same Snakemake before: one for each import of a module.
+        From then on ``newcomer`` is one of them."""
+        peers: list[T] = vars(self._workflow).setdefault("_video_pipeline", [])
+        peers.append(newcomer)
+        return peers[:-1]
 
     # --- cores, GPUs and other resources --------------------------------------------------------
 
@@ -178,6 +242,11 @@ class Snakemake:
             for job in self._workflow.dag.needrun_jobs()
             if not job.is_local
         }
+
+    @_uses("workflow.dag.needrun_jobs")
+    def rules_to_run(self) -> set[str]:
+        """The names of the rules that have a job to run."""
+        return {job.rule.name for job in self._workflow.dag.needrun_jobs()}
 
     @_uses("workflow.dag.forcefiles")
     def force(self, output: Path) -> None:

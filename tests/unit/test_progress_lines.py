@@ -1,0 +1,71 @@
+"""What the terminal says about all jobs together."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers import Splitter, samples, wait_until
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate
+from video_pipeline.run.sharding import Sharding
+from video_pipeline.run.stages import Stage
+from video_pipeline.workflow import progress_lines
+from video_pipeline.workflow.progress_lines import ProgressLines
+
+
+@pytest.fixture
+def lines(splitting: Splitter) -> ProgressLines:
+    """Of a run with two ranks, of which the first is finished; one sample of the other fails."""
+    splitting([*samples(5), {"id": "bad", "path": "bad.mp4", "do": "raise"}])
+    splitting.run.configure(data={"num_shards": 2}, run={"max_error_rate": 1.0})
+    config, layout = splitting.run.config, splitting.layout
+    Sharding(2).write(layout.sharding)
+    layout.config.write_text(config.to_yaml())
+    infer(config, layout, 0, threads=2)
+    made = ProgressLines([Stage("", config, Sharding(2), layout)], Path("/the workflow"))
+    made.splitting = splitting
+    return made
+
+
+def test_a_line_now_and_then_is_about_all_ranks_together(lines, capsys, monkeypatch):
+    (line,) = lines.lines()
+    assert re.search(r"results/out\.jsonl: 3 of 6 \(50\.0%\) done, .*1 waiting, 1 done$", line)
+    monkeypatch.setattr(progress_lines, "LINE_SECONDS", 0.01)
+    lines.begin()
+    wait_until(lambda: "3 of 6 (50.0%) done" in capsys.readouterr().err, "a line")
+    lines.end()
+    lines._thread.join()
+
+
+def test_the_command_that_is_named_watches_the_run(lines, capsys):
+    lines.begin()
+    lines.end()
+    (line,) = capsys.readouterr().err.splitlines()
+    command = shlex.split(line.partition("terminal: ")[2])
+    done = subprocess.run([*command, "--once"], cwd="/", capture_output=True, text=True, check=True)
+    assert "3 of 6" in done.stdout
+
+
+def test_at_the_end_stand_the_paths_and_the_command_for_what_failed(lines, capsys):
+    config, layout = lines.splitting.run.config, lines.splitting.layout
+    infer(config, layout, 1, threads=2)
+    consolidate(config, layout)
+    assert json.loads(layout.summary.read_text())["samples"]["error"] == 1
+    assert list(lines.lines()) == []  # it is over
+    capsys.readouterr()
+    lines.show_summary()
+    *_, output, report, errors, retry = capsys.readouterr().err.splitlines()
+    assert [output, report, errors] == [
+        "output  results/out.jsonl",
+        "report  results/out.report.html",
+        "errors  results/out.errors.jsonl",
+    ]
+    assert retry.startswith("Samples that failed: 1. ")
+    command = shlex.split(retry.partition("snakemake command: ")[2])
+    subprocess.run(command, cwd="/", check=True)
+    assert layout.reopened.exists()

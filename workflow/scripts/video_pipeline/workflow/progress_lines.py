@@ -1,0 +1,102 @@
+"""What the terminal says about all jobs together, while Snakemake speaks of each."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from video_pipeline.common.printable import printable
+from video_pipeline.errors import Failure
+from video_pipeline.run.stages import Stage
+
+LINE_SECONDS = 60.0
+"""How often a stage that is at work has a line."""
+
+
+class ProgressLines:
+    """Writes to stderr, so that ``--quiet`` leaves it, and a logger that draws on the terminal can
+    put it above its drawing."""
+
+    def __init__(self, stages: Sequence[Stage], scripts: Path) -> None:
+        """``scripts``: the folder of the workflow's scripts."""
+        self._stages = stages
+        self._scripts = scripts
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._print_lines, daemon=True)
+
+    def begin(self) -> None:
+        """Name the command that watches the run, and print lines from now on."""
+        for stage in self._stages:
+            command = self._command("watch", stage)
+            _print(f"{stage.title}watch {stage.layout.output} from another terminal: {command}")
+        self._thread.start()
+
+    def end(self) -> None:
+        """Print no more lines."""
+        self._is_over.set()
+
+    def show_summary(self) -> None:
+        """Print the table of each summary, where the files are, and the next command if a sample
+        has failed."""
+        from rich.console import Console
+
+        from video_pipeline.report.summary import read_counts, summary_table
+
+        for stage in self._stages:
+            layout = stage.layout
+            if not layout.summary.exists():
+                continue
+            Console(stderr=True).print(summary_table(layout.summary))
+            for name, path in (
+                ("output", layout.output),
+                ("report", layout.report),
+                ("errors", layout.errors),
+            ):
+                _print(f"{name}  {path}")
+            if failed := read_counts(layout.summary).get("error"):
+                _print(
+                    f"Samples that failed: {failed:,}. To open them again, before the same "
+                    f"snakemake command: {self._command('retry', stage)}"
+                )
+
+    def _print_lines(self) -> None:
+        while not self._is_over.wait(LINE_SECONDS):
+            for line in self.lines():
+                _print(line)
+
+    def lines(self) -> Iterator[str]:
+        """A line for each stage that has begun and is not over, about all of its ranks."""
+        from video_pipeline.commands.watch import lines, look
+
+        for stage in self._stages:
+            try:
+                view = look(stage.config)
+            except (Failure, OSError):  # split is about to replace what it reads
+                continue
+            if (view.ranks or view.step) and not view.is_over:
+                yield lines(stage.name, view)[0]
+
+    def _command(self, name: str, stage: Stage) -> str:
+        """The command line of ``python -m video_pipeline.name`` for a stage."""
+        words = [sys.executable, "-m", f"video_pipeline.{name}"]
+        if not _is_installed():
+            words = ["env", f"PYTHONPATH={self._scripts}", *words]
+        config = os.path.abspath(stage.layout.config)
+        return shlex.join([*words, "--directory", str(Path.cwd()), "--configfile", config])
+
+
+def _is_installed() -> bool:
+    try:
+        metadata.distribution("video-pipeline")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _print(text: str) -> None:
+    print(printable(text), file=sys.stderr, flush=True)
