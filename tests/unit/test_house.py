@@ -38,7 +38,7 @@ ROOMS = [
 """From the ground floor up: a room uses what stands before it."""
 
 MODULE_LINES = 400
-LIBRARY_LINES = 21_000
+LIBRARY_LINES = 24_000
 """Ceilings. Whoever needs more lines looks first for those that may go."""
 
 
@@ -87,7 +87,7 @@ def of_this_library(path: Path) -> set[str]:
 def test_a_room_uses_those_below_it(path):
     if (name := name_of(path)) in ("", "api", "retry", "watch", "preview"):
         return  # doors to the rooms
-    if name == "journal.__main__":
+    if name in ("journal.__main__", "samples.__main__"):
         return
     here = ROOMS.index(room_of(name))
     above = {room for room in of_this_library(path) if ROOMS.index(room) > here}

@@ -14,11 +14,11 @@ from video_pipeline.errors import UserError
 from video_pipeline.samples.input import (
     BadLines,
     InputReader,
-    read_blocks,
     task_sample,
     video_address,
     video_uri,
 )
+from video_pipeline.samples.sources import read_blocks
 from video_pipeline.samples.windows import windows
 
 GOOD = b'{"path": "a.mp4"}'
@@ -41,7 +41,7 @@ def complaint(reader: InputReader) -> str:
     """What the user is told about bad input."""
     list(reader)
     with pytest.raises(UserError) as caught:
-        reader.bad.raise_any(Path())
+        reader.bad.raise_any(".")
     return str(caught.value)
 
 
@@ -271,7 +271,7 @@ def test_other_names_of_the_path(reader):
 
 def keys_of(reader: InputReader) -> list[str]:
     keys = [sample.key for sample in reader]
-    reader.bad.raise_any(Path())
+    reader.bad.raise_any(".")
     return keys
 
 

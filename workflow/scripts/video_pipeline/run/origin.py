@@ -19,6 +19,7 @@ from video_pipeline.common import versions
 from video_pipeline.common.files import Seal, read_object, why_not_there
 from video_pipeline.common.plugins import plugin_files
 from video_pipeline.config import Config
+from video_pipeline.config.source import Source, absolute
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.journal.format import count_answers
 from video_pipeline.model.model import is_path
@@ -58,7 +59,10 @@ def check_files(configs: Sequence[Config]) -> None:
 
 def _named_files(config: Config) -> Iterator[tuple[str, Path, str]]:
     """The key, the path and the kind of each file."""
-    yield "data.input_jsonl", config.data.input_jsonl, "file"
+    source = config.data.source
+    if source.is_local:
+        place = source.place if source.is_file else source.root
+        yield "data.input_jsonl", Path(place), "file" if source.is_file else "folder"
     for plugin in config.run.plugins:
         if plugin.endswith(".py") or "/" in plugin:  # else it is the name of a module
             yield "run.plugins", Path(plugin), "file"
@@ -80,14 +84,25 @@ def origin_of(config: Config) -> dict[str, Any]:
 
     ``input`` is named as in the configuration, so that the folder of a run may move.
     """
-    files = [config.data.input_jsonl, *code_files(config)]
     settings = written_settings(config)
     return {
-        "input": str(config.data.input_jsonl),
+        "input": config.data.input_jsonl,
         "task": config.run.task,
         "settings": orjson.loads(orjson.dumps(settings, option=orjson.OPT_NON_STR_KEYS)),
-        "files": {str(path): file_digest(path) for path in files},
+        "files": {
+            config.data.input_jsonl: _source_digest(config.data.source),
+            **{str(path): file_digest(path) for path in code_files(config)},
+        },
     }
+
+
+def _source_digest(source: Source) -> str | None:
+    """What stands for the content of an input; of a folder or a pattern, for the names in it."""
+    if source.is_file:
+        return file_digest(Path(source.place))
+    from video_pipeline.samples.sources import listing_digest
+
+    return listing_digest(source)
 
 
 def code_files(config: Config) -> list[Path]:
@@ -123,10 +138,11 @@ def what_changed(config: Config, layout: Layout) -> list[str]:
     ``task``, the keys of settings (with their values if these are short) and the paths of
     files. Empty if in nothing. Snakemake alone may not see it: a file can be older than what it
     replaces, and what it remembers of its last run can be gone."""
-    input_jsonl = config.data.input_jsonl
+    source = config.data.source
     manifest, summary = read_object(layout.manifest), read_object(layout.summary)
     recorded = list(filter(None, (manifest.get("origin"), summary.get("origin"))))
-    if not recorded or not input_jsonl.exists():  # a stage before it has to write it
+    awaited = source.is_local and source.is_file and not os.path.exists(source.place)
+    if not recorded or awaited:  # a stage before it has to write it
         return []
     now, changed = _flat(origin_of(config)), {}
     if manifest and manifest.get("version") != versions.CHUNKS:
@@ -145,7 +161,7 @@ _NOTHING_ASKED = ("input", "run.truncated", "run.plugins")
 def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
     """What becomes of the answers that are there, now that ``changed`` differs
     (:func:`what_changed`); empty if there are none, or no other question comes of it."""
-    harmless = (*_NOTHING_ASKED, str(config.data.input_jsonl))
+    harmless = (*_NOTHING_ASKED, config.data.input_jsonl)
     recorded = read_object(layout.summary) or read_object(layout.manifest)
     if all(name.startswith(harmless) for name in changed) or "journal" not in recorded:
         return ""
@@ -213,5 +229,5 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
         logger.warning(
             "%s has changed since it was split; what is written holds the samples as they were. "
             "Run snakemake again for the new ones",
-            config.data.input_jsonl.absolute(),
+            absolute(config.data.input_jsonl),
         )

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import orjson
-import zstandard
 
 from video_pipeline.config import Config, Data
 from video_pipeline.errors import UserError
@@ -25,8 +21,6 @@ from video_pipeline.samples.windows import CUT, is_window, window_id
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
 
-_BLOCK_BYTES = 1 << 18
-_UTF8_BOM = b"\xef\xbb\xbf"
 _SECONDS = {int, float}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile("://[^/@]*@")
@@ -65,7 +59,7 @@ class BadLines:
         self.count += other.count
         self._first = sorted(self._first + other._first)[:SHOWN_ERRORS]
 
-    def raise_any(self, path: Path) -> None:
+    def raise_any(self, path: str) -> None:
         """Raise :class:`UserError` naming the bad lines of ``path``, if there are any."""
         if self.count:
             more = self.count - len(self._first)
@@ -159,51 +153,6 @@ class InputReader:
         if is_window(raw):
             return window_id(value, raw)
         return str(value)
-
-
-def read_blocks(path: Path) -> Iterator[bytes]:
-    """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 256 kB that end where a line ends,
-    without a leading byte-order mark.
-
-    Raises :class:`UserError` if the file cannot be read.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            pieces: list[bytes] = [b""]  # of a line that is not over yet
-            mark = _UTF8_BOM
-            for data in _decompressed(path, file):
-                end = data.rfind(b"\n") + 1
-                pieces.append(data[:end] if end else data)
-                if end:
-                    yield b"".join(pieces).removeprefix(mark)
-                    pieces, mark = [data[end:]], b""
-            if rest := b"".join(pieces).removeprefix(mark):
-                yield rest
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"cannot read {path.absolute()}: {error}") from error
-
-
-def _decompressed(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    """The bytes of an open file, whatever its suffix says it is compressed with."""
-    if path.suffix == ".zst":
-        return _zst(file)
-    stream = gzip.open(file, "rb") if path.suffix == ".gz" else file
-    return iter(lambda: stream.read(_BLOCK_BYTES), b"")
-
-
-def _zst(file: BinaryIO) -> Iterator[bytes]:
-    """The bytes of the zstd frames in ``file``. Raises :class:`EOFError` if the last is cut off
-    (zstandard's own stream reader takes that for the end)."""
-    frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
-    while data := file.read(_BLOCK_BYTES // 8):  # it grows about so much
-        while data:
-            yield frame.decompress(data)
-            data, begun = b"", True
-            if frame.eof:
-                data, begun = frame.unused_data, False
-                frame = zstandard.ZstdDecompressor().decompressobj()
-    if begun:
-        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
 
 
 def _parse(line: bytes, check_numbers: bool) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from video_pipeline.samples.input import (
     BadLines,
     InputReader,
     InputSample,
-    read_blocks,
     video_address,
 )
+from video_pipeline.samples.sources import read_blocks
 from video_pipeline.split.weights import known_weight
 from video_pipeline.tasks.base import ONLY_PART
 
@@ -243,7 +243,7 @@ def _expanded(
 def _numbered_blocks(config: Config) -> Iterator[tuple[bytes, int, int]]:
     """Arguments of :meth:`Scanner.scan`."""
     first, twice = 1, TWICE
-    for block in read_blocks(config.data.input_jsonl):
+    for block in read_blocks(config.data.input_jsonl, config.data.video_field):
         yield block, first, twice
         first, twice = first + block.count(b"\n"), 0
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from video_pipeline.config import Config, Data
 from video_pipeline.errors import UserError
-from video_pipeline.video.access import Access, limit_access
+from video_pipeline.video.access import Access
+
+if TYPE_CHECKING:
+    from video_pipeline.video.demuxer import Header
+    from video_pipeline.video.headers import HeaderReaders
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,6 @@ STAT_THREADS = 32
 """On a network file system `stat` is nearly all waiting."""
 
 _TOO_LONG = 1e8  # seconds: 3 years
-_HEADERS_AT_ONCE = 16
 
 
 def known_weight(raw: dict[str, Any], by: str) -> float:
@@ -114,7 +115,7 @@ class Weigher:
         self._data = data
         self._num_processes = num_processes
         self._threads = ThreadPoolExecutor(STAT_THREADS, thread_name_prefix="stat")
-        self._processes: ProcessPoolExecutor | None = None
+        self._headers: HeaderReaders | None = None
         self.missing = MissingFiles()
         self.looked_up = 0
         self.seconds = 0.0
@@ -124,8 +125,8 @@ class Weigher:
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown()
-        if self._processes is not None:
-            self._processes.shutdown()
+        if self._headers is not None:
+            self._headers.close()
 
     def weigh(
         self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray, files: Sequence[str]
@@ -164,24 +165,11 @@ class Weigher:
     def _durations(self, files: list[str]) -> np.ndarray:
         if not files:
             return np.empty(0)
-        if self._processes is None:
-            self._processes = ProcessPoolExecutor(
-                self._num_processes,
-                multiprocessing.get_context("spawn"),
-                initializer=limit_access,
-                initargs=(Access.of(self._data),),
-            )
-        step = _HEADERS_AT_ONCE
-        slices = [files[begin : begin + step] for begin in range(0, len(files), step)]
-        try:
-            return np.concatenate(list(self._processes.map(_durations, slices)))
-        except BrokenProcessPool:  # a file kills its reader: it is found by halves
-            self._processes = None
-        if len(files) == 1:
-            return np.array([math.nan])
-        middle = len(files) // 2
-        halves = files[:middle], files[middle:]
-        return np.concatenate([self._durations(half) for half in halves])
+        if self._headers is None:
+            from video_pipeline.video.headers import HeaderReaders
+
+            self._headers = HeaderReaders(Access.of(self._data), self._num_processes)
+        return np.array([_seconds(header) for header in self._headers.read(files)])
 
 
 def _is_local(address: str) -> bool:
@@ -210,14 +198,6 @@ def _sizes(files: list[str]) -> np.ndarray:
     return sizes
 
 
-def _durations(files: list[str]) -> list[float]:
-    """The seconds that each file's header says it lasts, NaN if it does not say."""
-    from video_pipeline.video.demuxer import header_seconds
-
-    seconds = []
-    for file in files:
-        try:
-            seconds.append(header_seconds(file) or math.nan)
-        except Exception:  # whatever it is, the reader will say so
-            seconds.append(math.nan)
-    return seconds
+def _seconds(header: Header | str) -> float:
+    """The seconds that a header says a video lasts, NaN if it does not say."""
+    return math.nan if isinstance(header, str) else header.duration or math.nan
