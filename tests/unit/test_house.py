@@ -15,6 +15,7 @@ ROOMS = [
     "errors",
     "common",
     "config",
+    "storage",
     "video",
     "tasks",
     "samples",

@@ -39,16 +39,17 @@ class Data(Section):
         description="The field with a unique id, which becomes `__key`. `null`: the key is a "
         "hash of the sample's content.",
     )
-    allowed_roots: list[Path] | None = Field(
+    allowed_roots: list[Place] | None = Field(
         default=None,
         description="Local videos and images must lie in these folders, after links and `..` "
-        "are followed; others become error records. Relative folders start from the "
-        "working directory. `null`: they may lie anywhere.",
+        "are followed, and those in stores under these addresses (`s3://bucket/clips`); others "
+        "become error records. Relative folders start from the working directory. `null`: they "
+        "may lie anywhere.",
     )
     max_download_gb: Positive = Field(
         default=4.0,
-        description="Largest video that is downloaded by http(s), in GB. It goes to the folder "
-        "for temporary files (`TMPDIR`).",
+        description="Largest video that is downloaded, in GB. It goes to the folder for temporary "
+        "files (`TMPDIR`).",
     )
     allow_private_addresses: bool = Field(
         default=False,

@@ -61,6 +61,18 @@ def absolute(place: str) -> str:
     return place if scheme_of(place) else str(Path(place).absolute())
 
 
+def shown(place: str) -> str:
+    """``place`` as messages show it: a local path is absolute, an http address has no user,
+    password or query, which may hold a signature."""
+    if scheme_of(place) not in ("http", "https"):
+        return absolute(place)
+    try:
+        parts = urlsplit(place)
+    except ValueError:
+        return "an address that is not valid"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 @dataclass(frozen=True)
 class Source:
     """What ``data.input_jsonl`` names."""
@@ -85,10 +97,11 @@ class Source:
         scheme, path = scheme_of(self.place), self._path
         if not scheme and os.path.isdir(path):
             return "folder"
-        if scheme in STORES and (path.endswith("/") or "." not in path.rpartition("/")[2]):
-            return "folder"
         if has_magic(path) and (scheme in STORES or not (scheme or os.path.exists(path))):
             return "pattern"
+        is_repository = scheme == "hf" and path.count("/") <= 4  # hf://datasets/owner/name
+        if scheme in STORES and (is_repository or "." not in path.rpartition("/")[2]):
+            return "folder"
         name = path.lower()
         for compression in COMPRESSIONS:
             name = name.removesuffix(compression)

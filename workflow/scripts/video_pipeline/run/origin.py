@@ -19,7 +19,7 @@ from video_pipeline.common import versions
 from video_pipeline.common.files import Seal, read_object, why_not_there
 from video_pipeline.common.plugins import plugin_files
 from video_pipeline.config import Config
-from video_pipeline.config.source import Source, absolute
+from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.journal.format import count_answers
 from video_pipeline.model.model import is_path
@@ -97,12 +97,11 @@ def origin_of(config: Config) -> dict[str, Any]:
 
 
 def _source_digest(source: Source) -> str | None:
-    """What stands for the content of an input; of a folder or a pattern, for the names in it."""
-    if source.is_file:
+    if source.is_local and source.is_file:
         return file_digest(Path(source.place))
-    from video_pipeline.samples.sources import listing_digest
+    from video_pipeline.samples.sources import source_digest
 
-    return listing_digest(source)
+    return source_digest(source)
 
 
 def code_files(config: Config) -> list[Path]:
@@ -229,5 +228,5 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
         logger.warning(
             "%s has changed since it was split; what is written holds the samples as they were. "
             "Run snakemake again for the new ones",
-            absolute(config.data.input_jsonl),
+            shown(config.data.input_jsonl),
         )

@@ -9,8 +9,11 @@ from typing import BinaryIO
 
 import zstandard
 
-from video_pipeline.config.source import Source, absolute
+from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import UserError
+from video_pipeline.storage.access import TRUSTED
+from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.opening import copy_of
 
 BLOCK_BYTES = 1 << 18
 
@@ -26,9 +29,9 @@ def whole_lines(source: Source) -> Iterator[bytes]:
 
     Raises :class:`UserError` if the file cannot be read.
     """
-    where = absolute(source.place)
+    where = shown(source.place)
     try:
-        with open(source.place, "rb", buffering=0) as file:
+        with open_source(source) as file:
             pieces: list[bytes] = [b""]  # of a line that is not over yet
             size, mark = 0, _UTF8_BOM
             for data in _decompressed(source, file):
@@ -42,8 +45,18 @@ def whole_lines(source: Source) -> Iterator[bytes]:
                     raise UserError(f"{where}: a line is longer than {MAX_LINE_BYTES >> 20} MiB")
             if rest := b"".join(pieces).removeprefix(mark):
                 yield rest
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError, VideoReadError) as error:
         raise UserError(f"cannot read {where}: {error}") from error
+
+
+def open_source(source: Source) -> BinaryIO:
+    """Open the file that the user's configuration names, wherever it lies; a remote one is copied
+    to a temporary file. Raises :class:`VideoReadError` or :class:`OSError`."""
+    if source.is_local:
+        return open(source.place, "rb", buffering=0)
+    file = copy_of(source.place, TRUSTED)
+    file.seek(0)
+    return file
 
 
 def _decompressed(source: Source, file: BinaryIO) -> Iterator[bytes]:

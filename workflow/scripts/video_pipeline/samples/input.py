@@ -14,15 +14,16 @@ import numpy as np
 import orjson
 
 from video_pipeline.config import Config, Data
+from video_pipeline.config.source import STORES, scheme_of
 from video_pipeline.errors import UserError
-from video_pipeline.samples.identity import content_key
+from video_pipeline.samples.identity import content_key, stable_address
 from video_pipeline.samples.windows import CUT, is_window, window_id
+from video_pipeline.storage.stores import check_address
 
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
 
 _SECONDS = {int, float}
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile("://[^/@]*@")
 # orjson reads integers up to 64 bits exactly and turns larger ones into floats without a word;
 # only blocks with a run of 19 digits need the slower, exact check.
@@ -145,7 +146,9 @@ class InputReader:
         """``__key`` of a sample: the windows of a video share its id, so their times follow it.
         Raises :class:`ValueError` if its id is none."""
         if self._id_field is None:
-            return content_key(raw)
+            video = raw.get(self._video_field)
+            stable = stable_address(video)
+            return content_key(raw if stable is video else {**raw, self._video_field: stable})
         value: Any = raw.get(self._id_field)
         if type(value) not in (str, int) or value == "":
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
@@ -236,21 +239,29 @@ def _unwrap(value: dict[str, Any], with_failed: bool) -> dict[str, Any] | None:
 
 
 def video_uri(video: str, root: str) -> str:
-    """The address of a video: ``http(s)://`` as it is, everything else as an absolute local path.
+    """The address of a video: ``http(s)://`` and that of a store as it is, ``file://`` and a path
+    as an absolute local path. A relative path goes on from ``root``, which may be an address.
 
     Raises :class:`ValueError` for another scheme or a ``file://`` of another host.
     """
-    if "://" not in video or not _SCHEME.match(video):
+    scheme = scheme_of(video)
+    if not scheme:
         if video.startswith("/"):
             return video
         return root + video if root.endswith("/") else f"{root}/{video}"
-    parts = urlsplit(video)
-    if parts.scheme.lower() in ("http", "https"):
+    if scheme in STORES:
+        check_address(video)
         return video
-    if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
+    parts = urlsplit(video)
+    if scheme in ("http", "https"):
+        return video
+    if scheme == "file" and parts.netloc in ("", "localhost"):
         return unquote(parts.path)
     address = _CREDENTIALS.sub("://***@", video)
-    raise ValueError(f"{address!r:.200}: only local paths, file:// and http(s):// are read")
+    raise ValueError(
+        f"{address!r:.200}: only local paths, file://, http(s)://, s3://, gs://, az:// and hf:// "
+        "are read"
+    )
 
 
 def video_address(video: Any, root: str) -> str | list[str] | None:

@@ -8,7 +8,9 @@ for their Nth sample.
 from __future__ import annotations
 
 import csv
+import glob
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -16,11 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from fsspec.utils import glob_translate
 
-from video_pipeline.config.source import Source, absolute
+from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import UserError
 from video_pipeline.samples.blocks import BLOCK_BYTES, whole_lines
 from video_pipeline.samples.identity import digest
+from video_pipeline.storage import stores
+from video_pipeline.storage.access import TRUSTED
+from video_pipeline.storage.blobs import BlobFile
+from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.opening import open_blob
 
 VIDEO_SUFFIXES = (
     *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
@@ -39,7 +47,7 @@ def read_blocks(place: str | Path, video_field: str = "path") -> Iterator[bytes]
     line ends, without a leading byte-order mark.
 
     Args:
-        place: A local path, see :class:`video_pipeline.config.source.Source`.
+        place: What ``data.input_jsonl`` names, see :class:`video_pipeline.config.source.Source`.
         video_field: The field that gets the path of a video, relative to the root of the source.
 
     Raises:
@@ -71,7 +79,7 @@ def _json(source: Source, number: int, raw: dict[str, Any]) -> bytes:
         return orjson.dumps(raw, default=str)
     except TypeError as error:  # such as a name of a file that is not UTF-8
         raise UserError(
-            f"{absolute(source.place)}, sample {number}: cannot be written as JSON: {error}; "
+            f"{shown(source.place)}, sample {number}: cannot be written as JSON: {error}; "
             f"{raw!r:.200}"
         ) from None
 
@@ -89,7 +97,7 @@ def _text_lines(source: Source) -> Iterator[str]:
                 yield f"{line.decode()}\n"
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{absolute(source.place)}, line {number}: byte {line[error.start]:#x} is not "
+                    f"{shown(source.place)}, line {number}: byte {line[error.start]:#x} is not "
                     "UTF-8; save the file as UTF-8"
                 ) from None
 
@@ -104,7 +112,7 @@ def _list(source: Source, video_field: str) -> Iterator[bytes]:
 def _table(delimiter: str, source: Source, video_field: str) -> Iterator[bytes]:
     """A row is a sample; the first one names the fields. An empty cell is no field."""
     rows = csv.reader(_text_lines(source), delimiter=delimiter, strict=True)
-    where, written = absolute(source.place), 0
+    where, written = shown(source.place), 0
     try:
         names = next(rows, [])
         if video_field not in names:
@@ -149,9 +157,9 @@ def _parquet(source: Source, video_field: str) -> Iterator[bytes]:
     import pyarrow
     from pyarrow import parquet
 
-    where = absolute(source.place)
+    where = shown(source.place)
     try:
-        with parquet.ParquetFile(source.place) as file:
+        with parquet.ParquetFile(BlobFile(open_blob(source.place, TRUSTED))) as file:
             schema = file.schema_arrow
             names = [field.name for field in schema if not _holds_bytes(field.type)]
             if video_field not in names:
@@ -164,7 +172,7 @@ def _parquet(source: Source, video_field: str) -> Iterator[bytes]:
                 for raw in batch.to_pylist():
                     number += 1
                     yield _json(source, number, raw)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, VideoReadError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {where}: {error}") from error
 
 
@@ -182,31 +190,49 @@ def _holds_bytes(kind: Any) -> bool:
 # --- folders --------------------------------------------------------------------------------------
 
 
-def listed(source: Source) -> list[str]:
-    """The files of a folder or a pattern, relative to its root, sorted. Of a folder those that are
-    named like videos, in it and in the folders below; hidden ones are left out.
+def listed(source: Source) -> Iterator[dict[str, Any]]:
+    """The files of a folder or a pattern, sorted: their ``path`` relative to its root; in a store
+    also their ``size`` in bytes and their ``etag``, which changes when their content does. Of a
+    folder those that are named like videos, in it and in the folders below; hidden ones are left
+    out.
 
     Raises :class:`UserError` if the folder cannot be read.
     """
+    if source.is_local:
+        yield from ({"path": name} for name in sorted(_local_names(source)))
+        return
+    root = f"{source.root}/"
+    pattern = source.place.removeprefix(root) if source.kind == "pattern" else ""
+    matches = re.compile(glob_translate(pattern)).fullmatch if pattern else is_video
+    start = root + re.split(r"[*?[]", pattern)[0]
+    try:
+        for found in stores.listed(start):
+            name = found.address.removeprefix(root)
+            if matches(name):
+                yield {"path": name, "size": found.size, "etag": found.version}
+    except VideoReadError as error:
+        raise UserError(f"cannot list {shown(source.place)}: {error}") from error
+
+
+def _local_names(source: Source) -> list[str]:
     root = Path(source.root)
     if source.kind == "pattern":
-        import glob
-
         pattern = os.path.relpath(source.place, root)
         found = glob.glob(pattern, root_dir=root, recursive=True)
-        return sorted(name for name in found if (root / name).is_file())
+        return [name for name in found if (root / name).is_file()]
     names: list[str] = []
     for folder, folders, files in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = os.path.relpath(folder, root)
         start = "" if prefix == "." else f"{prefix}/"
         names += [start + name for name in files if is_video(name)]
-    return sorted(names)
+    return names
 
 
-def is_video(name: str) -> bool:
-    """Whether a file is named like a video, and is not hidden."""
-    return not name.startswith(".") and name.lower().endswith(VIDEO_SUFFIXES)
+def is_video(path: str) -> bool:
+    """Whether a file is named like a video, and neither it nor a folder of ``path`` is hidden."""
+    hidden = path.startswith(".") or "/." in path
+    return not hidden and path.lower().endswith(VIDEO_SUFFIXES)
 
 
 def _raise(error: OSError) -> None:
@@ -214,31 +240,38 @@ def _raise(error: OSError) -> None:
 
 
 def _listing(source: Source, video_field: str) -> Iterator[bytes]:
-    names = listed(source)
-    if not names:
+    number = 0
+    for number, found in enumerate(listed(source), 1):
+        yield _json(source, number, {video_field: found.pop("path"), **found})
+    if not number:
         raise UserError(_nothing_there(source))
-    for number, name in enumerate(names, 1):
-        yield _json(source, number, {video_field: name})
 
 
 def _nothing_there(source: Source) -> str:
-    where = absolute(source.place)
+    where = shown(source.place)
     if source.kind == "pattern":
         return f"{where}: the pattern matches no file"
-    others = (entry.name for entry in os.scandir(source.place) if not entry.is_dir())
-    shown = ", ".join(sorted(islice(others, 5)))
+    shown_names = ""
+    if source.is_local:
+        others = (entry.name for entry in os.scandir(source.place) if not entry.is_dir())
+        shown_names = ", ".join(sorted(islice(others, 5)))
     return (
         f"{where}: no videos in this folder or below ({' '.join(VIDEO_SUFFIXES)})"
-        + (f"; it holds {shown}" if shown else "")
+        + (f"; it holds {shown_names}" if shown_names else "")
         + ". A pattern such as `folder/*.jpg` takes files of any name"
     )
 
 
-def listing_digest(source: Source) -> str | None:
-    """What stands for the names that a folder or a pattern lists; None if it cannot be read."""
+def source_digest(source: Source) -> str | None:
+    """What stands for the content of an input: of a folder or a pattern, for what it lists; of a
+    remote file, for what its place tells of it. None if it cannot be read."""
     try:
-        return digest("\0".join(listed(source)).encode("utf-8", "surrogateescape"))
-    except (OSError, UserError):
+        if source.is_file:
+            blob = open_blob(source.place, TRUSTED)
+            return f"{blob.size} bytes, {blob.version}"
+        names = (repr(sorted(found.items())) for found in listed(source))
+        return digest("\0".join(names).encode("utf-8", "surrogateescape"))
+    except (OSError, UserError, VideoReadError):
         return None
 
 

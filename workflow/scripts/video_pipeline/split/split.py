@@ -27,7 +27,7 @@ from video_pipeline.common.files import (
 from video_pipeline.common.processes import job_processes
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
-from video_pipeline.config.source import Source, absolute
+from video_pipeline.config.source import Source, shown
 from video_pipeline.config.vllm_version import warn_if_untried
 from video_pipeline.errors import UserError
 from video_pipeline.journal.format import count_answers
@@ -146,7 +146,7 @@ class _Split:
         self._bad.raise_any(config.data.input_jsonl)
         if origin_of(config)["files"] != manifest.origin["files"]:
             raise UserError(
-                f"{absolute(config.data.input_jsonl)}, a plugin or a prompt file has changed "
+                f"{shown(config.data.input_jsonl)}, a plugin or a prompt file has changed "
                 "while the input was split; run again"
             )
         manifest.duplicates = int(is_duplicate.sum())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, cast
 
 import av
 from av.container.input import InputContainer
@@ -17,6 +17,8 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from video_pipeline.storage.blobs import BlobFile
+from video_pipeline.storage.opening import local_path, open_blob
 from video_pipeline.video.access import MediaFile
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.no_video import why_no_video
@@ -75,14 +77,21 @@ class Header:
 
 
 def read_header(uri: str) -> Header:
-    """Read the header of a video. FFmpeg reads only the packets that it needs to know the streams.
-    Raises :class:`VideoReadError`."""
-    with MediaFile(uri) as file:
-        try:
-            with av.open(f"file:{file.path}", options=_OPTIONS, metadata_errors="ignore") as opened:
+    """Read the header of a video. FFmpeg reads only the packets that it needs to know the streams,
+    and of a remote video only these parts are fetched. Raises :class:`VideoReadError`."""
+    try:
+        if local_path(uri) is None:
+            file = cast("BinaryIO", BlobFile(open_blob(uri)))
+            options = {"format_whitelist": FORMATS}
+            with av.open(file, options=options, metadata_errors="ignore") as opened:
                 return _header(opened)
-        except FFmpegError as error:
-            raise VideoReadError(explain(error)) from error
+        with (
+            MediaFile(uri) as media,
+            av.open(f"file:{media.path}", options=_OPTIONS, metadata_errors="ignore") as opened,
+        ):
+            return _header(opened)
+    except FFmpegError as error:
+        raise VideoReadError(explain(error)) from error
 
 
 def _header(opened: InputContainer) -> Header:
