@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.server
+import io
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 
 import obstore
 import orjson
+import pandas
 import pytest
 from helpers import wait_until
 from hub import Hub, serving
@@ -45,12 +49,13 @@ def clip(tmp_path_factory) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def limited(monkeypatch):
+def limited(monkeypatch, tmp_path_factory):
     """Sets limits of this process; they end with the test."""
 
     def limit(**settings) -> None:
         monkeypatch.setattr(access, "_access", Access.of(Data(**settings)))
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     limit(allow_private_addresses=True)
     return limit
 
@@ -145,8 +150,6 @@ def test_an_object_that_changes_is_another_sample_and_another_input(s3):
 
 @pytest.mark.parametrize("name", ["list.txt", "t.csv.gz", "s.jsonl"])
 def test_an_input_in_a_store(s3, name):
-    import gzip
-
     text = {"list.txt": "cats/a.mp4\n", "t.csv.gz": "path\ncats/a.mp4\n"}
     data = text.get(name, '{"path": "cats/a.mp4"}\n').encode()
     obstore.put(s3, name, gzip.compress(data) if name.endswith("gz") else data)
@@ -155,11 +158,38 @@ def test_an_input_in_a_store(s3, name):
 
 
 def test_a_parquet_file_in_a_store(s3, tmp_path):
-    import pandas
-
     pandas.DataFrame({"path": ["cats/a.mp4"], "n": [1]}).to_parquet(tmp_path / "t.parquet")
     obstore.put(s3, "t.parquet", (tmp_path / "t.parquet").read_bytes())
     assert lines("s3://clips/t.parquet") == [{"path": "cats/a.mp4", "n": 1}]
+
+
+def shard_of(*members: tuple[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def test_members_of_a_tar_in_a_store(s3, clip):
+    members = [("a.mp4", clip), ("a.json", b'{"n": 1}'), ("b.mp4", b"b")]
+    obstore.put(s3, "shards/x.tar", shard_of(*members))
+    etag = obstore.head(s3, "shards/x.tar")["e_tag"]
+    first = {"n": 1, "path": "x.tar#a.mp4", "etag": etag}
+    assert lines("s3://clips/shards/x.tar") == [first, {"path": "x.tar#b.mp4", "etag": etag}]
+    assert lines("s3://clips/shards/*.tar") == lines("s3://clips/shards/x.tar")
+    assert b"".join(open_blob("s3://clips/shards/x.tar#a.mp4").pieces()) == clip
+    assert read_header("s3://clips/shards/x.tar#a.mp4").width == 640
+
+
+def test_a_row_of_a_parquet_file_in_a_store(s3, clip, tmp_path):
+    pandas.DataFrame({"video": [clip], "n": [1]}).to_parquet(tmp_path / "v.parquet")
+    obstore.put(s3, "v.parquet", (tmp_path / "v.parquet").read_bytes())
+    (row,) = lines("s3://clips/v.parquet")
+    assert (row["path"], row["n"]) == ("v.parquet#0:video", 1)
+    assert b"".join(open_blob(f"s3://clips/{row['path']}").pieces()) == clip
 
 
 def test_what_is_not_there(s3):
@@ -282,6 +312,20 @@ def test_a_part_through_a_redirect_is_held_to_the_rules(site, limited):
     limited()
     with pytest.raises(VideoReadError, match="not on the public internet"):
         read_header(f"{site.url}/a.mp4")
+
+
+def test_a_member_by_http_is_a_part_of_the_tar(site, clip, limited):
+    site.files["/x.tar"] = shard_of(*((f"{n}.mp4", clip) for n in range(9)))
+    address = f"{site.url}/x.tar?X-Amz-Signature=1#7.mp4"
+    assert b"".join(open_blob(address).pieces()) == clip
+    # The headers of nine members, with what is read ahead, and one member.
+    assert site.sent < 9 * (300 << 10) + len(clip)
+    before = site.sent
+    assert b"".join(open_blob(address.replace("=1#7", "=2#8")).pieces()) == clip
+    assert site.sent < before + len(clip) + 100
+    limited()
+    with pytest.raises(VideoReadError, match="not on the public internet"):
+        open_blob(address)
 
 
 def test_an_input_by_http_may_come_from_this_machine(site, limited):

@@ -18,8 +18,8 @@ class Data(Section):
     input_jsonl: Place = Field(
         default="samples.jsonl",
         description="The samples: a JSONL (one JSON object a line), a list of paths (`.txt`), a "
-        "table (`.csv`, `.tsv`, `.parquet`), a folder of videos, or a pattern such as "
-        "`clips/**/*.mp4`. All but Parquet may be compressed (`.gz`, `.zst`).",
+        "table (`.csv`, `.tsv`, `.parquet`), a `.tar`, a folder of videos, or a pattern such as "
+        "`clips/**/*.mp4`; here or at an address (`s3://`, ...). See docs/input.md.",
     )
     output_jsonl: Path = Field(
         default=Path("results/output.describe.jsonl"),

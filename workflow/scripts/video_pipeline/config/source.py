@@ -25,6 +25,7 @@ COMPRESSIONS = (".gz", ".zst")
 Kind = Literal["jsonl", "txt", "csv", "tsv", "parquet", "tar", "folder", "pattern"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_MEMBER = re.compile(r"(.*?\.(?:tar|parquet)(?:\?[^#]*)?)#(.+)", re.IGNORECASE | re.DOTALL)
 _FORMS: dict[str, Kind] = {
     ".txt": "txt",
     ".csv": "csv",
@@ -38,6 +39,13 @@ def scheme_of(place: str) -> str:
     """The scheme of an address in lower case; empty for a local path."""
     match = _SCHEME.match(place)
     return match.group().removesuffix("://").lower() if match else ""
+
+
+def member_of(address: str) -> tuple[str, str] | None:
+    """The container and the member that ``address`` names, as in ``shard.tar#clips/a.mp4`` and
+    ``part.parquet#17:video``; None if it names none."""
+    match = _MEMBER.fullmatch(address) if "#" in address else None
+    return (match[1], match[2]) if match else None
 
 
 def tidy(place: object) -> object:

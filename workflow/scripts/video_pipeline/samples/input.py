@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from video_pipeline.config import Config, Data
-from video_pipeline.config.source import STORES, scheme_of
+from video_pipeline.config.source import STORES, member_of, scheme_of
 from video_pipeline.errors import UserError
 from video_pipeline.samples.identity import content_key, stable_address
 from video_pipeline.samples.windows import CUT, is_window, window_id
@@ -240,10 +240,13 @@ def _unwrap(value: dict[str, Any], with_failed: bool) -> dict[str, Any] | None:
 
 def video_uri(video: str, root: str) -> str:
     """The address of a video: ``http(s)://`` and that of a store as it is, ``file://`` and a path
-    as an absolute local path. A relative path goes on from ``root``, which may be an address.
+    as an absolute local path. A relative path goes on from ``root``, which may be an address. Of a
+    member of a tar or a row of Parquet that is said of the file that holds it.
 
     Raises :class:`ValueError` for another scheme or a ``file://`` of another host.
     """
+    if (parts := member_of(video)) is not None:
+        return f"{video_uri(parts[0], root)}#{parts[1]}"
     scheme = scheme_of(video)
     if not scheme:
         if video.startswith("/"):
@@ -252,11 +255,11 @@ def video_uri(video: str, root: str) -> str:
     if scheme in STORES:
         check_address(video)
         return video
-    parts = urlsplit(video)
+    split = urlsplit(video)
     if scheme in ("http", "https"):
         return video
-    if scheme == "file" and parts.netloc in ("", "localhost"):
-        return unquote(parts.path)
+    if scheme == "file" and split.netloc in ("", "localhost"):
+        return unquote(split.path)
     address = _CREDENTIALS.sub("://***@", video)
     raise ValueError(
         f"{address!r:.200}: only local paths, file://, http(s)://, s3://, gs://, az:// and hf:// "

@@ -23,23 +23,22 @@ from fsspec.utils import glob_translate
 from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import UserError
 from video_pipeline.samples.blocks import BLOCK_BYTES, whole_lines
+from video_pipeline.samples.containers import (
+    CONTAINER_SUFFIXES,
+    VIDEO_SUFFIXES,
+    is_taken,
+    json_line,
+    members_of_tar,
+    rows_of_parquet,
+)
 from video_pipeline.samples.identity import digest
 from video_pipeline.storage import stores
 from video_pipeline.storage.access import TRUSTED
-from video_pipeline.storage.blobs import BlobFile
 from video_pipeline.storage.errors import VideoReadError
 from video_pipeline.storage.opening import open_blob
 
-VIDEO_SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-)
-"""Files of a folder that are taken for videos. A pattern takes each file that it matches."""
-
 NUMBERS = ("video_start", "video_end", "duration", "frames_fps")
 """Columns of a CSV that hold numbers. All others are text: an id may be ``007``."""
-
-_ROWS = 1024  # of Parquet that are held as Python objects
 
 
 def read_blocks(place: str | Path, video_field: str = "path") -> Iterator[bytes]:
@@ -74,16 +73,6 @@ def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(block)
 
 
-def _json(source: Source, number: int, raw: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(raw, default=str)
-    except TypeError as error:  # such as a name of a file that is not UTF-8
-        raise UserError(
-            f"{shown(source.place)}, sample {number}: cannot be written as JSON: {error}; "
-            f"{raw!r:.200}"
-        ) from None
-
-
 # --- text -----------------------------------------------------------------------------------------
 
 
@@ -106,7 +95,7 @@ def _list(source: Source, video_field: str) -> Iterator[bytes]:
     """A path or an address on each line."""
     for number, line in enumerate(_text_lines(source), 1):
         path = line.strip()
-        yield _json(source, number, {video_field: path}) if path else b""
+        yield json_line(source, number, {video_field: path}) if path else b""
 
 
 def _table(delimiter: str, source: Source, video_field: str) -> Iterator[bytes]:
@@ -133,7 +122,7 @@ def _table(delimiter: str, source: Source, video_field: str) -> Iterator[bytes]:
                 yield b""
             cells = zip(names, row, strict=False)
             raw = {name: _cell(name, text) for name, text in cells if name and text}
-            yield _json(source, rows.line_num, raw) if raw else b""
+            yield json_line(source, rows.line_num, raw) if raw else b""
             written = rows.line_num
     except csv.Error as error:
         raise UserError(f"{where}, line {rows.line_num}: {error}") from None
@@ -149,52 +138,14 @@ def _cell(name: str, text: str) -> str | float | int:
     return value if type(value) in (int, float) else text
 
 
-# --- Parquet --------------------------------------------------------------------------------------
-
-
-def _parquet(source: Source, video_field: str) -> Iterator[bytes]:
-    """A row is a sample; columns of bytes are left out."""
-    import pyarrow
-    from pyarrow import parquet
-
-    where = shown(source.place)
-    try:
-        with parquet.ParquetFile(BlobFile(open_blob(source.place, TRUSTED))) as file:
-            schema = file.schema_arrow
-            names = [field.name for field in schema if not _holds_bytes(field.type)]
-            if video_field not in names:
-                raise UserError(
-                    f"{where}: no column {video_field!r} (data.video_field) of text; it has "
-                    f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"[:500]
-                )
-            number = 0
-            for batch in file.iter_batches(_ROWS, columns=names):
-                for raw in batch.to_pylist():
-                    number += 1
-                    yield _json(source, number, raw)
-    except (OSError, VideoReadError, pyarrow.ArrowException) as error:
-        raise UserError(f"cannot read {where}: {error}") from error
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether values of an Arrow type are bytes, or hold some, which JSON cannot carry."""
-    from pyarrow import types
-
-    if types.is_nested(kind):
-        return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
-    return bool(
-        types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-    )
-
-
 # --- folders --------------------------------------------------------------------------------------
 
 
 def listed(source: Source) -> Iterator[dict[str, Any]]:
     """The files of a folder or a pattern, sorted: their ``path`` relative to its root; in a store
     also their ``size`` in bytes and their ``etag``, which changes when their content does. Of a
-    folder those that are named like videos, in it and in the folders below; hidden ones are left
-    out.
+    folder those that are named like videos, tars or Parquet, in it and in the folders below; hidden
+    ones are left out.
 
     Raises :class:`UserError` if the folder cannot be read.
     """
@@ -203,7 +154,7 @@ def listed(source: Source) -> Iterator[dict[str, Any]]:
         return
     root = f"{source.root}/"
     pattern = source.place.removeprefix(root) if source.kind == "pattern" else ""
-    matches = re.compile(glob_translate(pattern)).fullmatch if pattern else is_video
+    matches = re.compile(glob_translate(pattern)).fullmatch if pattern else is_taken
     start = root + re.split(r"[*?[]", pattern)[0]
     try:
         for found in stores.listed(start):
@@ -225,14 +176,8 @@ def _local_names(source: Source) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = os.path.relpath(folder, root)
         start = "" if prefix == "." else f"{prefix}/"
-        names += [start + name for name in files if is_video(name)]
+        names += [start + name for name in files if is_taken(name)]
     return names
-
-
-def is_video(path: str) -> bool:
-    """Whether a file is named like a video, and neither it nor a folder of ``path`` is hidden."""
-    hidden = path.startswith(".") or "/." in path
-    return not hidden and path.lower().endswith(VIDEO_SUFFIXES)
 
 
 def _raise(error: OSError) -> None:
@@ -240,10 +185,22 @@ def _raise(error: OSError) -> None:
 
 
 def _listing(source: Source, video_field: str) -> Iterator[bytes]:
+    """A file is a sample. Then come those in tars and Parquet files that a pattern matches, or of a
+    folder without videos."""
     number = 0
-    for number, found in enumerate(listed(source), 1):
-        yield _json(source, number, {video_field: found.pop("path"), **found})
-    if not number:
+    containers: list[str] = []
+    for found in listed(source):
+        path = found.pop("path")
+        if path.lower().endswith(CONTAINER_SUFFIXES):
+            containers.append(path)
+        else:
+            number += 1
+            yield json_line(source, number, {video_field: path, **found})
+    if source.kind == "pattern" or not number:
+        for path in containers:
+            inside = Source(f"{source.root}/{path}")
+            yield from _READERS[inside.kind](inside, video_field, path)
+    if not number and not containers:
         raise UserError(_nothing_there(source))
 
 
@@ -269,17 +226,26 @@ def source_digest(source: Source) -> str | None:
         if source.is_file:
             blob = open_blob(source.place, TRUSTED)
             return f"{blob.size} bytes, {blob.version}"
-        names = (repr(sorted(found.items())) for found in listed(source))
+        names = (_version(source, found) for found in listed(source))
         return digest("\0".join(names).encode("utf-8", "surrogateescape"))
     except (OSError, UserError, VideoReadError):
         return None
 
 
-_READERS: dict[str, Callable[[Source, str], Iterator[bytes]]] = {
+def _version(source: Source, found: dict[str, Any]) -> str:
+    path = found["path"]
+    if source.is_local and path.lower().endswith(CONTAINER_SUFFIXES):
+        status = os.stat(f"{source.root}/{path}")
+        return f"{path} {status.st_size} {status.st_mtime_ns}"
+    return repr(sorted(found.items()))
+
+
+_READERS: dict[str, Callable[..., Iterator[bytes]]] = {
     "txt": _list,
     "csv": partial(_table, ","),
     "tsv": partial(_table, "\t"),
-    "parquet": _parquet,
+    "parquet": rows_of_parquet,
+    "tar": members_of_tar,
     "folder": _listing,
     "pattern": _listing,
 }

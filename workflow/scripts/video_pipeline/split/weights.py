@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from video_pipeline.config import Config, Data
-from video_pipeline.config.source import scheme_of
+from video_pipeline.config.source import member_of, scheme_of
 from video_pipeline.errors import UserError
 from video_pipeline.video.access import Access
 
@@ -174,7 +174,7 @@ class Weigher:
 
 
 def _is_local(address: str) -> bool:
-    return address != "" and not scheme_of(address)
+    return address != "" and not scheme_of(address) and member_of(address) is None
 
 
 def _why(file: str) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from video_pipeline.config.source import scheme_of
 from video_pipeline.storage.access import Access, check_object
@@ -127,7 +127,7 @@ def listed(prefix: str) -> Iterator[Listed]:
 def _listed_on_hub(prefix: str) -> Iterator[Listed]:
     folder, start = prefix.removeprefix("hf://").rpartition("/")[0], prefix.removeprefix("hf://")
     with _explained():
-        found = _hub().find(folder, detail=True)
+        found = cast("dict[str, dict[str, Any]]", _hub().find(folder, detail=True))
     for path, info in sorted(found.items()):
         if path.startswith(start):
             yield Listed(f"hf://{path}", info["size"], str(info.get("blob_id") or ""))
