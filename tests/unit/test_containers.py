@@ -76,12 +76,22 @@ def shard(tmp_path, clips) -> Path:
     return path
 
 
-def test_each_member_is_a_sample_with_the_fields_beside_it(shard):
+def test_each_member_is_a_sample_with_the_fields_beside_it(shard, clips):
+    sizes = [clip.stat().st_size for clip in clips]
     assert lines(shard) == [
-        {"title": "clip 0", "path": "shard-000.tar#clips/0.mp4"},
-        {"title": "clip 1", "txt": "what is said", "path": "shard-000.tar#clips/1.mp4"},
-        {"title": "clip 2", "path": "shard-000.tar#clips/2.mp4"},
+        {"size": sizes[0], "title": "clip 0", "path": "shard-000.tar#clips/0.mp4"},
+        {
+            **{"size": sizes[1], "title": "clip 1", "txt": "what is said"},
+            "path": "shard-000.tar#clips/1.mp4",
+        },
+        {"size": sizes[2], "title": "clip 2", "path": "shard-000.tar#clips/2.mp4"},
     ]
+
+
+def test_members_weigh_what_they_hold(splitting, shard, clips):
+    splitting.run.configure(data={"input_jsonl": str(shard), "id_field": None, "balance": "size"})
+    balance = splitting(num_shards=1).manifest.balance
+    assert (balance["unknown"], balance["looked_up"]) == (0, 0)
 
 
 def test_a_member_is_the_video_that_was_put_in(shard, clips):

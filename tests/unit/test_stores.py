@@ -15,6 +15,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 import obstore
 import orjson
@@ -177,8 +178,10 @@ def test_members_of_a_tar_in_a_store(s3, clip):
     members = [("a.mp4", clip), ("a.json", b'{"n": 1}'), ("b.mp4", b"b")]
     obstore.put(s3, "shards/x.tar", shard_of(*members))
     etag = obstore.head(s3, "shards/x.tar")["e_tag"]
-    first = {"n": 1, "path": "x.tar#a.mp4", "etag": etag}
-    assert lines("s3://clips/shards/x.tar") == [first, {"path": "x.tar#b.mp4", "etag": etag}]
+    assert lines("s3://clips/shards/x.tar") == [
+        {"size": len(clip), "n": 1, "path": "x.tar#a.mp4", "etag": etag},
+        {"size": 1, "path": "x.tar#b.mp4", "etag": etag},
+    ]
     assert lines("s3://clips/shards/*.tar") == lines("s3://clips/shards/x.tar")
     assert b"".join(open_blob("s3://clips/shards/x.tar#a.mp4").pieces()) == clip
     assert read_header("s3://clips/shards/x.tar#a.mp4").width == 640
@@ -254,8 +257,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
-        name = self.path.partition("?")[0]
+        name = unquote(self.path.partition("?")[0])
         if target := self.server.redirects.get(name):
             self.answer(302, b"", Location=target)
             return
@@ -266,13 +272,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         start, stop = int(part[1]), min(int(part[2]) + 1, len(data))
         size = {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
-        self.answer(206, data[start:stop], **size, ETag='"1"')
+        self.answer(206, data[start:stop], **size)
 
     def answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        about = {"ETag": '"1"', "Last-Modified": "Fri, 27 Nov 2026 10:00:00 GMT"}
+        for name, value in {"Content-Length": str(len(body)), **about, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        if self.command == "HEAD":
+            return
         with contextlib.suppress(ConnectionError):
             self.wfile.write(body)
             self.server.sent += len(body)
@@ -338,6 +347,38 @@ def test_an_input_by_http_may_come_from_this_machine(site, limited):
     site.files["/list.txt"] = b"\xff\n"
     with pytest.raises(UserError, match=f"^{site.url}/list.txt, line 1: byte 0xff"):
         lines(place)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "names"),
+    [
+        ("gs", {"GOOGLE_BASE_URL": "{url}", "GOOGLE_SKIP_SIGNATURE": "true"}),
+        (
+            "az",
+            {
+                "AZURE_STORAGE_ENDPOINT": "{url}",
+                "AZURE_STORAGE_ACCOUNT_NAME": "user",
+                "AZURE_SKIP_SIGNATURE": "true",
+            },
+        ),
+    ],
+)
+def test_other_clouds_by_their_own_variables(site, clip, monkeypatch, scheme, names):
+    for name, value in names.items():
+        monkeypatch.setenv(name, value.format(url=site.url))
+    site.files["/clips/a.mp4"] = clip
+    stores._open_store.cache_clear()
+    assert read_header(f"{scheme}://clips/a.mp4").width == 640
+    assert b"".join(open_blob(f"{scheme}://clips/a.mp4").pieces()) == clip
+    stores._open_store.cache_clear()
+
+
+def test_no_credentials(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    stores._open_store.cache_clear()
+    with pytest.raises(VideoReadError, match="The environment has no credentials for it"):
+        open_blob("az://clips/a.mp4").read(0, 1)
 
 
 # --- the hub --------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator
                     yield json_line(source, number, {**raw, **version})
                 group = _Group(stem)
             if is_video(member.name):
-                group.videos.append(member.name)
+                group.videos.append(member)
             elif suffix in ("json", "txt"):
                 group.add(suffix, member, read, where)
         for raw in group.samples(container, video_field):
@@ -127,7 +127,7 @@ class _Group:
 
     def __init__(self, stem: str) -> None:
         self.stem = stem
-        self.videos: list[str] = []
+        self.videos: list[tars.Member] = []
         self._fields: dict[str, Any] = {}
 
     def add(self, suffix: str, member: tars.Member, read: Any, where: str) -> None:
@@ -150,8 +150,9 @@ class _Group:
 
     def samples(self, container: str, video_field: str) -> Iterator[dict[str, Any]]:
         """The input objects of the videos."""
-        for name in self.videos:
-            yield {**self._fields, video_field: f"{container}#{name}"}
+        for member in self.videos:
+            address = {video_field: f"{container}#{member.name}"}
+            yield {"size": member.size, **self._fields, **address}
 
 
 # --- Parquet --------------------------------------------------------------------------------------

@@ -104,9 +104,9 @@ class Scanner:
         identities: list[bytes] = []
         for sample in samples:
             raw = sample.raw
-            weight = known_weight(raw, by)
             video = raw.get(video_field)
             address = video_address(video, root)
+            weight = known_weight(raw, by, address)
             raw.update(__key=sample.key, __video_uri=address)  # as task_sample does in a copy
             requests = {ONLY_PART: ""}
             if not reader.bad.count:  # else nobody will ask

@@ -41,16 +41,19 @@ STAT_THREADS = 32
 _TOO_LONG = 1e8  # seconds: 3 years
 
 
-def known_weight(raw: dict[str, Any], by: str) -> float:
+def known_weight(raw: dict[str, Any], by: str, address: object = None) -> float:
     """What a sample itself says about its weight, NaN if nothing.
 
-    ``count``: 1. ``duration``: its seconds. ``size``: the most bytes that its segment weighs.
+    ``count``: 1. ``duration``: its seconds. ``size``: the most bytes that its segment weighs, or
+    the ``size`` of a video whose ``address`` is that of no local file, as listings have it.
     """
     if by == "count":
         return 1.0
     begin, end = raw.get("video_start"), raw.get("video_end")
     if by == "size" and begin is None and end is None:
-        return math.nan
+        size: Any = raw.get("size")
+        is_listed = isinstance(address, str) and not _is_local(address)
+        return float(size) if is_listed and type(size) is int and size > 0 else math.nan
     duration: Any = raw.get("duration")
     if type(duration) in (int, float) and 0 < duration < math.inf:
         end = duration if end is None else min(end, duration)

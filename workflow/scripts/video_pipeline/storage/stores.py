@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -169,12 +170,11 @@ def _open_store(scheme: str, bucket: str) -> ObjectStore:
         if name.upper().startswith(("AWS_ENDPOINT", "AZURE_", "GOOGLE_"))
     )
     options: Any = {"timeout": "300s", "connect_timeout": "10s", "allow_http": plain}
+    kinds: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
+    retries = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
     with _explained():
-        if scheme == "s3":
-            return S3Store(bucket, client_options=options)
-        if scheme == "gs":
-            return GCSStore(bucket, client_options=options)
-        return AzureStore(bucket, client_options=options)
+        store: ObjectStore = kinds[scheme](bucket, client_options=options, retry_config=retries)
+    return store
 
 
 @lru_cache(maxsize=1)
@@ -196,7 +196,14 @@ def _explained() -> Iterator[None]:
     except PermissionError as error:
         raise VideoReadError(f"the store refuses access: {_first_line(error)}") from None
     except Exception as error:  # Each client has kinds of its own.
-        raise VideoReadError(f"the store: {_first_line(error)}") from error
+        raise VideoReadError(f"the store: {_first_line(error)}{_hint(error)}") from error
+
+
+def _hint(error: Exception) -> str:
+    """What the clients do not say: without credentials they ask the cloud's machine for some."""
+    if "169.254.169.254" in str(error) or "Account must be specified" in str(error):
+        return ". The environment has no credentials for it: docs/input.md names the variables"
+    return ""
 
 
 def _first_line(error: Exception) -> str:
