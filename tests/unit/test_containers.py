@@ -115,6 +115,7 @@ def test_a_tar_that_is_written_again_is_read_again(shard, clips):
     assert content(f"{shard}#clips/0.mp4") == clips[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_ten_thousand_members(tmp_path):
     path = tmp_path / "many.tar"
     with webdataset.TarWriter(str(path)) as writer:
@@ -208,7 +209,7 @@ def test_a_giant_member(tmp_path, limited):
         lines(path)
 
 
-def test_a_giant_header(tmp_path, monkeypatch):
+def test_a_giant_header(tmp_path):
     """A name of any length is read whole by tarfile."""
     path = write_tar(tmp_path / "x.tar", info("x" * 3_000_000), format=tarfile.GNU_FORMAT)
     with pytest.raises(UserError, match="a part of it claims to be 3,000,"):

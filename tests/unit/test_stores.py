@@ -344,6 +344,9 @@ def test_an_input_by_http_may_come_from_this_machine(site, limited):
     assert lines(place) == [{"path": "a.mp4"}]
     config = load_config({"data": {"input_jsonl": place}})
     assert config.video_root == site.url
+    again = load_config({"data": {"input_jsonl": place.replace("secret", "other")}})
+    assert origin_of(again) == origin_of(config)
+    assert "secret" not in str(origin_of(config))
     site.files["/list.txt"] = b"\xff\n"
     with pytest.raises(UserError, match=f"^{site.url}/list.txt, line 1: byte 0xff"):
         lines(place)

@@ -26,7 +26,7 @@ from video_pipeline.model.model import is_path
 from video_pipeline.run.changes import describe, different
 from video_pipeline.run.fingerprint import written_settings
 from video_pipeline.run.layout import Layout
-from video_pipeline.samples.identity import digest
+from video_pipeline.samples.identity import digest, stable_address
 from video_pipeline.tasks.prompts import prompt_files
 
 logger = logging.getLogger(__name__)
@@ -86,11 +86,11 @@ def origin_of(config: Config) -> dict[str, Any]:
     """
     settings = written_settings(config)
     return {
-        "input": config.data.input_jsonl,
+        "input": stable_address(config.data.input_jsonl),
         "task": config.run.task,
         "settings": orjson.loads(orjson.dumps(settings, option=orjson.OPT_NON_STR_KEYS)),
         "files": {
-            config.data.input_jsonl: _source_digest(config.data.source),
+            stable_address(config.data.input_jsonl): _source_digest(config.data.source),
             **{str(path): file_digest(path) for path in code_files(config)},
         },
     }
@@ -160,7 +160,7 @@ _NOTHING_ASKED = ("input", "run.truncated", "run.plugins")
 def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
     """What becomes of the answers that are there, now that ``changed`` differs
     (:func:`what_changed`); empty if there are none, or no other question comes of it."""
-    harmless = (*_NOTHING_ASKED, config.data.input_jsonl)
+    harmless = (*_NOTHING_ASKED, stable_address(config.data.input_jsonl))
     recorded = read_object(layout.summary) or read_object(layout.manifest)
     if all(name.startswith(harmless) for name in changed) or "journal" not in recorded:
         return ""
