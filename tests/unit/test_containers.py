@@ -108,6 +108,13 @@ def test_a_tar_is_read_through_once(shard, monkeypatch):
     assert content(f"file://{shard}#clips/2.mp4")
 
 
+def test_of_a_local_tar_headers_alone_are_read(tmp_path):
+    path = write_tar(tmp_path / "x.tar", *(info(f"{n}.mp4", 1_000_000) for n in range(5)))
+    blob = Counting(path)
+    assert [member.size for member, _ in tars.members(blob)] == [1_000_000] * 5
+    assert blob.done < 20_000
+
+
 def test_a_tar_that_is_written_again_is_read_again(shard, clips):
     assert content(f"{shard}#clips/0.mp4") == clips[0].read_bytes()
     with webdataset.TarWriter(str(shard)) as writer:
@@ -290,6 +297,8 @@ def test_a_row_is_the_video_that_was_put_in(table, clips):
 
 class Counting(Blob):
     """A blob that notes how much is read of it."""
+
+    is_local = True
 
     def __init__(self, path: Path) -> None:
         self._blob, self.done = LocalBlob(str(path)), 0

