@@ -92,6 +92,11 @@ def test_members_weigh_what_they_hold(splitting, shard, clips):
     splitting.run.configure(data={"input_jsonl": str(shard), "id_field": None, "balance": "size"})
     balance = splitting(num_shards=1).manifest.balance
     assert (balance["unknown"], balance["looked_up"]) == (0, 0)
+    splitting.run.configure(data={"balance": "duration"})
+    splitting(num_shards=2)
+    # 3 s are more than 1 s and 2 s less a little.
+    paths = [[entry.raw["path"][-5:] for entry in chunk] for chunk in splitting.chunks]
+    assert paths == [["2.mp4"], ["0.mp4", "1.mp4"]]
 
 
 def test_a_member_is_the_video_that_was_put_in(shard, clips):

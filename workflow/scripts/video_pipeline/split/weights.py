@@ -152,7 +152,7 @@ class Weigher:
             looked_up = sizes[weighed]
         else:
             unknown = np.flatnonzero(wanted & np.isnan(known))
-            weighed = [place for place in unknown if _is_local(uris[place])]
+            weighed = [place for place in unknown if _gives_header(uris[place])]
             looked_up = self._durations([uris[place] for place in weighed])
         weights = known.copy()
         # The one that is known, or the smaller one.
@@ -178,6 +178,12 @@ class Weigher:
 
 def _is_local(address: str) -> bool:
     return address != "" and not scheme_of(address) and member_of(address) is None
+
+
+def _gives_header(address: str) -> bool:
+    """Whether a header is read to weigh a video. Web servers are not asked: each may be slow, and
+    not all give parts of a file."""
+    return address != "" and scheme_of(address) not in ("http", "https")
 
 
 def _why(file: str) -> str:
