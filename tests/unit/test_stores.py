@@ -15,6 +15,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote
 
 import obstore
@@ -28,7 +29,7 @@ from video_pipeline.commands import samples as samples_command
 from video_pipeline.config import Data, load_config
 from video_pipeline.config.source import Source
 from video_pipeline.errors import UserError
-from video_pipeline.run.origin import origin_of
+from video_pipeline.run.origin import check_origin, origin_of
 from video_pipeline.samples.identity import stable_address
 from video_pipeline.samples.sources import read_blocks
 from video_pipeline.storage import access, stores
@@ -139,7 +140,7 @@ def test_a_pattern_in_a_store(s3):
         paths("s3://clips/cats/*.avi")
 
 
-def test_an_object_that_changes_is_another_sample_and_another_input(s3):
+def test_an_object_that_changes_is_another_sample_and_another_input(s3, monkeypatch):
     obstore.put(s3, "changing/a.mp4", b"1")
     config = load_config({"data": {"input_jsonl": "s3://clips/changing"}})
     before, origin = lines("s3://clips/changing"), origin_of(config)
@@ -147,6 +148,8 @@ def test_an_object_that_changes_is_another_sample_and_another_input(s3):
     obstore.put(s3, "changing/a.mp4", b"2")
     assert lines("s3://clips/changing") != before
     assert origin_of(config) != origin
+    monkeypatch.setattr(stores, "listed", None)  # A job of the run does not list it again.
+    check_origin(origin, config, Path("manifest.json"))
 
 
 @pytest.mark.parametrize("name", ["list.txt", "t.csv.gz", "s.jsonl"])

@@ -78,9 +78,10 @@ def _named_files(config: Config) -> Iterator[tuple[str, Path, str]]:
 # --- which ones they are --------------------------------------------------------------------------
 
 
-def origin_of(config: Config) -> dict[str, Any]:
+def origin_of(config: Config, *, with_input: bool = True) -> dict[str, Any]:
     """What the samples and answers of ``config`` come from, as JSON: written into the manifest of a
-    split and into the summary. At most a small file is read.
+    split and into the summary. At most a small file is read, a folder or a store listed;
+    ``with_input``: False leaves that out.
 
     ``input`` is named as in the configuration, so that the folder of a run may move.
     """
@@ -90,7 +91,9 @@ def origin_of(config: Config) -> dict[str, Any]:
         "task": config.run.task,
         "settings": orjson.loads(orjson.dumps(settings, option=orjson.OPT_NON_STR_KEYS)),
         "files": {
-            stable_address(config.data.input_jsonl): _source_digest(config.data.source),
+            stable_address(config.data.input_jsonl): (
+                _source_digest(config.data.source) if with_input else None
+            ),
             **{str(path): file_digest(path) for path in code_files(config)},
         },
     }
@@ -210,7 +213,8 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
     """
     if not recorded:
         return
-    now = origin_of(config)
+    is_looked_up = config.data.source.is_local  # Each job asks, and a store is slow to list.
+    now = origin_of(config, with_input=is_looked_up)
     for name, what in (("input", "data.input_jsonl"), ("task", "run.task")):
         if recorded[name] != now[name]:
             raise UserError(
@@ -224,7 +228,7 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
             f"{', '.join(changed)}; {SPLIT_AGAIN}"
         )
     digest = recorded["files"].get(now["input"])
-    if digest != now["files"][now["input"]]:
+    if is_looked_up and digest != now["files"][now["input"]]:
         logger.warning(
             "%s has changed since it was split; what is written holds the samples as they were. "
             "Run snakemake again for the new ones",
