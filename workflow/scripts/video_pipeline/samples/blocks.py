@@ -71,12 +71,18 @@ def _zst(file: BinaryIO) -> Iterator[bytes]:
     """The bytes of the zstd frames in ``file``. Raises :class:`EOFError` if the last is cut off
     (zstandard's own stream reader takes that for the end)."""
     frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
-    while data := file.read(BLOCK_BYTES // 8):  # it grows about so much
+    size = 4096
+    while data := file.read(size):
+        fed, grown = len(data), 0
         while data:
-            yield frame.decompress(data)
+            piece = frame.decompress(data)
+            yield piece
+            grown += len(piece)
             data, begun = b"", True
             if frame.eof:
                 data, begun = frame.unused_data, False
                 frame = zstandard.ZstdDecompressor().decompressobj()
+        # A byte may grow to 32 kB: it is fed as much as gave a block before.
+        size = min(max(fed * BLOCK_BYTES // max(grown, 1), 512), BLOCK_BYTES // 8)
     if begun:
         raise EOFError("Compressed file ended before the end-of-stream marker was reached")
