@@ -82,8 +82,7 @@ def read_header(uri: str) -> Header:
     try:
         if local_path(uri) is None:
             file = cast("BinaryIO", BlobFile(open_blob(uri)))
-            options = {"format_whitelist": FORMATS}
-            with av.open(file, "r", options=options, metadata_errors="ignore") as opened:
+            with av.open(file, "r", options=_OPTIONS, metadata_errors="ignore") as opened:
                 return _header(opened)
         with (
             MediaFile(uri) as media,
