@@ -11,8 +11,9 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -48,9 +49,9 @@ def members(blob: Blob) -> Iterator[tuple[Member, Callable[[], bytes]]]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # It would keep all of them.
+                cast("Any", tar).members.clear()  # It would keep all of them.
                 if not info.isdir():
-                    yield _member(info, blob.size), lambda info=info: _read(file, info)
+                    yield _member(info, blob.size), partial(_read, file, info)
             end = tar.offset
     except tarfile.TarError as error:
         raise VideoReadError(f"not a tar, or a damaged one ({error})") from error
