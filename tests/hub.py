@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -23,8 +25,10 @@ class Hub:
     address: For ``HF_ENDPOINT``.
     """
 
-    def __init__(self, model: str, files: dict[str, bytes]) -> None:
+    def __init__(self, model: str, files: dict[str, bytes], kind: str = "models") -> None:
+        """``kind``: of the repository, ``models`` or ``datasets``."""
         self.model = model
+        self.kind = kind
         self.files = files
         self.token: str | None = None
         self.served: Counter[str] = Counter()
@@ -59,20 +63,23 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self._answer(with_body=True)
 
         def _answer(self, with_body: bool) -> None:
-            path = self.path.partition("?")[0]
+            path = unquote(self.path.partition("?")[0])
             if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 refused = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
                 return self._send(403, b"", refused, with_body)
-            api, resolve = f"/api/models/{hub.model}/", f"/{hub.model}/resolve/"
-            if path.startswith(f"{api}revision/"):
+            api, resolve = f"/api/{hub.kind}/{hub.model}/", f"/{hub.model}/resolve/"
+            if path.startswith(f"{api}revision/") or f"{path}/" == api:
                 names = [{"rfilename": name} for name in hub.files]
                 return self._json({"id": hub.model, "sha": COMMIT, "siblings": names}, with_body)
             if path.startswith(f"{api}tree/"):
                 return self._json([_entry(*item) for item in hub.files.items()], with_body)
-            name = path.removeprefix(resolve).partition("/")[2] if resolve in path else ""
+            name = path.partition(resolve)[2].partition("/")[2]
             if name not in hub.files:
                 return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
             content = hub.files[name]
+            if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                hub.served[f"parts of {name}"] += 1
+                return self._send(206, content[int(part[1]) : int(part[2]) + 1], {}, with_body)
             if with_body:
                 hub.served[name] += 1
                 time.sleep(0.5)  # so that others come while it is on its way

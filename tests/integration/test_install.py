@@ -18,7 +18,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from video_pipeline.video import compat_qwen, public_hosts
+from video_pipeline.storage import public_hosts
+from video_pipeline.video import compat_qwen
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -21,8 +21,9 @@ from qwen_vl_utils import vision_process as qwen
 from sounds import with_sound
 from video_pipeline.config import Data
 from video_pipeline.errors import UserError
+from video_pipeline.storage import access, public_hosts
+from video_pipeline.storage import http as download
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.video import access, download, public_hosts
 from video_pipeline.video.access import Access, read_image
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.reader import probe, read_chosen, read_video, register_reader

@@ -76,7 +76,7 @@ def test_a_call_that_only_looks_takes_no_lock(invoke, target, capsys):
 def test_an_output_whose_errors_were_opened_again_is_forced(invoke, capsys):
     run = invoke()
     (stage,) = run.stages
-    assert run.samples(stage) == "samples.jsonl"
+    assert run.samples(stage) == ["samples.jsonl"]
     assert run.forced == set()
     stage.layout.reopened.parent.mkdir(parents=True)
     stage.layout.reopened.touch()

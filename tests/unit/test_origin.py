@@ -103,7 +103,7 @@ def test_home_is_not_put_in(folder, monkeypatch):
 def test_what_is_there_but_is_no_file(folder):
     (folder / "link.jsonl").symlink_to("gone.jsonl")
     os.mkfifo(folder / "pipe")
-    assert "model is not a file, but a folder" in fault(data={"input_jsonl": "model"})
+    assert "model is not a file, but a folder" in fault(run={"plugins": ["./model"]})
     assert "pipe is not a file" in fault(data={"input_jsonl": "pipe"})
     assert "link.jsonl is a link to gone.jsonl" in fault(data={"input_jsonl": "link.jsonl"})
     assert "samples.jsonl is not a folder" in fault(vllm={"lora_path": "samples.jsonl"})

@@ -27,8 +27,8 @@ from video_pipeline.data.frames import FramesDataset
 from video_pipeline.errors import UserError
 from video_pipeline.model.prompt import Prompter
 from video_pipeline.run.fingerprint import settings_of
+from video_pipeline.storage import access
 from video_pipeline.testing.clips import write_clip
-from video_pipeline.video import access
 from video_pipeline.video.access import Access, limit_access, read_image
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.reader import probe, read_chosen, register_reader

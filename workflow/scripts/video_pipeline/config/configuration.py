@@ -19,6 +19,7 @@ from video_pipeline.config.report import Planning, Report
 from video_pipeline.config.run import Run
 from video_pipeline.config.secrets import secrets_in
 from video_pipeline.config.section import Section
+from video_pipeline.config.source import absolute
 from video_pipeline.config.stages import overlaid
 from video_pipeline.config.vision import Vision
 from video_pipeline.config.vllm import Sampling, Vllm
@@ -48,14 +49,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _different_files(self) -> Config:
-        input_jsonl = os.path.abspath(self.data.input_jsonl)
+        source = self.data.source
+        input_jsonl = os.path.abspath(source.place) if source.is_local else source.place
         output_jsonl = os.path.abspath(self.data.output_jsonl)
         if input_jsonl == output_jsonl:
             raise ValueError("data.output_jsonl: is the same file as data.input_jsonl")
         rank_file = re.escape(output_jsonl.removesuffix(".jsonl"))
         if re.fullmatch(rf"{rank_file}\.rank\d+\.jsonl", input_jsonl):
             raise ValueError(
-                f"data.input_jsonl: {str(self.data.input_jsonl)!r} is a rank file of "
+                f"data.input_jsonl: {self.data.input_jsonl!r} is a rank file of "
                 "data.output_jsonl, which a run replaces; give it another name"
             )
         return self
@@ -82,8 +84,8 @@ class Config(Section):
 
     @cached_property
     def video_root(self) -> str:
-        """The absolute folder of relative video paths."""
-        return str((self.data.video_root or self.data.input_jsonl.parent).absolute())
+        """The absolute folder, or the address, that relative video paths start from."""
+        return absolute(self.data.video_root or self.data.source.root)
 
     def placed(self, place: Callable[[str], str]) -> Config:
         """The same configuration, with the input and the output of each stage where ``place`` puts
@@ -110,7 +112,7 @@ class Config(Section):
         if not self.stages:
             return [("", self)]
         shared = self.model_dump(exclude={"stages"})
-        shared["data"]["video_root"] = self.data.video_root or self.data.input_jsonl.parent
+        shared["data"]["video_root"] = self.data.video_root or self.data.source.root
         configs: list[tuple[str, Config]] = []
         writers: dict[Path, str] = {}
         for name, raw in overlaid(shared, self.stages):

@@ -9,15 +9,17 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from video_pipeline.config.section import Auto, Count, Name, Positive, Section
+from video_pipeline.config.source import Place, Source
 
 
 class Data(Section):
     """Input, output, and how samples are prepared."""
 
-    input_jsonl: Path = Field(
-        default=Path("samples.jsonl"),
-        description="The samples: one JSON object a line. The file may be compressed (`.gz`, "
-        "`.zst`).",
+    input_jsonl: Place = Field(
+        default="samples.jsonl",
+        description="The samples: a JSONL (one JSON object a line), a list of paths (`.txt`), a "
+        "table (`.csv`, `.tsv`, `.parquet`), a `.tar`, a folder of videos, or a pattern such as "
+        "`clips/**/*.mp4`; here or at an address (`s3://`, ...). See docs/input.md.",
     )
     output_jsonl: Path = Field(
         default=Path("results/output.describe.jsonl"),
@@ -27,26 +29,27 @@ class Data(Section):
     video_field: Name = Field(
         default="path", description="The field with the path or address of the video."
     )
-    video_root: Path | None = Field(
+    video_root: Place | None = Field(
         default=None,
         description="The folder that relative video paths start from. `null`: the folder of "
-        "`input_jsonl`.",
+        "`input_jsonl`, or that folder itself, if it is one.",
     )
     id_field: Name | None = Field(
         default=None,
         description="The field with a unique id, which becomes `__key`. `null`: the key is a "
         "hash of the sample's content.",
     )
-    allowed_roots: list[Path] | None = Field(
+    allowed_roots: list[Place] | None = Field(
         default=None,
         description="Local videos and images must lie in these folders, after links and `..` "
-        "are followed; others become error records. Relative folders start from the "
-        "working directory. `null`: they may lie anywhere.",
+        "are followed, and those in stores under these addresses (`s3://bucket/clips`); others "
+        "become error records. Relative folders start from the working directory. `null`: they "
+        "may lie anywhere.",
     )
     max_download_gb: Positive = Field(
         default=4.0,
-        description="Largest video that is downloaded by http(s), in GB. It goes to the folder "
-        "for temporary files (`TMPDIR`).",
+        description="Largest video that is downloaded, in GB. It goes to the folder for temporary "
+        "files (`TMPDIR`).",
     )
     allow_private_addresses: bool = Field(
         default=False,
@@ -104,6 +107,11 @@ class Data(Section):
                 "files are named after it)"
             )
         return path
+
+    @property
+    def source(self) -> Source:
+        """What :attr:`input_jsonl` names."""
+        return Source(self.input_jsonl)
 
     def decode_processes(self, threads: int) -> int:
         """How many decode processes a job with ``threads`` cores has."""

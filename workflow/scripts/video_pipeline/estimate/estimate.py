@@ -59,8 +59,8 @@ def plan_stages(configs: Sequence[Config], threads: int) -> None:
     """Make the plan of each stage whose input is there; arguments as in :func:`make_plan`."""
     for position, config in enumerate(configs):
         source = config.data.input_jsonl
-        outputs = [other.data.output_jsonl for other in configs[:position]]
-        if source in outputs and not source.exists():
+        outputs = [str(other.data.output_jsonl) for other in configs[:position]]
+        if source in outputs and not os.path.exists(source):
             logger.warning(
                 "%s: left out, a stage before it has to write its input first: %s",
                 config.data.output_jsonl,

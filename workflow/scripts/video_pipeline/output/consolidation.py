@@ -16,6 +16,7 @@ from video_pipeline.common import versions
 from video_pipeline.common.files import EMPTY, Seal, replacing, write_text
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
+from video_pipeline.config.source import shown
 from video_pipeline.errors import UserError
 from video_pipeline.journal.reader import JournalReader
 from video_pipeline.output.rank_files import RankContents, RankFile
@@ -144,7 +145,7 @@ def _check_answered(
             "--directory of the run)"
         )
     raise UserError(
-        f"none of the {manifest.samples:,} samples in {config.data.input_jsonl.absolute()} was "
+        f"none of the {manifest.samples:,} samples in {shown(config.data.input_jsonl)} was "
         f"answered ({counts}), so there is no output. The first: {first}. Fix the cause{retry} and "
         "run snakemake again"
     )

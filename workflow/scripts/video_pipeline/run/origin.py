@@ -19,13 +19,14 @@ from video_pipeline.common import versions
 from video_pipeline.common.files import Seal, read_object, why_not_there
 from video_pipeline.common.plugins import plugin_files
 from video_pipeline.config import Config
+from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.journal.format import count_answers
 from video_pipeline.model.model import is_path
 from video_pipeline.run.changes import describe, different
 from video_pipeline.run.fingerprint import written_settings
 from video_pipeline.run.layout import Layout
-from video_pipeline.samples.identity import digest
+from video_pipeline.samples.identity import digest, stable_address
 from video_pipeline.tasks.prompts import prompt_files
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,10 @@ def check_files(configs: Sequence[Config], made: Iterable[Path] = ()) -> None:
 
 def _named_files(config: Config) -> Iterator[tuple[str, Path, str]]:
     """The key, the path and the kind of each file."""
-    yield "data.input_jsonl", config.data.input_jsonl, "file"
+    source = config.data.source
+    if source.is_local:
+        place = source.place if source.is_file else source.root
+        yield "data.input_jsonl", Path(place), "file" if source.is_file else "folder"
     for plugin in config.run.plugins:
         if plugin.endswith(".py") or "/" in plugin:  # else it is the name of a module
             yield "run.plugins", Path(plugin), "file"
@@ -74,20 +78,33 @@ def _named_files(config: Config) -> Iterator[tuple[str, Path, str]]:
 # --- which ones they are --------------------------------------------------------------------------
 
 
-def origin_of(config: Config) -> dict[str, Any]:
+def origin_of(config: Config, *, with_input: bool = True) -> dict[str, Any]:
     """What the samples and answers of ``config`` come from, as JSON: written into the manifest of a
-    split and into the summary. At most a small file is read.
+    split and into the summary. At most a small file is read, a folder or a store listed;
+    ``with_input``: False leaves that out.
 
     ``input`` is named as in the configuration, so that the folder of a run may move.
     """
-    files = [config.data.input_jsonl, *code_files(config)]
     settings = written_settings(config)
     return {
-        "input": str(config.data.input_jsonl),
+        "input": stable_address(config.data.input_jsonl),
         "task": config.run.task,
         "settings": orjson.loads(orjson.dumps(settings, option=orjson.OPT_NON_STR_KEYS)),
-        "files": {str(path): file_digest(path) for path in files},
+        "files": {
+            stable_address(config.data.input_jsonl): (
+                _source_digest(config.data.source) if with_input else None
+            ),
+            **{str(path): file_digest(path) for path in code_files(config)},
+        },
     }
+
+
+def _source_digest(source: Source) -> str | None:
+    if source.is_local and source.is_file:
+        return file_digest(Path(source.place))
+    from video_pipeline.samples.sources import source_digest
+
+    return source_digest(source)
 
 
 def code_files(config: Config) -> list[Path]:
@@ -123,10 +140,11 @@ def what_changed(config: Config, layout: Layout) -> list[str]:
     ``task``, the keys of settings (with their values if these are short) and the paths of
     files. Empty if in nothing. Snakemake alone may not see it: a file can be older than what it
     replaces, and what it remembers of its last run can be gone."""
-    input_jsonl = config.data.input_jsonl
+    source = config.data.source
     manifest, summary = read_object(layout.manifest), read_object(layout.summary)
     recorded = list(filter(None, (manifest.get("origin"), summary.get("origin"))))
-    if not recorded or not input_jsonl.exists():  # a stage before it has to write it
+    awaited = source.is_local and source.is_file and not os.path.exists(source.place)
+    if not recorded or awaited:  # a stage before it has to write it
         return []
     now, changed = _flat(origin_of(config)), {}
     if manifest and manifest.get("version") != versions.CHUNKS:
@@ -168,7 +186,7 @@ _NOTHING_ASKED = ("input", "run.truncated", "run.plugins")
 def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
     """What becomes of the answers that are there, now that ``changed`` differs
     (:func:`what_changed`); empty if there are none, or no other question comes of it."""
-    harmless = (*_NOTHING_ASKED, str(config.data.input_jsonl))
+    harmless = (*_NOTHING_ASKED, stable_address(config.data.input_jsonl))
     recorded = read_object(layout.summary) or read_object(layout.manifest)
     if all(name.startswith(harmless) for name in changed) or "journal" not in recorded:
         return ""
@@ -218,7 +236,8 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
     """
     if not recorded:
         return
-    now = origin_of(config)
+    is_looked_up = config.data.source.is_local  # Each job asks, and a store is slow to list.
+    now = origin_of(config, with_input=is_looked_up)
     for name, what in (("input", "data.input_jsonl"), ("task", "run.task")):
         if recorded[name] != now[name]:
             raise UserError(
@@ -232,9 +251,9 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
             f"{', '.join(changed)}; {SPLIT_AGAIN}"
         )
     digest = recorded["files"].get(now["input"])
-    if digest != now["files"][now["input"]]:
+    if is_looked_up and digest != now["files"][now["input"]]:
         logger.warning(
             "%s has changed since it was split; what is written holds the samples as they were. "
             "Run snakemake again for the new ones",
-            config.data.input_jsonl.absolute(),
+            shown(config.data.input_jsonl),
         )

@@ -35,20 +35,54 @@ def content_key(raw: dict[str, Any]) -> str:
         raise ValueError(f"cannot be written as JSON: {error}") from None
 
 
+_SIGNED_FAMILIES = ("x-amz-", "x-goog-")
+_SIGNATURES = frozenset({"signature", "sig", "token", "access_token"})
+_SIGNED_WITH = frozenset(
+    {
+        *("awsaccesskeyid", "googleaccessid", "expires", "policy", "key-pair-id"),
+        *("sv", "ss", "srt", "sr", "st", "se", "sp", "sip", "spr", "si", "sdd", "saoid", "suoid"),
+        *("scid", "skoid", "sktid", "skt", "ske", "sks", "skv"),
+    }
+)
+"""What stands beside a signature in the query of an address, in lower case: S3 and Google Cloud
+Storage (version 2), CloudFront, and Azure (learn.microsoft.com/rest/api/storageservices/
+create-service-sas, create-user-delegation-sas)."""
+
+
+def stable_address(video: Any) -> Any:
+    """``video`` without the signature or token in its query, if it is an http address with one: it
+    names the same video with another. A list of addresses likewise; anything else as it is."""
+    if isinstance(video, list):
+        stable = [stable_address(entry) for entry in video]
+        return video if stable == video else stable
+    if not isinstance(video, str) or "?" not in video or video[:4].lower() != "http":
+        return video
+    start, _, rest = video.partition("?")
+    query, mark, fragment = rest.partition("#")
+    pairs = [(pair.partition("=")[0].lower(), pair) for pair in query.split("&")]
+    if not any(name in _SIGNATURES or name.startswith(_SIGNED_FAMILIES) for name, _ in pairs):
+        return video
+    dropped = _SIGNATURES | _SIGNED_WITH
+    kept = [p for name, p in pairs if name not in dropped and not name.startswith(_SIGNED_FAMILIES)]
+    return start + ("?" if kept else "") + "&".join(kept) + mark + fragment
+
+
 def request_digests(
     task: Task, sample: dict[str, Any], video: Any, sample_fields: Collection[str] = ()
 ) -> dict[str, str]:
     """Digests of what ``task`` asks about ``sample``, 32 hex digits each, by the name of the
     conversation.
 
-    ``video`` is the path as the input has it (or a list of paths, or None). It stands for the
-    absolute address in the digest, so that a dataset may move to another folder. ``sample_fields``
+    ``video`` is the path as the input has it (or a list of paths, or None). Its
+    :func:`stable_address` stands for the absolute address in the digest, so that a dataset may move
+    to another folder, and an address be signed again. ``sample_fields``
     are those that the dataset reads; a sample without any has the digest that it has without them.
 
     Raises :class:`TaskError` if ``build_messages`` fails or returns what JSON cannot carry.
     """
     segment = [sample.get("video_start"), sample.get("video_end")]
     address = sample["__video_uri"]
+    video = stable_address(video)
     digests = {}
     for part, messages in task.conversations(sample).items():
         asked = {"messages": messages, "segment": segment, "video": video}

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import orjson
-import zstandard
 
 from video_pipeline.config import Config, Data
+from video_pipeline.config.source import STORES, member_of, scheme_of
 from video_pipeline.errors import UserError
-from video_pipeline.samples.identity import content_key
+from video_pipeline.samples.identity import content_key, stable_address
 from video_pipeline.samples.windows import CUT, is_window, window_id
+from video_pipeline.storage.stores import check_address
 
 SHOWN_ERRORS = 20
 """How many bad lines an error message shows."""
 
-_BLOCK_BYTES = 1 << 18
-_UTF8_BOM = b"\xef\xbb\xbf"
 _SECONDS = {int, float}
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile("://[^/@]*@")
 # orjson reads integers up to 64 bits exactly and turns larger ones into floats without a word;
 # only blocks with a run of 19 digits need the slower, exact check.
@@ -65,7 +60,7 @@ class BadLines:
         self.count += other.count
         self._first = sorted(self._first + other._first)[:SHOWN_ERRORS]
 
-    def raise_any(self, path: Path) -> None:
+    def raise_any(self, path: str) -> None:
         """Raise :class:`UserError` naming the bad lines of ``path``, if there are any."""
         if self.count:
             more = self.count - len(self._first)
@@ -151,7 +146,9 @@ class InputReader:
         """``__key`` of a sample: the windows of a video share its id, so their times follow it.
         Raises :class:`ValueError` if its id is none."""
         if self._id_field is None:
-            return content_key(raw)
+            video = raw.get(self._video_field)
+            stable = stable_address(video)
+            return content_key(raw if stable is video else {**raw, self._video_field: stable})
         value: Any = raw.get(self._id_field)
         if type(value) not in (str, int) or value == "":
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
@@ -159,51 +156,6 @@ class InputReader:
         if is_window(raw):
             return window_id(value, raw)
         return str(value)
-
-
-def read_blocks(path: Path) -> Iterator[bytes]:
-    """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 256 kB that end where a line ends,
-    without a leading byte-order mark.
-
-    Raises :class:`UserError` if the file cannot be read.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            pieces: list[bytes] = [b""]  # of a line that is not over yet
-            mark = _UTF8_BOM
-            for data in _decompressed(path, file):
-                end = data.rfind(b"\n") + 1
-                pieces.append(data[:end] if end else data)
-                if end:
-                    yield b"".join(pieces).removeprefix(mark)
-                    pieces, mark = [data[end:]], b""
-            if rest := b"".join(pieces).removeprefix(mark):
-                yield rest
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"cannot read {path.absolute()}: {error}") from error
-
-
-def _decompressed(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    """The bytes of an open file, whatever its suffix says it is compressed with."""
-    if path.suffix == ".zst":
-        return _zst(file)
-    stream = gzip.open(file, "rb") if path.suffix == ".gz" else file
-    return iter(lambda: stream.read(_BLOCK_BYTES), b"")
-
-
-def _zst(file: BinaryIO) -> Iterator[bytes]:
-    """The bytes of the zstd frames in ``file``. Raises :class:`EOFError` if the last is cut off
-    (zstandard's own stream reader takes that for the end)."""
-    frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
-    while data := file.read(_BLOCK_BYTES // 8):  # it grows about so much
-        while data:
-            yield frame.decompress(data)
-            data, begun = b"", True
-            if frame.eof:
-                data, begun = frame.unused_data, False
-                frame = zstandard.ZstdDecompressor().decompressobj()
-    if begun:
-        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
 
 
 def _parse(line: bytes, check_numbers: bool) -> dict[str, Any]:
@@ -287,21 +239,32 @@ def _unwrap(value: dict[str, Any], with_failed: bool) -> dict[str, Any] | None:
 
 
 def video_uri(video: str, root: str) -> str:
-    """The address of a video: ``http(s)://`` as it is, everything else as an absolute local path.
+    """The address of a video: ``http(s)://`` and that of a store as it is, ``file://`` and a path
+    as an absolute local path. A relative path goes on from ``root``, which may be an address. Of a
+    member of a tar or a row of Parquet that is said of the file that holds it.
 
     Raises :class:`ValueError` for another scheme or a ``file://`` of another host.
     """
-    if "://" not in video or not _SCHEME.match(video):
+    if (parts := member_of(video)) is not None:
+        return f"{video_uri(parts[0], root)}#{parts[1]}"
+    scheme = scheme_of(video)
+    if not scheme:
         if video.startswith("/"):
             return video
         return root + video if root.endswith("/") else f"{root}/{video}"
-    parts = urlsplit(video)
-    if parts.scheme.lower() in ("http", "https"):
+    if scheme in STORES:
+        check_address(video)
         return video
-    if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
-        return unquote(parts.path)
+    split = urlsplit(video)
+    if scheme in ("http", "https"):
+        return video
+    if scheme == "file" and split.netloc in ("", "localhost"):
+        return unquote(split.path)
     address = _CREDENTIALS.sub("://***@", video)
-    raise ValueError(f"{address!r:.200}: only local paths, file:// and http(s):// are read")
+    raise ValueError(
+        f"{address!r:.200}: only local paths, file://, http(s)://, s3://, gs://, az:// and hf:// "
+        "are read"
+    )
 
 
 def video_address(video: Any, root: str) -> str | list[str] | None:

@@ -18,6 +18,7 @@ from zlib import crc32
 import orjson
 
 from video_pipeline.config import Config
+from video_pipeline.config.source import member_of
 from video_pipeline.errors import TaskError
 from video_pipeline.journal.format import record_id, record_id_from_json
 from video_pipeline.run.chunks import ChunkEntry, entry_line
@@ -27,9 +28,9 @@ from video_pipeline.samples.input import (
     BadLines,
     InputReader,
     InputSample,
-    read_blocks,
     video_address,
 )
+from video_pipeline.samples.sources import read_blocks
 from video_pipeline.split.weights import known_weight
 from video_pipeline.tasks.base import ONLY_PART
 
@@ -103,9 +104,9 @@ class Scanner:
         identities: list[bytes] = []
         for sample in samples:
             raw = sample.raw
-            weight = known_weight(raw, by)
             video = raw.get(video_field)
             address = video_address(video, root)
+            weight = known_weight(raw, by, address)
             raw.update(__key=sample.key, __video_uri=address)  # as task_sample does in a copy
             requests = {ONLY_PART: ""}
             if not reader.bad.count:  # else nobody will ask
@@ -148,6 +149,8 @@ class Scanner:
         if not self._dataset.reads_files or not address:
             return ""
         file = address if isinstance(address, str) else address[0]
+        if (member := member_of(file)) is not None:
+            return member[0]
         if self._dataset.reads_patterns and has_magic(file) and not os.path.exists(file):
             parts = file.split("/")
             magic = next(place for place, part in enumerate(parts) if has_magic(part))
@@ -243,7 +246,7 @@ def _expanded(
 def _numbered_blocks(config: Config) -> Iterator[tuple[bytes, int, int]]:
     """Arguments of :meth:`Scanner.scan`."""
     first, twice = 1, TWICE
-    for block in read_blocks(config.data.input_jsonl):
+    for block in read_blocks(config.data.input_jsonl, config.data.video_field):
         yield block, first, twice
         first, twice = first + block.count(b"\n"), 0
 

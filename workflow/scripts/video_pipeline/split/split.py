@@ -27,6 +27,7 @@ from video_pipeline.common.files import (
 from video_pipeline.common.processes import job_processes
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
+from video_pipeline.config.source import Source, shown
 from video_pipeline.config.vllm_version import warn_if_untried
 from video_pipeline.errors import UserError
 from video_pipeline.journal.format import count_answers
@@ -90,7 +91,7 @@ class _Split:
         chooses = config.run.dataset is None and not run.task.names_dataset
         if chooses or config.vision.use_audio_in_video:
             fetch_family(with_commit(config, run.commit))
-        if num_processes > 1 and _is_large(config.data.input_jsonl):
+        if num_processes > 1 and _is_large(config.data.source):
             # torch stays in a process of its own: it would be half of what this one holds
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 run.dataset = pool.submit(DatasetNeeds.of, with_commit(config, run.commit)).result()
@@ -158,7 +159,7 @@ class _Split:
         self._bad.raise_any(config.data.input_jsonl)
         if origin_of(config)["files"] != manifest.origin["files"]:
             raise UserError(
-                f"{config.data.input_jsonl.absolute()}, a plugin or a prompt file has changed "
+                f"{shown(config.data.input_jsonl)}, a plugin or a prompt file has changed "
                 "while the input was split; run again"
             )
         manifest.duplicates = int(is_duplicate.sum())
@@ -224,7 +225,10 @@ class _Split:
         self._settings.write()
 
 
-def _is_large(path: Path) -> bool:
+def _is_large(source: Source) -> bool:
+    if not (source.is_local and source.is_file):
+        return True
+    path = Path(source.place)
     return path.is_file() and path.stat().st_size > LARGE_INPUT_BYTES
 
 

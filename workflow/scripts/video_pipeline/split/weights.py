@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from video_pipeline.config import Config, Data
+from video_pipeline.config.source import member_of, scheme_of
 from video_pipeline.errors import UserError
-from video_pipeline.video.access import Access, limit_access
+from video_pipeline.video.access import Access
+
+if TYPE_CHECKING:
+    from video_pipeline.video.demuxer import Header
+    from video_pipeline.video.headers import HeaderReaders
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +39,21 @@ STAT_THREADS = 32
 """On a network file system `stat` is nearly all waiting."""
 
 _TOO_LONG = 1e8  # seconds: 3 years
-_HEADERS_AT_ONCE = 16
 
 
-def known_weight(raw: dict[str, Any], by: str) -> float:
+def known_weight(raw: dict[str, Any], by: str, address: object = None) -> float:
     """What a sample itself says about its weight, NaN if nothing.
 
-    ``count``: 1. ``duration``: its seconds. ``size``: the most bytes that its segment weighs.
+    ``count``: 1. ``duration``: its seconds. ``size``: the most bytes that its segment weighs, or
+    the ``size`` of a video whose ``address`` is that of no local file, as listings have it.
     """
     if by == "count":
         return 1.0
     begin, end = raw.get("video_start"), raw.get("video_end")
     if by == "size" and begin is None and end is None:
-        return math.nan
+        size: Any = raw.get("size")
+        is_listed = isinstance(address, str) and not _is_local(address)
+        return float(size) if is_listed and type(size) is int and size > 0 else math.nan
     duration: Any = raw.get("duration")
     if type(duration) in (int, float) and 0 < duration < math.inf:
         end = duration if end is None else min(end, duration)
@@ -114,7 +119,7 @@ class Weigher:
         self._data = data
         self._num_processes = num_processes
         self._threads = ThreadPoolExecutor(STAT_THREADS, thread_name_prefix="stat")
-        self._processes: ProcessPoolExecutor | None = None
+        self._headers: HeaderReaders | None = None
         self.missing = MissingFiles()
         self.looked_up = 0
         self.seconds = 0.0
@@ -124,8 +129,8 @@ class Weigher:
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown()
-        if self._processes is not None:
-            self._processes.shutdown()
+        if self._headers is not None:
+            self._headers.close()
 
     def weigh(
         self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray, files: Sequence[str]
@@ -147,7 +152,7 @@ class Weigher:
             looked_up = sizes[weighed]
         else:
             unknown = np.flatnonzero(wanted & np.isnan(known))
-            weighed = [place for place in unknown if _is_local(uris[place])]
+            weighed = [place for place in unknown if _gives_header(uris[place])]
             looked_up = self._durations([uris[place] for place in weighed])
         weights = known.copy()
         # The one that is known, or the smaller one.
@@ -164,28 +169,21 @@ class Weigher:
     def _durations(self, files: list[str]) -> np.ndarray:
         if not files:
             return np.empty(0)
-        if self._processes is None:
-            self._processes = ProcessPoolExecutor(
-                self._num_processes,
-                multiprocessing.get_context("spawn"),
-                initializer=limit_access,
-                initargs=(Access.of(self._data),),
-            )
-        step = _HEADERS_AT_ONCE
-        slices = [files[begin : begin + step] for begin in range(0, len(files), step)]
-        try:
-            return np.concatenate(list(self._processes.map(_durations, slices)))
-        except BrokenProcessPool:  # a file kills its reader: it is found by halves
-            self._processes = None
-        if len(files) == 1:
-            return np.array([math.nan])
-        middle = len(files) // 2
-        halves = files[:middle], files[middle:]
-        return np.concatenate([self._durations(half) for half in halves])
+        if self._headers is None:
+            from video_pipeline.video.headers import HeaderReaders
+
+            self._headers = HeaderReaders(Access.of(self._data), self._num_processes)
+        return np.array([_seconds(header) for header in self._headers.read(files)])
 
 
 def _is_local(address: str) -> bool:
-    return address != "" and address[:4].lower() != "http"
+    return address != "" and not scheme_of(address) and member_of(address) is None
+
+
+def _gives_header(address: str) -> bool:
+    """Whether a header is read to weigh a video. Web servers are not asked: each may be slow, and
+    not all give parts of a file."""
+    return address != "" and scheme_of(address) not in ("http", "https")
 
 
 def _why(file: str) -> str:
@@ -210,14 +208,6 @@ def _sizes(files: list[str]) -> np.ndarray:
     return sizes
 
 
-def _durations(files: list[str]) -> list[float]:
-    """The seconds that each file's header says it lasts, NaN if it does not say."""
-    from video_pipeline.video.demuxer import header_seconds
-
-    seconds = []
-    for file in files:
-        try:
-            seconds.append(header_seconds(file) or math.nan)
-        except Exception:  # whatever it is, the reader will say so
-            seconds.append(math.nan)
-    return seconds
+def _seconds(header: Header | str) -> float:
+    """The seconds that a header says a video lasts, NaN if it does not say."""
+    return math.nan if isinstance(header, str) else header.duration or math.nan

@@ -1,101 +1,48 @@
-"""Decides which videos and images may be read, and opens them.
-
-A list of videos may come from elsewhere, so a name in it decides nothing: the limits that
-:func:`limit_access` sets for the process do.
-"""
+"""Opens videos and images as local files, within the limits of this process
+(:mod:`video_pipeline.storage.access`)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import io
-import os
 import re
-import stat
-from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from video_pipeline.config import Data
-from video_pipeline.video.download import download
+from video_pipeline.storage.access import Access, limit_access, permitted
+from video_pipeline.storage.blobs import check_regular
+from video_pipeline.storage.opening import copy_of, local_path
 from video_pipeline.video.errors import VideoReadError
+
+__all__ = ["Access", "MediaFile", "limit_access", "permitted", "read_image", "upright_rgb"]
 
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the image formats that are read. It knows more, and hands EPS to another
 program, Ghostscript."""
 
-_HTTP = re.compile("https?://", re.IGNORECASE)
 _DATA = re.compile("data:image/[^,]*;base64,", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Access:
-    """The limits for reading.
-
-    Attributes:
-        roots: Real paths of the folders that local files must lie in; None: anywhere.
-        max_download_bytes: Size of the largest file that is downloaded.
-        allow_private_addresses: Whether hosts that are not on the public internet are asked.
-    """
-
-    roots: tuple[str, ...] | None
-    max_download_bytes: int
-    allow_private_addresses: bool
-
-    @classmethod
-    def of(cls, data: Data) -> Access:
-        """The limits in the section ``data``. Relative roots are those of the working directory."""
-        roots = data.allowed_roots
-        return cls(
-            roots=None if roots is None else tuple(os.path.realpath(root) for root in roots),
-            max_download_bytes=int(data.max_download_gb * 1e9),
-            allow_private_addresses=data.allow_private_addresses,
-        )
-
-
-_access = Access.of(Data.model_validate({}))
-
-
-def limit_access(access: Access) -> None:
-    """Set the limits of this process. Before, those of the default configuration hold."""
-    global _access
-    _access = access
-
-
-def permitted(path: str) -> str:
-    """``path``, or its real path if there are roots. Raises :class:`VideoReadError` if it lies
-    outside all of them, after links and ``..`` were followed."""
-    if "\0" in path:
-        raise VideoReadError("its path holds a NUL character, which no file name can")
-    if _access.roots is None:
-        return path
-    real = os.path.realpath(path)
-    if not any(os.path.commonpath([real, root]) == root for root in _access.roots):
-        raise VideoReadError("lies outside the folders of data.allowed_roots (links are followed)")
-    return real
-
-
 class MediaFile:
-    """The regular local file that a URI names, or the download of one. A download is removed when
-    this object is closed or the process dies.
+    """The regular local file that a URI names, or a temporary copy of what lies elsewhere, which is
+    removed when this object is closed or the process dies.
 
     Attributes:
         path: Path of the file in this process.
     """
 
     def __init__(self, uri: str) -> None:
-        """Open a local path, ``file://`` or ``http(s)://``. Raises :class:`VideoReadError` if it
-        cannot be read, or may not."""
-        self._download = None
-        if _HTTP.match(uri):
-            self._download = download(
-                uri, _access.max_download_bytes, _access.allow_private_addresses
-            )
-            self.path = f"/proc/self/fd/{self._download.fileno()}"
-        else:
-            self.path = permitted(uri.removeprefix("file://"))
+        """Open an address as :func:`video_pipeline.storage.opening.local_path` takes it. Raises
+        :class:`VideoReadError` if it cannot be read, or may not."""
+        self._copy = None
+        path = local_path(uri)
+        if path is None:
+            self._copy = copy_of(uri)
+            path = f"/proc/self/fd/{self._copy.fileno()}"
+        self.path = path
         try:
-            _check_regular(self.path)
+            check_regular(self.path)
         except VideoReadError:
             self.close()
             raise
@@ -107,24 +54,9 @@ class MediaFile:
         self.close()
 
     def close(self) -> None:
-        """Remove the download, if it is one."""
-        if self._download is not None:
-            self._download.close()
-
-
-def _check_regular(path: str) -> None:
-    """Refuse what is not a regular file: opening a pipe waits for ever, and opening some devices
-    makes them act."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise VideoReadError(f"{error.strerror}: {os.path.abspath(path)}") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise VideoReadError("is a directory, not a file")
-    if not stat.S_ISREG(status.st_mode):
-        raise VideoReadError("not a regular file")
-    if status.st_size == 0:
-        raise VideoReadError("file is empty (0 bytes)")
+        """Remove the copy, if it is one."""
+        if self._copy is not None:
+            self._copy.close()
 
 
 def read_image(uri: str, *, with_pixels: bool = True) -> Image.Image:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, cast
 
 import av
 from av.container.input import InputContainer
@@ -17,6 +17,8 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from video_pipeline.storage.blobs import BlobFile
+from video_pipeline.storage.opening import local_path, open_blob
 from video_pipeline.video.access import MediaFile
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.no_video import why_no_video
@@ -55,19 +57,58 @@ def _log_line(error: FFmpegError) -> str:
     return log[2].strip() if log else ""
 
 
-def header_seconds(uri: str) -> float | None:
-    """The length of a local video by its header, in seconds; None if the header does not say.
-    FFmpeg reads only the packets that it needs to know the streams. Raises
-    :class:`VideoReadError`."""
-    with MediaFile(uri) as file:
-        try:
-            with av.open(f"file:{file.path}", options=_OPTIONS, metadata_errors="ignore") as opened:
-                stream = opened.streams.best("video")
-                if stream is not None and stream.duration and stream.time_base:
-                    return float(stream.duration * stream.time_base)
-                return opened.duration / av.time_base if opened.duration else None
-        except FFmpegError as error:
-            raise VideoReadError(explain(error)) from error
+@dataclass(frozen=True)
+class Header:
+    """What the header of a video says; None where it says nothing.
+
+    Attributes:
+        duration: Seconds.
+        width: Pixels of a coded frame, before it is turned or stretched to be shown.
+        height: Likewise.
+        fps: Frames per second, on average.
+        codec: FFmpeg's name of it.
+    """
+
+    duration: float | None
+    width: int | None
+    height: int | None
+    fps: float | None
+    codec: str | None
+
+
+def read_header(uri: str) -> Header:
+    """Read the header of a video. FFmpeg reads only the packets that it needs to know the streams,
+    and of a remote video only these parts are fetched. Raises :class:`VideoReadError`."""
+    try:
+        if local_path(uri) is None:
+            file = cast("BinaryIO", BlobFile(open_blob(uri)))
+            with av.open(file, "r", options=_OPTIONS, metadata_errors="ignore") as opened:
+                return _header(opened)
+        with (
+            MediaFile(uri) as media,
+            av.open(f"file:{media.path}", options=_OPTIONS, metadata_errors="ignore") as opened,
+        ):
+            return _header(opened)
+    except FFmpegError as error:
+        raise VideoReadError(explain(error)) from error
+
+
+def _header(opened: InputContainer) -> Header:
+    stream = opened.streams.best("video")
+    seconds = opened.duration / av.time_base if opened.duration else None
+    if stream is not None and stream.duration and stream.time_base:
+        seconds = float(stream.duration * stream.time_base)
+    if not isinstance(stream, VideoStream):
+        return Header(seconds, None, None, None, None)
+    decoder: VideoCodecContext | None = stream.codec_context
+    rate = stream.average_rate
+    return Header(
+        duration=seconds,
+        width=decoder.width if decoder else None,
+        height=decoder.height if decoder else None,
+        fps=float(rate) if rate else None,
+        codec=decoder.codec.canonical_name if decoder else None,
+    )
 
 
 @dataclass(frozen=True)

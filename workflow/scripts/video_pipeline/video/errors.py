@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from video_pipeline.storage.errors import VideoReadError
 
-class VideoReadError(ValueError):
-    """A video or an image that cannot be read, or may not be. The message says why. It never holds
-    the address, which may hold a password; it names the path of a missing local file."""
+__all__ = ["VideoReadError", "note_damage", "noting_damage"]
 
 
 _noted: list[str] | None = None

@@ -146,8 +146,9 @@ class Invocation:
         return f"infers {pending:,} sample{'s' * (pending != 1)}"
 
     @fails_as_workflow_error
-    def samples(self, stage: Stage) -> str:
-        """The input of ``stage``.
+    def samples(self, stage: Stage) -> list[str]:
+        """The input of ``stage``, if it is a local file. Of any other :func:`what_changed` tells
+        whether it has changed.
 
         If chunks or output do not come from what the configuration says, their jobs are forced to
         run: file times and Snakemake's own memory need not show it.
@@ -171,7 +172,8 @@ class Invocation:
                 self._force(stage, layout.output, reason)
             if self.snakemake.is_dry_run:
                 atexit.register(_print, f"{stage.title}{forecast(config, layout)}")
-        return str(config.data.input_jsonl)
+        source = config.data.source
+        return [source.place] if source.is_local and source.is_file else []
 
     def _force(self, stage: Stage, output: Path, reason: str) -> None:
         self.snakemake.force(output)
@@ -252,7 +254,9 @@ class Invocation:
 
 def _user_paths(stage: Stage) -> list[Path]:
     """The user's paths that Snakemake sees, or parts of them."""
-    return [stage.config.data.input_jsonl, stage.layout.beside(""), *code_files(stage.config)]
+    files = [stage.layout.beside(""), *code_files(stage.config)]
+    source = stage.config.data.source
+    return [Path(source.place), *files] if source.is_local and source.is_file else files
 
 
 def _print(text: str) -> None:

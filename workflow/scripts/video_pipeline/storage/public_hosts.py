@@ -19,7 +19,7 @@ import certifi
 import urllib3
 
 from video_pipeline.errors import UserError
-from video_pipeline.video.errors import VideoReadError
+from video_pipeline.storage.errors import VideoReadError
 
 TRIED = ("2.0.2", "2.8.0")
 """The lowest and the newest version of urllib3 that were tried (envs/lowest.txt, envs/cpu.txt)."""

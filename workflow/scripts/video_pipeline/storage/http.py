@@ -1,4 +1,4 @@
-"""Downloads of videos and images by http(s), within limits, to a file without a name.
+"""Files that are read by http(s), within limits.
 
 The environment's proxies (``http_proxy``, ``https_proxy``, ``all_proxy``, ``no_proxy``) are used.
 A proxy connects to the hosts itself, so its rules, not ours, say which addresses it may ask.
@@ -7,11 +7,11 @@ A proxy connects to the hosts itself, so its rules, not ours, say which addresse
 from __future__ import annotations
 
 import base64
+import re
 import ssl
-import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import cache
-from typing import BinaryIO
 from urllib.parse import unquote_to_bytes, urljoin
 from urllib.request import getproxies, proxy_bypass
 
@@ -19,8 +19,9 @@ import urllib3
 from urllib3 import exceptions
 from urllib3.util import Timeout, Url, make_headers, parse_url
 
-from video_pipeline.video import public_hosts
-from video_pipeline.video.errors import VideoReadError
+from video_pipeline.storage import public_hosts
+from video_pipeline.storage.blobs import Blob, too_large
+from video_pipeline.storage.errors import VideoReadError
 
 CONNECT_SECONDS = 10.0
 """How long a host may take to accept a connection."""
@@ -33,33 +34,78 @@ MAX_REDIRECTS = 10
 _PIECE_BYTES = 1 << 20
 
 
-def download(url: str, max_bytes: int, allow_private_addresses: bool) -> BinaryIO:
-    """Download ``url`` (``http://`` or ``https://``) to a temporary file, which is removed when it
-    is closed. Each redirect is held to the same rules.
+class HttpBlob(Blob):
+    """A file at ``http://`` or ``https://``. Each redirect is held to the same rules.
 
-    Raises:
-        VideoReadError: The message never holds the address, which may hold a password.
+    The message of a :class:`VideoReadError` never holds the address, which may hold a password.
     """
-    file = tempfile.TemporaryFile(buffering=0)
-    try:
-        hop = _parse(url)
-        for _ in range(1 + MAX_REDIRECTS):
-            with (
-                _pools(hop, allow_private_addresses) as pools,
-                closing(_request(pools, hop)) as response,
-            ):
-                location = response.get_redirect_location()
-                if not location:
-                    _save(response, file, max_bytes)
-                    return file
-            hop = _parse(location, base=hop.url)
-        raise VideoReadError(f"download: redirected more than {MAX_REDIRECTS} times")
-    except exceptions.HTTPError as error:
-        file.close()
-        raise VideoReadError(f"download: {_explain(error)}") from None
-    except BaseException:
-        file.close()
-        raise
+
+    def __init__(self, url: str, max_bytes: int, allow_private_addresses: bool) -> None:
+        self._url = url
+        self._max_bytes = max_bytes
+        self._allow_private_addresses = allow_private_addresses
+        self._size: int | None = None
+        self._version = ""
+
+    @property
+    def size(self) -> int:
+        if self._size is None:
+            self.read(0, 1)
+        assert self._size is not None
+        return self._size
+
+    @property
+    def version(self) -> str:
+        if self._size is None:
+            self.read(0, 1)
+        return self._version
+
+    def read(self, start: int, stop: int) -> bytes:
+        with self._response(f"bytes={start}-{stop - 1}") as response:
+            if response.status == 200:
+                raise VideoReadError(
+                    "download: the server gives no part of a file (no range requests), which a "
+                    "member of a tar or a row of Parquet needs"
+                )
+            _check_status(response, 206)
+            unit = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+            if not unit or int(unit[1]) != start:
+                raise VideoReadError("download: the server gives another part than was asked for")
+            self._size = int(unit[2])
+            self._version = response.headers.get("etag", "")
+            data: bytes = response.read(stop - start + 1, decode_content=False)
+        if len(data) != min(stop, self._size) - start:
+            raise VideoReadError("download: the server gives another part than was asked for")
+        return data
+
+    def pieces(self) -> Iterator[bytes]:
+        with self._response() as response:
+            _check_status(response, 200)
+            if (response.length_remaining or 0) > self._max_bytes:
+                raise too_large(self._max_bytes)
+            yield from response.stream(_PIECE_BYTES, decode_content=False)
+
+    @contextmanager
+    def _response(self, part: str | None = None) -> Iterator[urllib3.BaseHTTPResponse]:
+        """The answer of the host that the redirects lead to."""
+        try:
+            hop = _parse(self._url)
+            for _ in range(1 + MAX_REDIRECTS):
+                with (
+                    _pools(hop, self._allow_private_addresses) as pools,
+                    closing(_request(pools, hop, part)) as response,
+                ):
+                    location = response.get_redirect_location()
+                    if not location:
+                        yield response
+                        return
+                hop = _parse(location, base=hop.url)
+            raise VideoReadError(f"download: redirected more than {MAX_REDIRECTS} times")
+        except exceptions.HTTPError as error:
+            raise VideoReadError(f"download: {_explain(error)}") from None
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 def _parse(url: str, base: str = "") -> Url:
@@ -77,11 +123,13 @@ def _parse(url: str, base: str = "") -> Url:
     return parts
 
 
-def _request(pools: urllib3.PoolManager, url: Url) -> urllib3.BaseHTTPResponse:
+def _request(pools: urllib3.PoolManager, url: Url, part: str | None) -> urllib3.BaseHTTPResponse:
     headers = make_headers(accept_encoding="identity", user_agent="video-pipeline")
     if url.auth:
         credentials = base64.b64encode(unquote_to_bytes(url.auth)).decode()
         headers["authorization"] = f"Basic {credentials}"
+    if part:
+        headers["range"] = part
     return pools.request(
         "GET",
         url._replace(auth=None, fragment=None).url,
@@ -93,31 +141,9 @@ def _request(pools: urllib3.PoolManager, url: Url) -> urllib3.BaseHTTPResponse:
     )
 
 
-def _save(response: urllib3.BaseHTTPResponse, file: BinaryIO, max_bytes: int) -> None:
-    if response.status != 200:
+def _check_status(response: urllib3.BaseHTTPResponse, expected: int) -> None:
+    if response.status != expected:
         raise VideoReadError(f"download: the server answered with status {response.status}")
-    too_large = VideoReadError(
-        f"download: larger than {max_bytes / 1e9:g} GB, the limit data.max_download_gb"
-    )
-    if (response.length_remaining or 0) > max_bytes:
-        raise too_large
-    size = 0
-    for piece in response.stream(_PIECE_BYTES, decode_content=False):
-        size += len(piece)
-        if size > max_bytes:
-            raise too_large
-        _write(file, memoryview(piece))
-
-
-def _write(file: BinaryIO, piece: memoryview) -> None:
-    try:
-        while piece:
-            piece = piece[file.write(piece) :]
-    except OSError as error:
-        raise VideoReadError(
-            f"download: cannot be written to {tempfile.gettempdir()} (the environment variable "
-            f"TMPDIR names another folder): {error.strerror}"
-        ) from error
 
 
 def _explain(error: Exception) -> str:

@@ -1,0 +1,365 @@
+"""Members of tars and rows of Parquet: as inputs, as addresses, and when they mean no good."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import orjson
+import pyarrow
+import pyarrow.parquet
+import pytest
+import webdataset
+from video_pipeline.config import Data
+from video_pipeline.config.source import member_of
+from video_pipeline.errors import UserError
+from video_pipeline.samples.input import video_uri
+from video_pipeline.samples.sources import read_blocks
+from video_pipeline.storage import access, rows, tars
+from video_pipeline.storage.access import Access
+from video_pipeline.storage.blobs import Blob, LocalBlob
+from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.opening import open_blob
+from video_pipeline.testing.clips import write_clip
+from video_pipeline.video.access import MediaFile
+from video_pipeline.video.reader import probe
+
+
+@pytest.fixture(autouse=True)
+def limited(monkeypatch, tmp_path_factory):
+    """Sets limits of this process; they end with the test. Indexes go to a folder of the test."""
+
+    def limit(**settings) -> None:
+        monkeypatch.setattr(access, "_access", Access.of(Data(**settings)))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(tars, "_held", {})
+    monkeypatch.setattr(rows, "_reader", None)
+    limit()
+    return limit
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [write_clip(folder / f"{n}.mp4", seconds=1.0 + n, seed=n) for n in range(3)]
+
+
+def lines(place: Path | str, video_field: str = "path") -> list[dict]:
+    text = b"".join(read_blocks(place, video_field))
+    return [orjson.loads(line) for line in text.split(b"\n") if line]
+
+
+def content(address: str) -> bytes:
+    with MediaFile(address) as file:
+        return Path(file.path).read_bytes()
+
+
+# --- tars -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shard(tmp_path, clips) -> Path:
+    """A shard as WebDataset writes it."""
+    path = tmp_path / "shard-000.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for number, clip in enumerate(clips):
+            writer.write(
+                {
+                    "__key__": f"clips/{number}",
+                    "mp4": clip.read_bytes(),
+                    "json": {"title": f"clip {number}", "__key": "x"},
+                    **({"txt": "what is said"} if number == 1 else {}),
+                }
+            )
+    return path
+
+
+def test_each_member_is_a_sample_with_the_fields_beside_it(shard, clips):
+    sizes = [clip.stat().st_size for clip in clips]
+    assert lines(shard) == [
+        {"size": sizes[0], "title": "clip 0", "path": "shard-000.tar#clips/0.mp4"},
+        {
+            **{"size": sizes[1], "title": "clip 1", "txt": "what is said"},
+            "path": "shard-000.tar#clips/1.mp4",
+        },
+        {"size": sizes[2], "title": "clip 2", "path": "shard-000.tar#clips/2.mp4"},
+    ]
+
+
+def test_members_weigh_what_they_hold(splitting, shard, clips):
+    splitting.run.configure(data={"input_jsonl": str(shard), "id_field": None, "balance": "size"})
+    balance = splitting(num_shards=1).manifest.balance
+    assert (balance["unknown"], balance["looked_up"]) == (0, 0)
+    splitting.run.configure(data={"balance": "duration"})
+    splitting(num_shards=2)
+    # 3 s are more than 1 s and 2 s less a little.
+    paths = [[entry.raw["path"][-5:] for entry in chunk] for chunk in splitting.chunks]
+    assert paths == [["2.mp4"], ["0.mp4", "1.mp4"]]
+
+
+def test_a_member_is_the_video_that_was_put_in(shard, clips):
+    for number, clip in enumerate(clips):
+        address = video_uri(f"shard-000.tar#clips/{number}.mp4", str(shard.parent))
+        assert content(address) == clip.read_bytes()
+        assert probe(address) == probe(str(clip))
+
+
+def test_a_tar_is_read_through_once(shard, monkeypatch):
+    lines(shard)
+    monkeypatch.setattr(tars, "members", None)  # whoever reads it again fails
+    assert content(f"{shard}#clips/1.mp4")
+    assert content(f"file://{shard}#clips/2.mp4")
+
+
+def test_of_a_local_tar_headers_alone_are_read(tmp_path):
+    path = write_tar(tmp_path / "x.tar", *(info(f"{n}.mp4", 1_000_000) for n in range(5)))
+    blob = Counting(path)
+    assert [member.size for member, _ in tars.members(blob)] == [1_000_000] * 5
+    assert blob.done < 20_000
+
+
+def test_a_tar_that_is_written_again_is_read_again(shard, clips):
+    assert content(f"{shard}#clips/0.mp4") == clips[0].read_bytes()
+    with webdataset.TarWriter(str(shard)) as writer:
+        writer.write({"__key__": "clips/0", "mp4": clips[1].read_bytes()})
+    assert content(f"{shard}#clips/0.mp4") == clips[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_ten_thousand_members(tmp_path):
+    path = tmp_path / "many.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for number in range(10_000):
+            writer.write({"__key__": f"{number:05}", "mp4": b"%d" % number, "json": {"n": number}})
+    found = lines(path)
+    assert [sample["n"] for sample in found] == list(range(10_000))
+    for number in (0, 4_321, 9_999):
+        assert content(f"{tmp_path}/{found[number]['path']}") == b"%d" % number
+
+
+def test_folders_and_patterns_of_tars(shard, clips):
+    assert [sample["path"] for sample in lines(shard.parent)] == [
+        f"shard-000.tar#clips/{number}.mp4" for number in range(3)
+    ]
+    assert lines(shard.parent / "*.tar") == lines(shard.parent)
+    (shard.parent / "a.mp4").touch()
+    assert lines(shard.parent) == [{"path": "a.mp4"}]
+
+
+def test_split_resumes_members(splitting, shard):
+    splitting.run.configure(data={"input_jsonl": str(shard), "id_field": None})
+    first = splitting()
+    assert len(first.pending) == 3
+    splitting.finish(first.pending[0])
+    assert len(splitting().pending) == 2
+
+
+def test_a_missing_tar_is_a_missing_file(splitting):
+    splitting.run.configure(data={"id_field": None}, run={"task": "describe", "plugins": []})
+    with pytest.raises(
+        UserError, match=r"2 of the 2 files .* cannot be found; the first: .*x\.tar "
+    ):
+        splitting([{"path": f"x.tar#{name}.mp4"} for name in "ab"])
+
+
+def test_which_addresses_name_members():
+    assert member_of("a/b.tar#c#d.mp4") == ("a/b.tar", "c#d.mp4")
+    assert member_of("https://h/B.TAR?sig=1#c.mp4") == ("https://h/B.TAR?sig=1", "c.mp4")
+    for address in ("clip#1.mp4", "https://h/a.mp4#t", "a.tar", "a.tar#", "x.tars#a"):
+        assert member_of(address) is None
+
+
+# --- tars that mean no good -----------------------------------------------------------------------
+
+
+def write_tar(path: Path, *infos: tarfile.TarInfo, **kind: object) -> Path:
+    with tarfile.open(path, "w", **kind) as tar:
+        for info in infos:
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    return path
+
+
+def info(name: str, size: int = 10, **attributes: object) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size = size
+    for attribute, value in attributes.items():
+        setattr(entry, attribute, value)
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (info("../x.mp4"), "has a name that leads out of the tar"),
+        (info("/etc/x.mp4"), "has a name that leads out of the tar"),
+        (info("x.mp4", 0, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "is a link to '/etc/pas"),
+        (info("x.mp4", 0, type=tarfile.LNKTYPE, linkname="a.mp4"), "is a link to 'a.mp4'"),
+        (info("x.mp4", 0, type=tarfile.FIFOTYPE), "is not a regular file"),
+    ],
+)
+def test_a_member_that_may_not_be_read(tmp_path, member, message):
+    path = write_tar(tmp_path / "x.tar", info("a.mp4"), member)
+    with pytest.raises(UserError, match=f"x.tar: the member '{member.name}' {message}"):
+        lines(path)
+    with pytest.raises(VideoReadError, match=message):
+        open_blob(f"{path}#{member.name}")
+    assert content(f"{path}#a.mp4") == bytes(10)
+
+
+def test_a_giant_member(tmp_path, limited):
+    path = write_tar(tmp_path / "x.tar", info("a.mp4", 2_000_000))
+    limited(max_download_gb=0.001)
+    with pytest.raises(VideoReadError, match=r"has 0\.002 GB, more than the limit"):
+        open_blob(f"{path}#a.mp4")
+    data = bytearray(path.read_bytes())
+    header = info("a.mp4", 1 << 40).tobuf(tarfile.GNU_FORMAT)
+    data[:512] = header[:512]
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.tar"):
+        lines(path)
+
+
+def test_a_giant_header(tmp_path):
+    """A name of any length is read whole by tarfile."""
+    path = write_tar(tmp_path / "x.tar", info("x" * 3_000_000), format=tarfile.GNU_FORMAT)
+    with pytest.raises(UserError, match="a part of it claims to be 3,000,"):
+        lines(path)
+
+
+@pytest.mark.parametrize("cut", [700, 1500, 2100, -10_000])
+def test_a_tar_that_is_cut_off_is_not_taken_for_a_shorter_one(tmp_path, cut):
+    path = write_tar(tmp_path / "x.tar", info("a.mp4", 600), info("b.mp4", 600), info("c.mp4", 600))
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"cannot read .*x\.tar|cut off"):
+        lines(path)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
+    path = write_tar(tmp_path / "x.tar", info("a.mp4", 600), info("b.mp4", 600))
+    data = bytearray(path.read_bytes())
+    data[1536 + 20] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"damaged or cut off at byte 1,536"):
+        lines(path)
+
+
+def test_what_is_no_tar(tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"no tar at all" * 100)
+    with pytest.raises(UserError, match="not a tar"):
+        lines(path)
+    with pytest.raises(UserError, match="no member is named like a video"):
+        lines(write_tar(tmp_path / "y.tar", info("a.doc")))
+    with pytest.raises(UserError, match=r"the member 'a\.json' is not JSON"):
+        lines(write_tar(tmp_path / "z.tar", info("a.mp4"), info("a.json")))
+
+
+def test_roots_hold_for_members(tmp_path, limited):
+    path = write_tar(tmp_path / "x.tar", info("a.mp4"))
+    (tmp_path / "allowed").mkdir()
+    limited(allowed_roots=[tmp_path / "allowed"])
+    with pytest.raises(VideoReadError, match="outside the folders"):
+        open_blob(f"{path}#a.mp4")
+    (tmp_path / "allowed" / "y.tar").symlink_to(path)
+    with pytest.raises(VideoReadError, match="outside the folders"):
+        open_blob(f"{tmp_path}/allowed/y.tar#a.mp4")
+    limited(allowed_roots=[tmp_path])
+    with pytest.raises(VideoReadError, match=r"the tar has no member '\.\./\.\./etc/passwd'"):
+        open_blob(f"{path}#../../etc/passwd")
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["bytes", "struct"])
+def table(request, tmp_path, clips) -> Path:
+    """Videos in a column, plain or as Hugging Face's ``datasets`` writes them."""
+    videos: list = [clip.read_bytes() for clip in clips] * 4
+    kind = pyarrow.binary()
+    if request.param == "struct":
+        videos = [{"bytes": data, "path": "x.mp4"} for data in videos]
+        kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    columns = {"n": pyarrow.array(range(12)), "video": pyarrow.array(videos, kind)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "p-0.parquet", row_group_size=5)
+    return tmp_path / "p-0.parquet"
+
+
+def test_each_row_is_a_sample(table):
+    expected = [{"n": n, "path": f"p-0.parquet#{n}:video"} for n in range(12)]
+    assert lines(table) == expected
+    assert lines(table.parent) == expected
+    named = [{"n": n, "video": f"p-0.parquet#{n}:video"} for n in range(12)]
+    assert lines(table, "video") == named
+
+
+def test_a_row_is_the_video_that_was_put_in(table, clips):
+    for number in (0, 1, 4, 5, 3, 11, 11, 2):
+        assert content(f"{table}#{number}:video") == clips[number % 3].read_bytes()
+    assert probe(f"{table}#7:video") == probe(str(clips[1]))
+
+
+class Counting(Blob):
+    """A blob that notes how much is read of it."""
+
+    is_local = True
+
+    def __init__(self, path: Path) -> None:
+        self._blob, self.done = LocalBlob(str(path)), 0
+
+    @property
+    def size(self) -> int:
+        return self._blob.size
+
+    def read(self, start: int, stop: int) -> bytes:
+        self.done += stop - start
+        return self._blob.read(start, stop)
+
+
+def test_rows_in_order_are_read_once(tmp_path):
+    path = tmp_path / "x.parquet"
+    data = [bytes([n]) * 1_000_000 for n in range(20)]
+    columns = pyarrow.table({"video": data})
+    pyarrow.parquet.write_table(columns, path, compression="none", use_dictionary=False)
+    blob = Counting(path)
+    for number in range(20):
+        assert rows.row(blob, "x", f"{number}:video", 1 << 30).read(0, 5) == data[number][:5]
+    assert blob.done < 1.5 * path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("99:video", "no row 99: the file has 12 rows"),
+        ("1:n", "no column 'n' of bytes; the file has n, video"),
+        ("1:gone", "no column 'gone' of bytes"),
+        ("video", "'video' names no row of Parquet"),
+        ("-1:video", "names no row"),
+    ],
+)
+def test_a_row_that_is_not_there(table, member, message):
+    with pytest.raises(VideoReadError, match=message):
+        open_blob(f"{table}#{member}")
+
+
+def test_a_row_that_is_empty_or_too_large(tmp_path, limited):
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(
+        pyarrow.table({"video": [None, bytes(50_000_000)]}), path, compression="zstd"
+    )
+    assert path.stat().st_size < 100_000
+    limited(max_download_gb=0.01)
+    with pytest.raises(VideoReadError, match="row 0 has no bytes in the column 'video'"):
+        open_blob(f"{path}#0:video")
+    with pytest.raises(VideoReadError, match=r"larger than 0\.01 GB"):
+        open_blob(f"{path}#1:video")
+
+
+def test_what_is_no_parquet(tmp_path):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 and then nothing PAR1")
+    with pytest.raises(VideoReadError, match="not a Parquet file"):
+        open_blob(f"{path}#0:video")
+    with pytest.raises(UserError, match=r"cannot read .*x\.parquet"):
+        lines(path)

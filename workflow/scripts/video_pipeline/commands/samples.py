@@ -1,0 +1,140 @@
+"""Write the JSONL that an input stands for: a folder, a pattern, a list, a table.
+
+python -m video_pipeline.samples SOURCE -o samples.jsonl [--probe]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from video_pipeline.commands import options
+from video_pipeline.common.files import replacing
+from video_pipeline.common.printable import printable
+from video_pipeline.common.processes import job_processes
+from video_pipeline.config import Config, load_config
+from video_pipeline.errors import UserError
+from video_pipeline.run.origin import check_files
+from video_pipeline.samples.input import BadLines, InputReader, task_sample
+from video_pipeline.samples.sources import read_blocks
+from video_pipeline.video.access import Access
+from video_pipeline.video.headers import HeaderReaders
+
+BATCH = 256
+"""Samples whose headers are read at once."""
+
+
+def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
+    """Write the samples of the input of ``config`` as a JSONL, and return how many there are.
+
+    Each line has what the input says about the sample, ``id``, the path of its video (relative if
+    it lies in the folder of ``output``, else absolute) and ``size`` in bytes if it is known; with
+    headers also ``duration`` (seconds), ``width``, ``height`` (pixels of a coded frame), ``fps``
+    and ``codec``.
+
+    Raises :class:`UserError` if the input cannot be read or has bad lines.
+    """
+    bad, unread = BadLines(), deque[str](maxlen=1)
+    failed = count = 0
+    with ExitStack() as stack:
+        readers = None
+        if with_headers:
+            stack.enter_context(job_processes())
+            cores = len(os.sched_getaffinity(0))
+            readers = stack.enter_context(HeaderReaders(Access.of(config.data), cores))
+        progress = stack.enter_context(_progress())
+        task = progress.add_task("samples", total=None)
+        stream = stack.enter_context(replacing(output))
+        samples = _samples(config, bad)
+        while batch := list(islice(samples, BATCH)):
+            headers = readers.read([uri for _, uri in batch]) if readers else []
+            for (raw, uri), header in zip(batch, headers, strict=False):
+                if isinstance(header, str):
+                    failed += 1
+                    unread.append(unread.pop() if unread else f"{uri}: {header}")
+                else:
+                    raw.update((k, v) for k, v in vars(header).items() if v is not None)
+            for raw, uri in batch:
+                described = _described(config, raw, uri, output.absolute().parent)
+                stream.write(orjson.dumps(described, option=orjson.OPT_APPEND_NEWLINE))
+            count += len(batch)
+            progress.update(task, completed=count)
+        bad.raise_any(config.data.input_jsonl)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        first = printable(unread[0])
+        console.print(f"{failed:,} of {count:,} headers could not be read; the first: {first}")
+    console.print(f"{output}: {count:,} samples")
+    return count
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _samples(config: Config, bad: BadLines) -> Iterator[tuple[dict[str, Any], str]]:
+    """The input object of each sample, and the address of its video."""
+    first = 1
+    for block in read_blocks(config.data.input_jsonl, config.data.video_field):
+        reader = InputReader(config.data, block, first)
+        for sample in reader:
+            address = task_sample(sample.key, sample.raw, config)["__video_uri"]
+            yield sample.raw, address if isinstance(address, str) else address[0]
+        bad.merge(reader.bad)
+        first += block.count(b"\n")
+
+
+def _described(config: Config, raw: dict[str, Any], uri: str, folder: Path) -> dict[str, Any]:
+    """``raw`` with what a file says of itself, and a path that is right in ``folder``."""
+    field = config.data.video_field
+    video = raw[field]
+    if not isinstance(video, str):
+        return raw
+    path = uri.removeprefix(f"{folder}/")
+    sizes = {} if "size" in raw else _size(uri)
+    ids = {} if "video_start" in raw or "video_end" in raw else {"id": video}
+    return {**ids, **raw, field: path, **sizes}
+
+
+def _size(uri: str) -> dict[str, int]:
+    try:
+        return {"size": Path(uri).stat().st_size}
+    except (OSError, ValueError):
+        return {}
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Run ``python -m video_pipeline.samples``."""
+    parser = options.parser("samples", __doc__)
+    parser.add_argument("source", help="what data.input_jsonl may be: a folder, a pattern, a table")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the JSONL")
+    parser.add_argument(
+        "--probe", action="store_true", help="read headers: duration, resolution, codec"
+    )
+    parser.add_argument(
+        "--configfile", type=Path, help="for data.video_field and the limits of data"
+    )
+    args: argparse.Namespace = parser.parse_args(arguments and list(arguments))
+    values = load_config(args.configfile or {}).model_dump()
+    values["data"]["input_jsonl"] = args.source
+    config = load_config(values)
+    if args.output.suffix != ".jsonl":
+        raise UserError(f"--output {args.output}: give it a name that ends with .jsonl")
+    check_files([config])
+    write_samples(config, args.output, with_headers=args.probe)

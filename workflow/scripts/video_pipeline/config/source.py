@@ -1,0 +1,142 @@
+"""Where things lie: local paths and addresses, and what an input is by its name.
+
+Imported while Snakemake parses the workflow: keep it light.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from glob import has_magic
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+STORES = ("s3", "gs", "az", "hf")
+"""Schemes of stores: their objects can be listed, and patterns match them."""
+
+COMPRESSIONS = (".gz", ".zst")
+
+Kind = Literal["jsonl", "txt", "csv", "tsv", "parquet", "tar", "folder", "pattern"]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_MEMBER = re.compile(r"(.*?\.(?:tar|parquet)(?:\?[^#]*)?)#(.+)", re.IGNORECASE | re.DOTALL)
+_FORMS: dict[str, Kind] = {
+    ".txt": "txt",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".tar": "tar",
+}
+
+
+def scheme_of(place: str) -> str:
+    """The scheme of an address in lower case; empty for a local path."""
+    match = _SCHEME.match(place)
+    return match.group().removesuffix("://").lower() if match else ""
+
+
+def member_of(address: str) -> tuple[str, str] | None:
+    """The container and the member that ``address`` names, as in ``shard.tar#clips/a.mp4`` and
+    ``part.parquet#17:video``; None if it names none."""
+    match = _MEMBER.fullmatch(address) if "#" in address else None
+    return (match[1], match[2]) if match else None
+
+
+def tidy(place: object) -> object:
+    """A local path as ``pathlib`` writes it (also that of a ``file://`` on this machine), an
+    address as it is."""
+    if isinstance(place, Path):
+        return str(place)
+    if not isinstance(place, str):
+        raise PydanticCustomError("path_type", "a path")
+    if scheme_of(place) == "file" and urlsplit(place).netloc in ("", "localhost"):
+        place = unquote(urlsplit(place).path)
+    return place if scheme_of(place) else str(Path(place))
+
+
+Place = Annotated[str, BeforeValidator(tidy)]
+"""A local path, or an address."""
+
+
+def absolute(place: str) -> str:
+    """``place``, if it is local as an absolute path."""
+    return place if scheme_of(place) else str(Path(place).absolute())
+
+
+def shown(place: str) -> str:
+    """``place`` as messages show it: a local path is absolute, an http address has no user,
+    password or query, which may hold a signature."""
+    if scheme_of(place) not in ("http", "https"):
+        return absolute(place)
+    try:
+        parts = urlsplit(place)
+    except ValueError:
+        return "an address that is not valid"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What ``data.input_jsonl`` names."""
+
+    place: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies in the file system."""
+        return not scheme_of(self.place)
+
+    @property
+    def compression(self) -> str:
+        """``.gz``, ``.zst`` or nothing."""
+        suffix = PurePosixPath(self._path).suffix.lower()
+        return suffix if suffix in COMPRESSIONS else ""
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What it is. A local folder and a local file whose name looks like a pattern are looked up
+        in the file system; all else is said by the name."""
+        scheme, path = scheme_of(self.place), self._path
+        if not scheme and os.path.isdir(path):
+            return "folder"
+        if has_magic(path) and (scheme in STORES or not (scheme or os.path.exists(path))):
+            return "pattern"
+        is_repository = scheme == "hf" and path.count("/") <= 4  # hf://datasets/owner/name
+        if scheme in STORES and (is_repository or "." not in path.rpartition("/")[2]):
+            return "folder"
+        name = path.lower()
+        for compression in COMPRESSIONS:
+            name = name.removesuffix(compression)
+        return _FORMS.get(PurePosixPath(name).suffix, "jsonl")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it names one file."""
+        return self.kind not in ("folder", "pattern")
+
+    @property
+    def root(self) -> str:
+        """The folder that relative paths in it start from: its own, the folder itself, or that
+        part of a pattern that names a folder."""
+        if self.kind == "folder":
+            return self.place.rstrip("/") or "/"
+        if self.kind == "pattern":
+            parts = self.place.split("/")
+            magic = next(place for place, part in enumerate(parts) if has_magic(part))
+            return "/".join(parts[:magic]) or ("/" if self.place.startswith("/") else ".")
+        if self.is_local:
+            return str(Path(self.place).parent)
+        return urlsplit(self.place)._replace(query="", fragment="").geturl().rpartition("/")[0]
+
+    @property
+    def _path(self) -> str:
+        """Its path: that of an http address has no query."""
+        if scheme_of(self.place) in ("http", "https"):
+            return urlsplit(self.place).path
+        return self.place

@@ -1,0 +1,88 @@
+"""Blocks: the bytes of a text file, decompressed, in pieces that end where a line ends."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import zstandard
+
+from video_pipeline.config.source import Source, shown
+from video_pipeline.errors import UserError
+from video_pipeline.storage.access import TRUSTED
+from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.opening import copy_of
+
+BLOCK_BYTES = 1 << 18
+
+MAX_LINE_BYTES = 1 << 28
+"""The longest line that is read: a small compressed file may hold one without an end."""
+
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+def whole_lines(source: Source) -> Iterator[bytes]:
+    """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 256 kB that end where a line ends,
+    without a leading byte-order mark.
+
+    Raises :class:`UserError` if the file cannot be read.
+    """
+    where = shown(source.place)
+    try:
+        with open_source(source) as file:
+            pieces: list[bytes] = [b""]  # of a line that is not over yet
+            size, mark = 0, _UTF8_BOM
+            for data in _decompressed(source, file):
+                end = data.rfind(b"\n") + 1
+                pieces.append(data[:end] if end else data)
+                if end:
+                    yield b"".join(pieces).removeprefix(mark)
+                    pieces, mark, size = [data[end:]], b"", 0
+                size += len(pieces[-1])
+                if size > MAX_LINE_BYTES:
+                    raise UserError(f"{where}: a line is longer than {MAX_LINE_BYTES >> 20} MiB")
+            if rest := b"".join(pieces).removeprefix(mark):
+                yield rest
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError, VideoReadError) as error:
+        raise UserError(f"cannot read {where}: {error}") from error
+
+
+def open_source(source: Source) -> BinaryIO:
+    """Open the file that the user's configuration names, wherever it lies; a remote one is copied
+    to a temporary file. Raises :class:`VideoReadError` or :class:`OSError`."""
+    if source.is_local:
+        return open(source.place, "rb", buffering=0)
+    file = copy_of(source.place, TRUSTED)
+    file.seek(0)
+    return file
+
+
+def _decompressed(source: Source, file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of an open file, whatever its suffix says it is compressed with."""
+    if source.compression == ".zst":
+        return _zst(file)
+    stream = gzip.open(file, "rb") if source.compression == ".gz" else file
+    return iter(lambda: stream.read(BLOCK_BYTES), b"")
+
+
+def _zst(file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of the zstd frames in ``file``. Raises :class:`EOFError` if the last is cut off
+    (zstandard's own stream reader takes that for the end)."""
+    frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+    size = 4096
+    while data := file.read(size):
+        fed, grown = len(data), 0
+        while data:
+            piece = frame.decompress(data)
+            yield piece
+            grown += len(piece)
+            data, begun = b"", True
+            if frame.eof:
+                data, begun = frame.unused_data, False
+                frame = zstandard.ZstdDecompressor().decompressobj()
+        # A byte may grow to 32 kB: it is fed as much as gave a block before.
+        size = min(max(fed * BLOCK_BYTES // max(grown, 1), 512), BLOCK_BYTES // 8)
+    if begun:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")

@@ -1,0 +1,206 @@
+"""Containers: the samples that the members of a tar, or the rows of a Parquet file, stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from video_pipeline.config.source import Source, absolute, scheme_of, shown
+from video_pipeline.errors import UserError
+from video_pipeline.storage import tars
+from video_pipeline.storage.access import TRUSTED
+from video_pipeline.storage.blobs import BlobFile
+from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.opening import open_blob
+from video_pipeline.storage.rows import has_bytes
+
+VIDEO_SUFFIXES = (
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+"""Files of a folder and members of a tar that are taken for videos."""
+
+CONTAINER_SUFFIXES = (".tar", ".parquet")
+
+_ROWS = 1024  # of Parquet that are held as Python objects
+
+
+def is_video(name: str) -> bool:
+    """Whether a file is named like a video, and neither it nor a folder in its path is hidden."""
+    return not _is_hidden(name) and name.lower().endswith(VIDEO_SUFFIXES)
+
+
+def is_taken(name: str) -> bool:
+    """Whether a file of a folder is a sample, or holds some."""
+    return is_video(name) or (not _is_hidden(name) and name.lower().endswith(CONTAINER_SUFFIXES))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or "/." in name
+
+
+def json_line(source: Source, number: int, raw: dict[str, Any]) -> bytes:
+    """``raw`` as JSON. Raises :class:`UserError` if it cannot be."""
+    try:
+        return orjson.dumps(raw, default=str)
+    except TypeError as error:  # such as a name of a file that is not UTF-8
+        raise UserError(
+            f"{shown(source.place)}, sample {number}: cannot be written as JSON: {error}; "
+            f"{raw!r:.200}"
+        ) from None
+
+
+def _path_in(source: Source, path: str) -> str:
+    """The path of a container, relative to the root of its source; an http address whole, since it
+    may have a query."""
+    if path:
+        return path
+    if scheme_of(source.place) in ("http", "https"):
+        return source.place
+    return source.place.rpartition("/")[2]
+
+
+# --- tars -----------------------------------------------------------------------------------------
+
+
+def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator[bytes]:
+    """A member that is named like a video is a sample. The JSON and the text beside it, which have
+    the same name up to its first dot (as WebDataset groups members), go along: the entries of the
+    JSON object as fields, the text as ``txt``.
+
+    Args:
+        source: The tar.
+        video_field: The field that gets the address of the member.
+        path: The path of the tar in a folder or a pattern.
+
+    Raises:
+        UserError: It cannot be read, or holds no videos, or a member may not be read.
+    """
+    where, container = shown(source.place), _path_in(source, path)
+    found: list[tars.Member] = []
+    number, group = 0, _Group("")
+    try:
+        blob = open_blob(source.place, TRUSTED)
+        version = {} if blob.is_local else {"etag": blob.version}
+        for member, read in tars.members(blob):
+            found.append(member)
+            _check(member, where)
+            stem, _, suffix = _split_name(member.name)
+            if stem != group.stem:
+                for raw in group.samples(container, video_field):
+                    number += 1
+                    yield json_line(source, number, {**raw, **version})
+                group = _Group(stem)
+            if is_video(member.name):
+                group.videos.append(member)
+            elif suffix in ("json", "txt"):
+                group.add(suffix, member, read, where)
+        for raw in group.samples(container, video_field):
+            number += 1
+            yield json_line(source, number, {**raw, **version})
+        tars.remember(blob, absolute(source.place).partition("?")[0], found)
+    except (OSError, VideoReadError) as error:
+        raise UserError(f"cannot read {where}: {error}") from error
+    if not number:
+        raise UserError(f"{where}: no member is named like a video ({' '.join(VIDEO_SUFFIXES)})")
+
+
+def _check(member: tars.Member, where: str) -> None:
+    """Raise :class:`UserError` if a member may not be read, and is wanted or means no good."""
+    is_wanted = is_video(member.name) or _split_name(member.name)[2] in ("json", "txt")
+    if member.fault and (is_wanted or member.leads_out):
+        raise UserError(f"{where}: the member {member.name!r:.200} {member.fault}")
+
+
+def _split_name(name: str) -> tuple[str, str, str]:
+    """What the members of one sample have in common, a dot, and the rest of the name in lower
+    case."""
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return f"{folder}{slash}{stem}", dot, suffix.lower()
+
+
+class _Group:
+    """The members of a tar that belong together; they follow each other."""
+
+    def __init__(self, stem: str) -> None:
+        self.stem = stem
+        self.videos: list[tars.Member] = []
+        self._fields: dict[str, Any] = {}
+
+    def add(self, suffix: str, member: tars.Member, read: Any, where: str) -> None:
+        """Take the fields of a member that is JSON or text. Raises :class:`UserError`."""
+        name = f"{where}: the member {member.name!r:.200}"
+        if member.size > tars.MAX_HEADER_BYTES:
+            raise UserError(f"{name} has {member.size:,} bytes, more than a sample's fields may")
+        data = read()
+        try:
+            if suffix == "txt":
+                self._fields["txt"] = data.decode()
+                return
+            fields = orjson.loads(data)
+        except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
+            raise UserError(f"{name} is not {suffix.upper()}: {error}") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"{name} must hold a JSON object, it holds {type(fields).__name__}")
+        # Names with two underscores are those of records.
+        self._fields.update((k, v) for k, v in fields.items() if not k.startswith("__"))
+
+    def samples(self, container: str, video_field: str) -> Iterator[dict[str, Any]]:
+        """The input objects of the videos."""
+        for member in self.videos:
+            address = {video_field: f"{container}#{member.name}"}
+            yield {"size": member.size, **self._fields, **address}
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+
+def rows_of_parquet(source: Source, video_field: str, path: str = "") -> Iterator[bytes]:
+    """A row is a sample. If its video is bytes, its address is that of the row; the only column of
+    bytes is that of the video if there is none named ``video_field``. Other bytes are left out.
+
+    Arguments and errors as of :func:`members_of_tar`.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    where, container = shown(source.place), _path_in(source, path)
+    try:
+        blob = open_blob(source.place, TRUSTED)
+        with parquet.ParquetFile(BlobFile(blob)) as file:
+            schema = file.schema_arrow
+            names = [field.name for field in schema if not _holds_bytes(field.type)]
+            videos = [field.name for field in schema if has_bytes(field.type)]
+            if video_field in videos:
+                videos = [video_field]
+            elif video_field in names:
+                videos = []
+            elif len(videos) != 1:
+                raise UserError(
+                    f"{where}: no column {video_field!r} (data.video_field) of paths or bytes; it "
+                    f"has {', '.join(f'{field.name} ({field.type})' for field in schema)}"[:500]
+                )
+            version = {"etag": blob.version} if videos and not blob.is_local else {}
+            number = 0
+            for batch in file.iter_batches(_ROWS, columns=names):
+                for raw in batch.to_pylist():
+                    if videos:
+                        raw[video_field] = f"{container}#{number}:{videos[0]}"
+                    number += 1
+                    yield json_line(source, number, {**raw, **version})
+    except (OSError, VideoReadError, pyarrow.ArrowException) as error:
+        raise UserError(f"cannot read {where}: {error}") from error
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether values of an Arrow type are bytes, or hold some, which JSON cannot carry."""
+    from pyarrow import types
+
+    if types.is_nested(kind):
+        return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
+    return bool(
+        types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    )

@@ -1,0 +1,251 @@
+"""Sources: what an input may be, as the JSONL that it stands for.
+
+A table, a list, a folder and a pattern are read as lines of JSON, one for each sample. Line N of
+these lines stands for line N of a text file, so that messages name the right one; of other sources
+for their Nth sample.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+from fsspec.utils import glob_translate
+
+from video_pipeline.config.source import Source, shown
+from video_pipeline.errors import UserError
+from video_pipeline.samples.blocks import BLOCK_BYTES, whole_lines
+from video_pipeline.samples.containers import (
+    CONTAINER_SUFFIXES,
+    VIDEO_SUFFIXES,
+    is_taken,
+    json_line,
+    members_of_tar,
+    rows_of_parquet,
+)
+from video_pipeline.samples.identity import digest
+from video_pipeline.storage import stores
+from video_pipeline.storage.access import TRUSTED
+from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.opening import open_blob
+
+NUMBERS = ("video_start", "video_end", "duration", "frames_fps")
+"""Columns of a CSV that hold numbers. All others are text: an id may be ``007``."""
+
+
+def read_blocks(place: str | Path, video_field: str = "path") -> Iterator[bytes]:
+    """Yield the lines of JSON that an input stands for, in blocks of about 256 kB that end where a
+    line ends, without a leading byte-order mark.
+
+    Args:
+        place: What ``data.input_jsonl`` names, see :class:`video_pipeline.config.source.Source`.
+        video_field: The field that gets the path of a video, relative to the root of the source.
+
+    Raises:
+        UserError: It cannot be read, or holds no videos.
+    """
+    source = Source(os.fspath(place))
+    if source.kind == "jsonl":
+        return whole_lines(source)
+    read = _READERS[source.kind]
+    return _blocks(read(source, video_field))
+
+
+def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """``lines`` without their ends, in blocks."""
+    block: list[bytes] = []
+    size = 0
+    for line in lines:
+        block.append(line + b"\n")
+        size += len(line) + 1
+        if size >= BLOCK_BYTES:
+            yield b"".join(block)
+            block, size = [], 0
+    if block:
+        yield b"".join(block)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def _text_lines(source: Source) -> Iterator[str]:
+    """The lines of a text file with their ends. Raises :class:`UserError` if it is no UTF-8."""
+    number = 0
+    for block in whole_lines(source):
+        for line in block.removesuffix(b"\n").split(b"\n"):
+            number += 1
+            try:
+                yield f"{line.decode()}\n"
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{shown(source.place)}, line {number}: byte {line[error.start]:#x} is not "
+                    "UTF-8; save the file as UTF-8"
+                ) from None
+
+
+def _list(source: Source, video_field: str) -> Iterator[bytes]:
+    """A path or an address on each line."""
+    for number, line in enumerate(_text_lines(source), 1):
+        path = line.strip()
+        yield json_line(source, number, {video_field: path}) if path else b""
+
+
+def _table(delimiter: str, source: Source, video_field: str) -> Iterator[bytes]:
+    """A row is a sample; the first one names the fields. An empty cell is no field."""
+    rows = csv.reader(_text_lines(source), delimiter=delimiter, strict=True)
+    where, written = shown(source.place), 0
+    try:
+        names = next(rows, [])
+        if video_field not in names:
+            raise UserError(
+                f"{where}: the first row must name the columns, and one of them must be "
+                f"{video_field!r} (data.video_field); it is {names!r:.200}"
+            )
+        if twice := next((name for name in names if name and names.count(name) > 1), None):
+            raise UserError(f"{where}: two columns have the name {twice!r}")
+        for row in rows:
+            if len(row) > len(names):
+                raise UserError(
+                    f"{where}, line {rows.line_num}: {len(row)} cells, but only {len(names)} "
+                    "columns have a name; put text that holds the delimiter in quotation marks"
+                )
+            # A cell may hold line ends, and the row is known by the number of its last line.
+            for _ in range(rows.line_num - written - 1):
+                yield b""
+            cells = zip(names, row, strict=False)
+            raw = {name: _cell(name, text) for name, text in cells if name and text}
+            yield json_line(source, rows.line_num, raw) if raw else b""
+            written = rows.line_num
+    except csv.Error as error:
+        raise UserError(f"{where}, line {rows.line_num}: {error}") from None
+
+
+def _cell(name: str, text: str) -> str | float | int:
+    if name not in NUMBERS:
+        return text
+    try:
+        value = orjson.loads(text.strip())
+    except orjson.JSONDecodeError:
+        return text  # The check of the sample says what is wrong with it.
+    return value if type(value) in (int, float) else text
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def listed(source: Source) -> Iterator[dict[str, Any]]:
+    """The files of a folder or a pattern, sorted: their ``path`` relative to its root; in a store
+    also their ``size`` in bytes and their ``etag``, which changes when their content does. Of a
+    folder those that are named like videos, tars or Parquet, in it and in the folders below; hidden
+    ones are left out.
+
+    Raises :class:`UserError` if the folder cannot be read.
+    """
+    if source.is_local:
+        yield from ({"path": name} for name in sorted(_local_names(source)))
+        return
+    root = f"{source.root}/"
+    pattern = source.place.removeprefix(root) if source.kind == "pattern" else ""
+    matches = re.compile(glob_translate(pattern)).fullmatch if pattern else is_taken
+    start = root + re.split(r"[*?[]", pattern)[0]
+    try:
+        for found in stores.listed(start):
+            name = found.address.removeprefix(root)
+            if matches(name):
+                yield {"path": name, "size": found.size, "etag": found.version}
+    except VideoReadError as error:
+        raise UserError(f"cannot list {shown(source.place)}: {error}") from error
+
+
+def _local_names(source: Source) -> list[str]:
+    root = Path(source.root)
+    if source.kind == "pattern":
+        pattern = os.path.relpath(source.place, root)
+        found = glob.glob(pattern, root_dir=root, recursive=True)
+        return [name for name in found if (root / name).is_file()]
+    names: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = os.path.relpath(folder, root)
+        start = "" if prefix == "." else f"{prefix}/"
+        names += [start + name for name in files if is_taken(name)]
+    return names
+
+
+def _raise(error: OSError) -> None:
+    raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _listing(source: Source, video_field: str) -> Iterator[bytes]:
+    """A file is a sample. Then come those in tars and Parquet files that a pattern matches, or of a
+    folder without videos."""
+    number = 0
+    containers: list[str] = []
+    for found in listed(source):
+        path = found.pop("path")
+        if path.lower().endswith(CONTAINER_SUFFIXES):
+            containers.append(path)
+        else:
+            number += 1
+            yield json_line(source, number, {video_field: path, **found})
+    if source.kind == "pattern" or not number:
+        for path in containers:
+            inside = Source(f"{source.root}/{path}")
+            yield from _READERS[inside.kind](inside, video_field, path)
+    if not number and not containers:
+        raise UserError(_nothing_there(source))
+
+
+def _nothing_there(source: Source) -> str:
+    where = shown(source.place)
+    if source.kind == "pattern":
+        return f"{where}: the pattern matches no file"
+    shown_names = ""
+    if source.is_local:
+        others = (entry.name for entry in os.scandir(source.place) if not entry.is_dir())
+        shown_names = ", ".join(sorted(islice(others, 5)))
+    return (
+        f"{where}: no videos in this folder or below ({' '.join(VIDEO_SUFFIXES)})"
+        + (f"; it holds {shown_names}" if shown_names else "")
+        + ". A pattern such as `folder/*.jpg` takes files of any name"
+    )
+
+
+def source_digest(source: Source) -> str | None:
+    """What stands for the content of an input: of a folder or a pattern, for what it lists; of a
+    remote file, for what its place tells of it. None if it cannot be read."""
+    try:
+        if source.is_file:
+            blob = open_blob(source.place, TRUSTED)
+            return f"{blob.size} bytes, {blob.version}"
+        names = (_version(source, found) for found in listed(source))
+        return digest("\0".join(names).encode("utf-8", "surrogateescape"))
+    except (OSError, UserError, VideoReadError):
+        return None
+
+
+def _version(source: Source, found: dict[str, Any]) -> str:
+    path = found["path"]
+    if source.is_local and path.lower().endswith(CONTAINER_SUFFIXES):
+        status = os.stat(f"{source.root}/{path}")
+        return f"{path} {status.st_size} {status.st_mtime_ns}"
+    return repr(sorted(found.items()))
+
+
+_READERS: dict[str, Callable[..., Iterator[bytes]]] = {
+    "txt": _list,
+    "csv": partial(_table, ","),
+    "tsv": partial(_table, "\t"),
+    "parquet": rows_of_parquet,
+    "tar": members_of_tar,
+    "folder": _listing,
+    "pattern": _listing,
+}

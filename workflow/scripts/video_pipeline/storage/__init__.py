@@ -1,0 +1,1 @@
+"""Storage: from the address of a file to its bytes, within the limits of this process."""

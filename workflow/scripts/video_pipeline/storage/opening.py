@@ -1,0 +1,61 @@
+"""Opening: the one place that resolves an address to a local path or to bytes.
+
+Each address is held to the limits of this process (:mod:`video_pipeline.storage.access`).
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from video_pipeline.config.source import STORES, member_of, scheme_of
+from video_pipeline.storage import rows, tars
+from video_pipeline.storage.access import Access, limits, permitted
+from video_pipeline.storage.blobs import Blob, LocalBlob, save
+from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.http import HttpBlob
+from video_pipeline.storage.stores import store_blob
+
+
+def local_path(address: str, access: Access | None = None) -> str | None:
+    """The path of a local file (``file://`` too); None if the bytes lie elsewhere. Raises
+    :class:`VideoReadError` if it lies outside the allowed folders."""
+    if scheme_of(address) not in ("", "file") or member_of(address) is not None:
+        return None
+    return permitted(address.removeprefix("file://"), access)
+
+
+def open_blob(address: str, access: Access | None = None) -> Blob:
+    """Open the bytes at ``address``: a local path, ``file://``, ``http(s)://`` or that of a store;
+    or a member of a tar (``shard.tar#clips/a.mp4``) or a row of Parquet (``part.parquet#17:video``)
+    that lies at one of them.
+
+    Args:
+        address: Where they lie.
+        access: The limits; by default those of this process.
+
+    Raises:
+        VideoReadError: They may not be read.
+    """
+    access = access or limits()
+    if (parts := member_of(address)) is not None:
+        container, name = parts
+        whole = open_blob(container, access)
+        # It has one name, whoever asks: it may be signed again.
+        plain = local_path(container, access) or container.partition("?")[0]
+        find = tars.member if plain.lower().endswith(".tar") else rows.row
+        return find(whole, plain, name, access.max_download_bytes)
+    if (path := local_path(address, access)) is not None:
+        return LocalBlob(path)
+    scheme = scheme_of(address)
+    if scheme in ("http", "https"):
+        return HttpBlob(address, access.max_download_bytes, access.allow_private_addresses)
+    if scheme in STORES:
+        return store_blob(address, access)
+    raise VideoReadError(f"{scheme}:// is not read")
+
+
+def copy_of(address: str, access: Access | None = None) -> BinaryIO:
+    """Copy the bytes at ``address`` to a temporary file, which is removed when it is closed, or the
+    process dies; arguments and errors as of :func:`open_blob`."""
+    access = access or limits()
+    return save(open_blob(address, access), access.max_download_bytes)

@@ -1,0 +1,213 @@
+"""Objects of stores: S3 and what speaks its language, Google Cloud Storage, Azure, Hugging Face.
+
+obstore reads the first three: one package of 16 MB, where s3fs, gcsfs and adlfs bring 30. From a
+server on loopback it took half the CPU time of s3fs, and opened a store in 0.02 s, not 0.7 s.
+
+Credentials come from the environment only, and so do endpoints: ``AWS_ENDPOINT_URL`` (MinIO, R2),
+``GOOGLE_*``, ``AZURE_*``, ``HF_ENDPOINT``. obstore's documentation of ``S3Config``, ``GCSConfig``
+and ``AzureConfig`` lists the variables.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from video_pipeline.config.source import scheme_of
+from video_pipeline.storage.access import Access, check_object
+from video_pipeline.storage.blobs import Blob
+from video_pipeline.storage.errors import VideoReadError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileSystem
+    from obstore.store import ObjectStore
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Names of buckets. Of some stores they become a part of the host's name."""
+
+_STREAM_BYTES = 8 << 20
+
+
+class Listed(NamedTuple):
+    """An object of a store, from a listing."""
+
+    address: str
+    size: int
+    version: str  # changes when its content does
+
+
+class StoreBlob(Blob):
+    """An object at ``s3://``, ``gs://`` or ``az://``."""
+
+    def __init__(self, address: str, access: Access) -> None:
+        check_object(address, access)
+        self._store, self._key = _store(address), _key(address)
+
+    @cached_property
+    def _meta(self) -> Any:
+        import obstore
+
+        with _explained():
+            return obstore.head(self._store, self._key)
+
+    @property
+    def size(self) -> int:
+        return int(self._meta["size"])
+
+    @property
+    def version(self) -> str:
+        return str(self._meta["e_tag"] or "")
+
+    def read(self, start: int, stop: int) -> bytes:
+        import obstore
+
+        with _explained():
+            return bytes(obstore.get_range(self._store, self._key, start=start, end=stop))
+
+    def pieces(self) -> Iterator[bytes]:
+        import obstore
+
+        with _explained():
+            for piece in obstore.get(self._store, self._key).stream(_STREAM_BYTES):
+                yield bytes(piece)
+
+
+class HubBlob(Blob):
+    """A file at ``hf://``, as ``hf://datasets/owner/name@revision/path``."""
+
+    def __init__(self, address: str, access: Access) -> None:
+        check_object(address, access)
+        self._path = address.partition("://")[2]
+
+    @cached_property
+    def _info(self) -> dict[str, Any]:
+        with _explained():
+            return dict(_hub().info(self._path))
+
+    @property
+    def size(self) -> int:
+        if self._info["type"] != "file":
+            raise VideoReadError("is a directory, not a file")
+        return int(self._info["size"])
+
+    @property
+    def version(self) -> str:
+        return str(self._info.get("blob_id") or "")
+
+    def read(self, start: int, stop: int) -> bytes:
+        with _explained():
+            return bytes(_hub().cat_file(self._path, start, stop, cache_type="none"))
+
+
+def store_blob(address: str, access: Access) -> Blob:
+    """The object at an address of a store. Raises :class:`VideoReadError` if it may not be read."""
+    kind = HubBlob if scheme_of(address) == "hf" else StoreBlob
+    return kind(address, access)
+
+
+def listed(prefix: str) -> Iterator[Listed]:
+    """The objects whose addresses begin with ``prefix``, sorted by them as the store does. Raises
+    :class:`VideoReadError`."""
+    if scheme_of(prefix) == "hf":
+        yield from _listed_on_hub(prefix)
+        return
+    import obstore
+
+    scheme, bucket = scheme_of(prefix), _bucket(prefix)
+    with _explained():
+        # A store lists what lies under a whole folder name.
+        for some in obstore.list(_store(prefix), _key(prefix).rpartition("/")[0] or None):
+            for meta in some:
+                address = f"{scheme}://{bucket}/{meta['path']}"
+                if address.startswith(prefix):
+                    yield Listed(address, meta["size"], meta["e_tag"] or "")
+
+
+def _listed_on_hub(prefix: str) -> Iterator[Listed]:
+    folder, start = prefix.removeprefix("hf://").rpartition("/")[0], prefix.removeprefix("hf://")
+    with _explained():
+        found = cast("dict[str, dict[str, Any]]", _hub().find(folder, detail=True))
+    for path, info in sorted(found.items()):
+        if path.startswith(start):
+            yield Listed(f"hf://{path}", info["size"], str(info.get("blob_id") or ""))
+
+
+def check_address(address: str) -> None:
+    """Raise :class:`ValueError` if ``address`` names no object of a store."""
+    if scheme_of(address) == "hf":
+        _, _, path = address.partition("://")
+        if path.count("/") < 2:
+            raise ValueError(f"{address!r:.200}: expected hf://datasets/owner/name/path")
+    elif not _BUCKET.fullmatch(_bucket(address)) or not _key(address):
+        raise ValueError(
+            f"{address!r:.200}: expected {scheme_of(address)}://bucket/path, without user, port or "
+            "query"
+        )
+
+
+def _bucket(address: str) -> str:
+    return address.partition("://")[2].partition("/")[0]
+
+
+def _key(address: str) -> str:
+    return address.partition("://")[2].partition("/")[2]
+
+
+def _store(address: str) -> ObjectStore:
+    return _open_store(scheme_of(address), _bucket(address))
+
+
+@lru_cache(maxsize=32)
+def _open_store(scheme: str, bucket: str) -> ObjectStore:
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    # An endpoint without TLS is the user's own choice, made in the environment.
+    plain = any(
+        value.startswith("http://")
+        for name, value in os.environ.items()
+        if name.upper().startswith(("AWS_ENDPOINT", "AZURE_", "GOOGLE_"))
+    )
+    options: Any = {"timeout": "300s", "connect_timeout": "10s", "allow_http": plain}
+    kinds: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
+    retries = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
+    with _explained():
+        store: ObjectStore = kinds[scheme](bucket, client_options=options, retry_config=retries)
+    return store
+
+
+@lru_cache(maxsize=1)
+def _hub() -> HfFileSystem:
+    from huggingface_hub import HfFileSystem
+
+    return HfFileSystem()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """The errors of stores become a :class:`VideoReadError`."""
+    try:
+        yield
+    except (VideoReadError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise VideoReadError("the store has no such object") from None
+    except PermissionError as error:
+        raise VideoReadError(f"the store refuses access: {_first_line(error)}") from None
+    except Exception as error:  # Each client has kinds of its own.
+        raise VideoReadError(f"the store: {_first_line(error)}{_hint(error)}") from error
+
+
+def _hint(error: Exception) -> str:
+    """What the clients do not say: without credentials they ask the cloud's machine for some."""
+    if "169.254.169.254" in str(error) or "Account must be specified" in str(error):
+        return ". The environment has no credentials for it: docs/input.md names the variables"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.300}"

@@ -1,0 +1,154 @@
+"""Tars: where their members lie, found once and kept.
+
+Nothing is ever unpacked to a path: a member is a range of bytes, so its name cannot lead anywhere.
+Still a name that would is refused, since whoever wrote it meant no good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import orjson
+
+from video_pipeline.common.files import replacing
+from video_pipeline.storage.blobs import Blob, BlobFile, Part
+from video_pipeline.storage.errors import VideoReadError
+
+MAX_HEADER_BYTES = 1 << 20
+"""The largest header of a member: one with a long name is a few kB."""
+
+
+class Member(NamedTuple):
+    """A member of a tar: ``size`` bytes from ``start`` on, if it is a file that may be read."""
+
+    name: str
+    start: int
+    size: int
+    fault: str  # why it may not be read; empty if it may
+
+    @property
+    def leads_out(self) -> bool:
+        """Whether its name, taken for a path, leads out of the folder it is unpacked in."""
+        return self.name.startswith("/") or ".." in self.name.split("/")
+
+
+def members(blob: Blob) -> Iterator[tuple[Member, Callable[[], bytes]]]:
+    """The members of a tar in their order, but for folders, and a function that reads each. Of a
+    remote tar the headers are fetched, and with them small members.
+
+    Raises :class:`VideoReadError` if it is no tar, or is damaged or cut off.
+    """
+    file = BlobFile(blob, MAX_HEADER_BYTES)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                cast("Any", tar).members.clear()  # It would keep all of them.
+                if not info.isdir():
+                    yield _member(info, blob.size), partial(_read, file, info)
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise VideoReadError(f"not a tar, or a damaged one ({error})") from error
+    # tarfile takes a damaged header for the end of the tar.
+    if blob.size < end + tarfile.BLOCKSIZE or any(blob.read(end, end + tarfile.BLOCKSIZE)):
+        raise VideoReadError(f"the tar is damaged or cut off at byte {end:,}")
+
+
+def _read(file: BlobFile, info: tarfile.TarInfo) -> bytes:
+    file.seek(info.offset_data)
+    return file.read(info.size)
+
+
+def _member(info: tarfile.TarInfo, total: int) -> Member:
+    fault = ""
+    if Member(info.name, 0, 0, fault).leads_out:
+        fault = "has a name that leads out of the tar"
+    elif info.islnk() or info.issym():
+        fault = f"is a link to {info.linkname!r:.100}, and links are not followed"
+    elif not info.isreg():
+        fault = "is not a regular file"
+    elif info.issparse():
+        fault = "is a sparse file, which is not read"
+    elif info.offset_data + info.size > total:
+        fault = f"is cut off: it claims {info.size:,} bytes, more than the tar holds"
+    return Member(info.name, info.offset_data, info.size, fault)
+
+
+def member(blob: Blob, container: str, name: str, max_bytes: int) -> Blob:
+    """The member ``name`` of the tar at the address ``container``. Raises :class:`VideoReadError`
+    if it is not there or may not be read."""
+    places = _index(_Key(container, blob.size, blob.version), blob)
+    found = places.get(name)
+    if found is None:
+        raise VideoReadError(f"the tar has no member {name!r:.200}")
+    if isinstance(found, str):
+        raise VideoReadError(f"the member {name!r:.200} {found}")
+    start, size = found
+    if size > max_bytes:
+        raise VideoReadError(
+            f"the member has {size / 1e9:g} GB, more than the limit data.max_download_gb: "
+            f"{max_bytes / 1e9:g}"
+        )
+    return Part(blob, start, size)
+
+
+_Places = dict[str, list[int] | str]
+"""Start and size of each member, or why it may not be read."""
+
+
+class _Key(NamedTuple):
+    container: str
+    size: int
+    version: str
+
+
+def remember(blob: Blob, container: str, found: list[Member]) -> None:
+    """Keep where the members of a tar lie, for other processes."""
+    _write(_Key(container, blob.size, blob.version), _places(found))
+
+
+def _places(found: list[Member]) -> _Places:
+    return {member.name: member.fault or [member.start, member.size] for member in found}
+
+
+_held: dict[_Key, _Places] = {}
+_MOST_HELD = 16
+
+
+def _index(key: _Key, blob: Blob) -> _Places:
+    if key in _held:
+        return _held[key]
+    places = _kept(key)
+    if places is None:
+        places = _places([member for member, _ in members(blob)])
+        _write(key, places)
+    if len(_held) == _MOST_HELD:
+        _held.pop(next(iter(_held)))
+    _held[key] = places
+    return places
+
+
+def _path(key: _Key) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    name = hashlib.blake2b(orjson.dumps(list(key)), digest_size=16).hexdigest()
+    return Path(cache, "video-pipeline", "tars", f"{name}.json")
+
+
+def _kept(key: _Key) -> _Places | None:
+    try:
+        kept: _Places = orjson.loads(_path(key).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return kept if isinstance(kept, dict) else None
+
+
+def _write(key: _Key, places: _Places) -> None:
+    # Without a folder for it each process finds the members by itself.
+    with contextlib.suppress(OSError, RuntimeError, TypeError), replacing(_path(key)) as stream:
+        stream.write(orjson.dumps(places))

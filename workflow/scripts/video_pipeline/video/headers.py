@@ -1,0 +1,65 @@
+"""What the headers of many videos say, read in processes that may die."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from video_pipeline.video.access import Access, limit_access
+from video_pipeline.video.demuxer import Header, read_header
+
+_AT_ONCE = 16
+
+
+class HeaderReaders:
+    """Processes that read the headers of videos; they end with the block."""
+
+    def __init__(self, access: Access, num_processes: int) -> None:
+        self._access = access
+        self._num_processes = num_processes
+        self._processes: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> HeaderReaders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._processes is not None:
+            self._processes.shutdown()
+
+    def read(self, uris: Sequence[str]) -> list[Header | str]:
+        """The header of each video, or why it cannot be read."""
+        if not uris:
+            return []
+        if self._processes is None:
+            self._processes = ProcessPoolExecutor(
+                self._num_processes,
+                multiprocessing.get_context("spawn"),
+                initializer=limit_access,
+                initargs=(self._access,),
+            )
+        slices = [uris[begin : begin + _AT_ONCE] for begin in range(0, len(uris), _AT_ONCE)]
+        try:
+            headers = self._processes.map(_read_all, slices)
+            return [header for some in headers for header in some]
+        except BrokenProcessPool:  # a file kills its reader: it is found by halves
+            self._processes = None
+        if len(uris) == 1:
+            return ["its reader died"]
+        middle = len(uris) // 2
+        return [header for half in (uris[:middle], uris[middle:]) for header in self.read(half)]
+
+
+def _read_all(uris: Sequence[str]) -> list[Header | str]:
+    headers: list[Header | str] = []
+    for uri in uris:
+        try:
+            headers.append(read_header(uri))
+        except Exception as error:  # Whatever it is, the reader will say so.
+            headers.append(str(error) or type(error).__name__)
+    return headers
