@@ -138,7 +138,7 @@ def what_changed(config: Config, layout: Layout) -> list[str]:
     return [changed[name] for name in sorted(changed)]
 
 
-_NOTHING_ASKED = ("input", "run.truncated", "run.plugins")
+_NOTHING_ASKED = ("input", "run.truncated", "run.plugins", "data.where")
 """What may change without another question for the model."""
 
 
