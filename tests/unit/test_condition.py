@@ -6,7 +6,7 @@ import itertools
 import sqlite3
 
 import pytest
-from video_pipeline.common.condition import Condition
+from video_pipeline.common.condition import Condition, ConditionError
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 
@@ -132,7 +132,7 @@ def test_nothing_of_python_is_there(text):
     ],
 )
 def test_a_mistake_has_its_column(text, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ConditionError) as caught:
         Condition(text)
     assert message in str(caught.value)
 
@@ -151,7 +151,7 @@ def test_a_mistake_has_its_column(text, message):
     ],
 )
 def test_a_value_that_does_not_fit_has_the_column(text, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ConditionError) as caught:
         Condition(text)(SAMPLE.get)
     assert message in str(caught.value)
 

@@ -18,7 +18,7 @@ from zlib import crc32
 import orjson
 
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import TaskError
 from video_pipeline.journal.format import record_id, record_id_from_json
 from video_pipeline.run.chunks import ChunkEntry, entry_line
 from video_pipeline.run.run import Run
@@ -224,11 +224,6 @@ def scan(
     """
     blocks = _numbered_blocks(run.config)
     where = Where.of(run.config)
-    if run.dataset.expands and run.config.data.group_by is not None:
-        raise UserError(
-            f"data.group_by: dataset {run.dataset.name!r} would cut the videos again that it puts "
-            "together; choose another dataset for this stage (run.dataset), such as text"
-        )
     if run.dataset.expands or (where is not None and where.may_need_header):
         from video_pipeline.decode.expanding import expanding
 
