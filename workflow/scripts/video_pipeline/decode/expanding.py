@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,23 +47,34 @@ class ExpandSpec(ProcessSpec):
     folder: Path
 
     def worker(self, shared: Any, number: int) -> Callable[[str, bytes], Expanded]:
+        from video_pipeline.data.frames import FramesDataset
         from video_pipeline.data.registry import dataset_of
+        from video_pipeline.data.stills import ImageDataset
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
 
         limit_access(Access.of(self.config.data))
         dataset = dataset_of(self.config, load_task(self.config))
-        return partial(_expand, self.config, dataset, Where.of(self.config))
+        get_header = _no_header if issubclass(dataset, ImageDataset | FramesDataset) else _header
+        return partial(_expand, self.config, dataset, Where.of(self.config), get_header)
+
+
+_GetHeader = Callable[[Where, dict[str, Any]], dict[str, Any]]
 
 
 def _expand(
-    config: Config, dataset: type[BaseDataset], where: Where | None, key: str, text: bytes
+    config: Config,
+    dataset: type[BaseDataset],
+    where: Where | None,
+    get_header: _GetHeader,
+    key: str,
+    text: bytes,
 ) -> Expanded:
     from video_pipeline.data.base import expanded
 
     try:
         sample = task_sample(key, orjson.loads(text), config)
-        if where is not None and (holds := _holds(where, sample)) is not True:
+        if where is not None and (holds := _holds(where, get_header, sample)) is not True:
             return holds
         return [orjson.dumps(raw) for raw in expanded(dataset, sample, dict(config.task_params))]
     except Failure:
@@ -74,19 +85,36 @@ def _expand(
         return str(error) if isinstance(error, ValueError) and str(error) else explain(error)
 
 
-def _holds(where: Where, sample: dict[str, Any]) -> bool | None:
+def _holds(where: Where, get_header: _GetHeader, sample: dict[str, Any]) -> bool | None:
     """Whether the condition holds for ``sample``. It does if its video cannot be read: then the
     sample becomes an error record."""
     from video_pipeline.video.errors import VideoReadError
-    from video_pipeline.video.header import read_header
 
-    uri, size = sample["__video_uri"], where.needs_size
+    header: dict[str, Any] = {}
+
+    def read() -> dict[str, Any]:
+        if not header:
+            header.update(get_header(where, sample))
+        return header
+
     try:
-        if not isinstance(uri, str):
-            return where.holds(sample, lambda: dict.fromkeys(HEADER_FIELDS))
-        return where.holds(sample, cache(partial(read_header, uri, with_size=size)))
+        return where.holds(sample, read)
     except VideoReadError:
         return True
+
+
+def _header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:
+    from video_pipeline.video.header import read_header
+
+    uri = sample["__video_uri"]
+    if not isinstance(uri, str):
+        return _no_header(where, sample)
+    return read_header(uri, with_size=where.needs_size)
+
+
+def _no_header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:
+    """Images have none: the fields are null."""
+    return dict.fromkeys(HEADER_FIELDS)
 
 
 class Expander:

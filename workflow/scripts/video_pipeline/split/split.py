@@ -154,11 +154,11 @@ class _Split:
                 "while the input was split; run again"
             )
         manifest.duplicates = int(is_duplicate.sum())
-        weigher.missing.check(config, len(is_duplicate) - manifest.duplicates)
         ranks = _ranks(table, is_duplicate, manifest.num_shards, self._balance)
-        _write_entries(table, ranks, files, manifest, scratch, self._run.layout)
         order = ranks[~is_duplicate]
         manifest.left_out_records = int(np.count_nonzero(order == manifest.num_shards))
+        weigher.missing.check(config, len(order) - manifest.left_out_records)
+        _write_entries(table, ranks, files, manifest, scratch, self._run.layout)
         order.tofile(scratch / self._run.layout.order.name)
         manifest.order = EMPTY.extended(order.view(np.uint8).data)
         manifest.samples, manifest.pending = sum(manifest.rank_samples), sum(manifest.rank_pending)
