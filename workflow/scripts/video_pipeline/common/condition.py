@@ -103,7 +103,7 @@ class Condition:
 
 def _check(node: ast.AST) -> None:
     """Raise :class:`ConditionError` if ``node`` holds what a condition may not have."""
-    children = list(ast.iter_child_nodes(node))
+    children: list[ast.AST] = list(ast.iter_child_nodes(node))
     if isinstance(node, ast.Call):
         name = ast.unparse(node.func)
         if name not in FUNCTIONS or node.keywords:
@@ -111,7 +111,7 @@ def _check(node: ast.AST) -> None:
             raise ConditionError(
                 node, f"no function {name!r:.40}{did_you_mean(name, FUNCTIONS)} (known: {known})"
             )
-        children = node.args
+        children = [*node.args]
     elif not isinstance(node, _ALLOWED) or not all(
         isinstance(child, _ALLOWED) or hasattr(child, "col_offset") for child in children
     ):
