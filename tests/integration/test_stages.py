@@ -157,4 +157,4 @@ def test_a_mistake_in_the_second_stage_stops_the_first(staged):
     staged.settings["stages"][1]["data"]["where"] = "previous.answer && id > 1"
     staged.configure()
     printed = staged.snakemake("--until", "split_ask", succeeds=False)
-    assert "stage prose: configuration:\n  data.where: column 17: invalid syntax" in printed
+    assert "stage prose: configuration:\n  data.where: column 18: invalid syntax" in printed

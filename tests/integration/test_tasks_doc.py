@@ -53,7 +53,7 @@ def test_a_plugin_shows_its_video(plugin, here: Run, clip, capsys):
 
 def test_the_plugins_are_all_there():
     assert len(blocks("python")) == 5
-    assert len(blocks("yaml")) == 10
+    assert len(blocks("yaml")) == 11
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
