@@ -309,9 +309,14 @@ class Splitter:
 
     @property
     def order(self) -> list[str]:
-        """The keys as consolidate would put them together."""
-        parts = [iter(chunk) for chunk in self.keys]
+        """The keys as consolidate would put them together, with those that are left out."""
+        parts = [iter(chunk) for chunk in [*self.keys, [r["__key"] for r in self.left_out]]]
         return [next(parts[rank]) for rank in array("I", self.layout.order.read_bytes())]
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """The records of samples that are not asked about."""
+        return read_jsonl(self.layout.left_out)
 
     def finish(self, *finished: str, failed: tuple[str, ...] = ()) -> None:
         """Write records of these samples to the journal."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import Run, read_jsonl, samples
+from helpers import EXPAND, Run, read_jsonl, samples
 
 
 @pytest.fixture
@@ -34,7 +34,12 @@ def test_a_second_stage_works_on_what_the_first_said(staged):
     first = read_jsonl(staged.folder / "results" / "out.ask.jsonl")
     assert [record["__status"] for record in first] == ["ok", "ok", "error", "ok", "ok", "ok"]
     records = staged.records()
-    assert [record["input"]["id"] for record in records] == [0, 1, 3, 4, 5]
+    # the outputs join: what failed is a record again
+    assert [record["__key"] for record in records] == [record["__key"] for record in first]
+    (left_out,) = (record for record in records if record["__status"] == "left_out")
+    assert left_out["__left_out"] == {"by": "error", "message": "read: ValueError: no such clip"}
+    assert left_out["input"]["previous"]["__error"] == first[2]["__error"]
+    records.remove(left_out)
     assert all(record["__task"] == "rewrite" and record["text"] for record in records)
     assert records[0]["input"]["previous"]["answer"] == first[0]["answer"]
     assert staged.summary()["samples"]["left_out"] == 1
@@ -46,7 +51,7 @@ def test_a_second_stage_works_on_what_the_first_said(staged):
     staged.configure()
     staged.snakemake()
     assert staged.reads() == before
-    assert len(staged.records()) == 5
+    assert [record["__status"] for record in staged.records()].count("ok") == 5
 
     # the journals of all stages are in use
     used = staged.journals()
@@ -54,16 +59,50 @@ def test_a_second_stage_works_on_what_the_first_said(staged):
     assert staged.journals() == used
 
 
+def test_windows_are_chosen_and_become_one_sample_again(staged):
+    """Three samples in six windows; the stage after that asks about the videos."""
+    staged.edit_plugin("class Plain(BaseDataset):\n", EXPAND)
+    staged.write_samples(samples(3))
+    ask, prose = staged.settings["stages"]
+    ask["data"] = {"where": "id > 0"}
+    prose["data"] |= {"group_by": "video", "where": "previous.answer != '' and video_end > 1"}
+    prose["task_params"]["prompt"] = (
+        "{% for clip in previous.clips %}{{ clip.video_start }}: {{ clip.answer }}\n{% endfor %}"
+    )
+    staged.configure()
+    assert "data.where drops 1 of 3 lines" in staged.snakemake()
+    windows = read_jsonl(staged.folder / "results" / "out.ask.jsonl")
+    times = [f"{number}@{edges}" for number in (1, 2) for edges in ("0.0-1.0", "1.0-2.5")]
+    assert [record["__key"] for record in windows] == ["0", *times]
+    records = staged.records()
+    assert [(record["__key"], record["__status"]) for record in records] == [
+        *(("0", "left_out"), ("1", "ok"), ("2", "ok"))
+    ]
+    clips = records[1]["input"]["previous"]["clips"]
+    assert [(clip["video_start"], clip["answer"]) for clip in clips] == [
+        (1.0, windows[2]["answer"])
+    ]
+    assert staged.summary()["samples"]["dropped"] == 2
+
+    # another condition asks about what it adds, and loses nothing
+    reads, answers = staged.reads(), staged.answers()
+    ask["data"]["where"] = "id > 1"
+    staged.configure()
+    staged.snakemake()
+    assert (staged.reads(), staged.answers()) == (reads, answers)
+    assert [record["__status"] for record in staged.records()] == ["left_out"] * 2 + ["ok"]
+
+
 def test_retry_reaches_every_stage(staged):
     entries = samples(4, do="storage")
     del entries[0]["do"]
     staged.write_samples(entries)
     staged.snakemake()
-    assert len(staged.records()) == 1
+    assert [record["__status"] for record in staged.records()] == ["ok", *["left_out"] * 3]
     (staged.folder / "storage").touch()
     assert "3 failed sample(s) are open again" in staged.module("retry")
     staged.snakemake()
-    assert len(staged.records()) == 4
+    assert [record["__status"] for record in staged.records()] == ["ok"] * 4
 
 
 def test_retry_where_a_stage_was_never_begun(staged):
@@ -115,3 +154,7 @@ def test_a_mistake_in_the_second_stage_stops_the_first(staged):
     printed = staged.snakemake("--until", "split_ask", succeeds=False)
     assert "the stage that writes results/out.jsonl: no dataset is called 'txet'" in printed
     assert "did you mean 'text'?" in printed
+    staged.settings["stages"][1]["data"]["where"] = "previous.answer && id > 1"
+    staged.configure()
+    printed = staged.snakemake("--until", "split_ask", succeeds=False)
+    assert "stage prose: configuration:\n  data.where: column 18: invalid syntax" in printed

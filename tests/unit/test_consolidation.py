@@ -52,6 +52,7 @@ def test_the_summary_counts(finished):
         "distinct": 10,
         "duplicates": 2,
         "left_out": 0,
+        "dropped": 0,
         "ok": 9,
         "error": 1,
         "errors_by_stage": {"read": 1},
@@ -466,8 +467,9 @@ def test_error_records_among_others_are_left_out(splitting, more):
         with pytest.raises(UserError, match="1 bad line"):
             splitting()
     else:
-        assert splitting().order == ["7"]
+        assert splitting().order == ["0", "7"]
         assert splitting.manifest.left_out == 1
+        assert [record["__key"] for record in splitting.left_out] == ["0"]
 
 
 def test_a_rank_file_from_elsewhere_does_not_pass(finished):
@@ -530,13 +532,14 @@ def test_without_windows_nothing_is_put_together(finished):
 
 
 def test_the_output_is_an_input(finished):
-    """A second task over the answers of the first; the error record is left out."""
+    """A second task over the answers of the first; the error record is a record again."""
     consolidate(finished.run.config, finished.layout)
     run = finished.run
     run.configure(data={"input_jsonl": "results/out.jsonl", "output_jsonl": "results/next.jsonl"})
     finished(num_shards=1)
     assert finished.manifest.left_out == 1
-    assert finished.order == keys(10)[1:]
+    assert finished.order == keys(10)
+    assert finished.keys == [keys(10)[1:]]
     raw = finished.chunks[0][0].raw
     assert raw["path"] == "1.mp4"
     assert raw["previous"]["answer"] == "text"

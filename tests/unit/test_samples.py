@@ -329,13 +329,15 @@ def test_an_output_is_an_input(reader):
     plain = {"path": "c", "id": 3}
     lines = "\n".join(map(json.dumps, [ok, error, plain, error]))
     read = reader(lines.encode(), id_field="id")
-    first, second = read
+    first, failed, second, again = read
     read.bad.raise_any(Path())
     previous = {"__key": "k", "__status": "ok", "__task": "t", "x": 2}
     assert first.raw == {"path": "a", "id": 1, "previous": previous}
     assert first.key == "1"
     assert second.raw == plain
-    assert (read.left_out, read.lines) == (2, 4)
+    assert (read.failed, read.left_out, read.lines) == (2, 2, 4)
+    assert failed.key == again.key == "e"
+    assert failed.left_out == {"by": "error", "message": ""}
 
 
 def test_the_output_of_two_runs_keeps_both(reader):

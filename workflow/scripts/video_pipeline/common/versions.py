@@ -6,7 +6,7 @@ from pathlib import Path
 
 from video_pipeline.errors import UserError
 
-CHUNKS = 2
+CHUNKS = 3
 """The version of the manifest, of its chunks and of their order."""
 
 SUMMARY = 1

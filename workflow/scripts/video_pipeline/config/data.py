@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from video_pipeline.common.condition import Condition
 from video_pipeline.config.section import Auto, Count, Name, Positive, Section
 from video_pipeline.config.source import Place, Source
 
@@ -38,6 +39,17 @@ class Data(Section):
         default=None,
         description="The field with a unique id, which becomes `__key`. `null`: the key is a "
         "hash of the sample's content.",
+    )
+    where: str | None = Field(
+        default=None,
+        description="Only samples for which this condition holds are asked about, such as "
+        "`duration >= 2 and previous.is_safe`. The others become records with the status "
+        "`left_out`. A change infers nothing again. See docs/tasks.md.",
+    )
+    group_by: Literal["video"] | None = Field(
+        default=None,
+        description="`video`: the windows of a video, from a stage before, become one sample, with "
+        "their records in `previous.clips`.",
     )
     allowed_roots: list[Place] | None = Field(
         default=None,
@@ -112,6 +124,16 @@ class Data(Section):
     def source(self) -> Source:
         """What :attr:`input_jsonl` names."""
         return Source(self.input_jsonl)
+
+    @field_validator("where")
+    @classmethod
+    def _is_a_condition(cls, where: str | None) -> str | None:
+        if where is not None:
+            try:
+                Condition(where)
+            except ValueError as error:
+                raise ValueError(f"data.where: {error} (in {where!r:.200})") from None
+        return where
 
     def decode_processes(self, threads: int) -> int:
         """How many decode processes a job with ``threads`` cores has."""

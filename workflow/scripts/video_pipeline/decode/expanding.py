@@ -21,6 +21,7 @@ from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.errors import Failure, explain
 from video_pipeline.samples.input import InputSample, task_sample
+from video_pipeline.samples.where import HEADER_FIELDS, Where
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset
@@ -33,8 +34,9 @@ PROCESSES_PER_CORE = 4
 _MODULES = ("video_pipeline.video.container",)
 
 
-Expanded = list[bytes] | str
-"""The input objects, as JSON, that one line stands for; or what is wrong with the line."""
+Expanded = list[bytes] | str | bool | None
+"""The input objects, as JSON, that one line stands for; or what is wrong with the line; or what the
+run's condition says if it does not hold."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,35 @@ class ExpandSpec(ProcessSpec):
     folder: Path
 
     def worker(self, shared: Any, number: int) -> Callable[[str, bytes], Expanded]:
+        from video_pipeline.data.frames import FramesDataset
         from video_pipeline.data.registry import dataset_of
+        from video_pipeline.data.stills import ImageDataset
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
 
         limit_access(Access.of(self.config.data))
-        return partial(_expand, self.config, dataset_of(self.config, load_task(self.config)))
+        dataset = dataset_of(self.config, load_task(self.config))
+        get_header = _no_header if issubclass(dataset, ImageDataset | FramesDataset) else _header
+        return partial(_expand, self.config, dataset, Where.of(self.config), get_header)
 
 
-def _expand(config: Config, dataset: type[BaseDataset], key: str, text: bytes) -> Expanded:
+_GetHeader = Callable[[Where, dict[str, Any]], dict[str, Any]]
+
+
+def _expand(
+    config: Config,
+    dataset: type[BaseDataset],
+    where: Where | None,
+    get_header: _GetHeader,
+    key: str,
+    text: bytes,
+) -> Expanded:
     from video_pipeline.data.base import expanded
 
     try:
         sample = task_sample(key, orjson.loads(text), config)
+        if where is not None and (holds := _holds(where, get_header, sample)) is not True:
+            return holds
         return [orjson.dumps(raw) for raw in expanded(dataset, sample, dict(config.task_params))]
     except Failure:
         raise
@@ -65,6 +83,38 @@ def _expand(config: Config, dataset: type[BaseDataset], key: str, text: bytes) -
         raise SampleError("read", "MemoryError", message_of(error)) from None
     except (Exception, SystemExit) as error:
         return str(error) if isinstance(error, ValueError) and str(error) else explain(error)
+
+
+def _holds(where: Where, get_header: _GetHeader, sample: dict[str, Any]) -> bool | None:
+    """Whether the condition holds for ``sample``. It does if its video cannot be read: then the
+    sample becomes an error record."""
+    from video_pipeline.video.errors import VideoReadError
+
+    header: dict[str, Any] = {}
+
+    def read() -> dict[str, Any]:
+        if not header:
+            header.update(get_header(where, sample))
+        return header
+
+    try:
+        return where.holds(sample, read)
+    except VideoReadError:
+        return True
+
+
+def _header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:
+    from video_pipeline.video.header import read_header
+
+    uri = sample["__video_uri"]
+    if not isinstance(uri, str):
+        return _no_header(where, sample)
+    return read_header(uri, with_size=where.needs_size)
+
+
+def _no_header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:
+    """Images have none: the fields are null."""
+    return dict.fromkeys(HEADER_FIELDS)
 
 
 class Expander:
@@ -78,8 +128,9 @@ class Expander:
         """Begin to expand ``sample``; :meth:`answer` takes what this returns."""
         return self._pool.submit(sample.key, sample.text)
 
-    def answer(self, sample: InputSample, future: Future[Expanded]) -> list[bytes]:
-        """Wait for the input objects, as JSON, that ``sample`` stands for.
+    def answer(self, sample: InputSample, future: Future[Expanded]) -> list[bytes] | bool | None:
+        """Wait for the input objects, as JSON, that ``sample`` stands for; or for what the run's
+        condition says if it does not hold.
 
         A sample whose process dies (twice, as in a run), hangs or needs too much memory stays as
         it is: the inference of the whole then says what is wrong with it.

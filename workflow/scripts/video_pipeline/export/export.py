@@ -56,8 +56,9 @@ _CONTRACT: dict[str, Any] = {
 
 _MEANINGS = {
     "__key": "the sample's id, or a hash of its content",
-    "__status": "`ok` or `error`",
+    "__status": "`ok`, `error`, or `left_out` if it was not asked about",
     "__error": "of a sample that failed: where, and why",
+    "__left_out": "why a sample was not asked about: `by` `where` (data.where) or `error`",
     "__task": "what was asked",
     "__model": "who was asked",
     "__usage": "tokens of the prompt and of the answer, and why the answer ended",

@@ -70,6 +70,7 @@ def _merge(rank_files: list[RankFile], manifest: Manifest, layout: Layout) -> Se
         replacing(layout.output) as output,
     ):
         lines = [rank_file.lines(failed) for rank_file in rank_files]
+        lines.append(manifest.read_left_out(layout))
         for begin in range(0, len(order), _BATCH):
             ranks = order[begin : begin + _BATCH]
             # The list ends early if a rank file does. Then too few are written.
@@ -81,7 +82,7 @@ def _merge(rank_files: list[RankFile], manifest: Manifest, layout: Layout) -> Se
             progress.advance(len(ranks))
         for rest in lines:
             deque(rest, maxlen=0)  # Each rank file is checked at its end.
-        if not written == len(order) == manifest.samples:
+        if not written == len(order) == manifest.samples + manifest.left_out_records:
             raise not_of_this_split(layout.order)
     return seal
 
@@ -108,11 +109,15 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
     for rank in ranks:
         manifest.check_chunk(layout, rank)
     chunks = [read_lines(layout.chunk(rank), len(ranks)) for rank in ranks]
+    left_out = manifest.read_left_out(layout)
     with (
         JournalReader(Path(manifest.journal), manifest.read_index()) as reader,
         replacing(layout.partial) as output,
     ):
         for rank in order:
+            if rank == manifest.num_shards:
+                output.write(next(left_out))
+                continue
             entry = ChunkEntry.from_line(next(chunks[rank]))
             done = entry.find(reader)
             if len(done) == len(entry.requests):

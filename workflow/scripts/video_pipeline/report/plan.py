@@ -55,7 +55,8 @@ def plan_facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
         "samples",
         f"{samples['distinct']:,} ({samples['input_lines']:,} lines, "
-        f"{samples['duplicates']:,} repeated, {samples['left_out']:,} left out)",
+        f"{samples['duplicates']:,} repeated, {samples['left_out']:,} left out, "
+        f"{samples['dropped']:,} dropped by data.where)",
     )
     if scale > 1:
         words = "drawn at random; the figures of the run are scaled up by"

@@ -101,7 +101,7 @@ class Tally:
             self._answers.offer(record["__key"], position, line)
             if usage["finish_reason"] == "length":
                 self._cut_off.offer(record["__key"], position, line)
-        else:
+        elif record["__status"] == "error":
             self.failed += 1
             self._add_error(record)
 

@@ -102,7 +102,11 @@ def _sections(summary: dict[str, Any]) -> list[_Rows]:
             counts.append((f"  {stage}", f"{count:,}"))
     for key, count in sorted(samples.get("truncated_at", {}).items()):
         counts.append((Text(f"cut off: raise {key}", amber), Text(f"{count:,}", amber)))
-    for name, words in (("duplicates", "duplicate lines"), ("left_out", "left out")):
+    for name, words in (
+        ("duplicates", "duplicate lines"),
+        ("left_out", "left out"),
+        ("dropped", "dropped by data.where"),
+    ):
         if samples.get(name):
             counts.append((words, f"{samples[name]:,}"))
     tokens: _Rows = [

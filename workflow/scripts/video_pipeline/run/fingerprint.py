@@ -130,12 +130,14 @@ def settings_of(
 
 def written_settings(config: Config) -> dict[str, Any]:
     """The same settings as they are written down: no file is looked at, and all ``task_params``,
-    the dataset, the plugins, what becomes of an answer and how samples are named count."""
+    the dataset, the plugins, what becomes of an answer, how samples are named and which ones are
+    asked about count."""
     settings = _plain_settings(config)
     for section, names in _WRITTEN.items():
         values = getattr(config, section).model_dump(mode="json", include=set(names))
         settings.update({f"{section}.{name}": values[name] for name in names})
-    return settings
+    chosen = {f"data.{name}": getattr(config.data, name) for name in ("where", "group_by")}
+    return settings | {name: value for name, value in chosen.items() if value is not None}
 
 
 _WRITTEN = {

@@ -121,6 +121,7 @@ class Layout:
     split_scratch = _Path(lambda layout: layout._all_chunks / f".of-{layout.num_shards}.tmp")
     manifest = _of_split("manifest.json")  # what split did, see run/manifest.py
     order = _of_split("order.bin")  # the rank of each distinct sample, in input order
+    left_out = _of_split("left_out.jsonl")  # the records of samples that are not asked about
     weights = _of_split("weights.txt")  # names the folder of the model's weights
 
     def chunk(self, rank: int | str) -> Path:

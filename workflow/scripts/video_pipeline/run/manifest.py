@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from video_pipeline.config import Config
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.journal.format import ATTEMPTS, attempt_prefix
 from video_pipeline.journal.index import JournalIndex, read_index
-from video_pipeline.run.chunks import Chunk, not_of_this_split
+from video_pipeline.run.chunks import Chunk, not_of_this_split, read_lines
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import check_origin
 
@@ -36,7 +37,10 @@ class Manifest:
     lines: int = 0  # of the input that are not blank
     samples: int = 0  # distinct ones
     duplicates: int = 0  # lines that repeat an earlier sample
-    left_out: int = 0  # error records of an earlier run's output, unless they are the samples
+    left_out: int = 0  # records without an answer, of an earlier run, unless they are the samples
+    dropped: int = 0  # lines for which data.where does not hold
+    unknown: int = 0  # of these: because a field is missing or null
+    left_out_records: int = 0  # of distinct samples that are not asked about, in the output
     pending: int = 0  # samples that were still to be inferred
     rank_samples: list[int] = field(default_factory=list)
     rank_pending: list[int] = field(default_factory=list)
@@ -46,6 +50,7 @@ class Manifest:
     with_videos: bool = True  # the dataset reads videos
     sample_fields: list[str] = field(default_factory=list)  # that the dataset reads
     order: Seal = EMPTY
+    left_out_seal: Seal = EMPTY
     chunks: list[Seal] = field(default_factory=list)
     version: int = versions.CHUNKS  # of the manifest, the order and the chunks
 
@@ -57,6 +62,7 @@ class Manifest:
             "distinct": self.samples,
             "duplicates": self.duplicates,
             "left_out": self.left_out,
+            "dropped": self.dropped,
         }
 
     def read_index(self, rank: int | None = None) -> JournalIndex:
@@ -90,11 +96,19 @@ class Manifest:
             raise not_of_this_split(layout.chunk(rank))
 
     def read_order(self, layout: Layout) -> array[int]:
-        """The rank of each distinct sample, in input order. Raises :class:`UserError` if that is
+        """The rank of each distinct sample, in input order; the number of ranks for one that is
+        left out. Raises :class:`UserError` if that is
         not what split wrote."""
         if not self.order.fits(layout.order):
             raise not_of_this_split(layout.order)
         return array("I", layout.order.read_bytes())
+
+    def read_left_out(self, layout: Layout) -> Iterator[bytes]:
+        """The records of the samples that are left out, one a line, in input order. Raises
+        :class:`UserError` if they are not what split wrote."""
+        if not self.left_out_seal.fits(layout.left_out):
+            raise not_of_this_split(layout.left_out)
+        return read_lines(layout.left_out, self.num_shards + 1)
 
     @classmethod
     def of(cls, config: Config, layout: Layout) -> Manifest:
@@ -121,7 +135,8 @@ class Manifest:
                     "Nothing is inferred twice"
                 )
             chunks = [Seal(*seal) for seal in values["chunks"]]
-            return cls(**{**values, "order": Seal(*values["order"]), "chunks": chunks})
+            seals = {name: Seal(*values[name]) for name in ("order", "left_out_seal")}
+            return cls(**{**values, **seals, "chunks": chunks})
         except FileNotFoundError:
             raise UserError(
                 f"{path} is missing: the input was not split into these chunks"

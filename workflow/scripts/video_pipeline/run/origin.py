@@ -179,7 +179,7 @@ def changes_since(recorded: Mapping[str, Any], config: Config) -> list[Change]:
     return changes
 
 
-_NOTHING_ASKED = ("input", "run.truncated", "run.plugins")
+_NOTHING_ASKED = ("input", "run.truncated", "run.plugins", "data.where")
 """What may change without another question for the model."""
 
 

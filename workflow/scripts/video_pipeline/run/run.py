@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError
+from video_pipeline.errors import TaskError, UserError
 from video_pipeline.model.model import Model, with_commit
 from video_pipeline.run.changes import JournalSettings
 from video_pipeline.run.fingerprint import fingerprint, settings_digest, settings_of
@@ -56,7 +56,7 @@ class DatasetNeeds:
         in an archive, a key of a store.
 
         Raises :class:`UserError` if there is no such task or dataset, nothing takes one of
-        ``task_params``, or the dataset breaks its contract.
+        ``task_params``, the dataset breaks its contract, or ``data.group_by`` is not for it.
         """
         # These import torch.
         from video_pipeline.data.base import BaseDataset
@@ -72,12 +72,18 @@ class DatasetNeeds:
         title = f"dataset {dataset.__name__}"
         own, inherited = (_function_of_expand(kind, title) for kind in (dataset, BaseDataset))
         own_rules = issubclass(dataset, VideoDataset)
+        name, expands = dataset_name(config, task), own is not inherited
+        if expands and config.data.group_by is not None:
+            raise UserError(
+                f"data.group_by: dataset {name!r} would cut the videos again that it puts "
+                "together; choose another one for this stage (run.dataset), such as text"
+            )
         return cls(
-            dataset_name(config, task),
+            name,
             dataset.version,
             READER_VERSION,
             needs_video=dataset.needs_video,
-            expands=own is not inherited,
+            expands=expands,
             sample_fields=checked_names(dataset.sample_fields, f"{title}: sample_fields"),
             reads_files=dataset.needs_video and issubclass(dataset, MediaDataset),
             reads_patterns=issubclass(dataset, FramesDataset),

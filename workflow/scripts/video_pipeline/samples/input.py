@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ class InputSample:
     key: str  # __key of the sample: its id, or a hash of its content
     raw: dict[str, Any]  # the object of the line, see _unwrap
     text: bytes  # raw as JSON, on one line
+    is_key_kept: bool = False  # the key is that of an earlier record
+    left_out: dict[str, str] | None = None  # why it is not asked about, see why_left_out
 
 
 class BadLines:
@@ -99,12 +102,13 @@ class InputReader:
         self._video_field = data.video_field
         self._id_field = data.id_field
         self.lines = 0  # that were read and not blank
-        self.left_out = 0  # error records of an earlier run's output, unless they are samples
+        self.failed = 0  # error records of an earlier run's output, unless they are samples
+        self.left_out = 0  # these, and those that were left out there
+        self.dropped: Counter[bool | None] = Counter()  # by what the run's condition says
         self.bad = BadLines()
 
     def __iter__(self) -> Iterator[InputSample]:
         check_numbers = _has_long_number(self._block)
-        video_field = self._video_field
         for line_number, line in enumerate(self._block.split(b"\n"), start=self._first):
             text = line.strip(b" \t\r\n")  # what JSON takes for space
             if not text or text.isspace():
@@ -112,21 +116,36 @@ class InputReader:
             self.lines += 1
             try:
                 raw = _parse(text, check_numbers)
-                if "__key" in raw:
-                    sample = _unwrap(raw, self._with_failed)
-                    if sample is None:
-                        self.left_out += 1
-                        continue
-                    if sample is not raw:
-                        raw, text = sample, orjson.dumps(sample)
-                video = raw.get(video_field)
-                if type(video) is not str or not video or "://" in video:
-                    self._check_video(raw)
-                if "video_start" in raw or "video_end" in raw:
-                    _check_segment(raw)
+                if "__key" in raw and is_record(raw):
+                    yield self._sample_of_record(line_number, raw)
+                    continue
+                self._check(raw)
                 yield InputSample(line_number, self.key(raw), raw, text)
             except ValueError as error:
                 self.bad.add(line_number, str(error))
+
+    def _sample_of_record(self, line_number: int, record: dict[str, Any]) -> InputSample:
+        """The sample of a record of an earlier run. It keeps its key, unless the samples of this
+        run have ids."""
+        key, status = record["__key"], record["__status"]
+        is_sample = status == "ok" or (status == "error" and self._with_failed)
+        raw = record["input"] if status == "error" and is_sample else _with_previous(record)
+        left_out = None if is_sample else why_left_out(record)
+        if left_out is None:
+            self._check(raw)
+        else:
+            self.failed += status == "error"
+            self.left_out += 1
+        is_kept = type(key) is str and key != "" and (self._id_field is None or not is_sample)
+        key = key if is_kept else self.key(raw)
+        return InputSample(line_number, key, raw, orjson.dumps(raw), is_kept, left_out)
+
+    def _check(self, raw: dict[str, Any]) -> None:
+        video = raw.get(self._video_field)
+        if type(video) is not str or not video or "://" in video:
+            self._check_video(raw)
+        if "video_start" in raw or "video_end" in raw:
+            _check_segment(raw)
 
     def _check_video(self, raw: dict[str, Any]) -> None:
         video = raw.get(self._video_field)
@@ -220,22 +239,30 @@ def _check_segment(raw: dict[str, Any]) -> None:
             raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
 
 
-def _unwrap(value: dict[str, Any], with_failed: bool) -> dict[str, Any] | None:
-    """The sample in ``value``, which has a ``__key``; of an error record of an earlier run the one
-    that failed, if ``with_failed``, else None.
+def is_record(value: dict[str, Any]) -> bool:
+    """Whether an object is a record of a consolidated output, which holds its sample under
+    ``input``."""
+    return "__status" in value and isinstance(value.get("input"), dict)
 
-    A record of a consolidated output holds its sample under ``input``; what the earlier run
-    answered goes under ``previous``.
-    """
-    if not ("__status" in value and isinstance(value.get("input"), dict)):
-        return value
-    if value["__status"] != "ok":
-        return value["input"] if with_failed else None
-    sample = value["input"]
-    previous = {name: entry for name, entry in value.items() if name != "input"}
+
+def _with_previous(record: dict[str, Any]) -> dict[str, Any]:
+    """The sample of a record; what the earlier run said about it goes under ``previous``."""
+    sample = record["input"]
+    previous = {name: entry for name, entry in record.items() if name != "input"}
     if "previous" in sample:  # the answer of the run before that
         previous["previous"] = sample["previous"]
     return {**sample, "previous": previous}
+
+
+def why_left_out(record: dict[str, Any]) -> dict[str, str]:
+    """Why the sample of a ``record`` without an answer is not asked about: ``by`` ``error`` or
+    ``where``, and a ``message``."""
+    if isinstance(earlier := record.get("__left_out"), dict):
+        return earlier
+    error = record.get("__error")
+    fields = error if isinstance(error, dict) else {}
+    texts = [fields[name] for name in ("stage", "type", "message") if name in fields]
+    return {"by": "error", "message": ": ".join(map(str, texts))}
 
 
 def video_uri(video: str, root: str) -> str:

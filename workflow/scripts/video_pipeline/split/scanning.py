@@ -5,14 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from glob import has_magic
 from itertools import chain, islice
 from math import isnan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import orjson
@@ -23,6 +23,7 @@ from video_pipeline.errors import TaskError
 from video_pipeline.journal.format import record_id, record_id_from_json
 from video_pipeline.run.chunks import ChunkEntry, entry_line
 from video_pipeline.run.run import Run
+from video_pipeline.samples.grouping import grouped, whole_videos
 from video_pipeline.samples.identity import TWICE, check_deterministic, request_digests
 from video_pipeline.samples.input import (
     BadLines,
@@ -31,11 +32,19 @@ from video_pipeline.samples.input import (
     video_address,
 )
 from video_pipeline.samples.sources import read_blocks
+from video_pipeline.samples.where import HeaderNeeded, Where
+from video_pipeline.samples.windows import is_window, window_id
 from video_pipeline.split.weights import known_weight
 from video_pipeline.tasks.base import ONLY_PART
 
 if TYPE_CHECKING:
-    from video_pipeline.decode.expanding import Expander
+    from video_pipeline.decode.expanding import Expanded, Expander
+
+LEFT_OUT = "left_out"
+"""The status of a sample that is not asked about."""
+
+_NOBODY = bytes(16)
+"""The identity of no conversation."""
 
 _AHEAD = 3
 """Blocks that are on their way, for each process that scans: enough that none waits."""
@@ -58,9 +67,14 @@ class ScannedBlock:
     # list; empty if the dataset may take its path for something else.
     files: list[str] = field(default_factory=list)
     weights: array[float] = field(default_factory=lambda: array("d"))  # see known_weight
+    is_left_out: array[int] = field(default_factory=lambda: array("B"))
     lines: int = 0  # this and the others are those of the InputReader
+    failed: int = 0
     left_out: int = 0
+    dropped: Counter[bool | None] = field(default_factory=Counter)
     bad: BadLines = field(default_factory=BadLines)
+    unfound: set[str] = field(default_factory=set)  # this and the other are those of Where
+    known: set[str] = field(default_factory=set)
 
 
 class Scanner:
@@ -73,6 +87,8 @@ class Scanner:
         self._dataset = run.dataset
         self._with_identities = with_identities
         self._with_failed = with_failed
+        self._origin = {"__task": run.task.name, "__model": run.config.model_name}
+        self.where = Where.of(run.config)
 
     def scan(self, block: bytes, first: int, twice: int) -> ScannedBlock:
         """Scan the whole lines in ``block``, the first of which is line ``first`` of the input.
@@ -80,7 +96,7 @@ class Scanner:
         The messages of the first ``twice`` samples are built twice. Raises :class:`TaskError`.
         """
         reader = self.reader(block, first)
-        return self.scan_samples(reader, reader, twice)
+        return self.scan_samples(reader, (sample for sample, _ in self.judged(reader)), twice)
 
     def reader(self, block: bytes, first: int) -> InputReader:
         """The reader of a block."""
@@ -92,6 +108,21 @@ class Scanner:
             with_failed=self._with_failed,
         )
 
+    def judged(self, reader: InputReader) -> Iterator[tuple[InputSample, bool]]:
+        """The samples of ``reader``, and whether the header of its video has to say if the run's
+        condition holds for one."""
+        for sample in reader:
+            needs_header = False
+            if self.where is not None and sample.left_out is None:
+                try:
+                    drop_unless(self.where.holds(sample.raw), sample, reader)
+                except HeaderNeeded:
+                    needs_header = True
+                except ValueError as error:
+                    reader.bad.add(sample.line, str(error))
+                    continue
+            yield sample, needs_header
+
     def scan_samples(
         self, reader: InputReader, samples: Iterable[InputSample], twice: int
     ) -> ScannedBlock:
@@ -102,8 +133,22 @@ class Scanner:
         entries: list[bytes] = []
         keys: list[bytes] = []
         identities: list[bytes] = []
+        if config.data.group_by is not None:
+            samples = grouped(samples, reader.bad)
         for sample in samples:
             raw = sample.raw
+            block.line_numbers.append(sample.line)
+            block.is_left_out.append(sample.left_out is not None)
+            if sample.left_out is not None:
+                keys.append(orjson.dumps(sample.key))
+                entries.append(self._left_out_line(sample))
+                if self._with_identities:
+                    identities.append(_NOBODY)
+                    block.conversations.append(0)
+                block.weights.append(0.0)
+                block.uris.append("")
+                block.files.append("")
+                continue
             video = raw.get(video_field)
             address = video_address(video, root)
             weight = known_weight(raw, by, address)
@@ -133,7 +178,6 @@ class Scanner:
                     block.conversations.append(len(requests))
                 entries.append(ChunkEntry(sample.key, requests, sample.text, {}).to_line())
             keys.append(key)
-            block.line_numbers.append(sample.line)
             block.weights.append(weight)
             is_wanted = isinstance(address, str) and (by == "size" or isnan(weight))
             block.uris.append(address if isinstance(address, str) and is_wanted else "")
@@ -142,7 +186,16 @@ class Scanner:
         block.hashes.extend(map(crc32, keys))
         block.entries, block.identities = b"".join(entries), b"".join(identities)
         block.lines, block.left_out, block.bad = reader.lines, reader.left_out, reader.bad
+        block.failed, block.dropped = reader.failed, reader.dropped
+        if self.where is not None:
+            block.unfound, block.known = self.where.unfound, self.where.known
         return block
+
+    def _left_out_line(self, sample: InputSample) -> bytes:
+        """The output record of a sample that is not asked about."""
+        head = {"__key": sample.key, "__status": LEFT_OUT, "__left_out": sample.left_out}
+        record = {**head, **self._origin, "input": orjson.Fragment(sample.text)}
+        return orjson.dumps(record) + b"\n"
 
     def _file(self, address: str | list[str] | None) -> str:
         """What must be there for a sample at ``address`` to be read; empty if nothing is known."""
@@ -173,11 +226,13 @@ def scan(
     contract.
     """
     blocks = _numbered_blocks(run.config)
-    if run.dataset.expands:
+    where = Where.of(run.config)
+    if run.dataset.expands or (where is not None and where.may_need_header):
         from video_pipeline.decode.expanding import expanding
 
         with expanding(run.config, num_processes) as expander:
-            yield from _scan_expanded(Scanner(run, with_identities, with_failed), blocks, expander)
+            scanner = Scanner(run, with_identities, with_failed)
+            yield from _scan_expanded(scanner, blocks, expander, every=run.dataset.expands)
         return
     head = list(islice(blocks, 2))
     blocks = chain(head, blocks)
@@ -204,10 +259,11 @@ def scan(
 
 
 def _scan_expanded(
-    scanner: Scanner, blocks: Iterable[tuple[bytes, int, int]], expander: Expander
+    scanner: Scanner, blocks: Iterable[tuple[bytes, int, int]], expander: Expander, *, every: bool
 ) -> Iterator[ScannedBlock]:
     """Scan ``blocks`` with the samples that their lines stand for; of those that follow a block the
-    first are expanded meanwhile, so that a line which takes long keeps no process from working."""
+    first are expanded meanwhile, so that a line which takes long keeps no process from working.
+    ``every``: each line may stand for several samples, not only those whose header is needed."""
     waiting: deque[tuple[InputReader, list[_Asked], int]] = deque()
 
     def scan_next() -> ScannedBlock:
@@ -216,25 +272,39 @@ def _scan_expanded(
 
     for block, first, twice in blocks:
         reader = scanner.reader(block, first)
-        waiting.append((reader, [(sample, expander.ask(sample)) for sample in reader], twice))
+        asked: list[_Asked] = [
+            (sample, expander.ask(sample))
+            if sample.left_out is None and (every or needs_header)
+            else (sample, None)
+            for sample, needs_header in scanner.judged(reader)
+        ]
+        waiting.append((reader, asked, twice))
         if len(waiting) == _AHEAD:
             yield scan_next()
     while waiting:
         yield scan_next()
 
 
-_Asked = tuple[InputSample, "Future[list[bytes] | str]"]
-"""A line, and the samples that it stands for when they are known."""
+_Asked = tuple[InputSample, "Future[Expanded] | None"]
+"""A line, and the samples that it stands for when they are known; None: it alone."""
 
 
 def _expanded(
     reader: InputReader, asked: list[_Asked], expander: Expander
 ) -> Iterator[InputSample]:
     for sample, future in asked:
+        if future is None:
+            yield sample
+            continue
         try:
+            texts = expander.answer(sample, future)
+            if not isinstance(texts, list):
+                drop_unless(texts, sample, reader)
+                yield sample
+                continue
             samples = [
-                InputSample(sample.line, reader.key(raw), raw, text)
-                for text in expander.answer(sample, future)
+                InputSample(sample.line, _key(reader, sample, raw, text), raw, text)
+                for text in texts
                 for raw in [orjson.loads(text)]
             ]
         except ValueError as error:
@@ -243,10 +313,29 @@ def _expanded(
         yield from samples
 
 
+def _key(reader: InputReader, sample: InputSample, raw: dict[str, Any], text: bytes) -> str:
+    """The key of one of the samples that ``sample`` stands for."""
+    if not sample.is_key_kept:
+        return reader.key(raw)
+    if text == sample.text or raw == sample.raw:
+        return sample.key
+    return window_id(sample.key, raw) if is_window(raw) else reader.key(raw)
+
+
+def drop_unless(holds: bool | None, sample: InputSample, reader: InputReader) -> None:
+    """Leave ``sample`` out unless the run's condition holds for it."""
+    if holds is not True:
+        reader.dropped[holds] += 1
+        why = "data.where does not hold"
+        unknown = "data.where: a field that it needs is missing or null"
+        sample.left_out = {"by": "where", "message": unknown if holds is None else why}
+
+
 def _numbered_blocks(config: Config) -> Iterator[tuple[bytes, int, int]]:
     """Arguments of :meth:`Scanner.scan`."""
     first, twice = 1, TWICE
-    for block in read_blocks(config.data.input_jsonl, config.data.video_field):
+    blocks = read_blocks(config.data.input_jsonl, config.data.video_field)
+    for block in blocks if config.data.group_by is None else whole_videos(blocks):
         yield block, first, twice
         first, twice = first + block.count(b"\n"), 0
 

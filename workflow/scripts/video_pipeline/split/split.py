@@ -45,6 +45,7 @@ from video_pipeline.run.origin import origin_of
 from video_pipeline.run.run import DatasetNeeds, Run
 from video_pipeline.run.writers import refuse_live_writers
 from video_pipeline.samples.input import BadLines
+from video_pipeline.samples.where import Where
 from video_pipeline.split.balance import BATCH, BalanceReport, assign_ranks
 from video_pipeline.split.scanning import ScannedBlock, scan
 from video_pipeline.split.table import EntryTable, find_duplicates
@@ -57,6 +58,9 @@ LARGE_INPUT_BYTES = 10_000_000
 
 ALL_FINISHED = NO_RECORD - 1
 """The place of an entry with several conversations that are all finished; the entry says where."""
+
+LEFT_OUT = NO_RECORD - 2
+"""The place of an entry that is not asked about."""
 
 
 def split(config: Config, layout: Layout, run_id: str = "", num_processes: int = 1) -> Manifest:
@@ -114,6 +118,7 @@ class _Split:
         self._settings = run.journal_settings(run_id)
         self._index = read_index(self._settings.folder)
         self._bad = BadLines()
+        self._failed = 0  # lines with error records that are no samples
         self._balance = BalanceReport(config.data.balance)
         self._manifest = Manifest(
             split_id=uuid.uuid4().hex[:12],
@@ -149,13 +154,13 @@ class _Split:
         config, manifest = self._run.config, self._manifest
         table = EntryTable(scratch / "table")
         weigher = self._fill(table)
-        if 0 < manifest.left_out == manifest.lines:
+        if 0 < self._failed == manifest.lines:
             logger.info("%s: all records are failed samples: run them", config.data.input_jsonl)
             self._progress.advance(-manifest.lines)
             weigher = self._fill(table, with_failed=True)
         files = self._index.indexed
         del self._index  # the arrays that follow take its room
-        is_duplicate = find_duplicates(table, config, self._bad)
+        is_duplicate = find_duplicates(table, self._bad)
         self._bad.raise_any(config.data.input_jsonl)
         if origin_of(config)["files"] != manifest.origin["files"]:
             raise UserError(
@@ -163,10 +168,11 @@ class _Split:
                 "while the input was split; run again"
             )
         manifest.duplicates = int(is_duplicate.sum())
-        weigher.missing.check(config, len(is_duplicate) - manifest.duplicates)
         ranks = _ranks(table, is_duplicate, manifest.num_shards, self._balance)
-        _write_entries(table, ranks, files, manifest, scratch, self._run.layout)
         order = ranks[~is_duplicate]
+        manifest.left_out_records = int(np.count_nonzero(order == manifest.num_shards))
+        weigher.missing.check(config, len(order) - manifest.left_out_records)
+        _write_entries(table, ranks, files, manifest, scratch, self._run.layout)
         order.tofile(scratch / self._run.layout.order.name)
         manifest.order = EMPTY.extended(order.view(np.uint8).data)
         manifest.samples, manifest.pending = sum(manifest.rank_samples), sum(manifest.rank_pending)
@@ -177,7 +183,10 @@ class _Split:
     def _fill(self, table: EntryTable, with_failed: bool = False) -> Weigher:
         """Fill ``table`` from the input, and count; ``with_failed``: error records are samples."""
         run, manifest, index = self._run, self._manifest, self._index
-        manifest.lines = manifest.left_out = 0
+        manifest.lines = manifest.left_out = manifest.dropped = manifest.unknown = self._failed = 0
+        where, unfound, known = Where.of(run.config), set[str](), set[str]()
+        if where is not None:
+            unfound = where.unfound
         with (
             table.writing() as append,
             Weigher(run.config.data, self._num_processes) as weigher,
@@ -187,8 +196,13 @@ class _Split:
                 self._progress.advance(block.lines)
                 manifest.lines += block.lines
                 manifest.left_out += block.left_out
+                manifest.dropped += block.dropped.total()
+                manifest.unknown += block.dropped[None]
+                self._failed += block.failed
+                unfound, known = unfound & block.unfound, known | block.known
                 self._bad.merge(block.bad)
                 places = _places(block, index)
+                places[np.asarray(block.is_left_out, bool)] = LEFT_OUT
                 weights = np.asarray(block.weights, np.float64)
                 if not self._bad.count:
                     weights = weigher.weigh(block.uris, weights, places == NO_RECORD, block.files)
@@ -201,6 +215,8 @@ class _Split:
                     weights=weights,
                 )
         self._balance.looked_up, self._balance.seconds = weigher.looked_up, weigher.seconds
+        if where is not None and known and not self._bad.count:
+            where.check_found(unfound, known)
         return weigher
 
     def _publish(self, scratch: Path) -> None:
@@ -276,12 +292,14 @@ def _lines(entries: bytes) -> list[bytes]:
 def _ranks(
     table: EntryTable, is_duplicate: np.ndarray, num_shards: int, balance: BalanceReport
 ) -> np.ndarray:
-    """The rank of each entry; of a duplicate, ``num_shards``."""
+    """The rank of each entry; of one that is left out ``num_shards``, of a duplicate the number
+    after that."""
     is_pending = np.empty(len(is_duplicate), bool)
+    is_finished = ~is_duplicate
     for begin in range(0, len(is_pending), BATCH):
         places = table.read("places", begin, BATCH)
         is_pending[begin : begin + BATCH] = places == NO_RECORD
-    is_finished = ~(is_pending | is_duplicate)
+        is_finished[begin : begin + BATCH] &= (places != NO_RECORD) & (places != LEFT_OUT)
     is_pending &= ~is_duplicate
     # These arrays are as long as the input: no two are made if one is enough.
     pending_ranks = assign_ranks(table.read("weights")[is_pending], num_shards, balance)
@@ -289,6 +307,7 @@ def _ranks(
     ranks[is_pending] = pending_ranks
     evenly = np.arange(num_shards, dtype=np.uint32)
     ranks[is_finished] = np.resize(evenly, np.count_nonzero(is_finished))
+    ranks[is_duplicate] = num_shards + 1
     return ranks
 
 
@@ -300,20 +319,22 @@ def _write_entries(
     folder: Path,
     layout: Layout,
 ) -> None:
-    """Write each entry, as it is, into the chunk of its rank, and count them."""
+    """Write each entry, as it is, into the chunk of its rank, and count them; those that are left
+    out into a file of their own."""
     paths = [folder / layout.chunk(rank).name for rank in range(manifest.num_shards)]
+    paths.append(folder / layout.left_out.name)
     for path in paths:
         path.touch()
-    manifest.chunks = [EMPTY] * len(paths)
+    seals = [EMPTY] * len(paths)
     json_of = {name: orjson.dumps(name) for name in files}
-    num_samples = np.zeros(manifest.num_shards + 1, int)
-    num_pending = np.zeros(manifest.num_shards + 1, int)
+    num_samples = np.zeros(len(paths) + 1, int)
+    num_pending = np.zeros(len(paths) + 1, int)
     with open(table.entries, "rb", buffering=1 << 20) as entries:
         for begin in range(0, len(ranks), BATCH):
             lines = list(islice(entries, BATCH))
             batch_ranks = ranks[begin : begin + BATCH]
             places = table.read("places", begin, BATCH)
-            for position in np.flatnonzero(places < ALL_FINISHED).tolist():
+            for position in np.flatnonzero(places < LEFT_OUT).tolist():
                 file, offset, is_error = location_at(int(places[position]), files)
                 lines[position] = finished_line(lines[position], json_of[file], offset, is_error)
             of_rank: list[list[bytes]] = [[] for _ in num_samples]
@@ -323,24 +344,32 @@ def _write_entries(
             for rank, path in enumerate(paths):
                 if of_rank[rank]:
                     data = b"".join(of_rank[rank])
-                    manifest.chunks[rank] = manifest.chunks[rank].extended(data)
+                    seals[rank] = seals[rank].extended(data)
                     with open(path, "ab") as stream:
                         stream.write(data)
             size = len(num_samples)
             num_samples += np.bincount(batch_ranks, minlength=size)
             num_pending += np.bincount(batch_ranks[places == NO_RECORD], minlength=size)
-    manifest.rank_samples = num_samples[:-1].tolist()
-    manifest.rank_pending = num_pending[:-1].tolist()
+    *manifest.chunks, manifest.left_out_seal = seals
+    manifest.rank_samples = num_samples[: manifest.num_shards].tolist()
+    manifest.rank_pending = num_pending[: manifest.num_shards].tolist()
 
 
 def _log(manifest: Manifest, balance: BalanceReport) -> None:
     if not manifest.samples:
         logger.warning(
-            "%s holds no samples (%d lines, %d of them failed earlier and left out): the output "
-            "will be empty",
+            "%s holds no samples to ask about (%d lines, %d of them failed earlier and left out, "
+            "%d dropped by data.where): the output will hold no answers",
             manifest.origin["input"],
             manifest.lines,
             manifest.left_out,
+            manifest.dropped,
+        )
+    if manifest.dropped:
+        logger.info(
+            "data.where drops %d of %d lines, %d of them because a field that it needs is missing "
+            "or null",
+            *(manifest.dropped, manifest.lines, manifest.unknown),
         )
     logger.info(
         "%(samples)d samples (%(lines)d lines, %(duplicates)d duplicates, %(left_out)d failed "

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import orjson
 
-from video_pipeline.config import Config
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.identity import content_key
 from video_pipeline.samples.input import BadLines
@@ -61,10 +61,11 @@ class EntryTable:
         shutil.rmtree(self._folder)
 
 
-def find_duplicates(table: EntryTable, config: Config, bad: BadLines) -> np.ndarray:
-    """Which entries repeat an earlier one (a mask); one id with two contents is added to ``bad``.
+def find_duplicates(table: EntryTable, bad: BadLines) -> np.ndarray:
+    """Which entries repeat another one (a mask); one key with two contents is added to ``bad``.
 
-    Keys are compared if their hashes are equal, so that no hash decides.
+    Keys are compared if their hashes are equal, so that no hash decides. Of two entries with one
+    key the earlier one stays, or the one that is asked about if the other is left out.
     """
     pairs = sorted_with_positions(table.read("hashes"))
     is_duplicate = np.zeros(len(pairs), bool)
@@ -88,19 +89,36 @@ def find_duplicates(table: EntryTable, config: Config, bad: BadLines) -> np.ndar
         for place in suspects.tolist():
             if not again[place - 1]:
                 position, line = read(place - 1)
-                first = {ChunkEntry.from_line(line).key: (position, line)}
+                first = {_key(line): (position, line)}
             position, line = read(place)
-            key = ChunkEntry.from_line(line).key
+            key = _key(line)
             known, earlier = first.setdefault(key, (position, line))
             if known == position:
                 continue
-            is_duplicate[position] = True
-            if config.data.id_field is not None and not _same_content(line, earlier):
-                bad.add(
-                    int(line_numbers[position]),
-                    f"id {key!r:.80} stands on line {line_numbers[known]} with other content",
-                )
+            if line.startswith(_RECORD):
+                is_duplicate[position] = True
+            elif earlier.startswith(_RECORD):
+                is_duplicate[known] = True
+                first[key] = (position, line)
+            else:
+                is_duplicate[position] = True
+                if not _same_content(line, earlier):
+                    bad.add(
+                        int(line_numbers[position]),
+                        f"id {key!r:.80} stands on line {line_numbers[known]} with other content",
+                    )
     return is_duplicate
+
+
+_RECORD = b"{"
+"""How an entry begins that is left out: it is its record. The others are lines of a chunk."""
+
+
+def _key(line: bytes) -> str:
+    if line.startswith(_RECORD):
+        key: str = orjson.loads(line)["__key"]
+        return key
+    return ChunkEntry.from_line(line).key
 
 
 def _same_content(line: bytes, other: bytes) -> bool:

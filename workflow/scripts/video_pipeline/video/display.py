@@ -41,10 +41,14 @@ class Shown(NamedTuple):
     def size(self) -> tuple[int, int]:
         """(height, width) in square pixels. One side is that of :attr:`stored_size`. The other
         grows, so that no line of pixels is lost."""
-        height, width = self.stored_size
-        if self.aspect > 1:
-            return height, round(width * self.aspect)
-        return round(height / self.aspect), width
+        return square_size(*self.stored_size, self.aspect)
+
+
+def square_size(height: int, width: int, aspect: Fraction) -> tuple[int, int]:
+    """(height, width) in square pixels of a picture whose pixels have the ``aspect``."""
+    if aspect > 1:
+        return height, round(width * aspect)
+    return round(height / aspect), width
 
 
 def pixel_aspect(ratio: Fraction | None) -> Fraction:
