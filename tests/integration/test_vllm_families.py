@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from family_reference import Clip, FamilyReference
 from golden_reference import Reference
@@ -29,6 +28,8 @@ from video_pipeline.testing import qwen_vl
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DEMO = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text(encoding="utf-8"))
 TOKENS = 12
 CLIPS = {
@@ -47,15 +48,6 @@ IN_THE_SUITE = ("gemma4", "glm46v")
 
 BEGIN = 1
 """So many characters. The first one comes from the prompt alone."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """This process leaves the cores to the engine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
