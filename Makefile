@@ -24,8 +24,12 @@ demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six cli
 	@echo "summary  $(DEMO)/results/output.describe.summary.json"
 	@echo "report   $(DEMO)/results/output.describe.report.html  (open it in a browser)"
 
-test: venv  ## every test, two files at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+test: venv  ## the tests, two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+	    -m "not families"
+
+families: venv  ## the answers of every model family against transformers, with real vLLM
+	@$(BIN)/python -m pytest -n 2 --max-worker-restart 0 -m families
 
 test-fast: venv  ## the unit tests that take seconds: no vLLM, no SLURM, no browser (2 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit -m "not slow"
@@ -60,4 +64,4 @@ docs: venv  ## install envs/docs.txt, and build the documentation into site/
 clean:  ## remove the demo, the built documentation and caches; .venv stays
 	rm -rf $(DEMO) site .lowest .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help venv demo test test-fast lowest soak lint bench config-docs docs clean
+.PHONY: help venv demo test families test-fast lowest soak lint bench config-docs docs clean

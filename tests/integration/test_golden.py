@@ -54,6 +54,8 @@ VISION = {
 }
 """The ``vision`` section, where a case does not say otherwise."""
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLIPS = {
     "landscape": {"width": 320, "height": 240, "seconds": 3.0},
     "portrait": {"width": 144, "height": 256, "fps": 25, "seconds": 2.4, "codec": "mpeg4"},
@@ -280,15 +282,6 @@ def configuration(checkpoint: Path, **vllm: Any) -> Config:
             "sampling": {"max_tokens": MAX_TOKENS},
         }
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """This process leaves the cores to the engine and the decode processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

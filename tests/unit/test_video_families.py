@@ -327,7 +327,8 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_with_code_of_its_own(tmp_path, clips, nobody):
     model = write_internvl(tmp_path / "model", "<|video_pad|>")
     request = prepared_by_vllm(model, clips["plain"])
-    assert media_tokens(request) == [10 * 16 * 16]  # Two frames a second, of 448 / 14 / 2 tokens.
+    # Two frames a second, of 448 / 14 / 2 tokens along each side.
+    assert media_tokens(request) == {"video": [10 * 16 * 16]}
 
 
 def test_a_model_that_takes_no_video(tmp_path, clips, nobody):

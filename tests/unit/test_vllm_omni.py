@@ -144,7 +144,7 @@ def test_tokens_features_and_positions_are_those_of_transformers(model, config, 
 
 
 def test_plan_counts_the_tokens_of_the_request(model, config, renderer, clips):
-    preparer = CountingPreparer(config, str(model), of_messages=True)
+    preparer = CountingPreparer(config, str(model), with_engine=True)
     preparer.start()
     samples = [{"__key": "k", "__video_uri": str(clips[1]), "path": str(clips[1])}]
     dataset = create_dataset(config, load_task(config), samples, str(model))

@@ -26,12 +26,14 @@ from video_pipeline.common.files import replacing
 from video_pipeline.common.locks import describe_holder, try_lock
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
+from video_pipeline.config.source import absolute, tidy
 from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.errors import UserError
-from video_pipeline.samples.input import BadLines, InputReader, InputSample, read_blocks, video_uri
+from video_pipeline.samples.input import BadLines, InputReader, InputSample, video_uri
+from video_pipeline.samples.sources import read_blocks
 from video_pipeline.video.scenes import DETECTOR, check_installed, scene_cuts
 
 TIMEOUT_S = 3600.0
@@ -145,13 +147,13 @@ def find_scenes(config: Config, output: Path, num_processes: int) -> None:
         for uri, why in list(failed.items())[:SHOWN_FAILURES]:
             console.print(f"  {uri}: {why}")
     data = config.data
-    if data.video_root is None and output.absolute().parent != data.input_jsonl.absolute().parent:
+    if data.video_root is None and str(output.absolute().parent) != absolute(data.source.root):
         console.print(f"relative paths start from data.video_root: set it to {config.video_root}")
 
 
 def _samples(config: Config, bad: BadLines) -> Iterator[InputSample]:
     first = 1
-    for block in read_blocks(config.data.input_jsonl):
+    for block in read_blocks(config.data.input_jsonl, config.data.video_field):
         reader = InputReader(config.data, block, first)
         yield from (sample for sample in reader if sample.left_out is None)
         bad.merge(reader.bad)
@@ -205,7 +207,7 @@ def _look(config: Config, uris: list[str], cache: SceneCache, num_processes: int
 def main() -> None:
     """Run ``python -m video_pipeline.scenes``."""
     parser = options.parser("scenes", __doc__)
-    parser.add_argument("input", type=Path, nargs="?", help="default: data.input_jsonl")
+    parser.add_argument("input", type=tidy, nargs="?", help="default: data.input_jsonl")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the samples with cuts")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--processes", type=_count, default=cores, help="default: one a core")
@@ -215,7 +217,7 @@ def main() -> None:
     if args.input is not None:
         data = config.data.model_copy(update={"input_jsonl": args.input})
         config = config.model_copy(update={"data": data})
-    if args.output.absolute() == config.data.input_jsonl.absolute():
+    if str(args.output.absolute()) == absolute(config.data.input_jsonl):
         raise UserError(f"--output {args.output}: is the input; give it another name")
     find_scenes(config, args.output, args.processes)
 

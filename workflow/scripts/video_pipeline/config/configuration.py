@@ -19,7 +19,7 @@ from video_pipeline.config.report import Planning, Report
 from video_pipeline.config.run import Run
 from video_pipeline.config.secrets import secrets_in
 from video_pipeline.config.section import Section
-from video_pipeline.config.source import absolute
+from video_pipeline.config.source import absolute, scheme_of
 from video_pipeline.config.stages import overlaid
 from video_pipeline.config.vision import Vision
 from video_pipeline.config.vllm import Sampling, Vllm
@@ -89,17 +89,24 @@ class Config(Section):
 
     def placed(self, place: Callable[[str], str]) -> Config:
         """The same configuration, with the input and the output of each stage where ``place`` puts
-        them."""
+        them. An address stays as it is."""
+
+        def moved(path: object) -> str:
+            return str(path) if scheme_of(str(path)) else place(str(path))
+
         names = ("input_jsonl", "output_jsonl")
-        moved = {name: Path(place(str(getattr(self.data, name)))) for name in names}
+        update = {
+            "input_jsonl": moved(self.data.input_jsonl),
+            "output_jsonl": Path(place(str(self.data.output_jsonl))),
+        }
         stages = []
         for stage in self.stages:
             own = stage.get("data")
             if isinstance(own, dict):  # else it is an error, which by_stage() explains
-                files = {name: place(str(own[name])) for name in names if name in own}
+                files = {name: moved(own[name]) for name in names if name in own}
                 stage = {**stage, "data": {**own, **files}}
             stages.append(stage)
-        data = self.data.model_copy(update=moved)
+        data = self.data.model_copy(update=update)
         return self.model_copy(update={"data": data, "stages": stages})
 
     def by_stage(self) -> list[tuple[str, Config]]:

@@ -92,13 +92,14 @@ class _Split:
         config, layout = run.config, run.layout
         run.task  # noqa: B018 - what is wrong with the user's code is said before anything is read
         run.commit = Model.of(config).resolve_commit(layout.commits)
+        at_commit = with_commit(config, run.commit)
         chooses = config.run.dataset is None and not run.task.names_dataset
         if chooses or config.vision.use_audio_in_video:
-            fetch_family(with_commit(config, run.commit))
+            fetch_family(at_commit)
         if num_processes > 1 and _is_large(config.data.source):
             # torch stays in a process of its own: it would be half of what this one holds
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                run.dataset = pool.submit(DatasetNeeds.of, with_commit(config, run.commit)).result()
+                run.dataset = pool.submit(DatasetNeeds.of, at_commit).result()
         if run.dataset.needs_video:
             check_budget_of_model(config)
         if run.dataset.ignored:
@@ -111,7 +112,7 @@ class _Split:
             )
         if config.run.engine == "vllm":
             warn_if_untried()
-            if folder := local_folder(Model.of(with_commit(config, run.commit))):
+            if folder := local_folder(Model.of(at_commit)):
                 check_template(config, folder)
         # Of a run without resume nothing is expected to be done already.
         self._earlier = None if run_id else JournalSettings.last(layout)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from video_pipeline.common.files import read_object
 from video_pipeline.config import Config
+from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import Failure
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import changes_since
-
-_COMPRESSED = (".gz", ".zst")
 
 
 def forecast(config: Config, layout: Layout) -> str:
@@ -20,14 +19,15 @@ def forecast(config: Config, layout: Layout) -> str:
 
 
 def _pending(config: Config, layout: Layout) -> str:
-    input_jsonl = config.data.input_jsonl
+    source = config.data.source
+    name = shown(source.place) if not source.is_local else source.place
     manifest = read_object(layout.manifest)
-    if not input_jsonl.exists():
-        return f"the samples are not known before {input_jsonl} is written"
+    if source.is_local and source.kind != "pattern" and not Path(source.place).exists():
+        return f"the samples are not known before {name} is written"
     if not manifest.get("origin"):
         return (
-            f"no sample is known yet, because {input_jsonl} was not split into {layout.num_shards} "
-            f"chunks. It has {_lines(input_jsonl)}. Split looks up what is answered already"
+            f"no sample is known yet, because {name} was not split into {layout.num_shards} "
+            f"chunks.{_lines(source, ' It has {}.')} Split looks up what is answered already"
         )
     samples, changes = manifest["samples"], changes_since(manifest["origin"], config)
     settings = _named("changed setting", [c.words for c in changes if c.kind == "setting"])
@@ -41,8 +41,8 @@ def _pending(config: Config, layout: Layout) -> str:
         pending = _not_finished(config, samples)
     if any(change.kind == "input" for change in changes):
         pending += (
-            f"; and {input_jsonl} has changed: {_lines(input_jsonl)}, "
-            f"{manifest['lines']:,} at the last split. Split will say how many samples are new"
+            f"; and {name} has changed:{_lines(source, ' {},')} {manifest['lines']:,} lines at the "
+            f"last split. Split will say how many samples are new"
         )
     if layout.reopened.exists():
         pending += "; and failed samples were opened again"
@@ -65,8 +65,10 @@ def _named(kind: str, names: list[str]) -> list[str]:
     return [f"{kind}{plural}: {', '.join(names)}"] if names else []
 
 
-def _lines(path: Path) -> str:
-    if path.suffix in _COMPRESSED:
-        return "an unknown number of lines, because it is compressed"
-    with open(path, "rb") as stream:
-        return f"{sum(not line.isspace() for line in stream):,} lines"
+def _lines(source: Source, words: str) -> str:
+    """The number of lines of a JSONL file in ``words``. Nothing for any other input, because only
+    split reads those."""
+    if not source.is_local or source.kind != "jsonl" or source.compression:
+        return ""
+    with open(source.place, "rb") as stream:
+        return words.format(f"{sum(not line.isspace() for line in stream):,} lines")

@@ -76,7 +76,7 @@ class Invocation:
         take_literally([str(scripts), *user_paths])
         if self.snakemake.is_main_process and not self.snakemake.only_inspects:
             # In a module another rule may write the input.
-            made = [stage.config.data.input_jsonl for stage in self.stages if is_module]
+            made = [Path(stage.config.data.input_jsonl) for stage in self.stages if is_module]
             check_files([stage.config for stage in self.stages], made)
         if is_module:
             self._join(self.snakemake.peers(self))
