@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from helpers import samples
 from video_pipeline.config import Data
-from video_pipeline.split import balance, weights
+from video_pipeline.split import balance
 from video_pipeline.split.balance import BalanceReport, assign_ranks
 from video_pipeline.split.weights import BYTES_PER_SECOND, Weigher, known_weight
 from video_pipeline.testing.clips import write_clip
+from video_pipeline.video import headers
+from video_pipeline.video.demuxer import Header
 
 
 def heavy_tailed(count: int) -> np.ndarray:
@@ -83,14 +85,14 @@ class Fragile:
     def map(self, function, slices):
         if any("bad" in part for part in slices):
             raise BrokenProcessPool
-        return [[float(file) for file in part] for part in slices]
+        return [[Header(float(file), None, None, None, None) for file in part] for part in slices]
 
     def shutdown(self) -> None:
         pass
 
 
 def test_a_file_that_kills_its_reader_costs_only_itself(monkeypatch):
-    monkeypatch.setattr(weights, "ProcessPoolExecutor", Fragile)
+    monkeypatch.setattr(headers, "ProcessPoolExecutor", Fragile)
     files = [*map(str, range(100)), "bad", *map(str, range(101, 200))]
     with Weigher(Data(balance="duration"), 2) as weigher:
         found = weigher.weigh(files, np.full(200, math.nan), np.ones(200, bool), [""] * 200)
