@@ -35,7 +35,7 @@ def finish_all(splitting) -> list[dict]:
 
 def test_what_is_dropped_is_a_record_in_its_place(splitting, caplog):
     where(splitting, "score >= 3 or score == 1")
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "video_pipeline.split.split")
     splitting(scored(6), 2)
     assert splitting.order == keys(6)
     assert sorted(splitting.pending) == ["1", "3", "4", "5"]
