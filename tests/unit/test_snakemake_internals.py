@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -397,3 +398,21 @@ def test_patterns_that_are_missing_are_named(monkeypatch, name):
 def test_the_workflow_stops_before_anything_else():
     with pytest.raises(WorkflowError, match=r"its workflow\.modifier\S* differs"):
         Invocation(SimpleNamespace(), {}, SCRIPTS)
+
+
+def test_a_python_that_lacks_a_package_is_told_its_name():
+    """The packages that :mod:`own_source` looks for are those that parsing imports, and Snakemake
+    does not bring."""
+    program = (
+        "import sys, snakemake.cli\n"
+        "before = set(sys.modules)\n"
+        "import video_pipeline.workflow.invocation, video_pipeline.workflow.forecast\n"
+        "import video_pipeline.workflow.weights\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    said = subprocess.check_output([sys.executable, "-c", program], text=True, cwd=SCRIPTS)
+    brought = {"jinja2", "markupsafe", "video_pipeline", *sys.stdlib_module_names}
+    needed = runpy.run_path(str(SCRIPTS / "own_source.py"))["NEEDED"]
+    # Others are imported by Snakemake itself, or with the first summary.
+    assert set(said.split()) - brought <= set(needed)
+    assert {"orjson", "simpleeval"} <= set(said.split())

@@ -17,7 +17,7 @@ from snakemake.sourcecache import HostingProviderFile, LocalSourceFile
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
-NEEDED = ("orjson", "pydantic", "rich")
+NEEDED = ("orjson", "pydantic", "rich", "simpleeval")
 """Packages that the workflow needs where Snakemake runs, and Snakemake may come without."""
 
 
