@@ -128,7 +128,7 @@ def test_what_is_set_for_one_stage_goes_before_what_is_set_for_all(run):
 
 def job_of(said: str, rule: str) -> str:
     """What a dry run says of the job of a rule."""
-    return next(job for job in said.split("\n\n") if f"rule {rule}:" in job)
+    return next(job for job in said.split("\n[") if f"rule {rule}:" in job)
 
 
 def test_a_job_without_a_gpu_infers_nothing_and_leaves_it_to_the_next_attempt(splitting):
