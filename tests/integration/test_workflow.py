@@ -22,11 +22,23 @@ pytestmark = pytest.mark.two_ranks
 DONE = "Nothing to be done"
 
 
-@pytest.fixture
-def finished(run):
-    """Six samples on two ranks, finished."""
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """Six samples on two ranks, finished, and a copy of the folder."""
+    run = Run(tmp_path_factory.mktemp("finished") / "my user's run")
+    run.configure(data={"num_shards": 2})
     run.write_samples(samples(6))
     run.out = run.snakemake("--printshellcmds")
+    return run, shutil.copytree(run.folder, run.folder.with_name("copy"), symlinks=True)
+
+
+@pytest.fixture
+def finished(first_run):
+    """The finished run, in the state in which it ended."""
+    run, copy = first_run
+    shutil.rmtree(run.folder)
+    shutil.copytree(copy, run.folder, symlinks=True)
+    run.settings = yaml.safe_load((run.folder / "my.yaml").read_text())
     return run
 
 
@@ -134,13 +146,13 @@ def test_who_only_looks_writes_nothing(finished):
     for arguments in (["-n"], ["--lint"]):
         run.snakemake(*arguments)
         assert snapshot(run.folder / "results") == before, arguments
-    looks = (["-n"], ["--lint"], ["--dag"], ["--list-rules"], ["--summary"], ["--unlock"])
-    for shards in (3, 2):  # those of the last run, and others
+    looks = ["-n", "--lint", "--dag", "--list-rules", "--summary", "--unlock"]
+    for shards, looks_now in ((3, looks), (2, ["-n"])):  # those of the last run, and others
         run.configure(data={"num_shards": shards})
         before = snapshot(run.folder)
-        for arguments in looks:
-            run.snakemake(*arguments)
-            assert snapshot(run.folder) == before, arguments
+        for look in looks_now:
+            run.snakemake(look)
+            assert snapshot(run.folder) == before, look
         run.snakemake("--report", "r.html")
         made = snapshot(run.folder)
         del made["r.html"]
@@ -154,18 +166,15 @@ def test_who_only_looks_writes_nothing(finished):
 
 def test_looking_before_a_run_writes_nothing(run):
     before = snapshot(run.folder)
-    for arguments in (["--lint"], ["--list-rules"]):  # which need no input either
-        run.snakemake(*arguments)
+    run.snakemake("--list-rules")  # which needs no input either
+    assert "Congratulations" in run.snakemake("--lint")
     run.snakemake("-n", succeeds=False)
     assert snapshot(run.folder) == before
 
 
-NAMES = ["{rank}", "a{b,\\d+}'q\" $HOME *?[x] %s #é{{y}} <results>&;"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_any_name_is_taken_literally(run, name):
+def test_any_name_is_taken_literally(run):
     """Of the working directory, input, output, plugin and prompt: for a run, and all that looks."""
+    name = "{rank} a{b,\\d+}'q\" $HOME *?[x] %s #é{{y}} <results>&;"
     run = Run(run.folder / f"run {name}")
     run.edit_plugin('    name = "ask"', '    name = "ask"\n    in_messages = ("prompt_file",)')
     for file in ("plugin.py", "my.yaml"):
@@ -188,7 +197,7 @@ def test_any_name_is_taken_literally(run, name):
     assert (results / f"out{name}.dataset" / "README.md").exists()
     assert not list(results.glob("*.rank*"))
     before = snapshot(results)
-    for arguments in ([], ["-n"], [output]):
+    for arguments in ([], [output]):
         assert DONE in run.snakemake(*arguments)
     run.snakemake("--report", "report.html")
     run.snakemake("partial")
@@ -206,6 +215,7 @@ def test_the_workflow_may_lie_anywhere(run):
     for part in ("Snakefile", "workflow", "config", "envs", "profiles"):
         copy = shutil.copytree if (PROJECT / part).is_dir() else shutil.copy
         copy(PROJECT / part, place / part)
+    run.configure(data={"num_shards": 1})
     run.write_samples(samples(2))
     run.snakemake(snakefile=place / "Snakefile")
     assert [record["__key"] for record in run.records()] == keys(2)
@@ -309,39 +319,25 @@ def test_parsing_imports_nothing_heavy(run, monkeypatch):
     imported = set(re.findall(r"^import time: .* ([\w.]+)$", out, re.MULTILINE))
     assert {"snakemake", "video_pipeline.run.stages"} <= imported
     assert HEAVY & {name.partition(".")[0] for name in imported} == set()
-
-
-def test_the_lint_of_snakemake_is_content(run):
-    out = run.snakemake("--lint")
-    assert "Congratulations" in out
-
-
-def test_the_default_profile_is_used(run):
-    """It lies beside the Snakefile, so no option names it."""
-    run.write_samples(samples(1))
-    out = run.snakemake("-n")
+    # the default profile lies beside the Snakefile, so no option names it
     assert str(PROJECT / "profiles" / "default") in out
     assert "splits samples.jsonl into 2 chunks" in out  # and no shell command
     assert "split.py" not in out
 
 
-@pytest.mark.parametrize("what", ["cut off", "of before", "its summary"])
-def test_an_output_that_is_not_what_was_written_is_written_again(run, what):
+def test_an_output_that_is_not_what_was_written_is_written_again(finished):
     """Also where its time says nothing; no sample is inferred again."""
-    run.write_samples(samples(4))
-    run.snakemake()
+    run = finished
     before = run.output.read_bytes()
-    run.write_samples(samples(6))
+    run.write_samples(samples(8))
     run.snakemake()
-    right, path = run.output.read_bytes(), run.output
-    damaged = {"cut off": right[:-9], "of before": before, "its summary": b"{"}[what]
-    if what == "its summary":
-        path = run.output.with_name("out.summary.json")
-    status = path.stat()
-    path.write_bytes(damaged)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    out = run.snakemake()
-    assert "not what was written there: written again" in out
-    assert run.output.read_bytes() == right
-    assert run.summary()["samples"]["ok"] == 6
+    right = run.output.read_bytes()
+    summary = run.output.with_name("out.summary.json")
+    for path, damaged in ((run.output, right[:-9]), (run.output, before), (summary, b"{")):
+        status = path.stat()
+        path.write_bytes(damaged)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert "not what was written there: written again" in run.snakemake()
+        assert run.output.read_bytes() == right
+        assert run.summary()["samples"]["ok"] == 8
     assert set(run.answers().values()) == {1}

@@ -24,8 +24,6 @@ from video_pipeline.model.prompt import check_parts, is_medium
 from video_pipeline.model.sound import SoundRule, sound_rule
 from video_pipeline.tasks.base import Messages
 from video_pipeline.video.errors import VideoReadError
-from video_pipeline.video.reader import read_chosen, register_reader, upright_image
-from video_pipeline.video.resize import bounded_size
 
 _IGNORED = ("min_frames", "min_pixels", "total_pixels", "resize")
 """Keys of ``vision`` that act on what qwen-vl-utils does."""
@@ -70,6 +68,8 @@ class VideoDataset(QwenVideoDataset):
             TaskError: A part of a message is neither text nor a medium.
             VideoReadError: A video or an image cannot be read, or may not.
         """
+        from video_pipeline.video.reader import register_reader
+
         register_reader()
         read: dict[str, _Video | Image.Image] = {}
         media: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -107,6 +107,8 @@ class VideoDataset(QwenVideoDataset):
 
     def _video(self, item: dict[str, Any]) -> _Video:
         """The frames of a video, and its sound if the model is to hear it."""
+        from video_pipeline.video.reader import read_chosen
+
         rule = sound_rule(self.model) if item.get("use_audio_in_video") else None
         sound = None
         if isinstance(item["video"], str):
@@ -221,6 +223,9 @@ def _stacked(item: dict[str, Any]) -> tuple[NDArray[np.uint8], dict[str, Any], f
 
 
 def _image(item: dict[str, Any]) -> Image.Image:
+    from video_pipeline.video.reader import upright_image
+    from video_pipeline.video.resize import bounded_size
+
     image = upright_image(item["image"] if "image" in item else item["image_url"])
     if not isinstance(image, Image.Image):
         raise ValueError(
