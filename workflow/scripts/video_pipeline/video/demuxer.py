@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self, cast
 
 import av
 from av.container.input import InputContainer
@@ -91,9 +91,11 @@ def read_header(uri: str) -> Header:
 
 
 def _open(source: Blob | MediaFile) -> InputContainer:
-    # FFmpeg knows more protocols, so the name alone must not choose one.
-    is_file = isinstance(source, MediaFile)
-    file = f"file:{source.path}" if is_file else cast("BinaryIO", BlobFile(source))
+    if isinstance(source, Blob):
+        file: Any = BlobFile(source)
+    else:
+        # FFmpeg knows more protocols, so the name alone must not choose one.
+        file = f"file:{source.path}"
     return av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
 
 
