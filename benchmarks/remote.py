@@ -27,7 +27,7 @@ def run(work: Path) -> Section:
     """Measure local videos, and remote ones with the fetcher and without."""
     cores = len(os.sched_getaffinity(0))
     clips = [
-        write_natural_clip(work / "clips" / f"720p-10s-{i}.mp4", 1280, 720, 10, seed=10 + i)
+        write_natural_clip(work / "clips" / f"360p-10s-{i}.mp4", 640, 360, 10, seed=10 + i)
         for i in range(CLIPS)
     ]
     names = [(number, clip.name) for number in range(REPEATS) for clip in clips]
@@ -60,7 +60,7 @@ def run(work: Path) -> Section:
             ),
         ]
     how = (
-        f"{len(names)} clips (720p, 10 s, 2 fps, {megabytes:.1f} MB on average; {CLIPS} files "
+        f"{len(names)} clips (360p, 10 s, 2 fps, {megabytes:.1f} MB on average; {CLIPS} files "
         f"under different addresses), {cores} decode processes, the simulated engine. A server on "
         f"loopback opens a connection in {1000 * slow_server.LATENCY_SECONDS:g} ms, begins each "
         f"answer {1000 * slow_server.LATENCY_SECONDS:g} ms after its request, and sends "

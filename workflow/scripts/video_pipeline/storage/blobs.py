@@ -155,10 +155,6 @@ class BlobFile(io.RawIOBase):
         return self._held[start - self._begin : stop - self._begin]
 
 
-class NoRoom(VideoReadError):
-    """The folder for temporary files is full."""
-
-
 def save(
     blob: Blob, max_bytes: int, reserve: Callable[[int], None] = lambda num_bytes: None
 ) -> BinaryIO:
@@ -198,7 +194,7 @@ def _write(file: BinaryIO, piece: memoryview) -> None:
         while piece:
             piece = piece[file.write(piece) :]
     except OSError as error:
-        raise NoRoom(
+        raise VideoReadError(
             f"download: cannot be written to {tempfile.gettempdir()} (the environment variable "
             f"TMPDIR names another folder): {error.strerror}"
         ) from error

@@ -24,7 +24,7 @@ from typing import BinaryIO, NoReturn
 
 from video_pipeline.config.source import member_of
 from video_pipeline.storage.access import Access, limit_access
-from video_pipeline.storage.blobs import NoRoom, save
+from video_pipeline.storage.blobs import save
 from video_pipeline.storage.errors import VideoReadError
 from video_pipeline.storage.fetched import Fetched, inode_of
 from video_pipeline.storage.opening import open_blob
@@ -179,9 +179,9 @@ class _Fetcher:
         try:
             blob = open_blob(address, self._access)
             file = save(blob, self._access.max_download_bytes, reserve)
-        except NoRoom:
-            raise
         except VideoReadError as error:
+            if isinstance(error.__cause__, OSError):  # The disk is full: later it may not be.
+                raise
             return Fetched(error=str(error))
         self._files[ticket].append(file)
         return Fetched(f"/proc/{os.getpid()}/fd/{file.fileno()}", inode_of(file))

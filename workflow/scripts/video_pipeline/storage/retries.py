@@ -64,10 +64,10 @@ class Patience:
         self._failures = 0
 
     def wait(self, error: Unavailable) -> None:
-        """Wait until the next attempt; raises ``error`` if there is none."""
+        """Wait until the next attempt; raises :class:`VideoReadError` if there is none."""
         self._failures += 1
         if self._failures == ATTEMPTS or error.seconds > LONGEST_SECONDS:
-            raise error
+            raise VideoReadError(str(error))
         longest = FIRST_SECONDS * 2 ** (self._failures - 1)
         time.sleep(error.seconds + random.uniform(longest / 2, longest))
 
