@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = ("reader", "steady", "simulated", "start", "memory", "scale")
+FAMILIES = ("reader", "steady", "simulated", "start", "memory", "scale", "remote")
 ON_A_CARD = "gpu"
 """Only measured when it is named; what it measured last is kept in the repository."""
 MEASURED_ON_A_CARD = ROOT / "benchmarks" / "gpu" / "measured.json"

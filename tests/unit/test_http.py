@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ from qwen_vl_utils import vision_process as qwen
 from sounds import with_sound
 from video_pipeline.config import Data
 from video_pipeline.errors import UserError
-from video_pipeline.storage import access, public_hosts
+from video_pipeline.storage import access, public_hosts, retries
 from video_pipeline.storage import http as download
+from video_pipeline.storage.retries import ATTEMPTS
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video.access import Access, read_image
 from video_pipeline.video.errors import VideoReadError
@@ -143,6 +145,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer_loop(self, _: str) -> None:
         self.send(b"", 301, Location="/loop")
 
+    def answer_busy(self, rest: str) -> None:
+        """Twice; the query is the header Retry-After."""
+        status, _, after = rest.partition("?")
+        if len(self.server.requests) % 3:
+            self.send(b"", int(status), **({"Retry_After": after} if after else {}))
+        else:
+            self.send(self.server.clip)
+
+    def answer_broken(self, _: str) -> None:
+        """Twice a connection that breaks off before the answer."""
+        if len(self.server.requests) < 3:
+            self.close_connection = True
+        else:
+            self.send(self.server.clip)
+
+    def answer_pieces(self, rest: str) -> None:
+        """Breaks off after an eighth more of the clip than the last time."""
+        clip, step = self.server.clip, len(self.server.clip) // 8 + 1
+        ranges, _, changes = rest.partition("?")
+        begin = int(self.headers.get("range", "bytes=0-")[6:-1]) if ranges else 0
+        self.send_response(206 if begin else 200)
+        self.send_header("ETag", f'"{len(self.server.requests) if changes else 1}"')
+        self.send_header("Content-Length", str(len(clip) - begin))
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(clip) - 1}/{len(clip)}")
+        self.end_headers()
+        end = min(len(clip), step * len(self.server.requests))
+        self.server.sent += end - begin
+        self.wfile.write(clip[begin:end])
+        self.close_connection = True
+
     def answer_garbage(self, _: str) -> None:
         self.wfile.write(b"\x00\x01\x02 what?\r\n\r\n")
         self.close_connection = True
@@ -168,7 +201,7 @@ def server(files: Path) -> Iterator[http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("", 0), Handler)
     server.clip = (files / "clip.mp4").read_bytes()
     server.image = (files / "image.png").read_bytes()
-    server.requests, server.headers = [], []
+    server.requests, server.headers, server.sent = [], [], 0
     server.over = threading.Event()
     server.handle_error = lambda *_: None  # a client that hung up
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -183,6 +216,7 @@ def url(server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The server's address; this machine may be asked, and nothing may take long."""
     may(monkeypatch, allow_private_addresses=True, max_download_bytes=1_000_000)
     monkeypatch.setattr(download, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(retries, "FIRST_SECONDS", 0.001)
     return f"http://127.0.0.1:{server.server_port}"
 
 
@@ -311,7 +345,47 @@ def test_an_error_says_what_was_wrong(server, url: str, path: str) -> None:
         probe(f"{there}/{path}")
     assert time.monotonic() - started < 5
     assert "secret" not in str(caught.value)
-    assert len(server.requests) == (11 if path == "loop" else 1)
+    asked = {"loop": 11, **dict.fromkeys(("status/503", "cut", "cut_chunk", "garbage"), ATTEMPTS)}
+    assert len(server.requests) == asked.get(path, 1)
+
+
+@pytest.mark.parametrize("path", ["busy/503", "busy/429", "busy/500", "broken"])
+def test_what_passes_is_tried_again(server, url: str, path: str) -> None:
+    assert probe(f"{url}/{path}").frames == 24
+    assert len(server.requests) == 3
+
+
+def test_a_server_is_asked_again_when_it_says(server, url: str, monkeypatch) -> None:
+    waits = []
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: waits.append(seconds))
+    assert probe(f"{url}/busy/503?20").frames == 24
+    assert max(waits) >= 20
+    with pytest.raises(VideoReadError, match="status 503"):
+        probe(f"{url}/busy/503?3600")
+    assert max(waits) < 60
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [(None, 0), ("7", 7), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
+)
+def test_when_to_ask_again(said: str | None, seconds: float) -> None:
+    assert retries.seconds_of(said) == seconds
+    later = formatdate(time.time() + 1000, usegmt=True)
+    assert 900 < retries.seconds_of(later) <= 1000
+
+
+@pytest.mark.parametrize("path", ["pieces", "pieces/ranges"])
+def test_a_download_goes_on_where_it_broke_off(server, url: str, path: str) -> None:
+    """More often than a server that gives nothing would be asked."""
+    assert probe(f"{url}/{path}").frames == 24
+    assert len(server.requests) > ATTEMPTS
+    if path == "pieces/ranges":
+        assert server.sent == len(server.clip)
+
+
+def test_two_versions_of_a_file_are_not_mixed(server, url: str) -> None:
+    with pytest.raises(VideoReadError, match=r"^download: the file changed while it was read$"):
+        probe(f"{url}/pieces/ranges?changes")
 
 
 def test_nobody_listens(url: str) -> None:

@@ -32,13 +32,15 @@ from video_pipeline.errors import UserError
 from video_pipeline.run.origin import check_origin, origin_of
 from video_pipeline.samples.identity import stable_address
 from video_pipeline.samples.sources import read_blocks
-from video_pipeline.storage import access, stores
+from video_pipeline.storage import access, fetched, stores
 from video_pipeline.storage.access import Access
 from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.fetcher import FetcherProcess
 from video_pipeline.storage.opening import open_blob
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video.demuxer import read_header
-from video_pipeline.video.reader import probe
+from video_pipeline.video.header import read_header as full_header
+from video_pipeline.video.reader import measuring, probe, read_video
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +200,26 @@ def test_a_row_of_a_parquet_file_in_a_store(s3, clip, tmp_path):
     assert b"".join(open_blob(f"s3://clips/{row['path']}").pieces()) == clip
 
 
+def test_what_lies_in_a_store_is_fetched_ahead(s3, clip, tmp_path):
+    obstore.put(s3, "ahead.tar", shard_of(("a.mp4", clip), ("b.mp4", b"b")))
+    pandas.DataFrame({"video": [b"0", clip]}).to_parquet(tmp_path / "v.parquet")
+    obstore.put(s3, "ahead.parquet", (tmp_path / "v.parquet").read_bytes())
+    names = ("cats/a.mp4", "ahead.tar#a.mp4", "ahead.parquet#1:video", "gone.mp4")
+    addresses = tuple(f"s3://clips/{name}" for name in names)
+    process = FetcherProcess(access.limits(), 1e9, 60.0)
+    try:
+        process.pipe.send((1, addresses))
+        _, found = process.pipe.recv()
+        with fetched.reading(found):
+            for address in addresses[:3]:
+                with contextlib.closing(fetched.opened(address)) as file:
+                    assert file.read() == clip
+            with pytest.raises(VideoReadError, match="the store has no such object"):
+                fetched.opened(addresses[3])
+    finally:
+        process.stop()
+
+
 def test_what_is_not_there(s3):
     with pytest.raises(VideoReadError, match="no such object"):
         probe("s3://clips/gone.mp4")
@@ -313,6 +335,39 @@ def test_a_header_is_read_from_a_part_of_the_video(site, clip, tmp_path):
     assert site.sent < len(clip) // 2
     with pytest.raises(VideoReadError, match="no range requests"):
         read_header(f"{site.url}/whole.mp4")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.ts"])
+@pytest.mark.parametrize("segment", [{}, {"video_start": 1.0, "video_end": 3.0}])
+def test_a_plan_reads_the_header_of_a_remote_video(site, tmp_path, name, segment):
+    """It counts the same frames of the same size."""
+    path = tmp_path / name
+    write_clip(path, width=640, height=480, seconds=4.0, options={"crf": "1"})
+    site.files[f"/{name}"] = path.read_bytes()
+    with measuring():
+        there = read_video({"video": f"{site.url}/{name}", "nframes": 8, **segment})
+        here = read_video({"video": str(path), "nframes": 8, **segment})
+    assert site.sent < path.stat().st_size / 3
+    assert there[0].shape == here[0].shape
+    assert there[1].info.num_bytes == path.stat().st_size
+    assert there[1].info.duration == pytest.approx(here[1].info.duration, abs=0.002)
+    if name in ("a.mp4", "a.mov"):
+        assert (there[1], there[1].info) == (here[1], here[1].info)
+
+
+def test_a_plan_copies_a_video_where_it_must(site, clip):
+    """The server gives no parts of files."""
+    with measuring():
+        frames, _, _ = read_video({"video": f"{site.url}/whole.mp4"})
+    assert frames.shape[2:] == (480, 640)
+    assert site.sent >= len(clip)
+
+
+def test_conditions_read_a_part_of_a_video(site, clip, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(clip)
+    header = full_header(f"{site.url}/a.mp4", with_size=True)
+    assert header == full_header(str(tmp_path / "a.mp4"), with_size=True)
+    assert site.sent < len(clip) // 2
 
 
 def test_a_part_through_a_redirect_is_held_to_the_rules(site, limited):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.process import DecodeProcess
 from video_pipeline.decode.spec import ProcessSpec
+from video_pipeline.storage.fetched import NOTHING, Fetched
 
 if TYPE_CHECKING:
     from video_pipeline.decode.preparing import Prepared
@@ -61,10 +62,14 @@ class DecodePool:
         finally:
             self._idle.put(process)
 
-    async def prepare(self, position: int, parts: Collection[str]) -> Prepared:
+    async def prepare(
+        self, position: int, parts: Collection[str], files: Mapping[str, Fetched] = NOTHING
+    ) -> Prepared:
         """Prepare the conversations ``parts`` of the sample at ``position`` of the chunk, in a pool
-        for a :class:`WorkerSpec`. Raises what :meth:`DecodeProcess.ask` raises."""
-        prepared: Prepared = await asyncio.wrap_future(self.submit(position, frozenset(parts)))
+        for a :class:`WorkerSpec`. ``files``: what was fetched ahead, by address. Raises what
+        :meth:`DecodeProcess.ask` raises."""
+        future = self.submit(position, frozenset(parts), files)
+        prepared: Prepared = await asyncio.wrap_future(future)
         return prepared
 
     def stop(self) -> None:

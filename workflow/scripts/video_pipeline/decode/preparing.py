@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -18,6 +18,7 @@ from video_pipeline.errors import EnvironmentFault, Failure
 from video_pipeline.run.chunks import Chunk
 from video_pipeline.run.origin import check_code
 from video_pipeline.samples.input import task_sample
+from video_pipeline.storage.fetched import NOTHING, Fetched, reading
 
 READER = ("video_pipeline.video.reader",)
 """What a fork server imports for decode processes that read videos: it takes seconds."""
@@ -37,6 +38,7 @@ class Prepared:
         seconds: Time its process spent on it.
         video_seconds: Length of its videos, or of their segment.
         damaged: Whether a video is damaged, though all sampled frames could be decoded.
+        used_files: Whether it asked for a file that was fetched ahead.
     """
 
     requests: dict[str, Any]
@@ -44,6 +46,7 @@ class Prepared:
     seconds: float
     video_seconds: float
     damaged: bool
+    used_files: bool
 
 
 class ChunkSamples(Sequence[dict[str, Any]]):
@@ -85,6 +88,7 @@ class _Answer(NamedTuple):
     seconds: float
     video_seconds: float
     damaged: bool
+    used_files: bool
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ class WorkerSpec(ProcessSpec):
             seconds=answer.seconds,
             video_seconds=answer.video_seconds,
             damaged=answer.damaged,
+            used_files=answer.used_files,
         )
 
 
@@ -155,14 +160,16 @@ class _Worker:
             hold_lease()
             use_decoder(decoder)
 
-    def prepare(self, position: int, parts: frozenset[str]) -> _Answer:
-        """Prepare ``parts`` of the sample at ``position`` of the chunk."""
+    def prepare(
+        self, position: int, parts: frozenset[str], files: Mapping[str, Fetched] = NOTHING
+    ) -> _Answer:
+        """Prepare ``parts`` of the sample at ``position`` of the chunk, with what was fetched."""
         from video_pipeline.data.base import check_complete
         from video_pipeline.video.errors import noting_damage
 
         started = time.monotonic()
         key = self._chunk[position].key
-        with noting_damage() as damage:
+        with noting_damage() as damage, reading(files) as fetched:
             read = self._read(position, key)
         llm_inputs = {part: read[part] for part in read if part in parts}
         check_complete(llm_inputs, parts, self._dataset, key)
@@ -179,7 +186,8 @@ class _Worker:
                 "enlarge it (docker run --shm-size), or lower vision.total_pixels or "
                 "data.num_workers"
             ) from None
-        return _Answer(parcel, time.monotonic() - started, video_seconds, bool(damage))
+        seconds = time.monotonic() - started
+        return _Answer(parcel, seconds, video_seconds, bool(damage), fetched.used)
 
     def _read(self, position: int, key: str) -> dict[str, dict[str, Any]]:
         """What the dataset made of a sample: its ``llm_input`` by part."""

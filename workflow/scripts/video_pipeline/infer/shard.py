@@ -11,6 +11,7 @@ from video_pipeline.decode.preparing import ChunkSamples, WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Constraints, Engine, EngineDead
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
+from video_pipeline.infer.prefetch import Prefetcher
 from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, quarantine_error
 from video_pipeline.journal.format import attempt_prefix, count_answers
 from video_pipeline.journal.index import JournalIndex
@@ -125,6 +126,10 @@ class Shard:
             files=self._manifest.origin["files"],
             decoder=self.config.vision.decoder,
         )
+
+    def create_prefetcher(self, num_processes: int) -> Prefetcher:
+        """What fetches the videos of the pending samples ahead of so many decode processes."""
+        return Prefetcher(self.config, self._samples, num_processes)
 
     def open_journal(self) -> JournalWriter:
         """A new journal file for this attempt."""

@@ -1,8 +1,8 @@
 """The loop of an inference job: pending samples, decode processes, engine, journal.
 
-Decode processes read and prepare the samples. Each one goes to the engine the moment it is ready,
-in any order, and each answer goes to the journal as it comes. The engine is never drained, and the
-samples that are held at once are bounded in bytes.
+Remote videos are fetched ahead. Decode processes read and prepare the samples. Each one goes to the
+engine the moment it is ready, in any order, and each answer goes to the journal as it comes. The
+engine is never drained, and the samples that are held at once are bounded in bytes.
 
 :mod:`video_pipeline.infer.plain_loop` is its specification.
 """
@@ -28,9 +28,11 @@ from video_pipeline.gpu.peaks import peak_flops
 from video_pipeline.infer.admission import Window
 from video_pipeline.infer.asking import Outcome, ask, fail_all, first_error, request_name
 from video_pipeline.infer.job_monitor import JobMonitor
+from video_pipeline.infer.prefetch import Copy, Prefetcher
 from video_pipeline.infer.quarantine import Quarantine
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.statistics import State, StatisticsFile
+from video_pipeline.storage.fetched import NOTHING
 
 if TYPE_CHECKING:
     from video_pipeline.infer.shard import Shard
@@ -90,6 +92,7 @@ async def _run(shard: Shard, folder: Path, num_workers: int, card: str | None) -
         max_preparing=num_processes,
     )
     monitor = JobMonitor(shard, window, num_processes, card)
+    prefetcher = shard.create_prefetcher(num_processes)
     shard.check_requests()
     shard.error_rate.check(f"rank {shard.rank}")
     server = ForkServer(modules_of(config))  # It imports while the engine is configured.
@@ -103,11 +106,13 @@ async def _run(shard: Shard, folder: Path, num_workers: int, card: str | None) -
         state: State = "failed"
         try:
             with journal:
-                await Stream(shard, folder, engine, pool, journal, window, monitor).run(file)
+                stream = Stream(shard, folder, engine, pool, prefetcher, journal, window, monitor)
+                await stream.run(file)
             state = "done"
         finally:
             monitor.tick()
             pool.stop()
+            prefetcher.stop()
             engine.stop()
             monitor.end(file, state)
     finally:
@@ -122,6 +127,7 @@ class Stream:
     folder: Path
     engine: Engine
     pool: DecodePool
+    prefetcher: Prefetcher
     journal: JournalWriter
     window: Window
     monitor: JobMonitor
@@ -152,9 +158,9 @@ class Stream:
                 if self._quarantine.is_last_round:
                     window.max_preparing = 1
                 async with asyncio.TaskGroup() as samples:
-                    for position in positions:
+                    async for position, copy in self.prefetcher.ready(positions):
                         await window.admit()
-                        samples.create_task(self._infer(position))
+                        samples.create_task(self._infer(position, copy))
                     window.all_admitted()
             await start
             for helper in helpers:
@@ -183,15 +189,17 @@ class Stream:
                 self._quarantine.note_death(self.journal, str(death))
                 raise death
 
-    async def _infer(self, position: int) -> None:
+    async def _infer(self, position: int, copy: Copy | None) -> None:
         """Prepare one sample and have all questions about it answered."""
         questions = self.shard.questions(position)
         prepared: Prepared | None = None
         try:
             try:
                 parts = [question.part for question in questions]
-                prepared = await self.pool.prepare(position, parts)
+                files = copy.files if copy else NOTHING
+                prepared = await self.pool.prepare(position, parts, files)
             finally:
+                self.prefetcher.release(copy, used=prepared.used_files if prepared else None)
                 await self.window.prepared(prepared.num_bytes if prepared else 0)
             self._statistics.count_prepared(prepared)
             await self._engine_ready.wait()

@@ -7,7 +7,7 @@ import os
 import stat
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from video_pipeline.storage.errors import VideoReadError
@@ -155,9 +155,18 @@ class BlobFile(io.RawIOBase):
         return self._held[start - self._begin : stop - self._begin]
 
 
-def save(blob: Blob, max_bytes: int) -> BinaryIO:
+def save(
+    blob: Blob, max_bytes: int, reserve: Callable[[int], None] = lambda num_bytes: None
+) -> BinaryIO:
     """Copy a blob to a temporary file, which is removed when it is closed, or the process dies.
-    Raises :class:`VideoReadError` if it cannot be read, or has more than ``max_bytes``."""
+
+    Args:
+        max_bytes: How large it may be.
+        reserve: Called with the bytes of each piece before it is written.
+
+    Raises:
+        VideoReadError: It cannot be read, or is larger.
+    """
     file = tempfile.TemporaryFile(buffering=0)
     size = 0
     try:
@@ -165,6 +174,7 @@ def save(blob: Blob, max_bytes: int) -> BinaryIO:
             size += len(piece)
             if size > max_bytes:
                 raise too_large(max_bytes)
+            reserve(len(piece))
             _write(file, memoryview(piece))
         return file
     except BaseException:

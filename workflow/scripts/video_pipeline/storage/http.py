@@ -11,7 +11,7 @@ import re
 import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from urllib.parse import unquote_to_bytes, urljoin
 from urllib.request import getproxies, proxy_bypass
 
@@ -22,6 +22,7 @@ from urllib3.util import Timeout, Url, make_headers, parse_url
 from video_pipeline.storage import public_hosts
 from video_pipeline.storage.blobs import Blob, too_large
 from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.retries import LONGEST_SECONDS, Host, Patience, Unavailable, seconds_of
 
 CONNECT_SECONDS = 10.0
 """How long a host may take to accept a connection."""
@@ -31,11 +32,15 @@ READ_SECONDS = 30.0
 
 MAX_REDIRECTS = 10
 
-_PIECE_BYTES = 1 << 20
+BUSY = frozenset({429, 500, 502, 503, 504})
+"""Statuses of a server that may answer a little later (RFC 9110, 15.6; RFC 6585, 4)."""
+
+_PIECE_BYTES = 256 << 10
 
 
 class HttpBlob(Blob):
-    """A file at ``http://`` or ``https://``. Each redirect is held to the same rules.
+    """A file at ``http://`` or ``https://``. Each redirect is held to the same rules. A server that
+    is busy is asked again, and after a connection that broke off only for what is missing.
 
     The message of a :class:`VideoReadError` never holds the address, which may hold a password.
     """
@@ -45,7 +50,7 @@ class HttpBlob(Blob):
         self._max_bytes = max_bytes
         self._allow_private_addresses = allow_private_addresses
         self._size: int | None = None
-        self._version = ""
+        self._version: str | None = None
 
     @property
     def size(self) -> int:
@@ -56,34 +61,75 @@ class HttpBlob(Blob):
 
     @property
     def version(self) -> str:
-        if self._size is None:
+        if self._version is None:
             self.read(0, 1)
-        return self._version
+        return self._version or ""
 
     def read(self, start: int, stop: int) -> bytes:
+        patience = Patience()
+        while True:
+            try:
+                return self._read(start, stop)
+            except Unavailable as error:
+                patience.wait(error)
+
+    def _read(self, start: int, stop: int) -> bytes:
         with self._response(f"bytes={start}-{stop - 1}") as response:
             if response.status == 200:
                 raise VideoReadError(
                     "download: the server gives no part of a file (no range requests), which a "
                     "member of a tar or a row of Parquet needs"
                 )
-            _check_status(response, 206)
-            unit = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-            if not unit or int(unit[1]) != start:
-                raise VideoReadError("download: the server gives another part than was asked for")
-            self._size = int(unit[2])
-            self._version = response.headers.get("etag", "")
+            self._check_part(response, start)
             data: bytes = response.read(stop - start + 1, decode_content=False)
-        if len(data) != min(stop, self._size) - start:
+        if len(data) != min(stop, self._size or 0) - start:
             raise VideoReadError("download: the server gives another part than was asked for")
         return data
 
+    def _check_part(self, response: urllib3.BaseHTTPResponse, start: int) -> None:
+        """Raise :class:`VideoReadError` if this is not the file from ``start`` on."""
+        _check_status(response, 206)
+        unit = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+        if not unit or int(unit[1]) != start:
+            raise VideoReadError("download: the server gives another part than was asked for")
+        self._check_same(response, int(unit[2]))
+
+    def _check_same(self, response: urllib3.BaseHTTPResponse, size: int | None) -> None:
+        """Raise :class:`VideoReadError` if the file is another one than at the first answer."""
+        version = response.headers.get("etag") or response.headers.get("last-modified", "")
+        size_before = size if self._size is None else self._size
+        if (self._version or version, size_before) != (version, size):
+            raise VideoReadError("download: the file changed while it was read")
+        self._size, self._version = size, version
+
     def pieces(self) -> Iterator[bytes]:
-        with self._response() as response:
-            _check_status(response, 200)
-            if (response.length_remaining or 0) > self._max_bytes:
+        patience, done = Patience(), 0
+        while True:
+            try:
+                for piece in self._from(done):
+                    yield piece
+                    done += len(piece)
+                    patience.reset()
+                return
+            except Unavailable as error:
+                patience.wait(error)
+
+    def _from(self, start: int) -> Iterator[bytes]:
+        """The bytes from ``start`` on, in pieces, of one answer."""
+        with self._response(f"bytes={start}-" if start else None) as response:
+            if start and response.status == 206:
+                self._check_part(response, start)
+                start = 0
+            else:
+                _check_status(response, 200)
+                self._check_same(response, response.length_remaining)
+            if (self._size or 0) > self._max_bytes:
                 raise too_large(self._max_bytes)
-            yield from response.stream(_PIECE_BYTES, decode_content=False)
+            for piece in response.stream(_PIECE_BYTES, decode_content=False):
+                # A server without ranges begins with what is here already.
+                if missing := piece[start:]:
+                    yield missing
+                start = max(0, start - len(piece))
 
     @contextmanager
     def _response(self, part: str | None = None) -> Iterator[urllib3.BaseHTTPResponse]:
@@ -91,16 +137,22 @@ class HttpBlob(Blob):
         try:
             hop = _parse(self._url)
             for _ in range(1 + MAX_REDIRECTS):
+                host = _host(hop.netloc)
                 with (
+                    host.connection(),
                     _pools(hop, self._allow_private_addresses) as pools,
                     closing(_request(pools, hop, part)) as response,
                 ):
                     location = response.get_redirect_location()
+                    if response.status in BUSY:
+                        raise _busy(response, host)
                     if not location:
                         yield response
                         return
                 hop = _parse(location, base=hop.url)
             raise VideoReadError(f"download: redirected more than {MAX_REDIRECTS} times")
+        except exceptions.ProtocolError as error:
+            raise Unavailable(f"download: {_explain(error)}") from None
         except exceptions.HTTPError as error:
             raise VideoReadError(f"download: {_explain(error)}") from None
 
@@ -139,6 +191,19 @@ def _request(pools: urllib3.PoolManager, url: Url, part: str | None) -> urllib3.
         redirect=False,
         retries=False,
     )
+
+
+@lru_cache(maxsize=1024)
+def _host(name: str | None) -> Host:
+    return Host()
+
+
+def _busy(response: urllib3.BaseHTTPResponse, host: Host) -> Unavailable:
+    """What to raise for a status of :data:`BUSY`. All threads spare a host that asks for it."""
+    seconds = seconds_of(response.headers.get("retry-after"))
+    if seconds <= LONGEST_SECONDS:
+        host.spare(seconds)
+    return Unavailable(f"download: the server answered with status {response.status}", seconds)
 
 
 def _check_status(response: urllib3.BaseHTTPResponse, expected: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from video_pipeline.config.source import STORES, member_of, scheme_of
-from video_pipeline.storage import rows, tars
+from video_pipeline.storage import fetched, rows, tars
 from video_pipeline.storage.access import Access, limits, permitted
 from video_pipeline.storage.blobs import Blob, LocalBlob, save
 from video_pipeline.storage.errors import VideoReadError
@@ -54,8 +54,16 @@ def open_blob(address: str, access: Access | None = None) -> Blob:
     raise VideoReadError(f"{scheme}:// is not read")
 
 
+def is_remote(address: str) -> bool:
+    """Whether the bytes at ``address`` come over the network."""
+    container, _ = member_of(address) or (address, "")
+    return scheme_of(container) not in ("", "file")
+
+
 def copy_of(address: str, access: Access | None = None) -> BinaryIO:
-    """Copy the bytes at ``address`` to a temporary file, which is removed when it is closed, or the
-    process dies; arguments and errors as of :func:`open_blob`."""
+    """The bytes at ``address`` as an open file without a name: one that was fetched ahead, or else
+    a copy that is made now. Arguments and errors as of :func:`open_blob`."""
+    if access is None and (file := fetched.opened(address)) is not None:
+        return file
     access = access or limits()
     return save(open_blob(address, access), access.max_download_bytes)

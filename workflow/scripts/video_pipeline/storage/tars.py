@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -119,19 +120,22 @@ def _places(found: list[Member]) -> _Places:
 
 _held: dict[_Key, _Places] = {}
 _MOST_HELD = 16
+_indexing = threading.Lock()
 
 
 def _index(key: _Key, blob: Blob) -> _Places:
-    if key in _held:
-        return _held[key]
-    places = _kept(key)
-    if places is None:
-        places = _places([member for member, _ in members(blob)])
-        _write(key, places)
-    if len(_held) == _MOST_HELD:
-        _held.pop(next(iter(_held)))
-    _held[key] = places
-    return places
+    found = _held.get(key)
+    if found is not None:
+        return found
+    with _indexing:  # Many threads may ask for the members of one tar.
+        places = _held.get(key) or _kept(key)
+        if places is None:
+            places = _places([member for member, _ in members(blob)])
+            _write(key, places)
+        if len(_held) == _MOST_HELD:
+            _held.pop(next(iter(_held)))
+        _held[key] = places
+        return places
 
 
 def _path(key: _Key) -> Path:

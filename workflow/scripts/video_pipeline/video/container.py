@@ -8,7 +8,7 @@ from functools import cached_property
 
 from video_pipeline.video.demuxer import Demuxer, EntryPoint
 from video_pipeline.video.errors import VideoReadError
-from video_pipeline.video.packet_index import index_packets
+from video_pipeline.video.packet_index import index_header, index_packets
 
 ROUNDING_SECONDS = 0.001
 """How far the times of a file may be from what was meant: those of Matroska are whole
@@ -35,16 +35,21 @@ class Video(Demuxer):
         index: What its packets say.
     """
 
-    def __init__(self, uri: str) -> None:
-        """Open and index a local path, ``file://`` or ``http(s)://``.
+    def __init__(self, uri: str, *, by_header: bool = False) -> None:
+        """Open and index the video at an address.
+
+        Args:
+            uri: See :func:`video_pipeline.storage.opening.open_blob`.
+            by_header: Believe the header, and read of a remote video no more than that and the
+                first frame.
 
         Raises:
             VideoReadError: There is no such file, or it holds no video, or a packet of the video
                 cannot be read.
         """
-        super().__init__(uri)
+        super().__init__(uri, in_parts=by_header)
         with self._opening():
-            self.index = index_packets(self)
+            self.index = index_header(self) if by_header else index_packets(self)
         self.time_base = self.index.time_base
         self.stamps = sorted(self.index.ends)
         self.num_frames = len(self.stamps)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self, cast
 
 import av
 from av.container.input import InputContainer
@@ -17,7 +18,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from video_pipeline.storage.blobs import BlobFile
+from video_pipeline.storage.blobs import Blob, BlobFile
 from video_pipeline.storage.opening import local_path, open_blob
 from video_pipeline.video.access import MediaFile
 from video_pipeline.video.errors import VideoReadError
@@ -81,16 +82,21 @@ def read_header(uri: str) -> Header:
     and of a remote video only these parts are fetched. Raises :class:`VideoReadError`."""
     try:
         if local_path(uri) is None:
-            file = cast("BinaryIO", BlobFile(open_blob(uri)))
-            with av.open(file, "r", options=_OPTIONS, metadata_errors="ignore") as opened:
+            with _open(open_blob(uri)) as opened:
                 return _header(opened)
-        with (
-            MediaFile(uri) as media,
-            av.open(f"file:{media.path}", options=_OPTIONS, metadata_errors="ignore") as opened,
-        ):
+        with MediaFile(uri) as media, _open(media) as opened:
             return _header(opened)
     except FFmpegError as error:
         raise VideoReadError(explain(error)) from error
+
+
+def _open(source: Blob | MediaFile) -> InputContainer:
+    if isinstance(source, Blob):
+        file: Any = BlobFile(source)
+    else:
+        # FFmpeg knows more protocols, so the name alone must not choose one.
+        file = f"file:{source.path}"
+    return av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
 
 
 def _header(opened: InputContainer) -> Header:
@@ -128,7 +134,7 @@ class Demuxer:
     """The packets of the best video stream of a file, and a decoder for them.
 
     Attributes:
-        url: What FFmpeg opens: always a local file.
+        num_bytes: Size of the file.
         container: The open file.
         stream: The best video stream.
         decoder: Its codec context: one thread.
@@ -143,15 +149,24 @@ class Demuxer:
     stream: VideoStream
     decoder: VideoCodecContext
 
-    def __init__(self, uri: str) -> None:
-        """Open a local path, ``file://`` or ``http(s)://``.
+    def __init__(self, uri: str, *, in_parts: bool = False) -> None:
+        """Open the video at an address.
+
+        Args:
+            uri: See :func:`video_pipeline.storage.opening.open_blob`.
+            in_parts: Fetch of a remote video only the parts that are read, each time again.
 
         Raises:
             VideoReadError: There is no such file, or it holds no video that can be decoded.
         """
-        self._file = MediaFile(uri)
-        # FFmpeg knows more protocols, so the name alone must not choose one.
-        self.url = f"file:{self._file.path}"
+        self._file: MediaFile | None = None
+        self._blob: Blob | None = None
+        if in_parts and local_path(uri) is None:
+            self._blob = open_blob(uri)
+            self.num_bytes = self._blob.size
+        else:
+            self._file = MediaFile(uri)
+            self.num_bytes = os.path.getsize(self._file.path)
         self._opened = ExitStack()  # The container.
         self.timeline: Timeline | None = None
         self.num_frames = 0
@@ -182,12 +197,13 @@ class Demuxer:
     def close(self) -> None:
         """Close the file."""
         self._opened.close()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def open_container(self) -> InputContainer:
-        """Open the file, for one of its streams; it is not downloaded again. Raises
+        """Open the file, for one of its streams; a copy is not downloaded again. Raises
         :class:`av.error.FFmpegError`."""
-        return av.open(self.url, options=_OPTIONS, metadata_errors="ignore")
+        return _open(self._blob or cast("MediaFile", self._file))
 
     def _open(self) -> None:
         """Open the file, at its first packet."""
@@ -195,7 +211,7 @@ class Demuxer:
         try:
             container = self.open_container()
         except (ArgumentError, InvalidDataError) as error:
-            if reason := why_no_video(self._file.path):
+            if self._file is not None and (reason := why_no_video(self._file.path)):
                 raise VideoReadError(reason) from error
             line = _log_line(error)
             if isinstance(error, ArgumentError) and (not line or "whitelist" in line):

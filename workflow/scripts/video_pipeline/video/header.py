@@ -16,7 +16,7 @@ def read_header(uri: str, *, with_size: bool) -> dict[str, Any]:
     """What the header of a video says; None for what it does not say.
 
     Args:
-        uri: A local path, ``file://`` or ``http(s)://``.
+        uri: Where the video lies; of a remote one, only parts are fetched.
         with_size: Whether to find out ``width`` and ``height``, too. That takes a decoded frame:
             only it tells how the picture is turned.
 
@@ -27,7 +27,7 @@ def read_header(uri: str, *, with_size: bool) -> dict[str, Any]:
     Raises:
         VideoReadError: It cannot be read, or may not.
     """
-    with Demuxer(uri) as video:
+    with Demuxer(uri, in_parts=True) as video:
         stream, length = video.stream, video.container.duration
         duration = length / av.time_base if length else None
         if stream.duration and stream.time_base:

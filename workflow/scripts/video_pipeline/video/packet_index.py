@@ -86,6 +86,36 @@ def index_packets(demuxer: Demuxer) -> PacketIndex:
     return index
 
 
+def index_header(demuxer: Demuxer) -> PacketIndex:
+    """What the header of ``demuxer`` says, of which only the first frame can be decoded. MP4 and
+    MOV list all frames; those of other formats are taken as evenly spaced. Raises
+    :class:`VideoReadError` if it does not say how many there are."""
+    stream, time_base = demuxer.stream, demuxer.stream.time_base
+    assert time_base is not None
+    listed: dict[int, bool] = {}
+    if "mp4" in demuxer.container.format.name:
+        listed = {entry.timestamp: entry.is_keyframe for entry in stream.index_entries}
+    ticks = stream.duration
+    if not ticks:
+        seconds = (demuxer.container.duration or 0) / av.time_base
+        ticks = round(seconds / time_base)
+    rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
+    count = len(listed) or stream.frames or round(ticks * time_base * rate)
+    if not (ticks and count):
+        raise VideoReadError("its header does not say how long it is")
+    stamps = sorted(listed) or [n * ticks // count for n in range(count)]
+    end = max(stamps[-1] + 1, stamps[0] + ticks)
+    demuxer.can_seek = False
+    return PacketIndex(
+        time_base,
+        is_seekable=False,
+        is_counted=True,
+        ends=dict(zip(stamps, [*stamps[1:], end], strict=True)),
+        keys={stamp for stamp in stamps if listed.get(stamp, stamp == stamps[0])},
+        entries=[EntryPoint(stamps[0], 0)],
+    )
+
+
 def _read_packets(demuxer: Demuxer, timeline: Timeline, index: PacketIndex) -> bool:
     """Fill ``index`` from the packets; returns whether their times ascend."""
     is_ascending, previous = True, -math.inf

@@ -27,10 +27,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,6 +40,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from video_pipeline.errors import UserError
+from video_pipeline.storage.opening import local_path
 from video_pipeline.video import compat_qwen as qwen
 from video_pipeline.video.access import read_image, upright_rgb
 from video_pipeline.video.bitstream import Unsupported
@@ -103,9 +103,10 @@ _is_measuring = False
 def measuring() -> Iterator[None]:
     """Within the block, in all threads, videos and images are read for their sizes alone.
 
-    Of a video every packet is read, frames are chosen and sized as ever, and one is decoded: it
-    tells how the picture is turned. Frames come out on torch's device ``meta``, where a tensor has
-    a shape and no values. Of an image the header is read, and it comes out black.
+    Of a local video every packet is read, of a remote one the header. Frames are chosen and sized
+    as ever, and one is decoded: it tells how the picture is turned. Frames come out on torch's
+    device ``meta``, where a tensor has a shape and no values. Of an image the header is read, and
+    it comes out black.
     """
     global _is_measuring
     before, _is_measuring = _is_measuring, True
@@ -214,7 +215,7 @@ def read_video(ele: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float
     """
     if ele.get("resize", "native") not in RESIZES:
         raise ValueError(f"resize: {ele['resize']!r} is not one of {', '.join(RESIZES)}")
-    with Video(ele["video"]) as video:
+    with _open(ele) as video:
         return _read(video, ele, sample_frames)
 
 
@@ -256,7 +257,7 @@ def read_chosen(
         order[:] = sorted(range(len(positions)), key=positions.__getitem__)
         return [positions[place] for place in order], metadata, rate
 
-    with Video(ele["video"]) as video:
+    with _open(ele, with_sound=sound_rate is not None) as video:
         frames, metadata, rate = _read(video, ele, ascending)
         sound = None
         if sound_rate is not None:
@@ -271,6 +272,20 @@ def read_chosen(
         places[order] = torch.arange(len(order))
         frames = frames[places]
     return ChosenFrames(frames.permute(0, 2, 3, 1).numpy(), metadata, rate, sound)
+
+
+def _open(ele: dict[str, Any], *, with_sound: bool = False) -> Video:
+    """Open a video to read it. While :func:`measuring`, a remote one is copied only if its header
+    does not say enough."""
+    uri = ele["video"]
+    if _is_measuring and not with_sound and local_path(uri) is None:
+        # The copy tells what is wrong, or the server gives no parts of files.
+        with suppress(VideoReadError):
+            video = Video(uri, by_header=True)
+            if not ele.get("keyframes") or len(video.keyframes) > 1:
+                return video
+            video.close()  # Few formats list their key frames.
+    return Video(uri)
 
 
 def _read(
@@ -310,7 +325,7 @@ def _info(video: Video, shown: Shown) -> VideoInfo:
         width=width,
         height=height,
         codec=video.decoder.codec.canonical_name,
-        num_bytes=os.path.getsize(video.url.removeprefix("file:")),
+        num_bytes=video.num_bytes,
     )
 
 

@@ -1,0 +1,178 @@
+"""Prefetch: remote videos are downloaded ahead of the decode processes, which then only decode."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from video_pipeline.config import Config
+from video_pipeline.decode.preparing import ChunkSamples
+from video_pipeline.storage.access import Access
+from video_pipeline.storage.fetched import Fetched
+from video_pipeline.storage.fetcher import FetcherProcess
+from video_pipeline.storage.opening import is_remote
+
+logger = logging.getLogger(__name__)
+
+AHEAD = 64
+"""How many samples may wait for their files, or with their files for a decode process."""
+
+READY_SHARE = 0.25
+"""Bytes of fetched files, as a share of ``data.max_ready_gb``."""
+
+MOST_STARTS = 3
+"""So many fetchers may die or get stuck; then nothing is fetched ahead any more."""
+
+MOST_UNUSED = 8
+"""So many samples in a row whose dataset does not ask for its files; then likewise."""
+
+
+@dataclass(eq=False)
+class Copy:
+    """Files of the addresses of one or more samples, such as the windows of a video.
+
+    Attributes:
+        files: What became of each address; of those that are missing nothing is known.
+        users: Samples that need them.
+    """
+
+    addresses: tuple[str, ...]
+    ticket: int
+    fetcher: FetcherProcess
+    users: int = 0
+    files: Mapping[str, Fetched] = field(default_factory=dict)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Prefetcher:
+    """Fetches what the samples of a chunk will read, in their order."""
+
+    def __init__(self, config: Config, samples: ChunkSamples, num_processes: int) -> None:
+        """``num_processes``: of the decode processes. Until one of them has asked for a file, no
+        more is fetched than they would."""
+        self._config = config
+        self._samples = samples
+        self._ahead = num_processes
+        self._starts = self._unused = 0
+        self._fetcher: FetcherProcess | None = None
+        self._tickets = 0
+        self._copies: dict[tuple[str, ...], Copy] = {}
+        self._by_ticket: dict[int, Copy] = {}
+
+    async def ready(self, positions: Iterable[int]) -> AsyncIterator[tuple[int, Copy | None]]:
+        """Each of ``positions`` in the chunk once its files are here, with these; None if nothing
+        is fetched for it. :meth:`release` takes them back."""
+        order, under_way = iter(positions), 0
+        here: asyncio.Queue[tuple[int, Copy | None]] = asyncio.Queue()
+        while True:
+            while under_way < self._ahead and (position := next(order, None)) is not None:
+                copy = self._begin(position)
+                if copy is None:
+                    yield position, None
+                else:
+                    under_way += 1
+                    waiting = asyncio.ensure_future(self._wait(copy))
+                    waiting.add_done_callback(
+                        lambda _, found=(position, copy): here.put_nowait(found)  # type: ignore[misc]
+                    )
+            if not under_way:
+                return
+            found = await here.get()
+            under_way -= 1
+            yield found
+
+    def release(self, copy: Copy | None, *, used: bool | None) -> None:
+        """A sample needs its files no more. ``used``: whether it asked for them; None if nobody
+        knows."""
+        if copy is None:
+            return
+        if used:
+            self._ahead, self._unused = AHEAD, 0
+        elif used is False:
+            self._unused += 1
+            if self._unused == MOST_UNUSED:
+                logger.info("nothing is fetched ahead: the dataset does not ask for it")
+        copy.users -= 1
+        if not copy.users:
+            self._forget(copy)
+            if copy.done.is_set() and copy.fetcher is self._fetcher:
+                self._send(copy.ticket, ())
+
+    def stop(self) -> None:
+        """End the fetcher."""
+        if self._fetcher is not None:
+            self._end()
+
+    def _begin(self, position: int) -> Copy | None:
+        """Begin to fetch what the sample at ``position`` reads; None if that is not remote."""
+        is_over = self._fetcher is None and self._starts == MOST_STARTS
+        if is_over or self._unused >= MOST_UNUSED:
+            return None
+        video = self._samples[position]["__video_uri"]
+        videos = video if isinstance(video, list) else [video]
+        addresses = tuple(dict.fromkeys(v for v in videos if isinstance(v, str) and is_remote(v)))
+        if not addresses:
+            return None
+        copy = self._copies.get(addresses)
+        if copy is None:
+            fetcher = self._fetcher or self._start()
+            self._tickets += 1
+            copy = Copy(addresses, self._tickets, fetcher)
+            self._copies[addresses] = self._by_ticket[copy.ticket] = copy
+            self._send(copy.ticket, addresses)
+        copy.users += 1
+        return copy
+
+    async def _wait(self, copy: Copy) -> None:
+        # The fetcher gives up by itself, unless a server sends a byte now and then.
+        seconds = 2 * self._config.data.sample_timeout_s * len(copy.addresses)
+        try:
+            await asyncio.wait_for(copy.done.wait(), seconds)
+        except TimeoutError:
+            if copy.fetcher is self._fetcher:
+                self._end()
+
+    def _start(self) -> FetcherProcess:
+        data = self._config.data
+        max_bytes = READY_SHARE * data.max_ready_gb * 1e9
+        self._fetcher = FetcherProcess(Access.of(data), max_bytes, data.sample_timeout_s)
+        self._starts += 1
+        asyncio.get_running_loop().add_reader(self._fetcher.pipe.fileno(), self._receive)
+        return self._fetcher
+
+    def _send(self, ticket: int, addresses: tuple[str, ...]) -> None:
+        assert self._fetcher is not None
+        with contextlib.suppress(OSError):  # It died just now: _receive sees that.
+            self._fetcher.pipe.send((ticket, addresses))
+
+    def _receive(self) -> None:
+        assert self._fetcher is not None
+        try:
+            ticket, files = self._fetcher.pipe.recv()
+        except (EOFError, OSError):
+            logger.warning("the process that fetches videos ahead died; another one is started")
+            self._end()
+            return
+        copy = self._by_ticket[ticket]
+        copy.files = files
+        copy.done.set()
+
+    def _end(self) -> None:
+        """End the fetcher. The files that it has, and those under way, are read where they are
+        needed."""
+        assert self._fetcher is not None
+        with contextlib.suppress(RuntimeError):  # The loop may be closed.
+            asyncio.get_running_loop().remove_reader(self._fetcher.pipe.fileno())
+        self._fetcher.stop()
+        self._fetcher = None
+        for copy in list(self._by_ticket.values()):
+            self._forget(copy)
+            copy.done.set()
+
+    def _forget(self, copy: Copy) -> None:
+        self._by_ticket.pop(copy.ticket, None)
+        if self._copies.get(copy.addresses) is copy:
+            del self._copies[copy.addresses]

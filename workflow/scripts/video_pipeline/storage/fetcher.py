@@ -1,0 +1,192 @@
+"""The fetcher: a process that downloads what the next samples of a job will read.
+
+Its files lie in the folder for temporary files (``TMPDIR``) and have no name, so that nothing is
+left of them, whoever is killed. Others open them through ``/proc``. The same limits hold as where
+they are read (:mod:`video_pipeline.storage.access`). It may die: whoever finds no file downloads it
+itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import BinaryIO, NoReturn
+
+from video_pipeline.config.source import member_of
+from video_pipeline.storage.access import Access, limit_access
+from video_pipeline.storage.blobs import save
+from video_pipeline.storage.errors import VideoReadError
+from video_pipeline.storage.fetched import Fetched, inode_of
+from video_pipeline.storage.opening import open_blob
+
+CONNECTIONS = 16
+"""Downloads at the same time."""
+
+DISK_SHARE = 0.5
+"""The part of the free disk space that may be taken: jobs of other ranks may need it, too."""
+
+
+class FetcherProcess:
+    """A fetcher, as the job sees it, at the other end of ``pipe``. The pipe takes ``(ticket,
+    addresses)``: what to fetch; without addresses it drops the files of that ticket. It gives
+    ``(ticket, files)``, where ``files`` is what became of the addresses."""
+
+    def __init__(self, access: Access, max_bytes: float, seconds: float) -> None:
+        """
+        Args:
+            max_bytes: Bytes of files that may be held, beside the rest of one video.
+            seconds: How long one address may take.
+        """
+        self.pipe, theirs = Pipe()
+        program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+        with theirs:  # Closed here, so that its end of the pipe closes when it dies.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", program, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self.pipe.send((access, max_bytes, seconds))
+
+    def stop(self) -> None:
+        """End it, and with it its files."""
+        self._process.kill()
+        self._process.wait()
+        self.pipe.close()
+
+
+def main() -> NoReturn:
+    """The fetcher: fetch until the other end of its pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the job.
+    pipe = Connection(int(sys.argv[1]))
+    with contextlib.suppress(EOFError, OSError):
+        access, max_bytes, seconds = pipe.recv()
+        limit_access(access)
+        fetcher = _Fetcher(pipe, Room(max_bytes), access, seconds)
+        while True:
+            fetcher.obey(*pipe.recv())
+    os._exit(0)  # Threads may still wait for a server.
+
+
+class Room:
+    """The room for files: who comes first gets it first."""
+
+    def __init__(self, max_bytes: float) -> None:
+        self._max_bytes = max_bytes
+        self._taken: dict[int, int] = {}  # Bytes by ticket.
+        self._under_way: set[int] = set()
+        self._waiting: set[int] = set()
+        self._largest = 0
+        self._changed = threading.Condition()
+
+    def enter(self, ticket: int) -> None:
+        """Wait until there is probably room for one more."""
+        with self._changed:
+            self._waiting.add(ticket)
+            self._changed.wait_for(lambda: ticket == min(self._waiting) and self._is_likely())
+            self._waiting.remove(ticket)
+            self._under_way.add(ticket)
+            self._taken[ticket] = 0
+            self._changed.notify_all()
+
+    def take(self, ticket: int, num_bytes: int) -> None:
+        """Wait until there is room for bytes that have come. The oldest download need not wait if
+        no file is complete, since then nobody would make room."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._fits(num_bytes) or self._is_first(ticket))
+            self._taken[ticket] += num_bytes
+
+    def finish(self, ticket: int) -> None:
+        """Note that a download is complete."""
+        with self._changed:
+            self._under_way.remove(ticket)
+            self._largest = max(self._largest, self._taken[ticket])
+            self._changed.notify_all()
+
+    def leave(self, ticket: int) -> None:
+        """Note that its bytes are gone."""
+        with self._changed:
+            self._taken.pop(ticket, None)
+            self._changed.notify_all()
+
+    def _is_likely(self) -> bool:
+        coming = sum(max(0, self._largest - self._taken[ticket]) for ticket in self._under_way)
+        return not self._taken or self._fits(coming + self._largest)
+
+    def _is_first(self, ticket: int) -> bool:
+        return ticket == min(self._under_way) and self._under_way == self._taken.keys()
+
+    def _fits(self, num_bytes: int) -> bool:
+        taken = sum(self._taken.values())
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        return taken + num_bytes <= min(self._max_bytes, DISK_SHARE * (free + taken))
+
+
+class _Fetcher:
+    def __init__(self, pipe: Connection, room: Room, access: Access, seconds: float) -> None:
+        self._pipe = pipe
+        self._room = room
+        self._access = access
+        self._seconds = seconds
+        self._files: dict[int, list[BinaryIO]] = {}
+        self._sending = threading.Lock()
+        self._threads = ThreadPoolExecutor(CONNECTIONS)
+        # Rows are read forwards (storage/rows.py), so one thread must read them in order.
+        self._row_thread = ThreadPoolExecutor(1)
+
+    def obey(self, ticket: int, addresses: tuple[str, ...]) -> None:
+        if not addresses:
+            for file in self._files.pop(ticket):
+                file.close()
+            self._room.leave(ticket)
+        elif any(_is_row(address) for address in addresses):
+            self._row_thread.submit(self._fetch, ticket, addresses)
+        else:
+            self._threads.submit(self._fetch, ticket, addresses)
+
+    def _fetch(self, ticket: int, addresses: tuple[str, ...]) -> None:
+        self._files[ticket] = []
+        self._room.enter(ticket)
+        found = {}
+        for address in addresses:
+            # Whatever else goes wrong happens again where the file is read, and is reported there.
+            with contextlib.suppress(Exception):
+                found[address] = self._fetched(ticket, address)
+        self._room.finish(ticket)
+        with self._sending:
+            self._pipe.send((ticket, found))
+
+    def _fetched(self, ticket: int, address: str) -> Fetched:
+        until = time.monotonic() + self._seconds
+
+        def reserve(num_bytes: int) -> None:
+            nonlocal until
+            begin = time.monotonic()
+            if begin > until:
+                raise TimeoutError
+            self._room.take(ticket, num_bytes)
+            until += time.monotonic() - begin
+
+        try:
+            blob = open_blob(address, self._access)
+            file = save(blob, self._access.max_download_bytes, reserve)
+        except VideoReadError as error:
+            if isinstance(error.__cause__, OSError):  # The disk is full: later it may not be.
+                raise
+            return Fetched(error=str(error))
+        self._files[ticket].append(file)
+        return Fetched(f"/proc/{os.getpid()}/fd/{file.fileno()}", inode_of(file))
+
+
+def _is_row(address: str) -> bool:
+    container, _ = member_of(address) or ("", "")
+    return container.partition("?")[0].lower().endswith(".parquet")

@@ -1,0 +1,85 @@
+"""Retries of what may pass: a busy server, a connection that breaks off."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+
+from video_pipeline.storage.errors import VideoReadError
+
+ATTEMPTS = 6
+"""How often one thing is asked for in a row without getting on."""
+
+FIRST_SECONDS = 0.5
+"""The wait before the second attempt, at most. It doubles with each attempt."""
+
+LONGEST_SECONDS = 60.0
+"""The longest wait that a server may ask for (``Retry-After``)."""
+
+PER_HOST = 8
+"""Connections of a process to one host at the same time."""
+
+
+class Unavailable(VideoReadError):
+    """What may be there a little later. ``seconds``: when, if the server says it."""
+
+    def __init__(self, message: str, seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class Host:
+    """A host that is asked by all threads of this process: how many ask at once, and from when
+    on."""
+
+    def __init__(self) -> None:
+        self._connections = threading.BoundedSemaphore(PER_HOST)
+        self._until = 0.0
+
+    @contextmanager
+    def connection(self) -> Iterator[None]:
+        """One of the connections to it, once it may be asked again."""
+        with self._connections:
+            time.sleep(max(0.0, self._until - time.monotonic()))
+            yield
+
+    def spare(self, seconds: float) -> None:
+        """Ask it nothing for so long."""
+        self._until = max(self._until, time.monotonic() + seconds)
+
+
+class Patience:
+    """Counts the failures in a row of one thing, and waits after each, a little longer each time.
+    The wait is partly chance, so that those who failed together do not ask again together."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def reset(self) -> None:
+        """Begin anew: it got on."""
+        self._failures = 0
+
+    def wait(self, error: Unavailable) -> None:
+        """Wait until the next attempt; raises :class:`VideoReadError` if there is none."""
+        self._failures += 1
+        if self._failures == ATTEMPTS or error.seconds > LONGEST_SECONDS:
+            raise VideoReadError(str(error))
+        longest = FIRST_SECONDS * 2 ** (self._failures - 1)
+        time.sleep(error.seconds + random.uniform(longest / 2, longest))
+
+
+def seconds_of(retry_after: str | None) -> float:
+    """The seconds in a header ``Retry-After``, which holds them or a date (RFC 9110, 10.2.3); 0 if
+    it says nothing."""
+    if not retry_after:
+        return 0.0
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0
