@@ -110,14 +110,17 @@ class Run(Section):
     @field_validator("publish")
     @classmethod
     def _are_folders(cls, publish: list[str]) -> list[str]:
-        places = [place.rstrip("/") or "/" for place in publish]
-        for number, place in enumerate(places):
+        places: list[str] = []
+        for place in publish:
+            if scheme := scheme_of(place):
+                place = f"{scheme}://{place.partition('://')[2].rstrip('/')}"
             try:
                 check_folder(place)
             except ValueError as error:
                 raise ValueError(f"run.publish: {error}") from None
-            if place in places[:number]:
+            if place in places:
                 raise ValueError(f"run.publish: {place} is there twice")
+            places.append(place)
         return places
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ tells, or else because they were read back.
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -237,7 +238,11 @@ class Dataset(Place):
 
     def __init__(self, place: str) -> None:
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars
 
+        disable_progress_bars()
+        # Its lines have the signed addresses that data is sent to.
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
         match = DATASET.fullmatch(place)
         assert match is not None, place  # The configuration was checked.
         revision = match["revision"]

@@ -56,9 +56,10 @@ def publish(config: Config, layout: Layout) -> None:
             try:
                 _bring(place, files, dataset, layout)
             except (OSError, ValueError) as error:
+                why = str(error).rstrip(".")
                 raise failure_of(
                     error,
-                    f"run.publish: {shown(place)}: {error}. What has arrived there stays; run the "
+                    f"run.publish: {shown(place)}: {why}. What has arrived there stays; run the "
                     "same command again, and it sends what is missing",
                 ) from error
             published.append({"place": place, "files": list(map(_described, files))})

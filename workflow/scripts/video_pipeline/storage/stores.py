@@ -203,7 +203,8 @@ def explained() -> Iterator[None]:
 
 def _hint(error: Exception) -> str:
     """What the clients do not say: without credentials they ask the cloud's machine for some."""
-    if "169.254.169.254" in str(error) or "Account must be specified" in str(error):
+    texts = ("169.254.169.254", "Account must be specified", "401 ")
+    if any(text in str(error) for text in texts):
         return ". The environment has no credentials for it: docs/input.md names the variables"
     return ""
 
