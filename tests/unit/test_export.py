@@ -436,8 +436,10 @@ def test_names_that_are_taken_get_another():
 def test_the_card_says_what_was_asked(tmp_path):
     left_out = {**record(0), "__status": "left_out", "__left_out": {"by": "where", "message": "-"}}
     records = [left_out, record(1, input={"path": "a.mp4", "title": "Cats"})]
-    text = exported(tmp_path, records, task_params={"prompt": "Why {{ title }}?"}).card.read_text()
-    assert "system:\nYou are a helpful assistant.\n\nuser:\n<video>\nWhy Cats?\n" in text
+    text = exported(
+        tmp_path, records, task_params={"prompt": "Why {{ title }}, {{ __video_uri }}?"}
+    ).card.read_text()
+    assert "system:\nYou are a helpful assistant.\n\nuser:\n<video>\nWhy Cats, <video>?\n" in text
     assert "| not asked about (`__status` is `left_out`) | 1 |" in text
     assert "each of\n2 samples" in text
     default = exported(tmp_path, records).card.read_text()

@@ -229,9 +229,14 @@ def _asked(config: Config, record: dict[str, Any] | None) -> dict[str, str]:
     except Failure as error:
         logger.warning("the card does not show what was asked: %s", error)
         return {}
+    address = sample["__video_uri"]
+
+    def shown(text: str) -> str:
+        return text.replace(address, "<video>") if isinstance(address, str) else text
+
     return {
-        part: "\n\n".join(f"{message['role']}:\n{_text_of(message)}" for message in messages)
-        for part, messages in conversations.items()
+        part: shown("\n\n".join(f"{message['role']}:\n{_text_of(message)}" for message in asked))
+        for part, asked in conversations.items()
     }
 
 
