@@ -33,7 +33,7 @@ def test_parquet_is_one_job_more_for_a_finished_run(run):
     assert pd.read_parquet(folder / "data")["answer"].notna().sum() == 5
     card = (folder / "README.md").read_text()
     assert "| failed in stage `read` | 1 |" in card
-    assert "user:\nWhat happens? \n" in card
+    assert "user:\nWhat happens?\n" in card
 
     run.configure(run={"parquet_columns": "nested"})
     assert rules_run(run.snakemake()) == {"export": 1}
