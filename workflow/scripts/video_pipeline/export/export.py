@@ -26,7 +26,7 @@ from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure
-from video_pipeline.export.columns import OTHERS, Columns
+from video_pipeline.export.columns import OTHERS, Column, Columns
 from video_pipeline.export.flat import flat_names, flattened
 from video_pipeline.model.model import is_path
 from video_pipeline.report.summary import read_summary
@@ -308,11 +308,10 @@ def _versions() -> dict[str, str]:
 
 def _described(columns: Columns, names: _Names) -> Iterator[tuple[str, str, str]]:
     """Name, type and meaning of each column and of the fields inside."""
-    if names is None:
-        tops = [((name,), name, column) for name, column in columns.columns.items()]
-    else:
-        tops = [(path, names[path], column) for path, column in columns.leaves()]
-    for place, top, outer in tops:
+    nested: list[tuple[tuple[str, ...], Column]]
+    nested = [((name,), column) for name, column in columns.columns.items()]
+    for place, outer in nested if names is None else columns.leaves():
+        top = place[0] if names is None else names[place]
         field = ".".join(place)
         for path, column in outer.walk(field):
             meaning = _MEANINGS.get(path, "")

@@ -238,7 +238,7 @@ class Dataset(Place):
 
     def __init__(self, place: str) -> None:
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
         # Its lines have the signed addresses that data is sent to.
