@@ -1,7 +1,9 @@
-"""A stand-in for the Hugging Face hub: one model, served on loopback, with all requests counted."""
+"""A stand-in for the Hugging Face hub: one repository, served on loopback, with all requests
+counted. It takes commits by the protocol of https://huggingface.co/docs/hub/api and git-lfs."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -23,6 +25,10 @@ class Hub:
     token: What a reader must show; None if the model is not gated.
     served: How often each file was sent.
     address: For ``HF_ENDPOINT``.
+    created: How the repository was asked for, if it was not there; None: it is not there.
+    stored: Contents that were uploaded as large files, by their SHA-256.
+    commits: The titles of the commits.
+    refusals: The answers to the next requests for a commit, which are not made.
     """
 
     def __init__(self, model: str, files: dict[str, bytes], kind: str = "models") -> None:
@@ -33,6 +39,10 @@ class Hub:
         self.token: str | None = None
         self.served: Counter[str] = Counter()
         self.address = ""
+        self.created: dict[str, object] | None = {}
+        self.stored: dict[str, bytes] = {}
+        self.commits: list[str] = []
+        self.refusals: list[int] = []
 
     def environment(self, home: Path) -> dict[str, str]:
         """Variables with which huggingface_hub asks this hub, with a cache in ``home``."""
@@ -67,12 +77,15 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 refused = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
                 return self._send(403, b"", refused, with_body)
+            if hub.created is None:
+                return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
             api, resolve = f"/api/{hub.kind}/{hub.model}/", f"/{hub.model}/resolve/"
             if path.startswith(f"{api}revision/") or f"{path}/" == api:
                 names = [{"rfilename": name} for name in hub.files]
                 return self._json({"id": hub.model, "sha": COMMIT, "siblings": names}, with_body)
             if path.startswith(f"{api}tree/"):
-                return self._json([_entry(*item) for item in hub.files.items()], with_body)
+                tree = [_entry(*item, hub.stored) for item in hub.files.items()]
+                return self._json(tree, with_body)
             name = path.partition(resolve)[2].partition("/")[2]
             if name not in hub.files:
                 return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
@@ -85,6 +98,61 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 time.sleep(0.5)  # so that others come while it is on its way
             headers = {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": COMMIT}
             self._send(200, content, headers, with_body)
+
+        def do_PUT(self) -> None:
+            content = self._body()
+            hub.stored[hashlib.sha256(content).hexdigest()] = content
+            self._send(200, b"", {}, True)
+
+        def do_POST(self) -> None:
+            path, body = unquote(self.path.partition("?")[0]), self._body()
+            if not self.headers.get("Authorization"):
+                return self._send(401, b"", {"X-Error-Message": "Invalid credentials"}, True)
+            if path == "/api/repos/create":
+                hub.created = json.loads(body)
+                return self._json({"url": f"{hub.address}/{hub.kind}/{hub.model}"}, True)
+            if path == "/api/validate-yaml":
+                return self._json({"errors": [], "warnings": []}, True)
+            if "/preupload/" in path:
+                names = [file["path"] for file in json.loads(body)["files"]]
+                files = [
+                    {
+                        "path": name,
+                        "uploadMode": "lfs" if name.endswith(".parquet") else "regular",
+                        "shouldIgnore": False,
+                        "oid": None,
+                    }
+                    for name in names
+                ]
+                return self._json({"files": files}, True)
+            if path.endswith("/info/lfs/objects/batch"):
+                objects = json.loads(body)["objects"]
+                for entry in objects:
+                    if entry["oid"] not in hub.stored:
+                        upload = {"href": f"{hub.address}/upload/{entry['oid']}"}
+                        entry["actions"] = {"upload": upload}
+                return self._json({"transfer": "basic", "objects": objects}, True)
+            assert "/commit/" in path, path
+            if hub.refusals:
+                return self._send(hub.refusals.pop(0), b"", {}, True)
+            for line in body.splitlines():
+                self._commit(**json.loads(line))
+            url = f"{hub.address}/{hub.kind}/{hub.model}/commit/{COMMIT}"
+            return self._json({"commitUrl": url, "commitOid": COMMIT}, True)
+
+        def _commit(self, key: str, value: dict[str, str]) -> None:
+            if key == "header":
+                hub.commits.append(value["summary"])
+            elif key == "file":
+                hub.files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                hub.files[value["path"]] = hub.stored[value["oid"]]
+            else:
+                assert key == "deletedFile"
+                del hub.files[value["path"]]
+
+        def _body(self) -> bytes:
+            return self.rfile.read(int(self.headers["Content-Length"]))
 
         def _json(self, value: object, with_body: bool) -> None:
             headers = {"Content-Type": "application/json"}
@@ -104,9 +172,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _entry(name: str, content: bytes) -> dict[str, object]:
-    return {"type": "file", "path": name, "size": len(content), "oid": _oid(content)}
+def _entry(name: str, content: bytes, stored: dict[str, bytes]) -> dict[str, object]:
+    entry = {"type": "file", "path": name, "size": len(content), "oid": _oid(content)}
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 in stored:
+        entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+    return entry
 
 
 def _oid(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
+    """The name that git gives it."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -25,11 +25,19 @@ def test_parquet_is_one_job_more_for_a_finished_run(run):
     found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     assert found == ["README.md", "data/train-00000-of-00001.parquet"]
     table = pq.read_table(folder / "data")
-    assert table["__key"].to_pylist() == keys(6)
-    assert table["__status"].to_pylist() == [record["__status"] for record in run.records()]
-    assert table["input"].to_pylist()[2] == {**entries[0], **entries[2]}
+    assert table["key"].to_pylist() == keys(6)
+    assert table["status"].to_pylist() == [record["__status"] for record in run.records()]
+    third = table.to_pylist()[2]
+    assert (third["id"], third["path"], third["do"]) == (2, "2.mp4", "raise")
+    assert third["error_stage"] == "read"
     assert pd.read_parquet(folder / "data")["answer"].notna().sum() == 5
-    assert "| failed in stage `read` | 1 |" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "| failed in stage `read` | 1 |" in card
+    assert "user:\nWhat happens?\n" in card
+
+    run.configure(run={"parquet_columns": "nested"})
+    assert rules_run(run.snakemake()) == {"export": 1}
+    assert pq.read_table(folder / "data")["input"].to_pylist()[2] == {**entries[0], **entries[2]}
 
 
 def test_stages_are_exported_each(run):

@@ -122,7 +122,10 @@ def write(folder: Path, captions: object, tags: object) -> None:
 
 
 def test_two_modules_with_rules_before_and_after_them(importer):
-    said = snakemake(importer, "--quiet")
+    published = config()
+    published["run"]["publish"] = ["there"]
+    write(importer, published, config(output_jsonl="results/tags.jsonl"))
+    said = snakemake(importer, "--quiet", "--", "all", "captions_publish")
     assert (importer / "words.txt").read_text().split() == ["7"]
     captions = importer / "captions/results/output.describe.jsonl"
     assert [record["__key"] for record in read_jsonl(captions)] == keys(3)
@@ -136,6 +139,8 @@ def test_two_modules_with_rules_before_and_after_them(importer):
     assert data["input_jsonl"] == "captions/samples.jsonl"
     assert (importer / "captions/logs/output.describe/infer.rank0.log").exists()
     assert (importer / "logs/tags/infer.rank0.log").exists()
+    copied = importer / "captions/there/output.describe.jsonl"
+    assert copied.read_bytes() == captions.read_bytes()
     # Snakemake's benchmarks lie beside the logs
     for path in ("captions/logs/output.describe/infer.rank0.tsv", "logs/tags/consolidate.tsv"):
         assert (importer / path).read_text().startswith("s\th:m:s\tmax_rss")
@@ -143,7 +148,7 @@ def test_two_modules_with_rules_before_and_after_them(importer):
     assert "Nothing to be done" in snakemake(importer, "-n")
     # a changed setting reaches the module that it belongs to, and no other
     tags = {**config(output_jsonl="results/tags.jsonl"), "sampling": {"max_tokens": 100}}
-    write(importer, config(), tags)
+    write(importer, published, tags)
     said = snakemake(importer, "-n")
     assert "tags_infer" in said
     assert "captions_infer" not in said

@@ -25,6 +25,7 @@ from video_pipeline.export import columns as columns_module
 from video_pipeline.export import export as module
 from video_pipeline.export.columns import MAX_DEPTH, MAX_NAMES, OTHERS, Columns
 from video_pipeline.export.export import dataset_card, export, size_category
+from video_pipeline.export.flat import flat_names, flattened
 from video_pipeline.run.layout import Layout
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "finish_reason": "stop"}
@@ -39,12 +40,14 @@ def record(number: int, **fields: Any) -> dict[str, Any]:
 
 def exported(folder: Path, records: list[dict[str, Any]], **sections: dict[str, Any]) -> Layout:
     """Export these records, as consolidate would have written them."""
-    sections = {"data": {"output_jsonl": str(folder / "out.jsonl")}, **sections}
-    config = load_config(sections)
+    nested = {"parquet_columns": "nested", **sections.pop("run", {})}
+    data = {"output_jsonl": str(folder / "out.jsonl")}
+    config = load_config({"data": data, "run": nested, **sections})
     layout = Layout.of(config, 1)
     layout.output.write_bytes(b"".join(orjson.dumps(entry) + b"\n" for entry in records))
     failed = sum("__error" in entry for entry in records)
-    counts = {"distinct": len(records), "ok": len(records) - failed, "error": failed}
+    asked = sum(entry["__status"] != "left_out" for entry in records)
+    counts = {"distinct": asked, "ok": asked - failed, "error": failed}
     stages = {"read": failed} if failed else {}
     usages = [entry.get("__usage") or {} for entry in records]
     cut_off = sum(usage.get("finish_reason") == "length" for usage in usages)
@@ -115,6 +118,7 @@ def same(left: Any, right: Any) -> bool:
 def check_round_trip(layout: Layout, records: list[dict[str, Any]]) -> None:
     """Every value of ``records`` comes back through pyarrow, and pandas sees the same."""
     table = table_of(layout)
+    check_flat(table)
     rows = table.to_pylist()
     assert len(rows) == len(records)
     for row, entry in zip(rows, records, strict=True):
@@ -127,6 +131,28 @@ def check_round_trip(layout: Layout, records: list[dict[str, Any]]) -> None:
     for name in table.column_names:
         seen = [None if value is pd.NA else value for value in frame[name]]
         assert seen == [row[name] for row in table.to_pylist()]
+
+
+def leaves(type_: pa.DataType, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The paths of what is no struct."""
+    if not pa.types.is_struct(type_):
+        return [path]
+    return [leaf for field in type_ for leaf in leaves(field.type, (*path, field.name))]
+
+
+def check_flat(table: pa.Table) -> None:
+    """Each value is in one of the flat columns."""
+    paths = [leaf for field in table.schema for leaf in leaves(field.type, (field.name,))]
+    names = flat_names(paths)
+    assert list(names) == paths
+    flat = flattened(table, list(names.values()))
+    assert not any(pa.types.is_struct(field.type) for field in flat.schema)
+    rows = table.to_pylist()
+    for path, name in names.items():
+        values: list[Any] = rows
+        for part in path:
+            values = [value and value.get(part) for value in values]
+        assert flat[name].to_pylist() == [None if value == {} else value for value in values]
 
 
 # what orjson writes and reads: no infinities, no lone surrogates, integers of at most 64 bits
@@ -356,7 +382,7 @@ def test_the_card_names_the_model_of_the_summary(model, shown):
     }
     columns = Columns({})
     columns.finish()
-    card = dataset_card(load_config({"vllm": {"model": model}}), "out", summary, columns)
+    card = dataset_card(load_config({"vllm": {"model": model}}), "out", summary, columns, 0, {})
     assert f"The answers of `{shown}` to" in card
     assert f"model: {shown}\n" in card
 
@@ -369,6 +395,60 @@ def test_the_card_says_that_answers_were_cut_off(tmp_path):
     assert "cut off at `sampling.max_tokens`, the setting to raise | 2 |" in text
     whole = DatasetCard.load(exported(tmp_path, [record(0)]).card).text
     assert "cut off" not in whole
+
+
+def test_columns_are_flat_unless_nested_ones_are_wanted(tmp_path):
+    raw = {"id": 7, "path": "a.mp4", "status": "draft", "meta": {"fps": 25}, "answer": "given"}
+    failed = {**record(1), "__status": "error", "__error": ERROR, "input": {"path": "b.mp4"}}
+    del failed["__usage"], failed["output_text"]
+    records = [record(0, input=raw, answer="said", scores={"a": 1}, tags=["x"]), failed]
+    layout = exported(tmp_path, records, run={"parquet_columns": "flat"})
+    table = table_of(layout)
+    assert table.column_names == [
+        *("key", "status", "error_stage", "error_type", "error_message", "task", "model"),
+        *("prompt_tokens", "completion_tokens", "finish_reason"),
+        *("id", "path", "input_status", "meta_fps", "input_answer"),
+        *("output_text", "answer", "scores_a", "tags"),
+    ]
+    first, second = table.to_pylist()
+    assert (first["status"], first["input_status"]) == ("ok", "draft")
+    assert (first["answer"], first["input_answer"]) == ("said", "given")
+    assert (first["path"], first["meta_fps"], first["scores_a"]) == ("a.mp4", 25, 1)
+    assert (first["tags"], first["error_stage"]) == (["x"], None)
+    assert (second["path"], second["error_stage"]) == ("b.mp4", "read")
+    assert (second["finish_reason"], second["meta_fps"]) == (None, None)
+    text = layout.card.read_text()
+    assert "| answered (`status` is `ok`) | 1 |" in text
+    assert "| `input_status` | string | of the sample: `status` |" in text
+    assert "| `error_stage` | string | of a sample that failed: where |" in text
+    assert "__" not in text
+
+
+def test_names_that_are_taken_get_another():
+    paths = [("__status",), ("input", "status"), ("input", "input", "status"), ("a", "b"), ("a_b",)]
+    names = flat_names([*paths, ("input", "a", "b"), ("input", "a_b")])
+    assert list(names.values()) == [
+        *("status", "input_status", "input_input_status"),
+        *("a_b", "a_b_2", "input_a_b", "input_a_b_2"),
+    ]
+
+
+def test_the_card_says_what_was_asked(tmp_path):
+    left_out = {**record(0), "__status": "left_out", "__left_out": {"by": "where", "message": "-"}}
+    records = [left_out, record(1, input={"path": "a.mp4", "title": "Cats"})]
+    text = exported(
+        tmp_path, records, task_params={"prompt": "Why {{ title }}, {{ __video_uri }}?"}
+    ).card.read_text()
+    assert "system:\nYou are a helpful assistant.\n\nuser:\n<video>\nWhy Cats, <video>?\n" in text
+    assert "| not asked about (`__status` is `left_out`) | 1 |" in text
+    assert "each of\n2 samples" in text
+    default = exported(tmp_path, records).card.read_text()
+    assert "<video>\nDescribe this video in detail.\n" in default
+    asks = {"run": {"task": "questions"}, "task_params": {"questions": {"who": "Who?"}}}
+    assert (
+        "`who`:\n\n```\nuser:\n<video>\nWho?"
+        in exported(tmp_path, records, **asks).card.read_text()
+    )
 
 
 @pytest.mark.parametrize(

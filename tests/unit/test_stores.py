@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tarfile
@@ -22,9 +21,9 @@ import obstore
 import orjson
 import pandas
 import pytest
-from helpers import wait_until
 from hub import Hub, serving
 from obstore.store import S3Store
+from s3 import serving_s3
 from video_pipeline.commands import samples as samples_command
 from video_pipeline.config import Data, load_config
 from video_pipeline.config.source import Source
@@ -70,45 +69,12 @@ def limited(monkeypatch, tmp_path_factory):
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory, clip) -> Iterator[S3Store]:
     """A bucket ``clips`` of a server of our own, to which the environment leads."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "user",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }
-    log = tmp_path_factory.mktemp("moto") / "log"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with pytest.MonkeyPatch.context() as patch, log.open("wb") as stream:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        server = subprocess.Popen(command, stdout=stream, stderr=stream)
-        try:
-            wait_until(lambda: _listens(port), f"moto listens:\n{log.read_text()}")
-            _make_bucket(port)
-            store = S3Store("clips", client_options={"allow_http": True})
-            obstore.put(store, "cats/a.mp4", clip)
-            for name in ("cats/b c.mp4", "cats/more/d.webm", "cats/.x/e.mp4", "cats/notes.txt"):
-                obstore.put(store, name, name.encode())
-            obstore.put(store, "catsanddogs/x.mp4", b"x")
-            yield store
-        finally:
-            server.kill()
-            server.wait()
-            stores._open_store.cache_clear()
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
-
-
-def _make_bucket(port: int) -> None:
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
-        connection.request("PUT", "/clips", headers={"Host": "s3.amazonaws.com"})
-        assert connection.getresponse().status == 200
+    with serving_s3(tmp_path_factory.mktemp("moto") / "log", "clips") as store:
+        obstore.put(store, "cats/a.mp4", clip)
+        for name in ("cats/b c.mp4", "cats/more/d.webm", "cats/.x/e.mp4", "cats/notes.txt"):
+            obstore.put(store, name, name.encode())
+        obstore.put(store, "catsanddogs/x.mp4", b"x")
+        yield store
 
 
 def lines(place: str) -> list[dict]:

@@ -17,6 +17,7 @@ for stage in STAGES:
         params:
             run=command("export.py"),
             config=stage.layout.config,
+            columns=stage.config.run.parquet_columns,
             spec=stage.digest("data", "vision", "vllm", "sampling", "run", "task_params"),
         message:
             stage.title + "writes the output again, as Parquet files"

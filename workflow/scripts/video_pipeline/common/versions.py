@@ -12,6 +12,9 @@ CHUNKS = 3
 SUMMARY = 1
 """The version of the summary."""
 
+PUBLISHED = 1
+"""The version of the receipt of what was published."""
+
 
 def check_version(path: Path, version: object, newest: int) -> None:
     """Raise :class:`UserError` if ``path`` holds a later ``version`` than the ``newest`` that this

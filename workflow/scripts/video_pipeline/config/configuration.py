@@ -63,6 +63,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _publishes_elsewhere(self) -> Config:
+        here = os.path.abspath(self.data.output_jsonl.parent)
+        for place in self.run.publish:
+            if not scheme_of(place) and os.path.abspath(place) == here:
+                raise ValueError(
+                    f"run.publish: {place!r} is the folder of data.output_jsonl, where the files "
+                    "are already; name another one"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _more_tokens(self) -> Config:
         more, most = self.run.retry_truncated, self.sampling.max_tokens
         if more is not None and more <= most:
@@ -82,14 +93,24 @@ class Config(Section):
         """Upper bound on the tokens of one answer."""
         return self.run.retry_truncated or self.sampling.max_tokens
 
+    @property
+    def published(self) -> set[str]:
+        """What it publishes, by names that no other configuration may publish, too: a dataset of
+        the hub has one card, other folders hold the files of each output under its name."""
+        name = self.data.output_jsonl.name
+        return {
+            place if scheme_of(place) == "hf" else f"{absolute(place)}/{name}"
+            for place in self.run.publish
+        }
+
     @cached_property
     def video_root(self) -> str:
         """The absolute folder, or the address, that relative video paths start from."""
         return absolute(self.data.video_root or self.data.source.root)
 
     def placed(self, place: Callable[[str], str]) -> Config:
-        """The same configuration, with the input and the output of each stage where ``place`` puts
-        them. An address stays as it is."""
+        """The same configuration, with the input, the output and the published copies of each
+        stage where ``place`` puts them. An address stays as it is."""
 
         def moved(path: object) -> str:
             return str(path) if scheme_of(str(path)) else place(str(path))
@@ -105,9 +126,13 @@ class Config(Section):
             if isinstance(own, dict):  # else it is an error, which by_stage() explains
                 files = {name: moved(own[name]) for name in names if name in own}
                 stage = {**stage, "data": {**own, **files}}
+            run = stage.get("run")
+            if isinstance(run, dict) and isinstance(run.get("publish"), list):
+                stage = {**stage, "run": {**run, "publish": list(map(moved, run["publish"]))}}
             stages.append(stage)
         data = self.data.model_copy(update=update)
-        return self.model_copy(update={"data": data, "stages": stages})
+        run = self.run.model_copy(update={"publish": list(map(moved, self.run.publish))})
+        return self.model_copy(update={"data": data, "run": run, "stages": stages})
 
     def by_stage(self) -> list[tuple[str, Config]]:
         """The name and the complete configuration of each stage. A configuration without stages is
@@ -122,6 +147,7 @@ class Config(Section):
         shared["data"]["video_root"] = self.data.video_root or self.data.source.root
         configs: list[tuple[str, Config]] = []
         writers: dict[Path, str] = {}
+        publishers: dict[str, str] = {}
         for name, raw in overlaid(shared, self.stages):
             try:
                 config = load_config(raw)
@@ -133,6 +159,12 @@ class Config(Section):
                     f"stages: {other} and {name} write the same output, {output_jsonl}; give one "
                     "another data.output_jsonl"
                 )
+            for place in sorted(config.published):
+                if (other := publishers.setdefault(place, name)) != name:
+                    raise UserError(
+                        f"stages: {other} and {name} publish to the same place, {place}; give one "
+                        "another run.publish ([]: it publishes nothing)"
+                    )
             configs.append((name, config))
         return configs
 

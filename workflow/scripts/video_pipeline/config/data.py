@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from video_pipeline.common.condition import Condition
 from video_pipeline.config.section import Auto, Count, Name, Positive, Section
-from video_pipeline.config.source import Place, Source
+from video_pipeline.config.source import Place, Source, scheme_of
 
 
 class Data(Section):
@@ -105,6 +105,17 @@ class Data(Section):
         description="Memory for prepared samples of a job, in GB: those that wait and those in "
         "the engine.",
     )
+
+    @field_validator("output_jsonl", mode="before")
+    @classmethod
+    def _lies_in_a_file_system(cls, path: object) -> object:
+        if scheme_of(str(path)):
+            raise ValueError(
+                f"data.output_jsonl: {str(path)!r:.200} must be a path: a journal grows line by "
+                "line and is locked, which stores cannot do. To have the output copied there at "
+                "the end, set run.publish"
+            )
+        return path
 
     @field_validator("output_jsonl")
     @classmethod

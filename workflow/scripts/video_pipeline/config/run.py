@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from video_pipeline.config.section import Count, Name, NonNegative, Positive, Section
+from video_pipeline.config.source import Place, check_folder, scheme_of
 
 
 class Simulated(Section):
@@ -83,6 +84,18 @@ class Run(Section):
         description="Formats of the output. `jsonl` is always one of them. `parquet` adds a "
         "folder of Parquet files with a dataset card for the Hugging Face hub.",
     )
+    parquet_columns: Literal["flat", "nested"] = Field(
+        default="flat",
+        description="Columns of the Parquet files. `flat`: `key`, `status`, `error_stage`, `path`, "
+        "... `nested`: those of the JSON, such as `__key`, `__error` and `input`, with objects in "
+        "them.",
+    )
+    publish: list[Place] = Field(
+        default=[],
+        description="Where output, errors, summary, report and Parquet files are copied at the "
+        "end: `s3://bucket/folder`, `gs://...`, `az://...`, `hf://datasets/owner/name`, or a local "
+        "folder. Credentials come from the environment.",
+    )
 
     @field_validator("formats")
     @classmethod
@@ -93,3 +106,29 @@ class Run(Section):
                 "are made of it); add it to the list"
             )
         return formats
+
+    @field_validator("publish")
+    @classmethod
+    def _are_folders(cls, publish: list[str]) -> list[str]:
+        places: list[str] = []
+        for place in publish:
+            if scheme := scheme_of(place):
+                place = f"{scheme}://{place.partition('://')[2].rstrip('/')}"
+            try:
+                check_folder(place)
+            except ValueError as error:
+                raise ValueError(f"run.publish: {error}") from None
+            if place in places:
+                raise ValueError(f"run.publish: {place} is there twice")
+            places.append(place)
+        return places
+
+    @model_validator(mode="after")
+    def _has_a_card(self) -> Run:
+        hub = next((place for place in self.publish if scheme_of(place) == "hf"), None)
+        if hub and "parquet" not in self.formats:
+            raise ValueError(
+                f"run.publish: {hub} is to be a dataset with a card, which is written with the "
+                "Parquet files: set run.formats to [jsonl, parquet]"
+            )
+        return self

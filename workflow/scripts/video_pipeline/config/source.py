@@ -24,6 +24,15 @@ COMPRESSIONS = (".gz", ".zst")
 
 Kind = Literal["jsonl", "txt", "csv", "tsv", "parquet", "tar", "folder", "pattern"]
 
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Names of buckets. Of some stores they become a part of the host's name."""
+
+DATASET = re.compile(
+    r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<folder>.+))?",
+    re.ASCII,
+)
+"""A dataset of the Hugging Face hub, or a folder in it."""
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MEMBER = re.compile(r"(.*?\.(?:tar|parquet)(?:\?[^#]*)?)#(.+)", re.IGNORECASE | re.DOTALL)
 _FORMS: dict[str, Kind] = {
@@ -79,6 +88,25 @@ def shown(place: str) -> str:
     except ValueError:
         return "an address that is not valid"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def check_folder(place: str) -> None:
+    """Raise :class:`ValueError` if ``place`` is no local folder and no folder of a store."""
+    scheme, (bucket, *folders) = scheme_of(place), place.partition("://")[2].split("/")
+    if not scheme:
+        return
+    known = ", ".join(f"{store}://" for store in STORES)
+    if scheme not in STORES:
+        raise ValueError(f"{place!r:.200}: expected a local folder, or one at {known}")
+    if scheme == "hf":
+        if not DATASET.fullmatch(place):
+            raise ValueError(f"{place!r:.200}: expected hf://datasets/owner/name")
+    elif not BUCKET.fullmatch(bucket):
+        raise ValueError(
+            f"{place!r:.200}: expected {scheme}://bucket/folder, without user, port or query"
+        )
+    if not {"", ".", ".."}.isdisjoint(folders) or any(mark in place for mark in "?#"):
+        raise ValueError(f"{place!r:.200}: an empty name, `.`, `..`, `?` or `#` names no folder")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ numbers, and ``pa.array`` fails on mixed values without naming their field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -135,6 +135,14 @@ class Column:
         item = self._items.converter() if self._items else None
         return partial(_converted_list, item) if item else None
 
+    def leaves(self, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Column]]:
+        """This column at ``path``; of a struct its fields instead, at paths with their names."""
+        if not pa.types.is_struct(self.type):
+            yield path, self
+            return
+        for name, column in self._fields.items():
+            yield from column.leaves((*path, name))
+
     def walk(self, name: str) -> Iterable[tuple[str, Column]]:
         """This column, called ``name``, and all those inside, by their paths."""
         yield name, self
@@ -190,6 +198,11 @@ class Columns:
             values = [convert(value) for value in values] if convert else values
             arrays.append(pa.array(values, field.type))
         return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def leaves(self) -> list[tuple[tuple[str, ...], Column]]:
+        """The columns that are left when each struct gives way to its fields, however deep, with
+        the paths of those fields; in the order of ``pyarrow.Table.flatten``."""
+        return [leaf for name, column in self.columns.items() for leaf in column.leaves((name,))]
 
     def _with_others(self, record: dict[str, Any]) -> dict[str, Any]:
         others = {name: value for name, value in record.items() if name not in self.columns}

@@ -25,14 +25,18 @@ from video_pipeline.common.locks import waiting_lock
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
-from video_pipeline.export.columns import OTHERS, Columns
+from video_pipeline.errors import Failure
+from video_pipeline.export.columns import OTHERS, Column, Columns
+from video_pipeline.export.flat import flat_names, flattened
 from video_pipeline.model.model import is_path
 from video_pipeline.report.summary import read_summary
 from video_pipeline.run.answers import describe_cut_off
 from video_pipeline.run.fingerprint import NEUTRAL_ENGINE_ARGUMENTS
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import check_origin
+from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.prompts import prompt_files
+from video_pipeline.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +62,18 @@ _MEANINGS = {
     "__key": "the sample's id, or a hash of its content",
     "__status": "`ok`, `error`, or `left_out` if it was not asked about",
     "__error": "of a sample that failed: where, and why",
-    "__left_out": "why a sample was not asked about: `by` `where` (data.where) or `error`",
+    "__error.stage": "of a sample that failed: where",
+    "__error.type": "of a sample that failed: the kind of error",
+    "__error.message": "of a sample that failed: why",
+    "__left_out": "of a sample that was not asked about: why",
+    "__left_out.by": "of a sample that was not asked about: `where` (data.where) or `error`",
+    "__left_out.message": "of a sample that was not asked about: why",
     "__task": "what was asked",
     "__model": "who was asked",
     "__usage": "tokens of the prompt and of the answer, and why the answer ended",
+    "__usage.prompt_tokens": "tokens of the prompt",
+    "__usage.completion_tokens": "tokens of the answer",
+    "__usage.finish_reason": "why the answer ended: `stop` by itself, `length` at a limit",
     "__reasoning": "what the model thought before it answered",
     "input": "the sample as it was given",
     "output_text": "what the model said",
@@ -92,28 +104,48 @@ def export(config: Config, layout: Layout) -> None:
         count = summary["samples"]["distinct"]
         with open(layout.output, "rb") as output, replacing_folder(layout.dataset) as folder:
             columns = Columns(_CONTRACT)
+            left_out, first = 0, None
             with Progress(progress_file, "look at the columns", "records", count) as progress:
                 for line in output:
-                    columns.see(orjson.loads(line))
+                    columns.see(record := orjson.loads(line))
+                    if record["__status"] == "left_out":
+                        left_out += 1
+                    elif first is None:
+                        first = record
                     progress.advance()
             columns.finish()
+            names = _names(config, columns)
             output.seek(0)
             with Progress(progress_file, "write the records", "records", count) as progress:
-                num_files = _write_parquet(output, columns, folder / "data", progress)
-            card = dataset_card(config, layout.stem, summary, columns)
+                num_files = _write_parquet(output, columns, names, folder / "data", progress)
+            card = dataset_card(
+                config, layout.stem, summary, columns, left_out, _asked(config, first)
+            )
             (folder / "README.md").write_text(card, encoding="utf-8")
     logger.info("%s: %d records in %d file(s)", layout.dataset, count, num_files)
 
 
-def _write_parquet(output: BinaryIO, columns: Columns, folder: Path, progress: Progress) -> int:
+_Names = dict[tuple[str, ...], str] | None
+"""The names of flat columns by the paths of their fields; None: the columns are nested."""
+
+
+def _names(config: Config, columns: Columns) -> _Names:
+    if config.run.parquet_columns == "nested":
+        return None
+    return flat_names(path for path, _ in columns.leaves())
+
+
+def _write_parquet(
+    output: BinaryIO, columns: Columns, names: _Names, folder: Path, progress: Progress
+) -> int:
     """Write all records into ``folder``, under the hub's names; returns the number of files."""
     folder.mkdir()
     files: list[Path] = []
-    row_groups = _row_groups(output, columns, progress)
-    row_group: pa.Table | None = next(row_groups, columns.table([]))
+    row_groups = _row_groups(output, columns, names, progress)
+    row_group: pa.Table | None = next(row_groups)
     while row_group is not None:
         files.append(folder / f"{len(files)}.parquet")
-        with pq.ParquetWriter(files[-1], columns.schema, compression="zstd") as writer:
+        with pq.ParquetWriter(files[-1], row_group.schema, compression="zstd") as writer:
             while row_group is not None and files[-1].stat().st_size < FILE_BYTES:
                 writer.write_table(row_group)
                 row_group = next(row_groups, None)
@@ -122,15 +154,39 @@ def _write_parquet(output: BinaryIO, columns: Columns, folder: Path, progress: P
     return len(files)
 
 
-def _row_groups(output: BinaryIO, columns: Columns, progress: Progress) -> Iterator[pa.Table]:
-    while lines := output.readlines(ROW_GROUP_BYTES):
-        yield columns.table([orjson.loads(line) for line in lines])
+def _row_groups(
+    output: BinaryIO, columns: Columns, names: _Names, progress: Progress
+) -> Iterator[pa.Table]:
+    """The records as tables of one schema, at least one."""
+    lines = output.readlines(ROW_GROUP_BYTES)
+    while True:
+        table = columns.table([orjson.loads(line) for line in lines])
+        yield table if names is None else flattened(table, list(names.values()))
         progress.advance(len(lines))
+        if not (lines := output.readlines(ROW_GROUP_BYTES)):
+            return
 
 
-def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Columns) -> str:
+def dataset_card(
+    config: Config,
+    stem: str,
+    summary: dict[str, Any],
+    columns: Columns,
+    left_out: int,
+    asked: dict[str, str],
+) -> str:
     """The README.md of the folder: a dataset card with the front matter that the Hugging Face hub
-    reads (https://huggingface.co/docs/hub/datasets-cards). Arrows mark what the user fills in."""
+    reads (https://huggingface.co/docs/hub/datasets-cards). Arrows mark what the user fills in.
+
+    Args:
+        config: The configuration of the run.
+        stem: The name of the output.
+        summary: The summary of the output.
+        columns: The columns of all records.
+        left_out: How many records were not asked about.
+        asked: What a sample was asked, by part, see :func:`_asked`.
+    """
+    num_rows = summary["samples"]["distinct"] + left_out
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -145,16 +201,52 @@ def dataset_card(config: Config, stem: str, summary: dict[str, Any], columns: Co
         summary=summary,
         model=_shown(summary["model"]),
         cut_off=describe_cut_off(summary["samples"]["truncated_at"]),
-        size=size_category(summary["samples"]["distinct"]),
+        num_rows=num_rows,
+        left_out=left_out,
+        size=size_category(num_rows),
         is_simulated=config.run.engine == "simulated",
         settings=_settings(config),
+        asked=asked,
         prompts=[
             (Path(file).name, Path(file).read_text("utf-8"))
             for file in prompt_files(config.task_params).values()
             if Path(file).is_file()
         ],
         versions=_versions(),
-        columns=list(_described(columns)),
+        columns=list(_described(columns, _names(config, columns))),
+        mark="" if config.run.parquet_columns == "flat" else "__",
+    )
+
+
+def _asked(config: Config, record: dict[str, Any] | None) -> dict[str, str]:
+    """What was asked about the sample of ``record``, by part, as text; empty if the task does not
+    tell."""
+    if record is None:
+        return {}
+    try:
+        sample = task_sample(record["__key"], record["input"], config)
+        conversations = load_task(config).conversations(sample)
+    except Failure as error:
+        logger.warning("the card does not show what was asked: %s", error)
+        return {}
+    address = sample["__video_uri"]
+
+    def shown(text: str) -> str:
+        return text.replace(address, "<video>") if isinstance(address, str) else text
+
+    return {
+        part: shown("\n\n".join(f"{message['role']}:\n{_text_of(message)}" for message in asked))
+        for part, asked in conversations.items()
+    }
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    content = message["content"]
+    if not isinstance(content, list):
+        return str(content)
+    return "\n".join(
+        str(item["text"]) if "text" in item else f"<{item.get('type', 'video')}>"
+        for item in content
     )
 
 
@@ -214,11 +306,17 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _described(columns: Columns) -> Iterator[tuple[str, str, str]]:
-    """Path, type and meaning of each column and of the fields inside."""
-    for top, outer in columns.columns.items():
-        for path, column in outer.walk(top):
+def _described(columns: Columns, names: _Names) -> Iterator[tuple[str, str, str]]:
+    """Name, type and meaning of each column and of the fields inside."""
+    nested: list[tuple[tuple[str, ...], Column]]
+    nested = [((name,), column) for name, column in columns.columns.items()]
+    for place, outer in nested if names is None else columns.leaves():
+        top = place[0] if names is None else names[place]
+        field = ".".join(place)
+        for path, column in outer.walk(field):
             meaning = _MEANINGS.get(path, "")
+            if names is not None and column is outer and place[0] == "input":
+                meaning = f"of the sample: {_code(field.removeprefix('input.'))}"
             kind = "string" if column.is_json else str(column.type)
             if pa.types.is_nested(column.type):
                 kind = "struct" if pa.types.is_struct(column.type) else "list"
@@ -229,7 +327,7 @@ def _described(columns: Columns) -> Iterator[tuple[str, str, str]]:
                 notes.append("nothing but `null`")
             if column.is_mixed:
                 notes.append("whole numbers among them are written as floats")
-            yield path, kind, "; ".join(notes)
+            yield top + path.removeprefix(field), kind, "; ".join(notes)
 
 
 def _code(text: str) -> str:

@@ -76,6 +76,7 @@ class Layout:
     videos = _beside(".videos.jsonl")  # of long videos: one line for each, with its windows
     dataset = _beside(".dataset")  # a folder to upload to a hub: Parquet and a card
     card = _Path(lambda layout: layout.dataset / "README.md")  # exists when the whole folder does
+    receipt = _beside(".published.json")  # what was published, and where
     plan_report = _beside(".plan.json")  # the estimate of a run
     plan_samples = _beside(".plan.jsonl")  # the estimate of each sample that plan has read
 
@@ -102,6 +103,7 @@ class Layout:
     plan_scratch = _of_run("plan")  # the folder that plan works in
     plan_lock = _of_run("plan.lock")  # held by the process that estimates
     dataset_lock = _of_run("dataset.lock")  # held by the process that writes the dataset
+    checksums = _of_run("sha256")  # of the files that are being published
     run_lock = _of_run("snakemake.lock")  # held by the Snakemake, retry or prune that works on it
     reopened = _of_run("reopened")  # exists while the output has errors that were opened again
 

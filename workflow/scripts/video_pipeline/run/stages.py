@@ -43,17 +43,20 @@ class Stage:
         """The files that a complete run leaves."""
         layout = self.layout
         card = [layout.card] if "parquet" in self.config.run.formats else []
-        return [layout.output, layout.summary, layout.errors, layout.report, *card]
+        receipt = [layout.receipt] if self.config.run.publish else []
+        return [layout.output, layout.summary, layout.errors, layout.report, *card, *receipt]
 
     @property
     def rule_outputs(self) -> dict[str, Path]:
         """By rule, a file that exists when its job has ended well; ``infer`` has rank files."""
         layout = self.layout
+        publish = {"publish": layout.receipt} if self.config.run.publish else {}
         return {
             "split": layout.manifest,
             "consolidate": layout.output,
             "report": layout.report,
             "export": layout.card,
+            **publish,
         }
 
     def rule(self, rule: str) -> str:
@@ -64,11 +67,17 @@ class Stage:
         """Stands, as one param, for the sharding and some sections of the configuration: Snakemake
         compares params as a set of values, and takes the braces in a prompt for wildcards.
 
-        ``run.formats`` is left out: another format is another job, and no other runs again.
+        What only export and publish read is left out: no other job runs again.
         """
-        settings = self.config.model_dump(mode="json", exclude={"run": {"formats"}})
+        own = {"formats", "parquet_columns", "publish"}
+        settings = self.config.model_dump(mode="json", exclude={"run": own})
         spec = {"plan": vars(self.sharding), **{name: settings[name] for name in sections}}
         return digest(json.dumps(spec, sort_keys=True).encode())
+
+    @property
+    def places_digest(self) -> str:
+        """Stands for ``run.publish`` in the same way."""
+        return digest(json.dumps(self.config.run.publish).encode())
 
 
 def resolve_stages(config: Config, *, gpus: int | None, is_main: bool, logs: Path) -> list[Stage]:

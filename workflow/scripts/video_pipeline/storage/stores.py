@@ -11,14 +11,13 @@ and ``AzureConfig`` lists the variables.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from video_pipeline.config.source import scheme_of
+from video_pipeline.config.source import BUCKET, scheme_of
 from video_pipeline.storage.access import Access, check_object
 from video_pipeline.storage.blobs import Blob
 from video_pipeline.storage.errors import VideoReadError
@@ -26,9 +25,6 @@ from video_pipeline.storage.errors import VideoReadError
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
     from obstore.store import ObjectStore
-
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Names of buckets. Of some stores they become a part of the host's name."""
 
 _STREAM_BYTES = 8 << 20
 
@@ -46,13 +42,13 @@ class StoreBlob(Blob):
 
     def __init__(self, address: str, access: Access) -> None:
         check_object(address, access)
-        self._store, self._key = _store(address), _key(address)
+        self._store, self._key = store_of(address), key_of(address)
 
     @cached_property
     def _meta(self) -> Any:
         import obstore
 
-        with _explained():
+        with explained():
             return obstore.head(self._store, self._key)
 
     @property
@@ -66,13 +62,13 @@ class StoreBlob(Blob):
     def read(self, start: int, stop: int) -> bytes:
         import obstore
 
-        with _explained():
+        with explained():
             return bytes(obstore.get_range(self._store, self._key, start=start, end=stop))
 
     def pieces(self) -> Iterator[bytes]:
         import obstore
 
-        with _explained():
+        with explained():
             for piece in obstore.get(self._store, self._key).stream(_STREAM_BYTES):
                 yield bytes(piece)
 
@@ -86,7 +82,7 @@ class HubBlob(Blob):
 
     @cached_property
     def _info(self) -> dict[str, Any]:
-        with _explained():
+        with explained():
             return dict(_hub().info(self._path))
 
     @property
@@ -100,7 +96,7 @@ class HubBlob(Blob):
         return str(self._info.get("blob_id") or "")
 
     def read(self, start: int, stop: int) -> bytes:
-        with _explained():
+        with explained():
             return bytes(_hub().cat_file(self._path, start, stop, cache_type="none"))
 
 
@@ -119,9 +115,9 @@ def listed(prefix: str) -> Iterator[Listed]:
     import obstore
 
     scheme, bucket = scheme_of(prefix), _bucket(prefix)
-    with _explained():
+    with explained():
         # A store lists what lies under a whole folder name.
-        for some in obstore.list(_store(prefix), _key(prefix).rpartition("/")[0] or None):
+        for some in obstore.list(store_of(prefix), key_of(prefix).rpartition("/")[0] or None):
             for meta in some:
                 address = f"{scheme}://{bucket}/{meta['path']}"
                 if address.startswith(prefix):
@@ -130,7 +126,7 @@ def listed(prefix: str) -> Iterator[Listed]:
 
 def _listed_on_hub(prefix: str) -> Iterator[Listed]:
     folder, start = prefix.removeprefix("hf://").rpartition("/")[0], prefix.removeprefix("hf://")
-    with _explained():
+    with explained():
         found = cast("dict[str, dict[str, Any]]", _hub().find(folder, detail=True))
     for path, info in sorted(found.items()):
         if path.startswith(start):
@@ -143,7 +139,7 @@ def check_address(address: str) -> None:
         _, _, path = address.partition("://")
         if path.count("/") < 2:
             raise ValueError(f"{address!r:.200}: expected hf://datasets/owner/name/path")
-    elif not _BUCKET.fullmatch(_bucket(address)) or not _key(address):
+    elif not BUCKET.fullmatch(_bucket(address)) or not key_of(address):
         raise ValueError(
             f"{address!r:.200}: expected {scheme_of(address)}://bucket/path, without user, port or "
             "query"
@@ -154,11 +150,14 @@ def _bucket(address: str) -> str:
     return address.partition("://")[2].partition("/")[0]
 
 
-def _key(address: str) -> str:
+def key_of(address: str) -> str:
+    """The key of the object at ``address``, in its bucket."""
     return address.partition("://")[2].partition("/")[2]
 
 
-def _store(address: str) -> ObjectStore:
+def store_of(address: str) -> ObjectStore:
+    """The store of an ``s3://``, ``gs://`` or ``az://`` address, with the credentials of the
+    environment. Raises :class:`VideoReadError` if they make no sense."""
     return _open_store(scheme_of(address), _bucket(address))
 
 
@@ -175,7 +174,7 @@ def _open_store(scheme: str, bucket: str) -> ObjectStore:
     options: Any = {"timeout": "300s", "connect_timeout": "10s", "allow_http": plain}
     kinds: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
     retries = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
-    with _explained():
+    with explained():
         store: ObjectStore = kinds[scheme](bucket, client_options=options, retry_config=retries)
     return store
 
@@ -188,7 +187,7 @@ def _hub() -> HfFileSystem:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """The errors of stores become a :class:`VideoReadError`."""
     try:
         yield
@@ -204,7 +203,8 @@ def _explained() -> Iterator[None]:
 
 def _hint(error: Exception) -> str:
     """What the clients do not say: without credentials they ask the cloud's machine for some."""
-    if "169.254.169.254" in str(error) or "Account must be specified" in str(error):
+    texts = ("169.254.169.254", "Account must be specified", "401 ")
+    if any(text in str(error) for text in texts):
         return ". The environment has no credentials for it: docs/input.md names the variables"
     return ""
 

@@ -113,6 +113,11 @@ class Invocation:
                 other._rules += self._rules
                 return
             for ours, theirs in itertools.product(self.stages, other.stages):
+                if both := ours.config.published & theirs.config.published:
+                    raise UserError(
+                        f"two modules publish to the same place, {min(both)}: give one of them "
+                        "another run.publish"
+                    )
                 if os.path.abspath(ours.layout.output) == os.path.abspath(theirs.layout.output):
                     raise UserError(
                         f"two modules write {ours.layout.output}: give one of them another "

@@ -1,0 +1,1 @@
+"""The rule ``publish``: the output, copied to where people want it."""
