@@ -19,8 +19,10 @@ from typing import Any
 
 import yaml
 from video_pipeline.config import Config, load_config
+from video_pipeline.infer.infer import infer
 from video_pipeline.journal.format import attempt_prefix
 from video_pipeline.journal.writer import JournalWriter
+from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 
@@ -296,6 +298,13 @@ class Splitter:
             list(self.manifest.open_chunk(self.layout, rank)) for rank in range(num_shards)
         ]
         return self
+
+    def run_all(self) -> None:
+        """Split into one chunk, infer and consolidate, with the plugin as it is now."""
+        with forgetting_plugins():
+            self(num_shards=1)
+            infer(self.run.config, self.layout, 0, 1)
+            consolidate(self.run.config, self.layout)
 
     @property
     def keys(self) -> list[list[str]]:
