@@ -446,16 +446,15 @@ def test_a_stage_goes_on_with_windows(cut):
     assert [record["__key"] for record in cut.records()] == keys
 
 
-def test_failed_windows_are_an_input(cut):
+@pytest.mark.parametrize("is_record", [False, True])
+def test_failed_windows_are_an_input(cut, is_record):
     """As ``out.errors.jsonl`` holds them, or without what went wrong; they are not cut again."""
     first = {"number": 0, "of": 2, "segment": {}}
-    window = {"path": "clip.mp4", "video_start": 0.0, "video_end": 5.0, "clip": first}
-    a, b = ({"id": name, **window} for name in "ab")
-    error = {"__key": "a@0.0-5.0", "__status": "error", "__error": ERROR, "input": a}
-    cut.write_samples([error, b])
+    window = {"id": "a", "path": "clip.mp4", "video_start": 0.0, "video_end": 5.0, "clip": first}
+    error = {"__key": "a@0.0-5.0", "__status": "error", "__error": ERROR, "input": window}
+    cut.write_samples([error if is_record else window])
     Splitter(cut).run_all()
-    records = [(record["__key"], record["input"]) for record in cut.records()]
-    assert records == [("a@0.0-5.0", a), ("b@0.0-5.0", b)]
+    assert [(r["__key"], r["input"]) for r in cut.records()] == [("a@0.0-5.0", window)]
 
 
 @pytest.mark.parametrize(
