@@ -19,13 +19,16 @@ from typing import Any
 
 import yaml
 from video_pipeline.config import Config, load_config
+from video_pipeline.infer.infer import infer
 from video_pipeline.journal.format import attempt_prefix
 from video_pipeline.journal.writer import JournalWriter
+from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPTS = PROJECT / "workflow" / "scripts"
+ABSENT = PROJECT / "tests" / "absent"  # modules that a run does not see
 
 # A task and a dataset that need no video. Each read leaves a line in reads.txt; the field `do` of a
 # sample says how it misbehaves.
@@ -217,7 +220,9 @@ class Run:
 
     def _in_background(self, command: list[str]) -> subprocess.Popen[str]:
         with open(self.folder / "background.log", "a", encoding="utf-8") as log:
-            return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, text=True)
+            return subprocess.Popen(
+                command, cwd=self.folder, stdout=log, stderr=log, text=True, env=environment()
+            )
 
     def _checked(self, command: list[str], succeeds: bool) -> str:
         done = subprocess.run(
@@ -226,6 +231,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=environment(),
         )
         code = done.returncode
         assert code == (0 if succeeds else 1), f"exit code {code}\n{done.stdout}"
@@ -269,6 +275,12 @@ class Run:
         return (self.folder / "logs" / "out" / f"{name}.log").read_text(encoding="utf-8")
 
 
+def environment() -> dict[str, str]:
+    """The environment of a run: that of the tests, without the modules of ``tests/absent``."""
+    path = filter(None, (str(ABSENT), os.environ.get("PYTHONPATH")))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "finish_reason": "stop"}
 ERROR = {"stage": "read", "type": "ValueError", "message": "no such clip"}
 
@@ -296,6 +308,13 @@ class Splitter:
             list(self.manifest.open_chunk(self.layout, rank)) for rank in range(num_shards)
         ]
         return self
+
+    def run_all(self) -> None:
+        """Split into one chunk, infer and consolidate, with the plugin as it is now."""
+        with forgetting_plugins():
+            self(num_shards=1)
+            infer(self.run.config, self.layout, 0, 1)
+            consolidate(self.run.config, self.layout)
 
     @property
     def keys(self) -> list[list[str]]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import Run, keys, processes_with, samples, wait_until
+from helpers import Run, keys, lock_holders, processes_with, samples, wait_until
+from video_pipeline.common.locks import try_lock
+from video_pipeline.run.layout import Layout
 
 pytestmark = pytest.mark.two_ranks
 
@@ -33,14 +35,25 @@ def started(run):
     """Snakemake in the background, in the midst of its samples on two ranks."""
     run.write_samples(samples(COUNT))
     run.configure(run={"simulated": SLOW})
-    run.main = run.start_snakemake()
-    wait_until(lambda: len(run.answers()) >= 6, "some samples are done")
-    run.process = psutil.Process(run.main.pid)
+    start(run)
     yield run
     for pid in processes_with("VIDEO_PIPELINE_SNAKEMAKE", str(run.main.pid)):
         os.kill(pid, signal.SIGKILL)
     run.main.kill()
     run.main.wait()
+
+
+def start(run) -> None:
+    """Start Snakemake in the background; returns when some more samples are done."""
+    more = len(run.answers()) + 6
+    run.main = run.start_snakemake()
+    wait_until(lambda: len(run.answers()) >= more, "some samples are done")
+    run.process = psutil.Process(run.main.pid)
+
+
+def run_lock(run) -> Path:
+    """Who works on the output of ``run`` locks this file."""
+    return run.folder / Layout.of(run.config, 2).run_lock
 
 
 def jobs(run) -> list[psutil.Process]:
@@ -68,37 +81,44 @@ def assert_finished(run, expected: bytes) -> None:
     assert run.output.read_bytes() == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_snakemake_is_killed(started, number, undisturbed):
-    assert len(jobs(started)) == 2
-    started.main.send_signal(number)
-    assert_all_gone(started)
-    assert started.main.wait() != 0
-    assert len(started.answers()) < COUNT
+def attempts(run) -> int:
+    """How many attempts of a job have answered something."""
+    files = (run.folder / "results" / ".journal" / "out").rglob("attempt.*.jsonl")
+    return sum('"output_text":' in path.read_text() for path in files)
+
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def test_snakemake_is_killed(started, undisturbed):
+    for number in SIGNALS:
+        if number != SIGNALS[0]:
+            start(started)
+        assert len(jobs(started)) == 2
+        started.main.send_signal(number)
+        assert_all_gone(started)
+        assert started.main.wait() != 0
+        assert len(started.answers()) < COUNT
     assert_finished(started, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_job_is_killed(started, number, undisturbed):
-    """Snakemake starts it again."""
-    jobs(started)[0].send_signal(number)
+def test_a_job_is_killed(started, undisturbed):
+    """Snakemake starts it again. Meanwhile it holds the lock of the output."""
+    assert lock_holders(run_lock(started)) == {started.main.pid}
+    for number in SIGNALS:
+        before = attempts(started)
+        jobs(started)[0].send_signal(number)
+        wait_until(lambda before=before: attempts(started) > before, "the next attempt is at work")
     assert started.main.wait() == 0
     assert_all_gone(started)
     assert_finished(started, undisturbed)
 
 
-def test_every_process_of_a_job_is_killed_in_turn(started, undisturbed):
-    """The watch process, the decode processes, and what multiprocessing starts."""
+def test_the_processes_of_a_job_are_killed(started, undisturbed):
+    """The watch process, and then its job; in the next attempt that, the decode processes, and what
+    multiprocessing starts."""
     (job, *_) = jobs(started)
-    for process in job.children(recursive=True):
-        process.kill()
-    assert started.main.wait() == 0
-    assert_all_gone(started)
-    assert_finished(started, undisturbed)
-
-
-def test_the_watch_process_is_killed_and_then_its_job(started):
-    (job, *_) = jobs(started)
+    before = attempts(started)
 
     def watch() -> list[psutil.Process]:
         found = []
@@ -115,16 +135,22 @@ def test_the_watch_process_is_killed_and_then_its_job(started):
     assert shared_memory.exists()
     job.kill()
     wait_until(lambda: not shared_memory.exists(), "the shared memory is gone")
+
+    wait_until(lambda: attempts(started) > before, "the next attempt is at work")
+    for process in jobs(started)[0].children(recursive=True):
+        process.kill()
     assert started.main.wait() == 0
     assert_all_gone(started)
+    assert_finished(started, undisturbed)
 
 
-def test_a_second_snakemake_on_the_same_output_is_refused(started):
-    out = started.snakemake(succeeds=False)
+def test_a_second_snakemake_on_the_same_output_is_refused(run):
+    run.write_samples(samples(1))
+    with try_lock(run_lock(run)):
+        out = run.snakemake(succeeds=False)
     assert "another snakemake, retry or prune is at work on results/out.jsonl" in out
-    assert f"process {started.main.pid}" in out
+    assert f"process {os.getpid()}" in out
     assert "Traceback" not in out
-    assert started.main.wait() == 0
 
 
 @pytest.fixture

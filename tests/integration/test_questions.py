@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from helpers import Run, read_jsonl, samples
+from helpers import Run, Splitter, read_jsonl, samples
+from video_pipeline.commands.retry import retry
+from video_pipeline.errors import UserError
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.sharding import Sharding
 
 # Counts what is read; the sample's `fails` names a question that the engine refuses.
 PLUGIN = """\
@@ -36,13 +40,21 @@ class Counted(TextDataset):
 
 
 @pytest.fixture
-def asking(run: Run) -> Run:
+def asking(splitting: Splitter) -> Run:
+    run = splitting.run
     run.write_plugin(PLUGIN)
     run.configure(
         run={"task": "questions", "dataset": "counted"},
         task_params={"questions": {"what": "What is it?", "who": "Who is it?"}},
     )
+    run.all = splitting.run_all
     return run
+
+
+def reopen(run: Run, *stages: str) -> int:
+    """Open failed samples again; returns how many."""
+    Sharding(1).write(Layout.of(run.config, 1).sharding)
+    return retry(run.config, *([stages] if stages else []))
 
 
 def asked(run: Run) -> Counter[tuple[str, str]]:
@@ -57,13 +69,13 @@ def asked(run: Run) -> Counter[tuple[str, str]]:
 
 def test_a_new_question_is_asked_alone(asking):
     asking.write_samples(samples(4))
-    asking.snakemake()
+    asking.all()
     assert [sorted(record["output_text"]) for record in asking.records()] == [["what", "who"]] * 4
     assert asking.reads() == Counter({str(number): 1 for number in range(4)})
     first = asking.records()
 
     asking.configure(task_params={"questions": {"what": "What is it?", "where": "Where is it?"}})
-    asking.snakemake()
+    asking.all()
     expected = Counter({(str(n), part): 1 for n in range(4) for part in ("what", "who", "where")})
     assert asked(asking) == expected
     for record, before in zip(asking.records(), first, strict=True):
@@ -74,7 +86,7 @@ def test_a_new_question_is_asked_alone(asking):
     # all three answers are in the journal: nothing is read or asked again
     reads = asking.reads()
     asking.configure(task_params={"questions": {"who": "Who is it?", "where": "Where is it?"}})
-    asking.snakemake()
+    asking.all()
     assert asked(asking) == expected
     assert asking.reads() == reads
     assert asking.records()[0]["who"] == first[0]["who"]
@@ -85,12 +97,12 @@ def test_one_question_that_fails_is_retried_alone(asking):
     entries = samples(3)
     entries[1]["fails"] = ["who"]
     asking.write_samples(entries)
-    asking.snakemake()
+    asking.all()
     failed = asking.records()[1]
     assert failed["__status"] == "error"
     (asking.folder / "mended").touch()
-    assert "1 failed sample(s) are open again" in asking.module("retry")
-    asking.snakemake()
+    assert reopen(asking) == 1
+    asking.all()
     record = asking.records()[1]
     assert record["__status"] == "ok"
     assert set(asked(asking).values()) == {1}
@@ -116,7 +128,8 @@ def test_an_answer_with_a_schema_that_does_not_end_is_asked_for_once_more(asking
         sampling={"max_tokens": 4},
     )
     asking.write_samples(samples(1))
-    assert "none of the 1 samples" in asking.snakemake(succeeds=False)
+    with pytest.raises(UserError, match="none of the 1 samples"):
+        asking.all()
     (record,) = read_jsonl(asking.folder / "results" / "out.rank0.jsonl")
     assert record["__error"]["stage"] == "length"
     assert record["__error"]["message"] == (
@@ -128,8 +141,9 @@ def test_an_answer_with_a_schema_that_does_not_end_is_asked_for_once_more(asking
 
     # more tokens: after `retry` only that question is asked again
     asking.configure(run={"retry_truncated": 12})
-    assert "1 failed sample(s) are open again" in asking.module("retry", "--stage", "length")
-    asking.snakemake(succeeds=False)  # the simulated text is no JSON
+    assert reopen(asking, "length") == 1
+    with pytest.raises(UserError, match="none of the 1 samples"):
+        asking.all()
     (record,) = read_jsonl(asking.folder / "results" / "out.rank0.jsonl")
     assert len(record["output_text"]["who"].split()) == 9
     assert record["__error"]["stage"] == "parse"  # the simulated engine's words are no JSON

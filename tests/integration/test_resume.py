@@ -72,7 +72,7 @@ def test_nothing_is_inferred_twice(run, workflow):
     run.output.unlink()
     go(keys(6))
 
-    run.configure(data={"num_shards": 3})
+    run.configure(data={"num_shards": 1})
     go(keys(6))
 
     run.configure(data={"num_shards": 2}, run={"keep_rank_files": True})
@@ -101,7 +101,7 @@ def test_only_file_times(splitting):
     run.write_samples(reversed(samples(4)))
     run.snakemake(*times)
     assert_output(run, list(reversed(keys(4))))
-    for num_shards in (3, 2):
+    for num_shards in (1, 2):
         run.output.unlink()
         run.configure(data={"num_shards": num_shards})
         run.snakemake(*times)
@@ -110,12 +110,12 @@ def test_only_file_times(splitting):
 
 
 def test_another_number_of_shards_in_between(splitting):
-    """Split for 2 GPUs, inferred on 3 while they were free, finished on 2."""
+    """Split for 2 GPUs, inferred on 1 while the other was not free, finished on 2."""
     run = splitting.run
     run.write_samples(samples(4))
     run.snakemake("--until", "split")
-    splitting(num_shards=3).finish(*keys(4))
-    run.configure(data={"num_shards": 3})
+    splitting(num_shards=1).finish(*keys(4))
+    run.configure(data={"num_shards": 1})
     run.snakemake()
     run.configure(data={"num_shards": 2})
     run.snakemake()
@@ -137,7 +137,7 @@ def test_what_came_into_the_journal_since_the_split_is_found(splitting):
 
 
 def test_an_earlier_number_of_shards_leaves_nothing(run):
-    """Three rank files are kept, then the input is split in two, and in three again."""
+    """Two rank files are kept, then the input is in one chunk, and in two again."""
 
     def go(num_shards: int, keep: bool) -> None:
         run.configure(data={"num_shards": num_shards}, run={"keep_rank_files": keep})
@@ -148,7 +148,7 @@ def test_an_earlier_number_of_shards_leaves_nothing(run):
         assert [path.name for path in chunks.glob("of-*")] == [f"of-{num_shards}"]
 
     run.write_samples(samples(6))
-    for num_shards, keep in ((3, True), (2, False), (3, True), (2, True), (3, False)):
+    for num_shards, keep in ((2, True), (1, False), (2, True), (1, True), (2, False)):
         go(num_shards, keep)
     assert_once(run, keys(6))
 
@@ -281,27 +281,26 @@ def test_a_journal_that_changes_while_the_job_publishes(splitting, monkeypatch):
 def test_changes_of_what_is_asked(splitting):
     """Prompt, settings and parse: just what is asked anew is inferred, the old journal stays."""
     run = splitting.run
-    run.configure(data={"num_shards": 1})
     splitting(samples(4), 1).finish(*keys(4))
-    run.snakemake()
+    splitting.run_all()
     (first,) = run.journals()
     assert run.reads() == {}
 
     # the prompt of some samples
     run.edit_plugin('f"What happens? ', "f\"What happens? {'Why?' * (sample['id'] >= 2)}")
-    run.snakemake()
+    splitting.run_all()
     assert run.reads() == Counter(keys(4)[2:])
 
     # parse
     run.edit_plugin('{"answer": generated_text.strip()}', '{"words": generated_text.split()}')
-    run.snakemake()
+    splitting.run_all()
     assert [len(record["words"]) for record in run.records()] == [1, 1, 16, 16]
     assert "answer" not in run.records()[0]
     assert run.reads() == Counter(keys(4)[2:])
 
     # settings of the engine
     run.configure(sampling={"max_tokens": 5})
-    run.snakemake()
+    splitting.run_all()
     assert [len(record["words"]) for record in run.records()] == [5] * 4
     assert run.reads() == Counter(keys(4) + keys(4)[2:])
     assert len(run.journals()) == 2
@@ -309,7 +308,7 @@ def test_changes_of_what_is_asked(splitting):
 
     # and back: the old journal is there
     run.configure(sampling={"max_tokens": 512})
-    run.snakemake()
+    splitting.run_all()
     assert [len(record["words"]) for record in run.records()] == [1, 1, 16, 16]
     assert run.reads() == Counter(keys(4) + keys(4)[2:])
 
@@ -397,6 +396,7 @@ def test_a_second_job_takes_over_when_the_first_dies(slow):
 
 def test_what_a_changed_setting_costs_is_said_before_it_is_spent(run):
     """By a dry run, and by the run itself before it replaces the finished output."""
+    run.configure(data={"num_shards": 1})
     run.write_samples(samples(3))
     run.snakemake()
     assert "split again" not in run.snakemake("-n")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from helpers import EXPAND, Run, read_jsonl, samples
+from video_pipeline.errors import UserError
 
 
 @pytest.fixture
@@ -105,16 +108,6 @@ def test_retry_reaches_every_stage(staged):
     assert [record["__status"] for record in staged.records()] == ["ok"] * 4
 
 
-def test_retry_where_a_stage_was_never_begun(staged):
-    entries = samples(2)
-    entries[1]["do"] = "raise"
-    staged.write_samples(entries)
-    staged.settings["stages"][1]["task_params"]["prompt"] = "{{ previous.no_such_field }}"
-    staged.configure()
-    staged.snakemake(succeeds=False)
-    assert "1 failed sample(s) are open again" in staged.module("retry")
-
-
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
@@ -132,19 +125,23 @@ def test_retry_where_a_stage_was_never_begun(staged):
     ],
 )
 def test_stages_that_cannot_be(run, stages, message):
-    run.write_samples(samples(1))
     run.settings["stages"] = stages
     run.configure()
-    assert message in run.snakemake("-n", succeeds=False)
+    with pytest.raises(UserError, match=re.escape(message)):
+        run.config.by_stage()
 
 
 def test_a_prompt_that_asks_for_what_is_not_there_is_named(staged):
-    staged.write_samples(samples(2))
+    """Its stage does not begin; a retry reaches those that did."""
+    entries = samples(2)
+    entries[1]["do"] = "raise"
+    staged.write_samples(entries)
     staged.settings["stages"][1]["task_params"]["prompt"] = "{{ previous.no_such_field }}"
     staged.configure()
     printed = staged.snakemake(succeeds=False)
     assert "has no attribute 'no_such_field'" in printed
     assert "out.ask.jsonl, line 1" in printed
+    assert "1 failed sample(s) are open again" in staged.module("retry")
 
 
 def test_a_mistake_in_the_second_stage_stops_the_first(staged):

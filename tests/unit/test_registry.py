@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
 import sys
 
 import pytest
-from helpers import PROJECT
+from helpers import PROJECT, SCRIPTS
 from video_pipeline.common.plugins import load_plugins, plugin_files
 from video_pipeline.common.registry import Registry, is_built_in
 from video_pipeline.data.base import BaseDataset
@@ -254,3 +255,14 @@ def test_a_plugin_can_use_its_own_dataclasses(plugin):
     )
     load_plugins([plugin(text)])
     assert sys.modules["video_pipeline_plugin_my_plugin"].Point().x == 0
+
+
+def test_a_dataset_is_looked_up_without_its_reader():
+    """Each split does that, and torchvision would make it wait for more than a second."""
+    look = (
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
+        "from video_pipeline.data.registry import get_dataset\n"
+        "get_dataset('video')\n"
+        "assert 'torchvision' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", look], check=True)

@@ -114,18 +114,17 @@ def test_a_slip_in_a_dataset_names_its_line(here, prepare):
     assert re.fullmatch(r"'b' \(.*plugin.py, line \d+\)", str(slip))
 
 
-@pytest.mark.parametrize(
-    ("do", "said"),
-    [
-        ("vanish", "exit code 0"),
-        ("segfault", "SIGSEGV"),
-        ("killed", "SIGKILL, perhaps by the kernel for lack of memory"),
-    ],
-)
-def test_however_a_process_dies_it_is_replaced(prepare, do, said):
-    results = prepare(doing(None, do, None))
-    assert [outcome(result) for result in results] == ["ok", "crash", "ok"]
-    assert said in str(results[1])
+def test_however_a_process_dies_it_is_replaced(prepare):
+    ways = {
+        "vanish": "exit code 0",
+        "segfault": "SIGSEGV",
+        "killed": "SIGKILL, perhaps by the kernel for lack of memory",
+    }
+    first, *results = prepare(doing(None, *(do for way in ways for do in (way, None))))
+    assert outcome(first) == "ok"
+    for said, died, after in zip(ways.values(), results[::2], results[1::2], strict=True):
+        assert (outcome(died), outcome(after)) == ("crash", "ok")
+        assert said in str(died)
 
 
 def test_memory_is_limited(prepare):
