@@ -19,7 +19,7 @@ from benchmarks.clips import write_natural_clip
 from benchmarks.jobs import PLUGINS, Job
 from benchmarks.report import Figure, Section
 
-CLIPS, REPEATS = 4, 16
+CLIPS, REPEATS = 4, 10
 BAR = 0.9
 
 

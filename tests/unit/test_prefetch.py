@@ -275,6 +275,22 @@ def test_a_file_of_another_process_is_not_taken_for_it(tmp_path):
         assert fetched.opened("a") is None
 
 
+def test_a_server_that_drips_ends_the_fetcher_and_no_more(site):
+    """Its other files are fetched meanwhile."""
+    over = threading.Event()
+    site.at["drip"] = lambda: over.wait(30)
+    process = FetcherProcess(ANYWHERE, 1e9, 0.3)
+    try:
+        for ticket, name in enumerate(("1?drip", "2")):
+            process.pipe.send((ticket, (f"{site.url}/{name}",)))
+        assert process.pipe.recv()[0] == 1
+        with pytest.raises(EOFError):
+            process.pipe.recv()
+    finally:
+        over.set()
+        process.stop()
+
+
 def waiting(call: Callable[..., None], *arguments: int) -> threading.Thread:
     thread = threading.Thread(target=call, args=arguments, daemon=True)
     thread.start()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,17 @@ def stop_jobs_on_signals() -> None:
 
         if earlier is not signal.SIG_IGN:
             signal.signal(signum, stop)
+
+
+def limit_memory(gigabytes: float | None) -> None:
+    """Limit what this process may allocate; None: no limit beside the present one."""
+    if gigabytes is None:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = int(gigabytes * 1e9)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def how_it_ended(code: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.common.faults import is_environment_fault
+from video_pipeline.common.processes import limit_memory
 from video_pipeline.config import Config
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.errors import EnvironmentFault, Failure, TaskError, where
@@ -77,7 +77,7 @@ class ProcessSpec(ABC):
 
     def _start(self, preloaded: Any, number: int) -> Callable[..., Any] | Failure:
         """The worker, or why there is none; the first question then gets that as its answer."""
-        _limit_memory(self.config.data.worker_memory_gb)
+        limit_memory(self.config.data.worker_memory_gb)
         try:
             if preloaded is None:
                 preloaded = self.preload()
@@ -92,14 +92,3 @@ class ProcessSpec(ABC):
                 f"a decode process could not start: {type(error).__name__}: {error} "
                 f"({where(error)})"
             )
-
-
-def _limit_memory(gigabytes: float | None) -> None:
-    """Limit what this process may allocate; None: no limit beside the present one."""
-    if gigabytes is None:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = int(gigabytes * 1e9)
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

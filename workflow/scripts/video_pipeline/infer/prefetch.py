@@ -24,7 +24,7 @@ READY_SHARE = 0.25
 """Bytes of fetched files, as a share of ``data.max_ready_gb``."""
 
 MOST_STARTS = 3
-"""So many fetchers may die or get stuck; then nothing is fetched ahead any more."""
+"""So many fetchers may die; then nothing is fetched ahead any more."""
 
 MOST_UNUSED = 8
 """So many samples in a row whose dataset does not ask for its files; then likewise."""
@@ -74,7 +74,7 @@ class Prefetcher:
                     yield position, None
                 else:
                     under_way += 1
-                    waiting = asyncio.ensure_future(self._wait(copy))
+                    waiting = asyncio.ensure_future(copy.done.wait())
                     waiting.add_done_callback(
                         lambda _, found=(position, copy): here.put_nowait(found)  # type: ignore[misc]
                     )
@@ -126,19 +126,12 @@ class Prefetcher:
         copy.users += 1
         return copy
 
-    async def _wait(self, copy: Copy) -> None:
-        # The fetcher gives up by itself, unless a server sends a byte now and then.
-        seconds = 2 * self._config.data.sample_timeout_s * len(copy.addresses)
-        try:
-            await asyncio.wait_for(copy.done.wait(), seconds)
-        except TimeoutError:
-            if copy.fetcher is self._fetcher:
-                self._end()
-
     def _start(self) -> FetcherProcess:
         data = self._config.data
         max_bytes = READY_SHARE * data.max_ready_gb * 1e9
-        self._fetcher = FetcherProcess(Access.of(data), max_bytes, data.sample_timeout_s)
+        self._fetcher = FetcherProcess(
+            Access.of(data), max_bytes, data.sample_timeout_s, data.worker_memory_gb
+        )
         self._starts += 1
         asyncio.get_running_loop().add_reader(self._fetcher.pipe.fileno(), self._receive)
         return self._fetcher

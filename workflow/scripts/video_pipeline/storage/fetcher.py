@@ -22,6 +22,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import BinaryIO, NoReturn
 
+from video_pipeline.common.processes import limit_memory
 from video_pipeline.config.source import member_of
 from video_pipeline.storage.access import Access, limit_access
 from video_pipeline.storage.blobs import save
@@ -32,6 +33,9 @@ from video_pipeline.storage.opening import open_blob
 CONNECTIONS = 16
 """Downloads at the same time."""
 
+LOOK_SECONDS = 1.0
+"""How often the fetcher looks whether it is stuck."""
+
 DISK_SHARE = 0.5
 """The part of the free disk space that may be taken: jobs of other ranks may need it, too."""
 
@@ -41,11 +45,14 @@ class FetcherProcess:
     addresses)``: what to fetch; without addresses it drops the files of that ticket. It gives
     ``(ticket, files)``, where ``files`` is what became of the addresses."""
 
-    def __init__(self, access: Access, max_bytes: float, seconds: float) -> None:
+    def __init__(
+        self, access: Access, max_bytes: float, seconds: float, memory_gb: float | None = None
+    ) -> None:
         """
         Args:
             max_bytes: Bytes of files that may be held, beside the rest of one video.
             seconds: How long one address may take.
+            memory_gb: What it may allocate; None: no limit.
         """
         self.pipe, theirs = Pipe()
         program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
@@ -55,7 +62,7 @@ class FetcherProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        self.pipe.send((access, max_bytes, seconds))
+        self.pipe.send((access, max_bytes, seconds, memory_gb))
 
     def stop(self) -> None:
         """End it, and with it its files."""
@@ -69,11 +76,13 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the job.
     pipe = Connection(int(sys.argv[1]))
     with contextlib.suppress(EOFError, OSError):
-        access, max_bytes, seconds = pipe.recv()
+        access, max_bytes, seconds, memory_gb = pipe.recv()
         limit_access(access)
+        limit_memory(memory_gb)
         fetcher = _Fetcher(pipe, Room(max_bytes), access, seconds)
-        while True:
-            fetcher.obey(*pipe.recv())
+        while not fetcher.is_stuck():
+            if pipe.poll(LOOK_SECONDS):
+                fetcher.obey(*pipe.recv())
     os._exit(0)  # Threads may still wait for a server.
 
 
@@ -138,6 +147,7 @@ class _Fetcher:
         self._access = access
         self._seconds = seconds
         self._files: dict[int, list[BinaryIO]] = {}
+        self._until: dict[int, float] = {}  # When the downloads must be done, by ticket.
         self._sending = threading.Lock()
         self._threads = ThreadPoolExecutor(CONNECTIONS)
         # Rows are read forwards (storage/rows.py), so one thread must read them in order.
@@ -153,6 +163,12 @@ class _Fetcher:
         else:
             self._threads.submit(self._fetch, ticket, addresses)
 
+    def is_stuck(self) -> bool:
+        """Whether a download is long overdue and does not end: its server sends a byte now and
+        then. No thread can be stopped, but the process can."""
+        latest = time.monotonic() - self._seconds
+        return any(until < latest for until in list(self._until.values()))
+
     def _fetch(self, ticket: int, addresses: tuple[str, ...]) -> None:
         self._files[ticket] = []
         self._room.enter(ticket)
@@ -161,20 +177,20 @@ class _Fetcher:
             # Whatever else goes wrong happens again where the file is read, and is reported there.
             with contextlib.suppress(Exception):
                 found[address] = self._fetched(ticket, address)
+        self._until.pop(ticket, None)
         self._room.finish(ticket)
         with self._sending:
             self._pipe.send((ticket, found))
 
     def _fetched(self, ticket: int, address: str) -> Fetched:
-        until = time.monotonic() + self._seconds
+        self._until[ticket] = time.monotonic() + self._seconds
 
         def reserve(num_bytes: int) -> None:
-            nonlocal until
-            begin = time.monotonic()
-            if begin > until:
+            left = self._until.pop(ticket) - time.monotonic()  # Waiting for room does not count.
+            if left < 0:
                 raise TimeoutError
             self._room.take(ticket, num_bytes)
-            until += time.monotonic() - begin
+            self._until[ticket] = time.monotonic() + left
 
         try:
             blob = open_blob(address, self._access)
