@@ -103,6 +103,7 @@ class Layout:
     plan_lock = _of_run("plan.lock")  # held by the process that estimates
     dataset_lock = _of_run("dataset.lock")  # held by the process that writes the dataset
     run_lock = _of_run("snakemake.lock")  # held by the Snakemake, retry or prune that works on it
+    invoked = _of_run("invoked.json")  # the last invocation, see run/invoked.py
     reopened = _of_run("reopened")  # exists while the output has errors that were opened again
 
     def progress(self, step: str) -> Path:
