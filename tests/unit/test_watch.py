@@ -221,5 +221,5 @@ def test_a_folder_that_is_not_there(
 ) -> None:
     arguments = ["--configfile", "my.yaml", "--directory", "nowhere"]
     monkeypatch.setattr("sys.argv", [*command, *arguments])
-    with pytest.raises(UserError, match="--directory: /.*/nowhere does not exist"):
+    with pytest.raises(UserError, match=r"--directory: /.*/nowhere does not exist"):
         main()

@@ -242,9 +242,8 @@ def screen(views: Iterable[tuple[str, RunView]], height: int, width: int = _WIDE
     parts: list[RenderableType] = []
     for name, view in views:
         title = Text(printable(view.layout.output), "bold")
-        parts.append(
-            title.append(f"  {_stage(name)}{view.state}", "green" if view.is_over else "dim")
-        )
+        state = f"  {_stage(name)}{view.state}"
+        parts.append(title.append(state, "green" if view.is_over else "dim"))
         if view.step is not None:
             parts.append(Text(f"{view.step['step']}: {describe_step(view.step)}"))
         if view.waits:
@@ -252,7 +251,7 @@ def screen(views: Iterable[tuple[str, RunView]], height: int, width: int = _WIDE
         if view.ranks and not view.is_over:
             parts += _progress(view, height, is_wide=width >= _WIDE)
         elif view.layout.summary.exists() and view.is_over:
-            parts.append(_untitled_summary(view))
+            parts.append(summary_table(view.layout.summary, is_titled=False))
     return Group(*parts)
 
 
@@ -266,13 +265,6 @@ def _progress(view: RunView, height: int, *, is_wide: bool) -> list[RenderableTy
     above = [Text(words, style) for words, style in reversed(notes) if words]
     # A note may take several lines.
     return [*above, _narrow_table(view, (height - 8) // 2)]
-
-
-def _untitled_summary(view: RunView) -> Table:
-    """The summary of a run whose output was named before."""
-    table = summary_table(view.layout.summary)
-    table.title = None
-    return table
 
 
 def _urgent(view: RunView, num_rows: int) -> tuple[list[RankView], list[RankView]]:
@@ -379,7 +371,7 @@ def watch(config: Config, *, once: bool, console: Console) -> None:
                     for line in lines(_stage(name), view):
                         console.print(line)
                     if is_over and view.layout.summary.exists():
-                        console.print(_untitled_summary(view))
+                        console.print(summary_table(view.layout.summary, is_titled=False))
             if once or is_over:
                 return
             time.sleep(PLAIN_SECONDS if live is None else TERMINAL_SECONDS)
