@@ -31,8 +31,8 @@ def setup_of(config: Config, layout: Layout, summary: dict[str, Any]) -> dict[st
 
 
 def stage_links(layout: Layout) -> list[dict[str, Any]]:
-    """Name and page of each stage of the last invocation (``is_this``: that of ``layout``); none for
-    a plain run."""
+    """Name and page of each stage of the last invocation (``is_this``: that of ``layout``); none
+    for a plain run."""
     invoked = Invoked.read(layout)
     pages = {n: Path(page) for n, page in invoked.pages.items() if n} if invoked else {}
     return [
