@@ -341,7 +341,7 @@ def test_it_says_what_the_run_was_made_with(opened: Page, finished: Run) -> None
     block = opened.locator("#setup").inner_text()
     for words in (
         *("sampling.max_tokens\n16", "vision.nframes\n4", "engine\nsimulated"),
-        *("transformers\n", "Why?", "\nsnakemake --snakefile "),
+        *("transformers\n", "Why?", f"{finished.folder}\nsnakemake --snakefile "),
         *(" --cores 2 --resources gpu=1", f"--configfile {finished.folder}/my.yaml"),
     ):
         assert words in block
