@@ -98,9 +98,9 @@ def test_a_narrow_terminal_shows_what_needs_a_look_first(split_run: Splitter) ->
     ranks[7] = RankView(7, "failed", 10, 3, failed=2, note="the disk is full", last_error=error)
     text = shown(("", RunView(split_run.layout, "running", ranks)), height=20, width=40)
     assert max(map(len, text.splitlines())) <= 40
-    places = [text.index(words) for words in ("moov", "all", "rank 7", "rank 0")]
+    places = [text.index(words) for words in ("moov", "\nall", "\nrank 7", "\nrank 0")]
     assert places == sorted(places)
-    assert re.search(r"rank 7 30.0% +2 the disk is full", text)
+    assert re.search(r"rank 7 30.0% +2 failed: the disk", text)
 
 
 def test_a_run_from_its_begin_to_its_end(split_run: Splitter) -> None:

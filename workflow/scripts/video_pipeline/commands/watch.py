@@ -76,7 +76,9 @@ class RankView:
         """For people: what it does, or what is wrong with it."""
         if self.state == "starting":
             return f"loading the model for {duration(self.seconds)}"
-        return self.note.partition("\n")[0] or (self.left if self.pace.bound else self.state)
+        if self.note:
+            return f"{self.state}: {self.note.splitlines()[0]}"
+        return self.left if self.pace.bound else self.state
 
     @property
     def left(self) -> str:
@@ -125,7 +127,8 @@ class RunView:
             return f"waits for {who}: there is no {path} yet (--directory names another folder)"
         if self.is_over or self.step is not None or not states:
             return ""
-        if loading := [view.seconds for view in self.ranks if view.state == "starting"]:
+        loading = [view.seconds for view in self.ranks if view.state == "starting"]
+        if loading and "running" not in states:
             whose = "the model" if len(loading) == 1 else f"{len(loading):,} models, the first"
             return f"waits for {whose}, which has been loading for {duration(max(loading))}"
         if states == {"waiting"}:
@@ -223,7 +226,7 @@ def _rank(
         view.state, view.pace = "failed", Pace()
         view.note = layout.failure(rank).read_text(encoding="utf-8")
     elif view.state == "failed":
-        view.note = f"see {layout.log(f'infer.rank{rank}')}"
+        view.note = f"see {layout.log(f'infer.rank{rank}').absolute()}"
     return view
 
 
