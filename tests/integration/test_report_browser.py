@@ -98,7 +98,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
             {"id": f"gone {n}", "path": f"{text.replace(chr(0), '')}.mp4"},
         )
     ]
-    harmless[0]["id"] = "0123456789abcdef" * 4
+    harmless[29]["id"] = "0123456789abcdef" * 4
     long = {"id": "long", "path": clips[0], "say": "<b>word</b> " * 90_000}
     cut_off = [{"id": f"cut {n}", "path": clips[0], "say": "A square"} for n in range(3)]
     run.write_samples([*harmless, *cut_off, *hostile, long])
@@ -341,7 +341,7 @@ def test_it_says_what_the_run_was_made_with(opened: Page, finished: Run) -> None
     block = opened.locator("#setup").inner_text()
     for words in (
         *("sampling.max_tokens\n16", "vision.nframes\n4", "engine\nsimulated"),
-        *("transformers\n", "Why?", f"{finished.folder}\nsnakemake --snakefile "),
+        *("transformers\n", "Why?", str(finished.folder), "snakemake --snakefile "),
         *(" --cores 2 --resources gpu=1", f"--configfile {finished.folder}/my.yaml"),
     ):
         assert words in block
