@@ -385,6 +385,7 @@ def test_inside_of_snakemakes_report(finished: Run, browser: Browser) -> None:
     page = browser.new_context(offline=True).new_page()
     page.goto((finished.folder / "report.html").as_uri())
     page.get_by_text("Results").click()
+    page.get_by_text("page", exact=True).click()  # and not the table of figures
     page.locator("tr", has_text="say").get_by_role("link").first.click()
     frame = page.frame_locator("iframe")
     frame.get_by_role("link", name="Gallery").click()
