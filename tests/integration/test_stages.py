@@ -47,6 +47,9 @@ def test_a_second_stage_works_on_what_the_first_said(staged):
     assert records[0]["input"]["previous"]["answer"] == first[0]["answer"]
     assert staged.summary()["samples"]["left_out"] == 1
     assert "Nothing to be done" in staged.snakemake()
+    for stem, link in (("out.ask", "out.report.html"), ("out", "out.ask.report.html")):
+        page = (staged.folder / "results" / f"{stem}.report.html").read_text()
+        assert re.findall('<a href="([^#"]+)"', page) == [link]
 
     # an edited prompt of the second stage infers nothing of the first again
     before = staged.reads()

@@ -16,11 +16,13 @@ from video_pipeline.common.printable import printable
 from video_pipeline.config import Config, load_config
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
-from video_pipeline.report import gallery, page, records
+from video_pipeline.report import error_groups, gallery, page, records
+from video_pipeline.report.error_groups import ErrorGroups
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.page import collect, render, write_report
 from video_pipeline.report.records import Tally, card
 from video_pipeline.report.timeline import time_line
+from video_pipeline.run.invoked import without_secrets
 from video_pipeline.run.statistics import JobStatistics, read_statistics
 
 CONFIG = load_config({"run": {"engine": "simulated"}, "report": {"samples": 5}})
@@ -64,26 +66,69 @@ def test_chosen_by_the_seed_whatever_the_order() -> None:
     assert tally(found, load_config({"report": {"samples": 0}})).chosen == []
 
 
-def test_errors_are_counted_by_class_and_listed_up_to_a_bound(
+def test_errors_are_listed_up_to_a_bound_and_some_of_each_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(records, "MOST_ERRORS", 3)
-    monkeypatch.setattr(records, "MOST_CLASSES", 2)
-    errors = [failed(n, message=f"message {n % 5}") for n in range(6)]
+    errors = [failed(n, message=f"message {n}") for n in range(6)]
     made = tally([*errors, failed(6, "parse"), failed(7, "crash"), failed(8, "parse")])
     assert (made.ok, made.failed) == (0, 9)
-    assert {name: each.count for name, each in made.classes.items()} == {
-        ("read", "ValueError"): 6,
-        ("other", ""): 3,
-    }
-    assert made.classes["read", "ValueError"].examples == [
-        ("0", "message 0"),
-        ("1", "message 1"),
-        ("2", "message 2"),
+    groups = made.error_groups.by_count()
+    assert [(each.stage, each.message, each.count) for each in groups] == [
+        ("read", "message …", 6),
+        ("parse", "no such clip", 2),
+        ("crash", "no such clip", 1),
     ]
-    assert [each["key"] for each in made.errors] == ["0", "1", "2"]
+    assert groups[0].examples == [("0", "message 0"), ("1", "message 1"), ("2", "message 2")]
+    assert [(each["key"], each["group"]) for each in made.errors] == [
+        *(("0", 0), ("1", 0), ("2", 0)),
+        *(("6", 1), ("7", 2), ("8", 1)),
+    ]
     # of what could not be read there is nothing to see
     assert [each["__key"] for each in made.seen_errors] == ["6"]
+
+
+def grouped(*errors: tuple[str, str, str]) -> list[tuple[str, int]]:
+    """Messages and counts of the groups of errors, each with its message, key and path."""
+    groups = ErrorGroups()
+    for message, key, path in errors:
+        groups.add({"stage": "read", "type": "E", "message": message}, key, path)
+    return [(each.message, each.count) for each in groups.by_count()]
+
+
+def test_errors_that_say_the_same_are_one_group() -> None:
+    assert grouped(
+        ("No such file: /data/my clips/a b.mp4", "k-1", "my clips/a b.mp4"),
+        ("No such file: /data/my clips/other.mp4", "k-2", "my clips/other.mp4"),
+        ("the prompt has 9012 tokens, the model takes 8192", "k-3", "c.mp4"),
+        ("the prompt has 70 tokens, the model takes 8192", "k-4", "d.mp4"),
+        ("the prompt has 8192 tokens, the model takes 8192", "k-5", "e.mp4"),
+        ("sample the-key: it can't be read", "the-key", "e.mp4"),
+        ("sample another one: it can't be read", "another one", "e.mp4"),
+        ("field 'title' is missing", "k-6", "f.mp4"),
+    ) == [
+        ("the prompt has … tokens, the model takes 8192", 3),
+        ("No such file: …", 2),
+        ("sample …: it can't be read", 2),
+        ("field 'title' is missing", 1),
+    ]
+
+
+def test_there_are_not_more_groups_than_the_page_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(error_groups, "MOST_GROUPS", 3)
+    found = grouped(*((f"error {'x' * n}", "k", "p") for n in range(6)), ("error ", "k", "p"))
+    assert found == [("other errors", 4), ("error ", 2), ("error x", 1)]
+
+
+def test_a_command_is_shown_without_its_secrets() -> None:
+    arguments = [
+        *("--cores", "8", "--storage-s3-secret-key", "abc", "--storage-s3-access-key=def"),
+        *("--config", "input=https://me:pw@host/list.jsonl?sig=1", "max_tokens=5", "--quiet"),
+    ]
+    assert without_secrets(arguments) == [
+        *("--cores", "8", "--storage-s3-secret-key", "***", "--storage-s3-access-key=***"),
+        *("--config", "input=https://host/list.jsonl", "max_tokens=5", "--quiet"),
+    ]
 
 
 def test_a_card_of_several_answers() -> None:
@@ -157,6 +202,7 @@ def test_time_line_of_ranks() -> None:
     line = time_line([job(0, 1000.0, 40), job(1, 1000.0, 100)])
     assert (line["seconds"], line["began"], line["ended"]) == (100, 1000, 1100)
     assert line["pauses"] == []
+    assert line["starts"] == {"count": 2, "median": 10, "longest": 10}
     first, second = line["ranks"]
     assert (first["ended"], second["ended"]) == (40, 100)
     assert first["host"] == "node0"
@@ -204,6 +250,7 @@ def test_what_was_counted_in_the_last_moment_is_on_the_curves() -> None:
 
 def test_an_attempt_that_never_had_a_request() -> None:
     line = time_line([job(0, 1000.0, 5, ready_at=None, state="starting")])
+    assert line["starts"] is None
     (bar,) = line["ranks"][0]["attempts"]
     assert (bar["ready"], bar["end"]) == (5, 5)
 
@@ -248,7 +295,7 @@ def test_the_page_counts_what_the_summary_counts(
     assert data["usage"] == summary["usage"]
     assert data["gallery"]["answered"] == summary["samples"]["ok"] == 6
     assert data["gallery"]["failed"] == data["gallery"]["listed"] == 2
-    assert [(each["stage"], each["type"], each["count"]) for each in data["classes"]] == [
+    assert [(each["stage"], each["type"], each["count"]) for each in data["error_groups"]] == [
         ("read", "ValueError", 2)
     ]
     assert [each["key"] for each in data["cards"] if each.get("failed")] == ["2", "5"]
@@ -259,8 +306,8 @@ def test_the_page_counts_what_the_summary_counts(
     reading, engine, prompts, answers = data["histograms"]
     assert reading["total"] == sum(sum(j["histograms"]["decode_seconds"].values()) for j in jobs)
     assert engine["total"] == prompts["total"] == answers["total"] == 6
-    assert answers["quantiles"] == {"median": 16, "95 %": 16, "99 %": 16}
-    assert prompts["edges"][0] <= prompts["quantiles"]["median"] < prompts["edges"][-1]
+    assert answers["quantiles"] == {"p50": 16, "p95": 16, "p99": 16}
+    assert prompts["edges"][0] <= prompts["quantiles"]["p50"] < prompts["edges"][-1]
 
 
 def test_answers_that_were_cut_off_stand_out(
@@ -292,7 +339,10 @@ def test_whatever_comes_from_outside_is_data(finished: Splitter) -> None:
     for number, text in enumerate(HOSTILE):
         data["cards"].append({"key": text, "path": text, "fields": [[text, text]], "input": text})
         examples = [[text, text]]
-        data["classes"].append({"stage": "read", "type": text, "count": 1, "examples": examples})
+        group = {"number": number, "stage": "read", "type": text, "message": text}
+        data["error_groups"].append({**group, "count": 1, "examples": examples})
+        data["setup"]["settings"].append((text, text))
+        data["setup"]["command"] = data["prompts"][text] = text
         data[("title", "task", "model", "output", "errors_file")[number]] = text
     html = render(data)
     shown = embedded(html)

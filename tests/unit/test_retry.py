@@ -156,7 +156,7 @@ def test_the_command_line(failed):
     assert "no failed samples" in call("--stage", "timeout").stdout
     elsewhere = call("--directory", "nowhere")
     assert elsewhere.returncode == 1
-    assert "--directory nowhere: No such file or directory" in elsewhere.stderr
+    assert "nowhere does not exist" in elsewhere.stderr
     assert "Traceback" not in elsewhere.stderr
     unknown = call("--stage", "raed")
     assert unknown.returncode == 2

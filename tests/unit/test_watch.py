@@ -46,7 +46,7 @@ def states(view: RunView) -> list[tuple[str, int, int, int]]:
 
 def write_statistics(splitting: Splitter, rank: int, split_id: str = "", **values: Any) -> None:
     """What a job of a rank says of itself that began a moment ago."""
-    statistics = JobStatistics(rank, 1, samples=3, state="running", **values)
+    statistics = JobStatistics(rank, 1, samples=3, **{"state": "running", **values})
     if "updated_at" not in values:
         statistics.updated_at = time.time()
     manifest = splitting.manifest
@@ -54,16 +54,53 @@ def write_statistics(splitting: Splitter, rank: int, split_id: str = "", **value
     StatisticsFile(Path(manifest.journal) / name).write(*statistics.snapshot())
 
 
-def shown(*views: tuple[str, RunView], height: int = 50) -> str:
+def shown(*views: tuple[str, RunView], height: int = 50, width: int = 160) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=160, force_terminal=False).print(screen(views, height))
+    Console(file=stream, width=width, force_terminal=False).print(screen(views, height, width))
     return stream.getvalue()
 
 
 def test_before_anything_has_run(here: Run) -> None:
     here.write_samples(samples(3))
     assert look(here.config).state == "not begun"
+    tried = here.folder / "results" / ".chunks" / "out" / "plan.json"
+    words = f"waits for snakemake: there is no {tried} yet (--directory names another folder)"
+    assert lines("", look(here.config))[0].endswith(f" not begun: {words}")
     assert "not begun" in shown(("", look(here.config)))
+    assert words in shown(("", look(here.config)), width=400)
+
+
+def test_it_says_what_it_waits_for(split_run: Splitter) -> None:
+    config, layout = split_run.run.config, split_run.layout
+    assert look(config).waits == "waits for its first inference job"
+    began = time.time() - 42
+    write_statistics(split_run, 0, state="starting", started_at=began)
+    view = look(config)
+    assert re.fullmatch(r"waits for the model, which has been loading for 4\d s", view.waits)
+    assert re.search(r"rank 0 .* loading the model for 4\d s", shown(("", view)))
+    assert f"  {view.waits}" in lines("", view)
+    write_statistics(split_run, 1, state="starting", started_at=began - 100)
+    assert "2 models, the first, which has been loading for 2 min" in look(config).waits
+    for rank in (0, 1):
+        run_rank(split_run, rank)
+    assert look(config).waits == "waits for the rule consolidate"
+    consolidate(config, layout)
+    assert look(config).waits == ""
+    layout.manifest.unlink()
+    assert f"waits for the rule split: there is no {layout.manifest.absolute()} yet" in (
+        look(config).waits
+    )
+
+
+def test_a_narrow_terminal_shows_what_needs_a_look_first(split_run: Splitter) -> None:
+    error = {"key": "k", "stage": "read", "type": "E", "message": "moov", "at": time.time()}
+    ranks = [RankView(rank, "waiting", 10, 5) for rank in range(9)]
+    ranks[7] = RankView(7, "failed", 10, 3, failed=2, note="the disk is full", last_error=error)
+    text = shown(("", RunView(split_run.layout, "running", ranks)), height=20, width=40)
+    assert max(map(len, text.splitlines())) <= 40
+    places = [text.index(words) for words in ("moov", "\nall", "\nrank 7", "\nrank 0")]
+    assert places == sorted(places)
+    assert re.search(r"rank 7 30.0% +2 failed: the disk", text)
 
 
 def test_a_run_from_its_begin_to_its_end(split_run: Splitter) -> None:
@@ -200,6 +237,8 @@ def test_a_run_is_watched_until_its_end(
     text = re.sub(r"\x1b\[[\d;?]*\w", "", stream.getvalue())
     for progress in (r"0 of 6\W+0\.0%", r"3 of 6\W+50\.0%", r"answered\s+│\s+5 │"):
         assert re.search(progress, text), text
+    if not is_terminal:
+        assert text.count("results/out.jsonl") == 1
 
 
 def test_stages_are_shown_one_after_the_other(here: Run) -> None:
@@ -221,5 +260,5 @@ def test_a_folder_that_is_not_there(
 ) -> None:
     arguments = ["--configfile", "my.yaml", "--directory", "nowhere"]
     monkeypatch.setattr("sys.argv", [*command, *arguments])
-    with pytest.raises(UserError, match="--directory nowhere: No such"):
+    with pytest.raises(UserError, match=r"--directory: /.*/nowhere does not exist"):
         main()

@@ -17,7 +17,7 @@ for stage in STAGES:
                 stage.layout.report_table,
                 caption="../report/table.rst",
                 category="Runs",
-                labels=report_labels(stage, "figures"),
+                labels=report_labels(stage, "table"),
             ),
         log:
             stage.layout.log("report"),

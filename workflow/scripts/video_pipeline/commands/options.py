@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from video_pipeline.common.files import why_not_there
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
 
@@ -30,8 +31,7 @@ def enter_run(args: argparse.Namespace) -> Config:
     :class:`UserError`."""
     config = load_config(args.configfile or {})
     if args.directory:
-        try:
-            os.chdir(args.directory)
-        except OSError as error:
-            raise UserError(f"--directory {args.directory}: {error.strerror}") from None
+        if fault := why_not_there(args.directory, "folder"):
+            raise UserError(f"--directory: {fault}")
+        os.chdir(args.directory)
     return config

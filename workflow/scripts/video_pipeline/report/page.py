@@ -28,6 +28,7 @@ from video_pipeline.common.progress import duration
 from video_pipeline.config import Config
 from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.records import Tally, card, map_texts
+from video_pipeline.report.setup import setup_of, stage_links
 from video_pipeline.report.summary import read_summary
 from video_pipeline.report.timeline import time_line
 from video_pipeline.run.answers import describe_cut_off, describe_unparsed
@@ -57,6 +58,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
     tally = Tally.of(layout.output, config)
     jobs = read_statistics(Path(summary["journal"]), summary["splits"])
     chosen = tally.chosen
+    cards = _cards(config, chosen, tally, threads)
     return {
         "title": layout.stem,
         "output": str(layout.output),
@@ -77,7 +79,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
             _token_histogram("Tokens of a prompt, visual ones included", tally.prompt_tokens),
             _token_histogram("Tokens of an answer", tally.completion_tokens),
         ],
-        "classes": sorted(map(vars, tally.classes.values()), key=lambda row: -row["count"]),
+        "error_groups": [vars(group) for group in tally.error_groups.by_count()],
         "gallery": {
             "answered": tally.ok,
             "chosen": len(chosen),
@@ -86,7 +88,10 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
             "listed": len(tally.errors),
             "seed": config.report.seed,
         },
-        "cards": _cards(config, chosen, tally, threads),
+        "cards": cards,
+        "setup": setup_of(config, layout, summary),
+        "stages": stage_links(layout),
+        "prompts": next((card["prompts"] for card in cards if card.get("prompts")), {}),
     }
 
 
@@ -106,7 +111,7 @@ def _cards(
 # --- histograms ----------------------------------------------------------------------------------
 
 
-QUANTILES = {"median": 0.5, "95 %": 0.95, "99 %": 0.99}
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 def _seconds_histogram(

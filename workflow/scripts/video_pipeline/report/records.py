@@ -7,23 +7,17 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from video_pipeline.config import Config
+from video_pipeline.report.error_groups import EXAMPLES, ErrorGroups
 from video_pipeline.samples.windows import CUT
 
 MOST_ERRORS = 5_000
-"""Failed samples that the page lists; the others are counted."""
-
-MOST_CLASSES = 100
-"""Rows of the table of errors; all other errors share the last one."""
-
-EXAMPLES = 3
-"""Different messages that are shown of a class of errors."""
+"""Failed samples that the page lists, and the first ones of each group; the others are counted."""
 
 LONG_TEXT = 20_000
 """Characters of an answer, at most."""
@@ -38,23 +32,6 @@ STAGES_SEEN = frozenset({"generate", "length", "parse", "quarantine"})
 """Stages of errors after the video was read, so that it can be shown."""
 
 
-@dataclass
-class ErrorClass:
-    """Errors of one stage and type: how many samples have one, and as examples key and message of
-    the first samples, each message once."""
-
-    stage: str
-    type: str
-    count: int = 0
-    examples: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, key: str, message: str) -> None:
-        """Count the error of a sample."""
-        self.count += 1
-        if len(self.examples) < EXAMPLES and all(message != other for _, other in self.examples):
-            self.examples.append((key, message))
-
-
 class Tally:
     """Counts and examples from one pass over the output: no more than the page shows.
 
@@ -62,8 +39,8 @@ class Tally:
         ok: How many samples were answered.
         prompt_tokens: How many samples there are with each number of prompt tokens.
         completion_tokens: Likewise, with each number of answer tokens.
-        classes: The errors by stage and type.
-        errors: Cards of the first failed samples.
+        error_groups: The errors by what they say.
+        errors: Cards of the first failed samples, and of the first ones of each group.
         seen_errors: Records of the first failed samples whose video was read.
     """
 
@@ -75,7 +52,7 @@ class Tally:
         self.ok = self.failed = 0
         self.prompt_tokens: Counter[int] = Counter()
         self.completion_tokens: Counter[int] = Counter()
-        self.classes: dict[tuple[str, str], ErrorClass] = {}
+        self.error_groups = ErrorGroups()
         self.errors: list[dict[str, Any]] = []
         self.seen_errors: list[dict[str, Any]] = []
 
@@ -107,13 +84,11 @@ class Tally:
 
     def _add_error(self, record: dict[str, Any]) -> None:
         error = record["__error"]
-        name = (error["stage"], error["type"])
-        if name not in self.classes and len(self.classes) >= MOST_CLASSES - 1:
-            name = ("other", "")
-        error_class = self.classes.setdefault(name, ErrorClass(*name))
-        error_class.add(record["__key"], cut(error["message"], SHORT_TEXT))
-        if len(self.errors) < MOST_ERRORS:
-            self.errors.append(card(record, self._config))
+        short = {**error, "message": cut(error["message"], SHORT_TEXT)}
+        path = _text(record["input"].get(self._config.data.video_field))
+        group = self.error_groups.add(short, record["__key"], path)
+        if len(self.errors) < MOST_ERRORS or group.count <= EXAMPLES:
+            self.errors.append({**card(record, self._config), "group": group.number})
         if error["stage"] in STAGES_SEEN and len(self.seen_errors) < self._num_samples // 4:
             self.seen_errors.append(record)
 

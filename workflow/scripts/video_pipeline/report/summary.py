@@ -72,11 +72,11 @@ def summary_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return [(str(name).strip(), str(value)) for name, value in rows]
 
 
-def summary_table(path: Path) -> Table:
-    """The table of the summary in ``path``."""
+def summary_table(path: Path, *, is_titled: bool = True) -> Table:
+    """The table of the summary in ``path``, titled with its output."""
     summary = json.loads(path.read_text(encoding="utf-8"))
     output = printable(summary.get("output", path.name))
-    table = Table(title=output, show_header=False, title_justify="left")
+    table = Table(title=output if is_titled else None, show_header=False, title_justify="left")
     table.add_column(style="dim")
     table.add_column(justify="right")
     for section in _sections(summary):

@@ -109,6 +109,7 @@ def time_line(jobs: list[dict[str, Any]]) -> dict[str, Any]:
 
     {"seconds": length of the axis, "began": Unix seconds, "ended": Unix seconds,
      "pauses": [...], "curves": {...}, "ranks": [a row for each rank],
+     "starts": {"count": ..., "median": seconds, "longest": seconds} of the models, or None,
      "remarks": [sentences]}
     """
     attempts = list(map(Attempt.of, jobs))
@@ -124,7 +125,20 @@ def time_line(jobs: list[dict[str, Any]]) -> dict[str, Any]:
         "pauses": clock.pauses(),
         "curves": _curves(attempts, clock),
         "ranks": ranks,
+        "starts": _starts(attempts),
         "remarks": _remarks(ranks),
+    }
+
+
+def _starts(attempts: list[Attempt]) -> dict[str, float] | None:
+    """How long jobs took from their begin to their first request; None if there was none."""
+    seconds = [each.ready - each.start for each in attempts if each.job["ready_at"] is not None]
+    if not seconds:
+        return None
+    return {
+        "count": len(seconds),
+        "median": round(statistics.median(seconds), 1),
+        "longest": round(max(seconds), 1),
     }
 
 

@@ -105,6 +105,7 @@ class Layout:
     dataset_lock = _of_run("dataset.lock")  # held by the process that writes the dataset
     checksums = _of_run("sha256")  # of the files that are being published
     run_lock = _of_run("snakemake.lock")  # held by the Snakemake, retry or prune that works on it
+    invoked = _of_run("invoked.json")  # the last invocation, see run/invoked.py
     reopened = _of_run("reopened")  # exists while the output has errors that were opened again
 
     def progress(self, step: str) -> Path:

@@ -17,6 +17,7 @@ from video_pipeline.common.processes import stop_jobs_on_signals, tie_jobs_to_th
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.gpu.devices import check_machine
+from video_pipeline.run.invoked import Invoked
 from video_pipeline.run.origin import (
     check_files,
     code_files,
@@ -228,8 +229,11 @@ class Invocation:
                 write_text(stage.layout.plan_config, stage.config.to_yaml())
         # The others only look at the output, maybe beside an invocation that works on it.
         if rules - {_PLAN, *(stage.rule("partial") for stage in self.stages)}:
+            pages = {stage.name: str(stage.layout.report) for stage in self.stages}
+            invoked = Invoked.now(pages)
             for stage in self.stages:
                 self._take(stage)
+                invoked.write(stage.layout)
             stop_jobs_on_signals()
             self._progress = ProgressLines(self.stages, self._scripts)
             self._progress.begin()

@@ -79,7 +79,7 @@ class ProgressLines:
             except (Failure, OSError):  # split is about to replace what it reads
                 continue
             if (view.ranks or view.step) and not view.is_over:
-                yield lines(stage.name, view)[0]
+                yield lines(f"{stage.layout.output}: {stage.title}", view)[0]
 
     def _command(self, name: str, stage: Stage) -> str:
         """The command line of ``python -m video_pipeline.name`` for a stage."""
