@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 import sys
 import tomllib
 from contextlib import suppress
@@ -11,6 +13,21 @@ import pytest
 from helpers import PROJECT, SCRIPTS
 from video_pipeline.commands import main as commands
 from video_pipeline.errors import UserError
+
+PAGES = [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")]
+SHOWN = sorted(
+    {
+        command
+        for page in PAGES
+        for command in re.findall(
+            r"(?:^|`|^    )video-pipeline ([a-z]+ (?!\.)[^`\n#]*)",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+        if "[" not in command and not command.startswith("prune")
+    }
+)
+"""The commands that pages show."""
 
 
 @pytest.fixture
@@ -39,6 +56,27 @@ def test_each_has_a_help_with_an_example(call, name: str) -> None:
     text = call(name, "--help")
     assert text.startswith(f"usage: video-pipeline {name} ")
     assert re.search(rf"\nexample:\n\nvideo-pipeline {name} \S", text)
+
+
+class Parsed(Exception):
+    """The arguments are right."""
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_the_commands_of_the_pages_are_such(call, monkeypatch, command: str) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, arguments=None):
+        parse(parser, arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    with pytest.raises(Parsed):
+        call(*shlex.split(command))
+
+
+def test_the_pages_show_most_commands() -> None:
+    assert {command.split()[0] for command in SHOWN} > set(commands.COMMANDS) - {"report", "plan"}
 
 
 def test_a_wrong_name_gets_the_nearest(call) -> None:
