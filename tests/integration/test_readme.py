@@ -94,7 +94,7 @@ def test_the_quickstart_makes_captions(tmp_path):
     records = [json.loads(line) for line in lines]
     assert [record["input"] for record in records] == [{"path": "a.mp4"}, {"path": "b.mp4"}]
     assert all(record["__model"] == name and record["description"] for record in records)
-    assert "a.mp4" in (tmp_path / "results/output.describe.report.html").read_text()
+    assert (tmp_path / "results/output.describe.report.html").exists()
 
 
 @pytest.fixture(scope="module")
