@@ -128,7 +128,6 @@ def test_commands_run_as_they_stand(checkout):
     assert long["__error"]["stage"] == "read"  # the second video is not there yet
     assert "cat.mp4" in run(f"{preview.partition('#')[0]} --configfile my.yaml")
     assert re.search(r"\nunreadable +1\b", run(ask))
-    assert re.search(r"\nunreadable +1\b", run("video-pipeline plan --configfile my.yaml"))
     assert re.search(r"failed +│ +1 │", run(look))
 
     write_clip(checkout / "videos/long.mp4", width=64, height=64, fps=2, seconds=100)

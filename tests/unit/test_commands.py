@@ -76,7 +76,7 @@ def test_the_commands_of_the_pages_are_such(call, monkeypatch, command: str) -> 
 
 
 def test_the_pages_show_most_commands() -> None:
-    assert {command.split()[0] for command in SHOWN} >= set(commands.COMMANDS) - {"report", "plan"}
+    assert {command.split()[0] for command in SHOWN} >= set(commands.COMMANDS) - {"report"}
 
 
 def test_a_wrong_name_gets_the_nearest(call) -> None:
