@@ -76,7 +76,7 @@ def test_a_transcript_goes_into_the_prompt_if_there_is_one(run: Run, clip):
 
 def test_the_plugins_are_all_there():
     assert len(blocks("python")) == 6
-    assert len(blocks("yaml")) == 13
+    assert len(blocks("yaml")) == 15
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
