@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preview")
     write_tiny_model(folder / "model")
     write_demo_clips(folder)
+    (folder / "videos").mkdir()
     (folder / "broken" / "vllm").mkdir(parents=True)
     (folder / "broken" / "vllm" / "__init__.py").write_text("raise ImportError('no vLLM here')\n")
     return folder
@@ -148,3 +150,26 @@ def test_a_title_that_looks_like_structure_is_shown_as_what_it_is(show) -> None:
     (tokens,) = re.findall(r"tokens: .*", printed)
     assert tokens in show(*WITHOUT_ENGINE, build=repr(title.replace("<", "#")))
     assert "plain characters" not in show(*WITHOUT_ENGINE)
+
+
+def test_of_a_folder_three_samples_are_shown(folder: Path, show) -> None:
+    for name in "abcde":
+        shutil.copy(folder / "h264.mp4", folder / "videos" / f"{name}.mp4")
+    printed = show(*WITHOUT_ENGINE, "--video", "videos", build="sample['path']")
+    assert re.findall(r"sample (\d): (\S+) ", printed) == [
+        ("1", "a.mp4"),
+        ("2", "c.mp4"),
+        ("3", "e.mp4"),
+    ]
+    assert "<|vision_end|>e.mp4<|im_end|>" in printed
+    assert {path.name for path in folder.glob("preview[0-9].png")} == {
+        "preview1.png",
+        "preview2.png",
+        "preview3.png",
+    }
+
+
+def test_a_folder_without_videos_is_named(folder: Path, show) -> None:
+    (folder / "none").mkdir()
+    with pytest.raises(UserError, match="/none: no videos in this folder or below"):
+        show(*WITHOUT_ENGINE, "--video", "none")

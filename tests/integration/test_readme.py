@@ -8,20 +8,22 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from video_pipeline.testing.clips import write_clip
+from video_pipeline.testing.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 RUN_ELSEWHERE = {
+    "git clone https://github.com/OWNER/video-pipeline && cd video-pipeline": "a copy is made here",
+    "pip install -r envs/gpu.txt && pip install -e .": "test_install.py",
     "make demo": "test_vllm.py",
     "make test": "what runs this test",
-    "pip install -r envs/gpu.txt": "test_install.py",
-    "pip install -e .": "test_install.py",
     "snakemake --workflow-profile profiles/mine --configfile my.yaml": "test_slurm.py",
 }
 
@@ -36,10 +38,8 @@ def commands() -> list[str]:
     return [line for line in lines if line not in RUN_ELSEWHERE]
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """A copy of the repository with the README's samples and my.yaml, but a simulated engine."""
-    folder = tmp_path_factory.mktemp("checkout")
+def clone(folder: Path) -> None:
+    """Copy the repository into ``folder``, with the console script that pip would install."""
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -47,6 +47,62 @@ def checkout(tmp_path_factory) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    for name, entry in scripts.items():
+        module, _, function = entry.partition(":")
+        script = folder / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(
+            f"#!{sys.executable}\nfrom {module} import {function}\n"
+            f"if __name__ == '__main__':\n    {function}()\n"
+        )
+        script.chmod(0o755)
+
+
+def run_in(folder: Path, command: str) -> str:
+    """Run ``command`` as a user does in ``folder``; returns what it printed."""
+    path = f"{folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(folder / "workflow/scripts"),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    finished = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def test_the_quickstart_makes_captions(tmp_path):
+    """With a tiny model under the name of the README's, and settings for a CPU as the defaults."""
+    clone(tmp_path)
+    quickstart = [line for line in "".join(blocks("bash")[:1]).splitlines() if line]
+    assert len(quickstart) <= 3
+    command = quickstart[-1]
+    name = re.search(r"model=(\S+)", command)[1]
+    write_tiny_model(tmp_path / name)
+    for clip in ("a", "b"):
+        write_clip(tmp_path / f"videos/{clip}.mp4", width=64, height=64, fps=4, seconds=3)
+    defaults = yaml.safe_load((tmp_path / "config/config.yaml").read_text())
+    for section, keys in yaml.safe_load((ROOT / "config/demo.yaml").read_text()).items():
+        defaults[section] |= {key: keys[key] for key in keys if key != "model"}
+    defaults["report"]["samples"] = 0  # no video is read again
+    (tmp_path / "config/config.yaml").write_text(yaml.safe_dump(defaults))
+    run_in(tmp_path, command)
+    lines = (tmp_path / "results/output.describe.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["input"] for record in records] == [{"path": "a.mp4"}, {"path": "b.mp4"}]
+    assert all(record["__model"] == name and record["description"] for record in records)
+    assert (tmp_path / "results/output.describe.report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the repository with the README's samples and my.yaml, but a simulated engine."""
+    folder = tmp_path_factory.mktemp("checkout")
+    clone(folder)
     samples = next(block for block in blocks("json") if '"path"' in block)
     (folder / "samples.jsonl").write_text(samples)
     write_clip(folder / "videos/cat.mp4", width=64, height=64, fps=4, seconds=3)
@@ -57,23 +113,20 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def test_commands_run_as_they_stand(checkout):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    todo = commands()
     # a command more in the README needs an expectation here
-    first, ask, look, retry, second, partial, one_shard, by_hand, copy, plan = todo
+    _, first, preview, ask, look, retry, second, partial, one_shard, by_hand, copy, plan = (
+        commands()
+    )
     output = checkout / "results/output.describe.jsonl"
 
     def run(command: str) -> str:
-        finished = subprocess.run(
-            command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True
-        )
-        assert finished.returncode == 0, finished.stdout + finished.stderr
-        return finished.stdout
+        return run_in(checkout, command)
 
     run(first)
     cat, long = [json.loads(line) for line in output.read_text().splitlines()]
     assert (cat["__status"], cat["input"]["title"]) == ("ok", "a cat")
     assert long["__error"]["stage"] == "read"  # the second video is not there yet
+    assert "cat.mp4" in run(f"{preview.partition('#')[0]} --configfile my.yaml")
     assert re.search(r"\nunreadable +1\b", run(ask))
     assert re.search(r"failed +│ +1 │", run(look))
 
@@ -85,6 +138,10 @@ def test_commands_run_as_they_stand(checkout):
     run(second)
     statuses = [json.loads(line)["__status"] for line in output.read_text().splitlines()]
     assert statuses == ["ok", "ok"]
+    page = checkout / "results/output.describe.report.html"
+    page.unlink()
+    assert run("video-pipeline report --configfile my.yaml") == f"{page}\n"
+    assert page.exists()
 
     for one in (one_shard, by_hand):
         rank_file = checkout / "results/output.describe.rank3.jsonl"

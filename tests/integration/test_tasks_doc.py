@@ -1,4 +1,4 @@
-"""The examples of docs/tasks.md work as they stand."""
+"""The examples of the pages about tasks, datasets, stages and costs work as they stand."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from video_pipeline.config import load_config
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.clips import write_demo_clips
 
-PAGE = (PROJECT / "docs" / "tasks.md").read_text(encoding="utf-8")
+PAGES = ("tasks", "vision", "datasets", "choosing", "stages", "cost")
+TEXT = "".join((PROJECT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in PAGES)
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 
 def name_of(plugin: str) -> str:
@@ -42,7 +43,7 @@ def test_a_plugin_shows_its_video(plugin, here: Run, clip, capsys):
             }
         }
     )
-    preview(config, {"path": str(clip)}, Path("sheet.png"), with_engine=False)
+    preview(config, [{"path": str(clip)}], Path("sheet.png"), with_engine=False)
     assert "<|im_start|>user" in capsys.readouterr().out
     assert Path("sheet.png").stat().st_size > 0
     task = load_task(config)
@@ -75,14 +76,16 @@ def test_a_transcript_goes_into_the_prompt_if_there_is_one(run: Run, clip):
 
 def test_the_plugins_are_all_there():
     assert len(blocks("python")) == 6
-    assert len(blocks("yaml")) == 11
+    assert len(blocks("yaml")) == 15
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_a_configuration_is_one(text):
+def test_a_configuration_is_one(text, here: Run):
     settings = yaml.safe_load(text)
     if settings.get("run", {}).get("plugins"):
         return  # its task is in the plugin above
+    (judge,) = (block for block in blocks("python") if name_of(block) == "judge")
+    (here.folder / "judge.py").write_text(judge, encoding="utf-8")
     for _, config in load_config(settings).by_stage():
         assert load_task(config).name == config.run.task
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -143,12 +144,15 @@ def test_of_clips_the_first_window_is_shown(show, here, material):
     assert 0 < max(printed_times(printed)) <= 2  # of four seconds
 
 
-def test_real_vllm_answers(run: Run, material):
+def test_real_vllm_answers_about_a_folder(run: Run, material):
+    (run.folder / "videos").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(material / "clip.mp4", run.folder / "videos" / f"{name}.mp4")
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "video_pipeline.preview", "--task", "describe"),
+            *(sys.executable, "-m", "video_pipeline", "preview", "--task", "describe"),
             *("--configfile", str(PROJECT / "config" / "demo.yaml")),
-            *("--model", str(material / FAMILIES[0]), "--video", str(material / "clip.mp4")),
+            *("--model", str(material / FAMILIES[0]), "--video", "videos"),
         ],
         cwd=run.folder,
         env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
@@ -156,10 +160,14 @@ def test_real_vllm_answers(run: Run, material):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    answer, parsed = re.search(
-        r"─ answer to describe ─+\n(.*)\n\(cut off after 24 tokens.*─ parsed ─+\n(.*)",
+    answers = re.findall(
+        r"─ answer to describe ─+\n(.*)\n\(cut off after 24 tokens.*\n─+ parsed ─+\n({[^}]*})",
         done.stdout,
-        re.DOTALL,
-    ).groups()
-    assert len(answer) == 24  # a token is a byte
-    assert json.loads(parsed) == {"description": answer.strip()}
+    )
+    assert len(answers) == 2
+    for answer, parsed in answers:
+        assert len(answer) == 24  # a token is a byte
+        assert json.loads(parsed) == {"description": answer.strip()}
+    assert done.stderr.startswith("preview: reads 2 samples for the task describe and the model ")
+    assert re.search(r"\npreview: loads .* and asks it", done.stderr)
+    assert "EngineCore" not in done.stderr

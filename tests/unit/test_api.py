@@ -72,5 +72,5 @@ def test_a_plugin_needs_no_other_module(
     clip = write_clip(tmp_path / "clip.mp4", seconds=1.0)
     here.write_plugin(PLUGIN)
     config = load_config({"run": {"task": "ask", "plugins": ["plugin.py"], "engine": "simulated"}})
-    preview(config, {"path": str(clip)}, Path("sheet.png"), with_engine=False)
+    preview(config, [{"path": str(clip)}], Path("sheet.png"), with_engine=False)
     assert "Who is that?" in capsys.readouterr().out

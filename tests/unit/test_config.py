@@ -233,3 +233,32 @@ def test_a_prefix_moves_the_input_and_the_outputs_of_all_stages() -> None:
     assert files == [("there/samples.jsonl", first), (first, "there/tags.jsonl")]
     roots = {own.video_root for _, own in placed.by_stage()}
     assert roots == {str(Path.cwd() / "there")}
+
+
+def test_short_names_stand_for_their_keys_beside_the_defaults() -> None:
+    defaults = Config().model_dump(mode="json")  # as Snakemake delivers config/config.yaml
+    short = {"input": "videos/", "output": "a/b.jsonl", "model": "my/model", "prompt": "Why?"}
+    config = load_config({**defaults, **short})
+    assert (config.data.input_jsonl, str(config.data.output_jsonl)) == ("videos", "a/b.jsonl")
+    assert (config.vllm.model, config.task_params) == ("my/model", {"prompt": "Why?"})
+    assert load_config({"input": "a", "data": {"input_jsonl": "a"}}).data.input_jsonl == "a"
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (
+            {"input": "a/", "data": {"input_jsonl": "b"}},
+            "input and data.input_jsonl .* 'a/' and 'b'",
+        ),
+        (
+            {"prompt": "a", "task_params": {"prompt": "b"}},
+            "prompt and task_params.prompt are the same",
+        ),
+        ({"prompt": {"Say": "why"}}, "prompt: got .*, expected a text; .* quote it twice"),
+        ({"input": "a", "data": 3}, "data: got 3, expected keys and values"),
+    ],
+)
+def test_a_short_name_that_contradicts_its_key(raw: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_config(raw)

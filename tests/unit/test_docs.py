@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import PROJECT
+from helpers import PROJECT, SCRIPTS
+from qwen_vl_utils.vision_process import smart_nframes, smart_resize
+from video_pipeline.config import Vision
+
+from benchmarks import model_memory
 
 PAGES = [
     *(PROJECT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
@@ -68,8 +73,8 @@ def test_links_lead_somewhere(page):
 
 def test_the_links_are_found():
     assert ("docs/tasks.md", "") in links(PROJECT / "README.md")
-    assert ("scale.md", "failed-shards") in links(PROJECT / "docs" / "resume.md")
-    assert "failed-shards" in anchors(PROJECT / "docs" / "scale.md")
+    assert ("cluster.md", "failed-shards") in links(PROJECT / "docs" / "resume.md")
+    assert "failed-shards" in anchors(PROJECT / "docs" / "cluster.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
@@ -94,3 +99,47 @@ def test_what_docs_needs_is_complete():
     twice = {name for name in names if names.count(name) > 1}
     assert twice == set()
     assert {"mkdocs", "mkdocs-material", "mkdocstrings-python", "griffelib"} <= set(names)
+
+
+def messages_of_the_source() -> list[str]:
+    """Each text in the library, with a mark for each value that is put in."""
+    texts = []
+    for path in SCRIPTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "\0" for part in node.values
+                )
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(re.sub(r"%(\.\d)?[sdrg]", "\0", node.value))
+    return texts
+
+
+def test_the_messages_of_the_help_page_are_in_the_source():
+    page = (PROJECT / "docs" / "faq.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 40
+    texts = messages_of_the_source()
+    patterns = [re.escape(message).replace(r"\.\.\.", ".*") for message in quoted]
+    missing = [p for p in patterns if not any(re.search(p, text, re.DOTALL) for text in texts)]
+    assert missing == []
+
+
+def test_the_table_of_memory_is_that_of_the_models():
+    page = (PROJECT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    assert "\n".join(model_memory.rows()) in page
+
+
+def test_the_table_of_frames_is_that_of_qwen_vl_utils():
+    page = (PROJECT / "docs" / "vision.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) s \| (\d+) \| [\d.]+ s \| (\d+)x(\d+) \| ([\d,]+) \|", page, re.M)
+    assert len(rows) == 6
+    vision = Vision()
+    for seconds, frames, width, height, tokens in rows:
+        item = {"fps": vision.fps, "max_frames": vision.max_frames}
+        count = smart_nframes(item, total_frames=25 * int(seconds), video_fps=25)
+        most = min(vision.max_pixels, vision.total_pixels / count * 2)
+        size = smart_resize(720, 1280, 28, min_pixels=vision.min_pixels, max_pixels=most)
+        assert (count, size) == (int(frames), (int(height), int(width)))
+        assert int(tokens.replace(",", "")) == count // 2 * size[0] // 28 * size[1] // 28

@@ -31,7 +31,7 @@ from video_pipeline.testing.tiny_model import write_tiny_model
 
 TEXT = [
     line
-    for path in ("README.md", "docs/tasks.md", "CHANGELOG.md")
+    for path in ("README.md", "docs/tasks.md", "docs/vision.md", "CHANGELOG.md")
     for line in (PROJECT / path).read_text(encoding="utf-8").splitlines(keepends=True)
 ]
 

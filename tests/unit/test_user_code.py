@@ -52,7 +52,7 @@ def look(run: Run, clip: Path, plugin: str) -> None:
     """A preview of the task in ``plugin``, without an engine."""
     run.write_plugin(plugin)
     config = load_config({"run": {"task": "mine", "plugins": ["plugin.py"], "engine": "simulated"}})
-    preview(config, {"path": str(clip)}, Path("sheet.png"), with_engine=False)
+    preview(config, [{"path": str(clip)}], Path("sheet.png"), with_engine=False)
 
 
 def task(

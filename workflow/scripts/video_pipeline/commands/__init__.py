@@ -1,1 +1,1 @@
-"""The commands ``python -m video_pipeline.retry``, ``watch``, ``preview`` and ``journal``."""
+"""The commands of ``video-pipeline``, such as ``video-pipeline watch``."""

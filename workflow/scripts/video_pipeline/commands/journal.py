@@ -1,7 +1,7 @@
 """Show the journals of an output, and remove those of other settings.
 
-python -m video_pipeline.journal stats --configfile my.yaml
-python -m video_pipeline.journal prune --configfile my.yaml [--yes]
+video-pipeline journal stats --configfile my.yaml
+video-pipeline journal prune --configfile my.yaml [--yes]
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _table(shown: list[Journal]) -> Table:
 
 
 def main() -> None:
-    """Run ``python -m video_pipeline.journal``."""
+    """Run ``video-pipeline journal``."""
     parser = options.parser("journal", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     stats = commands.add_parser("stats", help="what the journals hold")

@@ -12,9 +12,13 @@ from video_pipeline.errors import UserError
 
 
 def parser(command: str, doc: str) -> argparse.ArgumentParser:
-    """The parser of a command; ``doc`` is the docstring of its module."""
+    """The parser of a command; ``doc`` is the docstring of its module, with an example."""
+    description, _, epilog = doc.strip().replace("``", "`").partition("\n\n")
     return argparse.ArgumentParser(
-        prog=f"python -m video_pipeline.{command}", description=doc.partition("\n\n")[0]
+        prog=f"video-pipeline {command}",
+        description=description,
+        epilog=f"example:\n\n{epilog}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 

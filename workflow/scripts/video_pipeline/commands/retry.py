@@ -1,6 +1,6 @@
 """Open failed samples again, so that the next ``snakemake`` infers just those.
 
-python -m video_pipeline.retry --configfile my.yaml [--stage read]
+video-pipeline retry --configfile my.yaml [--stage read]
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _last_sharding(config: Config) -> Sharding | None:
 
 
 def main() -> None:
-    """Run ``python -m video_pipeline.retry``."""
+    """Run ``video-pipeline retry``."""
     parser = options.parser("retry", __doc__)
     options.add_run(parser)
     parser.add_argument("--stage", choices=STAGES, help="only failures of this stage")

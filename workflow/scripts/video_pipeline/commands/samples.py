@@ -1,6 +1,6 @@
 """Write the JSONL that an input stands for: a folder, a pattern, a list, a table.
 
-python -m video_pipeline.samples SOURCE -o samples.jsonl [--probe]
+video-pipeline samples SOURCE -o samples.jsonl [--probe]
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _size(uri: str) -> dict[str, int]:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Run ``python -m video_pipeline.samples``."""
+    """Run ``video-pipeline samples``."""
     parser = options.parser("samples", __doc__)
     parser.add_argument("source", help="what data.input_jsonl may be: a folder, a pattern, a table")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the JSONL")

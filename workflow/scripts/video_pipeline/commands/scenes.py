@@ -1,6 +1,6 @@
 """Find the scene cuts of videos, and write the samples with these ``cuts`` for the dataset `clips`.
 
-python -m video_pipeline.scenes samples.jsonl -o samples.scenes.jsonl [--configfile my.yaml]
+video-pipeline scenes samples.jsonl -o samples.scenes.jsonl [--configfile my.yaml]
 
 What is found is kept in ``.scenes`` beside the output, video by video. So a call that was stopped
 goes on, and one with more samples looks only at the new videos.
@@ -205,7 +205,7 @@ def _look(config: Config, uris: list[str], cache: SceneCache, num_processes: int
 
 
 def main() -> None:
-    """Run ``python -m video_pipeline.scenes``."""
+    """Run ``video-pipeline scenes``."""
     parser = options.parser("scenes", __doc__)
     parser.add_argument("input", type=tidy, nargs="?", help="default: data.input_jsonl")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the samples with cuts")

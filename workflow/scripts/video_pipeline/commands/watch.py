@@ -1,7 +1,7 @@
 """Watch a run: its progress, the progress of each rank, and what limits them. Only files are read,
 so it works beside a local run, on another machine of a cluster, and after the end.
 
-python -m video_pipeline.watch --configfile my.yaml
+video-pipeline watch --configfile my.yaml
 """
 
 from __future__ import annotations
@@ -386,7 +386,7 @@ def _stage(name: str) -> str:
 
 
 def main() -> None:
-    """Run ``python -m video_pipeline.watch``."""
+    """Run ``video-pipeline watch``."""
     parser = options.parser("watch", __doc__)
     options.add_run(parser, is_required=False)
     parser.add_argument("--once", action="store_true", help="show the progress once and end")

@@ -19,6 +19,7 @@ from video_pipeline.config.report import Planning, Report
 from video_pipeline.config.run import Run
 from video_pipeline.config.secrets import secrets_in
 from video_pipeline.config.section import Section
+from video_pipeline.config.short import SHORT_NAMES, with_long_names
 from video_pipeline.config.source import absolute, scheme_of
 from video_pipeline.config.stages import overlaid
 from video_pipeline.config.vision import Vision
@@ -177,7 +178,8 @@ class Config(Section):
 
 
 def load_config(raw: dict[str, Any] | str | Path) -> Config:
-    """Validate a configuration: the sections as a mapping, or the path of a YAML file.
+    """Validate a configuration: the sections as a mapping, or the path of a YAML file. Both may
+    have :data:`~video_pipeline.config.short.SHORT_NAMES` beside the sections.
 
     Raises :class:`UserError` with one line for every mistake: an unknown key with the nearest known
     one, a wrong value with its place and what is expected. A secret is a mistake, too, and is not
@@ -189,6 +191,8 @@ def load_config(raw: dict[str, Any] | str | Path) -> Config:
         raw = _read(Path(raw))
     if lines := [_secret(place, variable) for place, variable in secrets_in(raw)]:
         raise UserError("\n  ".join([f"{source}:", *lines]))
+    if not SHORT_NAMES.keys().isdisjoint(raw):
+        raw = with_long_names(raw, Config().model_dump())
     try:
         return Config.model_validate(raw)
     except ValidationError as error:

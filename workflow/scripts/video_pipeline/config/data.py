@@ -44,7 +44,7 @@ class Data(Section):
         default=None,
         description="Only samples for which this condition holds are asked about, such as "
         "`duration >= 2 and previous.is_safe`. The others become records with the status "
-        "`left_out`. A change infers nothing again. See docs/tasks.md.",
+        "`left_out`. A change infers nothing again. See docs/stages.md.",
     )
     group_by: Literal["video"] | None = Field(
         default=None,

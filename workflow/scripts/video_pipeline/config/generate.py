@@ -9,6 +9,7 @@ import yaml
 
 from video_pipeline.config.configuration import Config
 from video_pipeline.config.explain import is_section
+from video_pipeline.config.short import SHORT_NAMES
 
 _HEADER = """\
 # yaml-language-server: $schema=schema.json
@@ -51,7 +52,7 @@ def default_yaml() -> str:
 
 def reference_markdown() -> str:
     """``config/README.md``: the reference of every key."""
-    lines = [_REFERENCE]
+    lines = [_REFERENCE, *_short_names()]
     for name, field in Config.model_fields.items():
         lines += ["", f"## `{name}`", ""]
         if is_section(field.annotation):
@@ -61,6 +62,18 @@ def reference_markdown() -> str:
         else:
             lines.append(str(field.description))
     return "\n".join([*lines, ""])
+
+
+def _short_names() -> list[str]:
+    lines = ["", "## Short names", "", "`--config` of Snakemake takes these keys by a short name:"]
+    lines += ["", "| short name | key |", "|---|---|"]
+    lines += [f"| `{short}` | `{key}` |" for short, key in SHORT_NAMES.items()]
+    lines += [
+        "",
+        "    snakemake --cores all --resources gpu=1 --config input=videos/ model=MODEL",
+        "",
+    ]
+    return [*lines, "It is an error if a file gives the long key another value."]
 
 
 def _rows(model: Any, defaults: dict[str, Any], place: str = "") -> list[str]:

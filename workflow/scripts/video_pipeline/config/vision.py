@@ -48,7 +48,7 @@ class Vision(Section):
     use_audio_in_video: bool = Field(
         default=False,
         description="Whether the model also hears the videos: for Qwen2.5-Omni and Qwen3-Omni, see "
-        "[Sound](../docs/tasks.md#sound).",
+        "[Sound](../docs/vision.md#sound).",
     )
     resize: Literal["native", "exact"] = Field(
         default="native",

@@ -1,0 +1,90 @@
+"""``video-pipeline``: its list of commands, and the help of each."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+import tomllib
+from contextlib import suppress
+
+import pytest
+from helpers import PROJECT, SCRIPTS
+from video_pipeline.commands import main as commands
+from video_pipeline.errors import UserError
+
+PAGES = [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")]
+SHOWN = sorted(
+    {
+        command
+        for page in PAGES
+        for command in re.findall(
+            r"(?:^|`|^    )video-pipeline ([a-z]+ (?!\.)[^`\n#]*)",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+        if "[" not in command and not command.startswith("prune")
+    }
+)
+"""The commands that pages show."""
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys):
+    """Runs ``video-pipeline``; returns what it printed."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["video-pipeline", *arguments])
+        with suppress(SystemExit):
+            commands.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_it_lists_its_commands_with_a_line_each(call) -> None:
+    lines = re.findall(r"^  ([a-z]+) +[a-z].+$", call(), re.MULTILINE)
+    modules = {path.stem for path in (SCRIPTS / "video_pipeline" / "commands").glob("*.py")}
+    assert set(lines) == modules - {"__init__", "main", "options", "showing"}
+    assert call("--help") == call()
+    assert max(map(len, call().splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_each_has_a_help_with_an_example(call, name: str) -> None:
+    text = call(name, "--help")
+    assert text.startswith(f"usage: video-pipeline {name} ")
+    assert re.search(rf"\nexample:\n\nvideo-pipeline {name} \S", text)
+
+
+class Parsed(Exception):
+    """The arguments are right."""
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_the_commands_of_the_pages_are_such(call, monkeypatch, command: str) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, arguments=None):
+        parse(parser, arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    with pytest.raises(Parsed):
+        call(*shlex.split(command))
+
+
+def test_the_pages_show_most_commands() -> None:
+    assert {command.split()[0] for command in SHOWN} >= set(commands.COMMANDS) - {"report"}
+
+
+def test_a_wrong_name_gets_the_nearest(call) -> None:
+    with pytest.raises(UserError, match="no command is called 'wach'; did you mean 'watch'"):
+        call("wach")
+
+
+def test_the_console_script_is_the_module() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["video-pipeline"].partition(":")
+    assert callable(getattr(__import__(module, fromlist=[function]), function))
