@@ -15,7 +15,7 @@ from video_pipeline.split.balance import BalanceReport, assign_ranks
 from video_pipeline.split.weights import BYTES_PER_SECOND, Weigher, known_weight
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.video import headers
-from video_pipeline.video.demuxer import Header
+from video_pipeline.video.header import Header
 
 
 def heavy_tailed(count: int) -> np.ndarray:
@@ -85,7 +85,7 @@ class Fragile:
     def map(self, function, slices):
         if any("bad" in part for part in slices):
             raise BrokenProcessPool
-        return [[Header(float(file), None, None, None, None) for file in part] for part in slices]
+        return [[Header(float(file), None, "h264") for file in part] for part in slices]
 
     def shutdown(self) -> None:
         pass

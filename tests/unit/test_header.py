@@ -45,17 +45,17 @@ def test_a_header_says_what_ffprobe_says(videos, name, tmp_path):
     probed = json.loads(subprocess.check_output([*command, "-of", "json", str(path)]))
     (stream,) = probed["streams"]
     header = read_header(str(path), with_size=True)
-    assert header["codec"] == stream["codec_name"]
-    assert header["fps"] == pytest.approx(float(Fraction(stream["avg_frame_rate"])))
-    assert header["duration"] == pytest.approx(float(probed["format"]["duration"]), abs=0.05)
+    assert header.codec == stream["codec_name"]
+    assert header.fps == pytest.approx(float(Fraction(stream["avg_frame_rate"])))
+    assert header.duration == pytest.approx(float(probed["format"]["duration"]), abs=0.05)
     picture = tmp_path / "frame.png"
     square = "scale=ceil(iw*max(sar\\,1)):ceil(ih/min(sar\\,1)):flags=neighbor"
     ffmpeg("-i", path, "-vf", square, "-frames:v", 1, picture)
-    assert (header["width"], header["height"]) == pytest.approx(Image.open(picture).size, abs=1)
+    assert (header.width, header.height) == pytest.approx(Image.open(picture).size, abs=1)
 
 
 def test_the_size_is_not_looked_for_without_need(videos):
-    assert "width" not in read_header(str(videos / "plain.mp4"), with_size=False)
+    assert read_header(str(videos / "plain.mp4"), with_size=False).width is None
 
 
 def test_a_file_that_is_no_video(tmp_path):

@@ -39,8 +39,8 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
 
     Each line has what the input says about the sample, ``id``, the path of its video (relative if
     it lies in the folder of ``output``, else absolute) and ``size`` in bytes if it is known; with
-    headers also ``duration`` (seconds), ``width``, ``height`` (pixels of a coded frame), ``fps``
-    and ``codec``.
+    headers also ``duration`` (seconds), ``width``, ``height`` (as the video is shown), ``fps`` and
+    ``codec``.
 
     Raises :class:`UserError` if the input cannot be read or has bad lines.
     """
@@ -51,7 +51,9 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
         if with_headers:
             stack.enter_context(job_processes())
             cores = len(os.sched_getaffinity(0))
-            readers = stack.enter_context(HeaderReaders(Access.of(config.data), cores))
+            readers = stack.enter_context(
+                HeaderReaders(Access.of(config.data), cores, with_size=True)
+            )
         progress = stack.enter_context(_progress())
         task = progress.add_task("samples", total=None)
         stream = stack.enter_context(replacing(output))

@@ -109,7 +109,7 @@ def _header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:
     uri = sample["__video_uri"]
     if not isinstance(uri, str):
         return _no_header(where, sample)
-    return read_header(uri, with_size=where.needs_size)
+    return vars(read_header(uri, with_size=where.needs_size))
 
 
 def _no_header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:

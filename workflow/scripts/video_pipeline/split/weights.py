@@ -19,7 +19,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.video.access import Access
 
 if TYPE_CHECKING:
-    from video_pipeline.video.demuxer import Header
+    from video_pipeline.video.header import Header
     from video_pipeline.video.headers import HeaderReaders
 
 logger = logging.getLogger(__name__)

@@ -58,63 +58,14 @@ def _log_line(error: FFmpegError) -> str:
     return log[2].strip() if log else ""
 
 
-@dataclass(frozen=True)
-class Header:
-    """What the header of a video says; None where it says nothing.
-
-    Attributes:
-        duration: Seconds.
-        width: Pixels of a coded frame, before it is turned or stretched to be shown.
-        height: Likewise.
-        fps: Frames per second, on average.
-        codec: FFmpeg's name of it.
-    """
-
-    duration: float | None
-    width: int | None
-    height: int | None
-    fps: float | None
-    codec: str | None
-
-
-def read_header(uri: str) -> Header:
-    """Read the header of a video. FFmpeg reads only the packets that it needs to know the streams,
-    and of a remote video only these parts are fetched. Raises :class:`VideoReadError`."""
-    try:
-        if local_path(uri) is None:
-            with _open(open_blob(uri)) as opened:
-                return _header(opened)
-        with MediaFile(uri) as media, _open(media) as opened:
-            return _header(opened)
-    except FFmpegError as error:
-        raise VideoReadError(explain(error)) from error
-
-
 def _open(source: Blob | MediaFile) -> InputContainer:
     if isinstance(source, Blob):
         file: Any = BlobFile(source)
     else:
         # FFmpeg knows more protocols, so the name alone must not choose one.
         file = f"file:{source.path}"
-    return av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
-
-
-def _header(opened: InputContainer) -> Header:
-    stream = opened.streams.best("video")
-    seconds = opened.duration / av.time_base if opened.duration else None
-    if stream is not None and stream.duration and stream.time_base:
-        seconds = float(stream.duration * stream.time_base)
-    if not isinstance(stream, VideoStream):
-        return Header(seconds, None, None, None, None)
-    decoder: VideoCodecContext | None = stream.codec_context
-    rate = stream.average_rate
-    return Header(
-        duration=seconds,
-        width=decoder.width if decoder else None,
-        height=decoder.height if decoder else None,
-        fps=float(rate) if rate else None,
-        codec=decoder.codec.canonical_name if decoder else None,
-    )
+    opened: InputContainer = av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
+    return opened
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import av
 
@@ -12,17 +12,32 @@ from video_pipeline.video.display import pixel_aspect, square_size
 from video_pipeline.video.errors import VideoReadError
 
 
-def read_header(uri: str, *, with_size: bool) -> dict[str, Any]:
-    """What the header of a video says; None for what it does not say.
+@dataclass(frozen=True)
+class Header:
+    """What the header of a video says; None where it says nothing, or was not asked.
+
+    Attributes:
+        duration: Seconds.
+        fps: Frames per second, on average.
+        codec: FFmpeg's name of it.
+        width: Pixels, as the video is shown: upright, and in square pixels.
+        height: Likewise.
+    """
+
+    duration: float | None
+    fps: float | None
+    codec: str
+    width: int | None = None
+    height: int | None = None
+
+
+def read_header(uri: str, *, with_size: bool) -> Header:
+    """Read the header of a video.
 
     Args:
         uri: Where the video lies; of a remote one, only parts are fetched.
         with_size: Whether to find out ``width`` and ``height``, too. That takes a decoded frame:
             only it tells how the picture is turned.
-
-    Returns:
-        ``duration`` (seconds), ``fps`` (frames per second on average), ``codec`` (FFmpeg's name),
-        ``width`` and ``height`` (as it is shown, upright and in square pixels).
 
     Raises:
         VideoReadError: It cannot be read, or may not.
@@ -32,14 +47,10 @@ def read_header(uri: str, *, with_size: bool) -> dict[str, Any]:
         duration = length / av.time_base if length else None
         if stream.duration and stream.time_base:
             duration = float(stream.duration * stream.time_base)
-        header: dict[str, Any] = {
-            "duration": duration,
-            "fps": float(stream.average_rate) if stream.average_rate else None,
-            "codec": video.decoder.codec.canonical_name,
-        }
-        if with_size:
-            header["height"], header["width"] = _shown_size(video)
-        return header
+        rate, codec = stream.average_rate, video.decoder.codec.canonical_name
+        fps = float(rate) if rate else None  # before a frame is decoded, which opens the file again
+        height, width = _shown_size(video) if with_size else (None, None)
+        return Header(duration, fps, codec, width, height)
 
 
 def _shown_size(video: Demuxer) -> tuple[int, int]:

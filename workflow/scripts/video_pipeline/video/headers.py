@@ -6,9 +6,10 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
 from video_pipeline.video.access import Access, limit_access
-from video_pipeline.video.demuxer import Header, read_header
+from video_pipeline.video.header import Header, read_header
 
 _AT_ONCE = 16
 
@@ -16,8 +17,10 @@ _AT_ONCE = 16
 class HeaderReaders:
     """Processes that read the headers of videos; they end with the block."""
 
-    def __init__(self, access: Access, num_processes: int) -> None:
+    def __init__(self, access: Access, num_processes: int, *, with_size: bool = False) -> None:
+        """``with_size``: as of :func:`read_header`."""
         self._access = access
+        self._read_all = partial(_read_all, with_size=with_size)
         self._num_processes = num_processes
         self._processes: ProcessPoolExecutor | None = None
 
@@ -45,7 +48,7 @@ class HeaderReaders:
             )
         slices = [uris[begin : begin + _AT_ONCE] for begin in range(0, len(uris), _AT_ONCE)]
         try:
-            headers = self._processes.map(_read_all, slices)
+            headers = self._processes.map(self._read_all, slices)
             return [header for some in headers for header in some]
         except BrokenProcessPool:  # a file kills its reader: it is found by halves
             self._processes = None
@@ -55,11 +58,11 @@ class HeaderReaders:
         return [header for half in (uris[:middle], uris[middle:]) for header in self.read(half)]
 
 
-def _read_all(uris: Sequence[str]) -> list[Header | str]:
+def _read_all(uris: Sequence[str], with_size: bool) -> list[Header | str]:
     headers: list[Header | str] = []
     for uri in uris:
         try:
-            headers.append(read_header(uri))
+            headers.append(read_header(uri, with_size=with_size))
         except Exception as error:  # Whatever it is, the reader will say so.
             headers.append(str(error) or type(error).__name__)
     return headers
