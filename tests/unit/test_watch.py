@@ -71,7 +71,7 @@ def test_before_anything_has_run(here: Run) -> None:
 
 
 def test_it_says_what_it_waits_for(split_run: Splitter) -> None:
-    config, layout = split_run.run.config, split_run.layout
+    config = split_run.run.config
     assert look(config).waits == "waits for its first inference job"
     began = time.time() - 42
     write_statistics(split_run, 0, state="starting", started_at=began)
@@ -81,15 +81,10 @@ def test_it_says_what_it_waits_for(split_run: Splitter) -> None:
     assert f"  {view.waits}" in lines("", view)
     write_statistics(split_run, 1, state="starting", started_at=began - 100)
     assert "2 models, the first, which has been loading for 2 min" in look(config).waits
-    for rank in (0, 1):
-        run_rank(split_run, rank)
-    assert look(config).waits == "waits for the rule consolidate"
-    consolidate(config, layout)
-    assert look(config).waits == ""
-    layout.manifest.unlink()
-    assert f"waits for the rule split: there is no {layout.manifest.absolute()} yet" in (
-        look(config).waits
-    )
+    manifest = split_run.layout.manifest
+    manifest.unlink()
+    words = f"waits for the rule split: there is no {manifest.absolute()} yet"
+    assert words in look(config).waits
 
 
 def test_a_narrow_terminal_shows_what_needs_a_look_first(split_run: Splitter) -> None:
@@ -117,9 +112,11 @@ def test_a_run_from_its_begin_to_its_end(split_run: Splitter) -> None:
     last_error = r"last error, .* ago: rank 1, sample bad: read: ValueError: no such clip"
     assert re.search(last_error, text)
     run_rank(split_run, 0)
+    assert look(config).waits == "waits for the rule consolidate"
     consolidate(config, layout)
     view = look(config)
     assert view.is_over
+    assert view.waits == ""
     assert "done" in shown(("", view))
     assert re.search(r"answered\s+│\s+5 │", shown(("", view)))
 
