@@ -150,6 +150,7 @@ def containers(site) -> list[str]:
     return [*members, *(f"{site.url}/x.parquet#{n}:video" for n in range(5))]
 
 
+@pytest.mark.slow
 def test_both_loops_read_the_same(reading, site, tmp_path, monkeypatch):
     """The plain loop downloads in place."""
     site.files["/large"] = bytes(2_000_000)
@@ -175,6 +176,7 @@ def test_both_loops_read_the_same(reading, site, tmp_path, monkeypatch):
     assert len(errors) == 6
 
 
+@pytest.mark.slow
 def test_the_samples_of_one_video_share_a_download(reading, site):
     windows = [{"id": str(n), "path": f"{site.url}/1", "video_start": float(n)} for n in range(6)]
     reading(windows, 1, run_id="windows")
@@ -182,6 +184,7 @@ def test_the_samples_of_one_video_share_a_download(reading, site):
     assert site.requests == ["/1"]
 
 
+@pytest.mark.slow
 def test_what_no_dataset_reads_is_soon_not_fetched(splitting, site):
     splitting.run.configure(data={"allow_private_addresses": True})
     assert len(inferred(splitting, [f"{site.url}/{n}" for n in range(40)])) == 40
@@ -193,6 +196,7 @@ def fetchers() -> list[psutil.Process]:
     return [child for child in children if "fetcher" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 def test_a_fetcher_that_dies_costs_nothing(reading, site):
     def kill() -> None:
         for process in fetchers():
@@ -206,6 +210,7 @@ def test_a_fetcher_that_dies_costs_nothing(reading, site):
     assert not fetchers()
 
 
+@pytest.mark.slow
 def test_a_job_is_killed_while_it_fetches(reading, site):
     """Nothing is left, and nothing is inferred twice."""
     held, go_on = threading.Event(), threading.Event()

@@ -65,24 +65,21 @@ class Prefetcher:
     async def ready(self, positions: Iterable[int]) -> AsyncIterator[tuple[int, Copy | None]]:
         """Each of ``positions`` in the chunk once its files are here, with these; None if nothing
         is fetched for it. :meth:`release` takes them back."""
-        order, under_way = iter(positions), 0
-        here: asyncio.Queue[tuple[int, Copy | None]] = asyncio.Queue()
+        order = iter(positions)
+        under_way: set[asyncio.Task[tuple[int, Copy]]] = set()
         while True:
-            while under_way < self._ahead and (position := next(order, None)) is not None:
+            while len(under_way) < self._ahead and (position := next(order, None)) is not None:
                 copy = self._begin(position)
                 if copy is None:
                     yield position, None
                 else:
-                    under_way += 1
-                    waiting = asyncio.ensure_future(copy.done.wait())
-                    waiting.add_done_callback(
-                        lambda _, found=(position, copy): here.put_nowait(found)  # type: ignore[misc]
-                    )
+                    under_way.add(asyncio.create_task(_arrival(position, copy)))
             if not under_way:
                 return
-            found = await here.get()
-            under_way -= 1
-            yield found
+            here, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            first = min(here, key=lambda task: task.result()[0])
+            under_way.remove(first)
+            yield first.result()
 
     def release(self, copy: Copy | None, *, used: bool | None) -> None:
         """A sample needs its files no more. ``used``: whether it asked for them; None if nobody
@@ -169,3 +166,8 @@ class Prefetcher:
         self._by_ticket.pop(copy.ticket, None)
         if self._copies.get(copy.addresses) is copy:
             del self._copies[copy.addresses]
+
+
+async def _arrival(position: int, copy: Copy) -> tuple[int, Copy]:
+    await copy.done.wait()
+    return position, copy
