@@ -13,8 +13,6 @@ from video_pipeline.common.locks import try_lock
 from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
 
-pytestmark = pytest.mark.two_ranks
-
 
 def journal_command(run, *arguments: str) -> str:
     command = [sys.executable, "-m", "video_pipeline.journal", *arguments]
@@ -27,6 +25,7 @@ def journal_command(run, *arguments: str) -> str:
     ).stdout
 
 
+@pytest.mark.two_ranks
 def test_a_partial_output_beside_a_live_run_and_after_a_failure(run):
     run.write_samples(samples(500))
     slow = {"seconds_per_output_token": 0.5, "output_tokens": 1, "concurrency": 1}
@@ -57,16 +56,17 @@ def test_a_partial_output_before_anything_ran(run):
     assert "Traceback" not in out
 
 
-def test_failed_samples_are_an_input(run):
+def test_failed_samples_are_an_input(splitting):
+    run = splitting.run
     bad = [{**sample, "do": "raise" if sample["id"] in (1, 4) else None} for sample in samples(6)]
     run.write_samples(bad)
-    run.snakemake()
+    splitting.run_all()
     failed = run.folder / "results" / "out.errors.jsonl"
     assert read_jsonl(failed) == [record for record in run.records() if "__error" in record]
     assert [record["input"] for record in read_jsonl(failed)] == [bad[1], bad[4]]
     run.edit_plugin('    if do == "raise":', '    if do == "no more":')
     run.configure(data={"input_jsonl": str(failed), "output_jsonl": "again/out.jsonl"})
-    run.snakemake()
+    splitting.run_all()
     again = read_jsonl(run.folder / "again" / "out.jsonl")
     assert [(record["__key"], record["__status"]) for record in again] == [("1", "ok"), ("4", "ok")]
     assert [record["input"] for record in again] == [bad[1], bad[4]]
