@@ -96,7 +96,8 @@ def _open(source: Blob | MediaFile) -> InputContainer:
     else:
         # FFmpeg knows more protocols, so the name alone must not choose one.
         file = f"file:{source.path}"
-    return av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
+    opened: InputContainer = av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
+    return opened
 
 
 def _header(opened: InputContainer) -> Header:
