@@ -14,20 +14,20 @@ from video_pipeline.testing.demo import write_demo
 
 INFER = ("infer.py", "--num-shards", "1", "--rank", "0")
 
-# A plugin of vLLM, which each of its processes loads. The file `fault` says what goes wrong; each
-# fault happens once.
+# A plugin of vLLM, which each of its processes loads. The lines of the file `faults` say what goes
+# wrong, one after the other; each fault happens once.
 FAULTS = """
 from pathlib import Path
 
 import torch
 
-FAULT = Path(__file__).with_name("fault")
+FILE = Path(__file__).with_name("faults")
 
 
 def happen(where):
-    if FAULT.exists() and FAULT.read_text().startswith(where):
-        fault = FAULT.read_text()
-        FAULT.unlink()
+    fault, *later = FILE.read_text().split("\\n") if FILE.exists() else [""]
+    if fault.startswith(where):
+        FILE.write_text("\\n".join(later))
         if fault.endswith("out of memory"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         raise RuntimeError("the worker's own\\nword")
@@ -53,7 +53,7 @@ def inject():
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Run:
     """The demo's clips on one rank, with vLLM's workers in processes of their own, as with several
-    GPUs; :func:`fault` breaks them."""
+    GPUs; the file ``run.faults`` breaks them."""
     run = Run(tmp_path / "run")
     run.write_samples([{**one, "id": i} for i, one in enumerate(_clips(run))])
     run.settings = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text())
@@ -71,7 +71,7 @@ def run(tmp_path, monkeypatch) -> Run:
     (plugins / "faults.py").write_text(FAULTS)
     monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=":")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    run.fault = plugins / "fault"
+    run.faults = plugins / "faults"
     return run
 
 
@@ -79,34 +79,27 @@ def _clips(run: Run) -> list[dict]:
     return read_jsonl(write_demo(run.folder))[:2]
 
 
-def test_an_engine_that_does_not_start_once_costs_an_attempt(run):
-    """Its memory was another's: Snakemake tries again by itself."""
-    run.fault.write_text("load_model out of memory")
-    out = run.snakemake()
+def test_faults_of_the_workers_cost_an_attempt_each(run):
+    """One has no memory, which was another's, and one ends in the midst: Snakemake tries again by
+    itself, and the last line of each log is the worker's own word."""
+    run.faults.write_text("load_model out of memory\nexecute_model")
+    run.snakemake()
     said = "vLLM's engine did not start: OutOfMemoryError: CUDA out of memory. Tried to allocate"
-    first, second = run.log("infer.rank0.attempt1"), run.log("infer.rank0.attempt2")
+    first, second, third = (run.log(f"infer.rank0.attempt{number}") for number in (1, 2, 3))
     assert said in first.splitlines()[-1]
     assert f"(log: {run.folder}/logs/out/infer.rank0.attempt1.log)" in first.splitlines()[-1]
     assert said not in second
-    assert second == run.log("infer.rank0")
-    assert said in out
+    assert "the engine died: RuntimeError: the worker's own word" in second.splitlines()[-1]
+    assert "the worker's own word" not in third
+    assert third == run.log("infer.rank0")
     assert [record["__status"] for record in run.records()] == ["ok", "ok"]
-    assert list(run.answers().values()) == [1, 1]
-
-
-def test_the_last_line_is_the_workers_own_word(run):
-    run.snakemake("--until", "split")
-    run.fault.write_text("execute_model")
-    out = run.script(*INFER, succeeds=False)
-    assert "the engine died: RuntimeError: the worker's own word" in out.splitlines()[-1]
-    run.script(*INFER, "--attempt", "2")
     assert list(run.answers().values()) == [1, 1]
 
 
 def test_a_setting_that_cannot_work_is_said_once(run):
     """Its cache has room for nothing: the engine's own process says so."""
     run.configure(vllm={"kv_cache_memory_bytes": 100_000})
-    run.snakemake("--until", "split")
+    run.script("split.py", "--num-shards", "1")
     out = run.script(*INFER, succeeds=False)
     last = out.splitlines()[-1]
     assert "vLLM's engine did not start: ValueError: " in last
