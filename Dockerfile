@@ -3,7 +3,7 @@
 #     docker build --target gpu --tag video-pipeline:gpu .
 #     docker build --target cpu --tag video-pipeline:cpu .
 #
-# workflow/envs/gpu.def builds the first without Docker. docs/scale.md says how to use them.
+# workflow/envs/gpu.def builds the first without Docker. docs/snakemake.md says how to use them.
 
 FROM python:3.12-slim-bookworm AS base
 # FFmpeg for torchcodec; a compiler for the kernels that Triton makes when vLLM starts.

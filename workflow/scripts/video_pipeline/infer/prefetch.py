@@ -144,7 +144,10 @@ class Prefetcher:
         try:
             ticket, files = self._fetcher.pipe.recv()
         except (EOFError, OSError):
-            logger.warning("the process that fetches videos ahead died; another one is started")
+            after = (
+                "another one is started" if self._starts < MOST_STARTS else "it was the last one"
+            )
+            logger.warning("the process that fetches videos ahead died; %s", after)
             self._end()
             return
         copy = self._by_ticket.get(ticket)
