@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.server
 import io
 import json
-import os
 import re
 import resource
 import signal
@@ -24,14 +22,12 @@ import pytest
 from helpers import Splitter, read_jsonl, wait_until
 from video_pipeline.infer.infer import infer
 from video_pipeline.infer.prefetch import MOST_UNUSED
-from video_pipeline.infer.shard import Shard
 from video_pipeline.journal.format import attempt_prefix
 from video_pipeline.storage import fetched, retries
 from video_pipeline.storage.access import Access
 from video_pipeline.storage.errors import VideoReadError
 from video_pipeline.storage.fetcher import FetcherProcess, Room
 from video_pipeline.storage.opening import copy_of
-from video_pipeline.tasks.registry import load_task
 
 # A dataset that answers with what its files hold.
 READS = """
@@ -233,38 +229,6 @@ def test_a_job_is_killed_while_it_fetches(reading, site):
     go_on.set()
     run.script("infer.py", "--num-shards", "1", "--rank", "0", "--threads", "2")
     assert run.answers() == dict.fromkeys(map(str, range(20)), 1)
-
-
-def test_a_round_that_the_engine_ends_leaves_no_file(reading, site):
-    """Files for samples that were not admitted would take the room for good."""
-    reading(of([f"{site.url}/{n}" for n in range(6)]), 1)
-    config, layout = reading.run.config, reading.layout
-    shard = Shard(config, layout, 0, reading.manifest, load_task(config))
-
-    async def rounds() -> list[int]:
-        prefetcher = shard.create_prefetcher(4)
-        async for _ in prefetcher.ready(range(6)):
-            break
-        seen = []
-        async for position, copy in prefetcher.ready(range(6)):
-            prefetcher.release(copy, used=True)
-            seen.append(position)
-        (process,) = fetchers()
-        while files_of(process, site.temporary):
-            await asyncio.sleep(0.01)
-        prefetcher.stop()
-        return seen
-
-    assert sorted(asyncio.run(rounds())) == list(range(6))
-
-
-def files_of(process: psutil.Process, folder: Path) -> list[str]:
-    """The files in ``folder`` that it has open, with a name or without."""
-    found = []
-    for number in Path(f"/proc/{process.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(number))
-    return [path for path in found if path.startswith(str(folder))]
 
 
 # --- the fetcher alone ----------------------------------------------------------------------------

@@ -64,10 +64,7 @@ class Prefetcher:
 
     async def ready(self, positions: Iterable[int]) -> AsyncIterator[tuple[int, Copy | None]]:
         """Each of ``positions`` in the chunk once its files are here, with these; None if nothing
-        is fetched for it. :meth:`release` takes them back, or else the next call of this method,
-        as after a death of the engine."""
-        for copy in list(self._by_ticket.values()):
-            self._drop(copy)
+        is fetched for it. :meth:`release` takes them back."""
         order = iter(positions)
         under_way: set[asyncio.Task[tuple[int, Copy]]] = set()
         while True:
@@ -97,7 +94,9 @@ class Prefetcher:
                 logger.info("nothing is fetched ahead: the dataset does not ask for it")
         copy.users -= 1
         if not copy.users:
-            self._drop(copy)
+            self._forget(copy)
+            if copy.done.is_set() and copy.fetcher is self._fetcher:
+                self._send(copy.ticket, ())
 
     def stop(self) -> None:
         """End the fetcher."""
@@ -150,10 +149,7 @@ class Prefetcher:
             logger.warning("the process that fetches videos ahead died; %s", after)
             self._end()
             return
-        copy = self._by_ticket.get(ticket)
-        if copy is None:  # Nobody waits for it any more.
-            self._send(ticket, ())
-            return
+        copy = self._by_ticket[ticket]
         copy.files = files
         copy.done.set()
 
@@ -168,11 +164,6 @@ class Prefetcher:
         for copy in list(self._by_ticket.values()):
             self._forget(copy)
             copy.done.set()
-
-    def _drop(self, copy: Copy) -> None:
-        self._forget(copy)
-        if copy.done.is_set() and copy.fetcher is self._fetcher:
-            self._send(copy.ticket, ())
 
     def _forget(self, copy: Copy) -> None:
         self._by_ticket.pop(copy.ticket, None)
