@@ -257,6 +257,10 @@ def test_short_names_stand_for_their_keys_beside_the_defaults() -> None:
         ),
         ({"prompt": {"Say": "why"}}, "prompt: got .*, expected a text; .* quote it twice"),
         ({"input": "a", "data": 3}, "data: got 3, expected keys and values"),
+        (
+            {"model": "a", "stages": [{"name": "one", "vllm": {"model": "b"}}]},
+            "model has no effect: vllm.model is set in `stages`",
+        ),
     ],
 )
 def test_a_short_name_that_contradicts_its_key(raw: Any, said: str) -> None:

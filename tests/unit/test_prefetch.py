@@ -321,6 +321,27 @@ def test_bytes_are_bounded():
     third.join()
 
 
+def test_who_waits_for_a_connection_stops_nobody():
+    """The first download has no byte yet, and needs what the second one holds."""
+    room = Room(10)
+    room.enter(1)
+    room.enter(2)
+    waiting(room.take, 2, 100).join(10)
+    assert room._taken[2] == 100
+
+
+def test_one_large_file_does_not_slow_down_all_that_follow():
+    room = Room(100)
+    for ticket, num_bytes in enumerate([1000, 2, 2, 2, 2, 2, 2]):
+        room.enter(ticket)
+        room.take(ticket, num_bytes)
+        room.finish(ticket)
+        room.leave(ticket)
+    room.enter(8)
+    waiting(room.enter, 9).join(10)
+    assert 9 in room._taken
+
+
 def test_what_cannot_be_written_is_left_to_the_reader(site):
     site.files["/large"] = bytes(900_000)
     with fetching(ANYWHERE) as process:

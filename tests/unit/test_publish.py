@@ -152,9 +152,12 @@ def test_what_would_pass_for_a_part_of_the_output_is_removed(finished, tmp_path)
     finished.publish(there)
     for name in ("out.videos.jsonl", "out.dataset/data/train-00000-of-00001.parquet"):
         (there / name).write_text("of an earlier output")
-    (there / "out.dataset/data/notes.parquet").write_text("the user's own")
+    own = ["out.dataset/data/notes.parquet", "out.dataset/data/en/train-00000-of-00001.parquet"]
+    for name in own:
+        (there / name).parent.mkdir(exist_ok=True)
+        (there / name).write_text("the user's own")
     finished.publish(there)
-    assert names_in(there) == sorted([*ALL, "out.dataset", "out.dataset/data/notes.parquet"])
+    assert names_in(there) == sorted([*ALL, "out.dataset", *own])
 
 
 def test_an_output_that_is_not_the_run_s_is_not_published(finished, tmp_path):

@@ -455,6 +455,8 @@ SIGNED = {
         "https://a.blob.core.windows.net/c/a.mp4"
     ),
     "https://h/a.mp4?token=1&id=2": "https://h/a.mp4?id=2",
+    "https://user:word@h/a.mp4?id=2": "https://h/a.mp4?id=2",
+    "http://user@h:80/b@c.mp4": "http://h:80/b@c.mp4",
 }
 
 

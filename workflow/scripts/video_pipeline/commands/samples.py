@@ -71,7 +71,7 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
                 stream.write(orjson.dumps(described, option=orjson.OPT_APPEND_NEWLINE))
             count += len(batch)
             progress.update(task, completed=count)
-        bad.raise_any(config.data.input_jsonl)
+        bad.raise_any(config.data.source.name)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if failed:
         first = printable(unread[0])

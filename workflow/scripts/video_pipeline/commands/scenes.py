@@ -126,7 +126,7 @@ def find_scenes(config: Config, output: Path, num_processes: int) -> None:
     with lock:
         bad = BadLines()
         uris = dict.fromkeys(filter(None, (_uri(config, s) for s in _samples(config, bad))))
-        bad.raise_any(config.data.input_jsonl)
+        bad.raise_any(config.data.source.name)
         cache = SceneCache(path)
         unknown = [uri for uri in uris if cache.find(uri) is None]
         failed = _look(config, unknown, cache, num_processes) if unknown else {}

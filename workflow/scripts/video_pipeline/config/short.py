@@ -40,5 +40,18 @@ def with_long_names(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
                 f"{short} and {key} are the same key, and have different values: {value!r} and "
                 f"{given!r}; give one of them"
             )
+        _check_stages(short, key, raw.get("stages"))
         result[section] = {**keys, name: value}
     return result
+
+
+def _check_stages(short: str, key: str, stages: object) -> None:
+    """Raise :class:`UserError` if each stage that ``short`` is for has the key itself: it would
+    have no effect."""
+    section, name = key.split(".")
+    if not isinstance(stages, list) or not stages:
+        return
+    asked = stages[-1:] if short == "output" else stages
+    own = [stage.get(section) for stage in asked if isinstance(stage, dict)]
+    if own and all(isinstance(keys, dict) and name in keys for keys in own):
+        raise UserError(f"{short} has no effect: {key} is set in `stages`; change it there")

@@ -116,6 +116,11 @@ class Source:
     place: str
 
     @property
+    def name(self) -> str:
+        """It as messages name it: a path as it was given, an address without what is secret."""
+        return self.place if self.is_local else shown(self.place)
+
+    @property
     def is_local(self) -> bool:
         """Whether it lies in the file system."""
         return not scheme_of(self.place)

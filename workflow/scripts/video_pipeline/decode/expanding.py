@@ -121,7 +121,7 @@ class Expander:
     """Asks the dataset about lines, many at once."""
 
     def __init__(self, config: Config, pool: DecodePool) -> None:
-        self._input = config.data.input_jsonl
+        self._input = config.data.source.name
         self._pool = pool
 
     def ask(self, sample: InputSample) -> Future[Expanded]:

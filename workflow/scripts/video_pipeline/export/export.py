@@ -94,8 +94,9 @@ def export(config: Config, layout: Layout) -> None:
     with waiting_lock(layout.dataset_lock, logger):
         summary = read_summary(layout)
         check_origin(summary.get("origin", {}), config, layout.summary)
-        count = summary["samples"]["distinct"]
         with open(layout.output, "rb") as output, replacing_folder(layout.dataset) as folder:
+            count = sum(1 for _ in output)
+            output.seek(0)
             columns = Columns(_CONTRACT)
             left_out, first = 0, None
             with Progress(progress_file, "look at the columns", "records", count) as progress:

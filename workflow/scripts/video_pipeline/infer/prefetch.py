@@ -71,13 +71,16 @@ class Prefetcher:
             while len(under_way) < self._ahead and (position := next(order, None)) is not None:
                 copy = self._begin(position)
                 if copy is None:
+                    for task in sorted((t for t in under_way if t.done()), key=_position):
+                        under_way.remove(task)
+                        yield task.result()
                     yield position, None
                 else:
                     under_way.add(asyncio.create_task(_arrival(position, copy)))
             if not under_way:
                 return
             here, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-            first = min(here, key=lambda task: task.result()[0])
+            first = min(here, key=_position)
             under_way.remove(first)
             yield first.result()
 
@@ -114,8 +117,12 @@ class Prefetcher:
         if not addresses:
             return None
         copy = self._copies.get(addresses)
-        if copy is None:
-            fetcher = self._fetcher or self._start()
+        if copy is None or any(file.error for file in copy.files.values()):
+            try:
+                fetcher = self._fetcher or self._start()
+            except OSError as error:  # No process, or it died at once.
+                logger.warning("nothing is fetched ahead of this sample: %s", error)
+                return None
             self._tickets += 1
             copy = Copy(addresses, self._tickets, fetcher)
             self._copies[addresses] = self._by_ticket[copy.ticket] = copy
@@ -126,10 +133,10 @@ class Prefetcher:
     def _start(self) -> FetcherProcess:
         data = self._config.data
         max_bytes = READY_SHARE * data.max_ready_gb * 1e9
+        self._starts += 1
         self._fetcher = FetcherProcess(
             Access.of(data), max_bytes, data.sample_timeout_s, data.worker_memory_gb
         )
-        self._starts += 1
         asyncio.get_running_loop().add_reader(self._fetcher.pipe.fileno(), self._receive)
         return self._fetcher
 
@@ -169,6 +176,10 @@ class Prefetcher:
         self._by_ticket.pop(copy.ticket, None)
         if self._copies.get(copy.addresses) is copy:
             del self._copies[copy.addresses]
+
+
+def _position(task: asyncio.Task[tuple[int, Copy]]) -> int:
+    return task.result()[0]
 
 
 async def _arrival(position: int, copy: Copy) -> tuple[int, Copy]:

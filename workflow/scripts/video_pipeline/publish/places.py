@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from video_pipeline.common.files import replacing
+from video_pipeline.common.files import remove_leftovers, replacing
 from video_pipeline.config.source import DATASET, scheme_of
+from video_pipeline.storage.errors import VideoReadError
 from video_pipeline.storage.stores import explained, key_of, store_of
 
 if TYPE_CHECKING:
@@ -165,8 +166,10 @@ class Folder(_OneByOne):
             return False
 
     def _send(self, file: Published) -> None:
-        with open(file.path, "rb") as source, replacing(self._root / file.name) as target:
+        path = self._root / file.name
+        with open(file.path, "rb") as source, replacing(path) as target:
             shutil.copyfileobj(source, target, _READ_BYTES)
+        remove_leftovers(path.parent, path.name)
 
     def _remove(self, name: str) -> None:
         (self._root / name).unlink(missing_ok=True)
@@ -217,13 +220,16 @@ class Bucket(_OneByOne):
         import obstore
 
         with explained():
-            obstore.put(
-                self._store,
-                self._root + file.name,
-                file.path,
-                chunk_size=file.part_bytes,
-                max_concurrency=_CONNECTIONS,
-            )
+            try:
+                obstore.put(
+                    self._store,
+                    self._root + file.name,
+                    file.path,
+                    chunk_size=file.part_bytes,
+                    max_concurrency=_CONNECTIONS,
+                )
+            except FileNotFoundError:
+                raise VideoReadError("there is no such bucket") from None
 
     def _remove(self, name: str) -> None:
         import obstore

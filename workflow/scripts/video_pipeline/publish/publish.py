@@ -12,7 +12,6 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from video_pipeline.common import versions
@@ -116,7 +115,7 @@ def _ours(place: Place, dataset: str, layout: Layout) -> Iterator[str]:
         if place.has(name):
             yield name
     for name in place.names(f"{dataset}data"):
-        if _SHARD.fullmatch(Path(name).name):
+        if _SHARD.fullmatch(name.removeprefix(f"{dataset}data/")):
             yield name
 
 

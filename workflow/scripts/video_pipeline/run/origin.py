@@ -167,7 +167,8 @@ def changes_since(recorded: Mapping[str, Any], config: Config) -> list[Change]:
     """In what ``config`` differs from the :func:`origin_of` the last split, without what asks the
     model nothing new."""
     then, now = _flat(recorded), _flat(origin_of(config))
-    input_jsonl, code = str(config.data.input_jsonl), set(map(str, code_files(config)))
+    input_jsonl = stable_address(config.data.input_jsonl)
+    code = set(map(str, code_files(config)))
     changes = []
     for name in different(then, now):
         if name in ("input", input_jsonl):

@@ -12,6 +12,7 @@ its *request digest*:
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -49,13 +50,20 @@ Storage (version 2), CloudFront, and Azure (learn.microsoft.com/rest/api/storage
 create-service-sas, create-user-delegation-sas)."""
 
 
+_USER = re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE)
+
+
 def stable_address(video: Any) -> Any:
-    """``video`` without the signature or token in its query, if it is an http address with one: it
-    names the same video with another. A list of addresses likewise; anything else as it is."""
+    """``video`` without the user, the password, and the signature or token in its query, if it is
+    an http address with one: it names the same video with another. A list of addresses likewise;
+    anything else as it is."""
     if isinstance(video, list):
         stable = [stable_address(entry) for entry in video]
         return video if stable == video else stable
-    if not isinstance(video, str) or "?" not in video or video[:4].lower() != "http":
+    if not isinstance(video, str) or video[:4].lower() != "http":
+        return video
+    video = _USER.sub(r"\1", video)
+    if "?" not in video:
         return video
     start, _, rest = video.partition("?")
     query, mark, fragment = rest.partition("#")

@@ -161,7 +161,7 @@ class Scanner:
                         check_deterministic(task, raw, video, requests, fields)
                 except TaskError as error:
                     raise TaskError(
-                        f"{config.data.input_jsonl}, line {sample.line}: {error}"
+                        f"{config.data.source.name}, line {sample.line}: {error}"
                     ) from error
             key = orjson.dumps(sample.key)
             if ONLY_PART in requests:

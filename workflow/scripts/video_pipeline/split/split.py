@@ -156,13 +156,13 @@ class _Split:
         table = EntryTable(scratch / "table")
         weigher = self._fill(table)
         if 0 < self._failed == manifest.lines:
-            logger.info("%s: all records are failed samples: run them", config.data.input_jsonl)
+            logger.info("%s: all records are failed samples: run them", config.data.source.name)
             self._progress.advance(-manifest.lines)
             weigher = self._fill(table, with_failed=True)
         files = self._index.indexed
         del self._index  # the arrays that follow take its room
         is_duplicate = find_duplicates(table, self._bad)
-        self._bad.raise_any(config.data.input_jsonl)
+        self._bad.raise_any(config.data.source.name)
         if origin_of(config)["files"] != manifest.origin["files"]:
             raise UserError(
                 f"{shown(config.data.input_jsonl)}, a plugin or a prompt file has changed "

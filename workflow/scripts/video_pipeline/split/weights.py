@@ -107,7 +107,7 @@ class MissingFiles:
         raise UserError(
             f"{missing}. Relative paths are relative to {config.video_root} (data.video_root: "
             f"{why}). Nothing was started: fix data.video_root, or the paths in "
-            f"{config.data.input_jsonl} (`run.max_error_rate: 1` accepts them as error records)"
+            f"{config.data.source.name} (`run.max_error_rate: 1` accepts them as error records)"
         )
 
 

@@ -57,14 +57,15 @@ def opened(address: str) -> BinaryIO | None:
     found = _reading.files.get(address)
     if found is None:
         return None
-    _reading.used = True
     if found.error:
+        _reading.used = True
         raise VideoReadError(found.error)
     try:
         file = open(found.path, "rb", buffering=0)
     except OSError:
         return None
     if inode_of(file) == found.inode:
+        _reading.used = True
         return file
     file.close()  # Another process has taken the number of the fetcher.
     return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -74,8 +76,10 @@ class FetcherProcess:
 def main() -> NoReturn:
     """The fetcher: fetch until the other end of its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the job.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # A sample may be many images.
     pipe = Connection(int(sys.argv[1]))
-    with contextlib.suppress(EOFError, OSError):
+    try:
         access, max_bytes, seconds, memory_gb = pipe.recv()
         limit_access(access)
         limit_memory(memory_gb)
@@ -83,7 +87,12 @@ def main() -> NoReturn:
         while not fetcher.is_stuck():
             if pipe.poll(LOOK_SECONDS):
                 fetcher.obey(*pipe.recv())
-    os._exit(0)  # Threads may still wait for a server.
+    except (EOFError, OSError):
+        pass  # The job has ended.
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)  # Threads may still wait for a server.
 
 
 class Room:
@@ -94,31 +103,45 @@ class Room:
         self._taken: dict[int, int] = {}  # Bytes by ticket.
         self._under_way: set[int] = set()
         self._waiting: set[int] = set()
-        self._largest = 0
+        self._waiting_with_bytes: set[int] = set()
+        self._typical = 0.0  # Bytes of a file, mostly of the last ones.
         self._changed = threading.Condition()
 
     def enter(self, ticket: int) -> None:
         """Wait until there is probably room for one more."""
         with self._changed:
             self._waiting.add(ticket)
-            self._changed.wait_for(lambda: ticket == min(self._waiting) and self._is_likely())
-            self._waiting.remove(ticket)
-            self._under_way.add(ticket)
-            self._taken[ticket] = 0
-            self._changed.notify_all()
+            try:
+                self._changed.wait_for(lambda: ticket == min(self._waiting) and self._is_likely())
+                self._under_way.add(ticket)
+                self._taken[ticket] = 0
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
 
     def take(self, ticket: int, num_bytes: int) -> None:
-        """Wait until there is room for bytes that have come. The oldest download need not wait if
-        no file is complete, since then nobody would make room."""
+        """Wait until there is room for bytes that have come. The oldest download that waits here
+        goes on if no file is complete, since then nobody would make room."""
         with self._changed:
-            self._changed.wait_for(lambda: self._fits(num_bytes) or self._is_first(ticket))
-            self._taken[ticket] += num_bytes
+            self._waiting_with_bytes.add(ticket)
+            try:
+                self._changed.wait_for(lambda: self._fits(num_bytes) or self._is_first(ticket))
+                self._taken[ticket] += num_bytes
+            finally:
+                self._waiting_with_bytes.remove(ticket)
+                self._changed.notify_all()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether downloads wait here, and may keep others waiting for a connection."""
+        return bool(self._waiting_with_bytes)
 
     def finish(self, ticket: int) -> None:
-        """Note that a download is complete."""
+        """Note that a download has ended; its bytes are still there."""
         with self._changed:
-            self._under_way.remove(ticket)
-            self._largest = max(self._largest, self._taken[ticket])
+            self._under_way.discard(ticket)
+            if num_bytes := self._taken.get(ticket):
+                self._typical = (self._typical + num_bytes) / 2 if self._typical else num_bytes
             self._changed.notify_all()
 
     def leave(self, ticket: int) -> None:
@@ -128,13 +151,13 @@ class Room:
             self._changed.notify_all()
 
     def _is_likely(self) -> bool:
-        coming = sum(max(0, self._largest - self._taken[ticket]) for ticket in self._under_way)
-        return not self._taken or self._fits(coming + self._largest)
+        coming = sum(max(0, self._typical - self._taken[ticket]) for ticket in self._under_way)
+        return not self._taken or self._fits(coming + self._typical)
 
     def _is_first(self, ticket: int) -> bool:
-        return ticket == min(self._under_way) and self._under_way == self._taken.keys()
+        return ticket == min(self._waiting_with_bytes) and self._under_way == self._taken.keys()
 
-    def _fits(self, num_bytes: int) -> bool:
+    def _fits(self, num_bytes: float) -> bool:
         taken = sum(self._taken.values())
         free = shutil.disk_usage(tempfile.gettempdir()).free
         return taken + num_bytes <= min(self._max_bytes, DISK_SHARE * (free + taken))
@@ -155,7 +178,7 @@ class _Fetcher:
 
     def obey(self, ticket: int, addresses: tuple[str, ...]) -> None:
         if not addresses:
-            for file in self._files.pop(ticket):
+            for file in self._files.pop(ticket, ()):
                 file.close()
             self._room.leave(ticket)
         elif any(_is_row(address) for address in addresses):
@@ -167,16 +190,18 @@ class _Fetcher:
         """Whether a download is long overdue and does not end: its server sends a byte now and
         then. No thread can be stopped, but the process can."""
         latest = time.monotonic() - self._seconds
-        return any(until < latest for until in list(self._until.values()))
+        is_late = any(until < latest for until in list(self._until.values()))
+        return is_late and not self._room.is_waited_for
 
     def _fetch(self, ticket: int, addresses: tuple[str, ...]) -> None:
         self._files[ticket] = []
-        self._room.enter(ticket)
         found = {}
-        for address in addresses:
-            # Whatever else goes wrong happens again where the file is read, and is reported there.
-            with contextlib.suppress(Exception):
-                found[address] = self._fetched(ticket, address)
+        # Whatever else goes wrong happens again where the file is read, and is reported there.
+        with contextlib.suppress(Exception):
+            self._room.enter(ticket)
+            for address in addresses:
+                with contextlib.suppress(Exception):
+                    found[address] = self._fetched(ticket, address)
         self._until.pop(ticket, None)
         self._room.finish(ticket)
         with self._sending:

@@ -171,9 +171,12 @@ def _open_store(scheme: str, bucket: str) -> ObjectStore:
         for name, value in os.environ.items()
         if name.upper().startswith(("AWS_ENDPOINT", "AZURE_", "GOOGLE_"))
     )
-    options: Any = {"timeout": "300s", "connect_timeout": "10s", "allow_http": plain}
+    # A silence is limited, and not a whole request: its body may be large, or wait for room.
+    times = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "86400s"}
+    options: Any = {**times, "allow_http": plain}
     kinds: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
-    retries = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
+    # A body that breaks off late is asked for again, too.
+    retries = {"max_retries": 5, "retry_timeout": timedelta(days=1)}
     with explained():
         store: ObjectStore = kinds[scheme](bucket, client_options=options, retry_config=retries)
     return store

@@ -110,8 +110,10 @@ class _Key(NamedTuple):
 
 
 def remember(blob: Blob, container: str, found: list[Member]) -> None:
-    """Keep where the members of a tar lie, for other processes."""
-    _write(_Key(container, blob.size, blob.version), _places(found))
+    """Keep where the members of a tar lie, for other processes; not if its place does not tell when
+    it changes."""
+    if blob.version:
+        _write(_Key(container, blob.size, blob.version), _places(found))
 
 
 def _places(found: list[Member]) -> _Places:
@@ -128,10 +130,11 @@ def _index(key: _Key, blob: Blob) -> _Places:
     if found is not None:
         return found
     with _indexing:  # Many threads may ask for the members of one tar.
-        places = _held.get(key) or _kept(key)
+        places = _held.get(key) or (_kept(key) if key.version else None)
         if places is None:
-            places = _places([member for member, _ in members(blob)])
-            _write(key, places)
+            all_members = [member for member, _ in members(blob)]
+            places = _places(all_members)
+            remember(blob, key.container, all_members)
         if len(_held) == _MOST_HELD:
             _held.pop(next(iter(_held)))
         _held[key] = places

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from video_pipeline.common.files import read_object
 from video_pipeline.config import Config
-from video_pipeline.config.source import Source, shown
+from video_pipeline.config.source import Source
 from video_pipeline.errors import Failure
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import changes_since
@@ -20,7 +20,7 @@ def forecast(config: Config, layout: Layout) -> str:
 
 def _pending(config: Config, layout: Layout) -> str:
     source = config.data.source
-    name = shown(source.place) if not source.is_local else source.place
+    name = source.name
     manifest = read_object(layout.manifest)
     if source.is_local and source.kind != "pattern" and not Path(source.place).exists():
         return f"the samples are not known before {name} is written"
