@@ -83,18 +83,16 @@ def inferred(splitting: Splitter, *, plain: bool) -> tuple[Counter[str], list[st
 
 
 @pytest.mark.parametrize(
-    ("run_keys", "max_tokens", "stages"),
+    ("run_keys", "sampling", "stages"),
     [
-        ({}, 512, {"read": 4, "generate": 1, "parse": 5}),
+        ({}, {"n": 2, "logprobs": 1}, {"read": 4, "generate": 1, "parse": 5}),
         # The answers with a schema are cut off, and the second try has room for them.
-        ({"retry_truncated": 20}, 4, {"read": 4, "generate": 1, "parse": 5}),
-        ({"truncated": "error"}, 4, {"read": 4, "length": 6}),
+        ({"retry_truncated": 20}, {"max_tokens": 4}, {"read": 4, "generate": 1, "parse": 5}),
+        ({"truncated": "error"}, {"max_tokens": 4}, {"read": 4, "length": 6}),
     ],
 )
-def test_both_loops_write_the_same_journal(odd, run_keys, max_tokens, stages):
-    odd.run.configure(
-        run=run_keys, sampling={"max_tokens": max_tokens}, task_params={"strict": True}
-    )
+def test_both_loops_write_the_same_journal(odd, run_keys, sampling, stages):
+    odd.run.configure(run=run_keys, sampling=sampling, task_params={"strict": True})
     streamed = inferred(odd, plain=False)
     assert inferred(odd, plain=True) == streamed
     assert Counter(map(stage, streamed[1])) == stages

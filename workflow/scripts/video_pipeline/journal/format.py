@@ -130,8 +130,9 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_text(output_text: Any) -> bool:
-    texts = output_text if type(output_text) is list else [output_text]
-    return bool(texts) and all(type(text) is str for text in texts)
+    if type(output_text) is list:
+        return len(output_text) > 1 and all(type(text) is str for text in output_text)
+    return type(output_text) is str
 
 
 def count_records(path: Path) -> Counter[str]:

@@ -39,13 +39,15 @@ class JournalWriter:
         request: str,
         output_text: str | list[str],
         usage: dict[str, Any],
-        **more: Any,
+        reasoning: str | list[str] | None = None,
+        logprobs: list[Any] | None = None,
+        damaged: bool = False,
     ) -> None:
         """Append the answer to a question (key, part and request digest), or a list of answers.
-        ``usage`` holds token counts and ``finish_reason``; ``more`` may hold ``reasoning`` and
-        ``logprobs`` of the model, and ``damaged``, which says that a video of the sample is
-        damaged."""
-        self._record(key, part, request, _answer(output_text, usage, **more))
+        ``usage`` holds token counts and ``finish_reason``; ``damaged`` says that a video of the
+        sample is damaged."""
+        answer = _answer(output_text, usage, reasoning, logprobs, damaged)
+        self._record(key, part, request, answer)
 
     def error(
         self, key: str, part: str, request: str, error: dict[str, str], **answer: Any
