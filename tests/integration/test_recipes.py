@@ -6,6 +6,7 @@ in one start of vLLM.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,8 @@ def cook(here: Run, clips: list[Path]) -> Any:
         for stage in here.settings.get("stages", []):
             if "clip_seconds" in stage.get("task_params", {}):
                 stage["task_params"]["clip_seconds"] = 1
-        here.configure(
-            data={"input_jsonl": "samples.jsonl", "num_shards": 1, "num_workers": 1},
-            vision=DEMO["vision"],
-        )
+        here.settings["input"] = "samples.jsonl"  # as --config input=...
+        here.configure(data={"num_shards": 1, "num_workers": 1}, vision=DEMO["vision"])
         here.configure(**sections)
         for _, config in here.config.by_stage():
             layout = Layout.of(config, 1)
@@ -67,6 +66,12 @@ def cook(here: Run, clips: list[Path]) -> Any:
 
 def simulated(**sections: Any) -> dict[str, Any]:
     return {"run": {"engine": "simulated"}, **sections}
+
+
+def test_the_page_lists_every_file():
+    page = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    files = {f"examples/{path.name}" for path in EXAMPLES.iterdir() if path.is_file()}
+    assert set(re.findall(r"`(examples/[^`]+\.(?:py|yaml))`", page)) == files
 
 
 # --- the wiring, with simulated answers ----------------------------------------------------------
