@@ -161,7 +161,8 @@ def token_logprobs(completion: CompletionOutput) -> list[dict[str, Any]]:
     ``logprob`` of each token, and in ``top_logprobs`` the likely ones at its place, itself
     included. Those that a schema rules out are left out; their logarithm is minus infinity."""
     tokens = []
-    for number, at_place in zip(completion.token_ids, completion.logprobs or (), strict=False):
+    places: Any = completion.logprobs  # with `flat_logprobs` another kind of list
+    for number, at_place in zip(completion.token_ids, places, strict=False):
         likely = sorted(at_place.values(), key=lambda entry: -entry.logprob)
         tokens.append(
             {

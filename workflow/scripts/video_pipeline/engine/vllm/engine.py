@@ -207,33 +207,27 @@ class VllmEngine(Engine):
                 if cause is not None and is_refusal(cause):
                     raise RequestRefused(type(cause).__name__, one_line(str(cause))) from cause
                 raise EngineDead(f"it failed twice with one request: {second}") from second
-        if any(completion.finish_reason == "abort" for completion in output.outputs):
+        completions = output.outputs
+        if any(completion.finish_reason == "abort" for completion in completions):
             # Nobody here cancels a request: the engine was told to end and hands back what it has.
             raise EngineDead("it gave up a request: it was told to end")
-        texts: list[Any] = []
-        thoughts: list[Any] = []
-        for completion in output.outputs:
-            reasoning, text = self.split(completion.text)
-            texts.append(text)
-            thoughts.append(reasoning)
-        logprobs = [self._logprobs(completion) for completion in output.outputs]
-        tokens = [len(completion.token_ids) for completion in output.outputs]
-        is_one = len(texts) == 1
+        said = [self.split(completion.text) for completion in completions]
+        tokens = [len(completion.token_ids) for completion in completions]
         return Answer(
-            texts[0] if is_one else texts,
+            _one_or_all([text for _, text in said]),
             len(output.prompt_token_ids or ()),
             sum(tokens),
-            reason_of_all(c.finish_reason or "unknown" for c in output.outputs),
-            thoughts[0] if is_one or self._reasoning is None else thoughts,
+            reason_of_all(completion.finish_reason or "unknown" for completion in completions),
+            _one_or_all([reasoning for reasoning, _ in said]),
             output.num_cached_tokens or 0,
             sum(media_tokens(request).get("audio", ())),
-            logprobs[0] if is_one or logprobs[0] is None else logprobs,
-            None if is_one else max(tokens),
+            _one_or_all([self._logprobs(completion) for completion in completions]),
+            max(tokens) if len(completions) > 1 else None,
         )
 
     def _logprobs(self, completion: CompletionOutput) -> list[dict[str, Any]] | None:
-        """The log probabilities of the answer's tokens, without those of its reasoning and without
-        tokens that could not come; None if they were not asked for."""
+        """The log probabilities of an answer's tokens, without those of its reasoning; None if they
+        were not asked for."""
         if completion.logprobs is None:
             return None
         tokens = token_logprobs(completion)
@@ -294,6 +288,11 @@ class VllmEngine(Engine):
         if self._llm is not None:
             self._llm.shutdown(timeout=SHUTDOWN_SECONDS)
             self._llm = None
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    """The value of the only answer, or those of several; None if there are none."""
+    return values[0] if len(values) == 1 or values[0] is None else values
 
 
 class _Recoverable(Exception):
