@@ -105,6 +105,27 @@ def test_the_plain_loop_infers_only_what_is_pending(splitting):
     assert splitting.run.reads() == {"0": 1, "3": 1}
 
 
+WORDS = """\
+    def sampling(self, sample, part):
+        return {"max_tokens": sample["words"]}
+
+    def parse("""
+
+
+def test_a_sample_whose_sampling_changes_is_inferred_again(splitting):
+    splitting.run.edit_plugin("    def parse(", WORDS)
+    for entries, pending in (
+        (samples(2, words=3), ["0", "1"]),
+        ([*samples(1, words=3), {"id": 1, "path": "1.mp4", "words": 5}], ["1"]),
+    ):
+        splitting(entries, 1)
+        assert splitting.pending == pending
+        infer(splitting.run.config, splitting.layout, 0, threads=2, plain=True)
+    first, second = map(json.loads, splitting.layout.rank_file(0).read_text().splitlines())
+    assert (len(first["answer"].split()), len(second["answer"].split())) == (3, 5)
+    assert second["__usage"]["max_tokens"] == second["__usage"]["completion_tokens"] == 5
+
+
 def test_the_plain_loop_finds_the_sample_that_kills_the_engine(splitting, monkeypatch):
     alive = SimulatedEngine.generate
 
