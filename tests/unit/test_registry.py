@@ -71,7 +71,7 @@ def test_the_pages_list_the_built_in_tasks_and_datasets():
     for kind, registry in (("tasks", _TASKS), ("datasets", _DATASETS)):
         sentence = readme.partition(f"The built-in {kind} are ")[2].partition(".")[0]
         assert sorted(re.findall(r"`(\w+)`", sentence)) == built_in(registry)
-    page = (PROJECT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    page = (PROJECT / "docs" / "datasets.md").read_text(encoding="utf-8")
     table = page.partition("| dataset | what the model sees |")[2].partition("\n\n")[0]
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == built_in(_DATASETS)
 

@@ -308,7 +308,7 @@ def test_a_job_on_a_card_tells_its_share(splitting, monkeypatch, caplog):
         f"of the GPU's peak │ {pace['share_of_peak']:.1%}",
     ):
         assert row in re.sub(" +", " ", shown.getvalue())
-    html = render(collect(run.config, splitting.layout, 1))
+    html = " ".join(render(collect(run.config, splitting.layout, 1)).split())
     assert f"of the peak of <bdi>{card}</bdi>" in html
     assert "<span>prompt tokens a second of one GPU</span>" in html
     assert re.search(r"prompt tokens/s per GPU \([\d.]+% of its peak\)", caplog.text)
