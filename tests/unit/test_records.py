@@ -235,6 +235,12 @@ def test_no_structured_caption(text, message):
     assert error["message"].startswith(message)
 
 
+def test_a_bare_control_character_in_a_text_is_one_of_its_characters():
+    text = json.dumps({**CAPTION, "scene": "rain and-wind"}).replace("-", "\t").replace("{", "{\n")
+    assert build(StructuredCaption(), text)["caption"]["scene"] == "rain and\twind"
+    assert build(Counting(), '{"people": 4, "of": "a\tb"}')["twice"] == 8
+
+
 class Counting(Task):
     """A task with a JSON Schema of its own."""
 
