@@ -501,7 +501,8 @@ def test_several_answers_to_one_request(rig: Rig) -> None:
     assert len(set(answer.output_text)) == len(answer.logprobs) == 3
     assert (answer.completion_tokens, answer.longest, answer.finish_reason) == (24, 8, "length")
     for text, tokens in zip(answer.output_text, answer.logprobs, strict=True):
-        assert "".join(token["token"] for token in tokens) == text
+        # vLLM shows a token that is no whole character as an empty text.
+        assert "".join(token["token"] for token in tokens) == text.replace("\ufffd", "")
 
 
 def test_sampling_that_vllm_refuses_costs_its_sample_only(rig: Rig) -> None:
