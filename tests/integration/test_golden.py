@@ -34,11 +34,12 @@ from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.preparing import WorkerSpec
-from video_pipeline.engine.base import Answer, RequestRefused
+from video_pipeline.engine.base import Answer, Constraints, RequestRefused
 from video_pipeline.model.prompt import Prompter
 from video_pipeline.model.token_count import count_tokens
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.scores import label_scores
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.qwen_vl import FAMILIES
 from video_pipeline.testing.tiny_model import write_tiny_model
@@ -448,6 +449,68 @@ def test_greedy_text_equals_transformers(rig: Rig, answers: dict[str, Answer], n
 def test_the_tiny_model_sees_the_videos(answers: dict[str, Answer]) -> None:
     """Else equal answers would say little."""
     assert len({answer.output_text for answer in answers.values()}) >= len(CASES) - 1
+
+
+# --- log probabilities ---------------------------------------------------------------------------
+
+
+def test_log_probabilities_equal_transformers(rig: Rig) -> None:
+    constraints = Constraints(sampling_json=json.dumps({"logprobs": 3, "max_tokens": 6}))
+    inputs = rig.engine_input(CASES["fps"], "native", "logprobs")
+    answer = rig.run(rig.engine.generate("logprobs", inputs, constraints))
+    with torch.inference_mode():
+        reference = rig.reference.model.generate(
+            **rig.reference_inputs("fps", "native"),
+            **{"do_sample": False, "max_new_tokens": 6},
+            **{"output_logits": True, "return_dict_in_generate": True},
+        )
+    assert answer.output_text == "".join(token["token"] for token in answer.logprobs)
+    for token, (logits,) in zip(answer.logprobs, reference.logits, strict=True):
+        shares, numbers = logits.log_softmax(-1).topk(3)
+        top = token["top_logprobs"]
+        assert [other["token"] for other in top] == [rig.reference.text([n]) for n in numbers]
+        assert [other["logprob"] for other in top] == pytest.approx(shares.tolist(), abs=1e-3)
+        assert token["logprob"] == top[0]["logprob"]  # a greedy answer
+
+
+@pytest.mark.parametrize("labels", [["A", "B", "C", "D"], ["film", "cartoon", "recording"]])
+def test_the_scores_of_labels_are_those_of_the_model(rig: Rig, labels: list[str]) -> None:
+    """The model's own probabilities of all tokens that begin a label, and of no other."""
+    constraints = Constraints(json.dumps(labels), json.dumps({"logprobs": 20}))
+    inputs = rig.engine_input(CASES["fps"], "native", labels[0])
+    answer = rig.run(rig.engine.generate(labels[0], inputs, constraints))
+    with torch.inference_mode():
+        logits = rig.reference.model(**rig.reference_inputs("fps", "native")).logits[0, -1]
+    shares = logits.double().softmax(-1)
+    vocabulary = rig.reference.processor.tokenizer.convert_ids_to_tokens(range(len(shares)))
+    expected = {
+        label: sum(float(shares[i]) for i, t in enumerate(vocabulary) if t and label.startswith(t))
+        for label in labels
+    }
+    total = sum(expected.values())
+    scores = label_scores(answer.logprobs, labels)
+    assert scores == pytest.approx({n: share / total for n, share in expected.items()}, rel=1e-3)
+    assert answer.output_text in labels
+
+
+def test_several_answers_to_one_request(rig: Rig) -> None:
+    sampling = {"n": 3, "temperature": 1.0, "seed": 1, "logprobs": 0, "max_tokens": 8}
+    inputs = rig.engine_input(CASES["fps"], "native", "several")
+    constraints = Constraints(sampling_json=json.dumps(sampling))
+    answer = rig.run(rig.engine.generate("several", inputs, constraints))
+    assert len(set(answer.output_text)) == len(answer.logprobs) == 3
+    assert (answer.completion_tokens, answer.longest, answer.finish_reason) == (24, 8, "length")
+    for text, tokens in zip(answer.output_text, answer.logprobs, strict=True):
+        # vLLM shows a token that is no whole character as an empty text.
+        assert "".join(token["token"] for token in tokens) == text.replace("\ufffd", "")
+
+
+def test_sampling_that_vllm_refuses_costs_its_sample_only(rig: Rig) -> None:
+    inputs = rig.engine_input(CASES["fps"], "native", "refused")
+    for sampling in ({"logprobs": 21}, {"max_tokens": -1}, {"n": 2}):
+        constraints = Constraints(sampling_json=json.dumps(sampling))
+        with pytest.raises(RequestRefused, match="vLLM refuses the task's sampling: "):
+            rig.run(rig.engine.generate("refused", inputs, constraints))
 
 
 # --- text that looks like structure --------------------------------------------------------------

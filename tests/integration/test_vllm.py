@@ -149,7 +149,7 @@ def test_the_contracts_task_runs_from_a_plugin_file(demo, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampling": {"n": 2}}, "sampling.n"),
+        ({"sampling": {"n": 2}}, "n must be 1 when using greedy sampling"),
         ({"sampling": {"top_p": 7}}, "refuses the section sampling"),
         ({"vllm": {"dtype": "float99"}}, "refuses vllm.dtype: "),
         ({"vllm": {"max_model_len": 300}}, "visual tokens .* vllm.max_model_len: 300"),

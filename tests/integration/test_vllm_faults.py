@@ -125,7 +125,9 @@ def answers():
         if isinstance(outcome, Exception):
             raise outcome
         if outcome is not None:
-            completion = SimpleNamespace(text="A cat.", token_ids=[1, 2], finish_reason=outcome)
+            completion = SimpleNamespace(
+                text="A cat.", token_ids=[1, 2], finish_reason=outcome, logprobs=None
+            )
             yield SimpleNamespace(outputs=[completion], prompt_token_ids=[1], num_cached_tokens=0)
 
     engine = object.__new__(VllmEngine)

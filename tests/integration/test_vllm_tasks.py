@@ -194,6 +194,8 @@ def test_a_folder_that_is_no_adapter_is_named(real):
 def test_reasoning_is_split_off(real, material):
     from transformers import AutoTokenizer
     from video_pipeline.engine.vllm.engine import VllmEngine
+    from vllm.logprobs import Logprob
+    from vllm.outputs import CompletionOutput
 
     thinking = real.folder / "thinking"
     write_tiny_model(thinking)
@@ -204,6 +206,11 @@ def test_reasoning_is_split_off(real, material):
     engine = VllmEngine(real.config)
     assert engine.split("I see a cat.\n</think>\n\nA cat.") == ("I see a cat.", "A cat.")
     assert engine.split("I see a") == ("I see a", "")
+    # the log probabilities are those of the answer
+    numbers = tokenizer("I see</think>A cat").input_ids
+    each = [{number: Logprob(-1.0, 1, tokenizer.decode([number]))} for number in numbers]
+    completion = CompletionOutput(0, "", numbers, None, each)
+    assert "".join(token["token"] for token in engine._logprobs(completion)) == "A cat"
     # a model that does not think answers at once
     real.configure(vllm={"chat_template_kwargs": {"enable_thinking": False}})
     assert VllmEngine(real.config).split("A cat.") == ("", "A cat.")

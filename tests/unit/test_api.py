@@ -17,7 +17,7 @@ from video_pipeline.data import qwen_video
 from video_pipeline.data import registry as data_registry
 from video_pipeline.model import prompt
 from video_pipeline.tasks import base as tasks_base
-from video_pipeline.tasks import prompts
+from video_pipeline.tasks import prompts, scores
 from video_pipeline.tasks import registry as tasks_registry
 from video_pipeline.testing.clips import write_clip
 
@@ -42,7 +42,7 @@ class Ask(Task):
 
 
 def test_its_names_are_those_of_the_modules_that_define_them() -> None:
-    of_tasks = (errors, tasks_base, tasks_registry, prompts)
+    of_tasks = (errors, tasks_base, tasks_registry, prompts, scores)
     homes = (*of_tasks, data_base, data_registry, qwen_video, prompt)
     for name in api.__all__:
         definition = getattr(api, name)

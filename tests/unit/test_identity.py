@@ -88,6 +88,32 @@ def test_fields_that_the_dataset_reads_do():
     assert read("fps", title="x") == digest(Describe())
 
 
+class Limited(Describe):
+    """Its answers have as many tokens as a field of the sample says."""
+
+    def sampling(self, sample, part):
+        return {"max_tokens": sample["words"]} if "words" in sample else self.params.get("all", {})
+
+
+def test_the_sampling_of_a_sample_is_part_of_what_is_asked():
+    assert digest(Limited(), title="x") == digest(Describe())  # the digest that it always had
+    assert len({digest(Limited(), words=words) for words in (1, 2)} | {digest(Describe())}) == 3
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        (["n"], "must return a dict"),
+        ({"max_token": 5}, r"max_token: vLLM .* did you mean sampling.max_tokens"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs, which the pipeline sets"),
+        ({"stop": {1}}, "sampling failed for sample 'k'"),
+    ],
+)
+def test_sampling_that_cannot_be(sampling, message):
+    with pytest.raises(TaskError, match=message):
+        digest(Limited({"all": sampling}))
+
+
 def test_parts_cannot_run_into_each_other():
     one = saying(lambda _: [{"role": "user", "content": ["ab", "c"]}])
     two = saying(lambda _: [{"role": "user", "content": ["a", "bc"]}])

@@ -363,6 +363,17 @@ def test_what_is_written_has_the_form_that_is_read(folder):
         assert records == (old % OLD_VALUES).splitlines()[1 : number + 1]
 
 
+def test_several_answers_are_one_record(folder):
+    texts, tokens = ["one", "two\ud83d"], [{"token": "one", "logprob": -1.5, "top_logprobs": []}]
+    with JournalWriter(folder, ATTEMPT) as journal:
+        journal.answer("a", "", REQUEST, texts, USAGE, ["", "Hm"], [tokens, tokens])
+    assert final_record(folder, "a") == {
+        **{"__key": "a", "__part": "", "__request": REQUEST, "__usage": USAGE},
+        **{"output_text": ["one", r"two\ud83d"], "__reasoning": ["", "Hm"]},
+        "__logprobs": [tokens, tokens],
+    }
+
+
 def test_an_error_after_an_answer_keeps_what_was_said(folder):
     with JournalWriter(folder, ATTEMPT) as journal:
         answer = {"output_text": "half", "usage": USAGE, "reasoning": "Hm\ud83d"}

@@ -83,18 +83,16 @@ def inferred(splitting: Splitter, *, plain: bool) -> tuple[Counter[str], list[st
 
 
 @pytest.mark.parametrize(
-    ("run_keys", "max_tokens", "stages"),
+    ("run_keys", "sampling", "stages"),
     [
-        ({}, 512, {"read": 4, "generate": 1, "parse": 5}),
+        ({}, {"n": 2, "logprobs": 1}, {"read": 4, "generate": 1, "parse": 5}),
         # The answers with a schema are cut off, and the second try has room for them.
-        ({"retry_truncated": 20}, 4, {"read": 4, "generate": 1, "parse": 5}),
-        ({"truncated": "error"}, 4, {"read": 4, "length": 6}),
+        ({"retry_truncated": 20}, {"max_tokens": 4}, {"read": 4, "generate": 1, "parse": 5}),
+        ({"truncated": "error"}, {"max_tokens": 4}, {"read": 4, "length": 6}),
     ],
 )
-def test_both_loops_write_the_same_journal(odd, run_keys, max_tokens, stages):
-    odd.run.configure(
-        run=run_keys, sampling={"max_tokens": max_tokens}, task_params={"strict": True}
-    )
+def test_both_loops_write_the_same_journal(odd, run_keys, sampling, stages):
+    odd.run.configure(run=run_keys, sampling=sampling, task_params={"strict": True})
     streamed = inferred(odd, plain=False)
     assert inferred(odd, plain=True) == streamed
     assert Counter(map(stage, streamed[1])) == stages
@@ -105,6 +103,27 @@ def test_the_plain_loop_infers_only_what_is_pending(splitting):
     splitting(samples(4), 1).finish("1", failed=("2",))
     infer(splitting.run.config, splitting.layout, 0, threads=2, plain=True)
     assert splitting.run.reads() == {"0": 1, "3": 1}
+
+
+WORDS = """\
+    def sampling(self, sample, part):
+        return {"max_tokens": sample["words"]}
+
+    def parse("""
+
+
+def test_a_sample_whose_sampling_changes_is_inferred_again(splitting):
+    splitting.run.edit_plugin("    def parse(", WORDS)
+    for entries, pending in (
+        (samples(2, words=3), ["0", "1"]),
+        ([*samples(1, words=3), {"id": 1, "path": "1.mp4", "words": 5}], ["1"]),
+    ):
+        splitting(entries, 1)
+        assert splitting.pending == pending
+        infer(splitting.run.config, splitting.layout, 0, threads=2, plain=True)
+    first, second = map(json.loads, splitting.layout.rank_file(0).read_text().splitlines())
+    assert (len(first["answer"].split()), len(second["answer"].split())) == (3, 5)
+    assert second["__usage"]["max_tokens"] == second["__usage"]["completion_tokens"] == 5
 
 
 def test_the_plain_loop_finds_the_sample_that_kills_the_engine(splitting, monkeypatch):

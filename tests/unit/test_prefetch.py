@@ -192,8 +192,12 @@ def test_what_no_dataset_reads_is_soon_not_fetched(splitting, site):
 
 
 def fetchers() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "fetcher" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # It has just ended.
+            if "fetcher" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.slow

@@ -53,6 +53,10 @@ def build_parsed(parse, text: str = "some text") -> dict:
     return build(Parsing({"parse": parse}), text)
 
 
+def answered(text: str | list[str], **more: Any) -> dict[str, Any]:
+    return {"output_text": text, "__usage": USAGE, **more}
+
+
 def test_an_ok_record():
     record = build(Describe(), " It rains. ", vllm={"model": "m"})
     assert record == {
@@ -231,6 +235,12 @@ def test_no_structured_caption(text, message):
     assert error["message"].startswith(message)
 
 
+def test_a_bare_control_character_in_a_text_is_one_of_its_characters():
+    text = json.dumps({**CAPTION, "scene": "rain and-wind"}).replace("-", "\t").replace("{", "{\n")
+    assert build(StructuredCaption(), text)["caption"]["scene"] == "rain and\twind"
+    assert build(Counting(), '{"people": 4, "of": "a\tb"}')["twice"] == 8
+
+
 class Counting(Task):
     """A task with a JSON Schema of its own."""
 
@@ -265,6 +275,74 @@ def test_an_answer_that_does_not_follow_its_json_schema(text, message):
     assert error["message"].startswith(message)
 
 
+class Choosing(Task):
+    """A task whose answer is one of two texts."""
+
+    name = "choosing"
+    output_schema: ClassVar = ["film", "cartoon"]
+
+    def build_messages(self, sample):
+        return [{"role": "user", "content": "Which?"}]
+
+    def parse(self, generated_text, sample):
+        return {"kind": generated_text}
+
+
+def test_parse_gets_a_text_of_the_list():
+    assert build(Choosing(), " film\n")["kind"] == "film"
+    error = build(Choosing(), "play")["__error"]
+    assert error["message"].startswith("the answer 'play' is none of film, cartoon")
+
+
+# --- log probabilities, and several answers ----------------------------------------------------
+
+TOKENS = [{"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "a", "logprob": -0.5}]}]
+
+
+def test_parse_gets_the_log_probabilities():
+    task = Parsing({"parse": lambda text, sample: {"first": sample["__logprobs"][0]["logprob"]}})
+    record = record_of(task, ENTRY, {ONLY_PART: answered("a", __logprobs=TOKENS)})
+    assert record["first"] == -0.5
+    assert record["__logprobs"] == TOKENS
+
+
+def test_several_answers_are_lists():
+    def parse(text, sample):
+        more = {"long": True} if len(text) > 1 else {}
+        return {"text": text, "tokens": len(sample["__logprobs"]), **more}
+
+    journaled = answered(["a", "bc"], __logprobs=[TOKENS, 2 * TOKENS], __reasoning=["", "Hm"])
+    record = record_of(Parsing({"parse": parse}), ENTRY, {ONLY_PART: journaled})
+    assert record["output_text"] == ["a", "bc"]
+    assert record["__reasoning"] == ["", "Hm"]
+    assert (record["text"], record["tokens"]) == (["a", "bc"], [1, 2])
+    assert record["long"] == [None, True]
+
+
+def test_one_of_several_answers_that_does_not_parse_fails_the_sample():
+    task = Parsing({"parse": lambda text, sample: {"number": int(text)}})
+    record = record_of(task, ENTRY, {ONLY_PART: answered(["1", "two"])})
+    assert record["__error"]["stage"] == "parse"
+    assert record["output_text"] == ["1", "two"]
+
+
+@pytest.mark.parametrize(
+    ("usage", "key"),
+    [
+        ({"completion_tokens": 30, "longest": 16}, "sampling.max_tokens"),
+        ({"completion_tokens": 30, "longest": 12}, "vllm.max_model_len"),
+        ({"completion_tokens": 9, "max_tokens": 9}, "max_tokens in the task's sampling"),
+        ({"completion_tokens": 8, "max_tokens": 9}, "vllm.max_model_len"),
+    ],
+)
+def test_the_limit_that_cut_an_answer_off_is_named(usage, key):
+    usage = {"prompt_tokens": 1, "finish_reason": "length", **usage}
+    journaled = {"output_text": ["a", "b"], "__usage": usage}
+    settings = {"sampling": {"max_tokens": 16}, "run": {"truncated": "error"}}
+    record = record_of(Describe(), ENTRY, {ONLY_PART: journaled}, **settings)
+    assert f"({key})" in record["__error"]["message"]
+
+
 # --- several questions -------------------------------------------------------------------------
 
 
@@ -283,10 +361,6 @@ class Asking(Task):
 
 
 ASKED = ChunkEntry("key", {"what": "r" * 32, "many": "s" * 32}, orjson.dumps(RAW), {})
-
-
-def answered(text: str, **more: Any) -> dict[str, Any]:
-    return {"output_text": text, "__usage": USAGE, **more}
 
 
 def test_one_record_has_all_answers():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 from helpers import samples
 from video_pipeline.config import load_config
+from video_pipeline.engine.base import Constraints
 from video_pipeline.engine.simulated import SimulatedEngine
+from video_pipeline.tasks.scores import label_scores
 
 REQUEST = {"prompt": "x" * 40, "multi_modal_data": {}}
 
@@ -36,6 +39,18 @@ def test_simulated_answers_are_made_from_the_key():
 
 def test_simulated_answers_have_the_length_asked_for():
     assert answer(simulated(output_tokens=3), "a").completion_tokens == 3
+
+
+def test_simulated_answers_are_as_many_as_asked_for_and_of_the_texts_given():
+    sampling = {"n": 3, "logprobs": 1, "max_tokens": 4}
+    constraints = Constraints(json.dumps(["yes", "no"]), json.dumps(sampling))
+    engine = simulated()
+    given = asyncio.run(engine.generate("a", REQUEST, constraints))
+    assert len(given.output_text) == len(given.logprobs) == 3
+    assert (given.completion_tokens, given.longest, given.finish_reason) == (12, 4, "length")
+    for text, tokens in zip(given.output_text, given.logprobs, strict=True):
+        assert tokens[0]["token"] == text
+        assert label_scores(tokens, ["yes", "no"]) == {"yes": 0.5, "no": 0.5}
 
 
 def test_the_simulated_engine_bounds_what_runs_at_once(monkeypatch):

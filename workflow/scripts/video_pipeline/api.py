@@ -15,6 +15,7 @@ from video_pipeline.errors import TaskError, UserError
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.prompts import Prompt
 from video_pipeline.tasks.registry import register_task
+from video_pipeline.tasks.scores import label_scores
 
 if TYPE_CHECKING:
     from video_pipeline.data.base import BaseDataset
@@ -30,6 +31,7 @@ __all__ = [
     "Task",
     "TaskError",
     "UserError",
+    "label_scores",
     "register_dataset",
     "register_task",
 ]

@@ -89,7 +89,10 @@ def show(
             return
         say(f"loads {config.model_name} and asks it; --no-engine leaves this out")
         asked = [llm_inputs for _, llm_inputs in prepared]
-        constraints = {part: Constraints.of(task, part) for part in asked[0]}
+        constraints = [
+            {part: Constraints.of(task, part, sample) for part in llm_inputs}
+            for sample, llm_inputs in prepared
+        ]
         answers = asyncio.run(_answers(engine, folder, asked, constraints))
         for position, ((sample, _), answered) in enumerate(zip(prepared, answers, strict=True)):
             if len(samples) > 1:
@@ -204,7 +207,7 @@ async def _answers(
     engine: Engine,
     folder: Path,
     asked: Sequence[dict[str, dict[str, Any]]],
-    constraints: dict[str, Constraints],
+    constraints: Sequence[dict[str, Constraints]],
 ) -> list[dict[str, Answer]]:
     """The answers about each sample, by conversation."""
     try:
@@ -212,12 +215,12 @@ async def _answers(
         preparer = engine.preparer()
         preparer.start()
         answers = []
-        for position, llm_inputs in enumerate(asked):
+        for position, (llm_inputs, of_sample) in enumerate(zip(asked, constraints, strict=True)):
             name = f"{KEY}{position}"
             requests = preparer.prepare(llm_inputs, name)
             answers.append(
                 {
-                    part: await engine.generate(f"{name}{part}", request, constraints[part])
+                    part: await engine.generate(f"{name}{part}", request, of_sample[part])
                     for part, request in requests.items()
                 }
             )
@@ -249,5 +252,5 @@ def _show_answer(
         console.print(f"(it counts as failed: {printable(error['message'])})", style="yellow")
     console.rule("parsed")
     with _user_code("parse"):
-        fields = task.parsed(answer.output_text, sample, part)
+        fields = task.parsed(answer.output_text, sample, part, answer.logprobs)
     _show_json(console, fields)

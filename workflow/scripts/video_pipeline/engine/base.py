@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,29 +39,49 @@ class EngineDead(EnvironmentFault):
 
 @dataclass(frozen=True)
 class Constraints:
-    """The limits of one answer.
+    """What holds for one answer beyond the section ``sampling``.
 
     Attributes:
-        json_schema: The JSON Schema that it must follow, as JSON; None for free text.
-        max_tokens: The most tokens that it may have; None for ``sampling.max_tokens``.
+        json_schema: The JSON Schema that it must follow, as JSON, or a JSON list of texts, one of
+            which it must be; None for free text.
+        sampling_json: Sampling parameters in place of those of the section, as a JSON object.
     """
 
     json_schema: str | None = None
-    max_tokens: int | None = None
+    sampling_json: str | None = None
 
     @classmethod
-    def of(cls, task: Task, part: str) -> Constraints:
-        """The constraints of the answer to the conversation ``part`` of ``task``."""
-        return cls(task.json_schema(part))
+    def of(cls, task: Task, part: str, sample: dict[str, Any]) -> Constraints:
+        """The constraints of the answer to the conversation ``part`` of ``task`` about
+        ``sample``."""
+        return cls(task.json_schema(part), task.sampling_json(sample, part))
+
+    @property
+    def choices(self) -> list[str] | None:
+        """The texts, one of which the answer must be."""
+        schema = json.loads(self.json_schema or "null")
+        return schema if isinstance(schema, list) else None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Sampling parameters in place of those of the section."""
+        sampling: dict[str, Any] = json.loads(self.sampling_json or "{}")
+        return sampling
+
+    def with_max_tokens(self, max_tokens: int) -> Constraints:
+        """The same with another limit on the tokens of the answer."""
+        sampling = {**self.sampling, "max_tokens": max_tokens}
+        return replace(self, sampling_json=json.dumps(sampling))
 
 
 UNCONSTRAINED = Constraints()
-"""Free text of up to ``sampling.max_tokens`` tokens."""
+"""Free text, by the section ``sampling``."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the model.
+    """An answer of the model, or ``sampling.n`` of them. Then text, reasoning and log probabilities
+    are lists with an entry for each answer.
 
     Attributes:
         output_text: The text, without the reasoning of a thinking model.
@@ -69,15 +90,22 @@ class Answer:
             :mod:`video_pipeline.run.answers`.
         cached_tokens: Number of tokens of the prompt that the engine had computed before.
         sound_tokens: Number of tokens of the prompt that stand for sound.
+        logprobs: For each token of the text its log probability, if that was asked for, see
+            :func:`video_pipeline.tasks.scores.label_scores`.
+        longest: Tokens of the longest of several answers.
+        max_tokens: The limit on its tokens, if the task itself has set one.
     """
 
-    output_text: str
+    output_text: str | list[str]
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
-    reasoning: str | None = None
+    reasoning: str | list[str] | None = None
     cached_tokens: int = 0
     sound_tokens: int = 0
+    logprobs: list[Any] | None = None
+    longest: int | None = None
+    max_tokens: int | None = None
 
     @property
     def is_truncated(self) -> bool:
@@ -92,13 +120,21 @@ class Answer:
             "completion_tokens": self.completion_tokens,
             "finish_reason": self.finish_reason,
             **({"sound_tokens": self.sound_tokens} if self.sound_tokens else {}),
+            **self._limits,
         }
+
+    @property
+    def _limits(self) -> dict[str, int]:
+        """What tells which limit has cut it off."""
+        limits = {"longest": self.longest, "max_tokens": self.max_tokens}
+        return {n: v for n, v in limits.items() if v is not None and self.is_truncated}
 
     def as_record(self) -> dict[str, Any]:
         """The arguments of ``JournalWriter.answer`` that the engine knows: ``output_text``,
-        ``usage`` and maybe ``reasoning``."""
-        reasoning = {} if self.reasoning is None else {"reasoning": self.reasoning}
-        return {"output_text": self.output_text, "usage": self.usage, **reasoning}
+        ``usage``, and maybe ``reasoning`` and ``logprobs``."""
+        more = {"reasoning": self.reasoning, "logprobs": self.logprobs}
+        more = {name: value for name, value in more.items() if value is not None}
+        return {"output_text": self.output_text, "usage": self.usage, **more}
 
 
 class Preparer(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class SimulatedEngine(Engine):
 
     def __init__(self, config: Config) -> None:
         self._settings = config.run.simulated
-        self._max_tokens = config.sampling.max_tokens
+        self._sampling = config.sampling.model_dump()
         self._free = asyncio.Semaphore(config.run.simulated.concurrency)
 
     def preparer(self) -> Preparer:
@@ -43,7 +44,7 @@ class SimulatedEngine(Engine):
         """Nothing to load."""
 
     def check(self, constraints: Constraints) -> None:
-        """Ignores schemas: its words are no JSON."""
+        """Ignores JSON Schemas: its words are no JSON."""
 
     async def generate(
         self, name: str, request: Any, constraints: Constraints = UNCONSTRAINED
@@ -52,7 +53,8 @@ class SimulatedEngine(Engine):
             raise RequestRefused("ValueError", "the request has no prompt")
         prompt_tokens = count_tokens(request)
         settings = self._settings
-        tokens = min(settings.output_tokens, constraints.max_tokens or self._max_tokens)
+        sampling = {**self._sampling, **constraints.sampling}
+        tokens = min(settings.output_tokens, sampling["max_tokens"])
         async with self._free:
             await asyncio.sleep(
                 prompt_tokens * settings.seconds_per_prompt_token
@@ -60,13 +62,36 @@ class SimulatedEngine(Engine):
             )
         self.steps += 1
         reason = "stop" if tokens == settings.output_tokens else "length"
-        return Answer(simulated_text(name, tokens), prompt_tokens, tokens, reason)
+        count = sampling.get("n", 1)
+        names = [name, *(f"{name} {number}" for number in range(1, count))]
+        texts = [_simulated_answer(each, tokens, constraints.choices) for each in names]
+        logprobs = None
+        if sampling.get("logprobs") is not None:
+            logprobs = [_simulated_logprobs(text, constraints.choices) for text in texts]
+        if count == 1:
+            (text,) = texts
+            return Answer(text, prompt_tokens, tokens, reason, logprobs=logprobs and logprobs[0])
+        return Answer(
+            texts, prompt_tokens, count * tokens, reason, logprobs=logprobs, longest=tokens
+        )
 
     def is_saturated(self) -> bool:
         return self._free.locked()
 
     def stop(self) -> None:
         """Nothing to end."""
+
+
+def _simulated_answer(name: str, num_words: int, choices: list[str] | None) -> str:
+    text = simulated_text(name, num_words)
+    return choices[int(text.split()[0], 16) % len(choices)] if choices else text
+
+
+def _simulated_logprobs(text: str, choices: list[str] | None) -> list[dict[str, Any]]:
+    """The answer as one token. All choices are equally likely."""
+    tokens = choices or [text]
+    others = [{"token": token, "logprob": -math.log(len(tokens))} for token in tokens]
+    return [{"token": text, "logprob": -math.log(len(tokens)), "top_logprobs": others}]
 
 
 def simulated_text(key: str, num_words: int) -> str:

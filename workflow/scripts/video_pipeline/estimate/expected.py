@@ -27,7 +27,7 @@ def expected_costs(run: Run, totals: CostTotals, scale: float) -> dict[str, Any]
         per_prompt = earlier.completion_tokens_per_sample / totals.prompts_per_sample
         source = f"the mean of {earlier.words}"
     else:
-        per_prompt = config.sampling.max_tokens
+        per_prompt = config.sampling.max_tokens * getattr(config.sampling, "n", 1)
         source = "sampling.max_tokens, the worst case"
     completion_tokens = prompts * per_prompt
     expected: dict[str, Any] = {

@@ -73,6 +73,7 @@ _MEANINGS = {
     "__usage.completion_tokens": "tokens of the answer",
     "__usage.finish_reason": "why the answer ended: `stop` by itself, `length` at a limit",
     "__reasoning": "what the model thought before it answered",
+    "__logprobs": "the log probability of each token of the answer, and of others at its place",
     "input": "the sample as it was given",
     "output_text": "what the model said",
     "damaged": "`true` where a part of the video could not be read, but the frames were",

@@ -35,25 +35,29 @@ class Outcome(NamedTuple):
 
 async def ask(
     shard: Shard,
+    position: int,
     question: Question,
     prepared: Prepared,
     journal: JournalWriter,
     generate: Generate,
 ) -> Outcome:
-    """Have one question about a prepared sample answered, and write the answer to the journal.
+    """Have one question about the prepared sample at ``position`` answered, and write the answer to
+    the journal.
 
     An answer with a schema that was cut off is asked for once more, with ``run.retry_truncated``
     tokens.
     """
     config = shard.config
-    constraints = Constraints.of(shard.task, question.part)
+    constraints = shard.constraints(position, question.part)
     has_schema = constraints.json_schema is not None
     request = prepared.requests[question.part]
     try:
         answer = await generate(question, request, constraints)
         if answer.is_truncated and has_schema and config.run.retry_truncated:
-            more = replace(constraints, max_tokens=config.run.retry_truncated)
+            more = constraints.with_max_tokens(config.run.retry_truncated)
             answer = await generate(question, request, more)
+        else:
+            answer = replace(answer, max_tokens=constraints.sampling.get("max_tokens"))
     except RequestRefused as refusal:
         error = {"stage": "generate", "type": refusal.type, "message": str(refusal)}
         _fail(journal, question, error)

@@ -77,5 +77,8 @@ async def _infer(
     except SampleError as failure:
         return fail_all(journal, questions, failure.as_record())
     return first_error(
-        [await ask(shard, question, prepared, journal, generate) for question in questions]
+        [
+            await ask(shard, position, question, prepared, journal, generate)
+            for question in questions
+        ]
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from video_pipeline.config import Config
 from video_pipeline.decode.preparing import ChunkSamples, WorkerSpec
 from video_pipeline.engine import create_engine
-from video_pipeline.engine.base import Constraints, Engine, EngineDead
+from video_pipeline.engine.base import Answer, Constraints, Engine, EngineDead
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.infer.prefetch import Prefetcher
 from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, quarantine_error
@@ -110,8 +110,13 @@ class Shard:
         the task asks for."""
         engine = create_engine(self.config, with_videos=self._manifest.with_videos)
         for part in {question.part for question in self.questions(self.pending[0])}:
-            engine.check(Constraints.of(self.task, part))
+            engine.check(Constraints(self.task.json_schema(part)))
         return engine
+
+    def constraints(self, position: int, part: str) -> Constraints:
+        """What holds for the answer to the conversation ``part`` about the sample at
+        ``position``."""
+        return Constraints.of(self.task, part, self._samples[position])
 
     def worker_spec(self, engine: Engine, folder: Path) -> WorkerSpec:
         """How decode processes prepare the samples for ``engine``; ``folder`` is the job's folder
@@ -144,12 +149,12 @@ class Shard:
             fields = self._manifest.sample_fields
             check_deterministic(self.task, sample, video, requests, fields)
 
-    def try_parse(self, position: int, part: str, output_text: str) -> bool:
+    def try_parse(self, position: int, part: str, answer: Answer) -> bool:
         """Parse one answer; returns whether that worked. Raises :class:`TaskError` if the task
         breaks its contract. Any other exception becomes the sample's error record later."""
         sample = self._samples[position]
         try:
-            self.task.parsed(output_text, sample, part)
+            self.task.parsed(answer.output_text, sample, part, answer.logprobs)
         except TaskError:
             raise
         except Exception as error:

@@ -227,12 +227,11 @@ class Stream:
 
     async def _ask(self, position: int, question: Question, prepared: Prepared) -> Outcome:
         """Have one question answered, write the answer down, and count it."""
-        outcome = await ask(self.shard, question, prepared, self.journal, self._generate)
+        outcome = await ask(self.shard, position, question, prepared, self.journal, self._generate)
         if outcome.answer is not None:
             self._statistics.count(outcome.answer)
             if outcome.error is None and self._statistics.inferred < PARSED_AT_ONCE:
-                text = outcome.answer.output_text
-                parsed = self.shard.try_parse(position, question.part, text)
+                parsed = self.shard.try_parse(position, question.part, outcome.answer)
                 self._statistics.unparsed += not parsed
         return outcome
 

@@ -10,7 +10,8 @@ The first line says who writes, each other line is one record::
 
 The head of a record, up to the end of the digest, names a question about a sample. A part names one
 of several questions (empty if there is only one). What follows the head is the kind of the record.
-An answer may end with ``__reasoning`` and ``damaged``; an error may have the fields of an answer.
+An answer may end with ``__reasoning``, ``__logprobs`` and ``damaged``; an error may have the fields
+of an answer. With several answers (``sampling.n``) the first two and ``output_text`` are lists.
 ``__engine_died`` says that the engine died with this request in it, ``__cause`` of what, if that is
 known: the sample is not finished.
 ``__reopens`` stands in files ``reopen.*`` and takes back what the named file says about the sample.
@@ -119,12 +120,19 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
                 return record
         usage = record["__usage"]
         is_whole = (
-            type(record["output_text"]) is type(usage["finish_reason"]) is str
+            _is_text(record["output_text"])
+            and type(usage["finish_reason"]) is str
             and type(usage["prompt_tokens"]) is type(usage["completion_tokens"]) is int
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
     return record if is_whole else None
+
+
+def _is_text(output_text: Any) -> bool:
+    if type(output_text) is list:
+        return len(output_text) > 1 and all(type(text) is str for text in output_text)
+    return type(output_text) is str
 
 
 def count_records(path: Path) -> Counter[str]:

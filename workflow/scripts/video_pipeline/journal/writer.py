@@ -37,14 +37,16 @@ class JournalWriter:
         key: str,
         part: str,
         request: str,
-        output_text: str,
+        output_text: str | list[str],
         usage: dict[str, Any],
-        reasoning: str | None = None,
+        reasoning: str | list[str] | None = None,
+        logprobs: list[Any] | None = None,
         damaged: bool = False,
     ) -> None:
-        """Append the answer to a question (key, part and request digest). ``usage`` holds token
-        counts and ``finish_reason``; ``damaged`` says that a video of the sample is damaged."""
-        answer = _answer(output_text, usage, reasoning, damaged)
+        """Append the answer to a question (key, part and request digest), or a list of answers.
+        ``usage`` holds token counts and ``finish_reason``; ``damaged`` says that a video of the
+        sample is damaged."""
+        answer = _answer(output_text, usage, reasoning, logprobs, damaged)
         self._record(key, part, request, answer)
 
     def error(
@@ -96,12 +98,22 @@ class JournalWriter:
 
 
 def _answer(
-    output_text: str, usage: dict[str, Any], reasoning: str | None = None, damaged: bool = False
+    output_text: str | list[str],
+    usage: dict[str, Any],
+    reasoning: str | list[str] | None = None,
+    logprobs: list[Any] | None = None,
+    damaged: bool = False,
 ) -> dict[str, Any]:
     """The fields of a record that hold an answer."""
-    answer: dict[str, Any] = {"output_text": clean_text(output_text), "__usage": usage}
+    answer: dict[str, Any] = {"output_text": _clean(output_text), "__usage": usage}
     if reasoning is not None:
-        answer["__reasoning"] = clean_text(reasoning)
+        answer["__reasoning"] = _clean(reasoning)
+    if logprobs is not None:
+        answer["__logprobs"] = logprobs
     if damaged:
         answer["damaged"] = True
     return answer
+
+
+def _clean(text: str | list[str]) -> str | list[str]:
+    return clean_text(text) if isinstance(text, str) else list(map(clean_text, text))

@@ -9,13 +9,13 @@ import orjson
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError, where
 from video_pipeline.journal.format import clean_text
-from video_pipeline.run.answers import cut_off_at, why_no_answer
+from video_pipeline.run.answers import cut_off_at, reason_of_all, why_no_answer
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import ONLY_PART, Task
 
 # The fields of a record of the journal that its output record has, too.
-_ANSWER = ("__usage", "output_text", "__reasoning", "damaged")
+_ANSWER = ("__usage", "output_text", "__reasoning", "__logprobs", "damaged")
 _NO_FIELDS = b"{}"
 
 
@@ -78,7 +78,9 @@ class RecordBuilder:
             return _Outcome(error, answer, cut_off)
         sample = task_sample(entry.key, entry.raw, self._config)
         try:
-            parsed = self._task.parsed(answer["output_text"], sample, part)
+            parsed = self._task.parsed(
+                answer["output_text"], sample, part, answer.get("__logprobs")
+            )
             if "damaged" in parsed:  # A field of the task's own goes first.
                 answer.pop("damaged", None)
             return _Outcome(None, answer, cut_off, orjson.dumps(parsed))
@@ -110,14 +112,13 @@ def _merged(outcomes: dict[str, _Outcome]) -> _Outcome:
             name: sum(usage[name] for usage in usages)
             for name in ("prompt_tokens", "completion_tokens")
         }
-        reasons = [usage["finish_reason"] for usage in usages]
-        others = ["length"] if "length" in reasons else [r for r in reasons if r != "stop"]
-        merged["__usage"]["finish_reason"] = next(iter(others), "stop")
+        reasons = (usage["finish_reason"] for usage in usages)
+        merged["__usage"]["finish_reason"] = reason_of_all(reasons)
         if sound := sum(usage.get("sound_tokens", 0) for usage in usages):
             merged["__usage"]["sound_tokens"] = sound
-    for name in ("output_text", "__reasoning"):
-        if texts := {part: answer[name] for part, answer in answers.items() if name in answer}:
-            merged[name] = texts
+    for name in ("output_text", "__reasoning", "__logprobs"):
+        if named := {part: answer[name] for part, answer in answers.items() if name in answer}:
+            merged[name] = named
     if "damaged" not in outcomes and any("damaged" in answer for answer in answers.values()):
         merged["damaged"] = True
     fields = {

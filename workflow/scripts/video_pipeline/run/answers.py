@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from video_pipeline.config import Config
@@ -13,7 +13,9 @@ def cut_off_at(usage: Mapping[str, Any], config: Config) -> str | None:
     ``usage`` is the ``__usage`` of the answer."""
     if usage["finish_reason"] != "length":
         return None
-    tokens, max_tokens = usage["completion_tokens"], config.sampling.max_tokens
+    tokens, max_tokens = _longest(usage), config.sampling.max_tokens
+    if tokens == usage.get("max_tokens"):
+        return "max_tokens in the task's sampling"
     if tokens == max_tokens:
         return "sampling.max_tokens"
     # Only a second try may be longer.
@@ -22,22 +24,40 @@ def cut_off_at(usage: Mapping[str, Any], config: Config) -> str | None:
     return "vllm.max_model_len"  # Prompt and answer together fill the model.
 
 
+def _longest(usage: Mapping[str, Any]) -> int:
+    """Tokens of the answer, or of the longest of several."""
+    tokens: int = usage.get("longest", usage["completion_tokens"])
+    return tokens
+
+
+def reason_of_all(reasons: Iterable[str]) -> str:
+    """One ``finish_reason`` for several answers: ``length`` if one was cut off, ``stop`` if all
+    ended by themselves."""
+    others = [reason for reason in reasons if reason != "stop"]
+    return "length" if "length" in others else next(iter(others), "stop")
+
+
 def why_no_answer(
-    usage: Mapping[str, Any], output_text: str, config: Config, *, has_schema: bool = False
+    usage: Mapping[str, Any],
+    output_text: str | list[str],
+    config: Config,
+    *,
+    has_schema: bool = False,
 ) -> dict[str, str] | None:
     """The ``__error`` of an answer that does not count; None if it counts.
 
     With ``run.truncated: keep`` a text that was cut off counts, unless the model was still
     thinking. With a schema it never counts: half an object is no object. ``output_text`` is the
-    answer without the thoughts of the model.
+    answer without the thoughts of the model, or a list of answers that count together.
     """
-    reason, tokens = usage["finish_reason"], usage["completion_tokens"]
+    reason, tokens = usage["finish_reason"], _longest(usage)
+    texts = [output_text] if isinstance(output_text, str) else output_text
     if reason == "stop":
         return None
     if reason != "length":
         message = f"the engine ended the answer after {tokens} tokens (finish_reason: {reason})"
         return {"stage": "generate", "type": "Unfinished", "message": message}
-    if not output_text.strip():
+    if not all(text.strip() for text in texts):
         message = f"there was no answer yet after {tokens} tokens"
     elif has_schema or config.run.truncated == "error":
         message = f"the answer did not end within {tokens} tokens"

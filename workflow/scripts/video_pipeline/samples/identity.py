@@ -4,7 +4,8 @@ A sample is done when the journal of its *fingerprint* has a record with its *ke
 its *request digest*:
 
 * the **key** names the sample: the user's id, or a hash of its content;
-* the **request digest** hashes what is asked about that sample: the messages of the task;
+* the **request digest** hashes what is asked about that sample: the messages of the task, the
+  schema of the answer, and the sampling of this sample alone;
 * the **fingerprint** (:mod:`video_pipeline.run.fingerprint`) hashes everything else that changes an
   answer: model, engine, sampling, vision settings, dataset. It names the folder of the journal.
 """
@@ -97,6 +98,9 @@ def request_digests(
         schema = task.json_schema(part)
         if schema is not None:
             asked["schema"] = schema
+        sampling = task.sampling_json(sample, part)
+        if sampling is not None:
+            asked["sampling"] = sampling
         if read := {name: sample[name] for name in sample_fields if name in sample}:
             asked["fields"] = read
         digests[part] = _request_digest(task, asked, address, video)

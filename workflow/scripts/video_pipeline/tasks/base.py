@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
+from itertools import repeat
 from typing import Any
 
+import orjson
+
+from video_pipeline.config.vllm_names import wrong_names
 from video_pipeline.errors import TaskError, explain
 from video_pipeline.tasks.schemas import Schema, schema_text, validated
 
@@ -18,6 +22,9 @@ RESERVED_FIELDS = frozenset({"input", "output_text"})
 
 ONLY_PART = ""
 """The part of a conversation without a name: the only one that its task asks."""
+
+_NOT_FOR_TASKS = frozenset({"output_kind", "structured_outputs"})
+"""Sampling parameters that follow from the schema, or from the way of an answer."""
 
 Messages = list[dict[str, Any]]
 
@@ -29,8 +36,9 @@ class Task(ABC):
         name: The name in ``run.task``.
         dataset_name: The dataset that reads the samples of this task. A task that does not name
             one gets ``qwen_video`` for models of the Qwen-VL line, and ``video`` for any other.
-        output_schema: A pydantic model or a JSON Schema that every answer must follow, or None for
-            free text. The engine generates nothing else, and :meth:`parse` gets the object.
+        output_schema: A pydantic model or a JSON Schema that every answer must follow, or a list of
+            texts, one of which is the answer; None for free text. The engine generates nothing
+            else, and :meth:`parse` gets the object or the text of the list.
         in_messages: The ``task_params`` that act on :meth:`build_messages` alone. A change of one
             of them asks only the conversations again that it changes; a change of any other asks
             everything again.
@@ -71,14 +79,34 @@ class Task(ABC):
         task overrides this."""
         return self.output_schema
 
+    def sampling(self, sample: dict[str, Any], part: str) -> dict[str, Any]:
+        """How the answer to the conversation ``part`` about ``sample`` is sampled, where that
+        differs from the section ``sampling``.
+
+        A task that needs log probabilities, or takes ``max_tokens`` from a field of the sample,
+        overrides this. Another result infers the sample again.
+
+        Args:
+            sample: The input object plus ``__key`` and ``__video_uri``.
+            part: The name of the conversation; empty if it has none.
+
+        Returns:
+            Fields of vLLM's ``SamplingParams`` by name, such as ``{"logprobs": 20}``. Values that
+            vLLM refuses make the sample an error record of stage ``generate``.
+        """
+        return {}
+
     def parse(self, generated_text: Any, sample: dict[str, Any]) -> dict[str, Any]:
-        """The fields of the output record. Each answer of a sample is parsed alone.
+        """The fields of the output record. Each answer of a sample is parsed alone. With
+        ``sampling.n`` answers each field of the record is a list of what they gave.
 
         Args:
             generated_text: The answer: text, or with a schema the object (an instance of the
                 pydantic model, or the value of the JSON).
             sample: The input object plus ``__key`` and ``__video_uri``, and ``__part``, the name of
-                the conversation, if it has one. The fields then go under that name.
+                the conversation, if it has one. The fields then go under that name. If they were
+                asked for, ``__logprobs`` has the log probabilities of the answer's tokens, see
+                :func:`video_pipeline.tasks.scores.label_scores`.
 
         Raises:
             Exception: Any makes the sample an error record of stage ``parse``, which keeps the
@@ -140,19 +168,56 @@ class Task(ABC):
                 f"task {self.name!r}: its output_schema{about} is not a schema: {explain(error)}"
             ) from error
 
+    def sampling_json(self, sample: dict[str, Any], part: str) -> str | None:
+        """:meth:`sampling` as JSON, checked; None if it changes nothing. Raises
+        :class:`TaskError`."""
+        place = f"task {self.name!r}: sampling"
+        try:
+            fields = self.sampling(sample, part)
+            text = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
+        except Exception as error:
+            raise TaskError(
+                f"{place} failed for sample {sample['__key']!r}: {explain(error)}"
+            ) from error
+        if not isinstance(fields, dict):
+            raise TaskError(f"{place} must return a dict, it returned {fields!r:.200}")
+        if wrong := wrong_names("sampling", fields, ()):
+            raise TaskError(f"{place} returned a wrong name: {wrong[0]}")
+        if own := _NOT_FOR_TASKS.intersection(fields):
+            raise TaskError(
+                f"{place} returned {', '.join(sorted(own))}, which the pipeline sets itself: "
+                "output_schema says what an answer must look like"
+            )
+        return text if fields else None
+
     def parsed(
-        self, output_text: str, sample: dict[str, Any], part: str = ONLY_PART
+        self,
+        output_text: str | list[str],
+        sample: dict[str, Any],
+        part: str = ONLY_PART,
+        logprobs: list[Any] | None = None,
     ) -> dict[str, Any]:
-        """:meth:`parse`, checked.
+        """:meth:`parse`, checked. Of several answers, with their ``logprobs``, each field is the
+        list of their values, None where one has no such field.
 
         Raises:
             ValueError: The text does not follow the schema.
             TaskError: The result is not a dict, or it holds a reserved name.
             Exception: Whatever the user's own code raises.
         """
+        if isinstance(output_text, list):
+            each = [
+                self.parsed(text, sample, part, tokens)
+                for text, tokens in zip(output_text, logprobs or repeat(None), strict=False)
+            ]
+            return {name: [fields.get(name) for fields in each] for name in _all_names(each)}
         schema = self.schema(part)
         answer = output_text if schema is None else validated(output_text, schema)
-        fields = self.parse(answer, {**sample, "__part": part} if part else sample)
+        if part:
+            sample = {**sample, "__part": part}
+        if logprobs is not None:
+            sample = {**sample, "__logprobs": logprobs}
+        fields = self.parse(answer, sample)
         if not isinstance(fields, dict):
             raise self._no_text_keys("parse", fields)
         self._check_names(fields, "parse")
@@ -173,6 +238,10 @@ class Task(ABC):
             f"task {self.name!r}: {method} must return a dict with text keys, it returned "
             f"{returned!r:.200}"
         )
+
+
+def _all_names(each: list[dict[str, Any]]) -> dict[str, None]:
+    return dict.fromkeys(name for fields in each for name in fields)
 
 
 def _is_conversation(messages: Any) -> bool:

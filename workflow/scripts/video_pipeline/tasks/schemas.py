@@ -1,8 +1,9 @@
-"""What an answer must look like: pydantic models and JSON Schemas."""
+"""What an answer must look like: pydantic models, JSON Schemas and lists of texts."""
 
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +12,25 @@ from pydantic import BaseModel, ValidationError
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
-Schema = type[BaseModel] | dict[str, Any]
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+Schema = type[BaseModel] | dict[str, Any] | list[str]
 
 
 def schema_text(schema: Any) -> str:
-    """``schema`` as the text of a JSON Schema, in its own order: the answer is generated in it.
+    """``schema`` as the text of a JSON Schema, in its own order: the answer is generated in it. A
+    list of texts, one of which is the answer, stays a list.
 
     Raises :class:`TypeError` or :class:`ValueError` if it is not a schema.
     """
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return _model_schema(schema)
+    if isinstance(schema, list) and schema and all(isinstance(text, str) for text in schema):
+        return json.dumps(schema)
     if not isinstance(schema, dict):
         raise TypeError(
-            "expected a pydantic model (the class, not an object of it) or a JSON Schema (a dict), "
-            f"got {schema!r:.200}"
+            "expected a pydantic model (the class, not an object of it), a JSON Schema (a dict) or "
+            f"a list of texts, got {schema!r:.200}"
         )
     text = json.dumps(schema)
     _validator(text)
@@ -32,21 +38,26 @@ def schema_text(schema: Any) -> str:
 
 
 def validated(output_text: str, schema: Schema) -> Any:
-    """The object in ``output_text``: an instance of the pydantic model, or the value of the JSON.
+    """The object in ``output_text``: an instance of the pydantic model, the value of the JSON, or
+    the text of the list.
 
     Raises :class:`ValueError` if it does not follow ``schema``.
     """
     if isinstance(schema, type):
         try:
-            return schema.model_validate_json(output_text)
+            return schema.model_validate_json(_escaped(output_text))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"])) or "the top"
             raise ValueError(f"the answer at {place}: {first['msg']}") from error
+    if isinstance(schema, list):
+        if (text := output_text.strip()) not in schema:
+            raise ValueError(f"the answer {text!r:.80} is none of {', '.join(schema):.200}")
+        return text
     from jsonschema.exceptions import best_match
 
     try:
-        answer = json.loads(output_text)
+        answer = json.loads(output_text, strict=False)
     except json.JSONDecodeError as error:
         raise ValueError(f"the answer is not JSON: {error}") from error
     # jsonschema.validate does the same, but checks the schema itself each time.
@@ -54,6 +65,17 @@ def validated(output_text: str, schema: Schema) -> Any:
     if fault is not None:
         raise ValueError(f"the answer at {fault.json_path}: {fault.message:.200}")
     return answer
+
+
+def _escaped(output_text: str) -> str:
+    """JSON without bare control characters in its texts: xgrammar 0.2.8, vLLM's backend, lets them
+    through in a text with a limited length, and pydantic refuses them."""
+    if _CONTROL.search(output_text) is None:
+        return output_text
+    try:
+        return json.dumps(json.loads(output_text, strict=False))
+    except ValueError:
+        return output_text
 
 
 @cache

@@ -141,12 +141,15 @@ def sampling_params(config: Config) -> SamplingParams:
     """The section ``sampling``. Raises :class:`UserError` for settings that vLLM refuses."""
     settings = config.sampling.model_dump()
     check_names("sampling", settings, SAMPLING_PARAMETERS)
-    if settings.get("n", 1) != 1:
-        raise UserError("sampling.n: a record holds one answer; leave n at 1")
     try:
-        return SamplingParams(**{**settings, "output_kind": RequestOutputKind.FINAL_ONLY})
+        return final_only(settings)
     except REFUSALS as error:
         raise UserError(f"vLLM refuses the section sampling: {reason_of(error)}") from error
+
+
+def final_only(settings: Mapping[str, Any]) -> SamplingParams:
+    """vLLM's parameters for ``settings``: an answer comes when it is whole."""
+    return SamplingParams(**{**settings, "output_kind": RequestOutputKind.FINAL_ONLY})
 
 
 def lora_request(config: Config) -> LoRARequest | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ try:
     from vllm.multimodal.encoder_budget import MultiModalBudget
     from vllm.multimodal.inputs import MultiModalFieldElem, PlaceholderRange
     from vllm.multimodal.processing.context import BaseProcessingInfo
-    from vllm.outputs import RequestOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.reasoning import ReasoningParser, ReasoningParserManager
     from vllm.renderers.base import BaseRenderer
     from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -56,6 +57,7 @@ except (ImportError, AttributeError) as error:
 __all__ = [
     "REFUSALS",
     "AsyncLLM",
+    "CompletionOutput",
     "EngineDeadError",
     "LoRARequest",
     "RequestOutput",
@@ -152,6 +154,28 @@ def verify_sampling(sampling: SamplingParams, vllm_config: VllmConfig) -> None:
         vllm_config.structured_outputs_config,
         cached_tokenizer_from_config(vllm_config.model_config),
     )
+
+
+def token_logprobs(completion: CompletionOutput) -> list[dict[str, Any]]:
+    """The log probabilities of an answer in the form of OpenAI's chat completions: ``token`` and
+    ``logprob`` of each token, and in ``top_logprobs`` the likely ones at its place, itself
+    included. Those that a schema rules out are left out; their logarithm is minus infinity."""
+    tokens = []
+    places: Any = completion.logprobs  # with `flat_logprobs` another kind of list
+    for number, at_place in zip(completion.token_ids, places, strict=False):
+        likely = sorted(at_place.values(), key=lambda entry: -entry.logprob)
+        tokens.append(
+            {
+                **_token(at_place[number]),
+                "top_logprobs": [_token(entry) for entry in likely if entry.logprob > -math.inf],
+            }
+        )
+    return tokens
+
+
+def _token(entry: Any) -> dict[str, Any]:
+    # vLLM computes with 32 bits, which hold six digits behind the point.
+    return {"token": entry.decoded_token, "logprob": round(entry.logprob, 6)}
 
 
 def default_logging(level: str, dates: str) -> dict[str, Any]:
@@ -316,6 +340,7 @@ def _check() -> None:
         _takes(MultiModalBudget, "config", "registry", options=("enable_cache",))
         _takes(MultiModalProcessorOnlyCache.clear_cache, "self")
         _takes(PlaceholderRange.get_num_embeds, "self")
+        _takes(ReasoningParser.extract_content_ids, "self", "ids")
         _takes(ReasoningParser.extract_reasoning, "self", "text", "request")
         _takes(SamplingParams.verify, "self", "model", "speculative", "structured", "tokenizer")
         _takes(parse_model_prompt, "model", "prompt")
@@ -326,6 +351,7 @@ def _check() -> None:
         _has(MultiModalFieldElem, "data")
         _has(PlaceholderRange, "offset", "length")
         _has(BaseProcessingInfo, "supported_mm_limits")
+        _has(CompletionOutput, "logprobs")
         _has(SchedulerStats, "num_waiting_reqs")
         StepLogger(lambda index, waiting: None, 0)  # No other method is abstract.
         default_logging("INFO", "")

@@ -23,6 +23,7 @@ from video_pipeline.engine.base import (
     RequestRefused,
 )
 from video_pipeline.engine.vllm.arguments import (
+    final_only,
     lora_request,
     reason_of,
     sampling_params,
@@ -32,6 +33,7 @@ from video_pipeline.engine.vllm.causes import note_causes, one_line, origin_of, 
 from video_pipeline.engine.vllm.compat import (
     REFUSALS,
     AsyncLLM,
+    CompletionOutput,
     EngineDeadError,
     RequestOutput,
     SamplingParams,
@@ -44,6 +46,7 @@ from video_pipeline.engine.vllm.compat import (
     reasoning_parser,
     split_reasoning,
     start_engine,
+    token_logprobs,
     verify_sampling,
 )
 from video_pipeline.engine.vllm.preparer import VllmPreparer
@@ -53,6 +56,7 @@ from video_pipeline.model.chat_template import check_template
 from video_pipeline.model.flops import ModelFlops
 from video_pipeline.model.processor import processor_folder
 from video_pipeline.model.token_budget import check_budget
+from video_pipeline.run.answers import reason_of_all
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +64,9 @@ SHUTDOWN_SECONDS = 1.0
 """How long vLLM's engine process may take to give its resources back. It needs a moment, and then
 collects the garbage of its whole heap, for seconds in which the GPU is held and nothing is done:
 it is killed instead."""
+
+_KEPT_SAMPLINGS = 1000
+"""Each sample may have sampling parameters of its own. So many of them are kept."""
 
 
 class VllmEngine(Engine):
@@ -70,6 +77,7 @@ class VllmEngine(Engine):
         machine or the hub is at fault."""
         self._sampling = sampling_params(config)  # First, because it takes no time.
         self._sampling_under = {UNCONSTRAINED: self._sampling}
+        self._sampling_section = config.sampling.model_dump()
         self._vllm_config = vllm_config_of(config)
         model_config = self._vllm_config.model_config
         vision = getattr(model_config.hf_config, "vision_config", None)
@@ -150,11 +158,15 @@ class VllmEngine(Engine):
         self._sampling_of(constraints)
 
     def _sampling_of(self, constraints: Constraints) -> SamplingParams:
+        """Raises :class:`UserError` for a schema and :class:`RequestRefused` for sampling that vLLM
+        refuses."""
         if constraints not in self._sampling_under:
             sampling = self._sampling.clone()
-            if constraints.max_tokens is not None:
-                sampling.max_tokens = constraints.max_tokens
-            if constraints.json_schema is not None:
+            if constraints.sampling_json is not None:
+                sampling = self._sampling_instead(constraints.sampling)
+            if constraints.choices is not None:
+                sampling.structured_outputs = StructuredOutputsParams(choice=constraints.choices)
+            elif constraints.json_schema is not None:
                 sampling.structured_outputs = StructuredOutputsParams(json=constraints.json_schema)
             try:
                 verify_sampling(sampling, self._vllm_config)
@@ -164,8 +176,21 @@ class VllmEngine(Engine):
                     "may take it: vllm.structured_outputs_config: {backend: guidance, "
                     "disable_any_whitespace: true}"
                 ) from error
+            if len(self._sampling_under) == _KEPT_SAMPLINGS:
+                self._sampling_under = {UNCONSTRAINED: self._sampling}
             self._sampling_under[constraints] = sampling
         return self._sampling_under[constraints]
+
+    def _sampling_instead(self, fields: dict[str, Any]) -> SamplingParams:
+        """The section ``sampling`` with other values for ``fields``, which a task has set."""
+        try:
+            sampling = final_only({**self._sampling_section, **fields})
+            verify_sampling(sampling, self._vllm_config)
+        except REFUSALS as error:
+            raise RequestRefused(
+                type(error).__name__, f"vLLM refuses the task's sampling: {reason_of(error)}"
+            ) from error
+        return sampling
 
     async def generate(
         self, name: str, request: Any, constraints: Constraints = UNCONSTRAINED
@@ -182,20 +207,34 @@ class VllmEngine(Engine):
                 if cause is not None and is_refusal(cause):
                     raise RequestRefused(type(cause).__name__, one_line(str(cause))) from cause
                 raise EngineDead(f"it failed twice with one request: {second}") from second
-        completion = output.outputs[0]
-        if completion.finish_reason == "abort":
+        completions = output.outputs
+        if any(completion.finish_reason == "abort" for completion in completions):
             # Nobody here cancels a request: the engine was told to end and hands back what it has.
             raise EngineDead("it gave up a request: it was told to end")
-        reasoning, text = self.split(completion.text)
+        said = [self.split(completion.text) for completion in completions]
+        tokens = [len(completion.token_ids) for completion in completions]
         return Answer(
-            text,
+            _one_or_all([text for _, text in said]),
             len(output.prompt_token_ids or ()),
-            len(completion.token_ids),
-            completion.finish_reason or "unknown",
-            reasoning,
+            sum(tokens),
+            reason_of_all(completion.finish_reason or "unknown" for completion in completions),
+            _one_or_all([reasoning for reasoning, _ in said]),
             output.num_cached_tokens or 0,
             sum(media_tokens(request).get("audio", ())),
+            _one_or_all([self._logprobs(completion) for completion in completions]),
+            max(tokens) if len(completions) > 1 else None,
         )
+
+    def _logprobs(self, completion: CompletionOutput) -> list[dict[str, Any]] | None:
+        """The log probabilities of an answer's tokens, without those of its reasoning; None if they
+        were not asked for."""
+        if completion.logprobs is None:
+            return None
+        tokens = token_logprobs(completion)
+        if self._reasoning is None:
+            return tokens
+        said = self._reasoning.extract_content_ids(list(completion.token_ids))
+        return tokens[len(tokens) - len(said) :]
 
     async def _output(self, name: str, request: Any, sampling: SamplingParams) -> RequestOutput:
         """vLLM's answer, or one of our exceptions for its own: :class:`_Recoverable` if the same
@@ -223,7 +262,7 @@ class VllmEngine(Engine):
             raise _Recoverable(f"{type(cause).__name__}: {cause}") from cause
         if output is None:
             raise _Recoverable("it ended a request without an answer")
-        if output.outputs[0].finish_reason == "error":
+        if any(completion.finish_reason == "error" for completion in output.outputs):
             raise _Recoverable("it ended a request with an error of its own; its log may say why")
         return output
 
@@ -249,6 +288,11 @@ class VllmEngine(Engine):
         if self._llm is not None:
             self._llm.shutdown(timeout=SHUTDOWN_SECONDS)
             self._llm = None
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    """The value of the only answer, or those of several; None if there are none."""
+    return values[0] if len(values) == 1 or values[0] is None else values
 
 
 class _Recoverable(Exception):
