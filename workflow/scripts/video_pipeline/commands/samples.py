@@ -25,8 +25,8 @@ from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
 from video_pipeline.run.origin import check_files
-from video_pipeline.samples.input import BadLines, InputReader, task_sample
-from video_pipeline.samples.sources import read_blocks
+from video_pipeline.samples.input import BadLines, task_sample
+from video_pipeline.samples.sources import read_samples
 from video_pipeline.video.access import Access
 from video_pipeline.video.headers import HeaderReaders
 
@@ -92,14 +92,9 @@ def _progress() -> Progress:
 
 def _samples(config: Config, bad: BadLines) -> Iterator[tuple[dict[str, Any], str]]:
     """The input object of each sample, and the address of its video."""
-    first = 1
-    for block in read_blocks(config.data.input_jsonl, config.data.video_field):
-        reader = InputReader(config.data, block, first)
-        for sample in reader:
-            address = task_sample(sample.key, sample.raw, config)["__video_uri"]
-            yield sample.raw, address if isinstance(address, str) else address[0]
-        bad.merge(reader.bad)
-        first += block.count(b"\n")
+    for sample in read_samples(config.data, bad):
+        address = task_sample(sample.key, sample.raw, config)["__video_uri"]
+        yield sample.raw, address if isinstance(address, str) else address[0]
 
 
 def _described(config: Config, raw: dict[str, Any], uri: str, folder: Path) -> dict[str, Any]:

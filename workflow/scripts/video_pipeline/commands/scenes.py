@@ -32,8 +32,8 @@ from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.errors import UserError
-from video_pipeline.samples.input import BadLines, InputReader, InputSample, video_uri
-from video_pipeline.samples.sources import read_blocks
+from video_pipeline.samples.input import BadLines, InputSample, video_uri
+from video_pipeline.samples.sources import read_samples
 from video_pipeline.video.scenes import DETECTOR, check_installed, scene_cuts
 
 TIMEOUT_S = 3600.0
@@ -152,12 +152,7 @@ def find_scenes(config: Config, output: Path, num_processes: int) -> None:
 
 
 def _samples(config: Config, bad: BadLines) -> Iterator[InputSample]:
-    first = 1
-    for block in read_blocks(config.data.input_jsonl, config.data.video_field):
-        reader = InputReader(config.data, block, first)
-        yield from (sample for sample in reader if sample.left_out is None)
-        bad.merge(reader.bad)
-        first += block.count(b"\n")
+    return (sample for sample in read_samples(config.data, bad) if sample.left_out is None)
 
 
 def _uri(config: Config, sample: InputSample) -> str | None:

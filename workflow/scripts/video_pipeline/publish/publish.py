@@ -46,12 +46,16 @@ def publish(config: Config, layout: Layout) -> None:
     check_origin(read_summary(layout).get("origin", {}), config, layout.summary)
     has_parquet = "parquet" in config.run.formats
     published = []
+    files_by_dataset: dict[str, list[Published]] = {}  # So that each is hashed once.
     # No export replaces the folder meanwhile.
     with waiting_lock(layout.dataset_lock, logger):
         for place in config.run.publish:
             # On the hub the card is that of the whole dataset.
             dataset = "" if scheme_of(place) == "hf" else f"{layout.dataset.name}/"
-            files = list(_files(layout, dataset if has_parquet else None))
+            if dataset not in files_by_dataset:
+                found = _files(layout, dataset if has_parquet else None)
+                files_by_dataset[dataset] = list(found)
+            files = files_by_dataset[dataset]
             try:
                 _bring(place, files, dataset, layout)
             except (OSError, ValueError) as error:

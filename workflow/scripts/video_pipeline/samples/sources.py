@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 from fsspec.utils import glob_translate
 
+from video_pipeline.config import Data
 from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import UserError
 from video_pipeline.samples.blocks import BLOCK_BYTES, whole_lines
@@ -32,6 +33,7 @@ from video_pipeline.samples.containers import (
     rows_of_parquet,
 )
 from video_pipeline.samples.identity import digest
+from video_pipeline.samples.input import BadLines, InputReader, InputSample
 from video_pipeline.storage import stores
 from video_pipeline.storage.access import TRUSTED
 from video_pipeline.storage.errors import VideoReadError
@@ -57,6 +59,17 @@ def read_blocks(place: str | Path, video_field: str = "path") -> Iterator[bytes]
         return whole_lines(source)
     read = _READERS[source.kind]
     return _blocks(read(source, video_field))
+
+
+def read_samples(data: Data, bad: BadLines) -> Iterator[InputSample]:
+    """Yield the samples of ``data.input_jsonl``, also those that are left out, and note its bad
+    lines in ``bad``. Raises :class:`UserError` as :func:`read_blocks`."""
+    first = 1
+    for block in read_blocks(data.input_jsonl, data.video_field):
+        reader = InputReader(data, block, first)
+        yield from reader
+        bad.merge(reader.bad)
+        first += block.count(b"\n")
 
 
 def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
