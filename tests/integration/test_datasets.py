@@ -11,9 +11,9 @@ import pytest
 from helpers import ERROR, Run, Splitter, read_jsonl, samples
 from PIL import Image
 from video_pipeline.config import load_config
+from video_pipeline.data.choosing import create_dataset
 from video_pipeline.data.clips import ClipsDataset
 from video_pipeline.data.frames import FramesDataset
-from video_pipeline.data.registry import create_dataset
 from video_pipeline.errors import UserError
 from video_pipeline.model.processor import SIMULATED_MODEL
 from video_pipeline.report.contact_sheet import pictures

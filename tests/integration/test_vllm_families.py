@@ -17,7 +17,7 @@ from helpers import PROJECT, Run
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 from video_pipeline.config import Config
-from video_pipeline.data.registry import dataset_name
+from video_pipeline.data.choosing import dataset_name
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.layout import Layout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from video_pipeline.config import load_config
-from video_pipeline.data.registry import create_dataset
+from video_pipeline.data.choosing import create_dataset
 from video_pipeline.errors import UserError
 from video_pipeline.model.chat_template import check_template, template_of
 from video_pipeline.model.prompt import Prompter

@@ -16,7 +16,7 @@ from helpers import EXPAND, keys, read_jsonl, samples
 from PIL import Image
 from video_pipeline.common import progress
 from video_pipeline.config import Config, load_config
-from video_pipeline.data.registry import create_dataset
+from video_pipeline.data.choosing import create_dataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.errors import UserError
 from video_pipeline.estimate import totals

@@ -10,8 +10,9 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from video_pipeline.config import load_config
 from video_pipeline.data.base import BaseDataset
+from video_pipeline.data.choosing import dataset_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
-from video_pipeline.data.registry import dataset_of, get_dataset, register_dataset
+from video_pipeline.data.registry import get_dataset, register_dataset
 from video_pipeline.data.video import VideoDataset
 from video_pipeline.errors import UserError
 from video_pipeline.model import family

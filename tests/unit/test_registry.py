@@ -32,7 +32,7 @@ def task_class(name: str, module: str, qualname: str = "Mine") -> type[Task]:
 
 @pytest.fixture
 def registry() -> Registry:
-    return Registry("task", Task)
+    return Registry("task", Task, built_ins=())
 
 
 def test_a_registered_class_is_found(registry):

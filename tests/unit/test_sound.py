@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sounds import RATE, as_ffmpeg_hears, make, needs_ffmpeg, tones, with_sound
 from video_pipeline.config import load_config
+from video_pipeline.data.choosing import create_dataset, dataset_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
-from video_pipeline.data.registry import create_dataset, dataset_of
 from video_pipeline.errors import UserError
 from video_pipeline.model.processor import SIMULATED_MODEL
 from video_pipeline.run.fingerprint import settings_of

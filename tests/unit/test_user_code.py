@@ -180,7 +180,7 @@ def test_params_of_a_users_own_dataset_are_its_own(splitting: Splitter) -> None:
 
 
 def test_what_the_built_in_tasks_take_is_known() -> None:
-    from video_pipeline.data.registry import PARAMS
+    from video_pipeline.data.choosing import PARAMS
     from video_pipeline.tasks.registry import _TASKS, get_task
 
     get_task("describe")

@@ -15,8 +15,8 @@ from family_reference import Clip, FamilyReference
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 from video_pipeline.config import load_config
+from video_pipeline.data.choosing import create_dataset, dataset_of
 from video_pipeline.data.qwen_video import QwenVideoDataset
-from video_pipeline.data.registry import create_dataset, dataset_of
 from video_pipeline.data.video import VideoDataset
 from video_pipeline.engine.vllm.arguments import vllm_config_of
 from video_pipeline.engine.vllm.compat import media_tokens

@@ -15,7 +15,7 @@ from family_reference import ASKED, IMAGE, VIDEO, Clip, FamilyReference
 from numbered import write_numbered
 from PIL import Image
 from video_pipeline.config import load_config
-from video_pipeline.data.registry import create_dataset, dataset_name
+from video_pipeline.data.choosing import create_dataset, dataset_name
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.arguments import vllm_config_of
 from video_pipeline.engine.vllm.compat import media_of, media_tokens

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from video_pipeline.config import load_config
-from video_pipeline.data.registry import create_dataset
+from video_pipeline.data.choosing import create_dataset
 from video_pipeline.engine.vllm.arguments import vllm_config_of
 from video_pipeline.engine.vllm.engine import VllmEngine
 from video_pipeline.engine.vllm.renderer import Renderer

@@ -13,7 +13,7 @@ import torch
 import transformers
 from sounds import RATE, make, needs_ffmpeg, tones
 from video_pipeline.config import load_config
-from video_pipeline.data.registry import create_dataset
+from video_pipeline.data.choosing import create_dataset
 from video_pipeline.data.video import _check_length
 from video_pipeline.engine.vllm.arguments import vllm_config_of
 from video_pipeline.engine.vllm.compat import media_of, media_tokens

@@ -18,7 +18,7 @@ from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
 from video_pipeline.config.vllm_version import VllmUnsupported
 from video_pipeline.data.base import check_complete, expanded, inputs_of
-from video_pipeline.data.registry import create_dataset, dataset_of
+from video_pipeline.data.choosing import create_dataset, dataset_of
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
 from video_pipeline.errors import Failure, UserError, explain

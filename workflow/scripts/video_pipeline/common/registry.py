@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
 from typing import Generic, TypeVar
 
 from video_pipeline.common.suggest import did_you_mean
@@ -21,11 +22,18 @@ class Registry(Generic[T]):
 
     A user's class replaces a built-in of the same name, and the log says so; two classes of users
     under one name are an error.
+
+    Args:
+        kind: What messages call such a class, for example ``"task"``.
+        base: The class that each of them derives from.
+        built_ins: The modules with the built-in classes. They register when the first class is
+            looked up, because they import the module of their registry.
     """
 
-    def __init__(self, kind: str, base: type) -> None:
+    def __init__(self, kind: str, base: type, built_ins: tuple[str, ...]) -> None:
         self._kind = kind
         self._base = base
+        self._built_ins = built_ins
         self._classes: dict[str, T] = {}
 
     def add(self, name: str, cls: T) -> T:
@@ -67,6 +75,8 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The class registered as ``name``; a :class:`UserError` lists the names there are."""
+        for module in self._built_ins:
+            import_module(module)
         if name in self._classes:
             return self._classes[name]
         hint = did_you_mean(name, self._classes) or ";"

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-from video_pipeline.common.registry import Registry, is_built_in
-from video_pipeline.common.suggest import did_you_mean
-from video_pipeline.config import Config
+from video_pipeline.common.registry import Registry
 from video_pipeline.data.base import BaseDataset
-from video_pipeline.errors import Failure, TaskError, UserError, explain
-from video_pipeline.model.family import family_of, is_qwen_vl
-from video_pipeline.tasks.base import Task
+from video_pipeline.errors import UserError
 
-if TYPE_CHECKING:
-    from video_pipeline.data.qwen_video import QwenVideoDataset
-
-_DATASETS: Registry[type[BaseDataset]] = Registry("dataset", BaseDataset)
-
-PARAMS = ("prompt", "prompt_file", "questions", "clip_seconds")
-"""The ``task_params`` of the built-in tasks and datasets. :func:`check_params` refuses others."""
+_DATASETS: Registry[type[BaseDataset]] = Registry(
+    "dataset",
+    BaseDataset,
+    built_ins=(
+        "video_pipeline.data.clips",
+        "video_pipeline.data.frames",
+        "video_pipeline.data.qwen_video",
+        "video_pipeline.data.stills",
+        "video_pipeline.data.text",
+        "video_pipeline.data.video",
+    ),
+)
 
 D = TypeVar("D", bound=BaseDataset)
 
@@ -44,159 +44,4 @@ def register_dataset(name: str) -> Callable[[type[D]], type[D]]:
 def get_dataset(name: str) -> type[BaseDataset]:
     """The dataset registered as ``name``. Raises :class:`UserError`, with the known names, if there
     is none."""
-    from video_pipeline.data import clips, frames, qwen_video, stills, text, video  # noqa: F401
-
     return _DATASETS.get(name)
-
-
-def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
-    """The dataset that reads the samples of ``task``, see :func:`dataset_name`.
-
-    Raises:
-        UserError: There is no such dataset, or it cannot serve the model.
-    """
-    from video_pipeline.data.qwen_video import QwenVideoDataset
-    from video_pipeline.data.video import VideoDataset
-
-    name = dataset_name(config, task)
-    dataset = get_dataset(name)
-    if _prepares_for_qwen(dataset) and is_qwen_vl(config) is False:
-        if dataset is QwenVideoDataset or dataset.llm_inputs is not QwenVideoDataset.llm_inputs:
-            raise UserError(
-                f"vllm.model: {config.vllm.model} is no Qwen-VL model, and dataset {name!r} "
-                "prepares videos for these alone; use run.dataset: video"
-            )
-        dataset = for_any_model(dataset)
-    if config.vision.use_audio_in_video and dataset.needs_video:
-        _check_hears(config, name, dataset)
-    if _prepares_for_qwen(dataset):
-        _check_processor_kwargs(config, name, _SIZES | _FRAMES)
-    elif issubclass(dataset, VideoDataset):
-        _check_processor_kwargs(config, name, _SAMPLED)
-    return dataset
-
-
-def _prepares_for_qwen(dataset: type[BaseDataset]) -> TypeGuard[type[QwenVideoDataset]]:
-    """Whether a dataset prepares what it shows with qwen-vl-utils."""
-    from video_pipeline.data.qwen_video import QwenVideoDataset
-    from video_pipeline.data.video import VideoDataset
-
-    return (
-        issubclass(dataset, QwenVideoDataset)
-        and not issubclass(dataset, VideoDataset)
-        and dataset.read is QwenVideoDataset.read
-    )
-
-
-def for_any_model(dataset: type[BaseDataset]) -> type[BaseDataset]:
-    """A dataset that derives from :class:`QwenVideoDataset`, above :class:`VideoDataset`: it shows
-    the same, and prepares it for any model. In the order of the new class's bases ``VideoDataset``
-    comes between the two."""
-    from video_pipeline.data.video import VideoDataset
-
-    names = {
-        "__module__": dataset.__module__,
-        "__doc__": dataset.__doc__,
-        "version": dataset.version + VideoDataset.version,  # It changes with either.
-    }
-    return type(dataset.__name__, (dataset, VideoDataset), names)
-
-
-def _check_hears(config: Config, name: str, dataset: type[BaseDataset]) -> None:
-    """Raise :class:`UserError` if the model, or ``dataset``, a built-in one, takes no sound."""
-    from video_pipeline.data.clips import ClipsDataset
-    from video_pipeline.data.video import VideoDataset
-
-    recipe = 'docs/vision.md, "Sound", has a recipe with transcripts for all other models'
-    if family_of(config) not in ("qwen_omni", None):
-        raise UserError(
-            f"vision.use_audio_in_video: vllm.model {config.vllm.model} hears no sound. The omni "
-            f"models of Qwen do (Qwen2.5-Omni, Qwen3-Omni); {recipe}"
-        )
-    reads_sound = dataset is VideoDataset or issubclass(dataset, ClipsDataset)
-    if is_built_in(dataset) and not (reads_sound and issubclass(dataset, VideoDataset)):
-        raise UserError(
-            f"vision.use_audio_in_video: dataset {name!r} reads no sound; use run.dataset: video, "
-            f"and an omni model of Qwen. {recipe}"
-        )
-
-
-_SAMPLED = {"do_sample_frames": "the section vision"}
-_FRAMES = {
-    **_SAMPLED,
-    **{"fps": "vision.fps", "num_frames": "vision.nframes"},
-    **{"min_frames": "vision.min_frames", "max_frames": "vision.max_frames"},
-}
-_SIZES = {
-    **{"min_pixels": "vision.min_pixels", "max_pixels": "vision.max_pixels"},
-    **{"size": "vision.min_pixels and vision.max_pixels", "do_resize": "the section vision"},
-    "resample": "vision.resize",
-}
-"""Settings of a processor for what datasets do before it, and what decides there."""
-
-
-def _check_processor_kwargs(config: Config, dataset: str, without_effect: dict[str, str]) -> None:
-    """Raise :class:`UserError` for the first of ``vllm.mm_processor_kwargs`` that the model's
-    processor would get too late."""
-    given = config.vllm.arguments.get("mm_processor_kwargs") or {}
-    scopes = (value for value in given.values() if isinstance(value, dict))
-    for name in chain(given, *scopes):
-        if name in without_effect:
-            raise UserError(
-                f"vllm.mm_processor_kwargs: {name} has no effect, because dataset {dataset!r} "
-                "samples the frames before the model's processor gets them; "
-                f"{without_effect[name]} decides"
-            )
-
-
-def dataset_name(config: Config, task: Task) -> str:
-    """The name of the dataset that reads the samples of ``task``: ``run.dataset``, the task's own,
-    or the one for the model."""
-    if config.run.dataset is not None:
-        return config.run.dataset
-    if not task.names_dataset and is_qwen_vl(config) is False:
-        return "video"
-    return task.dataset_name
-
-
-def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None:
-    """Raise :class:`UserError`, with the nearest name, if nothing takes one of the ``task_params``.
-    A user's own task or dataset may take any. The built-in ones know each other's, because stages
-    share them."""
-    if not (is_built_in(type(task)) and is_built_in(dataset)):
-        return
-    for name in config.task_params:
-        if name not in PARAMS:
-            hint = did_you_mean(name, PARAMS) or ";"
-            raise UserError(
-                f"task_params.{name}: no built-in task or dataset takes that{hint} "
-                f"known: {', '.join(PARAMS)}"
-            )
-
-
-def create_dataset(
-    config: Config, task: Task, samples: Sequence[dict[str, Any]], model: str
-) -> BaseDataset:
-    """Create the dataset of ``task`` over ``samples``, for the processor of ``model``. Raises
-    :class:`TaskError` if the ``__init__`` of a user's dataset fails."""
-    cls = dataset_of(config, task)
-    try:
-        dataset = cls(
-            samples=samples,
-            task=task,
-            model=model,
-            video_field=config.data.video_field,
-            vision_kwargs=config.vision.video_kwargs(),
-            params=dict(config.task_params),
-        )
-    except Failure:
-        raise
-    except Exception as error:
-        raise TaskError(
-            f"dataset {cls.__name__}: its __init__ failed: {explain(error)}. It must take what "
-            "BaseDataset's takes: def __init__(self, **kwargs), and super().__init__(**kwargs)"
-        ) from error
-    dataset.video_root = config.video_root
-    dataset.chat_template_kwargs = config.vllm.chat_template_kwargs
-    dataset.processor_kwargs = config.vllm.arguments.get("mm_processor_kwargs") or {}
-    return dataset

@@ -33,7 +33,7 @@ _IGNORED = ("min_frames", "min_pixels", "total_pixels", "resize")
 class VideoDataset(QwenVideoDataset):
     """Reads the videos and images of the task's messages for any model that vLLM serves. It takes
     the place of :class:`QwenVideoDataset` below the datasets that derive from it, see
-    :func:`video_pipeline.data.registry.for_any_model`.
+    :func:`video_pipeline.data.choosing.for_any_model`.
 
     The model's own video processor says which frames are sampled, and resizes them.
     ``vision.nframes`` and ``vision.max_frames`` thin them out, and a frame of more than

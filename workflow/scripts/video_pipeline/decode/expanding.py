@@ -47,8 +47,8 @@ class ExpandSpec(ProcessSpec):
     folder: Path
 
     def worker(self, shared: Any, number: int) -> Callable[[str, bytes], Expanded]:
+        from video_pipeline.data.choosing import dataset_of
         from video_pipeline.data.frames import FramesDataset
-        from video_pipeline.data.registry import dataset_of
         from video_pipeline.data.stills import ImageDataset
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access

@@ -139,7 +139,7 @@ class _Worker:
     """The state of a decode process."""
 
     def __init__(self, spec: WorkerSpec, shared: Shared, number: int) -> None:
-        from video_pipeline.data.registry import create_dataset
+        from video_pipeline.data.choosing import create_dataset
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
 

@@ -60,9 +60,9 @@ class DatasetNeeds:
         """
         # These import torch.
         from video_pipeline.data.base import BaseDataset
+        from video_pipeline.data.choosing import check_params, dataset_name, dataset_of
         from video_pipeline.data.frames import FramesDataset
         from video_pipeline.data.media import MediaDataset
-        from video_pipeline.data.registry import check_params, dataset_name, dataset_of
         from video_pipeline.data.video import VideoDataset, ignored_keys
         from video_pipeline.video import READER_VERSION
 

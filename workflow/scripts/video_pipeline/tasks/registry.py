@@ -12,7 +12,16 @@ from video_pipeline.tasks.base import Task, checked_names
 if TYPE_CHECKING:
     from video_pipeline.config import Config
 
-_TASKS: Registry[type[Task]] = Registry("task", Task)
+_TASKS: Registry[type[Task]] = Registry(
+    "task",
+    Task,
+    built_ins=(
+        "video_pipeline.tasks.describe",
+        "video_pipeline.tasks.questions",
+        "video_pipeline.tasks.rewrite",
+        "video_pipeline.tasks.structured_caption",
+    ),
+)
 
 T = TypeVar("T", bound=type[Task])
 
@@ -26,13 +35,6 @@ def register_task(cls: T) -> T:
 def get_task(name: str) -> type[Task]:
     """The task registered as ``name``. Raises :class:`UserError` with all names if there is
     none."""
-    from video_pipeline.tasks import (  # noqa: F401  (they register)
-        describe,
-        questions,
-        rewrite,
-        structured_caption,
-    )
-
     return _TASKS.get(name)
 
 
