@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,19 @@ def test_light_rooms_load_nothing_heavy(path):
     if room_of(name_of(path)) in ("errors", "common", "config", "journal", "run", "output"):
         uses = {name.split(".")[0] for name in imports(path, only_at_start=True)}
         assert not uses & {"torch", "transformers", "pandas", "pyarrow", "av", "qwen_vl_utils"}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {name_of(path): path for path in modules()}
+    graph = {
+        name: {
+            used.removeprefix("video_pipeline.")
+            for used in imports(path, only_at_start=False)
+            if used.removeprefix("video_pipeline.") in names
+        }
+        for name, path in names.items()
+    }
+    TopologicalSorter(graph).prepare()  # Raises CycleError, which names the circle.
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
