@@ -41,7 +41,7 @@ from video_pipeline.testing.qwen_vl import FAMILIES
 from video_pipeline.testing.tiny_model import write_tiny_model
 from video_pipeline.video.reader import VideoInfo
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.as_users]
 
 # --- tokens ------------------------------------------------------------------------------------
 
