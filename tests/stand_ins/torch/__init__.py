@@ -13,6 +13,5 @@ def seed() -> None:
 
 def __getattr__(name: str) -> object:
     raise AttributeError(
-        f"torch.{name} is missing in the stand-in for torch, tests/stand_ins. Mark tests whose runs "
-        "need more than that with as_users"
+        f"torch.{name} is not in tests/stand_ins. A test whose runs need it has the mark as_users"
     )
