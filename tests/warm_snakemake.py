@@ -93,6 +93,7 @@ def main(number: int) -> None:
 
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked"
     gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait below
     calls = socket.socket(fileno=number)
     while True:
@@ -108,6 +109,7 @@ def main(number: int) -> None:
     *streams, ended = handles
     if pid := os.fork():
         _report_end(pid, streams, ended)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.close(ended)
     for stream, handle in enumerate(streams):
         os.dup2(handle, stream)
