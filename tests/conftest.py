@@ -99,6 +99,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def forked_engine(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that this process starts are forked from it, which is vLLM's own default. An engine
+    of a new process would import everything again."""
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    # The engine and this process share two cores: vLLM's own binding would put both on one.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+@pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What this process flushes to the disk and gives another name, in its order: the path that was
     flushed, ``-> path`` of what got a new name."""
