@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing import spawn
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
 
 from helpers import Run, Splitter, forgetting_plugins
 from video_pipeline.common.processes import SNAKEMAKE
+from video_pipeline.decode.fork_server import ForkServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,8 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
-    """A small run in a folder whose name needs quoting; with the mark ``two_ranks`` one of two."""
+    """A small run in a folder whose name needs quoting. The marks ``two_ranks`` and ``as_users``
+    are explained in pyproject.toml."""
     run = Run(tmp_path / "my user's run")
+    run.is_users = request.node.get_closest_marker("as_users") is not None
     if request.node.get_closest_marker("two_ranks"):
         run.configure(data={"num_shards": 2})
     return run
@@ -36,7 +41,21 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
 
 @pytest.fixture
 def here(run: Run, monkeypatch: pytest.MonkeyPatch, forget_plugins: None) -> Run:
-    """A small run in the working directory, for calls of the library in this process."""
+    """A small run in the working directory, for calls of the library in this process. Processes
+    that they start get the stand-ins of the run."""
+    start, prepare = ForkServer._start, spawn.get_preparation_data
+
+    def start_server(server: ForkServer) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "path", [*run.stand_ins, *sys.path])
+            start(server)
+
+    def prepare_process(name: str) -> dict[str, Any]:
+        data = prepare(name)
+        return {**data, "sys_path": [*run.stand_ins, *data["sys_path"]]}
+
+    monkeypatch.setattr(ForkServer, "_start", start_server)
+    monkeypatch.setattr(spawn, "get_preparation_data", prepare_process)
     monkeypatch.chdir(run.folder)
     return run
 
@@ -77,6 +96,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def forked_engine(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that this process starts are forked from it, which is vLLM's own default. An engine
+    of a new process would import everything again."""
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    # The engine and this process share two cores: vLLM's own binding would put both on one.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
 @pytest.fixture

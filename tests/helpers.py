@@ -25,10 +25,14 @@ from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.layout import Layout
 from video_pipeline.split.split import split
+from warm_snakemake import WarmSnakemake
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPTS = PROJECT / "workflow" / "scripts"
 ABSENT = PROJECT / "tests" / "absent"  # modules that a run does not see
+STAND_INS = PROJECT / "tests" / "stand_ins"  # modules that a run without videos gets
+
+WARM = WarmSnakemake(os.environ, ABSENT)
 
 # A task and a dataset that need no video. Each read leaves a line in reads.txt; the field `do` of a
 # sample says how it misbehaves.
@@ -123,7 +127,11 @@ class Run:
     Attributes:
         folder: The working directory.
         settings: The configuration file's content; :meth:`configure` changes it.
+        is_users: Whether it is run as users do: by a ``snakemake`` that imports its modules itself,
+            and with torch, whether it needs torch or not.
     """
+
+    is_users = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -177,7 +185,11 @@ class Run:
         self, *arguments: str, snakefile: Path = PROJECT / "Snakefile", succeeds: bool = True
     ) -> str:
         """Run Snakemake; returns what it printed. Fails unless it succeeds as expected."""
-        return self._checked(self._snakemake(snakefile, arguments), succeeds)
+        if self.is_users or not WARM.serves(os.environ):
+            return self._checked(self._snakemake(snakefile, arguments), succeeds)
+        path = self.environment()["PYTHONPATH"].split(os.pathsep)
+        words = self._arguments(snakefile, arguments)
+        return self._expected(*WARM.run(words, self.folder, os.environ, path), succeeds)
 
     def without_messages(self) -> Path:
         """A Snakefile of the same workflow, of which Snakemake shows all of each job: its threads,
@@ -195,8 +207,11 @@ class Run:
         return self._in_background(self._snakemake(PROJECT / "Snakefile", arguments))
 
     def _snakemake(self, snakefile: Path, arguments: Iterable[str]) -> list[str]:
+        return [sys.executable, "-m", "snakemake", *self._arguments(snakefile, arguments)]
+
+    def _arguments(self, snakefile: Path, arguments: Iterable[str]) -> list[str]:
         return [
-            *(sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)),
+            *("--snakefile", str(snakefile)),
             *("--directory", str(self.folder), "--configfile", str(self.folder / "my.yaml")),
             *("--cores", "2", *arguments),
         ]
@@ -221,7 +236,7 @@ class Run:
     def _in_background(self, command: list[str]) -> subprocess.Popen[str]:
         with open(self.folder / "background.log", "a", encoding="utf-8") as log:
             return subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=log, text=True, env=environment()
+                command, cwd=self.folder, stdout=log, stderr=log, text=True, env=self.environment()
             )
 
     def _checked(self, command: list[str], succeeds: bool) -> str:
@@ -231,11 +246,28 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment(),
+            env=self.environment(),
         )
-        code = done.returncode
-        assert code == (0 if succeeds else 1), f"exit code {code}\n{done.stdout}"
-        return done.stdout
+        return self._expected(done.returncode, done.stdout, succeeds)
+
+    def _expected(self, code: int, said: str, succeeds: bool) -> str:
+        assert code == (0 if succeeds else 1), f"exit code {code}\n{said}"
+        return said
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a run: that of the tests, without the modules of ``tests/absent``."""
+        path = filter(None, (str(ABSENT), *self.stand_ins, os.environ.get("PYTHONPATH")))
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+    @property
+    def stand_ins(self) -> list[str]:
+        """Where its processes look first for modules. With the simulated engine and the dataset of
+        :data:`PLUGIN` no process needs torch."""
+        every = (self.settings, *self.settings.get("stages", ()))
+        runs = [settings.get("run", {}) for settings in every]
+        is_plain = all(run.get("task", "ask") == "ask" and "dataset" not in run for run in runs)
+        is_simulated = runs[0].get("engine") == "simulated"
+        return [str(STAND_INS)] if is_plain and is_simulated and not self.is_users else []
 
     # --- what it did ----------------------------------------------------------------------------
 
@@ -275,12 +307,6 @@ class Run:
         return (self.folder / "logs" / "out" / f"{name}.log").read_text(encoding="utf-8")
 
 
-def environment() -> dict[str, str]:
-    """The environment of a run: that of the tests, without the modules of ``tests/absent``."""
-    path = filter(None, (str(ABSENT), os.environ.get("PYTHONPATH")))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-
-
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "finish_reason": "stop"}
 ERROR = {"stage": "read", "type": "ValueError", "message": "no such clip"}
 
@@ -309,11 +335,12 @@ class Splitter:
         ]
         return self
 
-    def run_all(self) -> None:
-        """Split into one chunk, infer and consolidate, with the plugin as it is now."""
+    def run_all(self, *, plain: bool = False) -> None:
+        """Split into one chunk, infer (``plain``: one sample at a time, in this process) and
+        consolidate, with the plugin as it is now."""
         with forgetting_plugins():
             self(num_shards=1)
-            infer(self.run.config, self.layout, 0, 1)
+            infer(self.run.config, self.layout, 0, 1, plain=plain)
             consolidate(self.run.config, self.layout)
 
     @property

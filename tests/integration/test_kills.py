@@ -14,7 +14,7 @@ from helpers import Run, keys, lock_holders, processes_with, samples, wait_until
 from video_pipeline.common.locks import try_lock
 from video_pipeline.run.layout import Layout
 
-pytestmark = pytest.mark.two_ranks
+pytestmark = [pytest.mark.two_ranks, pytest.mark.as_users]
 
 SLOW = {"seconds_per_output_token": 0.3, "output_tokens": 1, "concurrency": 1}
 COUNT = 40

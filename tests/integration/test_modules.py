@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import PLUGIN, PROJECT, keys, read_jsonl, samples
+from helpers import ABSENT, PLUGIN, PROJECT, STAND_INS, keys, read_jsonl, samples
 
 SNAKEFILE = PROJECT / "workflow" / "Snakefile"
 
@@ -88,7 +88,7 @@ def config(**data: object) -> dict[str, dict[str, object]]:
 
 def snakemake(folder: Path, *arguments: str, succeeds: bool = True, **env: str) -> str:
     # No library on the path: a module brings its own.
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    own = {**os.environ, "PYTHONPATH": f"{ABSENT}{os.pathsep}{STAND_INS}"}
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
         cwd=folder,

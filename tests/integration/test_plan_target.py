@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from helpers import Run, read_jsonl, samples, wait_until
 
 
@@ -11,6 +12,7 @@ def report(run: Run, name: str = "out") -> dict:
     return json.loads((run.folder / "results" / f"{name}.plan.json").read_text())
 
 
+@pytest.mark.as_users  # it would count tokens
 def test_a_plan_beside_a_live_run(run):
     run.write_samples(samples(30))
     run.configure(run={"simulated": {"seconds_per_output_token": 600.0}})
@@ -33,6 +35,7 @@ def test_a_plan_beside_a_live_run(run):
     assert len(read_jsonl(run.folder / "results" / "out.plan.jsonl")) == 10
 
 
+@pytest.mark.as_users  # it would count tokens
 def test_a_plan_changes_nothing_about_a_run(run):
     run.write_samples(samples(3))
     run.snakemake()

@@ -3,7 +3,6 @@ those of transformers."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +11,6 @@ import yaml
 from family_reference import Clip, FamilyReference
 from golden_reference import Reference
 from helpers import PROJECT, Run
-
-# The engine and this process share two cores: vLLM's own binding would put both on the same one.
-os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-
 from video_pipeline.config import Config
 from video_pipeline.data.choosing import dataset_name
 from video_pipeline.infer.infer import infer
@@ -27,8 +22,6 @@ from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing import qwen_vl
 from video_pipeline.testing.clips import write_clip
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 DEMO = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text(encoding="utf-8"))
 TOKENS = 12
@@ -68,11 +61,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ],
 )
 def test_answers_are_those_of_transformers(
-    here: Run, family: str, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    here: Run, family: str, clips: dict[str, Path], forked_engine: None
 ) -> None:
     """The two families that are left out are those of ``test_golden.py``."""
-    # vLLM's own default. An engine of its own process would import everything again.
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     model = write_tiny_model(here.folder / "model", family)
     dtype = "bfloat16" if family in BFLOAT16 else "float32"
     here.settings = {section: dict(keys) for section, keys in DEMO.items()}

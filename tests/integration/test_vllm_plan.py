@@ -6,7 +6,7 @@ import json
 
 import pytest
 import yaml
-from helpers import PROJECT, Run, read_jsonl
+from helpers import PROJECT, Run, Splitter, read_jsonl
 from PIL import Image
 from video_pipeline.estimate.estimate import make_plan
 from video_pipeline.model.flops import ModelFlops
@@ -44,8 +44,8 @@ class Questions(Task):
 @pytest.mark.parametrize(
     "family", [pytest.param("qwen2_5_vl", marks=pytest.mark.families), "qwen3_vl"]
 )
-def test_planned_tokens_are_those_of_the_run(here: Run, family, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+def test_planned_tokens_are_those_of_the_run(splitting: Splitter, family, forked_engine):
+    here = splitting.run
     write_tiny_model(here.folder / "model", family)
     write_clip(here.folder / "wide.mp4", width=320, height=128, seconds=4.0)
     write_clip(here.folder / "turned.mp4", width=200, height=120, seconds=2.0, rotation=90)
@@ -72,7 +72,7 @@ def test_planned_tokens_are_those_of_the_run(here: Run, family, monkeypatch):
     layout = Layout.of(here.config, 0)
     make_plan(here.config, layout, 1)
     *planned, missing = read_jsonl(layout.plan_samples)
-    here.snakemake()
+    splitting.run_all(plain=True)
     *records, failed = here.records()
     usages = [record["__usage"]["prompt_tokens"] for record in records]
     assert [line["prompt_tokens"] for line in planned] == usages

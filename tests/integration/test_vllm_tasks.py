@@ -4,11 +4,12 @@ models that think."""
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import PROJECT, Run, read_jsonl
+from helpers import PROJECT, Run, Splitter, read_jsonl
 from safetensors.torch import save_file
 from video_pipeline.testing.clips import write_demo_clips
 from video_pipeline.testing.tiny_model import write_tiny_model
@@ -26,8 +27,9 @@ def material(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def real(run: Run, material: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def real(here: Run, material: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of the demo's settings with two clips and one shard."""
+    run = here
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     run.settings = {section: dict(keys) for section, keys in DEMO.items()}
     run.configure(
@@ -124,20 +126,25 @@ def install():
 
 
 def test_three_questions_one_encoding_and_an_adapter(real, monkeypatch):
+    from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Model
+
+    # The plugin is for the engine's process. This one may load it, too, and then loses it again.
+    monkeypatch.setattr(Model, "embed_multimodal", Model.embed_multimodal)
     package = real.folder / "site"
     entry = package / "counter-1.0.dist-info"
     entry.mkdir(parents=True)
     (package / "counter.py").write_text(COUNTER)
     (entry / "METADATA").write_text("Metadata-Version: 2.1\nName: counter\nVersion: 1.0\n")
     (entry / "entry_points.txt").write_text("[vllm.general_plugins]\ncounter = counter:install\n")
-    monkeypatch.setenv("PYTHONPATH", str(package))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(package)])  # a new process gets it, too
     monkeypatch.setenv("ENCODED", str(real.folder / "encoded.txt"))
     real.write_plugin(CHOOSE)
     real.configure(
         run={"task": "choose", "plugins": ["plugin.py"]},
         sampling={"max_tokens": 24},
     )
-    real.snakemake()
+    whole = Splitter(real)
+    whole.run_all()
     plain = real.records()
     assert len(plain) == 2
     for record in plain:
@@ -150,7 +157,7 @@ def test_three_questions_one_encoding_and_an_adapter(real, monkeypatch):
     # an adapter, over the same questions: another fingerprint, other answers
     adapter = write_adapter(Path(real.settings["vllm"]["model"]), real.folder / "adapter")
     real.configure(vllm={"lora_path": str(adapter)})
-    real.snakemake()
+    whole.run_all()
     assert len(real.journals()) == 2
     for record, before in zip(real.records(), plain, strict=True):
         assert record["free"] != before["free"]

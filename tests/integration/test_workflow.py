@@ -26,6 +26,7 @@ DONE = "Nothing to be done"
 def first_run(tmp_path_factory):
     """Six samples on two ranks, finished, and a copy of the folder."""
     run = Run(tmp_path_factory.mktemp("finished") / "my user's run")
+    run.is_users = True
     run.configure(data={"num_shards": 2})
     run.write_samples(samples(6))
     run.out = run.snakemake("--printshellcmds")

@@ -383,7 +383,7 @@ def test_the_settings_reach_the_decode_processes(
         paths = [str(clip), f"{tmp_path}/b.mp4", f"{tmp_path}/c.mp4", url]
         results = read(
             paths,
-            timeout=15.0,
+            timeout=8.0,
             allowed_roots=["../allowed"],
             allow_private_addresses=True,
         )
@@ -393,7 +393,7 @@ def test_the_settings_reach_the_decode_processes(
         "ok",
         "ok",
         "read: lies outside the folders of data.allowed_roots (links are followed)",
-        "timeout: not ready after 15 s",
+        "timeout: not ready after 8 s",
     ]
     assert server.requests == 1
 

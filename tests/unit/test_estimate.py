@@ -41,7 +41,7 @@ from video_pipeline.testing.qwen_vl import FAMILIES
 from video_pipeline.testing.tiny_model import write_tiny_model
 from video_pipeline.video.reader import VideoInfo
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.as_users]
 
 # --- tokens ------------------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ def plan(here):
 
 
 def test_a_bad_sample_costs_only_itself(plan, here):
-    here.configure(data={"sample_timeout_s": 20.0})
+    here.configure(data={"sample_timeout_s": 8.0})
     entries = samples(6)
     entries[1]["do"], entries[3]["do"], entries[4]["do"] = "surrogate", "segfault", "hang"
     report, lines = plan(entries, threads=2)

@@ -380,6 +380,7 @@ def test_the_policy_lets_nothing_out(finished: Splitter) -> None:
 # --- the gallery ---------------------------------------------------------------------------------
 
 
+@pytest.mark.as_users
 def test_a_sample_that_kills_its_reader_costs_its_sheet_only(here: Run) -> None:
     bad = {1: "die", 2: "raise", 3: "hang"}
     here.configure(data={"sample_timeout_s": 8.0})

@@ -161,6 +161,7 @@ def test_processes_are_renewed(here, prepare, monkeypatch):
     assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
 
 
+@pytest.mark.as_users
 def test_an_exception_of_ours_is_not_a_samples_fault(here, prepare):
     here.edit_plugin('"prompt": "x" * 40', '"prompt": open(__file__)')
     (result,) = prepare(samples(1))
@@ -244,6 +245,7 @@ def test_processes_that_are_killed_at_their_start_are_the_machines_fault(here, p
     assert "too little memory" in str(result)
 
 
+@pytest.mark.as_users
 def test_large_samples_arrive_whole(here, prepare):
     here.edit_plugin("import os\n", "import os\nimport torch\n")
     here.edit_plugin(
@@ -283,6 +285,7 @@ def test_which_processes_use_the_decoder_of_the_gpu(tmp_path, decoder, decoders)
     assert [spec.decoder_of(number) for number in range(6)] == decoders
 
 
+@pytest.mark.as_users
 def test_nvdec_without_a_card_stops_the_run(here, prepare):
     here.configure(vision={"decoder": "nvdec"})
     (result,) = prepare(doing(None))
@@ -290,6 +293,7 @@ def test_nvdec_without_a_card_stops_the_run(here, prepare):
     assert "vision.decoder: nvdec cannot be used here: torch" in str(result)
 
 
+@pytest.mark.as_users
 def test_auto_without_a_card_decodes_on_the_cpu(here, prepare):
     here.configure(vision={"decoder": "auto"})
     entries = doing(*[None] * (NVDEC_PROCESSES + 1))
