@@ -1,8 +1,5 @@
 """Write the page about a finished run."""
 
-import argparse
-from pathlib import Path
-
 from video_pipeline.common import program
 from video_pipeline.config import load_config
 from video_pipeline.report.page import write_report
@@ -11,9 +8,7 @@ from video_pipeline.run.layout import Layout
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
-    parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
+    parser = program.script_parser(__doc__)
     parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     args = program.parse(parser)
     config = load_config(args.config)
