@@ -8,7 +8,7 @@ from video_pipeline.run.layout import Layout
 
 def main() -> None:
     config = load_config(program.parse(program.script_parser(__doc__, of_shards=False)).config)
-    export(config, Layout.of(config, 0))
+    export(config, Layout.of(config))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def report(config: Config) -> Layout:
 
     Raises :class:`UserError` if there is no output, or while a run is on.
     """
-    sharding = read_sharding(Layout.of(config, 0).sharding)
+    sharding = read_sharding(Layout.of(config).sharding)
     layout = Layout.of(config, sharding.num_shards if sharding else 0)
     if sharding is None or not layout.summary.exists():
         raise UserError(

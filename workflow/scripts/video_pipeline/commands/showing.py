@@ -61,6 +61,7 @@ def show(
     limit_access(Access.of(config.data))
     task = load_task(config)
     fetch_family(config)
+    needs = DatasetNeeds.of(config, task)
     with contextlib.ExitStack() as stack:
         engine = None
         if with_engine:
@@ -68,6 +69,8 @@ def show(
             folder = stack.enter_context(job_processes())
             engine = _engine(config, task)
         model = engine.dataset_model if engine else dataset_model(config)
+        if not needs.own_rules:  # Of those vLLM loads the processor.
+            check_processor(model)
         counter = PromptCounter(config, model)
         prepared = []
         for position, shown in enumerate(samples):
@@ -116,7 +119,6 @@ def _user_code(place: str) -> Iterator[None]:
 
 def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
     """The sample for task and dataset; the first one if the input object stands for several."""
-    DatasetNeeds.of(config, task)
     dataset = dataset_of(config, task)
     field = config.data.video_field
     if dataset.needs_video and not raw.get(field):
@@ -141,8 +143,6 @@ def _llm_inputs(
     model: str,
 ) -> dict[str, dict[str, Any]]:
     """The ``llm_input`` that the dataset makes of the sample, by conversation."""
-    if not DatasetNeeds.of(config, task).own_rules:  # Of those vLLM loads the processor.
-        check_processor(model)
     dataset = create_dataset(config, task, [sample], model)
     with _user_code(f"the dataset cannot read {sample['__video_uri'] or 'the sample'}"):
         item = dataset[0]

@@ -157,9 +157,9 @@ class RunView:
 
 def look(config: Config) -> RunView:
     """The progress of the run of ``config``, without its stages."""
-    sharding = read_sharding(Layout.of(config, 0).sharding)
+    sharding = read_sharding(Layout.of(config).sharding)
     if sharding is None:
-        layout = Layout.of(config, 0)
+        layout = Layout.of(config)
         return RunView(layout, "not begun", missing=layout.sharding)
     layout = Layout.of(config, sharding.num_shards)
     step = next(filter(None, (_running_step(layout, name) for name in _STEPS)), None)

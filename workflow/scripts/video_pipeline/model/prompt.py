@@ -94,6 +94,16 @@ def is_medium(part: Any) -> bool:
     return isinstance(part, dict) and not part.keys().isdisjoint(_MEDIA)
 
 
+def listed_media(llm_input: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The media of an ``llm_input`` by modality, as lists: one medium may stand without."""
+    media = llm_input.get("multi_modal_data") or {}
+    return {
+        modality: items if isinstance(items, list) else [items]
+        for modality, items in media.items()
+        if items is not None
+    }
+
+
 def check_parts(message: dict[str, Any]) -> None:
     """Check that each part of a message is a text, a video or an image. Raises
     :class:`TaskError`."""
@@ -138,11 +148,10 @@ def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
     if model == SIMULATED_MODEL:
         return
     processor = load_processor(model)
-    media = llm_input.get("multi_modal_data") or {}
+    media = listed_media(llm_input)
     shown: Counter[str] = Counter()
     for modality in ("image", "video"):
-        items = media.get(modality)
-        count = len(items) if isinstance(items, list) else int(items is not None)
+        count = len(media.get(modality, ()))
         placeholder = getattr(processor, f"{modality}_token", None)
         if placeholder is not None:
             shown[placeholder] += count

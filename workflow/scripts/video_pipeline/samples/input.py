@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
 
 from video_pipeline.config import Config, Data
-from video_pipeline.config.source import STORES, member_of, scheme_of
+from video_pipeline.config.source import STORES, file_path, member_of, scheme_of
 from video_pipeline.errors import UserError
 from video_pipeline.samples.identity import content_key, stable_address
 from video_pipeline.samples.windows import CUT, is_window, window_id
@@ -282,11 +282,11 @@ def video_uri(video: str, root: str) -> str:
     if scheme in STORES:
         check_address(video)
         return video
-    split = urlsplit(video)
     if scheme in ("http", "https"):
+        urlsplit(video)  # It raises ValueError for what is no address.
         return video
-    if scheme == "file" and split.netloc in ("", "localhost"):
-        return unquote(split.path)
+    if (path := file_path(video)) is not None:
+        return path
     address = _CREDENTIALS.sub("://***@", video)
     raise ValueError(
         f"{address!r:.200}: only local paths, file://, http(s)://, s3://, gs://, az:// and hf:// "

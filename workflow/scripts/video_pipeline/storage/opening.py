@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from video_pipeline.config.source import STORES, member_of, scheme_of
+from video_pipeline.config.source import STORES, is_row, member_of, scheme_of
 from video_pipeline.storage import fetched, rows, tars
 from video_pipeline.storage.access import Access, limits, permitted
 from video_pipeline.storage.blobs import Blob, LocalBlob, save
@@ -42,7 +42,7 @@ def open_blob(address: str, access: Access | None = None) -> Blob:
         whole = open_blob(container, access)
         # It has one name, whoever asks: it may be signed again.
         plain = local_path(container, access) or container.partition("?")[0]
-        find = tars.member if plain.lower().endswith(".tar") else rows.row
+        find = rows.row if is_row(address) else tars.member
         return find(whole, plain, name, access.max_download_bytes)
     if (path := local_path(address, access)) is not None:
         return LocalBlob(path)
