@@ -210,7 +210,7 @@ def _rank(
         # An earlier version did not count these.
         view.unparsed = sum(attempt.get("unparsed", 0) for attempt in attempts)
         if view.state in ("starting", "running"):
-            view.pace = Pace.of([last])
+            view.pace = Pace.of(last)
             silent = time.time() - last["updated_at"]
             view.seconds = max(0.0, time.time() - last["started_at"])
             if silent > SILENT_SECONDS:

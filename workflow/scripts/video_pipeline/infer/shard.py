@@ -23,7 +23,7 @@ from video_pipeline.run.chunks import Question
 from video_pipeline.run.error_rate import ErrorRate
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.run.reopening import find_errors, reopen_errors, write_reopens
+from video_pipeline.run.reopening import find_errors, write_reopens
 from video_pipeline.samples.identity import TWICE, check_deterministic
 from video_pipeline.tasks.base import Task
 
@@ -169,9 +169,9 @@ class Shard:
         """
         self.error_rate.count(error)
         if error is not None and self.error_rate.exceeded(under_way):
-            reopened = reopen_errors(
-                self.chunk, self._manifest.read_index(self.rank), self._journal, STORAGE_STAGES
-            )
+            index = self._manifest.read_index(self.rank)
+            errors = find_errors(self.chunk, index, self._journal, STORAGE_STAGES)
+            reopened = write_reopens(self._journal, list(errors))
             outcome = f"its {reopened} failures to read are open again for the next run"
             self.error_rate.check(f"rank {self.rank}", outcome, under_way)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from video_pipeline.common.faults import failure_of
 from video_pipeline.common.suggest import did_you_mean
@@ -13,9 +13,7 @@ from video_pipeline.errors import TaskError
 from video_pipeline.model.processor import SIMULATED_MODEL, load_processor, load_tokenizer
 from video_pipeline.model.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.model.token_budget import SIMULATED_PATCH_SIZE
-
-if TYPE_CHECKING:
-    from video_pipeline.tasks.base import Messages
+from video_pipeline.tasks.base import Messages
 
 
 class Prompter:

@@ -7,7 +7,6 @@ all is there.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 from video_pipeline.common import versions
 from video_pipeline.common.faults import failure_of, with_retries
-from video_pipeline.common.files import write_text
+from video_pipeline.common.files import write_object, write_text
 from video_pipeline.common.locks import waiting_lock
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
@@ -66,7 +65,7 @@ def publish(config: Config, layout: Layout) -> None:
                 ) from error
             published.append({"place": place, "files": list(map(_described, files))})
     receipt = {"version": versions.PUBLISHED, "published": published}
-    write_text(layout.receipt, json.dumps(receipt, indent=2) + "\n")
+    write_object(layout.receipt, receipt)
 
 
 def _files(layout: Layout, dataset: str | None) -> Iterator[Published]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import shutil
@@ -22,7 +21,7 @@ from video_pipeline.common.files import (
     remove_leftovers,
     sync_folder,
     sync_tree,
-    write_text,
+    write_object,
 )
 from video_pipeline.common.processes import job_processes
 from video_pipeline.common.progress import Progress
@@ -238,7 +237,7 @@ class _Split:
         for entry in sorted(scratch.iterdir()):
             entry.replace(layout.chunks / entry.name)
         sync_folder(layout.chunks)
-        write_text(layout.manifest, json.dumps(asdict(self._manifest), indent=2) + "\n")
+        write_object(layout.manifest, asdict(self._manifest))
         self._settings.write()
 
 

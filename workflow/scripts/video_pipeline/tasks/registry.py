@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from video_pipeline.common.plugins import load_plugins
 from video_pipeline.common.registry import Registry
+from video_pipeline.config import Config
 from video_pipeline.errors import Failure, TaskError, explain
 from video_pipeline.tasks.base import Task, checked_names
-
-if TYPE_CHECKING:
-    from video_pipeline.config import Config
 
 _TASKS: Registry[type[Task]] = Registry("task", Task)
 
