@@ -51,9 +51,8 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
         if with_headers:
             stack.enter_context(job_processes())
             cores = len(os.sched_getaffinity(0))
-            readers = stack.enter_context(
-                HeaderReaders(Access.of(config.data), cores, with_size=True)
-            )
+            readers = HeaderReaders(Access.of(config.data), cores, with_size=True)
+            stack.callback(readers.close)
         progress = stack.enter_context(_progress())
         task = progress.add_task("samples", total=None)
         stream = stack.enter_context(replacing(output))
