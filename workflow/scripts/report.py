@@ -3,7 +3,6 @@
 from video_pipeline.common import program
 from video_pipeline.config import load_config
 from video_pipeline.report.page import write_report
-from video_pipeline.report.table import write_table
 from video_pipeline.run.layout import Layout
 
 
@@ -12,9 +11,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     args = program.parse(parser)
     config = load_config(args.config)
-    layout = Layout.of(config, args.num_shards)
-    write_report(config, layout, args.threads)
-    write_table(layout)
+    write_report(config, Layout.of(config, args.num_shards), args.threads)
 
 
 if __name__ == "__main__":
