@@ -27,14 +27,9 @@ def local_path(address: str, access: Access | None = None) -> str | None:
 def open_blob(address: str, access: Access | None = None) -> Blob:
     """Open the bytes at ``address``: a local path, ``file://``, ``http(s)://`` or that of a store;
     or a member of a tar (``shard.tar#clips/a.mp4``) or a row of Parquet (``part.parquet#17:video``)
-    that lies at one of them.
+    that lies at one of them. ``access``: the limits, by default those of this process.
 
-    Args:
-        address: Where they lie.
-        access: The limits; by default those of this process.
-
-    Raises:
-        VideoReadError: They may not be read.
+    Raises :class:`VideoReadError` if they may not be read.
     """
     access = access or limits()
     if (parts := member_of(address)) is not None:
