@@ -10,7 +10,7 @@ import torch
 from video_pipeline.data.base import BaseDataset, item
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.model.prompt import Prompter, check_placeholders
-from video_pipeline.samples.input import video_uri
+from video_pipeline.samples.input import video_address
 from video_pipeline.samples.windows import CUT
 from video_pipeline.tasks.base import Messages
 
@@ -150,11 +150,10 @@ class QwenVideoDataset(BaseDataset):
         fields of a sample need not be."""
         kind = "video" if "video" in part else "image"
         media = part[kind]
-        if isinstance(media, str) and not media.startswith("data:"):
-            return {**part, kind: video_uri(media, self.video_root)}
-        if isinstance(media, list):
-            return {**part, kind: [video_uri(image, self.video_root) for image in media]}
-        return part
+        if isinstance(media, str) and media.startswith("data:"):
+            return part
+        address = video_address(media, self.video_root)
+        return part if address is None else {**part, kind: address}
 
 
 def segment_of(sample: dict[str, Any]) -> dict[str, Any]:
