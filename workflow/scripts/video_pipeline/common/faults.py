@@ -5,13 +5,9 @@ from __future__ import annotations
 
 import errno
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 from video_pipeline.errors import EnvironmentFault, Failure, UserError
-
-T = TypeVar("T")
 
 _TYPES = {
     *("MemoryError", "ConnectionError", "TimeoutError"),
@@ -69,22 +65,6 @@ def is_refusal(error: BaseException) -> bool:
 def failure_of(error: BaseException, message: str) -> Failure:
     """The failure that says ``message`` because of ``error``."""
     return (EnvironmentFault if is_environment_fault(error) else UserError)(message)
-
-
-def with_retries(
-    attempt: Callable[[], T], waits: Iterable[float], warn: Callable[[Exception, float], None]
-) -> T:
-    """What ``attempt`` returns. After an environment fault it is called again, at most once for
-    each of ``waits``, in seconds; before each ``warn`` gets the fault and the wait."""
-    for seconds in waits:
-        try:
-            return attempt()
-        except (OSError, ValueError) as error:
-            if not is_environment_fault(error):
-                raise
-            warn(error, seconds)
-            time.sleep(seconds)
-    return attempt()
 
 
 def _looks_like_environment(error: BaseException) -> bool:

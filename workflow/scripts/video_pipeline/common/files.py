@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -191,11 +191,6 @@ def write_text(path: Path, text: str) -> None:
     """Replace the content of ``path`` by ``text``, at once."""
     with replacing(path) as stream:
         stream.write(text.encode("utf-8"))
-
-
-def write_object(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace the content of ``path`` by a JSON object, at once; :func:`read_object` reads it."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 @contextmanager

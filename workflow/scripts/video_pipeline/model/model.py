@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from video_pipeline.common.faults import failure_of
-from video_pipeline.common.files import write_object
+from video_pipeline.common.files import write_text
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.model.files import model_files
@@ -101,7 +101,7 @@ class Model:
             return commit
         commit = self._ask_hub()
         commits = {**_read_commits(path), self._revision_name: commit}
-        write_object(path, commits)
+        write_text(path, json.dumps(commits, indent=2) + "\n")
         logger.info(
             "%s stays at commit %s, whatever is pushed to the hub; vllm.revision names another",
             self.name,

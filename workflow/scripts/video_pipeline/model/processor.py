@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from functools import cache, partial
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from video_pipeline.common.faults import failure_of, is_environment_fault, with_retries
+from video_pipeline.common.faults import failure_of, is_environment_fault
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure
 from video_pipeline.model.model import Model, download_command
@@ -44,15 +45,15 @@ def processor_folder(model: str, revision: str | None = None) -> str:
         return model
     from huggingface_hub import snapshot_download
 
-    download = partial(snapshot_download, model, revision=revision, allow_patterns=PROCESSOR_FILES)
-    try:
-        return with_retries(download, _HUB_WAITS, _warn)
-    except (OSError, ValueError) as error:
-        raise _no_processor(model, revision, error) from error
-
-
-def _warn(error: Exception, seconds: float) -> None:
-    logger.warning("the hub does not answer, asked again in %g s: %s", seconds, error)
+    for seconds in (*_HUB_WAITS, None):
+        try:
+            return snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
+        except (OSError, ValueError) as error:
+            if seconds is None or not is_environment_fault(error):
+                raise _no_processor(model, revision, error) from error
+            logger.warning("the hub does not answer, asked again in %g s: %s", seconds, error)
+            time.sleep(seconds)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def local_folder(model: Model) -> Path | None:

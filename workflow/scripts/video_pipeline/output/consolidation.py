@@ -3,6 +3,7 @@ failed samples. Before that, the partial output is what is finished so far."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import Any
 import orjson
 
 from video_pipeline.common import versions
-from video_pipeline.common.files import EMPTY, Seal, replacing, write_object
+from video_pipeline.common.files import EMPTY, Seal, replacing, write_text
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
 from video_pipeline.config.source import shown
@@ -48,7 +49,7 @@ def consolidate(config: Config, layout: Layout) -> None:
     seal = _merge(rank_files, manifest, layout)
     _write_videos(manifest, layout)
     summary = _summary(config, layout, manifest, ranks, seal)
-    write_object(layout.summary, summary)
+    write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     layout.reopened.unlink(missing_ok=True)
     logger.info("%s: %s", layout.output, summary["samples"])
     for warning in (

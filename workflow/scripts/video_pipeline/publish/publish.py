@@ -7,14 +7,16 @@ all is there.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from video_pipeline.common import versions
-from video_pipeline.common.faults import failure_of, with_retries
-from video_pipeline.common.files import write_object, write_text
+from video_pipeline.common.faults import failure_of, is_environment_fault
+from video_pipeline.common.files import write_text
 from video_pipeline.common.locks import waiting_lock
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
@@ -65,7 +67,7 @@ def publish(config: Config, layout: Layout) -> None:
                 ) from error
             published.append({"place": place, "files": list(map(_described, files))})
     receipt = {"version": versions.PUBLISHED, "published": published}
-    write_object(layout.receipt, receipt)
+    write_text(layout.receipt, json.dumps(receipt, indent=2) + "\n")
 
 
 def _files(layout: Layout, dataset: str | None) -> Iterator[Published]:
@@ -85,15 +87,15 @@ def _bring(address: str, files: list[Published], dataset: str, layout: Layout) -
     checksums = "".join(f"{file.sha256}  {file.name}\n" for file in files)
     write_text(layout.checksums, checksums)
     files = [*files, Published(layout.beside(".sha256").name, layout.checksums)]
-    waits = _HUB_WAITS if scheme_of(address) == "hf" else ()
-
-    def send() -> None:
-        _send(open_place(address), address, files, dataset, layout)
-
-    def warn(error: Exception, seconds: float) -> None:
-        logger.warning("%s: %s. Tried again in %g s", address, error, seconds)
-
-    with_retries(send, waits, warn)
+    waits = list(_HUB_WAITS) if scheme_of(address) == "hf" else []
+    while True:
+        try:
+            return _send(open_place(address), address, files, dataset, layout)
+        except (OSError, ValueError) as error:
+            if not waits or not is_environment_fault(error):
+                raise
+            logger.warning("%s: %s. Tried again in %g s", address, error, waits[0])
+            time.sleep(waits.pop(0))
 
 
 def _send(place: Place, address: str, files: list[Published], dataset: str, layout: Layout) -> None:

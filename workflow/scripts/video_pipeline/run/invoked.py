@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from video_pipeline.common.files import read_object, write_object
+from video_pipeline.common.files import read_object, write_text
 from video_pipeline.config.secrets import is_secret
 from video_pipeline.config.source import scheme_of, shown
 from video_pipeline.run.layout import Layout
@@ -42,7 +43,7 @@ class Invoked:
 
     def write(self, layout: Layout) -> None:
         """Write it down for the jobs of one stage."""
-        write_object(layout.invoked, asdict(self))
+        write_text(layout.invoked, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, layout: Layout) -> Invoked | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import shutil
@@ -21,7 +22,7 @@ from video_pipeline.common.files import (
     remove_leftovers,
     sync_folder,
     sync_tree,
-    write_object,
+    write_text,
 )
 from video_pipeline.common.processes import job_processes
 from video_pipeline.common.progress import Progress
@@ -237,7 +238,7 @@ class _Split:
         for entry in sorted(scratch.iterdir()):
             entry.replace(layout.chunks / entry.name)
         sync_folder(layout.chunks)
-        write_object(layout.manifest, asdict(self._manifest))
+        write_text(layout.manifest, json.dumps(asdict(self._manifest), indent=2) + "\n")
         self._settings.write()
 
 
