@@ -9,7 +9,7 @@ import pytest
 from video_pipeline.journal.format import REOPENS
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.layout import Layout
-from video_pipeline.workflow.pending import needs_no_gpu
+from video_pipeline.workflow.pending import only_publishes
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def reopen(layout: Layout, at: int) -> None:
 
 
 def publishing(layout: Layout) -> list[int]:
-    return [rank for rank in range(3) if needs_no_gpu(layout, rank)]
+    return [rank for rank in range(3) if only_publishes(layout, rank)]
 
 
 def test_what_is_pending_changes_with_each_split_and_job(layout):

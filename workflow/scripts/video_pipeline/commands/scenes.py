@@ -23,7 +23,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from video_pipeline.commands import options
 from video_pipeline.common.files import replacing
-from video_pipeline.common.locks import take_lock
+from video_pipeline.common.locks import describe_holder, try_lock
 from video_pipeline.common.printable import printable
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
@@ -120,8 +120,11 @@ def find_scenes(config: Config, output: Path, num_processes: int) -> None:
     """
     check_installed()
     path = output.parent / ".scenes" / output.name
-    lock, here = path.with_suffix(".lock"), output.absolute()
-    with take_lock(lock, lambda holder: f"{here} is being written by {holder}"):
+    lock = try_lock(path.with_suffix(".lock"))
+    if lock is None:
+        holder = describe_holder(path.with_suffix(".lock"))
+        raise UserError(f"{output.absolute()} is being written by {holder}")
+    with lock:
         bad = BadLines()
         uris = dict.fromkeys(filter(None, (_uri(config, s) for s in _samples(config, bad))))
         bad.raise_any(config.data.source.name)

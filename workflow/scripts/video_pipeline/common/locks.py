@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import Logger
 from pathlib import Path
@@ -72,25 +72,18 @@ def try_lock(path: Path) -> TextIO | None:
     return stream
 
 
-def take_lock(path: Path, refusal: Callable[[str], str]) -> TextIO:
-    """Lock ``path`` for this process. Raises :class:`UserError` if another one holds it;
-    ``refusal`` makes the message, from the name of that process."""
-    stream = try_lock(path)
-    if stream is None:
-        raise UserError(refusal(describe_holder(path)))
-    return stream
-
-
 def take_output(lock: Path, output: Path) -> TextIO:
     """Lock ``lock``, the run lock of ``output``, so that no other process changes the output.
-    Raises :class:`UserError` naming the process that holds the lock."""
-    return take_lock(
-        lock,
-        lambda holder: (
-            f"another snakemake, retry or prune is at work on {output}: {holder}. Wait for it or "
-            "stop it, then run again."
-        ),
-    )
+
+    Raises :class:`UserError` naming the process that holds the lock.
+    """
+    stream = try_lock(lock)
+    if stream is None:
+        raise UserError(
+            f"another snakemake, retry or prune is at work on {output}: {describe_holder(lock)}. "
+            "Wait for it or stop it, then run again."
+        )
+    return stream
 
 
 def is_locked(path: Path) -> bool:

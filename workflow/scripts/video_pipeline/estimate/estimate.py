@@ -22,7 +22,7 @@ from typing import Any
 
 from video_pipeline.common.figures import Histogram, even_edges, figures, growing_edges
 from video_pipeline.common.files import replacing, write_text
-from video_pipeline.common.locks import take_lock
+from video_pipeline.common.locks import describe_holder, try_lock
 from video_pipeline.common.processes import job_processes
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
@@ -30,6 +30,7 @@ from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.preparing import READER, WorkerSpec
+from video_pipeline.errors import UserError
 from video_pipeline.estimate.counting import CountingPreparer
 from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
@@ -76,8 +77,12 @@ def make_plan(config: Config, layout: Layout, threads: int) -> None:
     Raises :class:`UserError` when split would (bad lines, a longest prompt that does not fit), for
     the user's own code, and if the model's processor is not available.
     """
-    plan = f"the plan of {layout.output}"
-    with take_lock(layout.plan_lock, lambda holder: f"{plan} is being made by {holder}"):
+    lock = try_lock(layout.plan_lock)
+    if lock is None:
+        raise UserError(
+            f"the plan of {layout.output} is being made by {describe_holder(layout.plan_lock)}"
+        )
+    with lock:
         shutil.rmtree(layout.plan_scratch, ignore_errors=True)  # of a plan that was killed
         try:
             report = _plan(_own_config(config, layout), config, layout, threads)

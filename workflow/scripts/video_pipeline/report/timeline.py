@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from video_pipeline.common.figures import round_up
 from video_pipeline.common.progress import duration
-from video_pipeline.run.throughput import Span, covered, joined
 
 PAUSE_SECONDS = 60.0
 """The time axis is cut if nobody is at work for so long, and for a twentieth of the whole."""
@@ -70,12 +69,12 @@ class Clock:
     """Time without the pauses between invocations: seconds in which any rank was at work.
     ``spans``: begin and end of each stretch of work, in Unix seconds."""
 
-    spans: list[Span] = field(default_factory=list)
+    spans: list[tuple[float, float]] = field(default_factory=list)
 
     @classmethod
     def of(cls, attempts: list[Attempt]) -> Clock:
-        spans = [(attempt.start, attempt.end) for attempt in attempts]
-        return cls(joined(spans, max(PAUSE_SECONDS, covered(spans) / 20)))
+        spans = _joined(sorted((attempt.start, attempt.end) for attempt in attempts), 0.0)
+        return cls(_joined(spans, max(PAUSE_SECONDS, cls(spans).seconds / 20)))
 
     @property
     def seconds(self) -> float:
@@ -92,6 +91,17 @@ class Clock:
             {"at": round(self.work_before(end), 1), "seconds": round(begin - end)}
             for (_, end), (begin, _) in itertools.pairwise(self.spans)
         ]
+
+
+def _joined(spans: list[tuple[float, float]], gap: float) -> list[tuple[float, float]]:
+    """Sorted spans; those that overlap, or are less than ``gap`` seconds apart, become one."""
+    joined: list[tuple[float, float]] = []
+    for start, end in spans:
+        if joined and start - joined[-1][1] < gap:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def time_line(jobs: list[dict[str, Any]]) -> dict[str, Any]:

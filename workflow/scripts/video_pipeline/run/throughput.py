@@ -5,27 +5,18 @@ docs/report.md says what each number means.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-Span = tuple[float, float]
-"""A begin and an end."""
 
-
-def joined(spans: Iterable[Span], gap: float = 0.0) -> list[Span]:
-    """``spans`` in order; those that overlap, or are less than ``gap`` apart, become one."""
-    result: list[Span] = []
-    for start, end in sorted(spans):
-        if result and start - result[-1][1] < gap:
-            result[-1] = result[-1][0], max(result[-1][1], end)
-        else:
-            result.append((start, end))
-    return result
-
-
-def covered(spans: Iterable[Span]) -> float:
-    """How long at least one of ``spans`` lasts."""
-    return sum(end - start for start, end in joined(spans))
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """How long at least one of ``spans`` lasts; a span is its begin and its end."""
+    total, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 def throughput(attempts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from video_pipeline.workflow.cluster import check_jobs
 from video_pipeline.workflow.failure_report import failure_report
 from video_pipeline.workflow.forecast import forecast
 from video_pipeline.workflow.literal_paths import take_literally
-from video_pipeline.workflow.pending import needs_no_gpu, num_pending
+from video_pipeline.workflow.pending import num_pending, only_publishes
 from video_pipeline.workflow.progress_lines import ProgressLines
 from video_pipeline.workflow.snakemake_internals import Snakemake, fails_as_workflow_error
 
@@ -203,10 +203,10 @@ class Invocation:
         return job_threads(self.snakemake.cores, at_once, gpus_bind=gpus is not None)
 
     def infer_gpus(self, stage: Stage, rank: int, attempt: int) -> int:
-        """The GPUs of an inference job; none if it only writes its rank file. Ask again when the
-        job is about to start, because split has found out by then what is pending."""
-        takes_none = attempt == 1 and needs_no_gpu(stage.layout, rank)
-        return 0 if takes_none else stage.config.vllm.gpus_per_job
+        """The GPUs of an inference job; none if it only publishes. Ask again when the job is about
+        to start, because split has found out by then what is pending."""
+        publishes = attempt == 1 and only_publishes(stage.layout, rank)
+        return 0 if publishes else stage.config.vllm.gpus_per_job
 
     # --- handlers ---------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 """Whether an inference job has anything to infer, by a few small files: Snakemake asks before it
-starts the job, which gets no GPU if it only writes its rank file.
+starts the job, which gets no GPU if it only publishes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from video_pipeline.journal.format import REOPENS
 from video_pipeline.run.layout import Layout
 
 
-def needs_no_gpu(layout: Layout, rank: int) -> bool:
+def only_publishes(layout: Layout, rank: int) -> bool:
     """Whether all of the chunk of ``rank`` was done when split made it, or when a job wrote its
     rank file after that, and no error was opened again since. False if the files do not tell."""
     manifest, done_at = _read(layout.manifest)
@@ -34,7 +34,7 @@ def num_pending(layout: Layout, rank: int) -> int | None:
     if not manifest:
         return None
     pending: int = manifest["rank_pending"][rank]
-    return 0 if needs_no_gpu(layout, rank) else pending
+    return 0 if only_publishes(layout, rank) else pending
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
