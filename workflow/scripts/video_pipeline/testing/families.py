@@ -25,15 +25,12 @@ def _transformers() -> Any:
     return transformers
 
 
-def _processor(
-    name: str, family: str, tokenizer: Any, pixels: dict[str, Any] | None = None, **more: Any
-) -> Any:
-    """The processor of a family whose classes begin with ``name``; ``pixels`` are the arguments of
-    its image and video processor."""
+def _processor(name: str, family: str, tokenizer: Any, **more: Any) -> Any:
+    """The processor of a family whose classes begin with ``name``."""
     library = _transformers()
     return getattr(library, f"{name}Processor")(
-        image_processor=getattr(library, f"{name}ImageProcessor")(**pixels or {}),
-        video_processor=getattr(library, f"{name}VideoProcessor")(**pixels or {}),
+        image_processor=getattr(library, f"{name}ImageProcessor")(),
+        video_processor=getattr(library, f"{name}VideoProcessor")(),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATES[family],
         **more,
