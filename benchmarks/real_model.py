@@ -144,7 +144,7 @@ def _merges() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Run ``python -m video_pipeline.testing.real_model``."""
+    """Run ``python -m benchmarks.real_model``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to write the folders")
     arguments = parser.parse_args()

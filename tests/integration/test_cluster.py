@@ -135,12 +135,12 @@ def test_a_job_without_a_gpu_infers_nothing_and_leaves_it_to_the_next_attempt(sp
     splitting(samples(3), 1)
     run, layout = splitting.run, splitting.layout
     with pytest.raises(Unfinished, match="3 of them are pending now, and the job has no GPU"):
-        infer(run.config, layout, 0, 1, only_publish=True)
+        infer(run.config, layout, 0, 1, only_writes=True)
     assert not run.answers()
     infer(run.config, layout, 0, 1, attempt=2)
     assert only_publishes(layout, 0)
     layout.rank_file(0).unlink()
-    infer(run.config, layout, 0, 1, only_publish=True)
+    infer(run.config, layout, 0, 1, only_writes=True)
     assert len(layout.rank_file(0).read_text().splitlines()) == 3
     # what is opened again has a GPU at once
     assert reopen(layout)

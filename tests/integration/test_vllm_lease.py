@@ -23,7 +23,7 @@ JOB = f"""
 import runpy, sys
 from video_pipeline.gpu import devices as gpus
 
-gpus._vllm_version = lambda: "0.32.0"
+gpus.installed_build = lambda: "0.32.0"
 if __name__ == "__main__":
     sys.argv[0] = "{SCRIPTS}/infer.py"
     runpy.run_path(sys.argv[0], run_name="__main__")

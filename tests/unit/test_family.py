@@ -17,6 +17,7 @@ from video_pipeline.data.video import VideoDataset
 from video_pipeline.errors import UserError
 from video_pipeline.model import family
 from video_pipeline.model.family import family_of, fetch_family, is_qwen_vl
+from video_pipeline.model.token_budget import check_budget_of_model
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
@@ -212,3 +213,13 @@ def test_files_that_tell_the_family_are_fetched(tmp_path, cached, monkeypatch):
     fetch_family(config_of(Path(HUB)))
     fetch_family(config_of(tmp_path / "model"))
     assert len(asked) == 1
+
+
+def test_the_engine_says_what_is_wrong_with_a_file(tmp_path):
+    """Split looks at the files of a model, and leaves a damaged one to the engine."""
+    folder = model(tmp_path / "model", processor_config={})
+    for name in ("preprocessor_config", "config"):
+        (folder / f"{name}.json").write_text("{")
+    config = load_config({"vllm": {"model": str(folder)}})
+    check_budget_of_model(config)
+    assert family_of(config) is None

@@ -566,7 +566,7 @@ def test_a_lock_file_that_is_something_else(machine: MakeMachine, kind: str) -> 
 @pytest.fixture
 def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM as it is installed for GPUs."""
-    monkeypatch.setattr(gpus, "_vllm_version", lambda: "0.32.0")
+    monkeypatch.setattr(gpus, "installed_build", lambda: "0.32.0")
 
 
 def test_what_a_job_needs(monkeypatch: pytest.MonkeyPatch, gpu_build: None) -> None:

@@ -87,7 +87,7 @@ def test_scenes_begin_where_ffmpeg_sees_them(find, videos, capsys):
     """And a video that cannot be read, or crashes its reader, costs only itself."""
     shutil.copy(videos / "plain.mp4", videos / "deadly.mp4")
     (videos / "text.mp4").write_text("no video")
-    bad = ["text.mp4", "deadly.mp4", "missing.mp4"]
+    bad = ["text.mp4", "deadly.mp4", "missing\x1b[2J.mp4"]
     samples = find(*NAMES, *bad)
     assert [sample["path"] for sample in samples] == [*NAMES, *bad]
     for sample in samples[:4]:
@@ -96,6 +96,7 @@ def test_scenes_begin_where_ffmpeg_sees_them(find, videos, capsys):
     assert not any("cuts" in sample for sample in samples[4:])
     printed = capsys.readouterr().out
     assert "3 videos have no cuts" in printed
+    assert "missing\\x1b[2J.mp4: No such file" in printed  # and does not clear the screen
     assert "text.mp4: not a video but a text file" in printed
     assert "deadly.mp4: ProcessDied: the decode process died (killed by SIGABRT" in printed
 

@@ -242,6 +242,7 @@ def test_the_jsonl_that_a_folder_stands_for(tmp_path):
 
 def test_bad_lines_leave_no_jsonl(tmp_path):
     (tmp_path / "t.csv").write_text("path,video_start\na.mp4,soon\n")
+    config = load_config({"data": {"input_jsonl": str(tmp_path / "t.csv")}})
     with pytest.raises(UserError, match="line 2: video_start"):
-        samples.main([str(tmp_path / "t.csv"), "-o", str(tmp_path / "samples.jsonl")])
+        samples.write_samples(config, tmp_path / "samples.jsonl", with_headers=False)
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]

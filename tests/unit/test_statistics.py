@@ -171,17 +171,17 @@ def test_the_pace_is_that_of_the_last_minute():
     slow_then_fast = attempt(
         0, 100, 400, 100, inferred=[0, 10, 10, 300], failed=[0, 0, 0, 20], tokens=[0, 0, 0, 5000]
     )
-    pace = Pace.of([slow_then_fast])
+    pace = Pace.of(slow_then_fast)
     assert pace.samples_per_second == pytest.approx(3.2)
     assert pace.tokens_per_second == pytest.approx(50)
-    both = Pace.of([slow_then_fast, slow_then_fast])
+    both = Pace.of(slow_then_fast) + Pace.of(slow_then_fast)
     assert both.samples_per_second == pytest.approx(6.4)
 
 
 def test_the_start_of_the_model_does_not_slow_the_pace():
-    assert Pace.of([attempt(0, 30, 40, 10, inferred=[0, 0, 0, 20])]).samples_per_second == 2
-    assert Pace.of([attempt(0, 30, 50, 64, inferred=[20])]).samples_per_second == 1
-    assert Pace.of([attempt(0, None, 50, 64, inferred=[0])]) == Pace()
+    assert Pace.of(attempt(0, 30, 40, 10, inferred=[0, 0, 0, 20])).samples_per_second == 2
+    assert Pace.of(attempt(0, 30, 50, 64, inferred=[20])).samples_per_second == 1
+    assert Pace.of(attempt(0, None, 50, 64, inferred=[0])) == Pace()
 
 
 def test_the_pace_in_words():
@@ -195,16 +195,17 @@ def test_the_pace_of_one_gpu():
     spent = {"prompt_tokens": [0, 6000], "flops": [0, 30_000]}
     single = attempt(0, 60, 120, 60, gpus=1, **spent)
     double = attempt(0, 60, 120, 60, gpus=2, **spent)
-    pace = Pace.of([single, double])
+    pace = Pace.of(single) + Pace.of(double)
     assert describe_gpu(pace) == "67 prompt tokens/s per GPU (33.3% of its peak)"
     assert describe_pace(pace, 0).endswith(", 67 prompt tokens/s per GPU (33.3% of its peak)")
-    assert sum([Pace.of([single]), Pace.of([double])], Pace()) == pace
+    assert sum([Pace.of(single), Pace.of(double)], Pace()) == pace
     # a share of the known ones would be taken for that of all
     for unknown in ({"peak_flops": None}, {"flops": None}):
         assert (
-            describe_gpu(Pace.of([single, {**double, **unknown}])) == "67 prompt tokens/s per GPU"
+            describe_gpu(sum(map(Pace.of, [single, {**double, **unknown}]), Pace()))
+            == "67 prompt tokens/s per GPU"
         )
-    assert describe_gpu(Pace.of([attempt(0, 60, 120, 60, **spent)])) == ""
+    assert describe_gpu(Pace.of(attempt(0, 60, 120, 60, **spent))) == ""
 
 
 def test_a_clock_that_jumps_changes_no_length(clock):
@@ -225,7 +226,7 @@ def test_a_clock_that_jumps_changes_no_length(clock):
         assert job["updated_at"] == clock.time()
         assert cost([job])["wall_seconds"] == 8.0
         assert throughput([job])["videos_per_second"] == 2.0
-        assert Pace.of([job]).samples_per_second == pytest.approx(4 / 3)
+        assert Pace.of(job).samples_per_second == pytest.approx(4 / 3)
 
 
 def test_decode_processes_are_never_busier_than_they_can_be(clock):

@@ -13,6 +13,7 @@ from numbered import number_of, write_fields, write_numbered, write_raw_fields
 from qwen_vl_utils import process_vision_info
 from video_pipeline.data.clips import ClipsDataset
 from video_pipeline.data.stills import FirstFrameDataset
+from video_pipeline.decode.preparing import _video_seconds
 from video_pipeline.report.contact_sheet import pictures
 from video_pipeline.video.container import Video
 from video_pipeline.video.errors import VideoReadError, noting_damage
@@ -447,3 +448,13 @@ def test_a_recording_that_begins_between_two_key_frames(tmp_path: Path) -> None:
     assert first == plain_decode(path)[0] > 0
     for number, seconds in shown:
         assert seconds == pytest.approx((number - first) / 25, abs=0.001)
+
+
+def test_a_video_may_stand_without_a_list() -> None:
+    """vLLM takes it so, too; then its length counts as well."""
+    metadata = {"fps": 2.0, "frames_indices": [0, 1], "total_num_frames": 3}
+    video = (np.zeros((2, 8, 8, 3), np.uint8), metadata)
+    for media in (video, [video]):
+        llm_input = {"multi_modal_data": {"video": media, "image": None}}
+        assert [picture.seconds for picture in pictures(llm_input)] == [0.0, 0.5]
+        assert _video_seconds(llm_input) == 1.5

@@ -1,8 +1,5 @@
 """Merge the rank files into the output, or write what is finished so far."""
 
-import argparse
-from pathlib import Path
-
 from video_pipeline.common import program
 from video_pipeline.config import load_config
 from video_pipeline.output.consolidation import consolidate, consolidate_partial
@@ -10,9 +7,7 @@ from video_pipeline.run.layout import Layout
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
-    parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
+    parser = program.script_parser(__doc__)
     parser.add_argument("--partial", action="store_true", help="write what is finished so far")
     args = program.parse(parser)
     config = load_config(args.config)

@@ -1,8 +1,5 @@
 """Fetch the weights of the model, if anything is pending."""
 
-import argparse
-from pathlib import Path
-
 from video_pipeline.common import program
 from video_pipeline.common.files import write_text
 from video_pipeline.config import load_config
@@ -13,10 +10,7 @@ from video_pipeline.workflow.weights import fetch_weights
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
-    parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
-    args = program.parse(parser)
+    args = program.parse(program.script_parser(__doc__))
     config = load_config(args.config)
     layout = Layout.of(config, args.num_shards)
     manifest = Manifest.of(config, layout)

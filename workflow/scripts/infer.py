@@ -1,8 +1,5 @@
 """Infer the pending samples of one rank and write its rank file."""
 
-import argparse
-from pathlib import Path
-
 from video_pipeline.common import program
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
@@ -12,10 +9,8 @@ from video_pipeline.run.origin import check_files
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
-    parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
-    parser.add_argument("--gpus", type=int, help="GPUs of this job; 0: it only publishes")
+    parser = program.script_parser(__doc__)
+    parser.add_argument("--gpus", type=int, help="of this job; 0: it only writes its rank file")
     parser.add_argument("--rank", type=int, required=True, help="the chunk to infer, from 0")
     parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     parser.add_argument("--attempt", type=int, default=1, help="from 2 on it is a retry")
@@ -32,7 +27,7 @@ def main() -> None:
         args.rank,
         args.threads,
         args.attempt,
-        only_publish=args.gpus == 0,
+        only_writes=args.gpus == 0,
         plain=args.plain,
     )
 

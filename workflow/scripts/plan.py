@@ -13,6 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     help = "the resolved configuration of each stage"
     parser.add_argument("--config", type=Path, nargs="+", required=True, help=help)
+    parser.add_argument("--log", type=Path, help="where the output of this program goes")
     parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     args = program.parse(parser)
     configs = [load_config(path) for path in args.config]

@@ -1,25 +1,17 @@
 """Write the page about a finished run."""
 
-import argparse
-from pathlib import Path
-
 from video_pipeline.common import program
 from video_pipeline.config import load_config
 from video_pipeline.report.page import write_report
-from video_pipeline.report.table import write_table
 from video_pipeline.run.layout import Layout
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
-    parser.add_argument("--num-shards", type=int, required=True, help="how many chunks there are")
+    parser = program.script_parser(__doc__)
     parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     args = program.parse(parser)
     config = load_config(args.config)
-    layout = Layout.of(config, args.num_shards)
-    write_report(config, layout, args.threads)
-    write_table(layout)
+    write_report(config, Layout.of(config, args.num_shards), args.threads)
 
 
 if __name__ == "__main__":

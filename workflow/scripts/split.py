@@ -1,6 +1,5 @@
 """Split the input into chunks, one for each rank."""
 
-import argparse
 from pathlib import Path
 
 from video_pipeline.common import program
@@ -12,9 +11,7 @@ from video_pipeline.split.split import split
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
-    parser.add_argument("--num-shards", type=int, required=True, help="how many chunks")
+    parser = program.script_parser(__doc__)
     parser.add_argument("--run-id", default="", help="names the journal if data.resume is false")
     parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     help = "the configurations of later stages"

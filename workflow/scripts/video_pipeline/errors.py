@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _NOT_THE_USERS = (
@@ -64,3 +66,15 @@ def explain(error: BaseException) -> str:
     """Type and message of an exception, with the user's line if there is one."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"{text}{place_of(error)}"
+
+
+@contextmanager
+def user_code(place: str, advice: str = "") -> Iterator[None]:
+    """In the block, an exception of the user's code becomes a :class:`TaskError` that names
+    ``place`` and the line, and ends with ``advice``."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        raise TaskError(f"{place}: {explain(error)}{advice}") from error

@@ -114,7 +114,7 @@ def main() -> None:
     for command in (stats, remove):
         options.add_run(command)
     args = parser.parse_args()
-    stages = [(own, Layout.of(own, 0)) for _, own in options.enter_run(args).by_stage()]
+    stages = [(own, Layout.of(own)) for _, own in options.enter_run(args).by_stage()]
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if args.command == "stats":
         console.print(_table([journal for stage in stages for journal in journals(*stage)]))

@@ -12,7 +12,6 @@ from video_pipeline.common.locks import take_output
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.report.page import write_report
-from video_pipeline.report.table import write_table
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.sharding import read_sharding
 
@@ -22,7 +21,7 @@ def report(config: Config) -> Layout:
 
     Raises :class:`UserError` if there is no output, or while a run is on.
     """
-    sharding = read_sharding(Layout.of(config, 0).sharding)
+    sharding = read_sharding(Layout.of(config).sharding)
     layout = Layout.of(config, sharding.num_shards if sharding else 0)
     if sharding is None or not layout.summary.exists():
         raise UserError(
@@ -31,7 +30,6 @@ def report(config: Config) -> Layout:
         )
     with take_output(layout.run_lock, layout.output):
         write_report(config, layout, len(os.sched_getaffinity(0)))
-        write_table(layout)
     return layout
 
 

@@ -58,7 +58,7 @@ def _retry(layout: Layout, stages: Container[str]) -> int:
 
 def _last_sharding(config: Config) -> Sharding | None:
     """The sharding of the last run, None if there was none or its input was not split."""
-    sharding = read_sharding(Layout.of(config, 0).sharding)
+    sharding = read_sharding(Layout.of(config).sharding)
     if sharding is None or not Layout.of(config, sharding.num_shards).manifest.exists():
         return None
     return sharding

@@ -5,10 +5,9 @@ video-pipeline samples SOURCE -o samples.jsonl [--probe]
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -51,9 +50,8 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
         if with_headers:
             stack.enter_context(job_processes())
             cores = len(os.sched_getaffinity(0))
-            readers = stack.enter_context(
-                HeaderReaders(Access.of(config.data), cores, with_size=True)
-            )
+            readers = HeaderReaders(Access.of(config.data), cores, with_size=True)
+            stack.callback(readers.close)
         progress = stack.enter_context(_progress())
         task = progress.add_task("samples", total=None)
         stream = stack.enter_context(replacing(output))
@@ -116,7 +114,7 @@ def _size(uri: str) -> dict[str, int]:
         return {}
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
+def main() -> None:
     """Run ``video-pipeline samples``."""
     parser = options.parser("samples", __doc__)
     parser.add_argument("source", help="what data.input_jsonl may be: a folder, a pattern, a table")
@@ -127,7 +125,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument(
         "--configfile", type=Path, help="for data.video_field and the limits of data"
     )
-    args: argparse.Namespace = parser.parse_args(arguments and list(arguments))
+    args = parser.parse_args()
     values = load_config(args.configfile or {}).model_dump()
     values["data"]["input_jsonl"] = args.source
     config = load_config(values)

@@ -24,6 +24,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from video_pipeline.commands import options
 from video_pipeline.common.files import replacing
 from video_pipeline.common.locks import describe_holder, try_lock
+from video_pipeline.common.printable import printable
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
 from video_pipeline.config.source import absolute, tidy
@@ -145,7 +146,7 @@ def find_scenes(config: Config, output: Path, num_processes: int) -> None:
     if failed:
         console.print(f"{len(failed):,} videos have no cuts, because they cannot be read:")
         for uri, why in list(failed.items())[:SHOWN_FAILURES]:
-            console.print(f"  {uri}: {why}")
+            console.print(f"  {printable(f'{uri}: {why}', newlines=False)}")
     data = config.data
     if data.video_root is None and str(output.absolute().parent) != absolute(data.source.root):
         console.print(f"relative paths start from data.video_root: set it to {config.video_root}")

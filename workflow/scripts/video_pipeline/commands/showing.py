@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from video_pipeline.data.base import check_complete, expanded, inputs_of
 from video_pipeline.data.choosing import create_dataset, dataset_of
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefused
-from video_pipeline.errors import Failure, UserError, explain
+from video_pipeline.errors import Failure, UserError, explain, user_code
 from video_pipeline.estimate.counting import PromptCounter
 from video_pipeline.gpu.leases import lease_for
 from video_pipeline.model.family import fetch_family
@@ -61,6 +61,7 @@ def show(
     limit_access(Access.of(config.data))
     task = load_task(config)
     fetch_family(config)
+    needs = DatasetNeeds.of(config, task)
     with contextlib.ExitStack() as stack:
         engine = None
         if with_engine:
@@ -68,6 +69,8 @@ def show(
             folder = stack.enter_context(job_processes())
             engine = _engine(config, task)
         model = engine.dataset_model if engine else dataset_model(config)
+        if not needs.own_rules:  # Of those vLLM loads the processor.
+            check_processor(model)
         counter = PromptCounter(config, model)
         prepared = []
         for position, shown in enumerate(samples):
@@ -102,26 +105,13 @@ def show(
                 _show_answer(console, config, task, sample, part, answer)
 
 
-@contextlib.contextmanager
-def _user_code(place: str) -> Iterator[None]:
-    """An exception of the user's code becomes a :class:`UserError` that names ``place`` and the
-    line."""
-    try:
-        yield
-    except Failure:
-        raise
-    except Exception as error:
-        raise UserError(f"{place}: {explain(error)}") from error
-
-
 def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
     """The sample for task and dataset; the first one if the input object stands for several."""
-    DatasetNeeds.of(config, task)
     dataset = dataset_of(config, task)
     field = config.data.video_field
     if dataset.needs_video and not raw.get(field):
         raise UserError(f"the sample has no video: give --video, or {field!r} in --sample")
-    with _user_code("the dataset cannot make a sample"):
+    with user_code("the dataset cannot make a sample"):
         raws = expanded(dataset, task_sample(KEY, raw, config), dict(config.task_params))
         return task_sample(KEY, raws[0], config)
 
@@ -141,10 +131,8 @@ def _llm_inputs(
     model: str,
 ) -> dict[str, dict[str, Any]]:
     """The ``llm_input`` that the dataset makes of the sample, by conversation."""
-    if not DatasetNeeds.of(config, task).own_rules:  # Of those vLLM loads the processor.
-        check_processor(model)
     dataset = create_dataset(config, task, [sample], model)
-    with _user_code(f"the dataset cannot read {sample['__video_uri'] or 'the sample'}"):
+    with user_code(f"the dataset cannot read {sample['__video_uri'] or 'the sample'}"):
         item = dataset[0]
     llm_inputs = inputs_of(item, dataset, KEY)
     check_complete(llm_inputs, conversations, dataset, KEY)
@@ -251,6 +239,6 @@ def _show_answer(
     if error is not None:
         console.print(f"(it counts as failed: {printable(error['message'])})", style="yellow")
     console.rule("parsed")
-    with _user_code("parse"):
+    with user_code("parse"):
         fields = task.parsed(answer.output_text, sample, part, answer.logprobs)
     _show_json(console, fields)

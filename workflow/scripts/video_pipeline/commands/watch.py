@@ -157,9 +157,9 @@ class RunView:
 
 def look(config: Config) -> RunView:
     """The progress of the run of ``config``, without its stages."""
-    sharding = read_sharding(Layout.of(config, 0).sharding)
+    sharding = read_sharding(Layout.of(config).sharding)
     if sharding is None:
-        layout = Layout.of(config, 0)
+        layout = Layout.of(config)
         return RunView(layout, "not begun", missing=layout.sharding)
     layout = Layout.of(config, sharding.num_shards)
     step = next(filter(None, (_running_step(layout, name) for name in _STEPS)), None)
@@ -210,7 +210,7 @@ def _rank(
         # An earlier version did not count these.
         view.unparsed = sum(attempt.get("unparsed", 0) for attempt in attempts)
         if view.state in ("starting", "running"):
-            view.pace = Pace.of([last])
+            view.pace = Pace.of(last)
             silent = time.time() - last["updated_at"]
             view.seconds = max(0.0, time.time() - last["started_at"])
             if silent > SILENT_SECONDS:

@@ -9,7 +9,6 @@ unknown (None), as in SQL.
 from __future__ import annotations
 
 import ast
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -35,17 +34,6 @@ _ALLOWED = (
 
 _CONSTANTS = {"true": True, "false": False, "null": None}
 """The spelling of JSON and YAML."""
-
-_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda item, container: item in container,
-    ast.NotIn: lambda item, container: item not in container,
-}
 
 
 class ConditionError(ValueError):
@@ -255,7 +243,7 @@ class _Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
             elif left is None or right is None:
                 return None
             else:
-                holds = _COMPARE[type(test)](left, right)
+                holds = self.operators[type(test)](left, right)
             if not holds:
                 return False
             left = right

@@ -57,10 +57,20 @@ def run(main: Callable[[], None]) -> None:
         _exit(f"a bug of video-pipeline, please report it with the traceback: {explain(error)}")
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of a script of the workflow, with ``--log``: the file that its output goes to,
-    which then survives the next attempt (see :mod:`video_pipeline.common.logs`)."""
+def script_parser(doc: str | None, *, of_shards: bool = True) -> argparse.ArgumentParser:
+    """The parser of a script of the workflow, which works for one configuration; ``of_shards``: and
+    for a number of shards. The file of ``--log`` survives the next attempt, see
+    :mod:`video_pipeline.common.logs`."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
+    if of_shards:
+        parser.add_argument("--num-shards", type=int, required=True, help="how many chunks")
     parser.add_argument("--log", type=Path, help="where the output of this program goes")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a script, whose ``--log`` gets its second name."""
     args = parser.parse_args()
     if args.log is not None:
         _logs.append(logs.begin_attempt(args.log))

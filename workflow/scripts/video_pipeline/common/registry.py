@@ -56,7 +56,7 @@ class Registry(Generic[T]):
             raise UserError(
                 f"{self._kind} {name!r}: {cls!r} must be a subclass of {self._base.__name__}"
             )
-        known = self._classes.get(name)
+        known, winner = self._classes.get(name), cls
         if known is not None and known is not cls and not _is_stale(known):
             users = [other for other in (known, cls) if not is_built_in(other)]
             if len(users) == 2:
@@ -68,9 +68,8 @@ class Registry(Generic[T]):
                 logger.warning(
                     "%s %r: %s replaces the built-in one", self._kind, name, _place(users[0])
                 )
-                self._classes[name] = users[0]
-                return cls
-        self._classes[name] = cls
+                winner = users[0]
+        self._classes[name] = winner
         return cls
 
     def get(self, name: str) -> T:

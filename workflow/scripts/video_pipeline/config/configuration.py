@@ -37,16 +37,11 @@ class Config(Section):
     run: Run = Run()
     report: Report = Report()
     plan: Planning = Planning()
-    task_params: dict[str, Any] = Field(
-        default={},
-        description="Parameters of the task and of the dataset, which both see them as `params`.",
-    )
-    stages: list[dict[str, Any]] = Field(
-        default=[],
-        description="Several runs in a row. Each entry has a `name` and sections, whose keys "
-        "replace those above. A stage reads the output of the stage before it. The last one writes "
-        "`data.output_jsonl`.",
-    )
+    task_params: dict[str, Any] = Field(default={})
+    """Parameters of the task and of the dataset, which both see them as `params`."""
+    stages: list[dict[str, Any]] = Field(default=[])
+    """Several runs in a row. Each entry has a `name` and sections, whose keys replace those above.
+    A stage reads the output of the stage before it. The last one writes `data.output_jsonl`."""
 
     @model_validator(mode="after")
     def _different_files(self) -> Config:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from video_pipeline.common.condition import Condition
 from video_pipeline.config.section import Auto, Count, Name, Positive, Section
@@ -16,95 +16,59 @@ from video_pipeline.config.source import Place, Source, scheme_of
 class Data(Section):
     """Input, output, and how samples are prepared."""
 
-    input_jsonl: Place = Field(
-        default="samples.jsonl",
-        description="The samples: a JSONL (one JSON object a line), a list of paths (`.txt`), a "
-        "table (`.csv`, `.tsv`, `.parquet`), a `.tar`, a folder of videos, or a pattern such as "
-        "`clips/**/*.mp4`; here or at an address (`s3://`, ...). See docs/input.md.",
-    )
-    output_jsonl: Path = Field(
-        default=Path("results/output.describe.jsonl"),
-        description="The output. Rank files, journal, summary and the complete configuration "
-        "are written beside it.",
-    )
-    video_field: Name = Field(
-        default="path", description="The field with the path or address of the video."
-    )
-    video_root: Place | None = Field(
-        default=None,
-        description="The folder that relative video paths start from. `null`: the folder of "
-        "`input_jsonl`, or that folder itself, if it is one.",
-    )
-    id_field: Name | None = Field(
-        default=None,
-        description="The field with a unique id, which becomes `__key`. `null`: the key is a "
-        "hash of the sample's content.",
-    )
-    where: str | None = Field(
-        default=None,
-        description="Only samples for which this condition holds are asked about, such as "
-        "`duration >= 2 and previous.is_safe`. The others become records with the status "
-        "`left_out`. A change infers nothing again. See docs/stages.md.",
-    )
-    group_by: Literal["video"] | None = Field(
-        default=None,
-        description="`video`: the windows of a video, from a stage before, become one sample, with "
-        "their records in `previous.clips`.",
-    )
-    allowed_roots: list[Place] | None = Field(
-        default=None,
-        description="Local videos and images must lie in these folders, after links and `..` "
-        "are followed, and those in stores under these addresses (`s3://bucket/clips`); others "
-        "become error records. Relative folders start from the working directory. `null`: they "
-        "may lie anywhere.",
-    )
-    max_download_gb: Positive = Field(
-        default=4.0,
-        description="Largest video that is downloaded, in GB. It goes to the folder for temporary "
-        "files (`TMPDIR`).",
-    )
-    allow_private_addresses: bool = Field(
-        default=False,
-        description="`true`: also download from hosts that are not on the public internet: this "
-        "machine, the local network, reserved addresses.",
-    )
-    resume: bool = Field(
-        default=True,
-        description="`false`: each invocation starts a new, empty journal. Retries within an "
-        "invocation still continue from it.",
-    )
-    num_shards: Auto | Count = Field(
-        default="auto",
-        description="Number of chunks, and of inference jobs. `auto`: (GPUs given to Snakemake) "
-        "// (GPUs of a job), at least 1.",
-    )
-    balance: Literal["count", "size", "duration"] = Field(
-        default="size",
-        description="Weight of a sample when pending samples are divided into chunks, so that "
-        "all jobs end together. `count`: 1 each. `size`: the size of its file. "
-        "`duration`: its seconds, from the field `duration` or else from the header "
-        "of its file.",
-    )
-    num_workers: Auto | Count = Field(
-        default="auto",
-        description="Decode processes of each job. `auto`: the cores that Snakemake gives the "
-        "job, less one for the engine.",
-    )
-    sample_timeout_s: Positive = Field(
-        default=300.0,
-        description="Seconds to read and prepare one sample. After that its decode process is "
-        "killed, and the sample becomes an error record.",
-    )
-    worker_memory_gb: Positive | None = Field(
-        default=16.0,
-        description="Memory that one decode process may allocate, in GB. A video that needs "
-        "more becomes an error record. `null`: no limit.",
-    )
-    max_ready_gb: Positive = Field(
-        default=8.0,
-        description="Memory for prepared samples of a job, in GB: those that wait and those in "
-        "the engine.",
-    )
+    input_jsonl: Place = "samples.jsonl"
+    """The samples: a JSONL (one JSON object a line), a list of paths (`.txt`), a table (`.csv`,
+    `.tsv`, `.parquet`), a `.tar`, a folder of videos, or a pattern such as `clips/**/*.mp4`; here
+    or at an address (`s3://`, ...). See docs/input.md."""
+    output_jsonl: Path = Path("results/output.describe.jsonl")
+    """The output. Rank files, journal, summary and the complete configuration are written beside
+    it."""
+    video_field: Name = "path"
+    """The field with the path or address of the video."""
+    video_root: Place | None = None
+    """The folder that relative video paths start from. `null`: the folder of `input_jsonl`, or that
+    folder itself, if it is one."""
+    id_field: Name | None = None
+    """The field with a unique id, which becomes `__key`. `null`: the key is a hash of the sample's
+    content."""
+    where: str | None = None
+    """Only samples for which this condition holds are asked about, such as `duration >= 2 and
+    previous.is_safe`. The others become records with the status `left_out`. A change infers nothing
+    again. See docs/stages.md."""
+    group_by: Literal["video"] | None = None
+    """`video`: the windows of a video, from a stage before, become one sample, with their records
+    in `previous.clips`."""
+    allowed_roots: list[Place] | None = None
+    """Local videos and images must lie in these folders, after links and `..` are followed, and
+    those in stores under these addresses (`s3://bucket/clips`); others become error records.
+    Relative folders start from the working directory. `null`: they may lie anywhere."""
+    max_download_gb: Positive = 4.0
+    """Largest video that is downloaded, in GB. It goes to the folder for temporary files
+    (`TMPDIR`)."""
+    allow_private_addresses: bool = False
+    """`true`: also download from hosts that are not on the public internet: this machine, the local
+    network, reserved addresses."""
+    resume: bool = True
+    """`false`: each invocation starts a new, empty journal. Retries within an invocation still
+    continue from it."""
+    num_shards: Auto | Count = "auto"
+    """Number of chunks, and of inference jobs. `auto`: (GPUs given to Snakemake) // (GPUs of a
+    job), at least 1."""
+    balance: Literal["count", "size", "duration"] = "size"
+    """Weight of a sample when pending samples are divided into chunks, so that all jobs end
+    together. `count`: 1 each. `size`: the size of its file. `duration`: its seconds, from the field
+    `duration` or else from the header of its file."""
+    num_workers: Auto | Count = "auto"
+    """Decode processes of each job. `auto`: the cores that Snakemake gives the job, less one for
+    the engine."""
+    sample_timeout_s: Positive = 300.0
+    """Seconds to read and prepare one sample. After that its decode process is killed, and the
+    sample becomes an error record."""
+    worker_memory_gb: Positive | None = 16.0
+    """Memory that one decode process may allocate, in GB. A video that needs more becomes an error
+    record. `null`: no limit."""
+    max_ready_gb: Positive = 8.0
+    """Memory for prepared samples of a job, in GB: those that wait and those in the engine."""
 
     @field_validator("output_jsonl", mode="before")
     @classmethod

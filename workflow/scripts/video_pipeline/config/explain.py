@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
@@ -72,6 +72,6 @@ def _place(steps: tuple[str | int, ...], model: type[Section]) -> tuple[list[str
     return place, section
 
 
-def is_section(annotation: Any) -> bool:
+def is_section(annotation: Any) -> TypeGuard[type[Section]]:
     """Whether the type of a field is a section of its own."""
     return isinstance(annotation, type) and issubclass(annotation, Section)

@@ -10,32 +10,21 @@ from video_pipeline.config.section import Count, NonNegative, Positive, Section
 class Planning(Section):
     """What `snakemake plan` reads and assumes. No key here changes a run."""
 
-    samples: Count | None = Field(
-        default=None,
-        description="Number of samples to look at, drawn at random, but the same ones each "
-        "time; totals are scaled up. `null`: all.",
-    )
-    prompt_tokens_per_second: Positive | None = Field(
-        default=None,
-        description="Prompt tokens that one GPU processes in a second. `null`: the rate that "
-        "earlier attempts of this output measured with the same task, model and "
-        "settings, or else other outputs in the same folder with the same model on "
-        "a known GPU. Without any, no GPU-hours are estimated.",
-    )
-    completion_tokens_per_second: Positive | None = Field(
-        default=None,
-        description="Answer tokens that one GPU generates in a second. `null`: as for "
-        "`prompt_tokens_per_second`.",
-    )
-    expected_completion_tokens: Positive | None = Field(
-        default=None,
-        description="Mean number of tokens of an answer. `null`: the mean of earlier attempts "
-        "of this output with the same task, model and settings, or else "
-        "`sampling.max_tokens`, the worst case.",
-    )
-    price_per_gpu_hour: NonNegative | None = Field(
-        default=None, description="Price of a GPU-hour, in any currency. `null`: no cost is shown."
-    )
+    samples: Count | None = None
+    """Number of samples to look at, drawn at random, but the same ones each time; totals are scaled
+    up. `null`: all."""
+    prompt_tokens_per_second: Positive | None = None
+    """Prompt tokens that one GPU processes in a second. `null`: the rate that earlier attempts of
+    this output measured with the same task, model and settings, or else other outputs in the same
+    folder with the same model on a known GPU. Without any, no GPU-hours are estimated."""
+    completion_tokens_per_second: Positive | None = None
+    """Answer tokens that one GPU generates in a second. `null`: as for `prompt_tokens_per_second`.
+    """
+    expected_completion_tokens: Positive | None = None
+    """Mean number of tokens of an answer. `null`: the mean of earlier attempts of this output with
+    the same task, model and settings, or else `sampling.max_tokens`, the worst case."""
+    price_per_gpu_hour: NonNegative | None = None
+    """Price of a GPU-hour, in any currency. `null`: no cost is shown."""
 
     @model_validator(mode="after")
     def _both_rates(self) -> Planning:
@@ -50,10 +39,8 @@ class Planning(Section):
 class Report(Section):
     """The page about a run. A change of these keys only writes the page again."""
 
-    samples: int = Field(
-        default=60,
-        ge=0,
-        description="Number of answered samples in the gallery. A quarter as many failed samples "
-        "have pictures, too. These videos are read again. 0: no answered samples, and no pictures.",
-    )
-    seed: int = Field(default=0, description="Chooses which samples are shown.")
+    samples: int = Field(default=60, ge=0)
+    """Number of answered samples in the gallery. A quarter as many failed samples have pictures,
+    too. These videos are read again. 0: no answered samples, and no pictures."""
+    seed: int = 0
+    """Chooses which samples are shown."""

@@ -13,89 +13,60 @@ from video_pipeline.config.source import Place, check_folder, scheme_of
 class Simulated(Section):
     """How long the simulated engine pretends to compute."""
 
-    seconds_per_prompt_token: NonNegative = Field(
-        default=0.0, description="Seconds for each prompt token."
-    )
-    seconds_per_output_token: NonNegative = Field(
-        default=0.0, description="Seconds for each token of an answer."
-    )
-    output_tokens: Count = Field(default=16, description="Tokens of an answer.")
-    concurrency: Count = Field(default=256, description="Requests that it computes at once.")
+    seconds_per_prompt_token: NonNegative = 0.0
+    """Seconds for each prompt token."""
+    seconds_per_output_token: NonNegative = 0.0
+    """Seconds for each token of an answer."""
+    output_tokens: Count = 16
+    """Tokens of an answer."""
+    concurrency: Count = 256
+    """Requests that it computes at once."""
 
 
 class Run(Section):
     """The task, the plugins, and how a run behaves."""
 
-    task: Name = Field(
-        default="describe", description="Name of the task: a built-in one, or one of a plugin."
-    )
-    dataset: Name | None = Field(
-        default=None,
-        description="Name of the dataset that reads the samples. `null`: the one that the task "
-        "names, or else the one for the model (`qwen_video` or `video`).",
-    )
-    plugins: list[str] = Field(
-        default=[],
-        description="Python files or modules with tasks and datasets of your own. They are "
-        "imported at the start.",
-    )
-    engine: Literal["vllm", "simulated"] = Field(
-        default="vllm",
-        description="`vllm`, or `simulated`: made-up answers without a model, for tests and "
-        "benchmarks.",
-    )
-    simulated: Simulated = Field(default=Simulated(), description="Timing of the simulated engine.")
-    max_in_flight: Count = Field(
-        default=256, description="Upper limit on the requests in the engine at once."
-    )
-    engine_timeout_s: Positive = Field(
-        default=600.0,
-        description="If the engine has requests and makes no progress for this many seconds, "
-        "the job fails and is started again.",
-    )
-    retry_truncated: Count | None = Field(
-        default=None,
-        description="If an answer with an `output_schema` does not end within "
-        "`sampling.max_tokens`, it is generated once more with this limit. `null`: "
-        "it becomes an error record at once.",
-    )
-    truncated: Literal["keep", "error"] = Field(
-        default="keep",
-        description="What becomes of an answer that was cut off at `sampling.max_tokens`. "
-        "`keep`: it counts as answered. `error`: it becomes an error record of "
-        "stage `length`, which keeps the text. The journal keeps the answer, so a "
-        "change of this key infers nothing again. An answer with an "
-        "`output_schema`, or without any text yet, becomes an error record in any "
-        "case.",
-    )
-    keep_rank_files: bool = Field(
-        default=False, description="`true`: keep the rank files at the end."
-    )
-    max_error_rate: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="Largest share of failed samples among the finished ones of a chunk, "
-        "checked from the 20th failure on. A job above it stops at once. Errors of "
-        "stage `parse` do not count, because their answers are kept.",
-    )
-    formats: list[Literal["jsonl", "parquet"]] = Field(
-        default=["jsonl"],
-        description="Formats of the output. `jsonl` is always one of them. `parquet` adds a "
-        "folder of Parquet files with a dataset card for the Hugging Face hub.",
-    )
-    parquet_columns: Literal["flat", "nested"] = Field(
-        default="flat",
-        description="Columns of the Parquet files. `flat`: `key`, `status`, `error_stage`, `path`, "
-        "... `nested`: those of the JSON, such as `__key`, `__error` and `input`, with objects in "
-        "them.",
-    )
-    publish: list[Place] = Field(
-        default=[],
-        description="Where output, errors, summary, report and Parquet files are copied at the "
-        "end: `s3://bucket/folder`, `gs://...`, `az://...`, `hf://datasets/owner/name`, or a local "
-        "folder. Credentials come from the environment.",
-    )
+    task: Name = "describe"
+    """Name of the task: a built-in one, or one of a plugin."""
+    dataset: Name | None = None
+    """Name of the dataset that reads the samples. `null`: the one that the task names, or else the
+    one for the model (`qwen_video` or `video`)."""
+    plugins: list[str] = Field(default=[])
+    """Python files or modules with tasks and datasets of your own. They are imported at the start.
+    """
+    engine: Literal["vllm", "simulated"] = "vllm"
+    """`vllm`, or `simulated`: made-up answers without a model, for tests and benchmarks."""
+    simulated: Simulated = Simulated()
+    """Timing of the simulated engine."""
+    max_in_flight: Count = 256
+    """Upper limit on the requests in the engine at once."""
+    engine_timeout_s: Positive = 600.0
+    """If the engine has requests and makes no progress for this many seconds, the job fails and is
+    started again."""
+    retry_truncated: Count | None = None
+    """If an answer with an `output_schema` does not end within `sampling.max_tokens`, it is
+    generated once more with this limit. `null`: it becomes an error record at once."""
+    truncated: Literal["keep", "error"] = "keep"
+    """What becomes of an answer that was cut off at `sampling.max_tokens`. `keep`: it counts as
+    answered. `error`: it becomes an error record of stage `length`, which keeps the text. The
+    journal keeps the answer, so a change of this key infers nothing again. An answer with an
+    `output_schema`, or without any text yet, becomes an error record in any case."""
+    keep_rank_files: bool = False
+    """`true`: keep the rank files at the end."""
+    max_error_rate: float = Field(default=0.1, ge=0, le=1)
+    """Largest share of failed samples among the finished ones of a chunk, checked from the 20th
+    failure on. A job above it stops at once. Errors of stage `parse` do not count, because their
+    answers are kept."""
+    formats: list[Literal["jsonl", "parquet"]] = Field(default=["jsonl"])
+    """Formats of the output. `jsonl` is always one of them. `parquet` adds a folder of Parquet
+    files with a dataset card for the Hugging Face hub."""
+    parquet_columns: Literal["flat", "nested"] = "flat"
+    """Columns of the Parquet files. `flat`: `key`, `status`, `error_stage`, `path`, ... `nested`:
+    those of the JSON, such as `__key`, `__error` and `input`, with objects in them."""
+    publish: list[Place] = Field(default=[])
+    """Where output, errors, summary, report and Parquet files are copied at the end:
+    `s3://bucket/folder`, `gs://...`, `az://...`, `hf://datasets/owner/name`, or a local folder.
+    Credentials come from the environment."""
 
     @field_validator("formats")
     @classmethod

@@ -15,7 +15,8 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, and an unknown key is an error."""
+    """A part of the configuration: immutable, and an unknown key is an error. The docstrings of the
+    keys are their documentation, see :mod:`video_pipeline.config.generate`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 

@@ -57,6 +57,26 @@ def member_of(address: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
+def is_row(address: str) -> bool:
+    """Whether ``address`` names a row of Parquet, and no member of a tar."""
+    container, _ = member_of(address) or ("", "")
+    return container.partition("?")[0].lower().endswith(".parquet")
+
+
+def file_path(address: str) -> str | None:
+    """The path that a ``file://`` on this machine names; None for any other address."""
+    if scheme_of(address) != "file" or urlsplit(address).netloc not in ("", "localhost"):
+        return None
+    return unquote(urlsplit(address).path)
+
+
+def folder_of_pattern(pattern: str) -> str:
+    """The part of a pattern that names a folder."""
+    parts = pattern.split("/")
+    magic = next(place for place, part in enumerate(parts) if has_magic(part))
+    return "/".join(parts[:magic]) or ("/" if pattern.startswith("/") else ".")
+
+
 def tidy(place: object) -> object:
     """A local path as ``pathlib`` writes it (also that of a ``file://`` on this machine), an
     address as it is."""
@@ -64,8 +84,8 @@ def tidy(place: object) -> object:
         return str(place)
     if not isinstance(place, str):
         raise PydanticCustomError("path_type", "a path")
-    if scheme_of(place) == "file" and urlsplit(place).netloc in ("", "localhost"):
-        place = unquote(urlsplit(place).path)
+    if (path := file_path(place)) is not None:
+        place = path
     return place if scheme_of(place) else str(Path(place))
 
 
@@ -160,9 +180,7 @@ class Source:
         if self.kind == "folder":
             return self.place.rstrip("/") or "/"
         if self.kind == "pattern":
-            parts = self.place.split("/")
-            magic = next(place for place, part in enumerate(parts) if has_magic(part))
-            return "/".join(parts[:magic]) or ("/" if self.place.startswith("/") else ".")
+            return folder_of_pattern(self.place)
         if self.is_local:
             return str(Path(self.place).parent)
         return urlsplit(self.place)._replace(query="", fragment="").geturl().rpartition("/")[0]

@@ -13,57 +13,34 @@ class Vision(Section):
     """How many frames the model sees, and how large they are. Most keys are those of the video item
     that `qwen_vl_utils.process_vision_info` reads. The defaults fit `vllm.max_model_len: 32768`."""
 
-    fps: Positive | None = Field(
-        default=2.0, description="Frames to sample from each second. `null`: use `nframes`."
-    )
-    nframes: int | None = Field(
-        default=None,
-        ge=2,
-        description="Frames to sample from each video, whatever its length. It replaces `fps`.",
-    )
-    min_frames: int | None = Field(
-        default=None,
-        ge=2,
-        description="Lower limit on the frames of a video. `null`: 4, as in qwen-vl-utils.",
-    )
-    max_frames: int = Field(default=256, ge=2, description="Upper limit on the frames of a video.")
-    min_pixels: int = Field(
-        default=16 * 28 * 28,
-        gt=0,
-        description="Lower limit on the pixels of a frame after the resize.",
-    )
-    max_pixels: int = Field(
-        default=768 * 28 * 28,
-        gt=0,
-        description="Upper limit on the pixels of a frame after the resize.",
-    )
-    total_pixels: int = Field(
-        default=20480 * 28 * 28,
-        gt=0,
-        description="Limit on frames x pixels / 2 of a video, and so on its visual tokens: "
-        "20,480 tokens if a token covers 28 x 28 pixels (Qwen2.5-VL), 15,680 if it "
-        "covers 32 x 32 (Qwen3-VL).",
-    )
+    fps: Positive | None = 2.0
+    """Frames to sample from each second. `null`: use `nframes`."""
+    nframes: int | None = Field(default=None, ge=2)
+    """Frames to sample from each video, whatever its length. It replaces `fps`."""
+    min_frames: int | None = Field(default=None, ge=2)
+    """Lower limit on the frames of a video. `null`: 4, as in qwen-vl-utils."""
+    max_frames: int = Field(default=256, ge=2)
+    """Upper limit on the frames of a video."""
+    min_pixels: int = Field(default=16 * 28 * 28, gt=0)
+    """Lower limit on the pixels of a frame after the resize."""
+    max_pixels: int = Field(default=768 * 28 * 28, gt=0)
+    """Upper limit on the pixels of a frame after the resize."""
+    total_pixels: int = Field(default=20480 * 28 * 28, gt=0)
+    """Limit on frames x pixels / 2 of a video, and so on its visual tokens: 20,480 tokens if a
+    token covers 28 x 28 pixels (Qwen2.5-VL), 15,680 if it covers 32 x 32 (Qwen3-VL)."""
 
-    use_audio_in_video: bool = Field(
-        default=False,
-        description="Whether the model also hears the videos: for Qwen2.5-Omni and Qwen3-Omni, see "
-        "[Sound](../docs/vision.md#sound).",
-    )
-    resize: Literal["native", "exact"] = Field(
-        default="native",
-        description="`native`: the fast uint8 resize of transformers' own Qwen video processor. "
-        "`exact`: the resize of qwen-vl-utils, equal to the last bit, and much "
-        "slower.",
-    )
-    decoder: Literal["auto", "cpu", "nvdec"] = Field(
-        default="cpu",
-        description="Which decoder reads videos. `cpu`: the CPU. `nvdec`: the GPU's own "
-        "decoder, in every decode process; videos that it cannot decode go to the "
-        "CPU. `auto`: a few decode processes use the GPU's decoder if there is one. "
-        "The GPU's decoder needs memory beyond `vllm.gpu_memory_utilization`, see "
-        "[Throughput](../docs/throughput.md#the-decoder-on-the-gpu).",
-    )
+    use_audio_in_video: bool = False
+    """Whether the model also hears the videos: for Qwen2.5-Omni and Qwen3-Omni, see
+    [Sound](../docs/vision.md#sound)."""
+    resize: Literal["native", "exact"] = "native"
+    """`native`: the fast uint8 resize of transformers' own Qwen video processor. `exact`: the
+    resize of qwen-vl-utils, equal to the last bit, and much slower."""
+    decoder: Literal["auto", "cpu", "nvdec"] = "cpu"
+    """Which decoder reads videos. `cpu`: the CPU. `nvdec`: the GPU's own decoder, in every decode
+    process; videos that it cannot decode go to the CPU. `auto`: a few decode processes use the
+    GPU's decoder if there is one. The GPU's decoder needs memory beyond
+    `vllm.gpu_memory_utilization`, see [Throughput](../docs/throughput.md#the-decoder-on-the-gpu).
+    """
 
     @model_validator(mode="after")
     def _one_rate(self) -> Vision:

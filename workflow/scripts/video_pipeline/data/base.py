@@ -5,15 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.data import Dataset
 
 from video_pipeline.errors import TaskError
-from video_pipeline.tasks.base import ONLY_PART
-
-if TYPE_CHECKING:
-    from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.base import ONLY_PART, Task
 
 
 class BaseDataset(Dataset[dict[str, Any]]):

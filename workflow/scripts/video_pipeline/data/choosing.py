@@ -14,7 +14,7 @@ from video_pipeline.data.clips import ClipsDataset
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import get_dataset
 from video_pipeline.data.video import VideoDataset
-from video_pipeline.errors import Failure, TaskError, UserError, explain
+from video_pipeline.errors import UserError, user_code
 from video_pipeline.model.family import family_of, is_qwen_vl
 from video_pipeline.tasks.base import Task
 
@@ -142,7 +142,11 @@ def create_dataset(
     """Create the dataset of ``task`` over ``samples``, for the processor of ``model``. Raises
     :class:`TaskError` if the ``__init__`` of a user's dataset fails."""
     cls = dataset_of(config, task)
-    try:
+    advice = (
+        ". It must take what BaseDataset's takes: def __init__(self, **kwargs), and "
+        "super().__init__(**kwargs)"
+    )
+    with user_code(f"dataset {cls.__name__}: its __init__ failed", advice):
         dataset = cls(
             samples=samples,
             task=task,
@@ -151,13 +155,6 @@ def create_dataset(
             vision_kwargs=config.vision.video_kwargs(),
             params=dict(config.task_params),
         )
-    except Failure:
-        raise
-    except Exception as error:
-        raise TaskError(
-            f"dataset {cls.__name__}: its __init__ failed: {explain(error)}. It must take what "
-            "BaseDataset's takes: def __init__(self, **kwargs), and super().__init__(**kwargs)"
-        ) from error
     dataset.video_root = config.video_root
     dataset.chat_template_kwargs = config.vllm.chat_template_kwargs
     dataset.processor_kwargs = config.vllm.arguments.get("mm_processor_kwargs") or {}

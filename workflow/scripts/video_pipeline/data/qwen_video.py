@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from video_pipeline.data.media import MediaDataset, segment_of
+from video_pipeline.data.base import BaseDataset, item
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.model.prompt import Prompter, check_placeholders
+from video_pipeline.samples.input import video_address
+from video_pipeline.samples.windows import CUT
 from video_pipeline.tasks.base import Messages
 
 
 @register_dataset("qwen_video")
-class QwenVideoDataset(MediaDataset):
+class QwenVideoDataset(BaseDataset):
     """Reads the videos and images of the task's messages with
     ``qwen_vl_utils.process_vision_info``: any number of each, by path or address.
 
@@ -22,9 +24,21 @@ class QwenVideoDataset(MediaDataset):
     which gives one item for one. To show several images for a video, override :meth:`llm_inputs`.
     A dataset that overrides only :meth:`visual` serves any model: beyond the Qwen-VL line the
     dataset ``video`` prepares what it shows.
+
+    Attributes:
+        hears: Whether it can give the model the sound of a video.
     """
 
     version = 2
+    hears: bool = False
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        sample = self.samples[i]
+        conversations = {
+            part: [self._complete(message, sample) for message in messages]
+            for part, messages in self.task.conversations(sample).items()
+        }
+        return item(sample, self.llm_inputs(conversations))
 
     @cached_property
     def prompter(self) -> Prompter:
@@ -108,3 +122,40 @@ class QwenVideoDataset(MediaDataset):
             "multi_modal_data": media,
             "mm_processor_kwargs": {**video_kwargs, "do_resize": False},
         }
+
+    def _complete(self, message: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(message["content"], list):
+            return message
+        return {
+            **message,
+            "content": [
+                self._completed(part, sample)
+                if isinstance(part, dict) and ("video" in part or "image" in part)
+                else part
+                for part in message["content"]
+            ],
+        }
+
+    def _completed(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
+        part = self.visual(self._located(part), sample)
+        if part.get("use_audio_in_video") and not self.hears:
+            raise ValueError(
+                "a video of a message has use_audio_in_video, and this model hears nothing here: "
+                "dataset 'video' reads sound for the omni models of Qwen (Qwen2.5-Omni, Qwen3-Omni)"
+            )
+        return part
+
+    def _located(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Make relative paths in ``part`` absolute. ``__video_uri`` is absolute already; other
+        fields of a sample need not be."""
+        kind = "video" if "video" in part else "image"
+        media = part[kind]
+        if isinstance(media, str) and media.startswith("data:"):
+            return part
+        address = video_address(media, self.video_root)
+        return part if address is None else {**part, kind: address}
+
+
+def segment_of(sample: dict[str, Any]) -> dict[str, Any]:
+    """``video_start`` and ``video_end`` of a sample, in seconds, as far as it has them."""
+    return {name: sample[name] for name in CUT if sample.get(name) is not None}

@@ -14,8 +14,7 @@ from video_pipeline.config import Config
 from video_pipeline.config.vision import Vision
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.data.frames import FramesDataset
-from video_pipeline.data.media import segment_of
-from video_pipeline.data.qwen_video import QwenVideoDataset
+from video_pipeline.data.qwen_video import QwenVideoDataset, segment_of
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.model.family import family_of_folder
 from video_pipeline.model.frame_rule import has_own_rate, sampled_frames, video_processor

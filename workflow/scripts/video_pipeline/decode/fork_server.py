@@ -29,7 +29,10 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from video_pipeline.decode.spec import ProcessSpec
 
 logger = logging.getLogger(__name__)
 
@@ -74,17 +77,6 @@ class ForkServerDied(Exception):
     """The fork server ended by itself; the text says how."""
 
 
-class Spec(Protocol):
-    """What a fork server loads and its processes do; it crosses to them as a pickle."""
-
-    def preload(self) -> Any:
-        """Load in the fork server what all processes share. It must start no thread."""
-
-    def serve(self, preloaded: Any, number: int, pipe: Connection) -> None:
-        """The main function of the process ``number``. ``preloaded``: what :meth:`preload`
-        returned; None if it could not be shared."""
-
-
 class ForkServer:
     """The process that decode processes are forked from. When it dies its decode processes die with
     it, and another takes its place."""
@@ -100,10 +92,10 @@ class ForkServer:
         self._changing = threading.Lock()
         self._preloads = shares
         self._stopped = False
-        self._spec: Spec | None = None
+        self._spec: ProcessSpec | None = None
         self._start()
 
-    def load(self, spec: Spec) -> None:
+    def load(self, spec: ProcessSpec) -> None:
         """Set what the decode processes are for, before the first :meth:`fork`."""
         self._spec = spec
 
@@ -259,7 +251,7 @@ def main(handle: int, modules: Sequence[str], devices: str | None) -> NoReturn:
             importlib.import_module(name)
     with contextlib.suppress(EOFError, OSError):
         pickled, preloads = pipe.recv()
-        shared_spec: Spec | None = pickle.loads(pickled) if preloads else None
+        shared_spec: ProcessSpec | None = pickle.loads(pickled) if preloads else None
         preloaded = shared_spec.preload() if shared_spec is not None else None
         gc.collect()
         gc.freeze()  # A collection in a decode process would copy all pages.

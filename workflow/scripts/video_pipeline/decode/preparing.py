@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -12,9 +12,10 @@ from video_pipeline.common.files import Seal
 from video_pipeline.config import Config
 from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.spec import ProcessSpec
-from video_pipeline.decode.transport import Parcel, pack, unpack
+from video_pipeline.decode.transport import pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import EnvironmentFault, Failure
+from video_pipeline.model.prompt import listed_media
 from video_pipeline.run.chunks import Chunk
 from video_pipeline.run.origin import check_code
 from video_pipeline.samples.input import task_sample
@@ -33,7 +34,8 @@ class Prepared:
     """A sample ready for the engine.
 
     Attributes:
-        requests: What the engine's ``generate`` takes, by part.
+        requests: What the engine's ``generate`` takes, by part; on the way from the decode process
+            a :class:`Parcel` of it.
         num_bytes: Memory it holds.
         seconds: Time its process spent on it.
         video_seconds: Length of its videos, or of their segment.
@@ -41,7 +43,7 @@ class Prepared:
         used_files: Whether it asked for a file that was fetched ahead.
     """
 
-    requests: dict[str, Any]
+    requests: Any
     num_bytes: int
     seconds: float
     video_seconds: float
@@ -81,16 +83,6 @@ class Shared(NamedTuple):
     chunk: Chunk
 
 
-class _Answer(NamedTuple):
-    """A :class:`Prepared` on its way."""
-
-    requests: Parcel
-    seconds: float
-    video_seconds: float
-    damaged: bool
-    used_files: bool
-
-
 @dataclass(frozen=True)
 class WorkerSpec(ProcessSpec):
     """Decode processes that prepare samples for an engine.
@@ -121,18 +113,11 @@ class WorkerSpec(ProcessSpec):
         self.preparer.start()
         return Shared(self.preparer, Chunk(self.chunk, self.seal))
 
-    def worker(self, shared: Shared, number: int) -> Callable[..., _Answer]:
+    def worker(self, shared: Shared, number: int) -> Callable[..., Prepared]:
         return _Worker(self, shared, number).prepare
 
-    def received(self, answer: _Answer) -> Prepared:
-        return Prepared(
-            requests=unpack(answer.requests),
-            num_bytes=answer.requests.num_bytes,
-            seconds=answer.seconds,
-            video_seconds=answer.video_seconds,
-            damaged=answer.damaged,
-            used_files=answer.used_files,
-        )
+    def received(self, answer: Prepared) -> Prepared:
+        return replace(answer, requests=unpack(answer.requests))
 
 
 class _Worker:
@@ -162,7 +147,7 @@ class _Worker:
 
     def prepare(
         self, position: int, parts: frozenset[str], files: Mapping[str, Fetched] = NOTHING
-    ) -> _Answer:
+    ) -> Prepared:
         """Prepare ``parts`` of the sample at ``position`` of the chunk, with what was fetched."""
         from video_pipeline.data.base import check_complete
         from video_pipeline.video.errors import noting_damage
@@ -187,7 +172,9 @@ class _Worker:
                 "data.num_workers"
             ) from None
         seconds = time.monotonic() - started
-        return _Answer(parcel, seconds, video_seconds, bool(damage), fetched.used)
+        return Prepared(
+            parcel, parcel.num_bytes, seconds, video_seconds, bool(damage), fetched.used
+        )
 
     def _read(self, position: int, key: str) -> dict[str, dict[str, Any]]:
         """What the dataset made of a sample: its ``llm_input`` by part."""
@@ -205,7 +192,7 @@ class _Worker:
 def _video_seconds(llm_input: dict[str, Any]) -> float:
     """Length of the videos in ``llm_input``, if their metadata say it."""
     total = 0.0
-    for video in (llm_input.get("multi_modal_data") or {}).get("video", []):
+    for video in listed_media(llm_input).get("video", ()):
         metadata = video[1] if isinstance(video, tuple) else {}
         if metadata.get("duration") is not None:
             total += metadata["duration"]

@@ -46,8 +46,9 @@ class ProcessSpec(ABC):
         return answer
 
     def preload(self) -> Any:
-        """What :meth:`shared` returns, or the exception that it raises. It loads none of the user's
-        code, which may keep threads or open files that two processes cannot share."""
+        """What :meth:`shared` returns, or the exception that it raises. It starts no thread, and
+        loads none of the user's code, which may keep threads or open files that two processes
+        cannot share."""
         import torch
 
         import video_pipeline.data.qwen_video  # noqa: F401  (every dataset imports it)

@@ -115,19 +115,15 @@ class Answer:
     @property
     def usage(self) -> dict[str, Any]:
         """``__usage`` of the record."""
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "finish_reason": self.finish_reason,
-            **({"sound_tokens": self.sound_tokens} if self.sound_tokens else {}),
-            **self._limits,
         }
-
-    @property
-    def _limits(self) -> dict[str, int]:
-        """What tells which limit has cut it off."""
-        limits = {"longest": self.longest, "max_tokens": self.max_tokens}
-        return {n: v for n, v in limits.items() if v is not None and self.is_truncated}
+        more = {"sound_tokens": self.sound_tokens or None}
+        if self.is_truncated:  # These tell which limit has cut it off.
+            more |= {"longest": self.longest, "max_tokens": self.max_tokens}
+        return usage | {name: value for name, value in more.items() if value is not None}
 
     def as_record(self) -> dict[str, Any]:
         """The arguments of ``JournalWriter.answer`` that the engine knows: ``output_text``,

@@ -12,7 +12,7 @@ from video_pipeline.config import Config
 from video_pipeline.engine.base import Preparer, RequestRefused
 from video_pipeline.errors import Failure
 from video_pipeline.model.processor import SIMULATED_MODEL
-from video_pipeline.model.prompt import check_processor
+from video_pipeline.model.prompt import check_processor, listed_media
 from video_pipeline.model.token_count import TokenCount, count_tokens
 from video_pipeline.tasks.base import ONLY_PART
 
@@ -132,7 +132,9 @@ class CountingPreparer(Preparer):
         counted = {}
         try:
             for part, llm_input in llm_inputs.items():
-                shown = _items(llm_input)
+                by_modality = listed_media(llm_input)
+                by_modality.pop("audio", None)
+                shown = [item for items in by_modality.values() for item in items]
                 for item in shown:
                     media.setdefault(id(item), _medium(item))
                 counted[part] = PromptCost(
@@ -143,13 +145,6 @@ class CountingPreparer(Preparer):
         except Exception as error:
             raise RequestRefused(type(error).__name__, str(error)) from error
         return counted
-
-
-def _items(llm_input: dict[str, Any]) -> list[Any]:
-    """The images and videos of an input."""
-    media = llm_input.get("multi_modal_data") or {}
-    seen = [items for modality, items in media.items() if modality != "audio"]
-    return [item for items in seen for item in (items if isinstance(items, list) else [items])]
 
 
 def _black(items: Any) -> Any:

@@ -16,7 +16,7 @@ import random
 import shutil
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def plan_stages(configs: Sequence[Config], threads: int) -> None:
                 source,
             )
         else:
-            make_plan(config, Layout.of(config, 0), threads)
+            make_plan(config, Layout.of(config), threads)
 
 
 def make_plan(config: Config, layout: Layout, threads: int) -> None:
@@ -117,7 +117,7 @@ def _plan(own: Config, config: Config, layout: Layout, threads: int) -> dict[str
     with job_processes() as folder, replacing(layout.plan_samples) as lines:
         totals = CostTotals(config, lines)
         if positions:
-            _look(own, chunk, positions, folder, threads, totals)
+            asyncio.run(_look(own, chunk, positions, folder, threads, totals))
     run = Run(config, layout)
     _warn_of_changes(run, manifest, chunk)
     return _report(run, manifest, totals)
@@ -137,7 +137,7 @@ def _warn_of_changes(run: Run, manifest: Manifest, chunk: Chunk) -> None:
         warn_of_changes(now, earlier, pending, manifest.samples)
 
 
-def _look(
+async def _look(
     own: Config,
     chunk: Chunk,
     positions: Sequence[int],
@@ -145,16 +145,35 @@ def _look(
     threads: int,
     totals: CostTotals,
 ) -> None:
-    """Have the samples at ``positions`` counted, while another process asks the engine for its
-    limit."""
+    """Count the samples at ``positions``, many at once, and note what is found in their order.
+    Another process asks the engine for its limit."""
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
     with_engine = own.vllm.prunes_videos or DatasetNeeds.of(own).own_rules
     preparer = CountingPreparer(own, model, with_engine=with_engine)
     spec = WorkerSpec(own, chunk.path, chunk.seal, model, preparer, folder)
+    pool = DecodePool(
+        ForkServer(READER), spec, min(threads, len(positions)), own.data.sample_timeout_s
+    )
+    progress_file = Layout.of(own).progress("plan")
+    waiting: deque[asyncio.Task[SampleCost]] = deque()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
-        limit = None if simulated else engine.submit(_max_item_tokens, own)
-        asyncio.run(_look_at_all(spec, chunk, positions, threads, totals, limit))
+        try:
+            if not simulated:
+                await totals.ask(engine.submit(_max_item_tokens, own))
+            with Progress(progress_file, "plan", "samples", len(positions)) as progress:
+                for position in positions:
+                    waiting.append(asyncio.create_task(_look_at(pool, position, chunk[position])))
+                    if len(waiting) == threads * AHEAD:
+                        totals.note(await waiting.popleft())
+                        progress.advance()
+                while waiting:
+                    totals.note(await waiting.popleft())
+                    progress.advance()
+        finally:
+            pool.stop()  # its threads end with their processes
+            for task in waiting:
+                task.cancel()
 
 
 def _max_item_tokens(config: Config) -> int | None:
@@ -164,37 +183,6 @@ def _max_item_tokens(config: Config) -> int | None:
     from video_pipeline.engine import create_engine
 
     return create_engine(config, with_videos=False).max_item_tokens
-
-
-async def _look_at_all(
-    spec: WorkerSpec,
-    chunk: Chunk,
-    positions: Sequence[int],
-    threads: int,
-    totals: CostTotals,
-    limit: Future[int | None] | None,
-) -> None:
-    """Count the samples, many at once, and note what is found in their order."""
-    timeout_s = spec.config.data.sample_timeout_s
-    pool = DecodePool(ForkServer(READER), spec, min(threads, len(positions)), timeout_s)
-    progress_file = Layout.of(spec.config, 1).progress("plan")
-    waiting: deque[asyncio.Task[SampleCost]] = deque()
-    try:
-        if limit is not None:
-            await totals.ask(limit)
-        with Progress(progress_file, "plan", "samples", len(positions)) as progress:
-            for position in positions:
-                waiting.append(asyncio.create_task(_look_at(pool, position, chunk[position])))
-                if len(waiting) == threads * AHEAD:
-                    totals.note(await waiting.popleft())
-                    progress.advance()
-            while waiting:
-                totals.note(await waiting.popleft())
-                progress.advance()
-    finally:
-        pool.stop()  # its threads end with their processes
-        for task in waiting:
-            task.cancel()
 
 
 async def _look_at(pool: DecodePool, position: int, entry: ChunkEntry) -> SampleCost:

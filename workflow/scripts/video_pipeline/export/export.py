@@ -172,14 +172,8 @@ def dataset_card(
 ) -> str:
     """The README.md of the folder: a dataset card with the front matter that the Hugging Face hub
     reads (https://huggingface.co/docs/hub/datasets-cards). Arrows mark what the user fills in.
-
-    Args:
-        config: The configuration of the run.
-        stem: The name of the output.
-        summary: The summary of the output.
-        columns: The columns of all records.
-        left_out: How many records were not asked about.
-        asked: What a sample was asked, by part, see :func:`_asked`.
+    ``stem``: the name of the output; ``left_out``: how many records were not asked about;
+    ``asked``: what a sample was asked, by part, see :func:`_asked`.
     """
     num_rows = summary["samples"]["distinct"] + left_out
     environment = jinja2.Environment(

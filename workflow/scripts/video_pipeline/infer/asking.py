@@ -6,21 +6,19 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from video_pipeline.decode.preparing import Prepared
 from video_pipeline.engine.base import Answer, Constraints, RequestRefused
+from video_pipeline.infer.shard import Shard
+from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.answers import cut_off_at, why_no_answer
-
-if TYPE_CHECKING:
-    from video_pipeline.decode.preparing import Prepared
-    from video_pipeline.infer.shard import Shard
-    from video_pipeline.journal.writer import JournalWriter
-    from video_pipeline.run.chunks import Question
+from video_pipeline.run.chunks import Question
 
 logger = logging.getLogger(__name__)
 
 # A request has the engine's own type.
-Generate = Callable[["Question", Any, Constraints], Awaitable[Answer]]
+Generate = Callable[[Question, Any, Constraints], Awaitable[Answer]]
 """Has a request about a question answered under constraints, see :meth:`Engine.generate`."""
 
 

@@ -36,7 +36,7 @@ def infer(
     threads: int,
     attempt: int = 1,
     *,
-    only_publish: bool = False,
+    only_writes: bool = False,
     plain: bool = False,
 ) -> None:
     """Infer the pending samples in the chunk of one rank and write its rank file.
@@ -45,7 +45,8 @@ def infer(
         threads: Cores given to the job.
         attempt: Which of Snakemake's attempts this is, from 1. A failure that another attempt would
             only repeat is reported again at once.
-        only_publish: The job has no GPU, and leaves pending samples to another attempt.
+        only_writes: The job has no GPU: it writes the rank file, or leaves pending samples to
+            another attempt.
         plain: Infer one sample at a time in this process, for debugging, see
             :mod:`video_pipeline.infer.plain_loop`.
 
@@ -62,14 +63,14 @@ def infer(
     try:
         # A second job of the same rank waits for the first and infers the rest.
         with waiting_lock(layout.lock(rank), logger):
-            _infer(config, layout, rank, threads, only_publish, plain)
+            _infer(config, layout, rank, threads, only_writes, plain)
     except UserError as error:
         write_text(failure, str(error))
         raise
 
 
 def _infer(
-    config: Config, layout: Layout, rank: int, threads: int, only_publish: bool, plain: bool
+    config: Config, layout: Layout, rank: int, threads: int, only_writes: bool, plain: bool
 ) -> None:
     """With nothing pending no GPU is taken and no model loaded."""
     refuse_live_writers(layout, of_other_shardings=True)
@@ -86,12 +87,12 @@ def _infer(
     shard = Shard(config, layout, rank, manifest, run.task)
     if not manifest.rank_pending[rank]:
         with suppress(Unfinished):  # Then something was opened again, or is gone.
-            shard.publish()
+            shard.write_rank_file()
             logger.info("rank %d: all %d samples are done", rank, len(shard))
             return
     shard.find_pending()
     pending = len(shard.pending)
-    if pending and only_publish:
+    if pending and only_writes:
         raise Unfinished(
             f"rank {rank}: all samples were done when this job was started, but {pending} of them "
             "are pending now, and the job has no GPU. Another attempt has one"
@@ -101,7 +102,7 @@ def _infer(
         _infer_pending(shard, threads, plain)
     else:
         logger.info("rank %d: all %d samples are done", rank, len(shard))
-    shard.publish()
+    shard.write_rank_file()
 
 
 def _infer_pending(shard: Shard, threads: int, plain: bool) -> None:

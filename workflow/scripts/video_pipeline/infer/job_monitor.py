@@ -6,16 +6,13 @@ import asyncio
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
 
 from video_pipeline.gpu.devices import gpus_needed
+from video_pipeline.infer.admission import Window
+from video_pipeline.infer.shard import Shard
 from video_pipeline.run.answers import describe_cut_off
 from video_pipeline.run.pace import Pace, describe_pace, describe_samples
 from video_pipeline.run.statistics import JobStatistics, State, StatisticsFile
-
-if TYPE_CHECKING:
-    from video_pipeline.infer.admission import Window
-    from video_pipeline.infer.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +79,7 @@ class JobMonitor:
             "rank %d: %s; %s; %d being read, %d ready or in the engine (%.1f MB)",
             self._shard.rank,
             describe_samples(rate.finished, len(self._shard), rate.failed),
-            describe_pace(Pace.of([self.statistics.as_dict()]), left),
+            describe_pace(Pace.of(self.statistics.as_dict()), left),
             window.preparing,
             window.held,
             window.held_bytes / 1e6,

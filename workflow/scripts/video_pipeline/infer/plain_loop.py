@@ -13,17 +13,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.preparing import Prepared
 from video_pipeline.engine.base import Answer, Constraints, Engine, EngineDead
 from video_pipeline.infer.asking import ask, fail_all, first_error, request_name
-
-if TYPE_CHECKING:
-    from video_pipeline.infer.shard import Shard
-    from video_pipeline.journal.writer import JournalWriter
-    from video_pipeline.run.chunks import Question
+from video_pipeline.infer.shard import Shard
+from video_pipeline.journal.writer import JournalWriter
+from video_pipeline.run.chunks import Question
 
 Prepare = Callable[[int, frozenset[str]], Prepared]
 """Prepares parts of the sample at a position of the chunk."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from video_pipeline.engine.base import EngineDead
-
-if TYPE_CHECKING:
-    from video_pipeline.journal.writer import JournalWriter
-    from video_pipeline.run.chunks import Question
+from video_pipeline.journal.writer import JournalWriter
+from video_pipeline.run.chunks import Question
 
 QUARANTINE_DEATHS = 3
 """A sample that was in the engine so many times when it died is not tried again."""

@@ -14,7 +14,6 @@ from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.infer.prefetch import Prefetcher
 from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, quarantine_error
 from video_pipeline.journal.format import attempt_prefix, count_answers
-from video_pipeline.journal.index import JournalIndex
 from video_pipeline.journal.reader import Finished, JournalReader
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.output.rank_files import writing
@@ -24,7 +23,7 @@ from video_pipeline.run.chunks import Question
 from video_pipeline.run.error_rate import ErrorRate
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.run.reopening import find_errors, reopen_errors, write_reopens
+from video_pipeline.run.reopening import find_errors, write_reopens
 from video_pipeline.samples.identity import TWICE, check_deterministic
 from video_pipeline.tasks.base import Task
 
@@ -69,7 +68,7 @@ class Shard:
 
     def find_pending(self) -> None:
         """Fill in ``pending``, ``deaths``, ``quarantined`` and ``error_rate``."""
-        index = self._index()
+        index = self._manifest.read_index(self.rank)
         with JournalReader(self._journal, index) as reader:
             for position, entry in enumerate(self.chunk):
                 done = entry.find(reader)
@@ -96,9 +95,6 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.chunk)
-
-    def _index(self) -> JournalIndex:
-        return self._manifest.read_index(self.rank)
 
     def questions(self, position: int) -> list[Question]:
         """The questions about a pending sample that have no answer yet."""
@@ -173,7 +169,9 @@ class Shard:
         """
         self.error_rate.count(error)
         if error is not None and self.error_rate.exceeded(under_way):
-            reopened = reopen_errors(self.chunk, self._index(), self._journal, STORAGE_STAGES)
+            index = self._manifest.read_index(self.rank)
+            errors = find_errors(self.chunk, index, self._journal, STORAGE_STAGES)
+            reopened = write_reopens(self._journal, list(errors))
             outcome = f"its {reopened} failures to read are open again for the next run"
             self.error_rate.check(f"rank {self.rank}", outcome, under_way)
 
@@ -185,7 +183,7 @@ class Shard:
                 in quarantine was alone in it as it died. Their deaths are taken back: the samples
                 are not at fault.
         """
-        index = self._index()
+        index = self._manifest.read_index(self.rank)
         deaths = {
             question: set(index.deaths(*question))
             for position in self.pending
@@ -205,7 +203,7 @@ class Shard:
             "the machine, and run again"
         )
 
-    def publish(self) -> None:
+    def write_rank_file(self) -> None:
         """Write the rank file: the journal's records, parsed, in the order of the chunk.
 
         Raises:
@@ -217,7 +215,7 @@ class Shard:
         rate = ErrorRate(self.config.run.max_error_rate)
         split_id = self._manifest.split_id
         with (
-            JournalReader(self._journal, self._index()) as reader,
+            JournalReader(self._journal, self._manifest.read_index(self.rank)) as reader,
             writing(self._layout, self.rank, split_id) as rank_file,
         ):
             for entry in self.chunk:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from video_pipeline.common.files import read_object
 from video_pipeline.config import Config
 
 logger = logging.getLogger(__name__)
@@ -26,11 +25,9 @@ def template_of(folder: Path) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        path = folder / name
-        with suppress(FileNotFoundError, ValueError):  # The engine says what is wrong with a file.
-            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-            if template:
-                return str(template)  # A list of named templates, too, shows its switches.
+        # The engine says what is wrong with a file.
+        if template := read_object(folder / name).get("chat_template"):
+            return str(template)  # A list of named templates, too, shows its switches.
     return ""
 
 

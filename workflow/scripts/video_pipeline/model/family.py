@@ -3,12 +3,12 @@ models, which hear, or any other."""
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from video_pipeline.common.files import read_object
 from video_pipeline.config import Config
 from video_pipeline.model.model import Model
 from video_pipeline.model.processor import local_folder, processor_folder
@@ -67,7 +67,7 @@ def family_of_folder(folder: str) -> Family | None:
     not tell."""
     if processor := processor_class(folder):
         return _matching(_PROCESSORS, processor)
-    if model_type := _read(Path(folder, "config.json")).get("model_type"):
+    if model_type := read_object(Path(folder, "config.json")).get("model_type"):
         return _matching(_MODEL_TYPES, model_type)
     return None
 
@@ -77,16 +77,9 @@ def _matching(patterns: dict[Family, re.Pattern[str]], name: str) -> Family:
 
 
 def processor_class(folder: str) -> str:
-    """The class of the processor that the files of a model name; empty if they do not."""
+    """The class of the processor that the files of a model name; empty if they do not. What is
+    wrong with a file, the engine says."""
     for name in ("processor_config", "preprocessor_config", "tokenizer_config"):
-        if processor := _read(Path(folder, f"{name}.json")).get("processor_class"):
+        if processor := read_object(Path(folder, f"{name}.json")).get("processor_class"):
             return str(processor)
     return ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # The engine says what is wrong with the model.
-        return {}
-    return settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from video_pipeline.common.faults import failure_of
 from video_pipeline.common.suggest import did_you_mean
@@ -13,9 +13,7 @@ from video_pipeline.errors import TaskError
 from video_pipeline.model.processor import SIMULATED_MODEL, load_processor, load_tokenizer
 from video_pipeline.model.special_tokens import SpecialTokenError, SpecialTokens
 from video_pipeline.model.token_budget import SIMULATED_PATCH_SIZE
-
-if TYPE_CHECKING:
-    from video_pipeline.tasks.base import Messages
+from video_pipeline.tasks.base import Messages
 
 
 class Prompter:
@@ -94,6 +92,16 @@ def is_medium(part: Any) -> bool:
     return isinstance(part, dict) and not part.keys().isdisjoint(_MEDIA)
 
 
+def listed_media(llm_input: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The media of an ``llm_input`` by modality, as lists: one medium may stand without."""
+    media = llm_input.get("multi_modal_data") or {}
+    return {
+        modality: items if isinstance(items, list) else [items]
+        for modality, items in media.items()
+        if items is not None
+    }
+
+
 def check_parts(message: dict[str, Any]) -> None:
     """Check that each part of a message is a text, a video or an image. Raises
     :class:`TaskError`."""
@@ -138,11 +146,10 @@ def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
     if model == SIMULATED_MODEL:
         return
     processor = load_processor(model)
-    media = llm_input.get("multi_modal_data") or {}
+    media = listed_media(llm_input)
     shown: Counter[str] = Counter()
     for modality in ("image", "video"):
-        items = media.get(modality)
-        count = len(items) if isinstance(items, list) else int(items is not None)
+        count = len(media.get(modality, ()))
         placeholder = getattr(processor, f"{modality}_token", None)
         if placeholder is not None:
             shown[placeholder] += count

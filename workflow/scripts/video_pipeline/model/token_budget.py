@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from video_pipeline.common.files import read_object
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.model.family import is_qwen_vl
@@ -75,13 +75,9 @@ def check_budget_of_model(config: Config) -> None:
     A model of the hub is checked by the inference job, when its processor is loaded.
     """
     if config.run.engine == "simulated":
-        check_budget(config, SIMULATED_PATCH_SIZE)
-        return
+        return check_budget(config, SIMULATED_PATCH_SIZE)
     for name in ("preprocessor_config.json", "processor_config.json"):
-        path = Path(config.vllm.model) / name
-        if path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            settings = settings.get("image_processor", settings)
-            if isinstance(settings.get("patch_size"), int):
-                check_budget(config, settings["patch_size"])
-                return
+        settings = read_object(Path(config.vllm.model, name))
+        patch_size = settings.get("image_processor", settings).get("patch_size")
+        if isinstance(patch_size, int):
+            return check_budget(config, patch_size)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from video_pipeline.model.processor import load_processor, load_tokenizer
-from video_pipeline.model.prompt import check_placeholders, special_tokens
+from video_pipeline.model.prompt import check_placeholders, listed_media, special_tokens
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount:
     does not show each medium once."""
     check_placeholders(model, llm_input)
     processor, tokenizer = load_processor(model), load_tokenizer(model)
-    media = llm_input.get("multi_modal_data") or {}
+    media = listed_media(llm_input)
     prompt_ids = llm_input.get("prompt_token_ids")
     if not media:
         ids = tokenizer(llm_input["prompt"])["input_ids"] if prompt_ids is None else prompt_ids
@@ -34,10 +34,10 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount:
     # Processors take text only. The rest of it does not change how placeholders are replaced.
     text = llm_input["prompt"] if prompt_ids is None else special_tokens(model).skeleton(prompt_ids)
     rest = 0 if prompt_ids is None else len(prompt_ids) - len(tokenizer(text)["input_ids"])
-    videos = media.get("video") or []
+    videos = media.get("video", ())
     inputs = processor(
         text=[text],
-        images=[_without_pixels(image) for image in media.get("image") or []] or None,
+        images=[_without_pixels(image) for image in media.get("image", ())] or None,
         videos=[_without_pixels(frames) for frames, _ in videos] or None,
         video_metadata=[metadata for _, metadata in videos] or None,
         **{**(llm_input.get("mm_processor_kwargs") or {}), "do_sample_frames": False},

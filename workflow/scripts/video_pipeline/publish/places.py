@@ -10,7 +10,7 @@ import hashlib
 import logging
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +54,7 @@ class Published:
     @cached_property
     def sha256(self) -> str:
         """Hex digits."""
-        return _sha256(self.path)
+        return _hash(self.path, hashlib.sha256)
 
     @property
     def part_bytes(self) -> int:
@@ -77,11 +77,8 @@ class Published:
     @cached_property
     def blob_id(self) -> str:
         """The name that git gives these bytes."""
-        blob = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
-        with open(self.path, "rb") as stream:
-            while data := stream.read(_READ_BYTES):
-                blob.update(data)
-        return blob.hexdigest()
+        start = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        return _hash(self.path, start.copy)
 
 
 class Place(ABC):
@@ -161,7 +158,7 @@ class Folder(_OneByOne):
     def holds(self, file: Published) -> bool:
         path = self._root / file.name
         try:
-            return path.stat().st_size == file.size and _sha256(path) == file.sha256
+            return path.stat().st_size == file.size and _hash(path, hashlib.sha256) == file.sha256
         except FileNotFoundError:
             return False
 
@@ -313,6 +310,6 @@ def open_place(place: str) -> Place:
     return kinds.get(scheme_of(place), Bucket)(place)
 
 
-def _sha256(path: Path) -> str:
+def _hash(path: Path, begun: Callable[[], Any]) -> str:
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, begun).hexdigest()

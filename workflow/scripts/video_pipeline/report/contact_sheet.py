@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from video_pipeline.model.prompt import listed_media
+
 GAP = 4
 """Pixels between pictures."""
 
@@ -47,10 +49,9 @@ def all_pictures(llm_inputs: Iterable[dict[str, Any]]) -> list[Picture]:
 
 def pictures(llm_input: dict[str, Any]) -> list[Picture]:
     """All pictures in ``llm_input``, images first."""
-    media = llm_input.get("multi_modal_data") or {}
-    images, videos = media.get("image") or [], media.get("video") or []
-    shown = [Picture(_image(image), None) for image in _listed(images)]
-    for video in _listed(videos):
+    media = listed_media(llm_input)
+    shown = [Picture(_image(image), None) for image in media.get("image", ())]
+    for video in media.get("video", ()):
         frames, metadata = video if isinstance(video, tuple) else (video, {})
         metadata = metadata or {}
         indices, fps = metadata.get("frames_indices"), metadata.get("fps")
@@ -71,10 +72,6 @@ def _image(frame: Any) -> Image.Image:
     if isinstance(frame, torch.Tensor):
         frame = frame.permute(1, 2, 0).numpy()
     return Image.fromarray(np.asarray(frame).astype(np.uint8))
-
-
-def _listed(items: Any) -> list[Any]:
-    return items if isinstance(items, list) else [items]
 
 
 def contact_sheet(

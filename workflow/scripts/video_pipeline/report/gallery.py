@@ -132,7 +132,7 @@ def _make_sheets(
     config: Config, records: Sequence[dict[str, Any]], num_processes: int
 ) -> list[Sheet]:
     task = load_task(config)
-    config = with_commit(config, Model.of(config).known_commit(Layout.of(config, 0).commits))
+    config = with_commit(config, Model.of(config).known_commit(Layout.of(config).commits))
     num_processes = min(num_processes, math.ceil(len(records) / SHEETS_PER_PROCESS))
     entries = [
         ChunkEntry(record["__key"], {}, orjson.dumps(record["input"]), {}) for record in records

@@ -30,6 +30,7 @@ from video_pipeline.report.gallery import make_sheets
 from video_pipeline.report.records import Tally, card, map_texts
 from video_pipeline.report.setup import setup_of, stage_links
 from video_pipeline.report.summary import read_summary
+from video_pipeline.report.table import write_table
 from video_pipeline.report.timeline import time_line
 from video_pipeline.run.answers import describe_cut_off, describe_unparsed
 from video_pipeline.run.layout import Layout
@@ -43,10 +44,11 @@ TOKEN_BINS = 30
 
 
 def write_report(config: Config, layout: Layout, threads: int) -> None:
-    """Write ``layout.report`` about the finished output. Up to ``threads`` processes read the
-    videos of the gallery again."""
+    """Write ``layout.report`` and ``layout.report_table`` about the finished output. Up to
+    ``threads`` processes read the videos of the gallery again."""
     data = collect(config, layout, threads)
     write_text(layout.report, render(data))
+    write_table(layout)
     size = layout.report.stat().st_size / 1e6
     logger.info("%s: %.1f MB, %d records shown", layout.report, size, len(data["cards"]))
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
+from video_pipeline.config import Config
 from video_pipeline.model.files import model_files
 from video_pipeline.model.model import Model
 from video_pipeline.samples.identity import digest
-
-if TYPE_CHECKING:
-    from video_pipeline.config import Config
 
 # Engine arguments that change speed, memory, logs or addresses, but not what is answered. Names
 # from vLLM 0.32's EngineArgs. Anything not listed here changes the fingerprint: it is better to

@@ -40,11 +40,11 @@ class Layout:
     """The paths of one output."""
 
     output: Path  # the consolidated output, as configured
-    num_shards: int  # how many chunks the input is split into
+    num_shards: int = 0  # how many chunks the input is split into; 0 where that does not matter
     logs: Path = Path("logs")  # the folder of all logs, relative to the working directory
 
     @classmethod
-    def of(cls, config: Config, num_shards: int) -> Layout:
+    def of(cls, config: Config, num_shards: int = 0) -> Layout:
         """The layout of a configuration's output."""
         return cls(config.data.output_jsonl, num_shards)
 

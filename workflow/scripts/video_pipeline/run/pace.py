@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -29,13 +28,9 @@ class Pace:
     peak_flops: float = 0.0  # the peak of the GPUs
 
     @classmethod
-    def of(cls, attempts: Sequence[dict[str, Any]]) -> Pace:
-        """The pace of running attempts in their last minute, without the start of the model, from
-        their statistics."""
-        return sum(map(cls._of_attempt, attempts), cls())
-
-    @classmethod
-    def _of_attempt(cls, attempt: dict[str, Any]) -> Pace:
+    def of(cls, attempt: dict[str, Any]) -> Pace:
+        """The pace of a running attempt in its last minute, without the start of the model, from
+        its statistics."""
         if attempt.get("ready_at") is None:
             return cls()
         series, ready = attempt["series"], attempt["ready_at"] - attempt["started_at"]

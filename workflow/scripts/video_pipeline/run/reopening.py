@@ -12,11 +12,6 @@ from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.chunks import Chunk, Question
 
 
-def reopen_errors(chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]) -> int:
-    """Open the errors of ``stages`` in ``chunk`` again; returns how many samples have one."""
-    return write_reopens(journal, list(find_errors(chunk, index, journal, stages)))
-
-
 def find_errors(
     chunk: Chunk, index: JournalIndex, journal: Path, stages: Container[str]
 ) -> Iterator[tuple[Question, set[str]]]:

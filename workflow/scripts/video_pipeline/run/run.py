@@ -62,7 +62,7 @@ class DatasetNeeds:
         from video_pipeline.data.base import BaseDataset
         from video_pipeline.data.choosing import check_params, dataset_name, dataset_of
         from video_pipeline.data.frames import FramesDataset
-        from video_pipeline.data.media import MediaDataset
+        from video_pipeline.data.qwen_video import QwenVideoDataset
         from video_pipeline.data.video import VideoDataset, ignored_keys
         from video_pipeline.video import READER_VERSION
 
@@ -85,7 +85,7 @@ class DatasetNeeds:
             needs_video=dataset.needs_video,
             expands=expands,
             sample_fields=checked_names(dataset.sample_fields, f"{title}: sample_fields"),
-            reads_files=dataset.needs_video and issubclass(dataset, MediaDataset),
+            reads_files=dataset.needs_video and issubclass(dataset, QwenVideoDataset),
             reads_patterns=issubclass(dataset, FramesDataset),
             own_rules=own_rules,
             ignored=ignored_keys(config, dataset) if own_rules else (),

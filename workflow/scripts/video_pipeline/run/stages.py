@@ -88,7 +88,7 @@ def resolve_stages(config: Config, *, gpus: int | None, is_main: bool, logs: Pat
     """
     stages = []
     for name, own in config.by_stage():
-        sharding = resolve_sharding(own, Layout.of(own, 0).sharding, gpus=gpus, is_main=is_main)
+        sharding = resolve_sharding(own, Layout.of(own).sharding, gpus=gpus, is_main=is_main)
         layout = replace(Layout.of(own, sharding.num_shards), logs=logs)
         stages.append(Stage(name, own, sharding, layout))
     return stages

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
-
-import zstandard
+from typing import Any, BinaryIO
 
 from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import UserError
@@ -45,7 +43,7 @@ def whole_lines(source: Source) -> Iterator[bytes]:
                     raise UserError(f"{where}: a line is longer than {MAX_LINE_BYTES >> 20} MiB")
             if rest := b"".join(pieces).removeprefix(mark):
                 yield rest
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, VideoReadError) as error:
+    except (OSError, EOFError, zlib.error, VideoReadError) as error:
         raise UserError(f"cannot read {where}: {error}") from error
 
 
@@ -61,28 +59,11 @@ def open_source(source: Source) -> BinaryIO:
 
 def _decompressed(source: Source, file: BinaryIO) -> Iterator[bytes]:
     """The bytes of an open file, whatever its suffix says it is compressed with."""
-    if source.compression == ".zst":
-        return _zst(file)
-    stream = gzip.open(file, "rb") if source.compression == ".gz" else file
+    stream: Any = file
+    if source.compression == ".gz":
+        stream = gzip.open(file, "rb")
+    elif source.compression == ".zst":
+        import pyarrow
+
+        stream = pyarrow.CompressedInputStream(file, "zstd")
     return iter(lambda: stream.read(BLOCK_BYTES), b"")
-
-
-def _zst(file: BinaryIO) -> Iterator[bytes]:
-    """The bytes of the zstd frames in ``file``. Raises :class:`EOFError` if the last is cut off
-    (zstandard's own stream reader takes that for the end)."""
-    frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
-    size = 4096
-    while data := file.read(size):
-        fed, grown = len(data), 0
-        while data:
-            piece = frame.decompress(data)
-            yield piece
-            grown += len(piece)
-            data, begun = b"", True
-            if frame.eof:
-                data, begun = frame.unused_data, False
-                frame = zstandard.ZstdDecompressor().decompressobj()
-        # A byte may grow to 32 kB: it is fed as much as gave a block before.
-        size = min(max(fed * BLOCK_BYTES // max(grown, 1), 512), BLOCK_BYTES // 8)
-    if begun:
-        raise EOFError("Compressed file ended before the end-of-stream marker was reached")

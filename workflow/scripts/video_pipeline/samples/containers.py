@@ -71,7 +71,6 @@ def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator
     JSON object as fields, the text as ``txt``.
 
     Args:
-        source: The tar.
         video_field: The field that gets the address of the member.
         path: The path of the tar in a folder or a pattern.
 

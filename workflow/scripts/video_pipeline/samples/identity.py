@@ -16,14 +16,12 @@ import hashlib
 import re
 from collections.abc import Collection
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from video_pipeline.errors import TaskError
-
-if TYPE_CHECKING:
-    from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.base import Task
 
 
 def content_key(raw: dict[str, Any]) -> str:

@@ -7,15 +7,15 @@ import re
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
 
 from video_pipeline.config import Config, Data
-from video_pipeline.config.source import STORES, member_of, scheme_of
+from video_pipeline.config.source import STORES, file_path, member_of, scheme_of
 from video_pipeline.errors import UserError
 from video_pipeline.samples.identity import content_key, stable_address
 from video_pipeline.samples.windows import CUT, is_window, window_id
@@ -79,37 +79,28 @@ class BadLines:
             )
 
 
+@dataclass
 class InputReader:
     """Iterates over the valid samples in a block of an input, and notes what is wrong with its
     other lines."""
 
-    def __init__(
-        self,
-        data: Data,
-        block: bytes,
-        first: int = 1,
-        *,
-        needs_video: bool = True,
-        with_failed: bool = False,
-    ) -> None:
-        """``block``: whole lines, the first of which is line ``first`` of the input;
-        ``needs_video``: a sample without one is bad; ``with_failed``: error records of an earlier
-        run are samples."""
-        self._needs_video = needs_video
-        self._with_failed = with_failed
-        self._block = block
-        self._first = first
-        self._video_field = data.video_field
-        self._id_field = data.id_field
-        self.lines = 0  # that were read and not blank
-        self.failed = 0  # error records of an earlier run's output, unless they are samples
-        self.left_out = 0  # these, and those that were left out there
-        self.dropped: Counter[bool | None] = Counter()  # by what the run's condition says
-        self.bad = BadLines()
+    data: Data
+    block: bytes  # whole lines
+    first: int = 1  # the number of the first of them in the input
+    needs_video: bool = True  # a sample without one is bad
+    with_failed: bool = False  # error records of an earlier run are samples
+    lines: int = 0  # that were read and not blank
+    failed: int = 0  # error records of an earlier run's output, unless they are samples
+    left_out: int = 0  # these, and those that were left out there
+    dropped: Counter[bool | None] = field(default_factory=Counter)  # by what the condition says
+    bad: BadLines = field(default_factory=BadLines)
+
+    def __post_init__(self) -> None:
+        self._video_field, self._id_field = self.data.video_field, self.data.id_field
 
     def __iter__(self) -> Iterator[InputSample]:
-        check_numbers = _has_long_number(self._block)
-        for line_number, line in enumerate(self._block.split(b"\n"), start=self._first):
+        check_numbers = _has_long_number(self.block)
+        for line_number, line in enumerate(self.block.split(b"\n"), start=self.first):
             text = line.strip(b" \t\r\n")  # what JSON takes for space
             if not text or text.isspace():
                 continue
@@ -128,7 +119,7 @@ class InputReader:
         """The sample of a record of an earlier run. It keeps its key, unless the samples of this
         run have ids."""
         key, status = record["__key"], record["__status"]
-        is_sample = status == "ok" or (status == "error" and self._with_failed)
+        is_sample = status == "ok" or (status == "error" and self.with_failed)
         raw = record["input"] if status == "error" and is_sample else _with_previous(record)
         left_out = None if is_sample else why_left_out(record)
         if left_out is None:
@@ -154,7 +145,7 @@ class InputReader:
         elif isinstance(video, list) and video and all(isinstance(v, str) and v for v in video):
             for path in video:
                 video_uri(path, "/")
-        elif self._needs_video or video is not None:
+        elif self.needs_video or video is not None:
             got = f"got {video!r:.80}" if self._video_field in raw else "it is missing"
             raise ValueError(
                 f"no video: field {self._video_field!r} must be a path, or a list of paths of "
@@ -233,10 +224,10 @@ def _exact_integer(literal: str) -> int:
 
 
 def _check_segment(raw: dict[str, Any]) -> None:
-    for field in CUT:
-        value = raw.get(field)
+    for name in CUT:
+        value = raw.get(name)
         if value is not None and type(value) not in _SECONDS:
-            raise ValueError(f"{field}: got {value!r:.80}, expected seconds")
+            raise ValueError(f"{name}: got {value!r:.80}, expected seconds")
 
 
 def is_record(value: dict[str, Any]) -> bool:
@@ -282,11 +273,11 @@ def video_uri(video: str, root: str) -> str:
     if scheme in STORES:
         check_address(video)
         return video
-    split = urlsplit(video)
     if scheme in ("http", "https"):
+        urlsplit(video)  # It raises ValueError for what is no address.
         return video
-    if scheme == "file" and split.netloc in ("", "localhost"):
-        return unquote(split.path)
+    if (path := file_path(video)) is not None:
+        return path
     address = _CREDENTIALS.sub("://***@", video)
     raise ValueError(
         f"{address!r:.200}: only local paths, file://, http(s)://, s3://, gs://, az:// and hf:// "

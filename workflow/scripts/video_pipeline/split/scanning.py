@@ -18,7 +18,7 @@ from zlib import crc32
 import orjson
 
 from video_pipeline.config import Config
-from video_pipeline.config.source import member_of
+from video_pipeline.config.source import folder_of_pattern, member_of
 from video_pipeline.errors import TaskError
 from video_pipeline.journal.format import record_id, record_id_from_json
 from video_pipeline.run.chunks import ChunkEntry, entry_line
@@ -205,9 +205,7 @@ class Scanner:
         if (member := member_of(file)) is not None:
             return member[0]
         if self._dataset.reads_patterns and has_magic(file) and not os.path.exists(file):
-            parts = file.split("/")
-            magic = next(place for place, part in enumerate(parts) if has_magic(part))
-            return "/".join(parts[:magic]) or "/"
+            return folder_of_pattern(file)
         return file
 
 

@@ -142,7 +142,7 @@ class _Split:
         scratch.mkdir(parents=True)
         try:
             self._write_chunks(scratch)
-            self._publish(scratch)
+            self._replace_chunks(scratch)
         finally:
             shutil.rmtree(scratch)
         _log(manifest, self._balance)
@@ -220,7 +220,7 @@ class _Split:
             where.check_found(unfound, known)
         return weigher
 
-    def _publish(self, scratch: Path) -> None:
+    def _replace_chunks(self, scratch: Path) -> None:
         """Put what lies in ``scratch`` in the place of what earlier splits have left: chunks of
         other numbers of shards, and rank files. They are views of the journal; none may be taken
         for a part of what comes."""

@@ -29,12 +29,12 @@ class Fetched:
 NOTHING: Mapping[str, Fetched] = {}
 
 
+@dataclass
 class Reading:
-    """Reads what was fetched. ``used``: whether any of it was asked for."""
+    """Reads what was fetched."""
 
-    def __init__(self, files: Mapping[str, Fetched]) -> None:
-        self.files = files
-        self.used = False
+    files: Mapping[str, Fetched]
+    used: bool = False  # any of it was asked for
 
 
 _reading = Reading(NOTHING)

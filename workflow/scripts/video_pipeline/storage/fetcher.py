@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from typing import BinaryIO, NoReturn
 
 from video_pipeline.common.processes import limit_memory
-from video_pipeline.config.source import member_of
+from video_pipeline.config.source import is_row
 from video_pipeline.storage.access import Access, limit_access
 from video_pipeline.storage.blobs import save
 from video_pipeline.storage.errors import VideoReadError
@@ -181,7 +181,7 @@ class _Fetcher:
             for file in self._files.pop(ticket, ()):
                 file.close()
             self._room.leave(ticket)
-        elif any(_is_row(address) for address in addresses):
+        elif any(is_row(address) for address in addresses):
             self._row_thread.submit(self._fetch, ticket, addresses)
         else:
             self._threads.submit(self._fetch, ticket, addresses)
@@ -226,8 +226,3 @@ class _Fetcher:
             return Fetched(error=str(error))
         self._files[ticket].append(file)
         return Fetched(f"/proc/{os.getpid()}/fd/{file.fileno()}", inode_of(file))
-
-
-def _is_row(address: str) -> bool:
-    container, _ = member_of(address) or ("", "")
-    return container.partition("?")[0].lower().endswith(".parquet")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from video_pipeline.config.source import STORES, member_of, scheme_of
+from video_pipeline.config.source import STORES, is_row, member_of, scheme_of
 from video_pipeline.storage import fetched, rows, tars
 from video_pipeline.storage.access import Access, limits, permitted
 from video_pipeline.storage.blobs import Blob, LocalBlob, save
@@ -27,14 +27,9 @@ def local_path(address: str, access: Access | None = None) -> str | None:
 def open_blob(address: str, access: Access | None = None) -> Blob:
     """Open the bytes at ``address``: a local path, ``file://``, ``http(s)://`` or that of a store;
     or a member of a tar (``shard.tar#clips/a.mp4``) or a row of Parquet (``part.parquet#17:video``)
-    that lies at one of them.
+    that lies at one of them. ``access``: the limits, by default those of this process.
 
-    Args:
-        address: Where they lie.
-        access: The limits; by default those of this process.
-
-    Raises:
-        VideoReadError: They may not be read.
+    Raises :class:`VideoReadError` if they may not be read.
     """
     access = access or limits()
     if (parts := member_of(address)) is not None:
@@ -42,7 +37,7 @@ def open_blob(address: str, access: Access | None = None) -> Blob:
         whole = open_blob(container, access)
         # It has one name, whoever asks: it may be signed again.
         plain = local_path(container, access) or container.partition("?")[0]
-        find = tars.member if plain.lower().endswith(".tar") else rows.row
+        find = rows.row if is_row(address) else tars.member
         return find(whole, plain, name, access.max_download_bytes)
     if (path := local_path(address, access)) is not None:
         return LocalBlob(path)

@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
+
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from video_pipeline.storage.errors import VideoReadError
 
@@ -75,11 +77,7 @@ class Patience:
 def seconds_of(retry_after: str | None) -> float:
     """The seconds in a header ``Retry-After``, which holds them or a date (RFC 9110, 10.2.3); 0 if
     it says nothing."""
-    if not retry_after:
-        return 0.0
-    if retry_after.strip().isdigit():
-        return float(retry_after)
     try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
+        return float(Retry().parse_retry_after(retry_after or "0"))
+    except InvalidHeader:
         return 0.0

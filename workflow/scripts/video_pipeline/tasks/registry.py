@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from video_pipeline.common.plugins import load_plugins
 from video_pipeline.common.registry import Registry
-from video_pipeline.errors import Failure, TaskError, explain
+from video_pipeline.config import Config
+from video_pipeline.errors import user_code
 from video_pipeline.tasks.base import Task, checked_names
-
-if TYPE_CHECKING:
-    from video_pipeline.config import Config
 
 _TASKS: Registry[type[Task]] = Registry(
     "task",
@@ -46,14 +44,8 @@ def load_task(config: Config) -> Task:
     """
     load_plugins(config.run.plugins)
     name = config.run.task
-    try:
+    advice = ". It is called with task_params and must pass them on: super().__init__(params)"
+    with user_code(f"task {name!r}: its __init__ failed", advice):
         task = get_task(name)(dict(config.task_params))
-    except Failure:
-        raise
-    except Exception as error:
-        raise TaskError(
-            f"task {name!r}: its __init__ failed: {explain(error)}. It is called with "
-            "task_params and must pass them on: super().__init__(params)"
-        ) from error
     checked_names(task.in_messages, f"task {name!r}: in_messages")
     return task

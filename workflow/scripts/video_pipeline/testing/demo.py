@@ -15,7 +15,7 @@ from video_pipeline.testing.clips import write_demo_clips
 from video_pipeline.testing.tiny_model import write_tiny_model
 
 
-def write_demo(folder: Path, family: str = "qwen2_5_vl") -> Path:
+def write_demo(folder: Path) -> Path:
     """Write ``clips/``, ``samples.jsonl`` and ``model/`` into ``folder``; return the path of the
     list. Existing files are left untouched, so that a second run resumes the first."""
     clips = write_demo_clips(folder / "clips")
@@ -27,7 +27,7 @@ def write_demo(folder: Path, family: str = "qwen2_5_vl") -> Path:
     text = "".join(f"{line}\n" for line in lines)
     if not samples.exists() or samples.read_text() != text:
         samples.write_text(text)
-    write_tiny_model(folder / "model", family)
+    write_tiny_model(folder / "model")
     return samples
 
 

@@ -25,6 +25,18 @@ def _transformers() -> Any:
     return transformers
 
 
+def _processor(name: str, family: str, tokenizer: Any, **more: Any) -> Any:
+    """The processor of a family whose classes begin with ``name``."""
+    library = _transformers()
+    return getattr(library, f"{name}Processor")(
+        image_processor=getattr(library, f"{name}ImageProcessor")(),
+        video_processor=getattr(library, f"{name}VideoProcessor")(),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATES[family],
+        **more,
+    )
+
+
 def _qwen_vl(family: str, text: dict[str, Any], vision: dict[str, Any]) -> Parts:
     tokenizer = parts.make_byte_tokenizer(qwen_vl.SPECIAL_TOKENS)
     configuration = qwen_vl.make_configuration(family, tokenizer, "float32", text, vision)
@@ -176,13 +188,8 @@ def _gemma4() -> Parts:
         vision_config=vision,
         tie_word_embeddings=False,
     )
-    processor = library.Gemma4Processor(
-        feature_extractor=library.Gemma4AudioFeatureExtractor(),
-        image_processor=library.Gemma4ImageProcessor(),
-        video_processor=library.Gemma4VideoProcessor(),
-        tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATES["gemma4"],
-    )
+    hearing = library.Gemma4AudioFeatureExtractor()
+    processor = _processor("Gemma4", "gemma4", tokenizer, feature_extractor=hearing)
     return Parts(tokenizer, configuration, processor, stops=("<eos>", "<turn|>"))
 
 
@@ -217,7 +224,6 @@ def _internvl() -> Parts:
 
 def _glm(family: str, name: str) -> Parts:
     """GLM-4.6V-Flash is a GLM-4.1V with another processor and template."""
-    library = _transformers()
     tokens = {f"{kind}_token_id": f"<|{kind}|>" for kind in ("image", "video")}
     for kind in ("image", "video"):
         tokens[f"{kind}_start_token_id"] = f"<|begin_of_{kind}|>"
@@ -235,17 +241,10 @@ def _glm(family: str, name: str) -> Parts:
         text_config={**TEXT, "rope_parameters": parts.rope(2, 3, 3, partial_rotary_factor=0.5)},
         vision_config={**VISION, "patch_size": 14, "image_size": 336},
     )
-    processor = getattr(library, f"{name}Processor")(
-        image_processor=getattr(library, f"{name}ImageProcessor")(),
-        video_processor=getattr(library, f"{name}VideoProcessor")(),
-        tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATES[family],
-    )
-    return Parts(tokenizer, configuration, processor, stops)
+    return Parts(tokenizer, configuration, _processor(name, family, tokenizer), stops)
 
 
 def _llava_onevision() -> Parts:
-    library = _transformers()
     tokenizer = parts.make_byte_tokenizer((*_CHATML, "<image>", "<video>"))
     configuration = parts.make_configuration(
         "llava_onevision",
@@ -257,13 +256,12 @@ def _llava_onevision() -> Parts:
             **{"image_size": 384, "vision_use_head": False},
         },
     )
-    processor = library.LlavaOnevisionProcessor(
-        image_processor=library.LlavaOnevisionImageProcessor(),
-        video_processor=library.LlavaOnevisionVideoProcessor(),
-        tokenizer=tokenizer,
+    processor = _processor(
+        "LlavaOnevision",
+        "llava_onevision",
+        tokenizer,
         num_image_tokens=(384 // 14) ** 2,
         vision_feature_select_strategy="full",
-        chat_template=CHAT_TEMPLATES["llava_onevision"],
     )
 
     def publish(weights: Weights) -> Weights:
@@ -277,7 +275,6 @@ def _llava_onevision() -> Parts:
 
 
 def _minicpm() -> Parts:
-    library = _transformers()
     names = {
         **{"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
         **{"image_start_token": "<image>", "image_end_token": "</image>"},
@@ -297,13 +294,7 @@ def _minicpm() -> Parts:
         vision_config={**TOWER, "patch_size": 14, "image_size": 980},
         insert_layer_id=0,
     )
-    processor = library.MiniCPMV4_6Processor(
-        image_processor=library.MiniCPMV4_6ImageProcessor(),
-        video_processor=library.MiniCPMV4_6VideoProcessor(),
-        tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATES["minicpmv4_6"],
-    )
-    return Parts(tokenizer, configuration, processor)
+    return Parts(tokenizer, configuration, _processor("MiniCPMV4_6", "minicpmv4_6", tokenizer))
 
 
 FAMILIES: dict[str, Callable[[], Parts]] = {

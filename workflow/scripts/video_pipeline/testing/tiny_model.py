@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from video_pipeline.common.files import read_object
 from video_pipeline.testing.families import FAMILIES
 from video_pipeline.testing.parts import make_generation_configuration
 
@@ -42,7 +43,8 @@ def write_tiny_model(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) ->
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     identity = {"family": family, "seed": seed, "version": VERSION}
-    if _identity(folder) == identity:
+    marker = folder / MARKER
+    if read_object(marker) == identity:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -50,25 +52,16 @@ def write_tiny_model(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) ->
         _write_checkpoint(temporary, family, seed)
         (temporary / MARKER).write_text(json.dumps(identity) + "\n")
         temporary.chmod(0o755)  # mkdtemp lets no other user in.
-        if _identity(folder) not in (None, identity):
+        if read_object(marker) not in ({}, identity):
             shutil.rmtree(folder)
         try:
             temporary.rename(folder)
         except OSError as error:  # The folder is not empty.
-            if _identity(folder) != identity:  # Nor did another process write it.
+            if read_object(marker) != identity:  # Nor did another process write it.
                 raise FileExistsError(f"{folder} is not empty and no tiny model") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def _identity(folder: Path) -> dict[str, Any] | None:
-    """The identity in the marker of ``folder``; None if no tiny model is there."""
-    try:
-        identity: dict[str, Any] = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
-        return None
-    return identity
 
 
 def _write_checkpoint(folder: Path, family: str, seed: int) -> None:

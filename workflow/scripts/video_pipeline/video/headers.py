@@ -15,7 +15,7 @@ _AT_ONCE = 16
 
 
 class HeaderReaders:
-    """Processes that read the headers of videos; they end with the block."""
+    """Processes that read the headers of videos, until :meth:`close`."""
 
     def __init__(self, access: Access, num_processes: int, *, with_size: bool = False) -> None:
         """``with_size``: as of :func:`read_header`."""
@@ -23,12 +23,6 @@ class HeaderReaders:
         self._read_all = partial(_read_all, with_size=with_size)
         self._num_processes = num_processes
         self._processes: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> HeaderReaders:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,15 @@ _WAYS_OUT = {
 """What a user can do if the model takes no media of a kind."""
 
 
+@dataclass
 class ConversationRenderer:
     """Makes the prompts of conversations. vLLM knows where each family puts its media, and how its
     template wants the content of a message."""
 
-    def __init__(
-        self,
-        renderer: SampleRenderer,
-        model: str,
-        hf_config: Any,
-        chat_template_kwargs: Mapping[str, Any],
-    ) -> None:
-        self._renderer = renderer
-        self._model = model
-        self._hf_config = hf_config
-        self._switches = chat_template_kwargs
+    renderer: SampleRenderer
+    model: str
+    hf_config: Any
+    switches: Mapping[str, Any]  # vllm.chat_template_kwargs
 
     def with_prompt(
         self, llm_input: Mapping[str, Any], names: Mapping[str, list[str]]
@@ -56,7 +51,7 @@ class ConversationRenderer:
             SpecialTokenError: The tokenizer cannot keep text and structure apart.
         """
         for modality in names:
-            if names[modality] and not self._renderer.takes(modality):
+            if names[modality] and not self.renderer.takes(modality):
                 raise PlaceholderError(
                     f"the model takes no {modality}: {_WAYS_OUT[modality]}, or name another model"
                 )
@@ -73,7 +68,7 @@ class ConversationRenderer:
         # The template writes all special tokens: the tokenizer must not add its own.
         token = self._special_tokens.find(messages)
         if token is None:
-            encoded = self._renderer.tokenizer(rendered["prompt"], add_special_tokens=False)
+            encoded = self.renderer.tokenizer(rendered["prompt"], add_special_tokens=False)
             return {**rendered, "prompt_token_ids": list(encoded["input_ids"])}
         prompt, ids = self._special_tokens.encode(
             messages, token, lambda hidden: str(render(hidden)["prompt"]), add_special_tokens=False
@@ -81,14 +76,14 @@ class ConversationRenderer:
         return {"prompt": prompt, "prompt_token_ids": ids}
 
     def _render(self, messages: Messages, names: Mapping[str, list[str]]) -> dict[str, Any]:
-        return self._renderer.render_messages(announced(messages, names), self._switches)
+        return self.renderer.render_messages(announced(messages, names), self.switches)
 
     @cached_property
     def _special_tokens(self) -> SpecialTokens:
-        tokenizer = self._renderer.tokenizer
-        ids = (getattr(self._hf_config, name, None) for name in _PLACEHOLDERS)
+        tokenizer = self.renderer.tokenizer
+        ids = (getattr(self.hf_config, name, None) for name in _PLACEHOLDERS)
         placeholders = tokenizer.convert_ids_to_tokens([id for id in ids if isinstance(id, int)])
-        return SpecialTokens(tokenizer, template_of(Path(self._model)), placeholders)
+        return SpecialTokens(tokenizer, template_of(Path(self.model)), placeholders)
 
 
 def announced(messages: Messages, names: Mapping[str, list[str]]) -> Messages:

@@ -14,11 +14,16 @@ from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.video import VideoDataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.causes import origin_of
-from video_pipeline.engine.vllm.compat import SampleRenderer, VllmConfig, media_of, media_ranges
+from video_pipeline.engine.vllm.compat import (
+    SampleRenderer,
+    VllmConfig,
+    media_of,
+    media_ranges,
+)
 from video_pipeline.engine.vllm.conversations import ConversationRenderer
 from video_pipeline.model.family import family_of_folder
 from video_pipeline.model.processor import processor_folder
-from video_pipeline.model.prompt import PlaceholderError
+from video_pipeline.model.prompt import PlaceholderError, listed_media
 from video_pipeline.model.special_tokens import SpecialTokenError
 from video_pipeline.tasks.base import ONLY_PART
 from video_pipeline.video.write_clip import write_clip
@@ -84,9 +89,9 @@ class Renderer:
                 uuids = {
                     modality: [
                         names.setdefault(id(item), f"{key}-{modality}-{len(names)}")
-                        for item in (items if isinstance(items, list) else [items])
+                        for item in items
                     ]
-                    for modality, items in (llm_input.get("multi_modal_data") or {}).items()
+                    for modality, items in listed_media(llm_input).items()
                 }
                 if "messages" in llm_input:
                     llm_input = self._conversations.with_prompt(llm_input, uuids)
