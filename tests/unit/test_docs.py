@@ -9,17 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import PROJECT, SCRIPTS
+from pages import PAGES, prose
 from qwen_vl_utils.vision_process import smart_nframes, smart_resize
 from video_pipeline.config import Vision
 
 from benchmarks import model_memory
 
-PAGES = [
-    *(PROJECT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
-    PROJECT / "config" / "README.md",
-    *sorted((PROJECT / "docs").glob("*.md")),
-]
-FENCED = re.compile(r"^( *)(```+).*?^\1\2$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -40,11 +35,6 @@ def navigation() -> list[str]:
                 yield from pages(target) if isinstance(target, list) else [target]
 
     return list(pages(site["nav"]))
-
-
-def prose(page: Path) -> str:
-    """A page without its blocks of code."""
-    return FENCED.sub("", page.read_text(encoding="utf-8"))
 
 
 def links(page: Path) -> list[tuple[str, str]]:
