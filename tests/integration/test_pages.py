@@ -116,8 +116,6 @@ EXPECTED: dict[str, str | Path | Callable[[Path], None]] = {
     "snakemake partial --configfile my.yaml": lambda folder: has_partial(folder),
     "snakemake results/output.describe.rank3.jsonl --cores all --configfile my.yaml": RANK_FILE,
     "python workflow/scripts/infer.py --config results/output.describe.config.yaml "
-    "--num-shards 8 --rank 3": RANK_FILE,
-    "python workflow/scripts/infer.py --config results/output.describe.config.yaml "
     "--num-shards 8 --rank 3 --threads 8": RANK_FILE,
     "cp -r profiles/slurm profiles/mine": Path("profiles/mine/profile.yaml"),
     # The profile's gpu=8 is the number of shards so far, so nothing is left.

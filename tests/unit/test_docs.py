@@ -63,8 +63,8 @@ def test_links_lead_somewhere(page):
 
 def test_the_links_are_found():
     assert ("docs/tasks.md", "") in links(PROJECT / "README.md")
-    assert ("cluster.md", "failed-shards") in links(PROJECT / "docs" / "resume.md")
-    assert "failed-shards" in anchors(PROJECT / "docs" / "cluster.md")
+    assert ("resume.md", "when-a-sample-counts-as-done") in links(PROJECT / "docs" / "plan.md")
+    assert "when-a-sample-counts-as-done" in anchors(PROJECT / "docs" / "resume.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
@@ -107,7 +107,7 @@ def messages_of_the_source() -> list[str]:
 
 
 def test_the_messages_of_the_help_page_are_in_the_source():
-    page = (PROJECT / "docs" / "faq.md").read_text(encoding="utf-8")
+    page = (PROJECT / "docs" / "messages.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(quoted) > 40
     texts = messages_of_the_source()

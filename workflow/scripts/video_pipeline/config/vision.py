@@ -48,7 +48,7 @@ class Vision(Section):
     use_audio_in_video: bool = Field(
         default=False,
         description="Whether the model also hears the videos: for Qwen2.5-Omni and Qwen3-Omni, see "
-        "[Sound](../docs/vision.md#sound).",
+        "[Sound](../docs/sound.md).",
     )
     resize: Literal["native", "exact"] = Field(
         default="native",
@@ -62,7 +62,7 @@ class Vision(Section):
         "decoder, in every decode process; videos that it cannot decode go to the "
         "CPU. `auto`: a few decode processes use the GPU's decoder if there is one. "
         "The GPU's decoder needs memory beyond `vllm.gpu_memory_utilization`, see "
-        "[Throughput](../docs/throughput.md#the-decoder-on-the-gpu).",
+        "[The decoder on the GPU](../docs/nvdec.md).",
     )
 
     @model_validator(mode="after")

@@ -107,7 +107,7 @@ def _check_hears(config: Config, name: str, dataset: type[BaseDataset]) -> None:
     from video_pipeline.data.clips import ClipsDataset
     from video_pipeline.data.video import VideoDataset
 
-    recipe = 'docs/vision.md, "Sound", has a recipe with transcripts for all other models'
+    recipe = "docs/sound.md has a recipe with transcripts for all other models"
     if family_of(config) not in ("qwen_omni", None):
         raise UserError(
             f"vision.use_audio_in_video: vllm.model {config.vllm.model} hears no sound. The omni "
