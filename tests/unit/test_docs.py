@@ -9,17 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import PROJECT, SCRIPTS
+from pages import PAGES, prose
 from qwen_vl_utils.vision_process import smart_nframes, smart_resize
 from video_pipeline.config import Vision
 
 from benchmarks import model_memory
 
-PAGES = [
-    *(PROJECT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
-    PROJECT / "config" / "README.md",
-    *sorted((PROJECT / "docs").glob("*.md")),
-]
-FENCED = re.compile(r"^( *)(```+).*?^\1\2$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -40,11 +35,6 @@ def navigation() -> list[str]:
                 yield from pages(target) if isinstance(target, list) else [target]
 
     return list(pages(site["nav"]))
-
-
-def prose(page: Path) -> str:
-    """A page without its blocks of code."""
-    return FENCED.sub("", page.read_text(encoding="utf-8"))
 
 
 def links(page: Path) -> list[tuple[str, str]]:
@@ -73,8 +63,8 @@ def test_links_lead_somewhere(page):
 
 def test_the_links_are_found():
     assert ("docs/tasks.md", "") in links(PROJECT / "README.md")
-    assert ("cluster.md", "failed-shards") in links(PROJECT / "docs" / "resume.md")
-    assert "failed-shards" in anchors(PROJECT / "docs" / "cluster.md")
+    assert ("resume.md", "when-a-sample-counts-as-done") in links(PROJECT / "docs" / "plan.md")
+    assert "when-a-sample-counts-as-done" in anchors(PROJECT / "docs" / "resume.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
@@ -117,7 +107,7 @@ def messages_of_the_source() -> list[str]:
 
 
 def test_the_messages_of_the_help_page_are_in_the_source():
-    page = (PROJECT / "docs" / "faq.md").read_text(encoding="utf-8")
+    page = (PROJECT / "docs" / "messages.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(quoted) > 40
     texts = messages_of_the_source()

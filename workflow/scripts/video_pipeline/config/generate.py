@@ -86,7 +86,9 @@ def _short_names() -> list[str]:
     lines += [f"| `{short}` | `{key}` |" for short, key in SHORT_NAMES.items()]
     lines += [
         "",
-        "    snakemake --cores all --resources gpu=1 --config input=videos/ model=MODEL",
+        "```bash",
+        "snakemake --cores all --resources gpu=1 --config input=videos/ model=MODEL",
+        "```",
         "",
     ]
     return [*lines, "It is an error if a file gives the long key another value."]

@@ -31,7 +31,7 @@ class Vision(Section):
 
     use_audio_in_video: bool = False
     """Whether the model also hears the videos: for Qwen2.5-Omni and Qwen3-Omni, see
-    [Sound](../docs/vision.md#sound)."""
+    [Sound](../docs/sound.md)."""
     resize: Literal["native", "exact"] = "native"
     """`native`: the fast uint8 resize of transformers' own Qwen video processor. `exact`: the
     resize of qwen-vl-utils, equal to the last bit, and much slower."""
@@ -39,7 +39,7 @@ class Vision(Section):
     """Which decoder reads videos. `cpu`: the CPU. `nvdec`: the GPU's own decoder, in every decode
     process; videos that it cannot decode go to the CPU. `auto`: a few decode processes use the
     GPU's decoder if there is one. The GPU's decoder needs memory beyond
-    `vllm.gpu_memory_utilization`, see [Throughput](../docs/throughput.md#the-decoder-on-the-gpu).
+    `vllm.gpu_memory_utilization`, see [The decoder on the GPU](../docs/nvdec.md).
     """
 
     @model_validator(mode="after")

@@ -69,7 +69,7 @@ def for_any_model(dataset: type[BaseDataset]) -> type[BaseDataset]:
 
 def _check_hears(config: Config, name: str, dataset: type[BaseDataset]) -> None:
     """Raise :class:`UserError` if the model, or ``dataset``, a built-in one, takes no sound."""
-    recipe = 'docs/vision.md, "Sound", has a recipe with transcripts for all other models'
+    recipe = "docs/sound.md has a recipe with transcripts for all other models"
     if family_of(config) not in ("qwen_omni", None):
         raise UserError(
             f"vision.use_audio_in_video: vllm.model {config.vllm.model} hears no sound. The omni "

@@ -1,4 +1,4 @@
-"""The summary of a run as a table. docs/report.md says what each number means."""
+"""The summary of a run as a table. docs/numbers.md says what each number means."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How fast a run was and how much it took, from the statistics of its attempts.
 
-docs/report.md says what each number means.
+docs/numbers.md says what each number means.
 """
 
 from __future__ import annotations

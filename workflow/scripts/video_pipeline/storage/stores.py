@@ -208,7 +208,7 @@ def _hint(error: Exception) -> str:
     """What the clients do not say: without credentials they ask the cloud's machine for some."""
     texts = ("169.254.169.254", "Account must be specified", "401 ")
     if any(text in str(error) for text in texts):
-        return ". The environment has no credentials for it: docs/input.md names the variables"
+        return ". The environment has no credentials for it: docs/remote.md names the variables"
     return ""
 
 
