@@ -30,7 +30,7 @@ class _Needs(NamedTuple):
 
     stamp: int | None
     is_always_needed: bool
-    packets: frozenset[int] = frozenset()
+    packets: tuple[int, ...] = ()
 
 
 class _Unknown(Exception):
@@ -63,7 +63,7 @@ class References(ABC):
             needs = self._packets[ordinal]
             if needs.is_always_needed or needs.stamp in wanted or ordinal in needed:
                 needed.add(ordinal)
-                needed |= needs.packets
+                needed.update(needs.packets)
         return needed
 
     @abstractmethod
@@ -153,7 +153,7 @@ class _Av1References(References):
                 for slot in range(_SLOTS):
                     if header.stored >> slot & 1:
                         self._slots[slot] = ordinal
-        packets = frozenset(p for p in made_from if p is not None and p != ordinal)
+        packets = tuple(p for p in made_from if p is not None and p != ordinal)
         return _Needs(stamp, is_start or not is_frame, packets)
 
 
