@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -126,6 +127,23 @@ def test_damage_gives_no_other_frames(clips: Path, tmp_path: Path, name: str) ->
         else:
             assert found is not None
             assert torch.equal(found, expected)
+
+
+def test_the_sequence_header_may_stand_in_the_box_of_the_file_alone(clips: Path) -> None:
+    with av.open(str(clips / "default.mp4")) as container:
+        box = container.streams.video[0].codec_context.extradata or b""
+        packets = [(packet.pts, bytes(packet)) for packet in container.demux() if packet.size]
+    sequence = packets[0][1][: 2 + packets[0][1][1]]
+    assert sequence[0] >> 3 == 1
+    needed = []
+    for data, left_out in [(b"", b""), (box[:4] + sequence, sequence)]:
+        references = references_of("av1", data)
+        assert references is not None
+        for stamp, packet in packets:
+            references.add(stamp, packet.removeprefix(left_out))
+        needed.append(references.needed({packets[50][0]}))
+    assert needed[0] == needed[1]
+    assert len(needed[0]) < 20
 
 
 def test_a_damaged_header_needs_all_packets(clips: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Set
+from contextlib import suppress
 from typing import NamedTuple
 
 from video_pipeline.video.bits import Bits
@@ -75,7 +76,7 @@ def references_of(codec: str, extradata: bytes) -> References | None:
     packets reach the decoder."""
     if codec == "hevc":
         return _HevcReferences(extradata)
-    return _Av1References() if codec == "av1" else None
+    return _Av1References(extradata) if codec == "av1" else None
 
 
 _HEVC_SLICES = range(32)  # Numbers of nal_unit_type (table 7-1).
@@ -114,6 +115,7 @@ _KEY, _INTRA_ONLY, _SWITCH = 0, 2, 3  # Numbers of frame_type (6.8.2).
 _SLOTS, _USED_SLOTS = 8, 7  # Frames that the decoder keeps, and that one may be made from.
 _ALL_SLOTS = (1 << _SLOTS) - 1
 _BY_FRAME = 2  # Each frame says whether it has the tool (SELECT_SCREEN_CONTENT_TOOLS, 3).
+_AV1C, _AV1C_BYTES = b"\x81", 4  # Marker and version of the box, and its size before the OBUs.
 _FRAME_HEADER_BYTES = 32  # What is read of the header ends before.
 
 
@@ -133,10 +135,15 @@ class _FrameHeader(NamedTuple):
 
 
 class _Av1References(References):
-    def __init__(self) -> None:
+    """The sequence header may stand in the av1C box of the file alone."""
+
+    def __init__(self, extradata: bytes) -> None:
         super().__init__()
         self._sequence: _Sequence | None = None
         self._slots: list[int | None] = [None] * _SLOTS  # Ordinals of packets.
+        if extradata[:1] == _AV1C:
+            with suppress(_Unknown, IndexError):
+                self._needs(None, extradata[_AV1C_BYTES:])
 
     def _needs(self, stamp: int | None, packet: bytes) -> _Needs:
         ordinal, is_frame, is_start = len(self._packets), False, False
