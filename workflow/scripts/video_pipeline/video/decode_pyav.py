@@ -37,6 +37,9 @@ def decode_frames(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
             video.damage = None
             for stamp, frame in decode(video, positions[done:], shortcuts):
                 position = positions[done]
+                # A decoder may show an old picture in place of one that damage has cost it.
+                if shortcuts and video.damage and video.index.references:
+                    break
                 # Without shortcuts the next frame will do if none is lost.
                 is_next = not video.damage and bisect_left(video.stamps, stamp) <= position + 1
                 if stamp != video.stamps[position] and (shortcuts or not is_next):
@@ -66,11 +69,11 @@ def decode(
     Args:
         positions: Numbers of frames in the video, ascending.
         shortcuts: Pass over groups of pictures that hold none of the frames; in H.264, have the
-            decoder drop pictures that no other is made from (most B-frames). Neither changes a
-            pixel of the frames that come out, but a few files mislead it: those whose packets
-            claim to be key frames and are not, and those whose order the decoder would guess from
-            the dropped pictures. Then a frame is missing. Without shortcuts the file is decoded
-            from its start.
+            decoder drop pictures that no other is made from (most B-frames); in HEVC and AV1, leave
+            out packets that none of the frames is made from. None of it changes a pixel of the
+            frames that come out, but a few files mislead it: those whose packets claim to be key
+            frames and are not, and those whose order the decoder would guess from the dropped
+            pictures. Then a frame is missing. Without shortcuts the file is decoded from its start.
 
     Yields:
         For each position the first frame that is not before it: its time in units of
@@ -80,7 +83,10 @@ def decode(
         VideoReadError: The colours of a frame cannot be converted.
     """
     wanted = {video.stamps[position] for position in positions}
-    drops = shortcuts and video.decoder.name == "h264" and not video.index.is_counted
+    may_drop = shortcuts and not video.index.is_counted
+    drops = may_drop and video.decoder.name == "h264"
+    references = video.index.references if may_drop else None
+    needed = None if references is None else references.needed(wanted)
     convert = ToRgb(video)
     frames: deque[VideoFrame] = deque()
     frame: VideoFrame | None = None
@@ -98,6 +104,8 @@ def decode(
                 packet = video.read()
                 if packet is None:
                     return
+                if needed is not None and packet.size and video.position - 1 not in needed:
+                    continue
                 droppable = drops and stamp_of(packet) not in wanted
                 video.decoder.skip_frame = "NONREF" if droppable else "DEFAULT"
                 frames.extend(video.decode(packet))

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from video_pipeline.video.bits import Bits
+
 SLICES, SPS = (1, 5), 7  # Numbers of nal_unit_type, 5 in an IDR picture (table 7-1).
 _IDR = 5
 _HEADER_BYTES = 512
@@ -63,7 +65,7 @@ class FieldPairs:
         """Whether ``packet`` holds the second field of the frame that the last packet began."""
         first, self._first = self._first, None
         try:
-            for unit in self._units(packet):
+            for unit in unit_starts(packet, self._length_bytes):
                 kind = unit[0] & 31
                 if kind == SPS:
                     self._learn(unit)
@@ -82,19 +84,9 @@ class FieldPairs:
             pass
         return False
 
-    def _units(self, packet: bytes) -> Iterator[bytes]:
-        """The start of each NAL unit."""
-        if self._length_bytes:
-            for unit in units_by_length(packet, self._length_bytes):
-                yield unit[:_HEADER_BYTES]
-        else:
-            offset = 0
-            while (offset := packet.find(b"\0\0\1", offset) + 3) > 2 and offset < len(packet):
-                yield packet[offset : offset + _HEADER_BYTES]
-
     def _learn(self, unit: bytes) -> None:
         """Read a sequence parameter set (7.3.2.1.1)."""
-        bits = _Bits(unit[1:])
+        bits = Bits.of_unit(unit[1:])
         profile = bits.take(8)
         bits.take(16)  # Constraint flags and level.
         bits.exp_golomb()
@@ -131,13 +123,25 @@ class FieldPairs:
         sequence = self._sequence
         if sequence is None or not sequence.has_fields:
             return None
-        bits = _Bits(unit[1:64])
+        bits = Bits.of_unit(unit[1:64])
         for _ in range(3):  # First macroblock, slice type, parameter set.
             bits.exp_golomb()
         if sequence.has_colour_planes:
             bits.take(2)
         frame_num = bits.take(sequence.frame_num_bits)
         return _Field(frame_num, bool(bits.take(1))) if bits.take(1) else None
+
+
+def unit_starts(packet: bytes, length_bytes: int) -> Iterator[bytes]:
+    """The start of each NAL unit of a packet of H.264 or HEVC, in which each unit follows its
+    length, a number of ``length_bytes`` bytes, or if that is 0 a start code."""
+    if length_bytes:
+        for unit in units_by_length(packet, length_bytes):
+            yield unit[:_HEADER_BYTES]
+    else:
+        offset = 0
+        while (offset := packet.find(b"\0\0\1", offset) + 3) > 2 and offset < len(packet):
+            yield packet[offset : offset + _HEADER_BYTES]
 
 
 def units_by_length(data: bytes, length_bytes: int) -> Iterator[bytes]:
@@ -153,38 +157,6 @@ def units_by_length(data: bytes, length_bytes: int) -> Iterator[bytes]:
 
 def slice_type(unit: bytes) -> int:
     """``slice_type`` of the NAL unit of a slice (7.3.3)."""
-    bits = _Bits(unit[1:64])
+    bits = Bits.of_unit(unit[1:64])
     bits.exp_golomb()  # First macroblock.
     return bits.exp_golomb()
-
-
-class _Bits:
-    """Reads a NAL unit bit by bit. Raises :class:`IndexError` if it ends too early."""
-
-    def __init__(self, unit: bytes) -> None:
-        data = unit.replace(b"\0\0\3", b"\0\0")  # Emulation prevention (7.4.1).
-        self._value, self._left = int.from_bytes(data), 8 * len(data)
-
-    def take(self, count: int) -> int:
-        """The next ``count`` bits as a number."""
-        self._left -= count
-        if self._left < 0:
-            raise IndexError
-        return self._value >> self._left & (1 << count) - 1
-
-    def exp_golomb(self) -> int:
-        """The next Exp-Golomb code, ue(v) (9.1)."""
-        zeros = 0
-        while not self.take(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.take(zeros)
-
-    def skip_scaling_list(self, size: int) -> None:
-        """Skip a scaling list of ``size`` numbers (7.3.2.1.1.1)."""
-        last = following = 8
-        for _ in range(size):
-            if following:
-                code = self.exp_golomb()
-                delta = (code + 1) // 2 if code % 2 else -(code // 2)
-                following = (last + delta) % 256
-            last = following or last

@@ -11,6 +11,7 @@ from av.format import Flags
 
 from video_pipeline.video.demuxer import Demuxer, EntryPoint
 from video_pipeline.video.errors import VideoReadError, note_damage
+from video_pipeline.video.references import References, references_of
 from video_pipeline.video.timeline import Timeline, stamp_of
 
 SEEKABLE_CODECS = frozenset(
@@ -42,6 +43,7 @@ class PacketIndex:
         keys: When the frames begin that can be decoded without others.
         entries: The packets that decoding can start from.
         start: The first packet.
+        references: What each packet is made from; None if that is not told.
         damage: What was wrong with a packet, else None.
     """
 
@@ -52,6 +54,7 @@ class PacketIndex:
     keys: set[int] = field(default_factory=set)
     entries: list[EntryPoint] = field(default_factory=list)
     start: EntryPoint = _FILE_START
+    references: References | None = None
     damage: str | None = None
 
 
@@ -62,7 +65,8 @@ def index_packets(demuxer: Demuxer) -> PacketIndex:
     assert timeline is not None
     assert time_base is not None
     codec = demuxer.decoder.codec.canonical_name
-    index = PacketIndex(time_base, is_seekable=codec in SEEKABLE_CODECS)
+    references = references_of(codec, demuxer.decoder.extradata or b"")
+    index = PacketIndex(time_base, is_seekable=codec in SEEKABLE_CODECS, references=references)
     errors_before, _ = av.logging.get_last_error()
     is_ascending = _read_packets(demuxer, timeline, index)
     errors, error = av.logging.get_last_error()
@@ -121,9 +125,11 @@ def _read_packets(demuxer: Demuxer, timeline: Timeline, index: PacketIndex) -> b
     is_ascending, previous = True, -math.inf
     while (packet := demuxer.read()) is not None:
         stamp = stamp_of(packet)
+        if stamp is None and packet.size == 0:
+            break
+        if index.references is not None:
+            index.references.add(stamp, bytes(packet))
         if stamp is None:
-            if packet.size == 0:
-                break
             index.is_counted = True
             continue
         # A seek would leave this state of the decoder behind.
