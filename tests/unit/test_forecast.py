@@ -64,6 +64,17 @@ def test_of_a_changed_input_it_counts_the_lines(split_run: Splitter) -> None:
     )
 
 
+@pytest.mark.parametrize("version", ["", '"version": 1,'])
+def test_chunks_of_an_earlier_version_need_no_command(split_run: Splitter, version: str) -> None:
+    manifest = split_run.layout.manifest
+    text = manifest.read_text()
+    assert '"version": 3,' in text
+    manifest.write_text(text.replace('"version": 3,', version))
+    assert said(split_run) == (
+        "an earlier version split it: it is split again, and what is answered is found"
+    )
+
+
 def test_it_says_what_it_cannot_know(splitting: Splitter) -> None:
     splitting.run.write_samples(samples(3))
     assert said(splitting) == (

@@ -1,4 +1,5 @@
-"""Finds secrets in a configuration, by the names of their keys. A configuration is written beside
+"""Finds secrets in a configuration, by the names of their keys, and by the form of values that well
+known services give out. A configuration is written beside
 the output and on the dataset card, so secrets belong into the environment.
 
 A name is split into its words (``apiKey``, ``API-KEY`` and ``apikey`` alike), and as in English the
@@ -39,6 +40,13 @@ _OF_TEXT = frozenset(
 _IN_TEXT_TOKENS = re.compile(r"[\s<>|\[\]]")
 """Characters of many tokens of language models, and of no secret token."""
 
+_HUB_TOKEN = r"hf_[A-Za-z0-9]{30,}"
+_KNOWN_FORM = re.compile(
+    rf"\b({_HUB_TOKEN}|sk-(proj|ant|svcacct)-[\w-]{{20,}}|sk-[A-Za-z0-9]{{32,}}"
+    r"|gh[opsu]_[A-Za-z0-9]{36}|github_pat_\w{22,}|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16})\b"
+)
+"""Tokens of the Hugging Face hub, OpenAI, Anthropic, GitHub, GitLab and AWS."""
+
 _DESCRIPTION = frozenset({"type", "enum", "$ref", "prompt", "prompt_file", "description"})
 """Keys of a mapping that describes a field, as in a JSON Schema, or asks a question."""
 
@@ -62,7 +70,7 @@ def secrets_in(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
         for name, entry in value.items():
             where = f"{place}.{name}" if place else str(name)
             if is_secret(str(name), entry):
-                yield where, _variable(str(name))
+                yield where, _variable(str(name), entry)
             else:
                 yield from secrets_in(entry, where)
 
@@ -77,6 +85,8 @@ def is_secret(name: str, value: Any) -> bool:
         return not described and any(is_secret(name, entry) for entry in value.values())
     if isinstance(value, bool) or not value or not isinstance(value, str | int):
         return False
+    if _KNOWN_FORM.search(str(value)):
+        return True
     *before, last = _words(name) or [""]
     noun = last.removesuffix("s")
     if noun in _ALWAYS:
@@ -97,9 +107,11 @@ def _words(name: str) -> list[str]:
     return words
 
 
-def _variable(name: str) -> str:
-    """The environment variable for the secret ``name``."""
-    *before, last = _words(name)
+def _variable(name: str, value: Any) -> str:
+    """The environment variable for the secret ``name`` with this ``value``."""
+    *before, last = _words(name) or ["secret"]
+    if re.search(_HUB_TOKEN, str(value)):
+        return "HF_TOKEN"
     if last.startswith("token") and (not before or not _HUB.isdisjoint(before)):
         return "HF_TOKEN"  # vLLM and the Hugging Face libraries read it.
     return "_".join([*before, last]).upper()
