@@ -79,7 +79,6 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"
     [
         (f"hf_{LETTERS}", "HF_TOKEN"),
         (f"Authorization: Bearer hf_{LETTERS}", "HF_TOKEN"),
-        ([f"hf_{LETTERS}"], "HF_TOKEN"),
         (f"sk-proj-{LETTERS}", "X_Y"),
         (f"sk-{LETTERS}", "X_Y"),
         (f"ghp_{LETTERS}", "X_Y"),
@@ -88,6 +87,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"
 )
 def test_a_known_form_of_a_secret_under_any_key(value: Any, variable: str) -> None:
     assert list(secrets_in({"task_params": {"xY": value}})) == [("task_params.xY", variable)]
+    assert [place for place, _ in secrets_in({"plugins": ["a.py", value]})] == ["plugins.1"]
 
 
 @pytest.mark.parametrize("value", ["hf_model", "sk-learn-based-classification-of-clips", "hf-a/b"])

@@ -40,9 +40,8 @@ _OF_TEXT = frozenset(
 _IN_TEXT_TOKENS = re.compile(r"[\s<>|\[\]]")
 """Characters of many tokens of language models, and of no secret token."""
 
-_HUB_TOKEN = r"hf_[A-Za-z0-9]{30,}"
 _KNOWN_FORM = re.compile(
-    rf"\b({_HUB_TOKEN}|sk-(proj|ant|svcacct)-[\w-]{{20,}}|sk-[A-Za-z0-9]{{32,}}"
+    r"\b(hf_[A-Za-z0-9]{30,}|sk-(proj|ant|svcacct)-[\w-]{20,}|sk-[A-Za-z0-9]{32,}"
     r"|gh[opsu]_[A-Za-z0-9]{36}|github_pat_\w{22,}|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16})\b"
 )
 """Tokens of the Hugging Face hub, OpenAI, Anthropic, GitHub, GitLab and AWS."""
@@ -63,14 +62,17 @@ _COMPOUND = re.compile(
 def secrets_in(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Yield the place of each secret in a configuration (or in the part of it at ``place``), such
     as ``vllm.hf_token``, and the environment variable for it."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, str) and (found := _KNOWN_FORM.search(value)):
+        is_hub_token = found[0].startswith("hf_")
+        yield place, "HF_TOKEN" if is_hub_token else _variable(place.rpartition(".")[2])
+    elif isinstance(value, list | tuple):
         for i, entry in enumerate(value):
             yield from secrets_in(entry, f"{place}.{i}")
     elif isinstance(value, dict):
         for name, entry in value.items():
             where = f"{place}.{name}" if place else str(name)
             if is_secret(str(name), entry):
-                yield where, _variable(str(name), entry)
+                yield where, _variable(str(name))
             else:
                 yield from secrets_in(entry, where)
 
@@ -85,8 +87,6 @@ def is_secret(name: str, value: Any) -> bool:
         return not described and any(is_secret(name, entry) for entry in value.values())
     if isinstance(value, bool) or not value or not isinstance(value, str | int):
         return False
-    if _KNOWN_FORM.search(str(value)):
-        return True
     *before, last = _words(name) or [""]
     noun = last.removesuffix("s")
     if noun in _ALWAYS:
@@ -107,11 +107,9 @@ def _words(name: str) -> list[str]:
     return words
 
 
-def _variable(name: str, value: Any) -> str:
-    """The environment variable for the secret ``name`` with this ``value``."""
+def _variable(name: str) -> str:
+    """The environment variable for the secret ``name``."""
     *before, last = _words(name) or ["secret"]
-    if re.search(_HUB_TOKEN, str(value)):
-        return "HF_TOKEN"
     if last.startswith("token") and (not before or not _HUB.isdisjoint(before)):
         return "HF_TOKEN"  # vLLM and the Hugging Face libraries read it.
     return "_".join([*before, last]).upper()
