@@ -44,7 +44,11 @@ try:
     from vllm.renderers.inputs.preprocess import parse_model_prompt
     from vllm.renderers.params import ChatParams
     from vllm.renderers.registry import renderer_from_config
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.sampling_params import (
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        StructuredOutputsParams,
+    )
     from vllm.tokenizers.registry import cached_tokenizer_from_config
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -60,6 +64,7 @@ __all__ = [
     "CompletionOutput",
     "EngineDeadError",
     "LoRARequest",
+    "RepetitionDetectionParams",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
