@@ -85,8 +85,13 @@ def test_what_vllm_refuses_is_said_in_one_line(model, vllm, sampling, message):
 
 def test_mappings_in_sampling_are_objects_of_vllm(model):
     repetition = {"max_pattern_size": 20, "min_pattern_size": 2, "min_count": 3}
-    sampling = {"structured_outputs": {"choice": ["a"]}, "repetition_detection": repetition}
+    sampling = {
+        "structured_outputs": {"choice": ["a"]},
+        "repetition_detection": repetition,
+        "logit_bias": {"3": 1.5},  # as in the resolved configuration
+    }
     parameters = VllmEngine(config_of(model, sampling))._sampling
+    assert parameters.logit_bias == {3: 1.5}
     assert parameters.structured_outputs.grammar == 'root ::= "a"'  # what vLLM made of it
     assert parameters.repetition_detection.max_pattern_size == 20
 

@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 
 import pytest
+import yaml
 from helpers import PROJECT
 from video_pipeline.config import load_config
 from video_pipeline.config import vllm_names as names
@@ -104,6 +105,15 @@ def test_a_value_of_a_wrong_type_is_found(engine):
     message = message_of(stages=[{"name": "one"}, {"name": "two", "sampling": {"stop": 3}}])
     assert "stage two: " in message
     assert "sampling.stop: got 3, " in message
+
+
+def test_the_resolved_configuration_is_taken_again():
+    sampling = {"logit_bias": {3: 1.5}, "stop": ["."], "seed": 3, "ignore_eos": True}
+    vllm = {"limit_mm_per_prompt": {"video": 2}, "hf_overrides": {"a": {1: None}}}
+    resolved = load_config({"sampling": sampling, "vllm": vllm}).to_yaml()
+    assert load_config(yaml.safe_load(resolved)).to_yaml() == resolved
+    message = message_of(sampling={"logit_bias": {"three": 1.5}})
+    assert "sampling.logit_bias: got {'three': 1.5}, expected dict[int, float] | null" in message
 
 
 def test_engine_arguments_are_read_as_vllm_reads_them():

@@ -61,7 +61,8 @@ def wrong_values(section: str, settings: Mapping[str, Any]) -> list[str]:
             continue
         kind: Any = ForwardRef(known.get(name, "Any"))
         try:
-            TypeAdapter(kind).validate_python(value, strict=strict)
+            # As JSON: there all keys are texts, as in the resolved configuration.
+            TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=strict)
         except ValidationError:
             expected = known[name].replace("None", "null")
             faults.append(f"{section}.{name}: got {value!r}, expected {expected}")

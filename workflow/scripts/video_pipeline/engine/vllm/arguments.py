@@ -152,7 +152,9 @@ def sampling_params(config: Config) -> SamplingParams:
 
 def final_only(settings: Mapping[str, Any]) -> SamplingParams:
     """vLLM's parameters for ``settings``: an answer comes when it is whole."""
-    objects = {}
+    objects: dict[str, Any] = {}
+    if settings.get("logit_bias"):  # In the resolved configuration its keys are texts.
+        objects["logit_bias"] = {int(token): v for token, v in settings["logit_bias"].items()}
     for name, of_vllm in _SAMPLING_OBJECTS.items():
         if settings.get(name) is not None:
             # vLLM would ignore a name that it does not know.
