@@ -131,7 +131,8 @@ def test_the_processes_of_a_job_are_killed(started, undisturbed):
     (first,) = watch()
     shared_memory = Path(first.cmdline()[-1])
     first.kill()
-    wait_until(lambda: watch() and watch() != [first], "there is another watch process")
+    # Looked up once: between two looks the killed one may vanish, with no other there yet.
+    wait_until(lambda: (now := watch()) and now != [first], "there is another watch process")
     assert shared_memory.exists()
     job.kill()
     wait_until(lambda: not shared_memory.exists(), "the shared memory is gone")

@@ -109,6 +109,21 @@ def test_a_setting_that_cannot_work_is_said_once(run):
     assert "engine core" not in again.lower()  # it was not started
 
 
+def test_an_engine_that_was_killed_as_it_started_is_said_so():
+    from video_pipeline.engine.vllm.engine import VllmEngine
+
+    engine = object.__new__(VllmEngine)
+    engine._causes, engine._processes = None, []
+    # vLLM 0.32's words when its process got SIGKILL in load_model, and nothing stood above
+    error = RuntimeError(
+        "Engine core initialization failed. See root cause above. "
+        "Failed core proc(s): {'EngineCore': -9}"
+    )
+    assert engine._why(error) == (
+        "its process EngineCore ended: killed by SIGKILL, perhaps by the kernel for lack of memory"
+    )
+
+
 # --- one request ----------------------------------------------------------------------------------
 
 

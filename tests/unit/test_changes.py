@@ -130,7 +130,9 @@ def test_without_resume_nothing_is_compared(
     splitting(samples(1), run_id="one").finish("0")
     splitting.run.configure(sampling={"max_tokens": 13})
     splitting(run_id="two")
+    splitting()
     assert not said(caplog)
+    assert "are not used" not in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1, "fingerprint": {}}'])
@@ -141,6 +143,24 @@ def test_a_damaged_settings_json_stops_nothing(splitting: Splitter, text: str) -
     assert JournalSettings.last(splitting.layout) is None
     assert splitting().pending == []
     assert JournalSettings.last(splitting.layout) is not None
+
+
+def test_answers_of_unknown_settings_are_told(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An early version left a journal without a settings.json, under another fingerprint."""
+    splitting(samples(3)).finish("0", "1")
+    (path,) = splitting.layout.journal.glob("*/settings.json")
+    path.unlink()
+    splitting()  # the same fingerprint: they are used
+    (path,) = splitting.layout.journal.glob("*/settings.json")
+    path.unlink()
+    assert "are not used" not in caplog.text
+    path.parent.rename(path.parent.with_name("0" * 32))
+    splitting()
+    (message,) = [text for text in caplog.messages if "are not used" in text]
+    assert message.startswith(f"{splitting.layout.journal} has 2 answers of an earlier version")
+    assert "3 of 3 samples will be inferred" in message
 
 
 def test_plan_says_it(splitting: Splitter, caplog: pytest.LogCaptureFixture) -> None:

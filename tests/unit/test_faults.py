@@ -7,6 +7,7 @@ import json
 import logging
 import logging.config
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +35,12 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (RuntimeError("No CUDA GPUs are available"), "environment"),
         (ValueError("Free memory on device cuda:0 (3.1/79 GiB) on startup is less"), "environment"),
         (OSError(errno.ENOSPC, "No space left on device"), "environment"),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "environment"),
+        (OSError(errno.EADDRINUSE, "Address already in use"), "environment"),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), "environment"),
+        (RuntimeError("can't start new thread"), "environment"),
+        (RuntimeError("Data processing error: CAS service error"), "environment"),  # hf_xet
+        (OSError("Consistency check failed: file should be of size 5"), "environment"),
         (OSError("We couldn't connect to 'https://huggingface.co'"), "environment"),
         (caused(RuntimeError("it did not load"), TimeoutError()), "environment"),
         (ValueError("No available memory for the cache blocks"), "refusal"),
@@ -52,13 +59,28 @@ def test_whose_fault(error, kind):
 # --- the hub -------------------------------------------------------------------------------------
 
 COMMIT = "c" * 40
+CUT = 0  # in place of a status: the connection ends within the answer
 FETCH = """
-import video_pipeline.model.processor as processor
-from video_pipeline.errors import Failure
+import sys
+from pathlib import Path
 
-processor._HUB_WAITS = (0.0, 0.0)
+from video_pipeline.common import hub
+from video_pipeline.config import load_config
+from video_pipeline.errors import Failure
+from video_pipeline.model.model import Model
+from video_pipeline.model.processor import processor_folder
+from video_pipeline.workflow.weights import fetch_weights
+
+hub.WAITS = (0.0, 0.0)
+config = load_config({"vllm": {"model": "some/model"}})
+fetch = {
+    "processor": lambda: processor_folder("some/model"),
+    "weights": lambda: fetch_weights(config),
+    "commit": lambda: Model.of(config).resolve_commit(Path(sys.argv[2])),
+}[sys.argv[1]]
 try:
-    print(open(processor.processor_folder("some/model") + "/config.json").read())
+    fetch()
+    print("done")
 except Failure as error:
     print(type(error).__name__)
 """
@@ -66,16 +88,20 @@ except Failure as error:
 
 @pytest.fixture
 def hub():
-    """A stand-in with one file; ``refusals`` are the statuses of its next answers."""
+    """A stand-in with two files; ``refusals`` are the statuses of its next answers."""
     refusals: list[int] = []
+    names = ["config.json", "model.safetensors"]
     files = {
         "/api/models/some/model/revision/main": json.dumps(
-            {"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": "config.json"}]}
+            {"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
         ),
-        f"/api/models/some/model/tree/{COMMIT}": json.dumps(
-            [{"type": "file", "path": "config.json", "size": 2, "oid": "1"}]
-        ),
-        f"/some/model/resolve/{COMMIT}/config.json": "{}",
+        **{
+            f"/api/models/some/model/tree/{revision}": json.dumps(
+                [{"type": "file", "path": name, "size": 2, "oid": "1"} for name in names]
+            )
+            for revision in ("main", COMMIT)
+        },
+        **{f"/some/model/resolve/{COMMIT}/{name}": "{}" for name in names},
     }
 
     class Hub(BaseHTTPRequestHandler):
@@ -83,15 +109,19 @@ def hub():
             path = self.path.partition("?")[0]
             body = files.get(path, "").encode()
             status = 200 if path in files else 404
-            if refusals and status == 200:
+            is_cut = False
+            if refusals and status == 200 and (refusals[0] != CUT or self.command == "GET"):
                 status = refusals.pop(0)
+            if status == CUT:
+                status, is_cut = 200, True
             self.send_response(status)
             self.send_header("Content-Length", str(len(body) if status == 200 else 0))
             self.send_header("ETag", '"1"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
             if status == 200 and self.command == "GET":
-                self.wfile.write(body)
+                self.wfile.write(body[:-1] if is_cut else body)
+                self.close_connection = is_cut
 
         do_HEAD = do_GET
 
@@ -106,17 +136,23 @@ def hub():
 
 
 @pytest.mark.parametrize(
-    ("refusals", "said"),
+    ("what", "refusals", "said"),
     [
-        ([503], "{}"),
-        ([429, 500], "{}"),
-        ([503] * 30, "EnvironmentFault"),
-        ([404] * 30, "UserError"),
-        ([401] * 30, "UserError"),
-        ([403] * 30, "UserError"),
+        ("processor", [503], "done"),
+        ("processor", [429, 500], "done"),
+        ("processor", [CUT], "done"),
+        ("processor", [503] * 30, "EnvironmentFault"),
+        ("processor", [CUT] * 100, "EnvironmentFault"),
+        ("processor", [404] * 30, "UserError"),
+        ("processor", [401] * 30, "UserError"),
+        ("processor", [403] * 30, "UserError"),
+        ("weights", [503, CUT], "done"),
+        ("weights", [CUT] * 100, "EnvironmentFault"),
+        ("commit", [429, 503], "done"),
+        ("commit", [503] * 30, "EnvironmentFault"),
     ],
 )
-def test_a_hub_that_is_busy_is_asked_again(hub, tmp_path, refusals, said):
+def test_a_hub_that_is_busy_is_asked_again(hub, tmp_path, what, refusals, said):
     hub.refusals += refusals
     environment = {
         **os.environ,
@@ -125,7 +161,11 @@ def test_a_hub_that_is_busy_is_asked_again(hub, tmp_path, refusals, said):
         "HF_HUB_OFFLINE": "0",
     }
     done = subprocess.run(
-        [sys.executable, "-c", FETCH], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", FETCH, what, str(tmp_path / "commits.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == said, done.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_of_a_changed_input_it_counts_the_lines(split_run: Splitter) -> None:
     assert said(split_run) == (
         "2 of 4 samples are pending: new or not finished; and samples.jsonl has changed: 7 lines, "
         "4 lines at the last split. Split will say how many samples are new"
+    )
+
+
+@pytest.mark.parametrize("version", [None, 1])
+def test_chunks_of_an_earlier_version_need_no_command(
+    split_run: Splitter, version: int | None
+) -> None:
+    manifest = split_run.layout.manifest
+    values = {**json.loads(manifest.read_text()), "version": version}
+    if version is None:  # as the first ones
+        del values["version"]
+    manifest.write_text(json.dumps(values))
+    assert said(split_run) == (
+        "an earlier version split it: it is split again, and what is answered is found"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 from video_pipeline.config import load_config
+from video_pipeline.config.vllm_names import known_names
 from video_pipeline.errors import TaskError
 from video_pipeline.run.fingerprint import (
     BASELINE,
@@ -399,7 +400,9 @@ def test_what_changes_no_answer_leaves_the_fingerprint(case):
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL_ENGINE_ARGUMENTS))
 def test_neutral_engine_arguments_leave_the_fingerprint(name):
-    assert print_of(vllm={name: 2}) == print_of()
+    kind = known_names()["vllm"][name].split("[")[0].split(" ")[0]
+    values = {"Any": 2, "bool": True, "dict": {"a": []}, "float": 0.5, "int": 2, "list": []}
+    assert print_of(vllm={name: values.get(kind, "a text")}) == print_of()
 
 
 def test_neutral_engine_arguments_are_names_of_vllm():

@@ -25,7 +25,6 @@ from video_pipeline.common.versions import SUMMARY
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import EnvironmentFault, UserError
 from video_pipeline.publish import places
-from video_pipeline.publish import publish as module
 from video_pipeline.publish.publish import publish
 from video_pipeline.run.layout import Layout
 from video_pipeline.storage import stores
@@ -372,7 +371,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         hub.created = None
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(module, "_HUB_WAITS", (0.0, 0.0))
+        monkeypatch.setattr("video_pipeline.common.hub.WAITS", (0.0, 0.0))
         monkeypatch.setenv("HF_TOKEN", "hf_x")
         yield hub
 

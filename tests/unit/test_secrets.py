@@ -71,6 +71,30 @@ def test_values_that_are_no_secrets(name: str, value: Any) -> None:
     assert list(secrets_in({name: value})) == []
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"
+
+
+@pytest.mark.parametrize(
+    ("value", "variable"),
+    [
+        (f"hf_{LETTERS}", "HF_TOKEN"),
+        (f"Authorization: Bearer hf_{LETTERS}", "HF_TOKEN"),
+        (f"sk-proj-{LETTERS}", "X_Y"),
+        (f"sk-{LETTERS}", "X_Y"),
+        (f"ghp_{LETTERS}", "X_Y"),
+        ("AKIAIOSFODNN7EXAMPLE", "X_Y"),
+    ],
+)
+def test_a_known_form_of_a_secret_under_any_key(value: Any, variable: str) -> None:
+    assert list(secrets_in({"task_params": {"xY": value}})) == [("task_params.xY", variable)]
+    assert [place for place, _ in secrets_in({"plugins": ["a.py", value]})] == ["plugins.1"]
+
+
+@pytest.mark.parametrize("value", ["hf_model", "sk-learn-based-classification-of-clips", "hf-a/b"])
+def test_what_only_begins_like_a_token(value: str) -> None:
+    assert list(secrets_in({"vllm": {"model": value}})) == []
+
+
 def test_numbers_may_be_passwords() -> None:
     assert is_secret("password", 123456)
     assert is_secret("pwd", "four words and spaces")

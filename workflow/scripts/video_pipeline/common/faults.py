@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import re
+import socket
 from collections.abc import Iterator
 
 from video_pipeline.errors import EnvironmentFault, Failure, UserError
@@ -23,6 +24,8 @@ _ERRNOS = {
     *(errno.ENOMEM, errno.ENOSPC, errno.EDQUOT),  # full
     *(errno.EMFILE, errno.ENFILE, errno.EAGAIN),  # no more files or processes
     *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.EREMOTEIO),  # broken
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.EADDRINUSE, socket.EAI_AGAIN),  # another took the port; no name server answers
 }
 
 _TEXTS = re.compile(
@@ -31,7 +34,9 @@ _TEXTS = re.compile(
     r"|NCCL|NVML|Gloo"
     # vLLM, if others use the device, too
     r"|Free memory on device|Error in memory profiling"
-    r"|couldn't connect to|Connection (refused|reset)|timed out",
+    r"|couldn't connect to|Connection (refused|reset)|timed out|can't start new thread"
+    # a download from the hub that broke off
+    r"|CAS service error|Consistency check failed",
     re.IGNORECASE,
 )
 """Messages of exceptions of general types, such as RuntimeError and ValueError."""

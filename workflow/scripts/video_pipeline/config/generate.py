@@ -31,9 +31,9 @@ key. Relative paths start from the working directory (`--directory`). An editor 
 understands JSON Schema completes and checks the keys with [`schema.json`](schema.json).
 
 A key that looks like a secret (`hf_token`, `api_key`, `password`, ..., in any spelling and
-at any depth) is an error, because the configuration is written beside the output. Put
-secrets into the environment: `HF_TOKEN` for the Hugging Face hub, or a variable that your
-plugin reads.
+at any depth) is an error, because the configuration is written beside the output. So is a
+token of a well-known service under any key (`hf_...`, `sk-...`, `ghp_...`). Put secrets into
+the environment: `HF_TOKEN` for the Hugging Face hub, or a variable that your plugin reads.
 
 The page is generated from `workflow/scripts/video_pipeline/config/` by `make config-docs`."""
 

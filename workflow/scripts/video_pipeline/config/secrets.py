@@ -1,4 +1,5 @@
-"""Finds secrets in a configuration, by the names of their keys. A configuration is written beside
+"""Finds secrets in a configuration, by the names of their keys, and by the form of values that well
+known services give out. A configuration is written beside
 the output and on the dataset card, so secrets belong into the environment.
 
 A name is split into its words (``apiKey``, ``API-KEY`` and ``apikey`` alike), and as in English the
@@ -39,6 +40,12 @@ _OF_TEXT = frozenset(
 _IN_TEXT_TOKENS = re.compile(r"[\s<>|\[\]]")
 """Characters of many tokens of language models, and of no secret token."""
 
+_KNOWN_FORM = re.compile(
+    r"\b(hf_[A-Za-z0-9]{30,}|sk-(proj|ant|svcacct)-[\w-]{20,}|sk-[A-Za-z0-9]{32,}"
+    r"|gh[opsu]_[A-Za-z0-9]{36}|github_pat_\w{22,}|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16})\b"
+)
+"""Tokens of the Hugging Face hub, OpenAI, Anthropic, GitHub, GitLab and AWS."""
+
 _DESCRIPTION = frozenset({"type", "enum", "$ref", "prompt", "prompt_file", "description"})
 """Keys of a mapping that describes a field, as in a JSON Schema, or asks a question."""
 
@@ -55,7 +62,10 @@ _COMPOUND = re.compile(
 def secrets_in(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Yield the place of each secret in a configuration (or in the part of it at ``place``), such
     as ``vllm.hf_token``, and the environment variable for it."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, str) and (found := _KNOWN_FORM.search(value)):
+        is_hub_token = found[0].startswith("hf_")
+        yield place, "HF_TOKEN" if is_hub_token else _variable(place.rpartition(".")[2])
+    elif isinstance(value, list | tuple):
         for i, entry in enumerate(value):
             yield from secrets_in(entry, f"{place}.{i}")
     elif isinstance(value, dict):
@@ -99,7 +109,7 @@ def _words(name: str) -> list[str]:
 
 def _variable(name: str) -> str:
     """The environment variable for the secret ``name``."""
-    *before, last = _words(name)
+    *before, last = _words(name) or ["secret"]
     if last.startswith("token") and (not before or not _HUB.isdisjoint(before)):
         return "HF_TOKEN"  # vLLM and the Hugging Face libraries read it.
     return "_".join([*before, last]).upper()

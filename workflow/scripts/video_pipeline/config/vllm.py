@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from video_pipeline.config.section import Count, Name, Section
-from video_pipeline.config.vllm_names import wrong_names
+from video_pipeline.config.vllm_names import wrong_names, wrong_values
 
 FIXED_TEMPLATE_KWARGS = frozenset({"add_generation_prompt", "return_dict", "tokenize"})
 """Arguments of a chat template that have one value here."""
@@ -20,17 +20,18 @@ class VllmSection(Section):
     model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="after")
-    def _names_are_vllms(self) -> Self:
-        section = type(self).__name__.lower()
-        if faults := wrong_names(section, self.model_extra or {}, type(self).model_fields):
+    def _are_vllms(self) -> Self:
+        section, settings = type(self).__name__.lower(), self.model_extra or {}
+        faults = wrong_names(section, settings, type(self).model_fields)
+        if faults := [*faults, *wrong_values(section, settings)]:
             raise ValueError("\n  ".join(faults))
         return self
 
 
 class Vllm(VllmSection):
-    """The model, and any other engine argument of vLLM by its own name. An unknown name is an error
-    before the run starts. If another version of vLLM than the tried one is installed, an unknown
-    name is only a warning, and vLLM itself decides when it starts."""
+    """The model, and any other engine argument of vLLM by its own name. An unknown name and a value
+    of a wrong type are errors before the run starts. If another version of vLLM than the tried one
+    is installed, they are only warnings, and vLLM itself decides when it starts."""
 
     model: Name = "Qwen/Qwen2.5-VL-7B-Instruct"
     """A name on the Hugging Face hub, or a local folder."""
@@ -73,8 +74,8 @@ class Vllm(VllmSection):
 
 
 class Sampling(VllmSection):
-    """Any field of vLLM's `SamplingParams` by its own name. Unknown names are handled as in the
-    section `vllm`."""
+    """Any field of vLLM's `SamplingParams` by its own name. Unknown names and wrong types are
+    handled as in the section `vllm`."""
 
     temperature: float = Field(default=0.0, ge=0)
     """0: greedy, which takes the most likely token each time."""

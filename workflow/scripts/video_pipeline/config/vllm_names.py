@@ -1,5 +1,6 @@
-"""The names of vLLM's engine arguments and sampling parameters, from a list: a wrong name is found
-before a job waits for a GPU, on a machine without vLLM, and with the simulated engine.
+"""The names and types of vLLM's engine arguments and sampling parameters, from a list: a wrong name
+or a value of a wrong type is found before a job waits for a GPU, on a machine without vLLM, and
+with the simulated engine.
 
 The list is in ``vllm_names.json``. This writes it anew, from the installed vLLM:
 
@@ -12,9 +13,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any, ForwardRef
+
+from pydantic import TypeAdapter, ValidationError
 
 from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.config.vllm_version import TRIED, installed_version
@@ -26,32 +30,46 @@ LIST = Path(__file__).with_name("vllm_names.json")
 
 
 @cache
-def known_names() -> dict[str, list[str]]:
-    """The names of the list, by section (``vllm``, ``sampling``)."""
-    names: dict[str, list[str]] = json.loads(LIST.read_text(encoding="utf-8"))
+def known_names() -> dict[str, dict[str, str]]:
+    """The names of the list by section (``vllm``, ``sampling``), and the type of each."""
+    names: dict[str, dict[str, str]] = json.loads(LIST.read_text(encoding="utf-8"))
     return names
 
 
-def wrong_names(section: str, names: Collection[str], own_names: Iterable[str]) -> list[str]:
+def wrong_names(section: str, names: Iterable[str], own_names: Iterable[str]) -> list[str]:
     """A message for each wrong one of the ``names`` in a section that are not its ``own_names``.
 
     If another vLLM is installed than the list was made from, it may know a name that the list
     lacks: then there is a warning, and the engine decides.
     """
-    known, newest = known_names()[section], TRIED[-1]
-    unknown = [name for name in names if name not in known]
-    if not unknown:
-        return []
-    faults = [_fault(section, name, [*known, *own_names], f"vLLM {newest}") for name in unknown]
-    installed = installed_version()
-    if installed in (None, newest):
-        return faults
-    for fault in faults:
-        _warn_once(f"{fault}; vLLM {installed} is installed, which looks at it when it starts")
-    return []
+    known = known_names()[section]
+    near, vllm = [*known, *own_names], f"vLLM {TRIED[-1]}"
+    return _for_this_vllm([_fault(section, n, near, vllm) for n in names if n not in known])
 
 
-def check_names(section: str, names: Iterable[str], known: list[str]) -> None:
+def wrong_values(section: str, settings: Mapping[str, Any]) -> list[str]:
+    """A message for each of vLLM's own ``settings`` in a section that has a value of a wrong type.
+    As with names, it may be right for another vLLM.
+
+    In most engine arguments vLLM reads ``"0.9"`` as a number, and null as not set; in sampling
+    parameters it reads nothing so: they would fail with the first request, or take ``"no"`` for
+    true.
+    """
+    known, strict, faults = known_names()[section], section == "sampling", []
+    for name, value in settings.items():
+        if value is None and not strict:
+            continue
+        kind: Any = ForwardRef(known.get(name, "Any"))
+        try:
+            # As JSON: there all keys are texts, as in the resolved configuration.
+            TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=strict)
+        except ValidationError:
+            expected = known[name].replace("None", "null")
+            faults.append(f"{section}.{name}: got {value!r}, expected {expected}")
+    return _for_this_vllm(faults)
+
+
+def check_names(section: str, names: Iterable[str], known: Collection[str]) -> None:
     """Raise :class:`UserError` for the first of ``names`` in a section that is not ``known`` to the
     imported vLLM, with the nearest one."""
     for name in names:
@@ -59,10 +77,20 @@ def check_names(section: str, names: Iterable[str], known: list[str]) -> None:
             raise UserError(_fault(section, name, known, "vLLM"))
 
 
-def _fault(section: str, name: str, known: list[str], vllm: str) -> str:
+def _fault(section: str, name: str, known: Iterable[str], vllm: str) -> str:
     """``vllm.max_num_seq: vLLM 0.32.0 has no such setting; did you mean vllm.max_num_seqs?``"""
     hint = did_you_mean(name, known, show=lambda close: f"{section}.{close}")
     return f"{section}.{name}: {vllm} has no such setting{hint}"
+
+
+def _for_this_vllm(faults: list[str]) -> list[str]:
+    """The ``faults``, if the list is that of the installed vLLM or there is none; else warnings."""
+    installed = installed_version()
+    if installed in (None, TRIED[-1]):
+        return faults
+    for fault in faults:
+        _warn_once(f"{fault}; vLLM {installed} is installed, which looks at it when it starts")
+    return []
 
 
 @cache

@@ -38,12 +38,12 @@ from video_pipeline.journal.format import clean_text
 from video_pipeline.journal.index import read_index
 from video_pipeline.model.processor import SIMULATED_MODEL, processor_folder
 from video_pipeline.report.plan import FLAGS, show_plan
-from video_pipeline.run.changes import JournalSettings
+from video_pipeline.run.changes import JournalSettings, warn_of_changes
 from video_pipeline.run.chunks import Chunk, ChunkEntry
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.run import DatasetNeeds, Run
-from video_pipeline.split.split import split, warn_of_changes
+from video_pipeline.split.split import split
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +125,7 @@ def _plan(own: Config, config: Config, layout: Layout, threads: int) -> dict[str
 
 def _warn_of_changes(run: Run, manifest: Manifest, chunk: Chunk) -> None:
     """Log what a run would infer again because the settings have changed."""
-    earlier = JournalSettings.last(run.layout) if run.config.data.resume else None
-    if earlier is None:
+    if not run.config.data.resume:
         return
     now = run.journal_settings()
     index = read_index(now.folder)
@@ -134,7 +133,7 @@ def _warn_of_changes(run: Run, manifest: Manifest, chunk: Chunk) -> None:
         any(index.find(*question) is None for question in entry.questions) for entry in chunk
     )
     if pending:
-        warn_of_changes(now, earlier, pending, manifest.samples)
+        warn_of_changes(now, JournalSettings.last(run.layout), pending, manifest.samples)
 
 
 async def _look(

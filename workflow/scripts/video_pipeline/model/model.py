@@ -14,6 +14,7 @@ from pathlib import Path
 
 from video_pipeline.common.faults import failure_of
 from video_pipeline.common.files import write_text
+from video_pipeline.common.hub import ask_hub
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.model.files import model_files
@@ -116,13 +117,20 @@ class Model:
     def _ask_hub(self) -> str:
         from huggingface_hub import HfApi
 
-        try:
-            info = HfApi().model_info(self.name, revision=self.revision, timeout=_TIMEOUT_SECONDS)
-            return str(info.sha)
-        except Exception as error:  # The errors of the hub's client differ between its versions.
-            commit = self._ask_cache()
-            if commit is not None:
+        def ask() -> str:
+            try:
+                api = HfApi()
+                info = api.model_info(self.name, revision=self.revision, timeout=_TIMEOUT_SECONDS)
+                return str(info.sha)
+            except Exception:
+                commit = self._ask_cache()
+                if commit is None:
+                    raise
                 return commit
+
+        try:
+            return ask_hub(ask, self.name)
+        except Exception as error:
             raise failure_of(
                 error,
                 f"vllm.model: {self.name} is no folder here, and the hub does not say at which "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from video_pipeline.common.faults import failure_of, is_environment_fault
+from video_pipeline.common.hub import ask_hub
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure
 from video_pipeline.model.model import Model, download_command
@@ -17,9 +17,6 @@ logger = logging.getLogger(__name__)
 
 SIMULATED_MODEL = "simulated"
 """Stands for the model where none is loaded: a plain ChatML prompt."""
-
-_HUB_WAITS = (5.0, 30.0)
-"""Seconds until a hub that is busy or away is asked again."""
 
 PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.ttf"]
 """The files of a model that are not weights. Ernie 4.5-VL writes times into frames, in a font."""
@@ -45,15 +42,13 @@ def processor_folder(model: str, revision: str | None = None) -> str:
         return model
     from huggingface_hub import snapshot_download
 
-    for seconds in (*_HUB_WAITS, None):
-        try:
-            return snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
-        except (OSError, ValueError) as error:
-            if seconds is None or not is_environment_fault(error):
-                raise _no_processor(model, revision, error) from error
-            logger.warning("the hub does not answer, asked again in %g s: %s", seconds, error)
-            time.sleep(seconds)
-    raise AssertionError("the last attempt returns or raises")
+    try:
+        return ask_hub(
+            lambda: snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES),
+            model,
+        )
+    except Exception as error:
+        raise _no_processor(model, revision, error) from error
 
 
 def local_folder(model: Model) -> Path | None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from video_pipeline.common import versions
 from video_pipeline.common.faults import failure_of, is_environment_fault
 from video_pipeline.common.files import write_text
+from video_pipeline.common.hub import ask_hub
 from video_pipeline.common.locks import waiting_lock
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
@@ -30,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"train-\d+-of-\d+\.parquet")
 """Names of the Parquet files that export writes. All that are there belong to a dataset."""
-
-_HUB_WAITS = (5.0, 20.0, 60.0)
-"""Seconds before each new attempt at the hub: its client repeats only some requests."""
 
 
 def publish(config: Config, layout: Layout) -> None:
@@ -58,7 +55,9 @@ def publish(config: Config, layout: Layout) -> None:
             files = files_by_dataset[dataset]
             try:
                 _bring(place, files, dataset, layout)
-            except (OSError, ValueError) as error:
+            except Exception as error:
+                if not (isinstance(error, OSError | ValueError) or is_environment_fault(error)):
+                    raise
                 why = str(error).rstrip(".")
                 raise failure_of(
                     error,
@@ -87,15 +86,10 @@ def _bring(address: str, files: list[Published], dataset: str, layout: Layout) -
     checksums = "".join(f"{file.sha256}  {file.name}\n" for file in files)
     write_text(layout.checksums, checksums)
     files = [*files, Published(layout.beside(".sha256").name, layout.checksums)]
-    waits = list(_HUB_WAITS) if scheme_of(address) == "hf" else []
-    while True:
-        try:
-            return _send(open_place(address), address, files, dataset, layout)
-        except (OSError, ValueError) as error:
-            if not waits or not is_environment_fault(error):
-                raise
-            logger.warning("%s: %s. Tried again in %g s", address, error, waits[0])
-            time.sleep(waits.pop(0))
+    if scheme_of(address) == "hf":
+        ask_hub(lambda: _send(open_place(address), address, files, dataset, layout), address)
+    else:
+        _send(open_place(address), address, files, dataset, layout)
 
 
 def _send(place: Place, address: str, files: list[Published], dataset: str, layout: Layout) -> None:

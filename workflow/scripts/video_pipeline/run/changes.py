@@ -7,6 +7,7 @@ Imported while Snakemake parses the workflow: keep it light.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ import orjson
 
 from video_pipeline.common.files import write_text
 from video_pipeline.common.versions import check_version
+from video_pipeline.journal.format import count_answers
 from video_pipeline.run.fingerprint import BASELINE
 from video_pipeline.run.layout import Layout
+
+logger = logging.getLogger(__name__)
 
 FILE = "settings.json"
 """The name of the file that holds them."""
@@ -72,7 +76,7 @@ class JournalSettings:
     def last(cls, layout: Layout) -> JournalSettings | None:
         """The settings of the last split of an output that resumes; None if there are none, or they
         are damaged."""
-        paths = [path for path in layout.journal.glob(f"*/{FILE}") if "-" not in path.parent.name]
+        paths = [folder / FILE for folder in _resumable(layout.journal) if (folder / FILE).exists()]
         if not paths:
             return None
         path = max(paths, key=lambda path: path.stat().st_mtime_ns)
@@ -90,6 +94,11 @@ class JournalSettings:
         then = {**earlier.asked, **earlier.fingerprint}
         now = {**self.asked, **self.fingerprint}
         return describe(changed, then, now)
+
+
+def _resumable(journal: Path) -> list[Path]:
+    """What lies in the folder of journals but for those of runs without resume."""
+    return [path for path in journal.glob("*") if "-" not in path.name]
 
 
 def different(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -116,12 +125,26 @@ def _values(then: Any, now: Any) -> str:
     return f" ({shown[0]} -> {shown[1]})"
 
 
-def consequences(
-    changed: list[str], pending: int, samples: int, answers: int, *, same_input: bool
-) -> str:
-    """What a run will do after the changes; ``answers`` counts those that it will not use."""
-    again = "again" if same_input else "(the input has changed, too)"
-    return (
-        f"changed since the last split: {', '.join(changed)}: {pending:,} of {samples:,} samples "
-        f"will be inferred {again}; {answers:,} answers stay under the old settings"
-    )
+def warn_of_changes(
+    now: JournalSettings, earlier: JournalSettings | None, pending: int, samples: int
+) -> None:
+    """Log what has changed since the split before this one, the ``earlier`` one, and what that
+    costs. It is None if its settings are not known."""
+    if earlier is None:
+        others = [path for path in _resumable(now.folder.parent) if path != now.folder]
+        if answers := sum(map(count_answers, others)):
+            logger.warning(
+                "%s has %s answers of an earlier version, or with a damaged %s. They are not used, "
+                "because it is not known for which settings they are: %s of %s samples will be "
+                "inferred. The CHANGELOG says what changed with a version",
+                *(now.folder.parent, f"{answers:,}", FILE, f"{pending:,}", f"{samples:,}"),
+            )
+    elif changed := now.changes(earlier):
+        answers = count_answers(earlier.folder)
+        if now.folder == earlier.folder:
+            answers = max(0, answers - (samples - pending))
+        again = "again" if now.input == earlier.input else "(the input has changed, too)"
+        logger.warning(
+            f"changed since the last split: {', '.join(changed)}: {pending:,} of {samples:,} "
+            f"samples will be inferred {again}; {answers:,} answers stay under the old settings"
+        )

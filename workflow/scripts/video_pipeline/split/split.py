@@ -30,14 +30,13 @@ from video_pipeline.config import Config
 from video_pipeline.config.source import Source, shown
 from video_pipeline.config.vllm_version import warn_if_untried
 from video_pipeline.errors import UserError
-from video_pipeline.journal.format import count_answers
 from video_pipeline.journal.index import NO_RECORD, JournalIndex, location_at, read_index
 from video_pipeline.model.chat_template import check_template
 from video_pipeline.model.family import fetch_family
 from video_pipeline.model.model import Model, with_commit
 from video_pipeline.model.processor import local_folder
 from video_pipeline.model.token_budget import check_budget_of_model
-from video_pipeline.run.changes import JournalSettings, consequences
+from video_pipeline.run.changes import JournalSettings, warn_of_changes
 from video_pipeline.run.chunks import ChunkEntry, finished_line
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
@@ -115,7 +114,8 @@ class _Split:
             if folder := local_folder(Model.of(at_commit)):
                 check_template(config, folder)
         # Of a run without resume nothing is expected to be done already.
-        self._earlier = None if run_id else JournalSettings.last(layout)
+        self._resumes = not run_id
+        self._earlier = JournalSettings.last(layout)
         self._settings = run.journal_settings(run_id)
         self._index = read_index(self._settings.folder)
         self._bad = BadLines()
@@ -146,7 +146,7 @@ class _Split:
         finally:
             shutil.rmtree(scratch)
         _log(manifest, self._balance)
-        if self._earlier is not None and manifest.pending:
+        if manifest.pending and self._resumes:
             warn_of_changes(self._settings, self._earlier, manifest.pending, manifest.samples)
         return manifest
 
@@ -383,16 +383,3 @@ def _log(manifest: Manifest, balance: BalanceReport) -> None:
         "%(seconds).1f s, %(unknown)d pending of unknown %(by)s, which count as the median",
         vars(balance),
     )
-
-
-def warn_of_changes(
-    now: JournalSettings, earlier: JournalSettings, pending: int, samples: int
-) -> None:
-    """Log what has changed since the split before this one, and what that costs."""
-    if not (changed := now.changes(earlier)):
-        return
-    answers = count_answers(earlier.folder)
-    if now.folder == earlier.folder:
-        answers = max(0, answers - (samples - pending))
-    same_input = now.input == earlier.input
-    logger.warning(consequences(changed, pending, samples, answers, same_input=same_input))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from video_pipeline.common import versions
 from video_pipeline.common.files import read_object
 from video_pipeline.config import Config
 from video_pipeline.config.source import Source
@@ -24,6 +25,8 @@ def _pending(config: Config, layout: Layout) -> str:
     manifest = read_object(layout.manifest)
     if source.is_local and source.kind != "pattern" and not Path(source.place).exists():
         return f"the samples are not known before {name} is written"
+    if manifest and manifest.get("version", 0) < versions.CHUNKS:
+        return "an earlier version split it: it is split again, and what is answered is found"
     if not manifest.get("origin"):
         return (
             f"no sample is known yet, because {name} was not split into {layout.num_shards} "

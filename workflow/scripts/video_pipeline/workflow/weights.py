@@ -15,6 +15,7 @@ from fnmatch import filter as matching
 from pathlib import Path
 
 from video_pipeline.common.faults import failure_of
+from video_pipeline.common.hub import ask_hub
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.model.model import Model, download_command
@@ -53,13 +54,16 @@ def fetch_weights(config: Config) -> Path:
 
     model, revision = config.vllm.model, config.vllm.arguments.get("revision")
     cache = config.vllm.arguments.get("download_dir")  # of the weights; the rest is in HF_HOME
-    try:
+
+    def fetch() -> tuple[list[str], Path]:
         rest = snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
         names = weight_files(_names(model, revision, cache), Path(rest))
-        folder = Path(
-            snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=names)
-        )
-    except (OSError, ValueError) as error:
+        folder = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=names)
+        return names, Path(folder)
+
+    try:
+        names, folder = ask_hub(fetch, model)
+    except Exception as error:
         why = str(error).rstrip(".")
         raise failure_of(
             error, f"vllm.model: the hub does not give {model}: {why}. {_advice(config, error)}"
@@ -91,7 +95,7 @@ def _names(model: str, revision: str | None, cache: str | None) -> list[str]:
 
     try:
         return list_repo_files(model, revision=revision)
-    except OSError:
+    except Exception:
         # No patterns: with none at all it insists on every file of the model.
         folder = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=[])
         return [str(path.relative_to(folder)) for path in Path(folder).rglob("*")]

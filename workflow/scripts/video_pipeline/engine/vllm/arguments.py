@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -19,9 +20,11 @@ from video_pipeline.engine.vllm.compat import (
     REFUSALS,
     SAMPLING_PARAMETERS,
     LoRARequest,
+    RepetitionDetectionParams,
     RequestOutputKind,
     SamplingParams,
     StructuredOutputsConfig,
+    StructuredOutputsParams,
     VllmConfig,
     configure,
     prunes_videos,
@@ -149,7 +152,23 @@ def sampling_params(config: Config) -> SamplingParams:
 
 def final_only(settings: Mapping[str, Any]) -> SamplingParams:
     """vLLM's parameters for ``settings``: an answer comes when it is whole."""
-    return SamplingParams(**{**settings, "output_kind": RequestOutputKind.FINAL_ONLY})
+    objects: dict[str, Any] = {}
+    if settings.get("logit_bias"):  # In the resolved configuration its keys are texts.
+        objects["logit_bias"] = {int(token): v for token, v in settings["logit_bias"].items()}
+    for name, of_vllm in _SAMPLING_OBJECTS.items():
+        if settings.get(name) is not None:
+            # vLLM would ignore a name that it does not know.
+            known = [field.name for field in dataclasses.fields(of_vllm)]
+            check_names(f"sampling.{name}", settings[name], known)
+            objects[name] = of_vllm(**settings[name])
+    return SamplingParams(**{**settings, **objects, "output_kind": RequestOutputKind.FINAL_ONLY})
+
+
+_SAMPLING_OBJECTS: dict[str, Any] = {
+    "structured_outputs": StructuredOutputsParams,
+    "repetition_detection": RepetitionDetectionParams,
+}
+"""Sampling parameters that vLLM does not take as mappings."""
 
 
 def lora_request(config: Config) -> LoRARequest | None:

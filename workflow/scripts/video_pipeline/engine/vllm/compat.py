@@ -44,7 +44,11 @@ try:
     from vllm.renderers.inputs.preprocess import parse_model_prompt
     from vllm.renderers.params import ChatParams
     from vllm.renderers.registry import renderer_from_config
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.sampling_params import (
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        StructuredOutputsParams,
+    )
     from vllm.tokenizers.registry import cached_tokenizer_from_config
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -60,6 +64,7 @@ __all__ = [
     "CompletionOutput",
     "EngineDeadError",
     "LoRARequest",
+    "RepetitionDetectionParams",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
@@ -75,12 +80,17 @@ REFUSALS = (
 )
 """What vLLM raises for settings that cannot work. NotImplementedError is a RuntimeError."""
 
-ENGINE_ARGUMENTS = sorted(
-    field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")
-)
-SAMPLING_PARAMETERS = sorted(
-    name for name in inspect.signature(SamplingParams).parameters if not name.startswith("_")
-)
+ENGINE_ARGUMENTS: dict[str, Any] = {
+    field.name: field.type
+    for field in dataclasses.fields(AsyncEngineArgs)
+    if not field.name.startswith("_")
+}
+SAMPLING_PARAMETERS: dict[str, Any] = {
+    name: parameter.annotation
+    for name, parameter in inspect.signature(SamplingParams).parameters.items()
+    if not name.startswith("_")
+}
+"""The names of vLLM's settings, and the type of each."""
 
 LORA_RANKS: tuple[int, ...] = get_args(MaxLoRARanks)
 """The values of ``max_lora_rank``; an adapter runs under the next larger one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from multiprocessing.process import BaseProcess
@@ -64,6 +65,8 @@ SHUTDOWN_SECONDS = 1.0
 """How long vLLM's engine process may take to give its resources back. It needs a moment, and then
 collects the garbage of its whole heap, for seconds in which the GPU is held and nothing is done:
 it is killed instead."""
+
+_FAILED_PROCESS = re.compile(r"'(EngineCore\w*)': (-?\d+)")
 
 _KEPT_SAMPLINGS = 1000
 """Each sample may have sampling parameters of its own. So many of them are kept."""
@@ -147,10 +150,13 @@ class VllmEngine(Engine):
         if cause is not None and cause.is_exception:
             return cause.text
         logged = [cause.text] if cause is not None else []
+        codes = [(each.name, each.exitcode) for each in self._processes]
+        # Of an engine that has not started, vLLM's message has them.
+        codes += [(name, int(code)) for name, code in _FAILED_PROCESS.findall(str(error))]
         ends = [
-            f"its process {process.name} ended: {how_it_ended(process.exitcode)}"
-            for process in self._processes
-            if process.exitcode is not None
+            f"its process {name} ended: {how_it_ended(code)}"
+            for name, code in codes
+            if code is not None
         ]
         return "; ".join([*logged, *ends]) or ": ".join(origin_of(error))
 
