@@ -335,12 +335,11 @@ class Splitter:
         ]
         return self
 
-    def run_all(self, *, plain: bool = False) -> None:
-        """Split into one chunk, infer (``plain``: one sample at a time, in this process) and
-        consolidate, with the plugin as it is now."""
+    def run_all(self) -> None:
+        """Split into one chunk, infer and consolidate, with the plugin as it is now."""
         with forgetting_plugins():
             self(num_shards=1)
-            infer(self.run.config, self.layout, 0, 1, plain=plain)
+            infer(self.run.config, self.layout, 0, 1)
             consolidate(self.run.config, self.layout)
 
     @property

@@ -224,6 +224,7 @@ def little_memory(tmp_path, monkeypatch):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.as_users
 def test_too_little_shared_memory(one_shard, little_memory):
     """Each sample needs 1.2 MB."""
     one_shard.user.edit_plugin("import os\n", "import os\nimport torch\n")

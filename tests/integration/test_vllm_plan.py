@@ -44,8 +44,9 @@ class Questions(Task):
 @pytest.mark.parametrize(
     "family", [pytest.param("qwen2_5_vl", marks=pytest.mark.families), "qwen3_vl"]
 )
-def test_planned_tokens_are_those_of_the_run(splitting: Splitter, family, forked_engine):
+def test_planned_tokens_are_those_of_the_run(splitting: Splitter, family, monkeypatch):
     here = splitting.run
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     write_tiny_model(here.folder / "model", family)
     write_clip(here.folder / "wide.mp4", width=320, height=128, seconds=4.0)
     write_clip(here.folder / "turned.mp4", width=200, height=120, seconds=2.0, rotation=90)
@@ -55,6 +56,7 @@ def test_planned_tokens_are_those_of_the_run(splitting: Splitter, family, forked
     here.configure(
         data={"output_jsonl": "results/out.jsonl", "id_field": "id", "num_shards": 1},
         vision={"fps": 3.0},
+        vllm={"model": str(here.folder / "model")},
         sampling={"max_tokens": 2},
         run={"task": "questions_of_plan", "plugins": ["plugin.py"]},
         report={"samples": 0},
@@ -72,7 +74,7 @@ def test_planned_tokens_are_those_of_the_run(splitting: Splitter, family, forked
     layout = Layout.of(here.config, 0)
     make_plan(here.config, layout, 1)
     *planned, missing = read_jsonl(layout.plan_samples)
-    splitting.run_all(plain=True)
+    splitting.run_all()
     *records, failed = here.records()
     usages = [record["__usage"]["prompt_tokens"] for record in records]
     assert [line["prompt_tokens"] for line in planned] == usages

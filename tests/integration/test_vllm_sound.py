@@ -10,10 +10,8 @@ import pytest
 import torch
 import transformers
 import yaml
-from helpers import PROJECT, Splitter, read_jsonl
+from helpers import PROJECT, Run, read_jsonl
 from sounds import RATE, as_ffmpeg_hears, make, needs_ffmpeg, tones
-from video_pipeline.estimate.estimate import make_plan
-from video_pipeline.run.layout import Layout
 from video_pipeline.tasks.describe import Describe
 from video_pipeline.testing.tiny_model import write_tiny_model
 
@@ -98,8 +96,8 @@ class Reference:
 @pytest.mark.parametrize(
     "family", ["qwen2_5_omni", pytest.param("qwen3_omni_moe", marks=pytest.mark.families)]
 )
-def test_answers_are_those_of_transformers(splitting: Splitter, family, forked_engine):
-    run = splitting.run
+def test_answers_are_those_of_transformers(run: Run, family, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     write_tiny_model(run.folder / "model", family)
     for name, arguments in CLIPS.items():
         make(run.folder / name, *arguments["sound"], seconds=arguments.get("seconds", 3.0))
@@ -119,9 +117,8 @@ def test_answers_are_those_of_transformers(splitting: Splitter, family, forked_e
         report={"samples": 2},
     )
     run.write_samples([{"id": name, "path": name} for name in CLIPS])
-    make_plan(run.config, Layout.of(run.config, 0), 1)
-    splitting.run_all(plain=True)
-    run.script("report.py", "--num-shards", "1")
+    run.snakemake("plan")
+    run.snakemake()
     reference = Reference(run.folder / "model")
     expected = {name: reference.answer(run.folder / name) for name in CLIPS}
     records = {record["__key"]: record for record in run.records()}
