@@ -194,7 +194,7 @@ def job(rank: int, start: float, seconds: float, **fields: Any) -> dict[str, Any
         "engine": [0.25] * steps,
     }
     made.inferred = 2 * steps
-    made.limits = {"decode": 0.5 * steps, "engine": 0.25 * steps}
+    made.limits = {"decode": 0.5 * steps, "network": 0.0, "engine": 0.25 * steps}
     return {**made.as_dict(), "series": series, **fields}
 
 
