@@ -217,7 +217,7 @@ def test_time_line_of_ranks() -> None:
     assert (curves["jobs"][0], curves["jobs"][99]) == (2, 1)
     assert line["remarks"] == [
         "Rank 1 ended last, 30 s after the median of 2 ranks.",
-        "Rank 1 waited longest for decoding: 50 s, 67% of its time.",
+        "Rank 1 waited longest for videos: 50 s, 67% of its time.",
     ]
 
 

@@ -91,7 +91,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
     assert statistics.seconds == 0
     with statistics.engine_busy():
         clock.now += 2.0
-        statistics.tick({"decode": 0.5, "network": 0.0, "engine": 1.5})
+        statistics.tick({"decode": 0.5, "network": 0.25, "engine": 1.5})
         now = statistics.as_dict()
         assert now["state"] == "running"
         assert now["ready_at"] - now["started_at"] == 5.0
@@ -103,7 +103,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
     error = {"stage": "read", "type": "ValueError", "message": "no such clip"}
     statistics.count_error("7", error)
     clock.now += 1.0
-    statistics.tick({"decode": 1.5, "network": 0.0, "engine": 2.5})
+    statistics.tick({"decode": 1.5, "network": 0.25, "engine": 2.5})
     statistics.end("done")
     lasted, text = statistics.snapshot()
     end = json.loads(text)
@@ -120,7 +120,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
         "flops": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         "busy": [0, 0, 0, 0, 0, 0, 0, 2, 0, 1],
         "decode": [0, 0, 0, 0, 0, 0, 0, 0.5, 0, 1],
-        "network": [0] * 10,
+        "network": [0, 0, 0, 0, 0, 0, 0, 0.25, 0, 0],
         "engine": [0, 0, 0, 0, 0, 0, 0, 1.5, 0, 1],
     }
     assert end["histograms"]["engine_seconds"] == {str(time_bin(3.0)): 1}

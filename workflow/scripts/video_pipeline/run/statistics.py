@@ -45,7 +45,7 @@ class Series:
 
     NAMES = (
         *("inferred", "failed", "tokens", "prompt_tokens", "flops"),
-        *("busy", "decode", "engine"),
+        *("busy", "decode", "network", "engine"),
     )
 
     def __init__(self) -> None:
