@@ -46,6 +46,6 @@ def test_the_next_run_still_speaks_of_what_failed(run):
     (line,) = (line for line in said.splitlines() if "of its samples failed earlier" in line)
     assert line.startswith("results/out.jsonl: 1 of its samples")
     run.module("retry")
-    said = run.snakemake()
+    said = run.snakemake("-n")
     assert "of its samples failed earlier" not in said
     assert "infers what is pending" in said  # and not 3 samples
