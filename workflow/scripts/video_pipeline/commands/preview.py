@@ -76,7 +76,8 @@ def _raws(args: argparse.Namespace, config: Config) -> list[dict[str, Any]]:
     """The input objects of the samples to show."""
     raw = _raw(args)
     if not _is_folder(args):
-        _check_video(args.video)
+        if not config.run.plugins:  # They may read something else by that name.
+            _check_video(args.video)
         return [{**raw, config.data.video_field: args.video} if args.video else raw]
     lines = b"".join(read_blocks(config.data.input_jsonl, config.data.video_field)).splitlines()
     chosen = dict.fromkeys([0, len(lines) // 2, len(lines) - 1])
