@@ -18,7 +18,7 @@ from video_pipeline.journal.format import REOPENS
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.workflow.pending import only_publishes
+from video_pipeline.workflow.pending import needs_no_gpu
 
 PROFILE_FOLDER = PROJECT / "profiles" / "slurm"
 PROFILE = yaml.safe_load((PROFILE_FOLDER / "profile.yaml").read_text())
@@ -138,13 +138,13 @@ def test_a_job_without_a_gpu_infers_nothing_and_leaves_it_to_the_next_attempt(sp
         infer(run.config, layout, 0, 1, only_writes=True)
     assert not run.answers()
     infer(run.config, layout, 0, 1, attempt=2)
-    assert only_publishes(layout, 0)
+    assert needs_no_gpu(layout, 0)
     layout.rank_file(0).unlink()
     infer(run.config, layout, 0, 1, only_writes=True)
     assert len(layout.rank_file(0).read_text().splitlines()) == 3
     # what is opened again has a GPU at once
     assert reopen(layout)
-    assert not only_publishes(layout, 0)
+    assert not needs_no_gpu(layout, 0)
 
 
 def reopen(layout: Layout) -> bool:

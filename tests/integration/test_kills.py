@@ -99,6 +99,9 @@ def test_snakemake_is_killed(started, undisturbed):
         assert_all_gone(started)
         assert started.main.wait() != 0
         assert len(started.answers()) < COUNT
+    said = (started.folder / "background.log").read_text(encoding="utf-8")
+    assert said.count("Stopped by a signal") == 2  # Who is killed says nothing.
+    assert "Fix the cause" not in said
     assert_finished(started, undisturbed)
 
 

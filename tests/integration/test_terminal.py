@@ -32,3 +32,20 @@ def test_a_quiet_run_still_says_where_its_results_are(run):
         "errors  results/out.errors.jsonl",
     ]
     assert [record["__key"] for record in run.records()] == keys(2)
+
+
+def test_the_next_run_still_speaks_of_what_failed(run):
+    run.write_samples([*samples(2), {"id": "bad", "path": "bad.mp4", "do": "raise"}])
+    run.configure(run={"max_error_rate": 1.0})
+    said = run.snakemake()
+    assert "infers 3 samples" in said
+    assert "results/out.jsonl: 2 answered, 1 failed, of 3 samples" in said
+    assert "failed  bad.mp4: read: " in said
+    said = run.snakemake()
+    assert "Nothing to be done" in said
+    (line,) = (line for line in said.splitlines() if "of its samples failed earlier" in line)
+    assert line.startswith("results/out.jsonl: 1 of its samples")
+    run.module("retry")
+    said = run.snakemake("-n")
+    assert "of its samples failed earlier" not in said
+    assert "infers what is pending" in said  # and not 3 samples

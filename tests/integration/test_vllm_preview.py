@@ -131,7 +131,8 @@ def test_a_dataset_that_fails_is_named(show, here, body, message):
         show("mine.py", "--configfile", "mine.yaml", "--video", "a.mp4")
 
 
-def test_a_task_that_is_not_there(show):
+def test_a_task_that_is_not_there(show, here):
+    (here.folder / "a.mp4").touch()
     with pytest.raises(UserError, match="no task is called 'describ'; did you mean 'describe'"):
         show("--task", "describ", "--video", "a.mp4")
 

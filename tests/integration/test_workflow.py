@@ -325,7 +325,7 @@ def test_parsing_imports_nothing_heavy(run, monkeypatch):
     assert HEAVY & {name.partition(".")[0] for name in imported} == set()
     # the default profile lies beside the Snakefile, so no option names it
     assert str(PROJECT / "profiles" / "default") in out
-    assert "splits samples.jsonl into 2 chunks" in out  # and no shell command
+    assert "splits samples.jsonl into 2 chunk(s)" in out  # and no shell command
     assert "split.py" not in out
 
 

@@ -125,7 +125,7 @@ def test_time_is_charged_to_what_the_run_waits_for(monkeypatch, settings, satura
         await window.release(10)
         return window.limits
 
-    assert asyncio.run(main()) == {"decode": 5.0 - engine, "engine": engine}
+    assert asyncio.run(main()) == {"decode": 5.0 - engine, "network": 0.0, "engine": engine}
 
 
 def test_after_the_last_read_the_engine_is_what_is_left(monkeypatch):
@@ -143,4 +143,24 @@ def test_after_the_last_read_the_engine_is_what_is_left(monkeypatch):
         await window.release(10)
         return window.limits
 
-    assert asyncio.run(main()) == {"decode": 1.0, "engine": 4.0}
+    assert asyncio.run(main()) == {"decode": 1.0, "network": 0.0, "engine": 4.0}
+
+
+@pytest.mark.parametrize(("max_preparing", "network"), [(2, 3.0), (1, 0.0)])
+def test_waiting_for_files_counts_if_a_decode_process_has_nothing_to_do(
+    monkeypatch, max_preparing, network
+):
+    clock = Clock()
+    monkeypatch.setattr(admission, "time", clock)
+
+    async def main() -> dict[str, float]:
+        window = Window(**{**WIDE, "max_preparing": max_preparing})
+        await window.admit()
+        window.start_clock()
+        clock.now = 1.0
+        with window.waiting_for_files():
+            clock.now = 4.0
+        clock.now = 5.0
+        return window.limits_now()
+
+    assert asyncio.run(main()) == {"decode": 5.0, "network": network, "engine": 0.0}

@@ -84,6 +84,18 @@ def test_a_wrong_name_gets_the_nearest(call) -> None:
         call("wach")
 
 
+def test_preview_finds_a_wrong_video_before_it_asks_for_the_model(
+    call, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    for name in ("videos", "clip.mp4"):
+        with pytest.raises(UserError, match=f"{name} is no plugin; .* --video {name}"):
+            call("preview", name, "--no-engine")
+    with pytest.raises(UserError, match=r"--video: /.*/clip\.mp4 does not exist"):
+        call("preview", "--video", "clip.mp4", "--no-engine")
+
+
 def test_the_console_script_is_the_module() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     module, _, function = project["scripts"]["video-pipeline"].partition(":")

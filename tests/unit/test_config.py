@@ -33,6 +33,7 @@ def message_of(raw: Any) -> str:
             "run.simulated.output_tokens",
         ),
         ({"dta": {}}, "dta", "data"),
+        ({"inptu": "videos/"}, "inptu", "input"),
         ({"task-params": {}}, "task-params", "task_params"),
     ],
 )
@@ -47,6 +48,8 @@ def test_an_unknown_key_lists_those_there_are() -> None:
     assert "did you mean" not in message
     assert "input_jsonl" in message
     assert "num_workers" in message
+    assert "input, output, model, prompt" not in message
+    assert "input, output, model, prompt" in message_of({"xyzzy": 1})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,17 @@ def test_the_table_of_frames_is_that_of_qwen_vl_utils():
         size = smart_resize(720, 1280, 28, min_pixels=vision.min_pixels, max_pixels=most)
         assert (count, size) == (int(frames), (int(height), int(width)))
         assert int(tokens.replace(",", "")) == count // 2 * size[0] // 28 * size[1] // 28
+
+
+def test_the_address_of_the_repository_is_that_of_pyproject():
+    """The placeholder stands in one place, too: with another address there, this test names the
+    pages to change."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    owner = project["urls"]["Repository"].removeprefix("https://github.com/").partition("/")[0]
+    address = re.compile(r"""(?:github\.com/|github\(")([\w.-]+)/video-pipeline\b""")
+    found = {
+        (page.name, name)
+        for page in (*PAGES, PROJECT / "CITATION.cff")
+        for name in address.findall(page.read_text(encoding="utf-8"))
+    }
+    assert found == {("README.md", owner), ("snakemake.md", owner)}

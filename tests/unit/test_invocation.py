@@ -85,7 +85,7 @@ def test_an_output_whose_errors_were_opened_again_is_forced(invoke, capsys):
     assert "failed samples were opened again" in capsys.readouterr().err
 
 
-def test_a_job_that_only_publishes_has_no_gpu_at_its_first_attempt(invoke):
+def test_a_job_that_needs_no_gpu_has_no_gpu_at_its_first_attempt(invoke):
     run = invoke()
     (stage,) = run.stages
     assert run.infer_gpus(stage, 0, attempt=1) == 1

@@ -8,10 +8,19 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 from helpers import SCRIPTS, wait_until
-from video_pipeline.common.locks import describe_holder, holder, is_locked, try_lock, waiting_lock
+from video_pipeline.common.locks import (
+    describe_holder,
+    holder,
+    is_locked,
+    take_output,
+    try_lock,
+    waiting_lock,
+)
+from video_pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -106,3 +115,10 @@ def test_the_first_holder_does_not_wait(tmp_path):
     with waiting_lock(tmp_path / "a.lock", logger) as waited:
         assert waited is False
     assert not is_locked(tmp_path / "a.lock")
+
+
+def test_an_output_where_nothing_can_be_written():
+    """Linux makes no folders in /proc, not even for root."""
+    output = Path("/proc/none/out.jsonl")
+    with pytest.raises(UserError, match=r"none/out\.jsonl cannot be written: .*another output"):
+        take_output(output.with_name("lock"), output)

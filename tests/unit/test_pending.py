@@ -6,10 +6,10 @@ import json
 import os
 
 import pytest
-from video_pipeline.journal.format import REOPENS
+from video_pipeline.journal.format import REOPENS, attempt_prefix
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.layout import Layout
-from video_pipeline.workflow.pending import only_publishes
+from video_pipeline.workflow.pending import needs_no_gpu, num_pending
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def reopen(layout: Layout, at: int) -> None:
 
 
 def publishing(layout: Layout) -> list[int]:
-    return [rank for rank in range(3) if only_publishes(layout, rank)]
+    return [rank for rank in range(3) if needs_no_gpu(layout, rank)]
 
 
 def test_what_is_pending_changes_with_each_split_and_job(layout):
@@ -68,3 +68,22 @@ def test_errors_that_were_opened_again_may_be_of_any_rank(layout):
 def test_a_damaged_manifest_takes_no_gpu_away(layout):
     layout.manifest.write_text("{")
     assert publishing(layout) == []
+
+
+def test_a_number_is_said_only_while_it_is_right(layout):
+    def numbers() -> list[int | None]:
+        return [num_pending(layout, rank) for rank in range(3)]
+
+    write_manifest(layout, "s", [0, 5, 7])
+    assert numbers() == [0, 5, 7]
+    # a job has begun, so some of its samples may be finished
+    with JournalWriter(layout.output.parent / "journal", attempt_prefix("s", 1)):
+        pass
+    assert numbers() == [0, None, 7]
+    with JournalWriter(layout.output.parent / "journal", attempt_prefix("an earlier split", 2)):
+        pass
+    assert numbers() == [0, None, 7]
+    reopen(layout, at=200)
+    assert numbers() == [None, None, None]
+    layout.manifest.unlink()
+    assert numbers() == [None, None, None]

@@ -23,6 +23,7 @@ from helpers import Splitter, read_jsonl, wait_until
 from video_pipeline.infer.infer import infer
 from video_pipeline.infer.prefetch import MOST_UNUSED
 from video_pipeline.journal.format import attempt_prefix
+from video_pipeline.run.statistics import read_statistics
 from video_pipeline.storage import fetched, retries
 from video_pipeline.storage.access import Access
 from video_pipeline.storage.errors import VideoReadError
@@ -212,6 +213,17 @@ def test_a_fetcher_that_dies_costs_nothing(reading, site):
     assert len(records) == 20
     assert not any("__error" in record for record in records)
     assert not fetchers()
+
+
+@pytest.mark.slow
+def test_time_without_a_file_is_charged_to_the_network(reading, site):
+    """The last download waits until all other samples are answered."""
+    site.at["last"] = lambda: wait_until(lambda: len(reading.run.answers()) == 3, "the others")
+    reading(of([f"{site.url}/{n}{'?last' if n == 3 else ''}" for n in range(4)]), 1)
+    infer(reading.run.config, reading.layout, 0, threads=2)
+    (job,) = read_statistics(Path(reading.manifest.journal))
+    assert 0 < job["limits"]["network"] <= job["limits"]["decode"]
+    assert sum(job["series"]["network"]) > 0
 
 
 @pytest.mark.slow

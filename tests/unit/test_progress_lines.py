@@ -59,12 +59,13 @@ def test_at_the_end_stand_the_paths_and_the_command_for_what_failed(lines, capsy
     assert list(lines.lines()) == []  # it is over
     capsys.readouterr()
     lines.show_summary()
-    *_, output, report, errors, retry = capsys.readouterr().err.splitlines()
+    *_, output, report, errors, failed, retry = capsys.readouterr().err.splitlines()
     assert [output, report, errors] == [
         "output  results/out.jsonl",
         "report  results/out.report.html",
         "errors  results/out.errors.jsonl",
     ]
+    assert failed.startswith("failed  bad.mp4: read: ")
     assert retry.startswith("Samples that failed: 1. ")
     command = shlex.split(retry.partition("snakemake command: ")[2])
     subprocess.run(command, cwd="/", check=True)

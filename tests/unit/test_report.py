@@ -194,7 +194,7 @@ def job(rank: int, start: float, seconds: float, **fields: Any) -> dict[str, Any
         "engine": [0.25] * steps,
     }
     made.inferred = 2 * steps
-    made.limits = {"decode": 0.5 * steps, "engine": 0.25 * steps}
+    made.limits = {"decode": 0.5 * steps, "network": 0.0, "engine": 0.25 * steps}
     return {**made.as_dict(), "series": series, **fields}
 
 
@@ -217,7 +217,7 @@ def test_time_line_of_ranks() -> None:
     assert (curves["jobs"][0], curves["jobs"][99]) == (2, 1)
     assert line["remarks"] == [
         "Rank 1 ended last, 30 s after the median of 2 ranks.",
-        "Rank 1 waited longest for decoding: 50 s, 67% of its time.",
+        "Rank 1 waited longest for videos: 50 s, 67% of its time.",
     ]
 
 

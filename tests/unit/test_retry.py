@@ -107,6 +107,13 @@ def test_before_the_first_run(splitting):
         retry(splitting.run.config)
 
 
+def test_after_a_run_that_ended_in_split(failed):
+    """Snakemake removes what a failed job was to write."""
+    failed.layout.manifest.unlink()
+    with pytest.raises(UserError, match=r"has not divided its input .*split\.log says why"):
+        retry(failed.run.config)
+
+
 def test_while_a_run_is_on(failed):
     with (
         try_lock(failed.layout.lock(1)),

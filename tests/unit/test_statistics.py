@@ -87,11 +87,11 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
     statistics = JobStatistics(3, num_workers=2, started_at=clock.time())
     assert statistics.as_dict()["state"] == "starting"
     clock.now += 5.0  # the model starts
-    statistics.tick({"decode": 0.0, "engine": 0.0})
+    statistics.tick({"decode": 0.0, "network": 0.0, "engine": 0.0})
     assert statistics.seconds == 0
     with statistics.engine_busy():
         clock.now += 2.0
-        statistics.tick({"decode": 0.5, "engine": 1.5})
+        statistics.tick({"decode": 0.5, "network": 0.25, "engine": 1.5})
         now = statistics.as_dict()
         assert now["state"] == "running"
         assert now["ready_at"] - now["started_at"] == 5.0
@@ -103,7 +103,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
     error = {"stage": "read", "type": "ValueError", "message": "no such clip"}
     statistics.count_error("7", error)
     clock.now += 1.0
-    statistics.tick({"decode": 1.5, "engine": 2.5})
+    statistics.tick({"decode": 1.5, "network": 0.25, "engine": 2.5})
     statistics.end("done")
     lasted, text = statistics.snapshot()
     end = json.loads(text)
@@ -120,6 +120,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
         "flops": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         "busy": [0, 0, 0, 0, 0, 0, 0, 2, 0, 1],
         "decode": [0, 0, 0, 0, 0, 0, 0, 0.5, 0, 1],
+        "network": [0, 0, 0, 0, 0, 0, 0, 0.25, 0, 0],
         "engine": [0, 0, 0, 0, 0, 0, 0, 1.5, 0, 1],
     }
     assert end["histograms"]["engine_seconds"] == {str(time_bin(3.0)): 1}
@@ -218,7 +219,7 @@ def test_a_clock_that_jumps_changes_no_length(clock):
         with statistics.engine_busy():
             clock.now += 2.0
         statistics.inferred = 4
-        statistics.tick({"decode": 0.0, "engine": 2.0})
+        statistics.tick({"decode": 0.0, "network": 0.0, "engine": 2.0})
         clock.now += 1.0
         statistics.end("done")
         job = statistics.as_dict()
@@ -242,7 +243,7 @@ def test_decode_processes_are_never_busier_than_they_can_be(clock):
         statistics.count_prepared(SimpleNamespace(seconds=10.0))  # 2 of them since then
         clock.now += 2.0
         statistics.count_prepared(SimpleNamespace(seconds=3.0))
-        statistics.tick({"decode": 0.0, "engine": 4.0})
+        statistics.tick({"decode": 0.0, "network": 0.0, "engine": 4.0})
     assert statistics.decode_seconds == 133.0
     assert statistics.decode_busy_seconds == 5.0
     assert throughput([statistics.as_dict()])["decode_workers_load"] == round(5 / 8, 4)

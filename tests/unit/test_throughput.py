@@ -113,17 +113,21 @@ def test_an_attempt_without_a_request_has_no_pace_but_a_cost():
     assert throughput([starting, job(100, 200)])["seconds"] == 50
 
 
-def waiting(rank: int, decode: float, engine: float, **more) -> dict:
-    """An attempt that waited so many seconds for decoding and for the engine."""
+def waiting(rank: int, decode: float, engine: float, network: float = 0.0, **more) -> dict:
+    """An attempt that waited so many seconds for samples, in a part of these for the network, and
+    for the engine."""
     statistics = JobStatistics(rank, num_workers=2, inferred=10, seconds=decode + engine, **more)
-    statistics.limits = {"decode": decode, "engine": engine}
+    statistics.limits = {"decode": decode, "network": network, "engine": engine}
     statistics.ready_at = statistics.started_at
     return statistics.as_dict()
 
 
 def test_the_summary_says_what_bounds_the_run():
     assert throughput([waiting(0, 7.0, 3.0)])["bound"] == "decode-bound: give it more cores"
-    assert throughput([waiting(0, 3.0, 7.0)])["bound"] == "engine-bound"
+    assert throughput([waiting(0, 3.0, 7.0, network=3.0)])["bound"] == "engine-bound"
+    by_network = throughput([waiting(0, 7.0, 3.0, network=4.0)])["bound"]
+    assert by_network == "network-bound: run nearer to the videos"
+    assert throughput([waiting(0, 7.0, 3.0, network=3.0)])["bound"].startswith("decode-bound")
     assert throughput([waiting(0, 7.0, 3.0), waiting(1, 1.0, 9.0)])["bound"] == "engine-bound"
     assert throughput([]) == {"bound": "nothing was inferred"}
 

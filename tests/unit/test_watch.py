@@ -121,9 +121,10 @@ def test_a_run_from_its_begin_to_its_end(split_run: Splitter) -> None:
     assert re.search(r"answered\s+│\s+5 │", shown(("", view)))
 
 
-def test_a_running_job(split_run: Splitter) -> None:
+@pytest.mark.parametrize(("network", "bound"), [(3, "decode-bound"), (4, "network-bound")])
+def test_a_running_job(split_run: Splitter, network: int, bound: str) -> None:
     series, now = Series(), time.time()
-    series.add(15.0, inferred=20, tokens=500, decode=7, engine=3)
+    series.add(15.0, inferred=20, tokens=500, decode=7, network=network, engine=3)
     write_statistics(
         split_run, 0, finished=2, started_at=now - 20, ready_at=now - 10, lasted=20.0, series=series
     )
@@ -132,8 +133,8 @@ def test_a_running_job(split_run: Splitter) -> None:
     assert view.total.pace.samples_per_second == pytest.approx(2, rel=0.1)
     (line,) = lines("", view)
     assert "2 of 6 (33.3%) done, 0 failed; 2.0" in line
-    assert "2 s left, decode-bound; 1 running, 1 waiting" in line
-    assert "decode-bound" in shown(("", view))
+    assert f"2 s left, {bound}; 1 running, 1 waiting" in line
+    assert bound in shown(("", view))
 
 
 def test_a_job_on_a_card(split_run: Splitter) -> None:

@@ -31,6 +31,11 @@ def samples(stage):
     return lambda wildcards: RUN.samples(stage)
 
 
+def input_name(stage):
+    """For a message, which Snakemake formats."""
+    return stage.config.data.source.name.replace("{", "{{").replace("}", "}}")
+
+
 def rank_files(stage):
     """The rank files, removed after consolidation unless they are to be kept."""
     path = str(stage.layout.rank_file("{rank}"))

@@ -25,7 +25,7 @@ for stage in STAGES:
             num_shards=stage.sharding.num_shards,
             spec=stage.digest("data", "run"),
         message:
-            stage.title + "joins {params.num_shards} rank files to {output.jsonl}"
+            stage.title + "joins {params.num_shards} rank file(s) to {output.jsonl}"
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}" + WITHOUT_ERROR

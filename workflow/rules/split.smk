@@ -23,7 +23,7 @@ for position, stage in enumerate(STAGES, 1):
             later=[later.layout.config for later in STAGES[position:]],
             spec=stage.digest("data", "vision", "vllm", "sampling", "run", "task_params"),
         message:
-            stage.title + "splits {input.samples} into {params.num_shards} chunks"
+            stage.title + f"splits {input_name(stage)} into " + "{params.num_shards} chunk(s)"
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --run-id={params.run_id:q} --threads {threads}"

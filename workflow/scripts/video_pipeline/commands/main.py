@@ -35,7 +35,7 @@ def main() -> None:
         return
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
-        raise UserError(f"no command is called {name!r}{hint}; there are {', '.join(COMMANDS)}")
+        raise UserError(f"no command is called {name!r}{hint} (there are {', '.join(COMMANDS)})")
     sys.argv[1:] = rest
     importlib.import_module(f"video_pipeline.commands.{name}").main()
 

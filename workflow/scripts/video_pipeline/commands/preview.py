@@ -17,10 +17,12 @@ import orjson
 from rich.console import Console
 
 from video_pipeline.commands import options
+from video_pipeline.common.files import why_not_there
 from video_pipeline.common.printable import printable
 from video_pipeline.config import Config, load_config
 from video_pipeline.config.source import Source
 from video_pipeline.errors import UserError
+from video_pipeline.samples.containers import VIDEO_SUFFIXES
 from video_pipeline.samples.sources import read_blocks
 
 
@@ -50,6 +52,10 @@ def _config(args: argparse.Namespace) -> Config:
     stages = [config for _, config in load_config(args.configfile or {}).by_stage()]
     stage = next((config for config in stages if config.run.task == args.task), stages[0])
     values = stage.model_dump()
+    for name in args.plugins:
+        path = Path(name)
+        if path.suffix.lower() in VIDEO_SUFFIXES or (path.is_dir() and not any(path.glob("*.py"))):
+            raise UserError(f"{name} is no plugin; to see what a model sees of it: --video {name}")
     values["run"]["plugins"] += args.plugins
     if args.task:
         values["run"]["task"] = args.task
@@ -70,10 +76,21 @@ def _raws(args: argparse.Namespace, config: Config) -> list[dict[str, Any]]:
     """The input objects of the samples to show."""
     raw = _raw(args)
     if not _is_folder(args):
+        if not config.run.plugins:  # They may read something else by that name.
+            _check_video(args.video)
         return [{**raw, config.data.video_field: args.video} if args.video else raw]
     lines = b"".join(read_blocks(config.data.input_jsonl, config.data.video_field)).splitlines()
     chosen = dict.fromkeys([0, len(lines) // 2, len(lines) - 1])
     return [{**orjson.loads(lines[place]), **raw} for place in chosen]
+
+
+def _check_video(video: str | None) -> None:
+    """Raise :class:`UserError` if ``video`` is a path where no file is; before the model is asked
+    for, which may take long."""
+    source = Source(video or "")
+    is_path = video and source.is_local and "#" not in source.place  # a member of a tar
+    if is_path and (fault := why_not_there(Path(source.place))):
+        raise UserError(f"--video: {fault}")
 
 
 def _raw(args: argparse.Namespace) -> dict[str, Any]:

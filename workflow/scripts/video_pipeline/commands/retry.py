@@ -31,8 +31,13 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
     """
     sharding = _last_sharding(config)
     if sharding is None:
-        output = config.data.output_jsonl
-        raise UserError(f"{output}: nothing has run yet, there is nothing to retry")
+        layout = Layout.of(config, 0)
+        if read_sharding(layout.sharding) is None:
+            raise UserError(f"{layout.output}: nothing has run yet, there is nothing to retry")
+        raise UserError(
+            f"{layout.output}: the last run has not divided its input ({layout.log('split')} says "
+            "why), so its samples are not known. Run snakemake, then retry"
+        )
     layout = Layout.of(config, sharding.num_shards)
     if sharding.run_id:
         raise UserError("data.resume is false: every invocation starts from nothing anyway")

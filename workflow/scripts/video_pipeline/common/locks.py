@@ -75,9 +75,16 @@ def try_lock(path: Path) -> TextIO | None:
 def take_output(lock: Path, output: Path) -> TextIO:
     """Lock ``lock``, the run lock of ``output``, so that no other process changes the output.
 
-    Raises :class:`UserError` naming the process that holds the lock.
+    Raises :class:`UserError` naming the process that holds the lock, or the folder in which this
+    process may not write.
     """
-    stream = try_lock(lock)
+    try:
+        stream = try_lock(lock)
+    except OSError as error:
+        raise UserError(
+            f"data.output_jsonl: {os.path.abspath(output)} cannot be written: {error.strerror} "
+            f"({error.filename}). Make that folder writable, or name another output"
+        ) from error
     if stream is None:
         raise UserError(
             f"another snakemake, retry or prune is at work on {output}: {describe_holder(lock)}. "

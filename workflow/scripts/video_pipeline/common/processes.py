@@ -133,6 +133,9 @@ def exit_with_snakemake() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+_is_asked_to_end = threading.Event()
+
+
 def stop_jobs_on_signals() -> None:
     """In Snakemake's main thread: stop the jobs on this machine when Snakemake is asked to end."""
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -141,6 +144,7 @@ def stop_jobs_on_signals() -> None:
         def stop(signum: int, frame: FrameType | None, earlier: object = earlier) -> None:
             import psutil
 
+            _is_asked_to_end.set()
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     process.terminate()
@@ -149,6 +153,11 @@ def stop_jobs_on_signals() -> None:
 
         if earlier is not signal.SIG_IGN:
             signal.signal(signum, stop)
+
+
+def is_asked_to_end() -> bool:
+    """Whether a signal has stopped the jobs, as :func:`stop_jobs_on_signals` says."""
+    return _is_asked_to_end.is_set()
 
 
 def limit_memory(gigabytes: float | None) -> None:

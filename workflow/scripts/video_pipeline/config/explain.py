@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.config.section import Section
+from video_pipeline.config.short import SHORT_NAMES
 
 _EXPECTED = {
     "int_parsing": "a whole number",
@@ -47,9 +48,9 @@ def explain(error: ValidationError, model: type[Section]) -> list[str]:
 
 def _unknown_key(place: list[str], section: type[Section]) -> str:
     *parents, name = place
-    hint = did_you_mean(name, section.model_fields, lambda near: repr(".".join([*parents, near])))
-    known = ", ".join(section.model_fields)
-    return f"{'.'.join(place)}: unknown key{hint} (known: {known})"
+    known = [*section.model_fields, *(() if parents else SHORT_NAMES)]
+    hint = did_you_mean(name, known, lambda near: repr(".".join([*parents, near])))
+    return f"{'.'.join(place)}: unknown key{hint} (known: {', '.join(known)})"
 
 
 def _place(steps: tuple[str | int, ...], model: type[Section]) -> tuple[list[str], type[Section]]:

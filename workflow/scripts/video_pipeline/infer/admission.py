@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -17,8 +18,9 @@ class Window:
         max_samples: Bound on their number.
         max_preparing: Bound on the samples in the decode processes.
         engine_is_saturated: Whether more requests would not make the engine faster.
-        limits: Seconds in which the run waited for the decode processes (``decode``) or the engine
-            (``engine``).
+        limits: Seconds in which the run waited for samples (``decode``), the part of these in which
+            a decode process had nothing to do because no file was here (``network``), and seconds
+            in which it waited for the engine (``engine``).
     """
 
     max_bytes: float
@@ -28,7 +30,8 @@ class Window:
 
     def __post_init__(self) -> None:
         self.preparing = self.held = self.held_bytes = 0
-        self.limits = {"decode": 0.0, "engine": 0.0}
+        self.limits = {"decode": 0.0, "network": 0.0, "engine": 0.0}
+        self._lacks_files = False
         self._largest = 0
         self._all_admitted = False
         self._since: float | None = None
@@ -65,6 +68,17 @@ class Window:
             self.held_bytes -= num_bytes
             self._changed.notify()
 
+    @contextmanager
+    def waiting_for_files(self) -> Iterator[None]:
+        """While the file of no further sample is here."""
+        self._account()
+        self._lacks_files = True
+        try:
+            yield
+        finally:
+            self._account()
+            self._lacks_files = False
+
     def limits_now(self) -> dict[str, float]:
         """``limits``, up to now."""
         self._account()
@@ -92,5 +106,8 @@ class Window:
         now = time.monotonic()
         all_prepared = self._all_admitted and self.preparing == 0
         waits_for_engine = self._is_full() or all_prepared or self.engine_is_saturated()
-        self.limits["engine" if waits_for_engine else "decode"] += now - self._since
+        seconds = now - self._since
+        self.limits["engine" if waits_for_engine else "decode"] += seconds
+        if not waits_for_engine and self._lacks_files and self.preparing < self.max_preparing:
+            self.limits["network"] += seconds
         self._since = now

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from video_pipeline.config import Config
@@ -48,11 +49,16 @@ class Copy:
 
 
 class Prefetcher:
-    """Fetches what the samples of a chunk will read, in their order."""
+    """Fetches what the samples of a chunk will read, in their order.
+
+    Attributes:
+        waiting: Makes the context in which it waits for the next file.
+    """
 
     def __init__(self, config: Config, samples: ChunkSamples, num_processes: int) -> None:
         """``num_processes``: of the decode processes. Until one of them has asked for a file, no
         more is fetched than they would."""
+        self.waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         self._config = config
         self._samples = samples
         self._ahead = num_processes
@@ -79,7 +85,8 @@ class Prefetcher:
                     under_way.add(asyncio.create_task(_arrival(position, copy)))
             if not under_way:
                 return
-            here, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            with self.waiting():
+                here, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
             first = min(here, key=_position)
             under_way.remove(first)
             yield first.result()

@@ -138,6 +138,7 @@ class Stream:
         self._submit = asyncio.Semaphore(self.shard.config.run.max_in_flight)
         self._engine_ready = asyncio.Event()
         self.window.engine_is_saturated = self._is_saturated
+        self.prefetcher.waiting = self.window.waiting_for_files
 
     async def run(self, file: StatisticsFile) -> None:
         """Start the engine and infer all pending samples; write the statistics to ``file``."""

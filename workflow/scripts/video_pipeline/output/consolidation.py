@@ -51,7 +51,12 @@ def consolidate(config: Config, layout: Layout) -> None:
     summary = _summary(config, layout, manifest, ranks, seal)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     layout.reopened.unlink(missing_ok=True)
-    logger.info("%s: %s", layout.output, summary["samples"])
+    counts = summary["samples"]
+    logger.info(
+        "%s: %s answered, %s failed, of %s samples",
+        layout.output,
+        *(f"{counts[name]:,}" for name in ("ok", "error", "distinct")),
+    )
     for warning in (
         describe_cut_off(summary["samples"]["truncated_at"]),
         describe_unparsed(summary["samples"]["errors_by_stage"].get("parse", 0)),
@@ -146,7 +151,7 @@ def _check_answered(
     retry = ""
     if stages.keys() - {"parse", "length"}:
         retry = (
-            ", then open them again (python -m video_pipeline.retry, with the --configfile and "
+            ", then open them again (video-pipeline retry, with the --configfile and "
             "--directory of the run)"
         )
     raise UserError(

@@ -110,7 +110,7 @@ function ranks() {
       html("td", { class: "host", "data-name": "Host" }, row.host || "–"),
       html("td", { class: "line" }, ...(row.attempts.length ? [rankBars(row)] : []), ...rankNotes(row)),
       ...[["Answered", whole.format(row.inferred)], ["Failed", whole.format(row.failed)],
-        ["Waited for decoding", `${duration(row.waited)} (${percent(row.waiting_share)})`],
+        ["Waited for videos", `${duration(row.waited)} (${percent(row.waiting_share)})`],
         ["Engine busy", percent(row.busy_share)],
         ["Ended", row.ended === null ? "–" : duration(row.ended)],
       ].map(([name, text]) => html("td", { class: "n", "data-name": name }, text)))));

@@ -164,7 +164,7 @@ def _rank(rank: int, jobs: list[dict[str, Any]], clock: Clock) -> dict[str, Any]
 
 def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
     """The bar of an attempt. ``engine`` and ``decode`` hold a digit for each of its cells: the
-    share of the time, in ninths, in which the engine or the decoding limited it."""
+    share of the time, in ninths, in which the engine limited it, or it waited for videos."""
     cells = max(1, min(CELLS, round(attempt.end - attempt.start)))
     edges = np.linspace(attempt.start, attempt.end, cells + 1)
     width = max((attempt.end - attempt.start) / cells, 1e-3)
@@ -220,7 +220,7 @@ def _remarks(ranks: list[dict[str, Any]]) -> list[str]:
     if waited:
         most = max(waited, key=lambda row: row["waited"])
         remarks.append(
-            f"Rank {most['rank']} waited longest for decoding: {duration(most['waited'])}, "
+            f"Rank {most['rank']} waited longest for videos: {duration(most['waited'])}, "
             f"{most['waiting_share']:.0%} of its time."
         )
     bad = [row["rank"] for row in ranks for bar in row["attempts"] if bar["state"] != "done"]

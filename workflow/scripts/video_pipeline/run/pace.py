@@ -13,13 +13,22 @@ RECENT_SECONDS = 60.0
 """The pace of a job is the pace of its last minute."""
 
 
+def bottleneck(decode: float, network: float, engine: float) -> str:
+    """What limits jobs that waited so many seconds for samples, in the ``network`` part of these
+    for files, and for the engine."""
+    if decode <= engine:
+        return "engine-bound"
+    return "network-bound" if network > decode - network else "decode-bound"
+
+
 @dataclass(frozen=True)
 class Pace:
     """How fast jobs are at the moment, all together."""
 
     samples_per_second: float = 0.0  # finished ones
     tokens_per_second: float = 0.0  # of prompts and answers
-    decode: float = 0.0  # seconds a second that the jobs waited for decoding
+    decode: float = 0.0  # seconds a second that the jobs waited for samples
+    network: float = 0.0  # the part of these in which they waited for files
     engine: float = 0.0  # and for the engine
     # Of the jobs that hold GPUs; NaN if it is not known.
     prompt_tokens_per_second: float = 0.0
@@ -53,6 +62,7 @@ class Pace:
             samples_per_second=rates["inferred"] + rates["failed"],
             tokens_per_second=rates["tokens"],
             decode=rates["decode"],
+            network=rates.get("network", 0.0),  # Earlier versions did not count it.
             engine=rates["engine"],
             **gpu,
         )
@@ -66,7 +76,7 @@ class Pace:
         """What keeps the jobs from being faster; empty if nothing is known."""
         if self.decode + self.engine == 0:
             return ""
-        return "decode-bound" if self.decode > self.engine else "engine-bound"
+        return bottleneck(self.decode, self.network, self.engine)
 
     @property
     def share_of_peak(self) -> float | None:

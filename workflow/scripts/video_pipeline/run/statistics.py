@@ -45,7 +45,7 @@ class Series:
 
     NAMES = (
         *("inferred", "failed", "tokens", "prompt_tokens", "flops"),
-        *("busy", "decode", "engine"),
+        *("busy", "decode", "network", "engine"),
     )
 
     def __init__(self) -> None:
@@ -116,8 +116,10 @@ class JobStatistics:
     first_answer_seconds: float = 0.0  # from the first request
     feeding_cpu_seconds: float = 0.0  # of this process within seconds: feeding and writing down
     video_seconds: float = 0.0  # length of the videos of the answered samples
-    # How many of seconds the run waited for each.
-    limits: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "engine": 0.0})
+    # How many of seconds the run waited for each; network is a part of decode.
+    limits: dict[str, float] = field(
+        default_factory=lambda: {"decode": 0.0, "network": 0.0, "engine": 0.0}
+    )
     series: Series = field(default_factory=Series)
     # Counts by time_bin, of a sample in its decode process and of a request in the engine.
     histograms: dict[str, Counter[int]] = field(

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from video_pipeline.run.pace import bottleneck
+
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
     """How long at least one of ``spans`` lasts; a span is its begin and its end."""
@@ -17,6 +19,13 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
         total += max(0.0, end - max(begin, until))
         until = max(until, end)
     return total
+
+
+_ADVICE = {
+    "decode-bound": "decode-bound: give it more cores",
+    "network-bound": "network-bound: run nearer to the videos",
+    "engine-bound": "engine-bound",
+}
 
 
 def throughput(attempts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -33,7 +42,9 @@ def throughput(attempts: list[dict[str, Any]]) -> dict[str, Any]:
     }
     running = covered((a["ready_at"], a["ready_at"] + a["seconds"]) for a in attempts)
     busy = min(1.0, total["engine_busy_seconds"] / total["seconds"])
-    waits = {name: sum(a["limits"][name] for a in attempts) for name in ("decode", "engine")}
+    waits = {
+        name: sum(a["limits"][name] for a in attempts) for name in ("decode", "network", "engine")
+    }
     worker_seconds = sum(a["num_workers"] * a["seconds"] for a in attempts)
     tokens = total["prompt_tokens"] + total["completion_tokens"]
     return {
@@ -45,11 +56,7 @@ def throughput(attempts: list[dict[str, Any]]) -> dict[str, Any]:
         "engine_busy_share": round(busy, 4),
         "engine_waiting_share": round(1 - busy, 4),
         "decode_workers_load": round(min(1.0, total["decode_busy_seconds"] / worker_seconds), 4),
-        "bound": (
-            "decode-bound: give it more cores"
-            if waits["decode"] > waits["engine"]
-            else "engine-bound"
-        ),
+        "bound": _ADVICE[bottleneck(**waits)],
     }
 
 

@@ -12,6 +12,12 @@ from video_pipeline.common.logs import ERROR, last_error
 from video_pipeline.run.stages import Stage
 from video_pipeline.workflow.weights import is_fetched
 
+STOPPED = (
+    "\nStopped by a signal, such as that of Ctrl-C. What is answered is in the journal: the same "
+    "command infers only what is missing."
+)
+"""In place of the report if the user has ended the run."""
+
 MAX_ERRORS = 3
 """So many errors are shown."""
 

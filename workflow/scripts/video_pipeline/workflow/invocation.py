@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from video_pipeline.common.files import write_text
 from video_pipeline.common.locks import take_output
-from video_pipeline.common.processes import stop_jobs_on_signals, tie_jobs_to_this_process
+from video_pipeline.common.processes import (
+    is_asked_to_end,
+    stop_jobs_on_signals,
+    tie_jobs_to_this_process,
+)
 from video_pipeline.config import load_config
 from video_pipeline.errors import UserError
 from video_pipeline.gpu.devices import check_machine
@@ -28,11 +32,11 @@ from video_pipeline.run.origin import (
 from video_pipeline.run.sharding import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.run.stages import Stage, resolve_stages
 from video_pipeline.workflow.cluster import check_jobs
-from video_pipeline.workflow.failure_report import failure_report
+from video_pipeline.workflow.failure_report import STOPPED, failure_report
 from video_pipeline.workflow.forecast import forecast
 from video_pipeline.workflow.literal_paths import take_literally
-from video_pipeline.workflow.pending import num_pending, only_publishes
-from video_pipeline.workflow.progress_lines import ProgressLines
+from video_pipeline.workflow.pending import needs_no_gpu, num_pending
+from video_pipeline.workflow.progress_lines import ProgressLines, command_line, num_failed
 from video_pipeline.workflow.snakemake_internals import Snakemake, fails_as_workflow_error
 
 if TYPE_CHECKING:
@@ -176,6 +180,11 @@ class Invocation:
             if layout.reopened.exists():
                 reason = "failed samples were opened again: written anew"
                 self._force(stage, layout.output, reason)
+            elif not changed and (failed := num_failed(stage)):
+                _print(
+                    f"{layout.output}: {failed:,} of its samples failed earlier, and stay so until "
+                    f"you open them again: {command_line('retry', stage, self._scripts)}"
+                )
             if self.snakemake.is_dry_run:
                 atexit.register(_print, f"{stage.title}{forecast(config, layout)}")
         source = config.data.source
@@ -205,7 +214,7 @@ class Invocation:
     def infer_gpus(self, stage: Stage, rank: int, attempt: int) -> int:
         """The GPUs of an inference job; none if it only publishes. Ask again when the job is about
         to start, because split has found out by then what is pending."""
-        publishes = attempt == 1 and only_publishes(stage.layout, rank)
+        publishes = attempt == 1 and needs_no_gpu(stage.layout, rank)
         return 0 if publishes else stage.config.vllm.gpus_per_job
 
     # --- handlers ---------------------------------------------------------------------------------
@@ -249,7 +258,8 @@ class Invocation:
         all that it has to say."""
         if self._progress is not None:
             self._progress.end()
-            atexit.register(_print, failure_report(self.stages, self._scripts))
+            report = STOPPED if is_asked_to_end() else failure_report(self.stages, self._scripts)
+            atexit.register(_print, report)
 
     def _take(self, stage: Stage) -> None:
         """Lock the output of ``stage`` until this process ends, and write down the decisions."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.common.files import read_object
-from video_pipeline.journal.format import REOPENS
+from video_pipeline.journal.format import ATTEMPTS, REOPENS, attempt_prefix
 from video_pipeline.run.layout import Layout
 
 
-def only_publishes(layout: Layout, rank: int) -> bool:
+def needs_no_gpu(layout: Layout, rank: int) -> bool:
     """Whether all of the chunk of ``rank`` was done when split made it, or when a job wrote its
     rank file after that, and no error was opened again since. False if the files do not tell."""
     manifest, done_at = _read(layout.manifest)
@@ -28,13 +28,21 @@ def only_publishes(layout: Layout, rank: int) -> bool:
 
 
 def num_pending(layout: Layout, rank: int) -> int | None:
-    """How many samples the job of ``rank`` has to infer, as far as the files tell; None if the
-    input was not split yet."""
-    manifest, _ = _read(layout.manifest)
+    """How many samples the job of ``rank`` has to infer; None if the files do not tell, because the
+    input was not split yet, or a job has begun or errors were opened again since then."""
+    manifest, split_at = _read(layout.manifest)
     if not manifest:
         return None
+    if needs_no_gpu(layout, rank):
+        return 0
+    journal = Path(manifest["journal"])
+    changed_at = _written_at(journal)
+    if _newest_reopening(journal, changed_at) >= split_at or attempt_prefix(
+        manifest["split_id"], rank
+    ) in _attempts(journal, changed_at):
+        return None
     pending: int = manifest["rank_pending"][rank]
-    return 0 if only_publishes(layout, rank) else pending
+    return pending
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
@@ -63,3 +71,10 @@ def _newest_reopening(journal: Path, changed_at: int) -> int:
     """When errors were opened again last; 0 if they never were. Looked up once for the folder as it
     was ``changed_at``."""
     return max(map(_written_at, journal.glob(f"{REOPENS}*")), default=0)
+
+
+@lru_cache(maxsize=2)
+def _attempts(journal: Path, changed_at: int) -> frozenset[str]:
+    """What the names of the attempts in a folder start with, as :func:`attempt_prefix` says."""
+    names = (path.name.split(".", 3) for path in journal.glob(f"{ATTEMPTS}*"))
+    return frozenset(".".join([*name[:3], ""]) for name in names)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
-from importlib import metadata
+from itertools import islice
 from pathlib import Path
 
+import orjson
+
+from video_pipeline.common.files import read_object
+from video_pipeline.common.own_command import own_command
 from video_pipeline.common.printable import printable
 from video_pipeline.errors import Failure
 from video_pipeline.run.stages import Stage
 
 LINE_SECONDS = 60.0
 """How often a stage that is at work has a line."""
+
+MOST_FAILURES = 3
+"""So many failed samples are named at the end."""
 
 
 class ProgressLines:
@@ -59,6 +67,8 @@ class ProgressLines:
             ):
                 _print(f"{name}  {path}")
             if failed := read_counts(layout.summary).get("error"):
+                for words in _first_failures(stage):
+                    _print(f"failed  {words}")
                 _print(
                     f"Samples that failed: {failed:,}. To open them again, before the same "
                     f"snakemake command: {self._command('retry', stage)}"
@@ -82,20 +92,29 @@ class ProgressLines:
                 yield lines(f"{stage.layout.output}: {stage.title}", view)[0]
 
     def _command(self, name: str, stage: Stage) -> str:
-        """The command line of ``python -m video_pipeline.name`` for a stage."""
-        words = [sys.executable, "-m", f"video_pipeline.{name}"]
-        if not _is_installed():
-            words = ["env", f"PYTHONPATH={self._scripts}", *words]
-        config = os.path.abspath(stage.layout.config)
-        return shlex.join([*words, "--directory", str(Path.cwd()), "--configfile", config])
+        return command_line(name, stage, self._scripts)
 
 
-def _is_installed() -> bool:
-    try:
-        metadata.distribution("video-pipeline")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def command_line(name: str, stage: Stage, scripts: Path) -> str:
+    """The command ``name`` of ``video-pipeline`` about the run of ``stage``, from any folder."""
+    config = os.path.abspath(stage.layout.config)
+    options = ["--directory", str(Path.cwd()), "--configfile", config]
+    return shlex.join([*own_command(scripts), name, *options])
+
+
+def num_failed(stage: Stage) -> int:
+    """How many samples of the output are failures that ``retry`` opens again."""
+    by_stage = read_object(stage.layout.summary).get("samples", {}).get("errors_by_stage", {})
+    return sum(count for name, count in by_stage.items() if name != "parse")
+
+
+def _first_failures(stage: Stage) -> Iterator[str]:
+    """The first failed samples of the output, each with its video, if it has one, and its error."""
+    with open(stage.layout.errors, "rb") as lines:
+        for record in map(orjson.loads, islice(lines, MOST_FAILURES)):
+            name = record["input"].get(stage.config.data.video_field, f"sample {record['__key']}")
+            error = record["__error"]
+            yield f"{name}: {error['stage']}: {textwrap.shorten(error['message'], 200)}"
 
 
 def _print(text: str) -> None:
