@@ -254,21 +254,21 @@ def test_a_job_removes_what_a_killed_one_of_its_rank_has_left(splitting):
     ]
 
 
-def test_a_journal_that_changes_while_the_job_publishes(splitting, monkeypatch):
+def test_a_journal_that_changes_while_the_job_writes_its_rank_file(splitting, monkeypatch):
     """The job fails without a traceback, and the next attempt infers what is lost."""
     run = splitting.run
     splitting(samples(4), 1).finish(*keys(3))
     splitting(num_shards=1)
     (folder,) = run.journals()
     earlier = sorted(folder.glob("attempt.*"))
-    publish = Shard.publish
+    write_rank_file = Shard.write_rank_file
 
     def disturbed(shard: Shard) -> None:
         for path in earlier:
             path.unlink(missing_ok=True)
-        publish(shard)
+        write_rank_file(shard)
 
-    monkeypatch.setattr(Shard, "publish", disturbed)
+    monkeypatch.setattr(Shard, "write_rank_file", disturbed)
     with pytest.raises(
         EnvironmentFault, match=r"sample 0 has no record.*Run the same command again"
     ):
@@ -366,7 +366,7 @@ def test_a_killed_job_loses_nothing_and_leaves_nothing(slow):
 
 
 def test_two_jobs_of_the_same_rank(slow):
-    """A cluster has started a job twice: the second waits for the first, then publishes."""
+    """A cluster has started a job twice: the second waits, then writes its rank file."""
     run = slow.run
     first = run.start("infer.py", "--num-shards", "1", "--rank", "0")
     wait_until(run.answers, "the first is at work")

@@ -218,7 +218,7 @@ def test_what_fails_is_cancelled_or_has_no_time_left_is_submitted_again(story):
     assert story.states(3) == ["COMPLETED"]
 
 
-def test_jobs_outlive_the_main_process_and_duplicates_only_publish(story):
+def test_jobs_outlive_the_main_process_and_duplicates_infer_nothing(story):
     """The three that were at work finish; those that the second main process submits wait."""
     holders = {}
     for journal in story.run.journals():

@@ -1,4 +1,4 @@
-"""Whether a job only publishes, as far as files tell."""
+"""Whether a job needs no GPU, as far as files tell."""
 
 from __future__ import annotations
 

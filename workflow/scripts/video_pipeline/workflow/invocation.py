@@ -212,10 +212,11 @@ class Invocation:
         return job_threads(self.snakemake.cores, at_once, gpus_bind=gpus is not None)
 
     def infer_gpus(self, stage: Stage, rank: int, attempt: int) -> int:
-        """The GPUs of an inference job; none if it only publishes. Ask again when the job is about
-        to start, because split has found out by then what is pending."""
-        publishes = attempt == 1 and needs_no_gpu(stage.layout, rank)
-        return 0 if publishes else stage.config.vllm.gpus_per_job
+        """The GPUs of an inference job; none if it only writes its rank file. Ask again when it
+        is about to start, because split has found out by then what is pending."""
+        if attempt == 1 and needs_no_gpu(stage.layout, rank):
+            return 0
+        return stage.config.vllm.gpus_per_job
 
     # --- handlers ---------------------------------------------------------------------------------
 

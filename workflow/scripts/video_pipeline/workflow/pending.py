@@ -1,5 +1,5 @@
 """Whether an inference job has anything to infer, by a few small files: Snakemake asks before it
-starts the job, which gets no GPU if it only publishes.
+starts the job, which gets no GPU if it only writes its rank file.
 """
 
 from __future__ import annotations
