@@ -19,7 +19,7 @@ class Data(Section):
     input_jsonl: Place = "samples.jsonl"
     """The samples: a JSONL (one JSON object a line), a list of paths (`.txt`), a table (`.csv`,
     `.tsv`, `.parquet`), a `.tar`, a folder of videos, or a pattern such as `clips/**/*.mp4`; here
-    or at an address (`s3://`, ...). See docs/input.md."""
+    or at an address (`s3://`, ...). See [Input](../docs/input.md)."""
     output_jsonl: Path = Path("results/output.describe.jsonl")
     """The output. Rank files, journal, summary and the complete configuration are written beside
     it."""
@@ -34,7 +34,7 @@ class Data(Section):
     where: str | None = None
     """Only samples for which this condition holds are asked about, such as `duration >= 2 and
     previous.is_safe`. The others become records with the status `left_out`. A change infers nothing
-    again. See docs/stages.md."""
+    again. See [Choose samples](../docs/stages.md#choose-samples)."""
     group_by: Literal["video"] | None = None
     """`video`: the windows of a video, from a stage before, become one sample, with their records
     in `previous.clips`."""
