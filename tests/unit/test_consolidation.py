@@ -79,7 +79,7 @@ def test_a_run_without_an_answer_has_no_output(splitting):
     splitting(num_shards=5)
     for rank in range(5):
         infer(splitting.run.config, splitting.layout, rank, 1)
-    expected = r"none of the 2 samples .*answered \(read: 2\).*video_pipeline\.retry"
+    expected = r"none of the 2 samples .*answered \(read: 2\).*video.pipeline retry --directory"
     with pytest.raises(UserError, match=expected):
         consolidate(splitting.run.config, splitting.layout)
     assert not splitting.run.output.exists()

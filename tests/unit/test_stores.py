@@ -194,8 +194,10 @@ def test_what_is_not_there(s3):
         lines("s3://clips/gone")
 
 
-def test_the_jsonl_of_a_folder_in_a_store(s3, tmp_path):
-    samples_command.main(["s3://clips/cats", "-o", str(tmp_path / "out.jsonl")])
+def test_the_jsonl_of_a_folder_in_a_store(s3, tmp_path, monkeypatch):
+    output = str(tmp_path / "out.jsonl")
+    monkeypatch.setattr("sys.argv", ["samples", "s3://clips/cats", "-o", output])
+    samples_command.main()
     first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
     assert (first["id"], first["path"]) == ("a.mp4", "s3://clips/cats/a.mp4")
     assert first["size"] > 4 << 20

@@ -31,7 +31,7 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
     """
     sharding = _last_sharding(config)
     if sharding is None:
-        layout = Layout.of(config, 0)
+        layout = Layout.of(config)
         if read_sharding(layout.sharding) is None:
             raise UserError(f"{layout.output}: nothing has run yet, there is nothing to retry")
         raise UserError(

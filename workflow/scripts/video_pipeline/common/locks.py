@@ -13,6 +13,7 @@ from logging import Logger
 from pathlib import Path
 from typing import Any, TextIO
 
+from video_pipeline.common.faults import failure_of
 from video_pipeline.common.files import read_object
 from video_pipeline.errors import UserError
 
@@ -81,9 +82,11 @@ def take_output(lock: Path, output: Path) -> TextIO:
     try:
         stream = try_lock(lock)
     except OSError as error:
-        raise UserError(
+        raise failure_of(
+            error,
             f"data.output_jsonl: {os.path.abspath(output)} cannot be written: {error.strerror} "
-            f"({error.filename}). Make that folder writable, or name another output"
+            f"({error.filename or lock}). Make room there, or name another output in a folder in "
+            "which files can be written and locked",
         ) from error
     if stream is None:
         raise UserError(

@@ -60,7 +60,9 @@ def member_of(address: str) -> tuple[str, str] | None:
 def is_row(address: str) -> bool:
     """Whether ``address`` names a row of Parquet, and no member of a tar."""
     container, _ = member_of(address) or ("", "")
-    return container.partition("?")[0].lower().endswith(".parquet")
+    if scheme_of(container):
+        container = container.partition("?")[0]
+    return container.lower().endswith(".parquet")
 
 
 def file_path(address: str) -> str | None:

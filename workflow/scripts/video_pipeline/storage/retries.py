@@ -79,5 +79,5 @@ def seconds_of(retry_after: str | None) -> float:
     it says nothing."""
     try:
         return float(Retry().parse_retry_after(retry_after or "0"))
-    except InvalidHeader:
+    except (InvalidHeader, ValueError, OverflowError):  # A date may be out of range.
         return 0.0

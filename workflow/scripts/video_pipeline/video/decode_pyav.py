@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from fractions import Fraction
 
 import numpy as np
@@ -38,7 +38,7 @@ def decode_frames(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
             for stamp, frame in decode(video, positions[done:], shortcuts):
                 position = positions[done]
                 # A decoder may show an old picture in place of one that damage has cost it.
-                if shortcuts and video.damage and video.index.references:
+                if shortcuts and video.damage and _needed(video, positions) is not None:
                     break
                 # Without shortcuts the next frame will do if none is lost.
                 is_next = not video.damage and bisect_left(video.stamps, stamp) <= position + 1
@@ -83,10 +83,8 @@ def decode(
         VideoReadError: The colours of a frame cannot be converted.
     """
     wanted = {video.stamps[position] for position in positions}
-    may_drop = shortcuts and not video.index.is_counted
-    drops = may_drop and video.decoder.name == "h264"
-    references = video.index.references if may_drop else None
-    needed = None if references is None else references.needed(wanted)
+    drops = shortcuts and not video.index.is_counted and video.decoder.name == "h264"
+    needed = _needed(video, positions) if shortcuts else None
     convert = ToRgb(video)
     frames: deque[VideoFrame] = deque()
     frame: VideoFrame | None = None
@@ -115,6 +113,14 @@ def decode(
             else:
                 frame_stamp = stamp_of(frame)
         yield frame_stamp, convert(frame)
+
+
+def _needed(video: Video, positions: Sequence[int]) -> Set[int] | None:
+    """The ordinals of the packets that the frames at ``positions`` are made from, if others may be
+    left out; None: all."""
+    if video.index.is_counted or video.index.references is None:
+        return None
+    return video.index.references.needed({video.stamps[position] for position in positions})
 
 
 class ToRgb:

@@ -12,19 +12,23 @@ from video_pipeline.common.logs import ERROR, last_error
 from video_pipeline.run.stages import Stage
 from video_pipeline.workflow.weights import is_fetched
 
-STOPPED = (
-    "\nStopped by a signal, such as that of Ctrl-C. What is answered is in the journal: the same "
-    "command infers only what is missing."
-)
-"""In place of the report if the user has ended the run."""
-
 MAX_ERRORS = 3
 """So many errors are shown."""
 
 
-def failure_report(stages: Sequence[Stage], scripts: Path) -> str:
+def failure_report(stages: Sequence[Stage], scripts: Path, *, is_stopped: bool = False) -> str:
     """The lines about the jobs of ``stages`` that have failed; ``scripts`` is the folder of the
-    workflow's scripts."""
+    workflow's scripts. If a signal has ended the run (``is_stopped``), only the errors of jobs that
+    had failed before are worth a look."""
+    errors = [error for stage in stages for error in _last_errors(stage)]
+    if is_stopped:
+        goes_on = (
+            ". What is answered is in the journal: the same command infers only what is missing."
+            if stages[0].config.data.resume
+            else "; data.resume is false, so the same command begins anew."
+        )
+        lines = [f"\nStopped by a signal, such as that of Ctrl-C{goes_on}"]
+        return "\n".join([*lines, *_shown(errors)])
     folders = sorted({str(stage.layout.log("split").parent) for stage in stages})
     lines = [
         f"\nThe logs under {', '.join(folders)}/ say what failed; the journal holds what is done.\n"
@@ -37,10 +41,14 @@ def failure_report(stages: Sequence[Stage], scripts: Path) -> str:
         for stage in stages
         if (unfinished := stage.layout.unfinished())
     )
-    errors = [error for stage in stages for error in _last_errors(stage)]
-    if len(errors) > MAX_ERRORS:
-        lines.append(f"The first {MAX_ERRORS} of {len(errors)} errors:")
-    return "\n".join([*lines, *(f"{ERROR}{error}" for error in errors[:MAX_ERRORS])])
+    return "\n".join([*lines, *_shown(errors)])
+
+
+def _shown(errors: Sequence[str]) -> list[str]:
+    """The lines about the errors of jobs."""
+    title = f"The first {MAX_ERRORS} of {len(errors)} errors:"
+    more = [title] if len(errors) > MAX_ERRORS else []
+    return [*more, *(f"{ERROR}{error}" for error in errors[:MAX_ERRORS])]
 
 
 def _last_errors(stage: Stage) -> list[str]:

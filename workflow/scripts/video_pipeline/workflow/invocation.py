@@ -32,7 +32,7 @@ from video_pipeline.run.origin import (
 from video_pipeline.run.sharding import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.run.stages import Stage, resolve_stages
 from video_pipeline.workflow.cluster import check_jobs
-from video_pipeline.workflow.failure_report import STOPPED, failure_report
+from video_pipeline.workflow.failure_report import failure_report
 from video_pipeline.workflow.forecast import forecast
 from video_pipeline.workflow.literal_paths import take_literally
 from video_pipeline.workflow.pending import needs_no_gpu, num_pending
@@ -180,7 +180,7 @@ class Invocation:
             if layout.reopened.exists():
                 reason = "failed samples were opened again: written anew"
                 self._force(stage, layout.output, reason)
-            elif not changed and (failed := num_failed(stage)):
+            elif config.data.resume and not changed and (failed := num_failed(stage)):
                 _print(
                     f"{layout.output}: {failed:,} of its samples failed earlier, and stay so until "
                     f"you open them again: {command_line('retry', stage, self._scripts)}"
@@ -259,7 +259,7 @@ class Invocation:
         all that it has to say."""
         if self._progress is not None:
             self._progress.end()
-            report = STOPPED if is_asked_to_end() else failure_report(self.stages, self._scripts)
+            report = failure_report(self.stages, self._scripts, is_stopped=is_asked_to_end())
             atexit.register(_print, report)
 
     def _take(self, stage: Stage) -> None:

@@ -69,9 +69,12 @@ class ProgressLines:
             if failed := read_counts(layout.summary).get("error"):
                 for words in _first_failures(stage):
                     _print(f"failed  {words}")
+                again = (
+                    ". To open them again, before the same snakemake command: "
+                    f"{self._command('retry', stage)}"
+                )
                 _print(
-                    f"Samples that failed: {failed:,}. To open them again, before the same "
-                    f"snakemake command: {self._command('retry', stage)}"
+                    f"Samples that failed: {failed:,}{again if stage.config.data.resume else ''}"
                 )
 
     def _print_lines(self) -> None:
@@ -110,10 +113,12 @@ def num_failed(stage: Stage) -> int:
 
 def _first_failures(stage: Stage) -> Iterator[str]:
     """The first failed samples of the output, each with its video, if it has one, and its error."""
+    if not stage.layout.errors.exists():
+        return  # The user has moved it away.
     with open(stage.layout.errors, "rb") as lines:
         for record in map(orjson.loads, islice(lines, MOST_FAILURES)):
-            name = record["input"].get(stage.config.data.video_field, f"sample {record['__key']}")
-            error = record["__error"]
+            video, error = record["input"].get(stage.config.data.video_field), record["__error"]
+            name = video if video and isinstance(video, str) else f"sample {record['__key']}"
             yield f"{name}: {error['stage']}: {textwrap.shorten(error['message'], 200)}"
 
 

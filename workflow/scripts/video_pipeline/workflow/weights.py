@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from fnmatch import filter as matching
 from pathlib import Path
 
-from video_pipeline.common.faults import failure_of
+from video_pipeline.common.faults import failure_of, is_environment_fault
 from video_pipeline.common.hub import ask_hub
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
@@ -95,10 +95,15 @@ def _names(model: str, revision: str | None, cache: str | None) -> list[str]:
 
     try:
         return list_repo_files(model, revision=revision)
-    except Exception:
+    except Exception as error:
         # No patterns: with none at all it insists on every file of the model.
-        folder = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=[])
-        return [str(path.relative_to(folder)) for path in Path(folder).rglob("*")]
+        folder = Path(
+            snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=[])
+        )
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+        if is_environment_fault(error) and not weight_files(names, folder):
+            raise  # There is nothing here to go on with: ask again.
+        return names
 
 
 def _advice(config: Config, error: BaseException | None = None) -> str:
