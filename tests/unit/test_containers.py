@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import webdataset
 from video_pipeline.config import Data
-from video_pipeline.config.source import member_of
+from video_pipeline.config.source import is_row, member_of
 from video_pipeline.errors import UserError
 from video_pipeline.samples.input import video_uri
 from video_pipeline.samples.sources import read_blocks
@@ -162,6 +162,12 @@ def test_a_missing_tar_is_a_missing_file(splitting):
         UserError, match=r"2 of the 2 files .* cannot be found; the first: .*x\.tar "
     ):
         splitting([{"path": f"x.tar#{name}.mp4"} for name in "ab"])
+
+
+def test_a_question_mark_is_part_of_a_local_path_alone():
+    assert is_row("/data/take?2/part.parquet#17:video")
+    assert is_row("s3://b/part.parquet?versionId=1#17:video")
+    assert not is_row("/data/part.parquet?/shard.tar#a.mp4")
 
 
 def test_which_addresses_name_members():

@@ -58,3 +58,17 @@ def test_a_job_that_has_not_made_its_output_says_why(stage):
     report = failure_report([stage], Path())
     assert "Shards" not in report
     assert report.endswith("\nerror: 2 bad lines\n  line 3")
+
+
+def test_a_run_that_was_stopped_shows_what_had_failed_before(stage):
+    write_log(stage, "infer.rank3", "=== begun\nerror: number 3\n")
+    lines = failure_report([stage], Path(), is_stopped=True).splitlines()
+    assert lines[1].startswith("Stopped by a signal")
+    assert lines[1].endswith("infers only what is missing.")
+    assert lines[2:] == ["error: number 3"]
+
+
+def test_a_run_without_resume_that_was_stopped_begins_anew(stage):
+    config = load_config({"data": {"resume": False}})
+    stopped = Stage("ask", config, stage.sharding, stage.layout)
+    assert failure_report([stopped], Path(), is_stopped=True).endswith("begins anew.")

@@ -18,6 +18,7 @@ import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
 from video_pipeline.common.faults import is_environment_fault, is_refusal
 from video_pipeline.engine.vllm import causes
+from video_pipeline.workflow import weights
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -66,6 +67,7 @@ from pathlib import Path
 
 from video_pipeline.common import hub
 from video_pipeline.config import load_config
+from video_pipeline.workflow import weights
 from video_pipeline.errors import Failure
 from video_pipeline.model.model import Model
 from video_pipeline.model.processor import processor_folder
@@ -168,6 +170,20 @@ def test_a_hub_that_is_busy_is_asked_again(hub, tmp_path, what, refusals, said):
         check=True,
     )
     assert done.stdout.strip() == said, done.stderr
+
+
+def test_files_that_the_hub_does_not_list_are_not_missing(tmp_path, monkeypatch):
+    def busy(*_: object, **__: object) -> list[str]:
+        raise ConnectionResetError("the hub is busy")
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", busy)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConnectionResetError):
+        weights._names("some/model", None, None)
+    (tmp_path / "model.safetensors").write_text("")
+    names = weights._names("some/model", None, None)
+    assert sorted(names) == ["config.json", "model.safetensors"]
 
 
 # --- what an engine died of ----------------------------------------------------------------------

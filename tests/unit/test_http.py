@@ -366,7 +366,11 @@ def test_a_server_is_asked_again_when_it_says(server, url: str, monkeypatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds"), [(None, 0), ("7", 7), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
+    ("said", "seconds"),
+    [
+        *[(None, 0), ("7", 7), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+        ("Fri, 31 Dec 99999 23:59:59 GMT", 0),
+    ],
 )
 def test_when_to_ask_again(said: str | None, seconds: float) -> None:
     assert retries.seconds_of(said) == seconds

@@ -62,6 +62,7 @@ def show(
     task = load_task(config)
     fetch_family(config)
     needs = DatasetNeeds.of(config, task)
+    to_show = [(_sample(config, task, shown.raw), shown.sheet) for shown in samples]
     with contextlib.ExitStack() as stack:
         engine = None
         if with_engine:
@@ -73,8 +74,7 @@ def show(
             check_processor(model)
         counter = PromptCounter(config, model)
         prepared = []
-        for position, shown in enumerate(samples):
-            sample = _sample(config, task, shown.raw)
+        for position, (sample, sheet) in enumerate(to_show):
             conversations = task.conversations(sample)
             video = sample.get(config.data.video_field)
             check_deterministic(task, sample, video, request_digests(task, sample, video))
@@ -86,7 +86,7 @@ def show(
                 _show_json(console, messages)
                 console.rule("prompt")
                 _show_prompt(console, counter, model, llm_inputs[part])
-            _show_pictures(console, llm_inputs.values(), shown.sheet)
+            _show_pictures(console, llm_inputs.values(), sheet)
             prepared.append((sample, llm_inputs))
         if engine is None:
             return
