@@ -67,7 +67,6 @@ from pathlib import Path
 
 from video_pipeline.common import hub
 from video_pipeline.config import load_config
-from video_pipeline.workflow import weights
 from video_pipeline.errors import Failure
 from video_pipeline.model.model import Model
 from video_pipeline.model.processor import processor_folder
