@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -20,3 +21,10 @@ def own_command(scripts: Path) -> list[str]:
     if script.exists():
         return [str(script)]
     return ["env", f"PYTHONPATH={scripts}", sys.executable, "-m", "video_pipeline"]
+
+
+def command_line(name: str, config: Path, scripts: Path) -> str:
+    """The command ``name`` about the run in this folder with the resolved configuration ``config``,
+    to be typed in any folder; ``scripts`` as of :func:`own_command`."""
+    options = ["--directory", str(Path.cwd()), "--configfile", os.path.abspath(config)]
+    return shlex.join([*own_command(scripts), name, *options])

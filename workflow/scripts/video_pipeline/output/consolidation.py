@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shlex
 from collections import Counter, deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +14,7 @@ import orjson
 
 from video_pipeline.common import versions
 from video_pipeline.common.files import EMPTY, Seal, replacing, write_text
-from video_pipeline.common.own_command import own_command
+from video_pipeline.common.own_command import command_line
 from video_pipeline.common.progress import Progress
 from video_pipeline.config import Config
 from video_pipeline.config.source import shown
@@ -153,9 +151,8 @@ def _check_answered(
             return  # The file is damaged: its checksum will say so.
     retry = ""
     if stages.keys() - {"parse", "length"}:
-        command = [*own_command(Path(__file__).parents[2]), "retry", "--directory", str(Path.cwd())]
-        words = shlex.join([*command, "--configfile", os.path.abspath(layout.config)])
-        retry = f", then open them again ({words})"
+        command = command_line("retry", layout.config, Path(__file__).parents[2])
+        retry = f", then open them again ({command})"
     raise UserError(
         f"none of the {manifest.samples:,} samples in {shown(config.data.input_jsonl)} was "
         f"answered ({counts}), so there is no output. The first: {first}. Fix the cause{retry} and "

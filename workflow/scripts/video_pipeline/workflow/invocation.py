@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from video_pipeline.common.files import write_text
 from video_pipeline.common.locks import take_output
+from video_pipeline.common.own_command import command_line
 from video_pipeline.common.processes import (
     is_asked_to_end,
     stop_jobs_on_signals,
@@ -36,7 +37,7 @@ from video_pipeline.workflow.failure_report import failure_report
 from video_pipeline.workflow.forecast import forecast
 from video_pipeline.workflow.literal_paths import take_literally
 from video_pipeline.workflow.pending import needs_no_gpu, num_pending
-from video_pipeline.workflow.progress_lines import ProgressLines, command_line, num_failed
+from video_pipeline.workflow.progress_lines import ProgressLines, num_failed
 from video_pipeline.workflow.snakemake_internals import Snakemake, fails_as_workflow_error
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Invocation:
             elif config.data.resume and not changed and (failed := num_failed(stage)):
                 _print(
                     f"{layout.output}: {failed:,} of its samples failed earlier, and stay so until "
-                    f"you open them again: {command_line('retry', stage, self._scripts)}"
+                    f"you open them again: {command_line('retry', layout.config, self._scripts)}"
                 )
             if self.snakemake.is_dry_run:
                 atexit.register(_print, f"{stage.title}{forecast(config, layout)}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 import textwrap
 import threading
@@ -14,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from video_pipeline.common.files import read_object
-from video_pipeline.common.own_command import own_command
+from video_pipeline.common.own_command import command_line
 from video_pipeline.common.printable import printable
 from video_pipeline.errors import Failure
 from video_pipeline.run.stages import Stage
@@ -95,14 +93,7 @@ class ProgressLines:
                 yield lines(f"{stage.layout.output}: {stage.title}", view)[0]
 
     def _command(self, name: str, stage: Stage) -> str:
-        return command_line(name, stage, self._scripts)
-
-
-def command_line(name: str, stage: Stage, scripts: Path) -> str:
-    """The command ``name`` of ``video-pipeline`` about the run of ``stage``, from any folder."""
-    config = os.path.abspath(stage.layout.config)
-    options = ["--directory", str(Path.cwd()), "--configfile", config]
-    return shlex.join([*own_command(scripts), name, *options])
+        return command_line(name, stage.layout.config, self._scripts)
 
 
 def num_failed(stage: Stage) -> int:
