@@ -1,6 +1,6 @@
-"""Finds secrets in a configuration, by the names of their keys, and by the form of values that well
-known services give out. A configuration is written beside
-the output and on the dataset card, so secrets belong into the environment.
+"""Finds secrets in a configuration, by the names of their keys, and by the form of values that
+well-known services give out. A configuration is written beside the output and on the dataset card,
+so secrets belong into the environment.
 
 A name is split into its words (``apiKey``, ``API-KEY`` and ``apikey`` alike), and as in English the
 last word is the noun: an ``hf_token`` is a token, a ``token_field`` is a field, ``max_tokens`` are
