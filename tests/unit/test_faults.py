@@ -175,14 +175,32 @@ def test_files_that_the_hub_does_not_list_are_not_missing(tmp_path, monkeypatch)
     def busy(*_: object, **__: object) -> list[str]:
         raise ConnectionResetError("the hub is busy")
 
+    def is_asked_again() -> bool:
+        try:
+            names = weights._names("some/model", None, None, tmp_path)
+        except ConnectionResetError:
+            return True
+        assert set(names) == {path.name for path in tmp_path.iterdir()}
+        return False
+
     monkeypatch.setattr("huggingface_hub.list_repo_files", busy)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConnectionResetError):
-        weights._names("some/model", None, None)
-    (tmp_path / "model.safetensors").write_text("")
-    names = weights._names("some/model", None, None)
-    assert sorted(names) == ["config.json", "model.safetensors"]
+    assert is_asked_again()
+    (tmp_path / "model.bin").write_text("")
+    assert not is_asked_again()
+    # Half of the files that a name counts are not the whole.
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("")
+    assert is_asked_again()
+    (tmp_path / "model-00002-of-00002.safetensors").write_text("")
+    assert not is_asked_again()
+    # Nor are those of an index that names more.
+    index = {"weight_map": {"a": "first.safetensors", "b": "second.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "first.safetensors").write_text("")
+    assert is_asked_again()
+    (tmp_path / "second.safetensors").write_text("")
+    assert not is_asked_again()
 
 
 # --- what an engine died of ----------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable
 from fnmatch import filter as matching
 from pathlib import Path
@@ -29,6 +30,8 @@ _INDEX = "model.safetensors.index.json"
 
 _PATTERNS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")
 """Files of weights, in vLLM's order: it takes the first that a model has."""
+
+_TOTAL = re.compile(r"-\d+-of-(\d+)\.")
 
 
 def is_fetched(config: Config) -> bool:
@@ -57,7 +60,7 @@ def fetch_weights(config: Config) -> Path:
 
     def fetch() -> tuple[list[str], Path]:
         rest = snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
-        names = weight_files(_names(model, revision, cache), Path(rest))
+        names = weight_files(_names(model, revision, cache, Path(rest)), Path(rest))
         folder = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=names)
         return names, Path(folder)
 
@@ -89,8 +92,9 @@ def weight_files(names: Iterable[str], folder: Path) -> list[str]:
     return []
 
 
-def _names(model: str, revision: str | None, cache: str | None) -> list[str]:
-    """The files of a model: all that the hub has, or those here if it does not answer."""
+def _names(model: str, revision: str | None, cache: str | None, rest: Path) -> list[str]:
+    """The files of a model: all that the hub has, or those here if it does not answer. ``rest``
+    holds the index of the weights."""
     from huggingface_hub import list_repo_files, snapshot_download
 
     try:
@@ -101,9 +105,16 @@ def _names(model: str, revision: str | None, cache: str | None) -> list[str]:
             snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=[])
         )
         names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
-        if is_environment_fault(error) and not weight_files(names, folder):
-            raise  # There is nothing here to go on with: ask again.
+        if is_environment_fault(error) and not _are_whole(weight_files(names, rest), folder):
+            raise  # What is here is not enough to go on with: ask again.
         return names
+
+
+def _are_whole(weights: list[str], folder: Path) -> bool:
+    """Whether all ``weights`` of a model are in its ``folder``: transformers writes the number of
+    files into the name of each, as in ``model-00001-of-00004.safetensors``."""
+    totals = {int(total) for name in weights for total in _TOTAL.findall(name)} or {1}
+    return len(weights) >= max(totals) and all((folder / name).exists() for name in weights)
 
 
 def _advice(config: Config, error: BaseException | None = None) -> str:
