@@ -6,12 +6,14 @@ import json
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from helpers import Splitter, samples, wait_until
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
+from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.sharding import Sharding
 from video_pipeline.run.stages import Stage
 from video_pipeline.workflow import progress_lines
@@ -35,11 +37,26 @@ def lines(splitting: Splitter) -> ProgressLines:
 def test_a_line_now_and_then_is_about_all_ranks_together(lines, capsys, monkeypatch):
     (line,) = lines.lines()
     assert re.search(r"results/out\.jsonl: 3 of 6 \(50\.0%\) done, .*1 waiting, 1 done$", line)
-    monkeypatch.setattr(progress_lines, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(progress_lines, "FIRST_LINES", (0.01,))
     lines.begin()
     wait_until(lambda: "3 of 6 (50.0%) done" in capsys.readouterr().err, "a line")
     lines.end()
     lines._thread.join()
+
+
+def test_a_line_says_how_long_a_model_has_been_loading(lines):
+    layout = lines.splitting.layout
+    layout.rank_file(0).unlink()
+    infer(lines.splitting.run.config, layout, 1, threads=2)
+    layout.rank_file(1).unlink()
+    for statistics in Path(Manifest.read(layout.manifest).journal).glob("*.statistics.json"):
+        attempt = json.loads(statistics.read_text())
+        begun = {"state": "starting", "started_at": time.time() - 20, "updated_at": time.time()}
+        statistics.write_text(json.dumps(attempt | begun))
+    (line,) = lines.lines()
+    assert re.search(
+        r"; 2 starting; waits for 2 models, the first, which .* loading for 20 s$", line
+    )
 
 
 def test_the_command_that_is_named_watches_the_run(lines, capsys):

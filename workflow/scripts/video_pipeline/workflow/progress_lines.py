@@ -6,7 +6,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import orjson
@@ -17,8 +17,8 @@ from video_pipeline.common.printable import printable
 from video_pipeline.errors import Failure
 from video_pipeline.run.stages import Stage
 
-LINE_SECONDS = 60.0
-"""How often a stage that is at work has a line."""
+FIRST_LINES, LINE_SECONDS = (10.0, 20.0, 30.0), 60.0
+"""Seconds before each line about a stage that is at work: a run that begins is watched closely."""
 
 MOST_FAILURES = 3
 """So many failed samples are named at the end."""
@@ -76,7 +76,9 @@ class ProgressLines:
                 )
 
     def _print_lines(self) -> None:
-        while not self._is_over.wait(LINE_SECONDS):
+        for seconds in chain(FIRST_LINES, repeat(LINE_SECONDS)):
+            if self._is_over.wait(seconds):
+                return
             for line in self.lines():
                 _print(line)
 
@@ -90,7 +92,8 @@ class ProgressLines:
             except (Failure, OSError):  # split is about to replace what it reads
                 continue
             if (view.ranks or view.step) and not view.is_over:
-                yield lines(f"{stage.layout.output}: {stage.title}", view)[0]
+                line = lines(f"{stage.layout.output}: {stage.title}", view)[0]
+                yield f"{line}; {view.waits}" if view.waits else line
 
     def _command(self, name: str, stage: Stage) -> str:
         return command_line(name, stage.layout.config, self._scripts)
