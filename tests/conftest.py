@@ -100,8 +100,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def forked_engine(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines that this process starts are forked from it, which is vLLM's own default. An engine
-    of a new process would import everything again."""
+    """Engines are forked from the process that starts them, which is vLLM's own default. An engine
+    of a new process, which the product asks for, would import everything again."""
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     # The engine and this process share two cores: vLLM's own binding would put both on one.
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -197,8 +197,7 @@ class All(Task):
 """
 
 
-def test_the_tasks_of_all_recipes_with_a_model(cook, here, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+def test_the_tasks_of_all_recipes_with_a_model(cook, here, tmp_path, forked_engine):
     here.write_plugin(ALL)
     plugins = [f"examples/{name}.py" for name in ("yes_no", "tags", "dense")]
     params = {**recipe("yes_no")["task_params"], **recipe("tags")["task_params"]}

@@ -44,9 +44,8 @@ class Questions(Task):
 @pytest.mark.parametrize(
     "family", [pytest.param("qwen2_5_vl", marks=pytest.mark.families), "qwen3_vl"]
 )
-def test_planned_tokens_are_those_of_the_run(splitting: Splitter, family, monkeypatch):
+def test_planned_tokens_are_those_of_the_run(splitting: Splitter, family, forked_engine):
     here = splitting.run
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     write_tiny_model(here.folder / "model", family)
     write_clip(here.folder / "wide.mp4", width=320, height=128, seconds=4.0)
     write_clip(here.folder / "turned.mp4", width=200, height=120, seconds=2.0, rotation=90)

@@ -4,7 +4,6 @@ real vLLM on the CPU."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -145,7 +144,7 @@ def test_of_clips_the_first_window_is_shown(show, here, material):
     assert 0 < max(printed_times(printed)) <= 2  # of four seconds
 
 
-def test_real_vllm_answers_about_a_folder(run: Run, material):
+def test_real_vllm_answers_about_a_folder(run: Run, material, forked_engine):
     (run.folder / "videos").mkdir()
     for name in ("a", "b"):
         shutil.copy(material / "clip.mp4", run.folder / "videos" / f"{name}.mp4")
@@ -156,7 +155,6 @@ def test_real_vllm_answers_about_a_folder(run: Run, material):
             *("--model", str(material / FAMILIES[0]), "--video", "videos"),
         ],
         cwd=run.folder,
-        env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
         capture_output=True,
         text=True,
     )

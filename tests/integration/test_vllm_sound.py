@@ -96,8 +96,7 @@ class Reference:
 @pytest.mark.parametrize(
     "family", ["qwen2_5_omni", pytest.param("qwen3_omni_moe", marks=pytest.mark.families)]
 )
-def test_answers_are_those_of_transformers(run: Run, family, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+def test_answers_are_those_of_transformers(run: Run, family, forked_engine):
     write_tiny_model(run.folder / "model", family)
     for name, arguments in CLIPS.items():
         make(run.folder / name, *arguments["sound"], seconds=arguments.get("seconds", 3.0))

@@ -27,10 +27,9 @@ def material(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def real(here: Run, material: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def real(here: Run, material: Path, forked_engine: None) -> Run:
     """A run of the demo's settings with two clips and one shard."""
     run = here
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     run.settings = {section: dict(keys) for section, keys in DEMO.items()}
     run.configure(
         data={

