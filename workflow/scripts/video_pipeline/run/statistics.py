@@ -140,7 +140,7 @@ class JobStatistics:
         self._model_flops, self.peak_flops = model_flops, peak_flops
 
     def tick(self, limits: Mapping[str, float]) -> None:
-        """Bring the statistics up to now; ``limits`` are those so far.
+        """Bring the statistics up to date; ``limits`` are those so far.
 
         The counts since the last call go to the end of ``series``, whose finest step is a second:
         call this once a second.
@@ -216,7 +216,7 @@ class JobStatistics:
 
     @contextmanager
     def engine_busy(self) -> Iterator[None]:
-        """The engine has a request while the block runs. Blocks may overlap."""
+        """Count the block as time in which the engine has a request. Blocks may overlap."""
         begun = time.monotonic()
         if self._in_engine == 0:
             self._busy_since = begun
@@ -246,8 +246,8 @@ class JobStatistics:
 
 
 class StatisticsFile:
-    """The file of one attempt's statistics. It lies beside the attempt's journal file, so that it
-    goes where that goes, and each attempt has a file of its own."""
+    """The file of one attempt's statistics. It lies beside the attempt's journal file, so that both
+    are copied together."""
 
     ENDING = ".statistics.json"
 
