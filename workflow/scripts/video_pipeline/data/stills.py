@@ -36,7 +36,7 @@ class FirstFrameDataset(QwenVideoDataset):
         return super().visual(part, sample)
 
     def _frame(self, uri: str, seconds: float) -> Image.Image:
-        """The same object for all questions about a sample: it is read and encoded once."""
+        """The frame; the same object for all questions about a sample, so that it is encoded once."""
         from video_pipeline.video.reader import read_frame
 
         if self._last is None or self._last[0] != (uri, seconds):
@@ -52,7 +52,7 @@ class FirstFrameDataset(QwenVideoDataset):
 @register_dataset("keyframes")
 class KeyframesDataset(QwenVideoDataset):
     """The key frames of the sample's video (of its segment): at most ``vision.nframes`` if that is
-    set, else ``vision.max_frames``. An encoder makes one when it sees something new, and they are
+    set, otherwise ``vision.max_frames``. An encoder often starts one at a new scene, and they are
     cheap to decode."""
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
