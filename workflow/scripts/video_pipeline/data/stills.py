@@ -36,7 +36,7 @@ class FirstFrameDataset(QwenVideoDataset):
         return super().visual(part, sample)
 
     def _frame(self, uri: str, seconds: float) -> Image.Image:
-        """The frame; the same object for all questions about a sample, so that it is encoded once."""
+        """The frame: the same object for all questions about a sample, so it is encoded once."""
         from video_pipeline.video.reader import read_frame
 
         if self._last is None or self._last[0] != (uri, seconds):
