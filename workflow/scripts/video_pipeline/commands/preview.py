@@ -85,8 +85,7 @@ def _raws(args: argparse.Namespace, config: Config) -> list[dict[str, Any]]:
 
 
 def _check_video(video: str | None) -> None:
-    """Raise :class:`UserError` if ``video`` is a path of no file, before the model loads, which may
-    take long."""
+    """Raise :class:`UserError` if ``video`` is a path of no file, before the model loads."""
     source = Source(video or "")
     is_path = video and source.is_local and "#" not in source.place  # "#" names a member of a tar.
     if is_path and (fault := why_not_there(Path(source.place))):

@@ -38,8 +38,7 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
 
     Each line has the fields of the input, ``id``, the path of the video (relative if it lies in the
     folder of ``output``, otherwise absolute) and ``size`` in bytes if it is known. With headers it
-    also has ``duration`` (seconds), ``width``, ``height`` (as the video is shown), ``fps`` and
-    ``codec``.
+    also has ``duration`` (seconds), ``width``, ``height`` (as shown), ``fps`` and ``codec``.
 
     Raises :class:`UserError` if the input cannot be read or has bad lines.
     """

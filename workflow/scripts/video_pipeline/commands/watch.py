@@ -327,8 +327,7 @@ def _cells(view: RankView) -> tuple[RenderableType, ...]:
 
 
 def lines(title: str, view: RunView) -> list[str]:
-    """The lines about a run that are printed without a terminal. The first begins with the time and
-    ``title``."""
+    """The lines about a run without a terminal. The first begins with the time and ``title``."""
     title = f"{time.strftime('%H:%M:%S')} {title}"
     if view.step is not None:
         return [f"{title}{view.step['step']}: {describe_step(view.step)}"]
@@ -353,8 +352,7 @@ def lines(title: str, view: RunView) -> list[str]:
 
 
 def watch(config: Config, *, once: bool, console: Console) -> None:
-    """Show the progress of the run of ``config`` and its stages until it is over; with ``once``,
-    only once."""
+    """Show the progress of ``config`` and its stages until the run is over, or ``once``."""
     stages = config.by_stage()
     is_live = console.is_terminal and not once
     live = Live(console=console, auto_refresh=False) if is_live else None

@@ -82,8 +82,7 @@ class Condition:
         Args:
             field: Gives the value of a name, None if there is none.
 
-        Raises :class:`ConditionError` if a value has a type that does not fit, and what ``field``
-        raises.
+        Raises :class:`ConditionError` for values of the wrong type, and what ``field`` raises.
         """
         return _truth(self._tree, self._evaluator.evaluate(self._tree, field))
 

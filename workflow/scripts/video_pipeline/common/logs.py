@@ -30,8 +30,7 @@ def begin_attempt(log: Path) -> Path:
     """Give ``log``, which takes this process's output, a second name for this attempt, and write a
     line about the attempt.
 
-    Returns the absolute path with the second name, or of ``log`` if the file system has no hard
-    links.
+    Returns the absolute path with the second name, or of ``log`` if hard links are not supported.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()  # `tee` may not have made it yet.

@@ -192,8 +192,7 @@ def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, 
 def check_complete(
     inputs: Collection[str], parts: Collection[str], dataset: BaseDataset, key: str
 ) -> None:
-    """Raise :class:`TaskError` if the sample ``key`` lacks an input for one of the conversations
-    ``parts``."""
+    """Raise :class:`TaskError` if the sample ``key`` lacks an input for one of ``parts``."""
     lacking = sorted(set(parts) - set(inputs))
     if lacking:
         missing = ", ".join(filter(None, lacking)) or "the whole sample"

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 @register_dataset("image")
 class ImageDataset(QwenVideoDataset):
-    """The sample's path names an image, which takes the place of the video in the task's
-    messages."""
+    """The sample's path names an image, which replaces the video in the task's messages."""
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") == sample["__video_uri"]:

@@ -24,8 +24,7 @@ class TextDataset(BaseDataset):
         return item(sample, {part: self.llm_input(messages) for part, messages in conversations})
 
     def llm_input(self, messages: Messages) -> dict[str, Any]:
-        """The prompt of ``messages``. Raises :class:`PlaceholderError` if they show a video or an
-        image."""
+        """The prompt of ``messages``. Raises :class:`PlaceholderError` if they show media."""
         for message in messages:
             parts = message["content"] if isinstance(message["content"], list) else []
             if any(map(is_medium, parts)):

@@ -160,8 +160,7 @@ class Expander:
 
 @contextmanager
 def expanding(config: Config, num_cores: int) -> Iterator[Expander]:
-    """Yields an :class:`Expander` for the samples of ``config``; its processes end with the
-    block."""
+    """Yields an :class:`Expander` for ``config``; its processes end with the block."""
     with job_processes() as folder:
         pool = DecodePool(
             ForkServer(_MODULES),

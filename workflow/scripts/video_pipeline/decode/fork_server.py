@@ -85,8 +85,7 @@ class ForkServer:
         """
         Args:
             modules: Names of modules to import at once, before :meth:`load` sets the work.
-            shares: False for processes that must load everything themselves, such as those that
-                use CUDA.
+            shares: False for processes that must load everything themselves, such as with CUDA.
         """
         self._modules = modules
         self._changing = threading.Lock()
@@ -119,8 +118,7 @@ class ForkServer:
                 raise
 
     def ask(self, process: subprocess.Popen[bytes], command: str, ticket: int) -> Any:
-        """Return the answer of the fork server ``process`` about its fork ``ticket``; None if it is
-        gone."""
+        """The fork server's answer about its fork ``ticket``; None if ``process`` is gone."""
         with self._changing:
             if process is self._process:
                 with contextlib.suppress(OSError, ForkServerDied):

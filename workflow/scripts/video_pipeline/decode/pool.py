@@ -51,8 +51,7 @@ class DecodePool:
             self._idle.put(process)
 
     def submit(self, *question: Any) -> Future[Any]:
-        """Let the next idle process answer. The future raises what :meth:`DecodeProcess.ask`
-        raises."""
+        """Let the next idle process answer. The future raises as :meth:`DecodeProcess.ask` does."""
         return self._threads.submit(self._ask, question)
 
     def _ask(self, question: tuple[Any, ...]) -> Any:

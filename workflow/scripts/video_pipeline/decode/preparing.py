@@ -22,8 +22,7 @@ from video_pipeline.samples.input import task_sample
 from video_pipeline.storage.fetched import NOTHING, Fetched, reading
 
 READER = ("video_pipeline.video.reader",)
-"""The modules that a fork server imports for decode processes that read videos, which takes
-seconds."""
+"""The modules that a fork server imports for processes that read videos, which takes seconds."""
 
 NVDEC_PROCESSES = 4
 """Decode processes of a job that use the GPU's decoder with ``vision.decoder: auto``. An H100 has 7

@@ -52,8 +52,7 @@ class Constraints:
 
     @classmethod
     def of(cls, task: Task, part: str, sample: dict[str, Any]) -> Constraints:
-        """The constraints of the answer to the conversation ``part`` of ``task`` about
-        ``sample``."""
+        """The constraints of the answer to ``task``'s conversation ``part`` about ``sample``."""
         return cls(task.json_schema(part), task.sampling_json(sample, part))
 
     @property

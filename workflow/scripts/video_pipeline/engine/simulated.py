@@ -103,8 +103,7 @@ def simulated_text(key: str, num_words: int) -> str:
 
 
 def count_tokens(llm_input: dict[str, Any]) -> int:
-    """A rough number of tokens of a prompt: one for 4 characters, and one for 28 x 28 pixels of 2
-    frames."""
+    """Roughly the tokens of a prompt: one for 4 characters, one for 28 x 28 pixels of 2 frames."""
     pixels: int = sum(
         frames.shape[0] * frames.shape[-2] * frames.shape[-1]
         for frames, _ in llm_input.get("multi_modal_data", {}).get("video", [])

@@ -119,8 +119,7 @@ def _attempts(folder: Path, pattern: str) -> list[dict[str, Any]]:
 
 
 def _card(jobs: list[dict[str, Any]]) -> str | None:
-    """The card of this machine if an attempt ran on such a card; otherwise the card of the last
-    attempt."""
+    """The card of this machine if an attempt ran on its like; else that of the last attempt."""
     here = None
     with suppress(UserError):  # A plan needs no working GPU.
         here = card_of(devices())

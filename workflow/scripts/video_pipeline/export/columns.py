@@ -154,8 +154,7 @@ class Column:
 
 
 class Columns:
-    """The columns of a table of records, by name. Those of ``example`` always exist, and come
-    first."""
+    """The columns of a table of records, by name; always those of ``example``, which come first."""
 
     def __init__(self, example: dict[str, Any]) -> None:
         self.columns: dict[str, Column] = {}

@@ -171,8 +171,7 @@ def check_machine(config: Config, num_shards: int, limit: int | None) -> None:
         limit: N of ``--resources gpu=N``; None if that was not given.
 
     Raises:
-        UserError: There are too few GPUs for one job, or for the jobs that ``limit`` lets start at
-            once.
+        UserError: There are too few GPUs for one job, or for as many jobs as ``limit`` lets start.
     """
     needed = gpus_needed(config)
     available = devices() if needed else []

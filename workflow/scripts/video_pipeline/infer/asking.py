@@ -39,8 +39,7 @@ async def ask(
     journal: JournalWriter,
     generate: Generate,
 ) -> Outcome:
-    """Ask one question about the prepared sample at ``position``, and write the answer to the
-    journal.
+    """Ask one question about the sample at ``position``, and write the answer to the journal.
 
     If an answer with a schema was cut off, the question is asked again, once, with
     ``run.retry_truncated`` tokens.

@@ -87,8 +87,7 @@ class Shard:
                     self.quarantined[position] = quarantine_error(deaths, cause)
 
     def _error_of(self, finished: Finished) -> dict[str, str] | None:
-        """The error of a finished record, without those of ``parse``, which come when the rank file
-        is written."""
+        """The error of a finished record. Those of ``parse`` come when the rank file is written."""
         record = finished.record
         error: dict[str, str] | None = record.get("__error")
         return error or why_no_answer(record["__usage"], record["output_text"], self.config)
@@ -110,13 +109,11 @@ class Shard:
         return engine
 
     def constraints(self, position: int, part: str) -> Constraints:
-        """The constraints of the answer to the conversation ``part`` about the sample at
-        ``position``."""
+        """The constraints of the answer to ``part``, about the sample at ``position``."""
         return Constraints.of(self.task, part, self._samples[position])
 
     def worker_spec(self, engine: Engine, folder: Path) -> WorkerSpec:
-        """The work of the decode processes for ``engine``; ``folder`` is the job's folder of shared
-        memory."""
+        """The work of the decode processes for ``engine``; ``folder`` is in shared memory."""
         return WorkerSpec(
             config=self.config,
             chunk=self.chunk.path,

@@ -70,8 +70,7 @@ class JournalReader:
         return finished
 
     def cause_of_death(self, key: str, part: str, request: str) -> str | None:
-        """Why the engine died when it last died with this request in it; None if the journal does
-        not say it."""
+        """Why the engine last died with this request in it; None if the journal does not say it."""
         head = record_head(orjson.dumps(key), orjson.dumps(part), request.encode())
         for name in self._index.deaths(key, part, request)[-1:]:
             for _, line, head_end in scan(self._folder / name):

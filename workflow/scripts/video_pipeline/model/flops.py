@@ -57,8 +57,7 @@ class ModelFlops:
             return None
 
     def total(self, prompt_tokens: int, completion_tokens: int, patches: int) -> float:
-        """The operations for prompts, answers and pictures with these numbers of tokens and
-        patches."""
+        """The operations for prompts, answers and pictures of so many tokens and patches."""
         tokens = prompt_tokens + completion_tokens
         return float(self.token * tokens + self.head * completion_tokens + self.patch * patches)
 

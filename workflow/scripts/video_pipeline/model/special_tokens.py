@@ -170,8 +170,7 @@ class SpecialTokens:
 
 
 def _added_tokens(tokenizer: Any) -> Iterator[tuple[str, int, bool]]:
-    """The tokens that a tokenizer looks for before all others, their ids, and whether it calls them
-    special."""
+    """The tokens that a tokenizer looks for first, their ids, and whether it calls them special."""
     special = dict.fromkeys(tokenizer.all_special_tokens, True)
     try:
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}

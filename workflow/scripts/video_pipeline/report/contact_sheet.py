@@ -1,5 +1,4 @@
-"""Makes contact sheets: the pictures that the model saw, from a dataset's ``llm_input``, in one
-picture."""
+"""Makes contact sheets: all pictures that the model saw, from a dataset's ``llm_input``."""
 
 from __future__ import annotations
 

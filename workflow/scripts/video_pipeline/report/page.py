@@ -188,8 +188,7 @@ def render(data: dict[str, Any]) -> str:
 
 
 def _packed(data: dict[str, Any]) -> str:
-    """``data`` as base64 of compressed JSON. So many errors take little room, and no text can act
-    as HTML."""
+    """``data`` as base64 of compressed JSON: it takes little room, and no text acts as HTML."""
     compressed = gzip.compress(orjson.dumps(map_texts(data, printable)), mtime=0)
     return base64.b64encode(compressed).decode()
 

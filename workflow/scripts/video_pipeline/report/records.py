@@ -114,8 +114,7 @@ class Selection:
         self._heap: list[tuple[int, int, bytes]] = []
 
     def offer(self, key: str, position: int, line: bytes) -> None:
-        """Select the record of ``key``, at ``position`` in the output, if its hash is small
-        enough so far."""
+        """Select the record of ``key``, at ``position``, if its hash is small enough so far."""
         digest = hashlib.blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
         entry = (-int.from_bytes(digest), position, line)
         if len(self._heap) < self._most:
@@ -130,8 +129,7 @@ class Selection:
 
 
 def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
-    """The texts that the page shows of a record. Those of a failed record are short, because there
-    may be many."""
+    """The texts of a record on the page. Failed records may be many, so theirs are short."""
     failed = record["__status"] == "error"
     raw = record["input"]
     # The fields of the task's answer.

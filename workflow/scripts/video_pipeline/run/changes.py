@@ -74,8 +74,7 @@ class JournalSettings:
 
     @classmethod
     def last(cls, layout: Layout) -> JournalSettings | None:
-        """The settings of the last split of an output that resumes; None if there are none, or they
-        are damaged."""
+        """The settings of the last split of an output that resumes; None if absent or damaged."""
         paths = [folder / FILE for folder in _resumable(layout.journal) if (folder / FILE).exists()]
         if not paths:
             return None

@@ -94,8 +94,7 @@ _END = b"]\n"
 
 
 def entry_line(key: bytes, request: bytes, raw: bytes) -> bytes:
-    """The line of a pending entry with one question, from its fields: ``key`` and ``raw`` are JSON
-    already."""
+    """The line of a pending entry with one question; the fields ``key`` and ``raw`` are JSON."""
     return b'[null,%b,"%b",%b]\n' % (key, request, raw)
 
 

@@ -113,8 +113,7 @@ class Manifest:
     def of(cls, config: Config, layout: Layout) -> Manifest:
         """The manifest of the chunks in ``layout``.
 
-        Raises :class:`UserError` if ``config`` asks for other chunks, or the input was not split
-        yet.
+        Raises :class:`UserError` if ``config`` asks for other chunks, or there are none yet.
         """
         manifest = cls.read(layout.manifest)
         check_origin(manifest.origin, config, layout.manifest)

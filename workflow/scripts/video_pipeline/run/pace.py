@@ -79,8 +79,7 @@ class Pace:
 
     @property
     def share_of_peak(self) -> float | None:
-        """The operations of the models as a share of the peak of the GPUs; None if it is not
-        known."""
+        """The operations of the models as a share of the GPUs' peak; None if it is not known."""
         share = self.flops / self.peak_flops if self.peak_flops else math.nan
         return None if math.isnan(share) else share
 

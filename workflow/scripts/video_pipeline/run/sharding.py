@@ -76,8 +76,7 @@ def check_job_gpus(config: Config, overwritten: object) -> None:
 
 
 def jobs_at_once(num_shards: int, gpus: int | None, gpus_per_job: int) -> int:
-    """The number of inference jobs that run at once; ``gpus`` is ``--resources gpu=N``, None if it
-    was not given."""
+    """How many inference jobs run at once; ``gpus``: ``--resources gpu=N``, None if not given."""
     return num_shards if gpus is None else min(num_shards, gpus // gpus_per_job)
 
 

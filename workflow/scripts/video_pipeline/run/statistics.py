@@ -53,8 +53,7 @@ class Series:
         self.columns: dict[str, list[float]] = {name: [] for name in self.NAMES}
 
     def add(self, seconds: float, **counts: float) -> None:
-        """Add ``counts``, by name, to the step that holds the moment ``seconds`` after the begin of
-        the job."""
+        """Add ``counts``, by name, to the step at ``seconds`` after the begin of the job."""
         while seconds >= self.step * MOST_STEPS:
             self.step *= 2
             for name, column in self.columns.items():

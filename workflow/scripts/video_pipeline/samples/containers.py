@@ -115,8 +115,7 @@ def _check(member: tars.Member, where: str) -> None:
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
-    """The part of the name that the members of a sample share, a dot, and the suffix in lower
-    case."""
+    """The part of the name that a sample's members share, a dot, and the suffix in lower case."""
     folder, slash, file = name.rpartition("/")
     stem, dot, suffix = file.partition(".")
     return f"{folder}{slash}{stem}", dot, suffix.lower()

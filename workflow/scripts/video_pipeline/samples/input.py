@@ -81,8 +81,7 @@ class BadLines:
 
 @dataclass
 class InputReader:
-    """Iterates over the valid samples in a block of an input, and notes the mistakes in the other
-    lines."""
+    """Iterates over the valid samples of an input's block, and notes mistakes in other lines."""
 
     data: Data
     block: bytes  # Whole lines.
@@ -231,8 +230,7 @@ def _check_segment(raw: dict[str, Any]) -> None:
 
 
 def is_record(value: dict[str, Any]) -> bool:
-    """Whether an object is a record of a consolidated output, which holds its sample under
-    ``input``."""
+    """Whether an object is a record of a consolidated output, with the sample as ``input``."""
     return "__status" in value and isinstance(value.get("input"), dict)
 
 

@@ -219,8 +219,7 @@ def scan(
         with_identities: Whether to compute the ``identities`` of the blocks.
         with_failed: Whether error records of an earlier run are samples.
 
-    Raises :class:`UserError` if the input cannot be read, or the task or the dataset breaks its
-    contract.
+    Raises :class:`UserError` if the input cannot be read, or task or dataset break their contract.
     """
     blocks = _numbered_blocks(run.config)
     where = Where.of(run.config)

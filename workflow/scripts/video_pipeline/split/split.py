@@ -293,8 +293,7 @@ def _lines(entries: bytes) -> list[bytes]:
 def _ranks(
     table: EntryTable, is_duplicate: np.ndarray, num_shards: int, balance: BalanceReport
 ) -> np.ndarray:
-    """The rank of each entry: ``num_shards`` if it is left out, ``num_shards + 1`` if it is a
-    duplicate."""
+    """The rank of each entry: ``num_shards`` if it is left out, one more if it is a duplicate."""
     is_pending = np.empty(len(is_duplicate), bool)
     is_finished = ~is_duplicate
     for begin in range(0, len(is_pending), BATCH):

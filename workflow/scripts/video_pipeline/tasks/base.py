@@ -70,8 +70,7 @@ class Task(ABC):
             sample: The input object plus ``__key`` and ``__video_uri``.
 
         Returns:
-            Messages in the form that Qwen's chat templates take: dicts with ``role`` and
-            ``content``.
+            Messages as Qwen's chat templates take them: dicts with ``role`` and ``content``.
         """
 
     def schema(self, part: str) -> Schema | None:
@@ -157,8 +156,7 @@ class Task(ABC):
         return conversations[ONLY_PART]
 
     def json_schema(self, part: str) -> str | None:
-        """:meth:`schema` as the text of a JSON Schema. Raises :class:`TaskError` if it is not a
-        schema."""
+        """:meth:`schema` as JSON Schema text. Raises :class:`TaskError` if it is not a schema."""
         try:
             schema = self.schema(part)
             return None if schema is None else schema_text(schema)

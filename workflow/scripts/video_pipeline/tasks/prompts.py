@@ -130,6 +130,5 @@ def _fields_of(sample: dict[str, Any]) -> list[str]:
 
 
 def prompt_files(params: dict[str, Any]) -> dict[str, str]:
-    """The files that ``task_params`` names, by the names of the params. The answers depend on their
-    content."""
+    """The files that ``task_params`` names, by the params. The answers depend on their content."""
     return {n: value for n, value in params.items() if n.endswith(FILE) and isinstance(value, str)}

@@ -1,5 +1,4 @@
-"""The shared parts of tiny checkpoints of the Qwen-VL line: special tokens, configuration and
-processor."""
+"""Shared by the tiny checkpoints of the Qwen-VL line: special tokens, configuration, processor."""
 
 from __future__ import annotations
 

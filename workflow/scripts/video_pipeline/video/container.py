@@ -14,8 +14,7 @@ ROUNDING_SECONDS = 0.001
 """The error that the times of a file may have: those of Matroska are whole milliseconds."""
 
 EVEN_SHARE = 0.1
-"""Frames count as evenly spaced if their times are off by at most this share of the time between
-two frames."""
+"""Frames are evenly spaced if their times are off by at most this share of a frame's time."""
 
 
 class Video(Demuxer):
@@ -39,8 +38,7 @@ class Video(Demuxer):
 
         Args:
             uri: See :func:`video_pipeline.storage.opening.open_blob`.
-            by_header: Believe the header, and read of a remote video no more than that and the
-                first frame.
+            by_header: Believe the header, and read only it and the first frame of a remote video.
 
         Raises:
             VideoReadError: There is no such file, or it holds no video, or a packet of the video

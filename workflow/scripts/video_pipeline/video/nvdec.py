@@ -264,8 +264,7 @@ class _Look(NamedTuple):
 
     @classmethod
     def of(cls, video: Video, frame: VideoFrame) -> _Look:
-        """The look of a video that ``frame`` is from. Raises :class:`Unsupported` if the CPU has to
-        read it."""
+        """The look of ``frame``'s video. Raises :class:`Unsupported` if the CPU has to read it."""
         codec = CODECS[video.decoder.codec.canonical_name]
         orientation = orientation_of(frame)
         sides = (frame.width, frame.height)

@@ -13,8 +13,7 @@ from video_pipeline.video.container import Video
 from video_pipeline.video.errors import VideoReadError
 
 Choose = Callable[[int, float, float], list[int]]
-"""Chooses frames, by their numbers from 0, of a video with so many frames, frames a second, and
-seconds."""
+"""Chooses frames, numbered from 0, of a video with so many frames, frames a second, and seconds."""
 
 _UNKNOWN_FPS = 24.0
 """The rate of a single frame whose file does not say how long it lasts; that of transformers."""

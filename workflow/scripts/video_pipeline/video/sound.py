@@ -70,8 +70,7 @@ def read_sound(
 def _joined(
     pieces: list[tuple[int, NDArray[np.float32]]], most: int, *, least: int
 ) -> NDArray[np.float32] | None:
-    """The pieces in their places, counted in samples, from 0 to ``most``; None if there is too
-    little."""
+    """The pieces in their places, counted in samples, from 0 to ``most``; None if too short."""
     pieces = [(first, piece) for first, piece in pieces if first < most]
     count = min(max((first + len(piece) for first, piece in pieces), default=0), most)
     if count < least:

@@ -15,8 +15,7 @@ from video_pipeline.run.origin import changes_since
 
 
 def forecast(config: Config, layout: Layout) -> str:
-    """The number of pending samples of ``layout``, and why they are pending; or why it is not
-    known."""
+    """The number of pending samples of ``layout`` and the reason; or why it is not known."""
     return f"{layout.output}: {_pending(config, layout)}"
 
 

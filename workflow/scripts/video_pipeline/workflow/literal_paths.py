@@ -49,8 +49,7 @@ def _marked(path: Path | str) -> Iterator[str]:
 
 
 class _Except:
-    """A :class:`Pattern` without the matches within ``literals`` at the start of a part of a
-    path."""
+    """A :class:`Pattern` without the matches within ``literals`` that start a part of a path."""
 
     def __init__(self, pattern: Pattern, literals: Iterable[str]) -> None:
         self._pattern = pattern

@@ -47,8 +47,7 @@ class ProgressLines:
         self._is_over.set()
 
     def show_summary(self) -> None:
-        """Print the table of each summary, the paths of the files, and the next command if a sample
-        has failed."""
+        """Print each summary's table, the files' paths, and the next command if a sample failed."""
         from rich.console import Console
 
         from video_pipeline.report.summary import read_counts, summary_table

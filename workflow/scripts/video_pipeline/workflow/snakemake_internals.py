@@ -81,8 +81,7 @@ class PlannedJob(NamedTuple):
 
 
 class Snakemake:
-    """The Snakemake that parses the workflow; ``workflow`` is the object of this name in
-    Snakefiles."""
+    """The Snakemake that parses ``workflow``, the object of this name in Snakefiles."""
 
     def __init__(self, workflow: Workflow) -> None:
         self._workflow = workflow
