@@ -22,7 +22,7 @@ GRAIN = 2.5
 
 
 def write_natural_clip(path: Path, width: int, height: int, seconds: float, seed: int) -> Path:
-    """Encode a clip unless it is there already; its name should say what is in it."""
+    """Encode a clip unless it is there already; its name should say how it is encoded."""
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -93,8 +93,8 @@ def call(
 
 
 def measure(module: str, folder: Path, **settings: Any) -> dict[str, Any]:
-    """Run ``python -m benchmarks.<module>``, which reads ``settings`` from standard JSON files:
-    ``settings.json`` in ``folder``; returns the content of ``result.json``, which it writes."""
+    """Run ``python -m benchmarks.<module>`` in ``folder``. It reads ``settings`` from
+    ``settings.json``, and writes ``result.json``, whose content is returned."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -103,10 +103,10 @@ def measure(module: str, folder: Path, **settings: Any) -> dict[str, Any]:
 
 
 def settings_of_this_process() -> dict[str, Any]:
-    """The other side of :func:`measure`."""
+    """The settings that :func:`measure` gave to this process."""
     return json.loads(Path("settings.json").read_text(encoding="utf-8"))
 
 
 def hand_back(result: dict[str, Any]) -> None:
-    """The other side of :func:`measure`."""
+    """Give ``result`` back to :func:`measure`."""
     Path("result.json").write_text(json.dumps(result), encoding="utf-8")

@@ -1,8 +1,8 @@
 """Memory of an inference job with few and with many samples (simulated engine).
 
 Two figures. *With tensors*: each sample holds 1 MB, decoding is faster than the engine, and the
-window of ready samples (``data.max_ready_gb``) is full in both runs. *Without media*: what is left
-is what the job keeps of each sample.
+window of ready samples (``data.max_ready_gb``) is full in both runs. *Without media*: the memory
+that grows is what the job keeps of each sample.
 
 The main process is judged by its peak resident size as the kernel keeps it (``VmHWM``), read until
 its end. The whole tree is sampled: the proportional share of all processes, without shared memory,

@@ -154,12 +154,12 @@ def measure(
             reader._card._nvdec.forget()
         reader.read_video({"video": paths[count % len(paths)], **ITEM})
         count += 1
-    told = [] if reader._card is None else sorted(reader._card._logged)
+    reasons = [] if reader._card is None else sorted(reader._card._logged)
     return {
         "clips": count,
         "wall_s": time.time() - began,
         "cpu_s": time.process_time() - cpu,
-        "left_to_the_cpu": told,
+        "left_to_the_cpu": reasons,
     }
 
 
@@ -207,7 +207,7 @@ class Process:
         self._pipe.send((self._asked, name, args))
 
     def answer(self, until: float) -> Any:
-        """That to what was asked last."""
+        """The answer to the last question."""
         while self._pipe.poll(max(0.0, until - time.time())):
             number, answer = self._pipe.recv()
             if number == self._asked:
@@ -226,8 +226,8 @@ def used_mb() -> float | None:
     """Memory of the first card that is in use, by anyone."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return float(found.stdout.splitlines()[0])
+        run = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return float(run.stdout.splitlines()[0])
     except (OSError, ValueError, IndexError, subprocess.SubprocessError):
         return None
 
@@ -242,7 +242,7 @@ class Check:
         self.result: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
 
     def part(self, name: str, run: Any, *args: Any) -> Any:
-        """Run a part, and keep what it found."""
+        """Run a part, and keep its result."""
         if time.time() > self._until:
             self.result[name] = "no time left"
             return None
@@ -318,11 +318,11 @@ class Check:
 
     def _groups(self) -> dict[str, Group]:
         """The clips by height, the shortest first, with their number of frames."""
-        found = self._processes[0].call(self._until, "sizes", self._clips)
-        if "failed" in found:
-            raise RuntimeError(found["failed"])
+        sizes = self._processes[0].call(self._until, "sizes", self._clips)
+        if "failed" in sizes:
+            raise RuntimeError(sizes["failed"])
         groups = defaultdict(list)
-        for path, (name, frames) in found.items():
+        for path, (name, frames) in sizes.items():
             groups[name].append((path, frames))
         return dict(sorted(groups.items(), key=lambda group: group[1][0][1]))
 
@@ -359,7 +359,7 @@ class Check:
             "file_frames_per_s": rate * frames,
             "wall_s_a_clip": sum(row["wall_s"] for row in rows) / clips,
             "cpu_s_a_clip": sum(row["cpu_s"] for row in rows) / clips,
-            "left_to_the_cpu": sorted({told for row in rows for told in row["left_to_the_cpu"]}),
+            "left_to_the_cpu": sorted({why for row in rows for why in row["left_to_the_cpu"]}),
             "gpu_mb_a_process": None if now is None else (now - before) / len(processes),
         }
 

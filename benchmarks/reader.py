@@ -1,9 +1,9 @@
-"""What it costs to read a clip: this project's ``QwenVideoDataset.__getitem__``, the stock way of
-qwen-vl-utils, and a bare decode of the same file.
+"""The cost of reading a clip: with this project's ``QwenVideoDataset.__getitem__``, with
+qwen-vl-utils as it comes, and with a bare decode of the same file.
 
-Each contender is a process of its own with the thread settings of a decode process (one thread).
+Each contender runs in its own process with the thread settings of a decode process (one thread).
 They take turns, clip by clip; a figure is the median over the repetitions of the ratio within one
-turn. What counts is CPU time of the whole process (user and system, all its threads), with the
+turn. The measure is the CPU time of the whole process (user and system, all its threads), with the
 file in the page cache and everything loaded: one unmeasured turn comes first.
 """
 
@@ -37,11 +37,11 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As the table shows it."""
+        """The name in the table."""
         return f"{self.height}p, {self.seconds} s, {self.fps:g} fps"
 
     def write(self, folder: Path) -> Path:
-        """The clip."""
+        """Write the clip, and return its path."""
         name = f"{self.height}p-{self.seconds}s.mp4"
         return write_natural_clip(folder / name, self.width, self.height, self.seconds, seed=1)
 
@@ -194,7 +194,8 @@ class _Stock:
         from benchmarks.stock import stock_llm_input
 
         dataset = _dataset(self._model, clip, fps)
-        messages = dataset.with_vision_kwargs(dataset.task.messages(dataset.samples[0]), {})
+        sample = dataset.samples[0]
+        messages = [dataset._complete(message, sample) for message in dataset.task.messages(sample)]
         return lambda: stock_llm_input(self._processor, messages)
 
 

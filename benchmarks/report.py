@@ -21,7 +21,7 @@ class Figure:
 
     Attributes:
         name: What is divided by what.
-        bar: What it is held against, in words such as ``at most 1.15``; empty: no bar.
+        bar: The bar, in words such as ``at most 1.15``; empty: no bar.
         measured: The measured value, as it is shown.
         met: Whether the bar is met; None where there is no bar.
     """

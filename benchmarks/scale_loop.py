@@ -1,4 +1,4 @@
-"""What the steps of :mod:`benchmarks.scale` are held against, each as a process of its own."""
+"""Plain loops to compare the steps of :mod:`benchmarks.scale` with, each run in its own process."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ def plain_loop(paths: list[str]) -> None:
 
 
 def read_journals(journal: str) -> None:
-    """What split does first."""
+    """Read the journals, which split does first."""
     from video_pipeline.journal.index import read_index
 
     read_index(Path(journal))
 
 
 def least_split(samples: str) -> None:
-    """What resume cannot do without: parse each line, build what the task asks about it, hash that,
-    and write the line into a chunk. No check, no weight, no balance, no journal."""
+    """The least that a resume needs: parse each line, build the task's messages about it, hash
+    them, and write the line into a chunk. No check, no weight, no balance, no journal."""
     from video_pipeline.tasks.describe import Describe
 
     task = Describe()
     with open(samples, "rb") as lines, open("out.jsonl", "wb", buffering=1 << 20) as output:
         for line in lines:
             sample = orjson.loads(line)
-            asked = task.build_messages({**sample, "__video_uri": "/data/" + sample["path"]})
-            request = blake2b(orjson.dumps(asked), digest_size=16).hexdigest().encode()
+            messages = task.build_messages({**sample, "__video_uri": "/data/" + sample["path"]})
+            request = blake2b(orjson.dumps(messages), digest_size=16).hexdigest().encode()
             output.write(b'[null,%b,"%b",%b]\n' % (orjson.dumps(sample["id"]), request, line[:-1]))
     Path("out.jsonl").unlink()
 
 
 def least_publish(samples: str, paths: list[str]) -> None:
-    """What a changed ``parse`` cannot do without: parse each answer and its sample, call the task's
+    """The least that a changed ``parse`` needs: parse each answer and its sample, call the task's
     ``parse``, and write the record. No look-up, no check."""
     from video_pipeline.tasks.describe import Describe
 
@@ -53,21 +53,21 @@ def least_publish(samples: str, paths: list[str]) -> None:
         for path in paths:
             with open(path, "rb", buffering=1 << 20) as answers:
                 next(answers)  # the head of the file
-                for answer, line in zip(answers, lines, strict=False):
-                    said, sample = orjson.loads(answer), orjson.loads(line)
-                    fields = task.parse(said["output_text"], sample)
-                    output.write(orjson.dumps({**said, "input": sample, **fields}) + b"\n")
+                for answer_line, sample_line in zip(answers, lines, strict=False):
+                    answer, sample = orjson.loads(answer_line), orjson.loads(sample_line)
+                    fields = task.parse(answer["output_text"], sample)
+                    output.write(orjson.dumps({**answer, "input": sample, **fields}) + b"\n")
     Path("out.jsonl").unlink()
 
 
-WHATS = {each.__name__: each for each in (plain_loop, read_journals, least_split, least_publish)}
+LOOPS = {loop.__name__: loop for loop in (plain_loop, read_journals, least_split, least_publish)}
 
 
 def main() -> None:
     settings = settings_of_this_process()
-    what = WHATS[settings.pop("what")]
+    loop = LOOPS[settings.pop("what")]
     begun, cpu = time.monotonic(), time.process_time()
-    what(**settings)
+    loop(**settings)
     hand_back({"seconds": time.monotonic() - begun, "cpu": time.process_time() - cpu})
 
 

@@ -1,7 +1,7 @@
-"""A server of files as a far object store is: slow to answer, and slow on each connection.
+"""A server of files that is like a far object store: slow to answer, and slow on each connection.
 
-It serves a folder by http with ranges, and as much of S3 as reading an object takes. The last part
-of an address is the name of the file. Run by :mod:`benchmarks.remote` as a process of its own.
+It serves a folder over HTTP with ranges, and the part of S3 that reads an object. The last part of
+an address is the name of the file. :mod:`benchmarks.remote` runs it in its own process.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 LATENCY_SECONDS = 0.05
-"""Of opening a connection, and again of each answer."""
+"""The wait before a connection opens, and again before each answer."""
 
 BYTES_A_SECOND = 20e6
-"""Of one connection."""
+"""The rate of one connection."""
 
 _PIECE_BYTES = 256 << 10
 
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[start : start + _PIECE_BYTES])
 
     def log_message(self, *_: object) -> None:
-        """A line for each request would say nothing."""
+        """Write nothing: a line for each request would not help."""
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""The start of a job, and what a decode process holds, with a model folder of real size.
+"""The start of a job, and the memory of a decode process, with a model folder of real size.
 
-A tokenizer of real size costs seconds and hundreds of megabytes wherever it is loaded; a tiny model
-hides that. The folders have no weights (:mod:`benchmarks.real_model`), so no answer is
-asked for: what is measured is all that happens before.
+A tokenizer of real size costs seconds and hundreds of megabytes in each process that loads it; a
+tiny model hides that. The folders have no weights (:mod:`benchmarks.real_model`), so the benchmark
+asks for no answer, and measures all steps before that.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def _measure(work: Path, name: str, clips: list[str]) -> dict[str, Any]:
     samples = [{"id": str(number), "path": clips[number % CLIPS]} for number in range(64)]
     settings = {"vision": VISION, "vllm": {"model": model, **VLLM}, "plan": {"samples": 16}}
     job = Job(work / "start", samples, settings)
-    found = measure("start_loop", work / "start_loop", config=str(job.folder / "config.yaml"))
+    loop = measure("start_loop", work / "start_loop", config=str(job.folder / "config.yaml"))
     scripts = Path(__file__).resolve().parents[1] / "workflow" / "scripts"
     plan = [str(scripts / "plan.py"), "--config", "config.yaml", "--threads", "2"]
     preview = ["-m", "video_pipeline.preview", "--configfile", "config.yaml", "--no-engine"]
     return {
-        **found,
+        **loop,
         "plan": _timed(plan, job.folder),
         "preview": _timed([*preview, "--video", clips[0]], job.folder),
     }
@@ -60,9 +60,9 @@ def _timed(arguments: list[str], folder: Path) -> tuple[float, float]:
     return time.monotonic() - begun, watch.peaks.tree / 1e6
 
 
-def _section(found: dict[str, dict[str, Any]]) -> Section:
+def _section(models: dict[str, dict[str, Any]]) -> Section:
     worst = {
-        name: max(one[name] for one in found.values()) for name in ("ready", "private_mb", "first")
+        name: max(one[name] for one in models.values()) for name in ("ready", "private_mb", "first")
     }
     figures = [
         Figure.at_most("a further decode process: seconds until ready", worst["ready"], BAR_READY),
@@ -75,13 +75,13 @@ def _section(found: dict[str, dict[str, Any]]) -> Section:
         Figure.at_most("its first sample / the same sample again", worst["first"], BAR_FIRST),
     ]
     details = [
-        ["", *found],
+        ["", *models],
         *(
-            [label, *(f"{one[name]:{form}}" for one in found.values())]
+            [label, *(f"{one[name]:{form}}" for one in models.values())]
             for label, name, form in _ROWS
         ),
         *(
-            [f"`{name}`, {unit}", *(f"{one[name][at]:{form}}" for one in found.values())]
+            [f"`{name}`, {unit}", *(f"{one[name][at]:{form}}" for one in models.values())]
             for name in ("plan", "preview")
             for at, (unit, form) in enumerate(
                 [("seconds", ".1f"), ("peak of all processes, MB", ".0f")]

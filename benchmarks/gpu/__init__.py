@@ -22,7 +22,7 @@ LIMIT = 560
 STEPS = ("floor", "ours+plain+chat", "vss")
 
 QUICK = {"BENCH_WINDOWS": "128", "BENCH_COUNTED": "144", "PLAIN_SECONDS": "12"}
-"""Shorter than what the kit measures with more time."""
+"""Shorter than the run that the kit measures with more time."""
 
 
 def run(work: Path) -> Section:

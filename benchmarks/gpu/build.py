@@ -126,11 +126,11 @@ def download(folder: Path) -> list[Path]:
     if repeated := [n for n, k in Counter(_name(name) for name, _ in pins).items() if k > 1]:
         raise SystemExit(f"pinned more than once: {repeated}")
 
-    def found() -> dict[str, Path]:
+    def wheels() -> dict[str, Path]:
         return {_name(p.name.split("-")[0]): p for p in folder.glob("*.whl")}
 
     wanted = {_name(name): version for name, version in pins}
-    have = {name: p.name.split("-")[1] for name, p in found().items()}
+    have = {name: p.name.split("-")[1] for name, p in wheels().items()}
     if have != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         say(f"downloading {len(pins)} wheels")
@@ -139,7 +139,7 @@ def download(folder: Path) -> list[Path]:
         command += [f"--platform={name}" for name in PLATFORMS]
         command += ["-d", str(folder), "-r", str(HERE / "requirements.txt")]
         subprocess.run(command, check=True)
-    paths = found()
+    paths = wheels()
     if paths.keys() != wanted.keys() or len(list(folder.glob("*.whl"))) != len(wanted):
         raise SystemExit(f"not one wheel for each pin: {paths.keys() ^ wanted.keys()}")
     say(f"{len(paths)} wheels, {sum(p.stat().st_size for p in paths.values()) / 1e6:.0f} MB")
@@ -258,12 +258,12 @@ def prune(path: Path) -> None:
     data = path.read_bytes()
     before = data[begin : begin + size]
     after = bytearray(before)
-    found = list(containers(before))
-    others = [e for *_, entries in found for e in entries if e[0] == CUBIN and e[1] != SM_90]
+    originals = list(containers(before))
+    others = [e for *_, entries in originals for e in entries if e[0] == CUBIN and e[1] != SM_90]
     _, _, first, last = min(others, key=lambda e: e[3] - e[2])
     filler = before[first:last]
     kept = []
-    for at, header, room, entries in found:
+    for at, header, room, entries in originals:
         ours = [before[b:e] for kind, arch, b, e in entries if (kind, arch) == (CUBIN, SM_90)]
         kept.append(ours)
         body = b"".join(ours) or filler
@@ -276,15 +276,15 @@ def prune(path: Path) -> None:
     # read again, as the CUDA runtime will: every container in its place, its cubins bit for bit
     written = path.read_bytes()
     now = {at: (h, entries) for at, h, _, entries in containers(written[begin : begin + size])}
-    intact = [at for at, *_ in found] == list(now) and len(written) == len(data)
-    for (at, header, _, _), ours in zip(found, kept, strict=True):
+    intact = [at for at, *_ in originals] == list(now) and len(written) == len(data)
+    for (at, header, _, _), ours in zip(originals, kept, strict=True):
         got = [written[begin + b : begin + e] for _, _, b, e in now[at][1]] if intact else []
         intact = intact and now[at][0] == header and got == (ours or [filler])
     if not intact or not any(kept):
         raise SystemExit(f"{path.name}: pruning went wrong")
     cubins = [cubin for ours in kept for cubin in ours]
     say(
-        f"{path.name}: {len(found)} containers, {len(cubins)} sm_90 cubins kept, intact: "
+        f"{path.name}: {len(originals)} containers, {len(cubins)} sm_90 cubins kept, intact: "
         f"{sum(map(len, cubins)) / 1e6:.1f} of {size / 1e6:.1f} MB"
     )
 

@@ -1,4 +1,5 @@
-"""What must load, in the order in which a failure says most. About 15 s; not timed alone."""
+"""Checks that all parts load, in the order in which a failure says most. Takes about 15 s, and is
+not timed."""
 
 import sys
 import time
@@ -28,22 +29,22 @@ def kernels():
     import torch
     import vllm.platforms
 
-    said = f"{vllm.platforms.current_platform.device_name}"
+    result = f"{vllm.platforms.current_platform.device_name}"
     if torch.version.cuda is None:
-        return f"{said}, nothing to try"
+        return f"{result}, nothing to try"
     from vllm import _custom_ops  # noqa: F401
     from vllm.triton_utils import HAS_TRITON
     from vllm.vllm_flash_attn import flash_attn_varlen_func
 
-    said += f", triton {HAS_TRITON}, {torch.ops._C.rms_norm.default._schema.name} is there"
+    result += f", triton {HAS_TRITON}, {torch.ops._C.rms_norm.default._schema.name} is there"
     if not torch.cuda.is_available():
-        return said
+        return result
     x = torch.randn(4, 3584, device="cuda", dtype=torch.bfloat16)
     w = torch.ones(3584, device="cuda", dtype=torch.bfloat16)
     out = torch.empty_like(x)
     torch.ops._C.rms_norm(out, x, w, 1e-6)
     wanted = torch.nn.functional.rms_norm(x.float(), (3584,), eps=1e-6)
-    said += f", rms_norm off by {(out.float() - wanted).abs().max().item():.3f}"
+    result += f", rms_norm off by {(out.float() - wanted).abs().max().item():.3f}"
     # the language models' heads, Qwen2.5-VL's vision heads, Qwen3-VL's
     for heads, size in ((28, 128), (16, 80), (16, 72)):
         q = torch.randn(256, heads, size, device="cuda", dtype=torch.bfloat16)
@@ -61,8 +62,8 @@ def kernels():
         )
         part = q[:100].transpose(0, 1).float()
         ref = torch.nn.functional.scaled_dot_product_attention(part, part, part).transpose(0, 1)
-        said += f", FA3 head {size} off by {(got[:100].float() - ref).abs().max().item():.3f}"
-    return said
+        result += f", FA3 head {size} off by {(got[:100].float() - ref).abs().max().item():.3f}"
+    return result
 
 
 def product():

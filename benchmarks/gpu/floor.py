@@ -1,8 +1,8 @@
-"""The engine alone: requests prepared in advance, so many of them in the engine at once, each
-answer admits the next.
+"""The engine alone: it has a fixed number of requests at once, which were prepared in advance, and
+each answer admits the next.
 
-One start of the engine measures several windows (``BENCH_WINDOWS``): the first is the one that the
-other steps are compared with, the others say what ``run.max_in_flight`` is worth.
+One start of the engine measures several windows (``BENCH_WINDOWS``). The other steps are compared
+with the first; the others show the effect of ``run.max_in_flight``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 async def measure(stream: Stream, result: dict[str, Any]) -> None:
-    """Each of the windows, one after the other; what is there is saved after each."""
+    """Measure the windows one after the other, and save the results after each."""
     ends_at = time.monotonic() + min(MEASURE, CLOCK.left() - 15)
     for size in WINDOWS:
         left = ends_at - time.monotonic()
@@ -103,12 +103,12 @@ async def measure(stream: Stream, result: dict[str, Any]) -> None:
 
 
 class Stream:
-    """So many requests in the engine at once; the number can be changed while it runs."""
+    """Keeps a number of requests in the engine; the number can be changed while it runs."""
 
     def __init__(self, engine: Any, prepared: list[Any]) -> None:
-        from video_pipeline.engine.base import Constraints
+        from video_pipeline.engine.base import UNCONSTRAINED
 
-        self._constraints = Constraints
+        self._constraints = UNCONSTRAINED
         self._engine = engine
         self._prepared = prepared
         self._numbers = itertools.count()
@@ -118,18 +118,19 @@ class Stream:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def _ask(self) -> Any:
-        """One of the prepared requests under a name of its own, which no cache knows."""
+        """Ask one of the prepared requests under a new name, which no cache knows."""
         number = next(self._numbers)
-        of = self._prepared[number % len(self._prepared)]
+        prepared = self._prepared[number % len(self._prepared)]
         names = {
             modality: [f"request {number}-{modality}-{i}" for i in range(len(hashes))]
-            for modality, hashes in of["mm_hashes"].items()
+            for modality, hashes in prepared["mm_hashes"].items()
         }
-        limited = self._constraints(max_tokens=next(self._lengths))
-        return await self._engine.generate(f"request {number}", {**of, "mm_hashes": names}, limited)
+        limited = self._constraints.with_max_tokens(next(self._lengths))
+        request = {**prepared, "mm_hashes": names}
+        return await self._engine.generate(f"request {number}", request, limited)
 
     async def warm_up(self) -> dict[str, Any]:
-        """The first request, some more, and one alone."""
+        """Ask the first request, some more, and one alone."""
         began = time.time()
         await self._ask()
         first = time.time() - began

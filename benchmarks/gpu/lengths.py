@@ -1,10 +1,10 @@
-"""How long each answer is: the same lengths in the same order for all that is compared.
+"""The length of each answer: the same lengths in the same order for all contenders.
 
 Answers of one length come in bursts: requests that start together end together, and a rate that is
-counted over anything but whole turnovers is off by 5 % and more. Real answers are not of one length
-either. So lengths spread evenly from half of their mean to one and a half times it, in an order in
-which any few that follow one another have that mean, too (steps of the golden ratio). A window of
-any length then shows the rate within 1 % (seen in a model of vLLM's scheduler).
+not counted over whole turnovers is wrong by 5 % and more. Real answers differ in length, too. So
+the lengths spread evenly from half of their mean to one and a half times it, in an order in which
+any few neighbours have that mean, too (steps of the golden ratio). A window of any length then
+shows the rate within 1 % (seen in a model of vLLM's scheduler).
 """
 
 from __future__ import annotations
@@ -26,5 +26,5 @@ def lengths(mean: int) -> Iterator[int]:
 
 
 def longest(mean: int) -> int:
-    """The most that :func:`lengths` gives."""
+    """The largest number that :func:`lengths` gives."""
     return mean if os.environ.get("BENCH_EQUAL") else mean + (mean - mean // 2)

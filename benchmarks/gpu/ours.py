@@ -68,7 +68,7 @@ def main() -> None:
     save(result)
     try:
         result.update(run.details(result["steady"], samplers))
-    except Exception:  # the rate is there; what is missing is told
+    except Exception:  # the rate is there; the result says why the details are not
         result["details_failed"] = traceback.format_exc(limit=-3)
     save({**result, "complete": bool(result["steady"])})
     for path in [run.log, *sorted(run.folder.glob("logs/*/*.log"))]:
@@ -159,7 +159,7 @@ class Run:
                 self._look_after_the_end()
                 return
             ready_at = self._ready_at()
-            if any(said in self.log.read_bytes() for said in FAILED):
+            if any(message in self.log.read_bytes() for message in FAILED):
                 self.fate = "a job failed"
             elif ready_at and now - ready_at > MEASURE:
                 self.fate = "time of the measurement is over"
@@ -173,8 +173,8 @@ class Run:
         return self._statistics[-1]["ready_at"] if self._statistics else None
 
     def _open_window(self, now: float) -> None:
-        """From when on answers count: once as many samples are held as may be in the engine (the
-        decode processes may have begun after it), and after the ramp."""
+        """Decide from which answer on they count: once as many samples are held as may be in the
+        engine (the decode processes may have begun after it), and after the ramp."""
         ready_at = self._ready_at()
         if self._ramp is not None or ready_at is None:
             return
@@ -192,17 +192,17 @@ class Run:
         self._open_window(now)
         ready_at = self._ready_at()
         if ready_at is None or now - ready_at < 10:
-            found = rows(self._process.pid, memory=False)
-            self._cpu.append((now, by_kind(found)))
-            for row in found:
+            processes = rows(self._process.pid, memory=False)
+            self._cpu.append((now, by_kind(processes)))
+            for row in processes:
                 born = self._born.get(row["kind"], row["started"])
                 self._born[row["kind"]] = min(born, row["started"])
         due = [at for at in MEMORY_AT if ready_at and now - ready_at >= at]
         if len(due) > len(self._memory):
-            found = rows(self._process.pid, memory=True)
-            one = {"after": round(now - ready_at, 1), "kinds": by_kind(found)}
+            processes = rows(self._process.pid, memory=True)
+            one = {"after": round(now - ready_at, 1), "kinds": by_kind(processes)}
             if not self._memory:
-                one["processes"] = found
+                one["processes"] = processes
             self._memory.append(one)
 
     def _look_after_the_end(self) -> None:
@@ -239,7 +239,7 @@ class Run:
         shutil.rmtree(self.folder / ".snakemake", ignore_errors=True)
 
     def outcome(self) -> dict[str, Any]:
-        """The rate, and when what came."""
+        """How the run ended, the rate, and the times of its steps."""
         ready_at, began = self._ready_at(), self._began
         return {
             "fate": self.fate,
@@ -254,10 +254,10 @@ class Run:
         }
 
     def details(self, steady: dict[str, Any], samplers: Samplers) -> dict[str, Any]:
-        """What the start was spent on, what the processes cost, and how the window went."""
-        found: dict[str, Any] = {"memory": self._memory, **self._start()}
+        """The times of the start, the cost of the processes, and the rates within the window."""
+        details: dict[str, Any] = {"memory": self._memory, **self._start()}
         if not steady or not self._statistics:
-            return found
+            return details
         begin, end, last = steady["begin"], steady["end"], self._statistics[-1]
 
         def rate(name: str) -> float:
@@ -266,7 +266,7 @@ class Run:
         steady["decoded_per_second"] = rate("decoded")
         decode = rate("decode_seconds")
         return {
-            **found,
+            **details,
             "machine": samplers.of(steady),
             "decode_workers_load": decode / last["num_workers"],
             "decode_seconds_each": decode / max(1e-9, rate("decoded")),

@@ -2,9 +2,9 @@
 
 Batches of 8, then of 64; one engine and one DataLoader serve both. The DataLoader's own batches are
 of 4: with batches of 64, each of its processes would read 64 clips before the first is answered.
-What it has read ahead counts, so the rate is that of a loop whose cores suffice; the share of the
-time that it waits for the DataLoader is shown. All answers are of the mean length, the best case
-for a batch: none waits for a longer one.
+Clips that it has read ahead count, so the rate is that of a loop whose cores suffice; the share of
+the time that it waits for the DataLoader is shown. All answers are of the mean length, the best
+case for a batch: none waits for a longer one.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def main() -> None:
 def measure(
     llm: Any, sampling: Any, samples: Any, size: int, seconds: float, mark: int
 ) -> dict[str, Any]:
-    """Batches of ``size`` for ``seconds``; ``mark`` tells them from those before, which may be
-    cached."""
+    """Measure batches of ``size`` for ``seconds``; ``mark`` makes them differ from those before,
+    which may be cached."""
     samplers = Samplers()
     rows, prompt_tokens, completion_tokens = [], 0, 0
     begin = waited = time.time()

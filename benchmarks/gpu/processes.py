@@ -10,7 +10,7 @@ import psutil
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Kill a run: all results are there, and a clean end would take time of the machine. The watch
-    processes of its jobs are left, which remove its shared memory."""
+    processes of its jobs stay alive, for they remove its shared memory."""
     try:
         family = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -29,9 +29,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def rows(pid: int, *, memory: bool) -> list[dict[str, Any]]:
-    """A row for each process below ``pid``: what it is, its CPU seconds, nice value and threads;
-    with ``memory`` also its resident and private megabytes."""
-    found = []
+    """A row for each process below ``pid``: its kind, CPU seconds, nice value and threads; with
+    ``memory`` also its resident and private megabytes."""
+    table = []
     try:
         family = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -56,8 +56,8 @@ def rows(pid: int, *, memory: bool) -> list[dict[str, Any]]:
                 row["rss_mb"], row["uss_mb"] = round(full.rss / 1e6), round(full.uss / 1e6)
         except psutil.Error:
             continue
-        found.append(row)
-    return found
+        table.append(row)
+    return table
 
 
 def _is_feeder(one: psutil.Process) -> bool:
@@ -69,8 +69,8 @@ def _is_feeder(one: psutil.Process) -> bool:
 
 
 def _engines(family: list[psutil.Process]) -> set[int]:
-    """The engine's processes: vLLM names them, where it can; else those that hold most of the
-    GPU."""
+    """The engine's processes, by the name that vLLM gives them where it can; otherwise those that
+    hold much of the GPU's memory."""
     named = set()
     for one in family:
         try:
@@ -82,11 +82,11 @@ def _engines(family: list[psutil.Process]) -> set[int]:
         return named
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return set()
     pids = {one.pid for one in family}
-    held = [line.split(",") for line in said.splitlines()]
+    held = [line.split(",") for line in output.splitlines()]
     return {int(pid) for pid, mib in held if int(pid) in pids and float(mib) > 10_000}
 
 
@@ -106,18 +106,18 @@ def _kind(one: psutil.Process, feeders: set[int], engines: set[int]) -> str:
     return "fork server" if parents[0] in feeders else "decode"
 
 
-def by_kind(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Sums of CPU, and means and greatest of memory, for each kind."""
+def by_kind(table: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sum of the CPU seconds, and the mean and the largest memory, of each kind of process."""
     kinds: dict[str, dict[str, Any]] = {}
-    for kind in sorted({row["kind"] for row in found}):
-        of = [row for row in found if row["kind"] == kind]
+    for kind in sorted({row["kind"] for row in table}):
+        same = [row for row in table if row["kind"] == kind]
         kinds[kind] = {
-            "processes": len(of),
-            "cpu": round(sum(row["cpu"] for row in of), 1),
-            "nice": sorted({row["nice"] for row in of}),
+            "processes": len(same),
+            "cpu": round(sum(row["cpu"] for row in same), 1),
+            "nice": sorted({row["nice"] for row in same}),
         }
         for name in ("rss_mb", "uss_mb"):
-            values = [row[name] for row in of if name in row]
+            values = [row[name] for row in same if name in row]
             if values:
                 kinds[kind][name] = {"mean": round(sum(values) / len(values)), "most": max(values)}
     return kinds

@@ -61,14 +61,14 @@ def section(results: dict[str, Any]) -> Section:
 
 def figures(results: dict[str, Any]) -> list[Figure]:
     """The figures with a bar."""
-    found: list[Figure] = []
+    shown: list[Figure] = []
 
     def rate(one: dict[str, Any]) -> float | None:
         return (one.get("steady") or {}).get("videos_per_second") or one.get("videos_per_second")
 
     def at_least(name: str, value: float | None, bar: float, digits: int = 2) -> None:
         if value is not None:
-            found.append(
+            shown.append(
                 Figure(name, f"at least {bar:g}", f"{value:.{digits}f}", round(value, 4) >= bar)
             )
 
@@ -87,7 +87,7 @@ def figures(results: dict[str, Any]) -> list[Figure]:
     at_least("on a card, GPU busy, %", busy, BAR_BUSY, 0)
     if ours.get("feeding_cpu_each") is not None:
         each = 1000 * ours["feeding_cpu_each"]
-        found.append(
+        shown.append(
             Figure.at_most(
                 "on a card, CPU of the feeding process a sample, ms", each, BAR_FEEDING_MS
             )
@@ -95,18 +95,19 @@ def figures(results: dict[str, Any]) -> list[Figure]:
     started = start_ratio(results)
     if started is not None:
         name = "on a card, time to the first request / the engine alone"
-        found.append(Figure.at_most(name, started, BAR_START))
+        shown.append(Figure.at_most(name, started, BAR_START))
     vss = results.get("vss", {})
     at_least("VSS setting, captions/s", rate(vss), BAR_VSS)
     if rate(vss) and vss.get("prompt_tokens_each"):
         tokens = rate(vss) * vss["prompt_tokens_each"]
         at_least("VSS setting, prompt tokens/s", tokens, BAR_VSS_TOKENS, 0)
-    return found
+    return shown
 
 
 def start_ratio(results: dict[str, Any]) -> float | None:
-    """From the job's start to the first request, over what the engine alone takes for that with the
-    same warm caches: the floor's imports and configuration, the plain loop's engine start."""
+    """The time from the job's start to the first request, divided by the time of the engine alone
+    with the same warm caches: the floor's imports and configuration, and the plain loop's engine
+    start."""
     first = results.get("ours", {}).get("first_request_after")
     line = results.get("floor", {}).get("timeline", {})
     warm = results.get("plain", {}).get("engine_start_seconds")

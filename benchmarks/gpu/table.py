@@ -22,22 +22,23 @@ def show(value: Any, digits: int = 2) -> str:
 
 
 def rows(results: dict[str, Any]) -> list[list[str]]:
-    """A row for each rate that was measured."""
-    found = []
+    """A row for each measured rate."""
+    table_rows = []
     for name, one in results.items():
         if name == "plain":
-            found += [_row(f"plain, {how}", run) for how, run in one.get("runs", {}).items()]
+            table_rows += [_row(f"plain, {how}", run) for how, run in one.get("runs", {}).items()]
         elif name == "tune":
-            found += [_row(f"floor, {how}", run) for how, run in one.get("variants", {}).items()]
+            variants = one.get("variants", {})
+            table_rows += [_row(f"floor, {how}", run) for how, run in variants.items()]
         elif name in ("floor", "vssfloor"):
             windows = one.get("windows", {})
-            found += [_row(f"{name}, {n} in flight", {**one, **w}) for n, w in windows.items()]
+            table_rows += [_row(f"{name}, {n} in flight", {**one, **w}) for n, w in windows.items()]
         elif "videos_per_second" in one:
             steady = {"videos_per_second": one["videos_per_second"], "answers": one["answered"]}
-            found.append(_row(name, {**one, "steady": steady}))
+            table_rows.append(_row(name, {**one, "steady": steady}))
         elif "steady" in one:
-            found.append(_row(name, one))
-    return found
+            table_rows.append(_row(name, one))
+    return table_rows
 
 
 def _row(name: str, one: dict[str, Any]) -> list[str]:
@@ -59,7 +60,7 @@ def _row(name: str, one: dict[str, Any]) -> list[str]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """All of it as text."""
+    """The results as a table, with remarks below it."""
     body = rows(results)
     widths = [max(len(row[i]) for row in [HEAD, *body]) for i in range(len(HEAD))]
     lines = [
@@ -73,7 +74,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
-    """What the rates alone do not say."""
+    """Lines about the start, the memory and the CPU, which the rates do not show."""
     lines = []
     for name, one in results.items():
         if "exit_code" in one:
@@ -119,8 +120,8 @@ def remarks(results: dict[str, Any]) -> list[str]:
                 f"front end CPU {show(run.get('front_end_cpu_each'), 3)} s each"
             )
         for how, run in one.get("variants", {}).items():
-            said = run.get("failed") or f"engine start {show(run.get('engine_start_seconds'), 1)} s"
-            lines.append(f"{name}, {how}: {said}")
+            start = show(run.get("engine_start_seconds"), 1)
+            lines.append(f"{name}, {how}: {run.get('failed') or f'engine start {start} s'}")
         if "found" in one:
             lines.append(f"{name}: {json.dumps(one['found'])[:6000]}")
     return lines

@@ -1,8 +1,8 @@
-"""What engine arguments are worth: the floor with each of a short list of them.
+"""The effect of engine arguments: the floor with each of a short list of them.
 
-One process imports vLLM and prepares the requests; each variant is a fork of it, so that only the
-engine itself is started again. The first fitting variants run until the time is over. A variant
-that changes what is compiled starts cold and needs more of it.
+One process imports vLLM and prepares the requests; each variant is a fork of it, so only the
+engine itself starts again. The variants run in order until the time is over. A variant that
+changes the compiled code starts cold and needs more time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from benchmarks.gpu.common import (
 from benchmarks.gpu.floor import Stream
 
 WARM_SECONDS, COLD_SECONDS = 50, 100
-"""What one variant takes, if what it compiles is there already, and if not."""
+"""The time of one variant if the compile cache has its code, and if not."""
 
 HOLD_SECONDS = 45
 DISTINCT = 4
@@ -54,10 +54,10 @@ VARIANTS: list[tuple[str, dict[str, Any], bool]] = [
     ("32768 tokens a step", {"max_num_batched_tokens": 32768}, True),
     ("defaults", {}, False),
 ]
-"""Name, engine arguments, and whether it compiles anew. On an H100 vLLM's defaults are 16384 tokens
-a step, 1024 sequences, async scheduling on, FlashAttention in the encoder, nothing of the encoder
-compiled or captured. Other numbers of tokens are set for the scheduler alone where that does it:
-``max_num_batched_tokens`` is part of what the compile cache knows."""
+"""Name, engine arguments, and whether the variant compiles again. On an H100 vLLM's defaults are
+16384 tokens a step, 1024 sequences, async scheduling on, FlashAttention in the encoder, nothing of
+the encoder compiled or captured. Other numbers of tokens are set for the scheduler alone if that
+suffices: ``max_num_batched_tokens`` is part of the key of the compile cache."""
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def import_engine() -> None:
-    """Load what the engine's process imports, so that its fork need not."""
+    """Import the modules that the engine's process needs, so that its fork need not."""
     import importlib
 
     for module in (
@@ -112,7 +112,7 @@ def import_engine() -> None:
 
 
 def cuda_is_in_use() -> bool:
-    """Whether this process has called CUDA's driver: its forks then could not."""
+    """Whether this process has called CUDA's driver, which its forks then cannot do."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,7 +1,7 @@
-"""The built-in dataset behind a gate: no clip but the first is read before there is an answer.
+"""The built-in dataset behind a gate: until the first answer has come, only the first clip is read.
 
 Decode processes start while the model loads, and would have dozens of samples ready when the
-engine comes up. In a steady state there is no such gift, so a benchmark of it must not count one.
+engine comes up. The steady state has no such head start, so its benchmark must not count one.
 """
 
 import time

@@ -6,7 +6,6 @@ class is changed when it is made.
 
 import os
 import sys
-from dataclasses import replace
 
 from video_pipeline.engine.base import UNCONSTRAINED, Engine
 
@@ -19,7 +18,7 @@ def vary(engine_class):
     generate = engine_class.generate
 
     async def generate_varied(self, name, request, constraints=UNCONSTRAINED):
-        limited = replace(constraints, max_tokens=next(NUMBERS))
+        limited = constraints.with_max_tokens(next(NUMBERS))
         return await generate(self, name, request, limited)
 
     engine_class.generate = generate_varied

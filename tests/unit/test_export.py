@@ -420,7 +420,7 @@ def test_columns_are_flat_unless_nested_ones_are_wanted(tmp_path):
     text = layout.card.read_text()
     assert "| answered (`status` is `ok`) | 1 |" in text
     assert "| `input_status` | string | of the sample: `status` |" in text
-    assert "| `error_stage` | string | of a sample that failed: where |" in text
+    assert "| `error_stage` | string | of a failed sample: the stage of the error |" in text
     assert "__" not in text
 
 

@@ -173,11 +173,7 @@ def test_every_colour() -> None:
         for is_full in (False, True):
             frame = av.VideoFrame.from_ndarray(values.numpy(), "nv12").reformat(format="yuv420p")
             frame.colorspace, frame.color_range = number, 2 if is_full else 1
-            video = SimpleNamespace(
-                time_base=Fraction(1, 25),
-                stream=SimpleNamespace(sample_aspect_ratio=None),
-                decoder=SimpleNamespace(sample_aspect_ratio=None),
-            )
+            video = SimpleNamespace(time_base=Fraction(1, 25), pixel_aspect=Fraction(1))
             expected = nvdec.ToRgb(video)(frame).pixels
             pixels = swscale.nv12_to_rgb(values, swscale.coefficients_of(matrix, is_full))
             assert torch.equal(pixels.permute(1, 2, 0), expected)

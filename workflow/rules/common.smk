@@ -1,6 +1,6 @@
 import runpy
 
-# It makes the library importable. Snakemake may have fetched it alone, and under another name.
+# This makes the library importable. Snakemake may have fetched only this file, with another name.
 OWN_SOURCE = runpy.run_path(workflow.source_path("../scripts/own_source.py"))
 SCRIPTS = OWN_SOURCE["own_source"](workflow)
 
@@ -14,7 +14,7 @@ STAGES = RUN.stages
 # Snakemake formats this path as it formats a shell command.
 ENVIRONMENT = str(SCRIPTS.parent / "envs/gpu.yaml").replace("{", "{{").replace("}", "}}")
 
-# The last words of a job that fails are for the log: RUN.explain_failure() shows them at the end.
+# Drops the last error of a failed job from the terminal: RUN.explain_failure() shows it at the end.
 WITHOUT_ERROR = r" | sed -u '\|^error: |,$d'"
 
 
@@ -27,24 +27,23 @@ def get_final_output():
 
 
 def samples(stage):
-    """A function: called when the jobs are put together, it forces those that have to run again."""
+    """A function, which Snakemake calls while it makes the jobs: it forces those that must run."""
     return lambda wildcards: RUN.samples(stage)
 
 
 def input_name(stage):
-    """For a message, which Snakemake formats."""
+    """The name of the input, escaped for a message, which Snakemake formats."""
     return stage.config.data.source.name.replace("{", "{{").replace("}", "}}")
 
 
 def rank_files(stage):
-    """The rank files, removed after consolidation unless they are to be kept."""
+    """The rank files, which are removed after consolidation unless ``run.keep_rank_files``."""
     path = str(stage.layout.rank_file("{rank}"))
     return path if stage.config.run.keep_rank_files else temp(path)
 
 
 def weights(stage):
-    """The weights of a model of the hub. Weights that were fetched anew are no reason to infer
-    again."""
+    """The weights of a model of the hub. If they are fetched again, nothing is inferred again."""
     return [ancient(str(stage.layout.weights))] if is_fetched(stage.config) else []
 
 
@@ -62,8 +61,8 @@ def report_labels(stage, kind):
     return {"output": stage.layout.stem, "task": stage.config.run.task, "what": kind}
 
 
-# Snakemake does not compare a param that depends on ``input`` between runs, because it counts as
-# derived. So a moved installation, or another number of pending samples, reruns nothing.
+# Snakemake does not compare a param that depends on ``input`` between runs, because it is derived.
+# So a moved installation, or another number of pending samples, runs no job again.
 
 
 def command(script):
@@ -71,5 +70,5 @@ def command(script):
 
 
 def work(stage):
-    """What an inference job has to do, in words; asked again when the job is about to start."""
+    """The work of an inference job, in words; asked for again when the job is about to start."""
     return lambda wildcards, input: RUN.work(stage, int(wildcards.rank))

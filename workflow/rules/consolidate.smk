@@ -30,7 +30,7 @@ for stage in STAGES:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} 2>&1 | tee -a {log:q}" + WITHOUT_ERROR
 
-    # What is finished so far, while `infer` jobs run elsewhere or after they have failed.
+    # Writes the records that are finished, while `infer` jobs run elsewhere or after they failed.
     rule:
         name:
             stage.rule("partial")

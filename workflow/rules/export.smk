@@ -6,7 +6,7 @@ for stage in STAGES:
         input:
             jsonl=stage.layout.output,
             summary=stage.layout.summary,
-        # The card alone, not `directory()`: Snakemake would leave a file of its own in the folder.
+        # Only the card, because Snakemake would leave a file of its own in a `directory()`.
         output:
             stage.layout.card,
         log:

@@ -1,7 +1,7 @@
 for stage in STAGES:
     if is_fetched(stage.config):
 
-        # On the machine that runs Snakemake: the nodes of a cluster may have no network.
+        # This runs on Snakemake's own machine: the nodes of a cluster may have no network.
         rule:
             name:
                 stage.rule("fetch")

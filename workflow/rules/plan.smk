@@ -1,5 +1,5 @@
-# An estimate of all stages, before anything is split, or beside a live run. The rule has no name of
-# a stage: `snakemake plan` always works.
+# Estimates all stages, before anything is split, or beside a live run. Stages share the rule, so
+# that `snakemake plan` always works.
 rule plan:
     log:
         STAGES[-1].layout.log("plan"),

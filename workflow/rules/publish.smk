@@ -1,7 +1,7 @@
 for stage in STAGES:
     if stage.config.run.publish:
 
-        # On the machine that runs Snakemake: the nodes of a cluster may have no network, and the
+        # This runs on Snakemake's own machine: the nodes of a cluster may have no network, and the
         # credentials are in this environment.
         rule:
             name:
@@ -20,7 +20,7 @@ for stage in STAGES:
                 config=stage.layout.config,
                 places=stage.places_digest,
             message:
-                stage.title + "copies the output to where it is published"
+                stage.title + "copies the output to the places in run.publish"
             shell:
                 "{params.run} --log {log:q} --config {params.config:q}"
                 " 2>&1 | tee -a {log:q}" + WITHOUT_ERROR

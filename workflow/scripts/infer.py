@@ -10,7 +10,7 @@ from video_pipeline.run.origin import check_files
 
 def main() -> None:
     parser = program.script_parser(__doc__)
-    parser.add_argument("--gpus", type=int, help="of this job; 0: it only writes its rank file")
+    parser.add_argument("--gpus", type=int, help="GPUs of this job; 0: it writes its rank file")
     parser.add_argument("--rank", type=int, required=True, help="the chunk to infer, from 0")
     parser.add_argument("--threads", type=int, default=1, help="cores of this job")
     parser.add_argument("--attempt", type=int, default=1, help="from 2 on it is a retry")

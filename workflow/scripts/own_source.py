@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
 NEEDED = ("orjson", "pydantic", "rich", "simpleeval")
-"""Packages that the workflow needs where Snakemake runs, and Snakemake may come without."""
+"""Packages that the workflow needs in Snakemake's own environment, which may lack them."""
 
 
 def own_source(workflow: Workflow) -> Path:
     """The folder with this version's scripts and library, which can be imported from then on. Call
-    it while a file of ``workflow/rules`` is parsed.
+    this while a file of ``workflow/rules`` is parsed.
 
     Raises :class:`WorkflowError` if the library is not available, or another copy of it is in use.
     """
@@ -69,7 +69,7 @@ def _scripts(workflow: Workflow) -> Path:
                 stream.extractall(tree, filter="data")
             try:
                 tree.rename(folder)
-            except OSError:  # another process was faster
+            except OSError:  # Another process was faster.
                 if not folder.exists():
                     raise
     return folder / root / "scripts"

@@ -1,4 +1,4 @@
-"""Estimate what the run will take, from its samples; without a GPU and without the model."""
+"""Estimate what the run will take, from its samples, without a GPU and without the model."""
 
 import argparse
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""What plugins import: tasks, datasets, how they register, and errors.
+"""The names that plugins import: base classes of tasks and datasets, their registries, errors.
 
     from video_pipeline.api import Task, register_task
 
-The paths of the modules that define these names stay valid, too. A dataset derives from one of
-torch's classes, and torch takes seconds to import: the names of datasets are resolved when a plugin
-first asks for them (PEP 562), so a plugin that has only tasks does not pay for it.
+The modules that define these names may be imported, too. A dataset derives from a class of torch,
+which takes seconds to import. So the names of datasets are resolved when a plugin first asks for
+them (PEP 562), and a plugin with only tasks does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors for the person at the keyboard, and the line of the user's that an exception came from."""
+"""Errors for people, and the line of the user's code that an exception came from."""
 
 from __future__ import annotations
 

@@ -32,11 +32,11 @@ class Journal:
     """The journal of one fingerprint."""
 
     folder: Path
-    is_current: bool  # the next run with this configuration continues it
+    is_current: bool  # The next run with this configuration continues it.
     answers: int
     errors: int
-    num_bytes: int  # of all its files, statistics included
-    written: datetime  # when it was last written to
+    num_bytes: int  # The bytes of all its files, statistics included.
+    written: datetime  # The time of the last write.
 
 
 def journals(config: Config, layout: Layout) -> list[Journal]:
@@ -64,23 +64,23 @@ def _journal(folder: Path, current: Path) -> Journal:
 def of_other_settings(config: Config, layout: Layout) -> list[Journal]:
     """The journals that the next run with this configuration does not continue.
 
-    Raises :class:`UserError` if it would continue none of them: one edited setting may be all that
-    separates it from the journal of a finished run.
+    Raises :class:`UserError` if it would continue none of them: a single edited setting may
+    separate it from the journal of a finished run.
     """
-    every = journals(config, layout)
-    others = [journal for journal in every if not journal.is_current]
-    if every and others == every:
+    all_journals = journals(config, layout)
+    others = [journal for journal in all_journals if not journal.is_current]
+    if all_journals and others == all_journals:
         raise UserError(
-            f"{layout.journal}: none of the {len(others)} journal(s) there is of the settings in "
-            "the configuration, so none is removed. Run snakemake with these settings first, or "
-            "set back what has changed"
+            f"{layout.journal}: none of the {len(others)} journal(s) there belongs to the settings "
+            "in the configuration, so none is removed. Run snakemake with these settings first, or "
+            "undo the change of the settings"
         )
     return others
 
 
 def prune(config: Config, layout: Layout) -> None:
-    """Remove the journals :func:`of_other_settings`. Raises :class:`UserError` as that does, and
-    while a run is on."""
+    """Remove the journals :func:`of_other_settings`. Raises :class:`UserError` as that function
+    does, and while a run is on."""
     with take_output(layout.run_lock, layout.output):
         refuse_live_writers(layout)
         for journal in of_other_settings(config, layout):

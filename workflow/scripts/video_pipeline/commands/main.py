@@ -1,4 +1,4 @@
-"""``video-pipeline``: the list of the commands, and the command that is named.
+"""``video-pipeline``: lists the commands, or runs one.
 
 video-pipeline watch --configfile my.yaml
 """
@@ -21,22 +21,22 @@ COMMANDS = {
     "report": "write the page about a run again",
     "journal": "show the journals of an output, and remove those of other settings",
 }
-"""What each command is for. It is the module of its name in this room."""
+"""The purpose of each command. Its code is the module of the same name in this room."""
 
 
 def main() -> None:
-    """Run the command that the first argument names. Without one, list all.
+    """Run the command that the first argument names. Without an argument, list all commands.
 
     Raises :class:`UserError` for a name that is no command.
     """
-    name, *rest = sys.argv[1:] or ["--help"]
+    name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(_list())
         return
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         raise UserError(f"no command is called {name!r}{hint} (there are {', '.join(COMMANDS)})")
-    sys.argv[1:] = rest
+    sys.argv[1:] = arguments
     importlib.import_module(f"video_pipeline.commands.{name}").main()
 
 

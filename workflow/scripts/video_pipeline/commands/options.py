@@ -23,7 +23,7 @@ def parser(command: str, doc: str) -> argparse.ArgumentParser:
 
 
 def add_run(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
-    """Add the options that say which run a command is about."""
+    """Add the options that name the run of a command."""
     parser.add_argument(
         "--configfile", type=Path, required=is_required, help="the configuration of the run"
     )
@@ -31,7 +31,7 @@ def add_run(parser: argparse.ArgumentParser, *, is_required: bool = True) -> Non
 
 
 def enter_run(args: argparse.Namespace) -> Config:
-    """The configuration of the run, whose working directory becomes that of this process. Raises
+    """Change to the working directory of the run, and return its configuration. Raises
     :class:`UserError`."""
     config = load_config(args.configfile or {})
     if args.directory:

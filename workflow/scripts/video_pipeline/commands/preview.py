@@ -1,5 +1,5 @@
-"""Try a task on one sample: the prompt, the pictures that the model sees, and its answer. Of a
-folder it shows three: the first, the middle and the last one.
+"""Try a task on one sample: show the prompt, the pictures that the model sees, and its answer. For
+a folder it shows three samples: the first, the middle and the last one.
 
 video-pipeline preview my_plugin.py --task my_task --video clip.mp4
 video-pipeline preview --video videos/ --no-engine
@@ -47,8 +47,8 @@ def main() -> None:
 
 
 def _config(args: argparse.Namespace) -> Config:
-    """The configuration of the stage that runs ``--task``, of the first one if none does, with the
-    other options put in."""
+    """The configuration of the stage that runs ``--task``, or of the first stage if none does, with
+    the values of the other options."""
     stages = [config for _, config in load_config(args.configfile or {}).by_stage()]
     stage = next((config for config in stages if config.run.task == args.task), stages[0])
     values = stage.model_dump()
@@ -63,7 +63,7 @@ def _config(args: argparse.Namespace) -> Config:
         values["vllm"]["model"] = args.model
     if _is_folder(args):
         values["data"].update(input_jsonl=args.video, video_root=None)
-    elif args.video:  # The shell's relative path, whatever the samples are relative to.
+    elif args.video:  # A relative path starts from the shell's folder, not from that of the run.
         values["data"]["video_root"] = Path.cwd()
     return load_config(values)
 
@@ -76,19 +76,18 @@ def _raws(args: argparse.Namespace, config: Config) -> list[dict[str, Any]]:
     """The input objects of the samples to show."""
     raw = _raw(args)
     if not _is_folder(args):
-        if not config.run.plugins:  # They may read something else by that name.
+        if not config.run.plugins:  # A plugin's dataset may take the name for something else.
             _check_video(args.video)
         return [{**raw, config.data.video_field: args.video} if args.video else raw]
     lines = b"".join(read_blocks(config.data.input_jsonl, config.data.video_field)).splitlines()
     chosen = dict.fromkeys([0, len(lines) // 2, len(lines) - 1])
-    return [{**orjson.loads(lines[place]), **raw} for place in chosen]
+    return [{**orjson.loads(lines[index]), **raw} for index in chosen]
 
 
 def _check_video(video: str | None) -> None:
-    """Raise :class:`UserError` if ``video`` is a path where no file is; before the model is asked
-    for, which may take long."""
+    """Raise :class:`UserError` if ``video`` is a path of no file, before the model loads."""
     source = Source(video or "")
-    is_path = video and source.is_local and "#" not in source.place  # a member of a tar
+    is_path = video and source.is_local and "#" not in source.place  # "#" names a member of a tar.
     if is_path and (fault := why_not_there(Path(source.place))):
         raise UserError(f"--video: {fault}")
 
@@ -107,25 +106,25 @@ def _raw(args: argparse.Namespace) -> dict[str, Any]:
 def preview(
     config: Config, raws: Sequence[dict[str, Any]], sheet: Path, *, with_engine: bool
 ) -> None:
-    """Print what the task of ``config`` does with the samples that have the input objects ``raws``,
-    and save the pictures that the model sees as ``sheet``. If there are several, its name gets
-    their numbers.
+    """Print what the task of ``config`` does with the samples whose input objects are ``raws``, and
+    save the pictures that the model sees as ``sheet``. With several samples, their numbers are
+    added to its name.
 
     Raises :class:`UserError` if the user's code, sample or settings are at fault.
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
-    def say(what: str) -> None:
-        console.print(f"preview: {printable(what)}")
+    def say(message: str) -> None:
+        console.print(f"preview: {printable(message)}")
 
     count = f"{len(raws)} samples" if len(raws) > 1 else "the sample"
     say(f"reads {count} for the task {config.run.task} and the model {config.model_name}")
     if with_engine:
-        # Read when vLLM is imported, and by the processes that it starts.
+        # vLLM reads these when it is imported, and so do the processes that it starts.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
     from video_pipeline.commands.showing import Shown, show
 
-    sheets = [sheet.with_stem(f"{sheet.stem}{place}") for place in range(1, len(raws) + 1)]
+    sheets = [sheet.with_stem(f"{sheet.stem}{index}") for index in range(1, len(raws) + 1)]
     shown = map(Shown, raws, sheets if len(raws) > 1 else [sheet])
     show(config, list(shown), say, with_engine=with_engine)

@@ -19,15 +19,15 @@ from video_pipeline.run.sharding import Sharding, read_sharding
 from video_pipeline.run.writers import refuse_live_writers
 
 STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
-"""Stages that inference can end in. ``parse`` is not among them: answers are parsed anew anyway."""
+"""Stages of errors in the journal. ``parse`` is not among them: a run parses all answers again."""
 
 
 def retry(config: Config, stages: Container[str] = STAGES) -> int:
-    """Open the errors of ``stages`` again, and return how many samples have one. The output stays
+    """Open the errors of ``stages`` again, and return the number of their samples. The output stays
     until the next run replaces it.
 
-    Raises :class:`UserError` if nothing has run yet, or while a run is on (even if none of its
-    jobs is at work at the moment).
+    Raises :class:`UserError` if nothing has run yet, or while a run is on (even if no job is
+    running at the moment).
     """
     sharding = _last_sharding(config)
     if sharding is None:
@@ -54,7 +54,7 @@ def _retry(layout: Layout, stages: Container[str]) -> int:
     for rank in range(manifest.num_shards):
         errors = list(find_errors(manifest.open_chunk(layout, rank), index, journal, stages))
         if errors:
-            # Before the journal: if this is killed, neither passes for finished.
+            # Before the journal: if this is killed, nothing must look finished.
             layout.reopened.touch()
             layout.rank_file(rank).unlink(missing_ok=True)
         total += write_reopens(journal, errors)
@@ -62,7 +62,7 @@ def _retry(layout: Layout, stages: Container[str]) -> int:
 
 
 def _last_sharding(config: Config) -> Sharding | None:
-    """The sharding of the last run, None if there was none or its input was not split."""
+    """The sharding of the last run; None if there was no run, or its input was not split."""
     sharding = read_sharding(Layout.of(config).sharding)
     if sharding is None or not Layout.of(config, sharding.num_shards).manifest.exists():
         return None
@@ -78,7 +78,7 @@ def main() -> None:
     config = options.enter_run(args)
     stages = (args.stage,) if args.stage else STAGES
     first, *later = (own for _, own in config.by_stage())
-    # A stage does not begin before the one ahead of it has ended.
+    # A later stage may not have begun yet.
     count = sum(retry(own, stages) for own in (first, *filter(_last_sharding, later)))
     print(
         f"{count} failed sample(s) are open again; run snakemake to infer them"

@@ -34,12 +34,11 @@ BATCH = 256
 
 
 def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
-    """Write the samples of the input of ``config`` as a JSONL, and return how many there are.
+    """Write the samples of the input of ``config`` as a JSONL, and return their number.
 
-    Each line has what the input says about the sample, ``id``, the path of its video (relative if
-    it lies in the folder of ``output``, else absolute) and ``size`` in bytes if it is known; with
-    headers also ``duration`` (seconds), ``width``, ``height`` (as the video is shown), ``fps`` and
-    ``codec``.
+    Each line has the fields of the input, ``id``, the path of the video (relative if it lies in the
+    folder of ``output``, otherwise absolute) and ``size`` in bytes if it is known. With headers it
+    also has ``duration`` (seconds), ``width``, ``height`` (as shown), ``fps`` and ``codec``.
 
     Raises :class:`UserError` if the input cannot be read or has bad lines.
     """
@@ -96,7 +95,7 @@ def _samples(config: Config, bad: BadLines) -> Iterator[tuple[dict[str, Any], st
 
 
 def _described(config: Config, raw: dict[str, Any], uri: str, folder: Path) -> dict[str, Any]:
-    """``raw`` with what a file says of itself, and a path that is right in ``folder``."""
+    """``raw`` with an id, the size of its file, and a path that starts from ``folder``."""
     field = config.data.video_field
     video = raw[field]
     if not isinstance(video, str):

@@ -2,8 +2,8 @@
 
 video-pipeline scenes samples.jsonl -o samples.scenes.jsonl [--configfile my.yaml]
 
-What is found is kept in ``.scenes`` beside the output, video by video. So a call that was stopped
-goes on, and one with more samples looks only at the new videos.
+The cuts are kept in ``.scenes`` beside the output, video by video. So a call that was stopped goes
+on, and a call with more samples looks only at the new videos.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ TIMEOUT_S = 3600.0
 SHOWN_FAILURES = 20
 
 _MODULES = ("video_pipeline.video.scenes",)
-_AHEAD = 4  # videos that wait for each process
+_AHEAD = 4
+"""Videos under way for each process."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def _cuts(uri: str) -> list[float] | str:
 
 
 class SceneCache:
-    """The cuts that were found so far, in a file of one line for each video. A local video is known
-    by its path, size and time, one at an address by the address."""
+    """The cuts that were found so far, in a file with a line for each video. Path, size and time
+    identify a local video; its address identifies any other."""
 
     def __init__(self, path: Path) -> None:
         self._known: dict[bytes, list[float]] = {}
@@ -90,7 +91,7 @@ class SceneCache:
             self._stream.write(b"\n")
 
     def find(self, uri: str) -> list[float] | None:
-        """The cuts of a video, None if they are not known."""
+        """The cuts of a video; None if they are not known."""
         return self._known.get(_identity(uri))
 
     def add(self, uri: str, cuts: list[float]) -> None:
@@ -174,10 +175,10 @@ def _look(config: Config, uris: list[str], cache: SceneCache, num_processes: int
         pool = DecodePool(ForkServer(_MODULES), SceneSpec(config, folder), num_processes, TIMEOUT_S)
         waiting: dict[Future[list[float] | str], str] = {}
         crashed: set[str] = set()
-        rest = iter(uris)
+        unsubmitted = iter(uris)
         try:
             while True:
-                while len(waiting) < _AHEAD * num_processes and (uri := next(rest, None)):
+                while len(waiting) < _AHEAD * num_processes and (uri := next(unsubmitted, None)):
                     waiting[pool.submit(uri)] = uri
                 if not waiting:
                     return failed
@@ -187,7 +188,7 @@ def _look(config: Config, uris: list[str], cache: SceneCache, num_processes: int
                         result = future.result()
                     except SampleError as error:
                         if error.stage == "crash" and uri not in crashed:
-                            crashed.add(uri)  # Once more: its process may have died by accident.
+                            crashed.add(uri)  # Try again: its process may have died by accident.
                             waiting[pool.submit(uri)] = uri
                             continue
                         result = f"{error.type}: {error}"
@@ -219,7 +220,7 @@ def main() -> None:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    count = int(text)
+    if count < 1:
         raise argparse.ArgumentTypeError("at least 1")
-    return number
+    return count

@@ -1,5 +1,5 @@
-"""What a task does with samples, on a terminal: the prompt, the pictures that the model sees, and
-its answer. It imports torch, so ``preview`` imports it when it has said what it does."""
+"""Shows what a task does with samples, on a terminal: the prompt, the pictures that the model sees,
+and its answer. This imports torch, so ``preview`` imports it only after its first message."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEY = "preview"
 
 @dataclass(frozen=True)
 class Shown:
-    """A sample to show: its input object, and where its pictures go."""
+    """A sample to show: its input object, and the file for its pictures."""
 
     raw: dict[str, Any]
     sheet: Path
@@ -53,7 +53,7 @@ def show(
     config: Config, samples: Sequence[Shown], say: Callable[[str], None], *, with_engine: bool
 ) -> None:
     """Print what the task of ``config`` does with each of ``samples``, and save the pictures that
-    the model sees. ``say`` is told what takes long, before it begins.
+    the model sees. ``say`` gets a message before each long step.
 
     Raises :class:`UserError` if the user's code, sample or settings are at fault.
     """
@@ -70,7 +70,7 @@ def show(
             folder = stack.enter_context(job_processes())
             engine = _engine(config, task)
         model = engine.dataset_model if engine else dataset_model(config)
-        if not needs.own_rules:  # Of those vLLM loads the processor.
+        if not needs.own_rules:  # Otherwise vLLM loads the processor.
             check_processor(model)
         counter = PromptCounter(config, model)
         prepared = []
@@ -106,7 +106,7 @@ def show(
 
 
 def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
-    """The sample for task and dataset; the first one if the input object stands for several."""
+    """The sample for task and dataset; the first sample if the input object stands for several."""
     dataset = dataset_of(config, task)
     field = config.data.video_field
     if dataset.needs_video and not raw.get(field):
@@ -130,7 +130,7 @@ def _llm_inputs(
     conversations: dict[str, Messages],
     model: str,
 ) -> dict[str, dict[str, Any]]:
-    """The ``llm_input`` that the dataset makes of the sample, by conversation."""
+    """The dataset's ``llm_input`` for the sample, by conversation."""
     dataset = create_dataset(config, task, [sample], model)
     with user_code(f"the dataset cannot read {sample['__video_uri'] or 'the sample'}"):
         item = dataset[0]
@@ -157,13 +157,13 @@ def _show_prompt(
         console.print("tokens: not known without a model")
         return
     if ids is not None:
-        tokens = special_tokens(model).plain(text, ids)  # They look special, and are text.
+        tokens = special_tokens(model).plain(text, ids)  # Special tokens that are only text here.
         if tokens:
             plain = ", ".join(map(printable, tokens))
             console.print(f"plain characters in the text of a message: {plain}")
     try:
         console.print(_tokens(counter.count(llm_input)))
-    except Exception as error:  # A user's own dataset may hand anything to the processor.
+    except Exception as error:  # A user's own dataset may give the processor anything.
         console.print(f"tokens: the model's processor refuses this input: {explain(error)}")
 
 

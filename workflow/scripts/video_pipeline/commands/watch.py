@@ -36,15 +36,15 @@ from video_pipeline.run.sharding import read_sharding
 from video_pipeline.run.statistics import read_statistics
 
 SILENT_SECONDS = 60.0
-"""A job writes its statistics every 5 s. One that has not for so long is probably gone."""
+"""A job writes its statistics every 5 s. If it has not for so long, it is probably gone."""
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 2.0, 30.0
-"""How often a terminal is drawn anew; how often lines are printed without a terminal."""
+"""How often a terminal is redrawn; how often lines are printed without a terminal."""
 
 State = Literal["waiting", "starting", "running", "silent", "failed", "done"]
 
 _WIDE = 110
-"""Columns that all figures of a rank need. A narrower terminal shows what needs a look first."""
+"""Columns that all figures of a rank need. A narrower terminal shows the most urgent ones first."""
 
 _URGENCY: tuple[State, ...] = ("failed", "silent", "running", "starting", "waiting", "done")
 _STYLES = {"failed": "red", "silent": "yellow", "running": "cyan", "done": "green"}
@@ -55,25 +55,25 @@ _STEPS = ("split", "consolidate")
 class RankView:
     """The progress of one rank.
 
-    ``truncated`` and ``unparsed`` come from the rank file. Until that exists they come from the
+    ``truncated`` and ``unparsed`` come from the rank file. Before that exists they come from the
     attempts since the input was split, which parse only their first answers.
     """
 
     rank: int
-    state: State  # "silent": it runs, but there was no sign of life for SILENT_SECONDS
-    samples: int  # of its chunk
+    state: State  # "silent": it runs, but has shown no sign of life for SILENT_SECONDS.
+    samples: int  # Those of its chunk.
     finished: int
     failed: int = 0
-    pace: Pace = field(default_factory=Pace)  # of its running job
-    note: str = ""  # why it failed, or how long it has been silent
-    seconds: float = 0.0  # since its job began
-    last_error: dict[str, Any] | None = None  # of the JobStatistics
-    truncated: Counter[str] = field(default_factory=Counter)  # by the setting that cut them off
-    unparsed: int = 0  # failed in stage parse
+    pace: Pace = field(default_factory=Pace)  # That of its running job.
+    note: str = ""  # Why it failed, or how long it has been silent.
+    seconds: float = 0.0  # Time since its job began.
+    last_error: dict[str, Any] | None = None  # See JobStatistics.
+    truncated: Counter[str] = field(default_factory=Counter)  # By the setting that cut them off.
+    unparsed: int = 0  # Failed in stage parse.
 
     @property
     def words(self) -> str:
-        """For people: what it does, or what is wrong with it."""
+        """Its state in words."""
         if self.state == "starting":
             return f"loading the model for {duration(self.seconds)}"
         if self.note:
@@ -82,7 +82,7 @@ class RankView:
 
     @property
     def left(self) -> str:
-        """For people: the time left, and what limits the pace."""
+        """The remaining time, and what limits the pace, in words."""
         seconds = self.pace.seconds_left(self.samples - self.finished)
         words = f"{duration(seconds)} left" if seconds is not None else ""
         return ", ".join(filter(None, [words, self.pace.bound]))
@@ -93,14 +93,14 @@ class RunView:
     """The progress of the run of one output."""
 
     layout: Layout
-    state: str  # in a word or two
-    ranks: list[RankView] = field(default_factory=list)  # none before the input was split
-    step: dict[str, Any] | None = None  # the Progress of split or consolidate while that runs
-    missing: Path | None = None  # that is to be written before there are ranks
+    state: str  # In a word or two.
+    ranks: list[RankView] = field(default_factory=list)  # Empty before the input was split.
+    step: dict[str, Any] | None = None  # The Progress of split or consolidate while that runs.
+    missing: Path | None = None  # The file that has to be written before there are ranks.
 
     @property
     def is_over(self) -> bool:
-        """Whether the output is there."""
+        """Whether the output is finished."""
         return self.state == "done"
 
     @property
@@ -119,7 +119,7 @@ class RunView:
 
     @property
     def waits(self) -> str:
-        """For people: what it waits for; empty if it is at work, or over."""
+        """What it waits for, in words; empty if it is running, or over."""
         states = {view.state for view in self.ranks}
         if self.missing is not None:
             who = "snakemake" if self.state == "not begun" else "the rule split"
@@ -137,14 +137,14 @@ class RunView:
 
     @property
     def warnings(self) -> list[str]:
-        """For people: what is wrong with the answers so far."""
+        """The problems of the answers so far, in words."""
         total = self.total
         words = [describe_cut_off(total.truncated), describe_unparsed(total.unparsed)]
         return list(filter(None, words))
 
     @property
     def last_error(self) -> str:
-        """For people: the last sample that failed; empty if none did."""
+        """The last failed sample, in words; empty if none has failed."""
         errors = [(view.last_error, view.rank) for view in self.ranks if view.last_error]
         if not errors:
             return ""
@@ -187,7 +187,7 @@ def look(config: Config) -> RunView:
 
 def _running_step(layout: Layout, name: str) -> dict[str, Any] | None:
     step = read_object(layout.progress(name))
-    # A step that has not counted for so long was killed.
+    # A step without an update for so long was killed.
     return step if time.time() - step.get("updated_at", 0.0) < SILENT_SECONDS else None
 
 
@@ -240,8 +240,8 @@ def _count_states(ranks: Sequence[RankView]) -> str:
 
 
 def screen(views: Iterable[tuple[str, RunView]], height: int, width: int = _WIDE) -> RenderableType:
-    """What a terminal of ``height`` lines and ``width`` columns shows of some runs, by the names of
-    their stages."""
+    """The content of a terminal of ``height`` lines and ``width`` columns about some runs, with the
+    names of their stages."""
     parts: list[RenderableType] = []
     for name, view in views:
         title = Text(printable(view.layout.output), "bold")
@@ -271,44 +271,44 @@ def _progress(view: RunView, height: int, *, is_wide: bool) -> list[RenderableTy
 
 
 def _urgent(view: RunView, num_rows: int) -> tuple[list[RankView], list[RankView]]:
-    """Up to ``num_rows`` ranks, the most urgent first, and the rest."""
+    """Up to ``num_rows`` ranks, the most urgent first, and the other ranks."""
     urgent = sorted(view.ranks, key=lambda rank: (_URGENCY.index(rank.state), rank.rank))
     num_rows = max(num_rows, 1)
     return urgent[:num_rows], urgent[num_rows:]
 
 
 def _table(view: RunView, num_rows: int) -> Table:
-    """All ranks together, then up to ``num_rows`` of them, the most urgent ones."""
+    """All ranks together, then up to ``num_rows`` ranks, the most urgent ones."""
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "left", "right", "right", "right", "right", "left"):
         table.add_column(justify=justify, no_wrap=True)
     table.add_row("", "", "done", "failed", "videos/s", "tokens/s", "", style="dim")
     table.add_row("all", *_cells(view.total), view.total.left, style="bold")
-    shown, rest = _urgent(view, num_rows)
+    shown, others = _urgent(view, num_rows)
     for rank in sorted(shown, key=lambda rank: rank.rank):
         text = Text(printable(rank.words), _STYLES.get(rank.state, ""), no_wrap=True)
         table.add_row(f"rank {rank.rank}", *_cells(rank), text)
-    if rest:
-        table.add_row(f"{len(rest)} more", *[""] * 5, _count_states(rest))
+    if others:
+        table.add_row(f"{len(others)} more", *[""] * 5, _count_states(others))
     return table
 
 
 def _narrow_table(view: RunView, num_rows: int) -> Table:
-    """The same, the most urgent rank first, with what is done, what failed and what it does."""
+    """The same in fewer columns, with the most urgent rank first."""
     table = Table.grid(padding=(0, 1))
     for justify in ("left", "right", "right"):
         table.add_column(justify=justify, no_wrap=True)
     table.add_column(ratio=1)
     table.add_row("", "done", "failed", "", style="dim")
-    shown, rest = _urgent(view, num_rows)
+    shown, others = _urgent(view, num_rows)
     for name, rank, words, style in (
         ("all", view.total, view.total.left, "bold"),
         *((f"rank {r.rank}", r, r.words, _STYLES.get(r.state, "")) for r in shown),
     ):
         done = share(rank.finished, rank.samples)
         table.add_row(name, done, f"{rank.failed:,}", Text(printable(words), style))
-    if rest:
-        table.add_row(f"{len(rest)} more", "", "", _count_states(rest))
+    if others:
+        table.add_row(f"{len(others)} more", "", "", _count_states(others))
     return table
 
 
@@ -327,8 +327,7 @@ def _cells(view: RankView) -> tuple[RenderableType, ...]:
 
 
 def lines(title: str, view: RunView) -> list[str]:
-    """The lines that are printed of a run without a terminal. The first begins with the time and
-    ``title``."""
+    """The lines about a run without a terminal. The first begins with the time and ``title``."""
     title = f"{time.strftime('%H:%M:%S')} {title}"
     if view.step is not None:
         return [f"{title}{view.step['step']}: {describe_step(view.step)}"]
@@ -353,8 +352,7 @@ def lines(title: str, view: RunView) -> list[str]:
 
 
 def watch(config: Config, *, once: bool, console: Console) -> None:
-    """Show the progress of the run of ``config`` and its stages until it is over; with ``once``
-    show it once."""
+    """Show the progress of ``config`` and its stages until the run is over, or ``once``."""
     stages = config.by_stage()
     is_live = console.is_terminal and not once
     live = Live(console=console, auto_refresh=False) if is_live else None
@@ -381,7 +379,7 @@ def watch(config: Config, *, once: bool, console: Console) -> None:
 
 
 def _stage(name: str) -> str:
-    """What a line about a stage begins with; empty for a plain run."""
+    """The start of a line about a stage; empty for a plain run."""
     return f"{name}: " if name else ""
 
 

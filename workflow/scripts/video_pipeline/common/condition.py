@@ -1,14 +1,14 @@
-"""Conditions: what ``data.where`` says of a sample, in the syntax of Python's expressions.
+"""The conditions of ``data.where``, in the syntax of Python's expressions.
 
-Nothing of Python can be reached: a name or an attribute is a field of JSON data and never a method,
-there are no calls but those of :data:`FUNCTIONS`, and what is not listed in :data:`_ALLOWED` is
-refused when the condition is read. A field that is missing is null, and what follows from it is
-unknown (None), as in SQL.
+A condition reaches nothing of Python. A name or an attribute is a field of JSON data, never a
+method. It calls only :data:`FUNCTIONS`. :class:`Condition` refuses all syntax but :data:`_ALLOWED`.
+A missing field is null, and what follows from it is unknown (None), as in SQL.
 """
 
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,12 +16,11 @@ from simpleeval import EvalWithCompoundTypes, InvalidExpression
 
 from video_pipeline.common.suggest import did_you_mean
 
-
-def _lower(text: str) -> str:
-    return text.lower()
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {"abs": abs, "len": len, "lower": _lower}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "abs": abs,
+    "len": len,
+    "lower": operator.methodcaller("lower"),
+}
 
 _ALLOWED = (
     *(ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub),
@@ -56,16 +55,16 @@ class Condition:
     def __init__(self, text: str) -> None:
         """Raises :class:`ValueError` with the column of the first mistake."""
         self.text = text
-        line = " ".join(text.splitlines())  # so that there are columns, and no lines
+        line = " ".join(text.splitlines())  # Messages name a column, and no line.
         try:
             self._tree = ast.parse(line.strip(), mode="eval").body
             _check(self._tree)
             self._tree = _Rewriter().visit(self._tree)
         except SyntaxError as error:
             # An offset of 0 stands for the end.
-            place = ast.Name("", col_offset=(error.offset or len(line) + 1) - 1)
+            node = ast.Name("", col_offset=(error.offset or len(line) + 1) - 1)
             hint = "; write `and`, `or`, `not`" if set(line) & set("&|!") else ""
-            raise ConditionError(place, f"{error.msg}{hint}") from None
+            raise ConditionError(node, f"{error.msg}{hint}") from None
         except (RecursionError, MemoryError):
             raise ConditionError(ast.Name(""), "nested too deeply") from None
         fields = list(_fields(self._tree))
@@ -83,14 +82,13 @@ class Condition:
         Args:
             field: Gives the value of a name, None if there is none.
 
-        Raises :class:`ConditionError` if a value has a type that does not fit, and what ``field``
-        raises.
+        Raises :class:`ConditionError` for values of the wrong type, and what ``field`` raises.
         """
         return _truth(self._tree, self._evaluator.evaluate(self._tree, field))
 
 
 def _check(node: ast.AST) -> None:
-    """Raise :class:`ConditionError` if ``node`` holds what a condition may not have."""
+    """Raise :class:`ConditionError` if ``node`` holds syntax that a condition may not have."""
     children: list[ast.AST] = list(ast.iter_child_nodes(node))
     if isinstance(node, ast.Call):
         name = ast.unparse(node.func)
@@ -157,7 +155,7 @@ def _fields(node: ast.AST, is_test: bool = False) -> Iterator[tuple[str, int, bo
 
 
 def _truth(node: ast.AST, value: Any) -> bool | None:
-    """``value`` if it is true, false or null. Text is none of these: "no" would pass for true."""
+    """``value``, which must be true, false or null: as a truth, the text "no" would be true."""
     if value is None or type(value) is bool:
         return value
     raise ConditionError(
@@ -211,7 +209,7 @@ class _Evaluator(EvalWithCompoundTypes):  # type: ignore[misc]
         return None
 
     def _bool_op(self, node: ast.BoolOp) -> bool | None:
-        decides = isinstance(node.op, ast.Or)  # one true makes `or` true, one false `and` false
+        decides = isinstance(node.op, ast.Or)  # One true decides `or`, one false decides `and`.
         result: bool | None = not decides
         for operand in node.values:
             value = _truth(operand, self._eval(operand))

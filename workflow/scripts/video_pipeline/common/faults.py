@@ -1,5 +1,5 @@
-"""Whose fault an exception of other software is (vLLM, CUDA, the hub, the kernel): the machine's or
-the user's."""
+"""Tells whether the machine or the user is at fault for an exception of other software (vLLM, CUDA,
+the hub, the kernel)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPES = {
 """Names of exceptions that are never the user's fault. By name, to import nothing for them."""
 
 _USERS_TYPES = {"OfflineModeIsEnabled"}
-"""Names of exceptions that look like those above and follow from a setting."""
+"""Names of exceptions that look like those above, but follow from a setting."""
 
 _ERRNOS = {
     *(errno.ENOMEM, errno.ENOSPC, errno.EDQUOT),  # full
@@ -32,10 +32,10 @@ _TEXTS = re.compile(
     r"out of memory|cannot allocate memory|no space left|insufficient shared memory"
     r"|CUDA error|CUDA driver|CUDA-capable|CUDA initialization|No CUDA GPUs|cuDNN error|CUBLAS_"
     r"|NCCL|NVML|Gloo"
-    # vLLM, if others use the device, too
+    # vLLM says this if other processes use the GPU, too.
     r"|Free memory on device|Error in memory profiling"
     r"|couldn't connect to|Connection (refused|reset)|timed out|can't start new thread"
-    # a download from the hub that broke off
+    # The hub's client says this if a download broke off.
     r"|CAS service error|Consistency check failed",
     re.IGNORECASE,
 )
@@ -51,13 +51,13 @@ _RETRIED_STATUS = {408, 425, 429}
 
 
 def is_environment_fault(error: BaseException) -> bool:
-    """Whether the machine, the network or a service caused ``error``, so that another attempt may
-    succeed, and not what somebody has written into a configuration."""
+    """Whether the machine, the network or a service caused ``error``, and not the configuration:
+    then another attempt may succeed."""
     chain = list(_chain(error))
     if any(_names(link) & _USERS_TYPES for link in chain):
         return False
     statuses = [status for status in map(_status, chain) if status is not None]
-    if statuses:  # the service has answered: it knows best
+    if statuses:  # The service has answered, so its status decides.
         return statuses[0] >= 500 or statuses[0] in _RETRIED_STATUS
     return any(map(_looks_like_environment, chain))
 

@@ -1,4 +1,4 @@
-"""Files: replaced at once, so that no process sees half of one, and known by their content."""
+"""Replaces files at once, so that no process sees half of one, and seals their content."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that replaces it when the block ends well.
 
     Several writers may do so at once, each with a temporary file of its own. The data is on the
-    disk before the name is; an exception removes the temporary file.
+    disk before the name is. An exception removes the temporary file.
     """
     make_folder(path.parent)
     temporary, stream = _open_temporary(path)
@@ -83,7 +83,7 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
         fcntl.flock(stream, fcntl.LOCK_EX)
         if os.fstat(stream.fileno()).st_nlink:
             return temporary, stream
-        stream.close()  # it was removed as a leftover before it was locked
+        stream.close()  # Another process removed it as a leftover before it was locked.
 
 
 def remove_leftovers(folder: Path, start: str = "") -> None:
@@ -97,7 +97,7 @@ def remove_leftovers(folder: Path, start: str = "") -> None:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 temporary.unlink()
         except OSError:
-            continue  # it was renamed, its writer is alive, or it belongs to another user
+            continue  # It was renamed, its writer is alive, or it belongs to another user.
 
 
 def sync(stream: BinaryIO) -> None:
@@ -112,7 +112,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do that
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # Some file systems cannot do that.
             raise
     finally:
         os.close(handle)
@@ -159,12 +159,12 @@ def _similar_path(absolute: str) -> str:
     """``; did you mean /data/samples.jsonl?``, for a path that does not exist: the first part that
     is missing is replaced by the most similar name beside it. Empty if no name is similar."""
     cwd = Path.cwd()
-    if absolute.startswith(f"{cwd}/~"):  # the shell replaces ~, a configuration file does not
+    if absolute.startswith(f"{cwd}/~"):  # The shell replaces ~, a configuration file does not.
         home = os.path.expanduser(absolute.removeprefix(f"{cwd}/"))
         return f"; did you mean {home}?" if os.path.exists(home) else ""
-    parent, name, rest = *os.path.split(absolute), ""
+    parent, name, below = *os.path.split(absolute), ""
     while not os.path.isdir(parent):
-        (parent, name), rest = os.path.split(parent), os.path.join(name, rest)
+        (parent, name), below = os.path.split(parent), os.path.join(name, below)
     try:
         names = {entry.casefold(): entry for entry in os.listdir(parent)}
     except OSError:
@@ -172,14 +172,14 @@ def _similar_path(absolute: str) -> str:
 
     def path_of(close: str) -> str:
         similar = os.path.join(parent, names[close])
-        whole = os.path.join(similar, rest).rstrip("/")
+        whole = os.path.join(similar, below).rstrip("/")
         return whole if os.path.exists(whole) else similar
 
     return did_you_mean(name.casefold(), names, show=path_of)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one if the file is missing or damaged."""
+    """The JSON object in a file; an empty object if the file is missing or damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -197,8 +197,8 @@ def write_text(path: Path, text: str) -> None:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Make a temporary folder beside ``path`` that replaces it when the block ends well.
 
-    One process at a time may do so: the leftovers of a killed one are removed first. Files are on
-    the disk before the name is; an exception removes the temporary folder.
+    Only one process at a time may do so, because it first removes what a killed process has left.
+    The files are on the disk before the name is. An exception removes the temporary folder.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     former = path.with_name(f".{path.name}.former")

@@ -1,4 +1,4 @@
-"""Questions to the Hugging Face hub, which may be busy: its client repeats only some of them."""
+"""Repeats requests to a busy Hugging Face hub: its own client repeats only some of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Answer = TypeVar("_Answer")
 
 
 def ask_hub(ask: Callable[[], _Answer], subject: str) -> _Answer:
-    """What ``ask`` returns; it is called again while the hub or the network is at fault.
+    """Return the answer of ``ask``, which is called again while the hub or the network is at fault.
 
     Raises what the last ``ask`` raises. The errors of the hub's client differ between its versions.
     """

@@ -56,7 +56,7 @@ def _read_holder(path: Path) -> dict[str, Any] | None:
 
 
 def try_lock(path: Path) -> TextIO | None:
-    """Lock ``path`` for this process, or return None if another process holds it.
+    """Lock ``path`` for this process, or return None if another process holds the lock.
 
     The kernel frees the lock when the file is closed or the process is gone, however it ended.
     """
@@ -110,8 +110,8 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def waiting_lock(path: Path, log: Logger) -> Iterator[bool]:
-    """Hold the lock on ``path`` within the block, after waiting for it; yields whether another
-    process held it."""
+    """Wait for the lock on ``path``, and hold it within the block. Yields whether another process
+    held it."""
     stream = try_lock(path)
     waited = stream is None
     if waited:

@@ -1,4 +1,4 @@
-"""Logs that survive: each attempt of a job keeps its own.
+"""Keeps the log of each attempt of a job.
 
 Snakemake deletes the ``log:`` of a rule before each attempt. So the log gets a second name, which
 Snakemake does not know: ``infer.rank3.log`` is that of the last attempt, and
@@ -27,14 +27,13 @@ _TAIL_BYTES = 1 << 16
 
 
 def begin_attempt(log: Path) -> Path:
-    """Give ``log``, which this process's output goes to, a second name for this attempt, and write
-    a line about the attempt.
+    """Give ``log``, which takes this process's output, a second name for this attempt, and write a
+    line about the attempt.
 
-    Returns the second name, as an absolute path; that of ``log`` if the file system has no hard
-    links.
+    Returns the absolute path with the second name, or of ``log`` if hard links are not supported.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.touch()  # `tee` may not have made it yet
+    log.touch()  # `tee` may not have made it yet.
     own = _link(log)
     moment = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     with open(log, "a", encoding="utf-8", errors="backslashreplace") as stream:
@@ -61,7 +60,7 @@ def _link(log: Path) -> Path:
         own = log.with_name(f"{log.stem}.attempt{attempt}.log")
         try:
             own.hardlink_to(log)
-        except FileExistsError:  # a second job of this rank
+        except FileExistsError:  # A second job of this rank has made it.
             continue
         except OSError:
             return log

@@ -1,4 +1,4 @@
-"""How to call ``video-pipeline`` from a terminal of the user's."""
+"""The command lines of ``video-pipeline`` that messages show."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 
 
 def own_command(scripts: Path) -> list[str]:
-    """The first words of the command line: the name if a shell finds this Python's own script by
-    it, else the script's path. Without an installation (a workflow that Snakemake has fetched) it
-    is the module, with ``scripts``, the folder of the workflow's scripts, as the place of the
-    library."""
+    """The first words of the command line: the name of this Python's own script if a shell finds
+    the script by it, else the path of the script. A workflow that Snakemake has fetched has no
+    script: then the words run the module in ``scripts``, the folder of the workflow's scripts."""
     script = Path(sys.executable).with_name("video-pipeline")
-    found = shutil.which("video-pipeline")
-    if found and os.path.abspath(found) == str(script):
+    on_path = shutil.which("video-pipeline")
+    if on_path and os.path.abspath(on_path) == str(script):
         return ["video-pipeline"]
     if script.exists():
         return [str(script)]
@@ -24,7 +23,7 @@ def own_command(scripts: Path) -> list[str]:
 
 
 def command_line(name: str, config: Path, scripts: Path) -> str:
-    """The command ``name`` about the run in this folder with the resolved configuration ``config``,
-    to be typed in any folder; ``scripts`` as of :func:`own_command`."""
+    """The line that calls the command ``name``, from any folder, for the run in this folder with
+    the resolved configuration ``config``. ``scripts`` is that of :func:`own_command`."""
     options = ["--directory", str(Path.cwd()), "--configfile", os.path.abspath(config)]
     return shlex.join([*own_command(scripts), name, *options])

@@ -49,7 +49,7 @@ def _load_file(path: Path) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # Python knows outdated bytecode by second and size: of two edits in a row it would miss one.
+    # Python finds outdated bytecode by second and size, so it would miss the second of two edits.
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)

@@ -6,8 +6,8 @@ The watch process sees the job end, however it ends, because the kernel closes t
 them. Then it kills every process that carries the job's mark in its environment and removes the
 job's shared memory.
 
-Nor does a job outlive the Snakemake that started it: a killed Snakemake would leave its jobs
-running, and one that is asked to end would wait for them.
+A job does not outlive its Snakemake either: a killed Snakemake would leave its jobs running, and a
+Snakemake that is asked to end would wait for them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MARK = "VIDEO_PIPELINE_JOB"
 """Environment variable: the mark of a job, which its processes inherit."""
 
 KILL_SECONDS = 30.0
-"""A process that a broken driver holds in the kernel cannot be killed: give up after this."""
+"""How long the watch process tries: a broken driver may hold a process in the kernel for ever."""
 
 LOOK_SECONDS = 1.0
 """How often a job looks whether its Snakemake is still alive."""
@@ -46,7 +46,7 @@ _TRACKER = "multiprocessing.resource_tracker"
 
 @contextlib.contextmanager
 def job_processes() -> Iterator[Path]:
-    """Within the block every process this one starts is marked, and is gone after it.
+    """Mark the processes that this process starts within the block, and end them after it.
 
     Yields a folder for the job's shared memory (in ``/dev/shm`` if that exists), which is removed
     with the job. Blocks may be nested.
@@ -70,7 +70,7 @@ def job_processes() -> Iterator[Path]:
 
 
 class _WatchProcess:
-    """The watch process; another takes its place if it is killed."""
+    """The watch process. If it is killed, another one takes its place."""
 
     def __init__(self, mark: str, folder: Path) -> None:
         self._command = [sys.executable, "-P", __file__, mark, str(folder)]
@@ -80,7 +80,7 @@ class _WatchProcess:
         threading.Thread(target=self._restart, daemon=True).start()
 
     def end(self) -> None:
-        """Let it kill what carries the mark, and wait until that is done."""
+        """Let it kill the marked processes, and wait until that is done."""
         with self._changing:
             self._ending = True
         assert self._process.stdin is not None
@@ -95,7 +95,7 @@ class _WatchProcess:
             cwd="/",
             # Without the mark, or it would kill itself.
             env={name: value for name, value in os.environ.items() if name != MARK},
-            start_new_session=True,  # a Ctrl-C at the terminal is not for the watch process
+            start_new_session=True,  # Ctrl-C at the terminal is for the job.
         )
 
     def _restart(self) -> None:
@@ -108,8 +108,7 @@ class _WatchProcess:
 
 
 def tie_jobs_to_this_process() -> None:
-    """In Snakemake: the jobs started from now on end with this process, by
-    :func:`exit_with_snakemake`."""
+    """In Snakemake: let :func:`exit_with_snakemake` end the jobs that start from now on."""
     os.environ[SNAKEMAKE] = str(os.getpid())
 
 
@@ -181,7 +180,7 @@ def how_it_ended(code: int) -> str:
 
 
 def _watch(mark: str, folder: Path) -> None:
-    """Wait until the job is gone, then end what carries its mark."""
+    """Wait until the job is gone, then kill the processes with its mark."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     sys.stdin.buffer.read()
@@ -192,7 +191,7 @@ def _watch(mark: str, folder: Path) -> None:
 
 
 def _kill_marked(mark: str) -> bool:
-    """Kill the processes that carry ``mark``; whether any was still alive.
+    """Kill the processes that carry ``mark``. Returns whether any was still alive.
 
     Resource trackers of multiprocessing are left alone: they end by themselves when the processes
     they serve are gone, and remove the semaphores and the shared memory that those left behind.

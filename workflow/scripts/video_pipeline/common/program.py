@@ -1,4 +1,4 @@
-"""The frame of every command line of the project: logging, errors for people, the exit status."""
+"""What every program of the project shares: logging, errors for people, the exit status."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def run(main: Callable[[], None]) -> None:
 
 
 def script_parser(doc: str | None, *, of_shards: bool = True) -> argparse.ArgumentParser:
-    """The parser of a script of the workflow, which works for one configuration; ``of_shards``: and
-    for a number of shards. The file of ``--log`` survives the next attempt, see
+    """The parser of a script of the workflow, which takes a configuration and, if ``of_shards``, a
+    number of shards. The file of ``--log`` survives the next attempt, see
     :mod:`video_pipeline.common.logs`."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--config", type=Path, required=True, help="the resolved configuration")
@@ -70,7 +70,7 @@ def script_parser(doc: str | None, *, of_shards: bool = True) -> argparse.Argume
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of a script, whose ``--log`` gets its second name."""
+    """Parse the arguments of a script, and give its ``--log`` a second name."""
     args = parser.parse_args()
     if args.log is not None:
         _logs.append(logs.begin_attempt(args.log))

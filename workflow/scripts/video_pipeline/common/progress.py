@@ -1,4 +1,4 @@
-"""The progress of a long step: in log lines, in a small file, and in words."""
+"""Shows the progress of a long step: in log lines, in a small file, and in words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress:
     """
 
     def __init__(self, path: Path, step: str, unit: str, total: int | None = None) -> None:
-        """``unit``: the counted things, in the plural; ``total``: None if that is not known."""
+        """``unit``: the noun for what is counted, in the plural; ``total``: None if not known."""
         self._path = path
         self._state: dict[str, Any] = {"step": step, "unit": unit, "done": 0, "total": total}
         self._begun = time.monotonic()

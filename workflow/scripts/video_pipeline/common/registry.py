@@ -20,12 +20,12 @@ _BUILT_IN = "video_pipeline."
 class Registry(Generic[T]):
     """The registered classes of one kind.
 
-    A user's class replaces a built-in of the same name, and the log says so; two classes of users
-    under one name are an error.
+    A user's class replaces a built-in class of the same name, and the log says so. Two classes of
+    users with the same name are an error.
 
     Args:
-        kind: What messages call such a class, for example ``"task"``.
-        base: The class that each of them derives from.
+        kind: The word for these classes in messages, for example ``"task"``.
+        base: The base class of all of them.
         built_ins: The modules with the built-in classes. They register when the first class is
             looked up, because they import the module of their registry.
     """
@@ -44,7 +44,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str) or not name:
             raise UserError(f"{_place(cls)}: give the {self._kind} a name")
         missing = [
-            method  # also of classes that are no ABC, such as datasets of torch
+            method  # Python checks these for an ABC only, and torch's Dataset is none.
             for method in dir(cls)
             if getattr(getattr(cls, method, None), "__isabstractmethod__", False)
         ]

@@ -1,4 +1,4 @@
-"""The known name that an unknown one was probably meant to be."""
+"""Suggests the known name that an unknown name probably stands for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
-    """``; did you mean 'describe'?`` for the name in ``known`` that is most like ``name``, empty if
-    none is like it; ``show`` writes that name."""
+    """``; did you mean 'describe'?`` with the name in ``known`` that is most like ``name``, as
+    ``show`` writes it; empty if none is similar."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {show(close[0])}?" if close else ""

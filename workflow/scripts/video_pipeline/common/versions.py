@@ -1,5 +1,5 @@
-"""The versions of files on disk, of which a reader handles earlier ones and refuses later ones, and
-the installed versions of packages."""
+"""The versions of files on disk and of the installed packages. A reader takes files of its own
+version and of earlier ones, and refuses those of later ones."""
 
 from __future__ import annotations
 

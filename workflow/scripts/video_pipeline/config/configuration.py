@@ -81,7 +81,7 @@ class Config(Section):
 
     @property
     def model_name(self) -> str:
-        """Who answers: the model, or the engine that has none."""
+        """The model that answers, or the engine if it has no model."""
         return self.vllm.model if self.run.engine == "vllm" else self.run.engine
 
     @property
@@ -91,8 +91,8 @@ class Config(Section):
 
     @property
     def published(self) -> set[str]:
-        """What it publishes, by names that no other configuration may publish, too: a dataset of
-        the hub has one card, other folders hold the files of each output under its name."""
+        """Names of the places that it publishes to, which no other configuration may share. A
+        dataset of the hub has one card; other folders hold the files of each output by name."""
         name = self.data.output_jsonl.name
         return {
             place if scheme_of(place) == "hf" else f"{absolute(place)}/{name}"

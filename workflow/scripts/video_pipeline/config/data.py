@@ -26,8 +26,8 @@ class Data(Section):
     video_field: Name = "path"
     """The field with the path or address of the video."""
     video_root: Place | None = None
-    """The folder that relative video paths start from. `null`: the folder of `input_jsonl`, or that
-    folder itself, if it is one."""
+    """The folder that relative video paths start from. `null`: the folder of `input_jsonl`, or
+    `input_jsonl` itself if it is a folder."""
     id_field: Name | None = None
     """The field with a unique id, which becomes `__key`. `null`: the key is a hash of the sample's
     content."""
@@ -36,7 +36,7 @@ class Data(Section):
     previous.is_safe`. The others become records with the status `left_out`. A change infers nothing
     again. See [Choose samples](../docs/stages.md#choose-samples)."""
     group_by: Literal["video"] | None = None
-    """`video`: the windows of a video, from a stage before, become one sample, with their records
+    """`video`: the windows of a video, from an earlier stage, become one sample, with their records
     in `previous.clips`."""
     allowed_roots: list[Place] | None = None
     """Local videos and images must lie in these folders, after links and `..` are followed, and

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in lines for people."""
+"""Explains the mistakes in a configuration, in lines for people."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _EXPECTED = {
     "model_type": "keys and values",
     "dict_type": "keys and values",
 }
-"""What the types of pydantic's errors expect. Of the other types its own words are good enough."""
+"""What the types of pydantic's errors expect. For other types pydantic's own words are used."""
 
 
 def explain(error: ValidationError, model: type[Section]) -> list[str]:
-    """One line for every wrong place in what ``model`` was to hold; the branches of a union share a
-    line. An unknown key comes with the nearest known one, a wrong value with what was expected."""
+    """One line for every mistake that ``model`` has found; the branches of a union share a line. An
+    unknown key comes with the nearest known key, a wrong value with what was expected."""
     expected: dict[tuple[str, str], list[str]] = {}
     lines = []
     for detail in error.errors():

@@ -45,7 +45,7 @@ class Run(Section):
     started again."""
     retry_truncated: Count | None = None
     """If an answer with an `output_schema` does not end within `sampling.max_tokens`, it is
-    generated once more with this limit. `null`: it becomes an error record at once."""
+    generated again, once, with this limit. `null`: it becomes an error record at once."""
     truncated: Literal["keep", "error"] = "keep"
     """What becomes of an answer that was cut off at `sampling.max_tokens`. `keep`: it counts as
     answered. `error`: it becomes an error record of stage `length`, which keeps the text. The
@@ -99,7 +99,7 @@ class Run(Section):
         hub = next((place for place in self.publish if scheme_of(place) == "hf"), None)
         if hub and "parquet" not in self.formats:
             raise ValueError(
-                f"run.publish: {hub} is to be a dataset with a card, which is written with the "
+                f"run.publish: {hub} becomes a dataset with a card, which is written with the "
                 "Parquet files: set run.formats to [jsonl, parquet]"
             )
         return self

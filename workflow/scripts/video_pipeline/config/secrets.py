@@ -1,8 +1,8 @@
-"""Finds secrets in a configuration, by the names of their keys, and by the form of values that
-well-known services give out. A configuration is written beside the output and on the dataset card,
-so secrets belong into the environment.
+"""Finds secrets in a configuration, by the names of their keys, and by the form of the tokens of
+well-known services. A configuration is written beside the output and on the dataset card, so
+secrets belong into the environment.
 
-A name is split into its words (``apiKey``, ``API-KEY`` and ``apikey`` alike), and as in English the
+A name is split into its words (``apiKey``, ``API-KEY`` and ``apikey`` alike). As in English the
 last word is the noun: an ``hf_token`` is a token, a ``token_field`` is a field, ``max_tokens`` are
 tokens that are counted.
 """
@@ -26,7 +26,7 @@ _OF_SECRETS = _HUB | {
     *("account", "service", "subscription", "license", "signing", "encryption", "master", "deploy"),
     *("ssh", "openai", "anthropic", "wandb", "aws", "gcp", "google", "azure", "github", "gitlab"),
 }
-"""Words that make a key or tokens secret. Other keys sort or name something, other tokens are
+"""Words that make a key or tokens secret. Other keys sort or name something, and other tokens are
 counted."""
 
 _OF_TEXT = frozenset(
@@ -35,7 +35,7 @@ _OF_TEXT = frozenset(
     | {"image", "video", "audio", "vision", "frame", "text", "think", "thinking", "reasoning"}
     | {"prompt", "answer", "input", "output", "system", "assistant", "tool", "per", "new"}
 )
-"""Words that make a token one of a language model."""
+"""Words that show that a token is a language model's."""
 
 _IN_TEXT_TOKENS = re.compile(r"[\s<>|\[\]]")
 """Characters of many tokens of language models, and of no secret token."""
@@ -50,7 +50,7 @@ _DESCRIPTION = frozenset({"type", "enum", "$ref", "prompt", "prompt_file", "desc
 """Keys of a mapping that describes a field, as in a JSON Schema, or asks a question."""
 
 _TEXT_WORDS = 6
-"""A value of so many words is a text about a password, such as a question."""
+"""A value of this many words is a text about a password, such as a question."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _COMPOUND = re.compile(
@@ -62,8 +62,8 @@ _COMPOUND = re.compile(
 def secrets_in(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Yield the place of each secret in a configuration (or in the part of it at ``place``), such
     as ``vllm.hf_token``, and the environment variable for it."""
-    if isinstance(value, str) and (found := _KNOWN_FORM.search(value)):
-        is_hub_token = found[0].startswith("hf_")
+    if isinstance(value, str) and (token := _KNOWN_FORM.search(value)):
+        is_hub_token = token[0].startswith("hf_")
         yield place, "HF_TOKEN" if is_hub_token else _variable(place.rpartition(".")[2])
     elif isinstance(value, list | tuple):
         for i, entry in enumerate(value):

@@ -15,8 +15,8 @@ SHORT_NAMES = {
 
 
 def with_long_names(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """``raw`` with the keys that its short names stand for. The workflow's own defaults are part of
-    ``raw``, so a long key that has its value in ``defaults`` counts as not given.
+    """``raw``, with keys in place of its short names. The workflow's own defaults are part of
+    ``raw``, so a key that has its value in ``defaults`` counts as not given.
 
     Raises :class:`UserError` if a short name has no text, or its long key has another value.
     """
@@ -34,11 +34,12 @@ def with_long_names(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
         keys = result.get(section) or {}
         if not isinstance(keys, dict):
             continue  # The section is wrong itself, and its own error says so.
-        given = keys.get(name, defaults[section].get(name))
-        if str(given) not in (value, str(defaults[section].get(name))):
+        default = defaults[section].get(name)
+        long_value = keys.get(name, default)
+        if str(long_value) not in (value, str(default)):
             raise UserError(
                 f"{short} and {key} are the same key, and have different values: {value!r} and "
-                f"{given!r}; give one of them"
+                f"{long_value!r}; give one of them"
             )
         _check_stages(short, key, raw.get("stages"))
         result[section] = {**keys, name: value}
@@ -46,12 +47,12 @@ def with_long_names(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
 
 
 def _check_stages(short: str, key: str, stages: object) -> None:
-    """Raise :class:`UserError` if each stage that ``short`` is for has the key itself: it would
-    have no effect."""
+    """Raise :class:`UserError` if ``short`` would have no effect, because every stage that it is
+    for sets the key itself."""
     section, name = key.split(".")
     if not isinstance(stages, list) or not stages:
         return
-    asked = stages[-1:] if short == "output" else stages
-    own = [stage.get(section) for stage in asked if isinstance(stage, dict)]
+    targets = stages[-1:] if short == "output" else stages
+    own = [stage.get(section) for stage in targets if isinstance(stage, dict)]
     if own and all(isinstance(keys, dict) and name in keys for keys in own):
         raise UserError(f"{short} has no effect: {key} is set in `stages`; change it there")

@@ -1,4 +1,4 @@
-"""Where things lie: local paths and addresses, and what an input is by its name.
+"""Local paths, addresses, and the kind of input that a name stands for.
 
 Imported while Snakemake parses the workflow: keep it light.
 """
@@ -25,7 +25,7 @@ COMPRESSIONS = (".gz", ".zst")
 Kind = Literal["jsonl", "txt", "csv", "tsv", "parquet", "tar", "folder", "pattern"]
 
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Names of buckets. Of some stores they become a part of the host's name."""
+"""Names of buckets. Some stores make them a part of the host's name."""
 
 DATASET = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<folder>.+))?",
@@ -75,8 +75,8 @@ def file_path(address: str) -> str | None:
 def folder_of_pattern(pattern: str) -> str:
     """The part of a pattern that names a folder."""
     parts = pattern.split("/")
-    magic = next(place for place, part in enumerate(parts) if has_magic(part))
-    return "/".join(parts[:magic]) or ("/" if pattern.startswith("/") else ".")
+    first = next(index for index, part in enumerate(parts) if has_magic(part))
+    return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
 
 
 def tidy(place: object) -> object:
@@ -96,13 +96,13 @@ Place = Annotated[str, BeforeValidator(tidy)]
 
 
 def absolute(place: str) -> str:
-    """``place``, if it is local as an absolute path."""
+    """``place`` as an absolute path; an address as it is."""
     return place if scheme_of(place) else str(Path(place).absolute())
 
 
 def shown(place: str) -> str:
-    """``place`` as messages show it: a local path is absolute, an http address has no user,
-    password or query, which may hold a signature."""
+    """``place`` as messages show it. A local path is absolute. An http address has no user, no
+    password and no query, which may hold a signature."""
     if scheme_of(place) not in ("http", "https"):
         return absolute(place)
     try:
@@ -139,7 +139,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """It as messages name it: a path as it was given, an address without what is secret."""
+        """The name in messages: a path as it was given, an address without its secrets."""
         return self.place if self.is_local else shown(self.place)
 
     @property
@@ -155,8 +155,8 @@ class Source:
 
     @cached_property
     def kind(self) -> Kind:
-        """What it is. A local folder and a local file whose name looks like a pattern are looked up
-        in the file system; all else is said by the name."""
+        """What it is. The name tells, but for a local folder, and a local file whose name looks
+        like a pattern: these are looked up in the file system."""
         scheme, path = scheme_of(self.place), self._path
         if not scheme and os.path.isdir(path):
             return "folder"
@@ -177,8 +177,8 @@ class Source:
 
     @property
     def root(self) -> str:
-        """The folder that relative paths in it start from: its own, the folder itself, or that
-        part of a pattern that names a folder."""
+        """The folder that relative paths in it start from: the folder of the file, the folder
+        itself, or the part of a pattern that names a folder."""
         if self.kind == "folder":
             return self.place.rstrip("/") or "/"
         if self.kind == "pattern":
@@ -189,7 +189,7 @@ class Source:
 
     @property
     def _path(self) -> str:
-        """Its path: that of an http address has no query."""
+        """Its path, without the query of an http address."""
         if scheme_of(self.place) in ("http", "https"):
             return urlsplit(self.place).path
         return self.place

@@ -17,9 +17,9 @@ def overlaid(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and the complete sections of each of ``stages``.
 
-    The stages share ``sections``, and each has a ``name`` and some of its own. A stage reads the
-    output of the one before, and all but the last write beside the last one's output, unless they
-    say otherwise.
+    The stages share ``sections``; each has a ``name`` and keys of its own, which replace the shared
+    ones. By default a stage reads the output of the stage before it, and all stages write beside
+    the output of the last.
 
     Raises :class:`UserError` if a name is missing, taken or not made of letters, digits and _.
     """

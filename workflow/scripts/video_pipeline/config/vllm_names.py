@@ -1,8 +1,8 @@
-"""The names and types of vLLM's engine arguments and sampling parameters, from a list: a wrong name
-or a value of a wrong type is found before a job waits for a GPU, on a machine without vLLM, and
-with the simulated engine.
+"""Checks names and types of vLLM's engine arguments and sampling parameters against a list. So a
+mistake is found before a job waits for a GPU, on a machine without vLLM, and with the simulated
+engine.
 
-The list is in ``vllm_names.json``. This writes it anew, from the installed vLLM:
+The list is ``vllm_names.json``. This command writes it again, from the installed vLLM:
 
     python -m video_pipeline.engine.vllm
 
@@ -37,23 +37,26 @@ def known_names() -> dict[str, dict[str, str]]:
 
 
 def wrong_names(section: str, names: Iterable[str], own_names: Iterable[str]) -> list[str]:
-    """A message for each wrong one of the ``names`` in a section that are not its ``own_names``.
+    """A message for each of ``names`` in a section that vLLM does not know. ``own_names`` are the
+    section's own, which a message may suggest.
 
-    If another vLLM is installed than the list was made from, it may know a name that the list
-    lacks: then there is a warning, and the engine decides.
+    If the list was made from another vLLM than the installed one, the installed one may know the
+    name: then there is a warning, and the engine decides.
     """
     known = known_names()[section]
-    near, vllm = [*known, *own_names], f"vLLM {TRIED[-1]}"
-    return _for_this_vllm([_fault(section, n, near, vllm) for n in names if n not in known])
+    similar, vllm = [*known, *own_names], f"vLLM {TRIED[-1]}"
+    return _for_this_vllm(
+        [_fault(section, name, similar, vllm) for name in names if name not in known]
+    )
 
 
 def wrong_values(section: str, settings: Mapping[str, Any]) -> list[str]:
-    """A message for each of vLLM's own ``settings`` in a section that has a value of a wrong type.
-    As with names, it may be right for another vLLM.
+    """A message for each of vLLM's own ``settings`` in a section whose value has a wrong type. As
+    with names, it may be right for another vLLM.
 
-    In most engine arguments vLLM reads ``"0.9"`` as a number, and null as not set; in sampling
-    parameters it reads nothing so: they would fail with the first request, or take ``"no"`` for
-    true.
+    In most engine arguments vLLM reads ``"0.9"`` as a number, and null as not set. It does not do
+    so in sampling parameters: a wrong type would fail with the first request, or ``"no"`` would
+    be true.
     """
     known, strict, faults = known_names()[section], section == "sampling", []
     for name, value in settings.items():

@@ -1,4 +1,4 @@
-"""Which vLLM is supported. Imports no vLLM, so that this can be said without it."""
+"""The supported versions of vLLM. This module works without vLLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 TRIED = ("0.32.0",)
 """The versions of vLLM that all tests have run with, the newest last.
 
-To add one: install it, write ``vllm_names.json`` anew (``python -m video_pipeline.engine.vllm``),
+To add one: install it, write ``vllm_names.json`` again (``python -m video_pipeline.engine.vllm``),
 and run the tests, beginning with ``tests/unit/test_vllm_compat.py``. The lists in ``envs`` name the
 newest.
 """

@@ -39,8 +39,8 @@ class BaseDataset(Dataset[dict[str, Any]]):
         version: Part of the resume fingerprint. Raise it when the inputs that the dataset builds
             change.
         needs_video: Whether every sample must name a video.
-        sample_fields: Fields of a sample that :meth:`__getitem__` reads, beside those that the
-            task's messages show, the video, ``video_start`` and ``video_end``. If the value of one
+        sample_fields: Fields of a sample that :meth:`__getitem__` reads, beside those in the task's
+            messages, the video, ``video_start`` and ``video_end``. If the value of such a field
             changes, the sample is inferred again.
         video_root: The folder that relative paths in messages start from; set after ``__init__``.
         chat_template_kwargs: ``vllm.chat_template_kwargs``, for the :class:`Prompter` of a dataset
@@ -48,7 +48,7 @@ class BaseDataset(Dataset[dict[str, Any]]):
         processor_kwargs: ``vllm.mm_processor_kwargs``, for a dataset that samples frames as the
             model's processor does; vLLM hands them to the processor itself. Set after ``__init__``.
         samples: The samples: dicts, the input object plus ``__key`` (text) and ``__video_uri``
-            (an absolute path or an address). They are read lazily, so keep none.
+            (an absolute path or an address). They are read when you ask for them, so keep none.
         task: The task; ``task.messages(sample)`` gives the checked conversation,
             ``task.conversations(sample)`` all of them by name.
         model: Name or folder of the model, for its processor and chat template.
@@ -98,7 +98,7 @@ class BaseDataset(Dataset[dict[str, Any]]):
             At least one input object; each becomes a sample of its own.
 
         Raises:
-            Exception: any; it makes the line a bad one, and its text says why.
+            Exception: Any exception makes the line a bad one, and its text says why.
         """
         return [raw_of(sample)]
 
@@ -120,7 +120,7 @@ class BaseDataset(Dataset[dict[str, Any]]):
             * ``llm_input``: what vLLM's ``LLM.generate`` takes, a dict with the entries below.
 
             ``prompt`` is text with one placeholder of the model for each image and video. A dataset
-            may give ``prompt_token_ids`` instead, or ``messages``: a conversation of which vLLM
+            may give ``prompt_token_ids`` instead, or ``messages``: a conversation, from which vLLM
             makes the prompt with the model's chat template and ``vllm.chat_template_kwargs``.
             Special tokens in its text are plain characters, and its media come in the same order
             in ``multi_modal_data``.
@@ -137,15 +137,15 @@ class BaseDataset(Dataset[dict[str, Any]]):
             are in several of them are prepared and encoded once.
 
         Raises:
-            Exception: any; it makes the sample an error record of stage ``read``, and its text is
-                the message.
+            Exception: Any exception makes the sample an error record of stage ``read``, with its
+                text as the message.
         """
 
 
 def item(sample: dict[str, Any], llm_inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What ``__getitem__`` returns for ``sample``, from an ``llm_input`` per conversation."""
-    is_one = ONLY_PART in llm_inputs
-    inputs = {"llm_input": llm_inputs[ONLY_PART]} if is_one else {"llm_inputs": llm_inputs}
+    """The result of ``__getitem__`` for ``sample``, from the ``llm_input`` of each conversation."""
+    has_names = ONLY_PART not in llm_inputs
+    inputs = {"llm_inputs": llm_inputs} if has_names else {"llm_input": llm_inputs[ONLY_PART]}
     return {"__key": sample["__key"], "raw": raw_of(sample), **inputs}
 
 
@@ -168,8 +168,8 @@ def expanded(
 
 
 def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, Any]]:
-    """The ``llm_input`` of each conversation, from what ``__getitem__`` of ``dataset`` returned for
-    the sample ``key``. Raises :class:`TaskError` if that is something else."""
+    """The ``llm_input`` of each conversation, from the ``item`` that ``__getitem__`` of ``dataset``
+    returned for the sample ``key``. Raises :class:`TaskError` if it breaks the contract."""
     name = type(dataset).__name__
     fields = item if isinstance(item, dict) else {}
     named = fields.get("llm_inputs")
@@ -192,8 +192,7 @@ def inputs_of(item: Any, dataset: BaseDataset, key: str) -> dict[str, dict[str, 
 def check_complete(
     inputs: Collection[str], parts: Collection[str], dataset: BaseDataset, key: str
 ) -> None:
-    """Raise :class:`TaskError` if the sample ``key`` lacks an input for one of the conversations
-    ``parts``."""
+    """Raise :class:`TaskError` if the sample ``key`` lacks an input for one of ``parts``."""
     lacking = sorted(set(parts) - set(inputs))
     if lacking:
         missing = ", ".join(filter(None, lacking)) or "the whole sample"
@@ -205,5 +204,5 @@ def check_complete(
 
 
 def raw_of(sample: dict[str, Any]) -> dict[str, Any]:
-    """The input object of a sample: without what the pipeline added."""
+    """The input object of a sample: without the fields that the pipeline added."""
     return {k: v for k, v in sample.items() if k not in ("__key", "__video_uri")}

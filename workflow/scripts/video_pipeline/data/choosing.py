@@ -1,4 +1,4 @@
-"""Which dataset reads the samples of a run, and whether it suits the model."""
+"""Chooses the dataset that reads the samples of a run, and checks that it suits the model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
 
 
 def _prepares_for_qwen(dataset: type[BaseDataset]) -> TypeGuard[type[QwenVideoDataset]]:
-    """Whether a dataset prepares what it shows with qwen-vl-utils."""
+    """Whether a dataset prepares its media with qwen-vl-utils."""
     return (
         issubclass(dataset, QwenVideoDataset)
         and not issubclass(dataset, VideoDataset)
@@ -56,13 +56,13 @@ def _prepares_for_qwen(dataset: type[BaseDataset]) -> TypeGuard[type[QwenVideoDa
 
 
 def for_any_model(dataset: type[BaseDataset]) -> type[BaseDataset]:
-    """A dataset that derives from :class:`QwenVideoDataset`, above :class:`VideoDataset`: it shows
-    the same, and prepares it for any model. In the order of the new class's bases ``VideoDataset``
-    comes between the two."""
+    """A class that shows the same as ``dataset``, which derives from :class:`QwenVideoDataset`, and
+    prepares it for any model: in the order of the new class's bases :class:`VideoDataset` comes
+    between the two."""
     names = {
         "__module__": dataset.__module__,
         "__doc__": dataset.__doc__,
-        "version": dataset.version + VideoDataset.version,  # It changes with either.
+        "version": dataset.version + VideoDataset.version,  # Changes if one of them changes.
     }
     return type(dataset.__name__, (dataset, VideoDataset), names)
 
@@ -94,15 +94,15 @@ _SIZES = {
     **{"size": "vision.min_pixels and vision.max_pixels", "do_resize": "the section vision"},
     "resample": "vision.resize",
 }
-"""Settings of a processor for what datasets do before it, and what decides there."""
+"""Settings of a processor for steps that datasets do before it, and the keys that decide there."""
 
 
 def _check_processor_kwargs(config: Config, dataset: str, without_effect: dict[str, str]) -> None:
     """Raise :class:`UserError` for the first of ``vllm.mm_processor_kwargs`` that the model's
     processor would get too late."""
-    given = config.vllm.arguments.get("mm_processor_kwargs") or {}
-    scopes = (value for value in given.values() if isinstance(value, dict))
-    for name in chain(given, *scopes):
+    settings = config.vllm.arguments.get("mm_processor_kwargs") or {}
+    scopes = (value for value in settings.values() if isinstance(value, dict))
+    for name in chain(settings, *scopes):
         if name in without_effect:
             raise UserError(
                 f"vllm.mm_processor_kwargs: {name} has no effect, because dataset {dataset!r} "
@@ -122,9 +122,9 @@ def dataset_name(config: Config, task: Task) -> str:
 
 
 def check_params(config: Config, task: Task, dataset: type[BaseDataset]) -> None:
-    """Raise :class:`UserError`, with the nearest name, if nothing takes one of the ``task_params``.
-    A user's own task or dataset may take any. The built-in ones know each other's, because stages
-    share them."""
+    """Raise :class:`UserError`, with the most similar name, for one of ``task_params`` that nothing
+    takes. A user's own task or dataset may take any. Built-in ones take each other's, because
+    stages share ``task_params``."""
     if not (is_built_in(type(task)) and is_built_in(dataset)):
         return
     for name in config.task_params:

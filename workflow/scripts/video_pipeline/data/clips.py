@@ -16,14 +16,14 @@ from video_pipeline.video.errors import VideoReadError
 
 @register_dataset("clips")
 class ClipsDataset(QwenVideoDataset):
-    """Cuts long videos into windows, each a sample with a record of its own; the end of a run joins
-    the records of a video again.
+    """Cuts long videos into windows. Each window is a sample with a record of its own, and the end
+    of a run joins the records of a video again.
 
-    A window is ``task_params.clip_seconds`` long; a rest shorter than half of that stays with the
-    last one. If the sample has ``cuts``, these are the seconds at which the windows after the first
-    begin. ``video_start`` and ``video_end`` bound all windows. A window ends before the frame at
-    its ``video_end``, which is the first of the next one. A window of an earlier run stays as it
-    is.
+    A window is ``task_params.clip_seconds`` long; a remainder shorter than half of that stays with
+    the last window. If the sample has ``cuts``, these are the seconds at which the windows after
+    the first begin. ``video_start`` and ``video_end`` bound all windows. A window ends before the
+    frame at its ``video_end``, which is the first of the next window. A window of an earlier run
+    stays as it is.
     """
 
     version = QwenVideoDataset.version + 1
@@ -46,7 +46,7 @@ class ClipsDataset(QwenVideoDataset):
     def expand(cls, sample: dict[str, Any], params: dict[str, Any]) -> list[dict[str, Any]]:
         raw = raw_of(sample)
         if is_window(raw):
-            return [raw]  # It is of an earlier run: a failed sample, or a record of an output.
+            return [raw]  # It comes from an earlier run: a failed sample, or a record.
         if CLIP in raw:
             raise ValueError(f"{CLIP}: windows have this field; give yours another name")
         begin, end = _seconds(raw, "video_start") or 0.0, _seconds(raw, "video_end")

@@ -47,25 +47,25 @@ class FramesDataset(QwenVideoDataset):
         return super().visual(part, {})
 
     @classmethod
-    def images_of(cls, named: str | list[str]) -> list[str]:
+    def images_of(cls, source: str | list[str]) -> list[str]:
         """The images of a list, or of a folder or a pattern in natural order. Raises
-        :class:`ValueError` if there are too few, or one may not be read."""
-        if isinstance(named, list):
-            images = [permitted(image) for image in named]
+        :class:`ValueError` if there are too few, or an image may not be read."""
+        if isinstance(source, list):
+            images = [permitted(image) for image in source]
         else:
-            paths = [path for path in _paths(named) if path.suffix.lower() in IMAGE_SUFFIXES]
+            paths = [path for path in _paths(source) if path.suffix.lower() in IMAGE_SUFFIXES]
             paths.sort(key=natural_order)
-            cls._log_order(named, paths)
+            cls._log_order(source, paths)
             images = [permitted(str(path)) for path in paths]
         if len(images) < 2:
             raise ValueError(
-                f"{named} names {len(images)} image(s), at least 2 are needed; known are "
+                f"{source} names {len(images)} image(s), at least 2 are needed; known are "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         return images
 
     @classmethod
-    def _log_order(cls, named: str, images: list[Path]) -> None:
+    def _log_order(cls, source: str, images: list[Path]) -> None:
         """Log, once in each process, that ``images`` are not in the order of characters."""
         swapped = next((pair for pair in pairwise(images) if str(pair[0]) > str(pair[1])), None)
         if swapped is None or cls._order_was_logged:
@@ -74,17 +74,17 @@ class FramesDataset(QwenVideoDataset):
         logger.warning(
             "%s: frames are taken in natural order, %s before %s, not in the order of characters. "
             "Logged once; it applies to all samples",
-            printable(named),
+            printable(source),
             printable(swapped[0].name),
             printable(swapped[1].name),
         )
 
 
-def _paths(named: str) -> list[Path]:
-    """What a folder holds, or a pattern names."""
-    if glob.has_magic(named) and not Path(named).exists():
-        return [Path(path) for path in glob.glob(named, recursive=True)]
-    folder = Path(permitted(named))
+def _paths(source: str) -> list[Path]:
+    """The files in a folder, or those that a pattern matches."""
+    if glob.has_magic(source) and not Path(source).exists():
+        return [Path(path) for path in glob.glob(source, recursive=True)]
+    folder = Path(permitted(source))
     if not folder.exists():
         raise ValueError(f"No such file or directory: {folder}")
     if not folder.is_dir():
@@ -94,12 +94,12 @@ def _paths(named: str) -> list[Path]:
 
 def natural_order(path: Path) -> tuple[list[list[str | int]], str]:
     """The key that sorts paths as people do: folder by folder, numbers by their value, letters
-    without regard to case. Equal ones are in the order of characters."""
+    without regard to case. Equal keys follow the order of characters."""
     parts = (*path.parent.parts, path.stem, path.suffix)
     return [_with_numbers(part.casefold()) for part in parts], str(path)
 
 
 def _with_numbers(text: str) -> list[str | int]:
-    """``text`` in pieces: every other one is a number."""
+    """``text`` in pieces: text and numbers in turn."""
     pieces = re.split(r"(\d+)", text)
     return [int(piece) if index % 2 else piece for index, piece in enumerate(pieces)]

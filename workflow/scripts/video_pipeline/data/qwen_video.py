@@ -21,9 +21,9 @@ class QwenVideoDataset(BaseDataset):
     ``qwen_vl_utils.process_vision_info``: any number of each, by path or address.
 
     A dataset that shows the model something else than the whole video overrides :meth:`visual`,
-    which gives one item for one. To show several images for a video, override :meth:`llm_inputs`.
-    A dataset that overrides only :meth:`visual` serves any model: beyond the Qwen-VL line the
-    dataset ``video`` prepares what it shows.
+    which replaces one item by another. To show several images for a video, override
+    :meth:`llm_inputs`. A dataset that overrides only :meth:`visual` serves any model: beyond the
+    Qwen-VL line the dataset ``video`` prepares its media.
 
     Attributes:
         hears: Whether it can give the model the sound of a video.
@@ -42,7 +42,7 @@ class QwenVideoDataset(BaseDataset):
 
     @cached_property
     def prompter(self) -> Prompter:
-        """The model's chat template and patch size, loaded when they are first needed."""
+        """The model's chat template and patch size, loaded at first use."""
         return Prompter(self.model, self.chat_template_kwargs)
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class QwenVideoDataset(BaseDataset):
             once, and are the same objects in each.
 
         Raises:
-            PlaceholderError: The chat template drops or doubles a medium.
+            PlaceholderError: The chat template leaves a medium out, or shows it twice.
         """
         from qwen_vl_utils import extract_vision_info
 
@@ -157,5 +157,5 @@ class QwenVideoDataset(BaseDataset):
 
 
 def segment_of(sample: dict[str, Any]) -> dict[str, Any]:
-    """``video_start`` and ``video_end`` of a sample, in seconds, as far as it has them."""
+    """``video_start`` and ``video_end`` of a sample, in seconds, if it has them."""
     return {name: sample[name] for name in CUT if sample.get(name) is not None}

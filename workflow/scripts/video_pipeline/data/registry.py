@@ -42,6 +42,5 @@ def register_dataset(name: str) -> Callable[[type[D]], type[D]]:
 
 
 def get_dataset(name: str) -> type[BaseDataset]:
-    """The dataset registered as ``name``. Raises :class:`UserError`, with the known names, if there
-    is none."""
+    """The dataset named ``name``. Raises :class:`UserError` with all names if there is none."""
     return _DATASETS.get(name)

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 @register_dataset("image")
 class ImageDataset(QwenVideoDataset):
-    """The sample's path names an image, which takes the place of the video in the task's
-    messages."""
+    """The sample's path names an image, which replaces the video in the task's messages."""
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") == sample["__video_uri"]:
@@ -36,7 +35,7 @@ class FirstFrameDataset(QwenVideoDataset):
         return super().visual(part, sample)
 
     def _frame(self, uri: str, seconds: float) -> Image.Image:
-        """The same object for all questions about a sample: it is read and encoded once."""
+        """The frame: the same object for all questions about a sample, so it is encoded once."""
         from video_pipeline.video.reader import read_frame
 
         if self._last is None or self._last[0] != (uri, seconds):
@@ -52,7 +51,7 @@ class FirstFrameDataset(QwenVideoDataset):
 @register_dataset("keyframes")
 class KeyframesDataset(QwenVideoDataset):
     """The key frames of the sample's video (of its segment): at most ``vision.nframes`` if that is
-    set, else ``vision.max_frames``. An encoder makes one when it sees something new, and they are
+    set, otherwise ``vision.max_frames``. An encoder often starts one at a new scene, and they are
     cheap to decode."""
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from video_pipeline.tasks.base import Messages
 
 @register_dataset("text")
 class TextDataset(BaseDataset):
-    """Reads no video: what the model sees is the text of the task's messages. Samples need no
-    path."""
+    """Reads no video: the model sees only the text of the task's messages. Samples need no path."""
 
     needs_video = False
 
@@ -25,8 +24,7 @@ class TextDataset(BaseDataset):
         return item(sample, {part: self.llm_input(messages) for part, messages in conversations})
 
     def llm_input(self, messages: Messages) -> dict[str, Any]:
-        """The prompt of ``messages``. Raises :class:`PlaceholderError` if they show a video or an
-        image."""
+        """The prompt of ``messages``. Raises :class:`PlaceholderError` if they show media."""
         for message in messages:
             parts = message["content"] if isinstance(message["content"], list) else []
             if any(map(is_medium, parts)):
@@ -35,10 +33,10 @@ class TextDataset(BaseDataset):
                     "another one (run.dataset)"
                 )
         if family_of_folder(self.model) not in ("qwen_vl", None):
-            return {"messages": messages}  # vLLM knows what each template wants.
+            return {"messages": messages}  # vLLM knows the form that each template takes.
         return self.prompter.llm_input(messages)
 
     @cached_property
     def prompter(self) -> Prompter:
-        """The model's chat template, loaded when first needed."""
+        """The model's chat template, loaded at first use."""
         return Prompter(self.model, self.chat_template_kwargs)

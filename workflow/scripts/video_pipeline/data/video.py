@@ -25,7 +25,7 @@ from video_pipeline.tasks.base import Messages
 from video_pipeline.video.errors import VideoReadError
 
 _IGNORED = ("min_frames", "min_pixels", "total_pixels", "resize")
-"""Keys of ``vision`` that act on what qwen-vl-utils does."""
+"""Keys of ``vision`` that only qwen-vl-utils reads."""
 
 
 @register_dataset("video")
@@ -34,15 +34,15 @@ class VideoDataset(QwenVideoDataset):
     the place of :class:`QwenVideoDataset` below the datasets that derive from it, see
     :func:`video_pipeline.data.choosing.for_any_model`.
 
-    The model's own video processor says which frames are sampled, and resizes them.
+    The model's own video processor decides which frames are sampled, and resizes them.
     ``vision.nframes`` and ``vision.max_frames`` thin them out, and a frame of more than
-    ``vision.max_pixels`` is made smaller before. ``vision.fps`` decides where the processor leaves
-    it open, and ``vllm.mm_processor_kwargs`` (``fps``, ``num_frames``) in any case. vLLM writes the
-    prompt.
+    ``vision.max_pixels`` is made smaller before. ``vision.fps`` counts if the processor has no rate
+    of its own; ``vllm.mm_processor_kwargs`` (``fps``, ``num_frames``) always counts. vLLM writes
+    the prompt.
 
     With ``use_audio_in_video`` in the video item or the ``vision`` section an omni model also gets
-    the sound of the same segment, among the frames as its family puts it there. A video without
-    sound is shown as ever.
+    the sound of the same segment, in the places among the frames that its family uses. A video
+    without sound is shown as if the key were not set.
     """
 
     version = 1
@@ -60,8 +60,8 @@ class VideoDataset(QwenVideoDataset):
         return {**self.vision_kwargs, **segment_of(sample), **part}
 
     def llm_inputs(self, conversations: dict[str, Messages]) -> dict[str, dict[str, Any]]:
-        """Read the media of each conversation; those that several ask about are read once, and are
-        the same objects in each.
+        """Read the media of each conversation. Shared media are read once, and are the same objects
+        in each.
 
         Raises:
             TaskError: A part of a message is neither text nor a medium.
@@ -119,7 +119,7 @@ class VideoDataset(QwenVideoDataset):
             )
         else:
             frames, metadata, rate = _stacked(item)
-        metadata["do_sample_frames"] = False  # vLLM knows by this that they are sampled.
+        metadata["do_sample_frames"] = False  # This tells vLLM that they are sampled already.
         if rule is not None and sound is not None:
             _check_length(sound, rule)
             sound = sound[: len(sound) - len(sound) % rule.step]
@@ -127,14 +127,14 @@ class VideoDataset(QwenVideoDataset):
 
     @property
     def _processor_settings(self) -> dict[str, Any]:
-        """The user's settings of the processor, as they count for videos."""
+        """The user's settings of the processor for videos."""
         of_videos = self.processor_kwargs.get("videos_kwargs") or {}
         return {**self.processor_kwargs, **of_videos}
 
     def _settings(self, rates: list[float], *, hears: bool) -> dict[str, Any]:
         """Settings of the model's processor for videos that were sampled at these rates; ``hears``:
-        with their sound. Processors that vLLM makes itself, for models that transformers does not
-        know, take none."""
+        with their sound. vLLM's own processors, for models that transformers does not know, take no
+        settings."""
         if not rates or video_processor(self.model) is None:
             return {}
         videos: dict[str, Any] = {"do_sample_frames": False}
@@ -151,9 +151,9 @@ class VideoDataset(QwenVideoDataset):
         settings: dict[str, Any] = {"videos_kwargs": videos}
         if hears:
             settings["use_audio_in_video"] = True
-            # vLLM asks for this to mix sound and frames of Qwen2.5-Omni, and else takes it as 1.
-            together = video_processor(self.model).temporal_patch_size
-            settings["second_per_grid_ts"] = [together / rate for rate in rates]
+            # vLLM mixes sound and frames of Qwen2.5-Omni by this, and takes 1 if it is missing.
+            frames_per_patch = video_processor(self.model).temporal_patch_size
+            settings["second_per_grid_ts"] = [frames_per_patch / rate for rate in rates]
         return settings
 
 
@@ -178,12 +178,12 @@ def _check_length(sound: NDArray[np.float32], rule: SoundRule) -> None:
 
 
 def ignored_keys(config: Config, dataset: type[BaseDataset]) -> tuple[str, ...]:
-    """The keys of the section ``vision`` that the configuration sets to something else than their
-    defaults, and that do nothing with a dataset of this way. Raises what
-    :func:`video_pipeline.model.processor.dataset_model` does."""
-    given, default = config.vision, Vision()
-    changed = [name for name in _IGNORED if getattr(given, name) != getattr(default, name)]
-    is_rate_set = given.fps not in (None, default.fps) and not issubclass(dataset, FramesDataset)
+    """The keys of the section ``vision`` that the configuration sets to other values than their
+    defaults, and that have no effect with a dataset that derives from :class:`VideoDataset`. Raises
+    what :func:`video_pipeline.model.processor.dataset_model` raises."""
+    vision, default = config.vision, Vision()
+    changed = [name for name in _IGNORED if getattr(vision, name) != getattr(default, name)]
+    is_rate_set = vision.fps not in (None, default.fps) and not issubclass(dataset, FramesDataset)
     if is_rate_set and has_own_rate(dataset_model(config)):
         changed.insert(0, "fps")
     return tuple(changed)
@@ -200,7 +200,7 @@ def _media_items(messages: Messages) -> list[dict[str, Any]]:
 
 
 def _stacked(item: dict[str, Any]) -> tuple[NDArray[np.uint8], dict[str, Any], float]:
-    """A list of images as the frames of a video, all of them, of ``sample_fps`` a second."""
+    """All images of a list as the frames of a video, with ``sample_fps`` frames a second."""
     if not isinstance(item["video"], list):
         raise ValueError(
             "a video of a message must be a path, an address or a list of images: "
@@ -209,8 +209,8 @@ def _stacked(item: dict[str, Any]) -> tuple[NDArray[np.uint8], dict[str, Any], f
     images = [_image({**item, "image": image}) for image in item["video"]]
     sizes = {image.size for image in images}
     if len(sizes) != 1:
-        said = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)) or "no image"
-        raise ValueError(f"a list of images is a video if all are of one size; these are: {said}")
+        listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)) or "no image"
+        raise ValueError(f"a list of images is a video if all are of one size; these are: {listed}")
     rate = float(item.get("sample_fps", 2.0))
     metadata = {
         "fps": rate,

@@ -1,4 +1,4 @@
-"""What goes wrong with one sample before the engine has it."""
+"""Errors of a sample before the engine has it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from video_pipeline.errors import place_of, user_frame, where
 
 _SLIPS = (LookupError, TypeError, AttributeError, NameError)
-"""Nobody raises these to say what is wrong with a sample."""
+"""Exceptions of programming mistakes: nobody raises these to describe a bad sample."""
 
 
 class SampleError(Exception):
@@ -32,8 +32,8 @@ class SampleError(Exception):
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an exception that user code raised, for people: with the user's line if it looks
-    like a slip there. The line that raised it takes the place of an empty text."""
+    """The text of an exception of user code, for people; with the user's line if it looks like a
+    mistake in the code. If the text is empty, the line that raised it takes its place."""
     if isinstance(error, MemoryError):
         return "not enough memory; the limit of a decode process is data.worker_memory_gb"
     if str(error):

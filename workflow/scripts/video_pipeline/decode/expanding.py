@@ -1,4 +1,4 @@
-"""Which samples a line of the input stands for: ``Dataset.expand``, in processes that may die."""
+"""Asks ``Dataset.expand`` which samples a line stands for, in processes that may die."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROCESSES_PER_CORE = 4
-"""They wait for the storage more than they work."""
+"""Several, because they mostly wait for the storage."""
 
 _MODULES = ("video_pipeline.video.container",)
 
 
 Expanded = list[bytes] | str | bool | None
-"""The input objects, as JSON, that one line stands for; or what is wrong with the line; or what the
-run's condition says if it does not hold."""
+"""The input objects, as JSON, that a line stands for; or the mistake in the line; or the result of
+the run's condition if it does not hold."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _no_header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:
-    """Images have none: the fields are null."""
+    """Images have no header of a video: the fields are null."""
     return dict.fromkeys(HEADER_FIELDS)
 
 
@@ -129,11 +129,11 @@ class Expander:
         return self._pool.submit(sample.key, sample.text)
 
     def answer(self, sample: InputSample, future: Future[Expanded]) -> list[bytes] | bool | None:
-        """Wait for the input objects, as JSON, that ``sample`` stands for; or for what the run's
-        condition says if it does not hold.
+        """Wait for the input objects, as JSON, that ``sample`` stands for; or for the result of the
+        run's condition if it does not hold.
 
-        A sample whose process dies (twice, as in a run), hangs or needs too much memory stays as
-        it is: the inference of the whole then says what is wrong with it.
+        If the process of a sample dies (twice, as in a run), hangs or needs too much memory, the
+        sample stays as it is: the inference of the whole then gives it an error record.
 
         Raises:
             ValueError: The line is bad; the message says why.
@@ -160,8 +160,7 @@ class Expander:
 
 @contextmanager
 def expanding(config: Config, num_cores: int) -> Iterator[Expander]:
-    """Yields an :class:`Expander` for the samples of ``config``; its processes end with the
-    block."""
+    """Yields an :class:`Expander` for ``config``; its processes end with the block."""
     with job_processes() as folder:
         pool = DecodePool(
             ForkServer(_MODULES),

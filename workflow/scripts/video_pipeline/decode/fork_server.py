@@ -1,11 +1,11 @@
-"""Decode processes are forked from one process that has loaded, once, what all of them need.
+"""Forks decode processes from one process that has loaded, once, everything that they share.
 
 With a vocabulary of real size, the processor of a model takes 10 to 15 s of CPU and 1 GB of memory
 to load. Forked, a decode process starts in a fraction of a second and shares that memory.
 
-A process may only be forked while it has one thread: another one could hold a lock, which nobody
-would ever release in the copy. So the fork server is a new program and runs no code of the user.
-It counts its threads before it forks; if there are others, decode processes load everything
+A process may only be forked while it has one thread: another thread could hold a lock, which nobody
+would ever release in the copy. So the fork server is a new program and runs no code of the user. It
+counts its threads before it forks. If there are others, decode processes load everything
 themselves.
 """
 
@@ -41,7 +41,7 @@ NICENESS = 10
 it go first. With 10 a process gets a tenth of their share of a core that both want (sched(7))."""
 
 START_SECONDS = 600.0
-"""How long loading may take. It takes 10 to 30 s, from a slow network file system minutes."""
+"""How long loading may take. It takes 10 to 30 s, or minutes from a slow network file system."""
 
 ANSWER_SECONDS = 60.0
 """How long a fork may take. It takes 0.1 s."""
@@ -61,12 +61,12 @@ ONE_THREAD = {
     CUDA: "",
 }
 """Environment of a process that works on one core and must not start threads. Snakemake sets some
-of these to the threads of the job. CUDA's driver starts a thread, and cannot be used after a fork:
-the GPUs are hidden until then (to vLLM an empty list is as good as none)."""
+of these to the threads of the job. CUDA's driver starts a thread, and does not work after a fork:
+the GPUs are hidden until then (vLLM takes an empty list as if it were not set)."""
 
 HARMLESS = ("cuda", "jemalloc_bg_thd")
-"""How the kernel's names of threads begin that hold no lock which a decode process takes: jemalloc
-handles its own (``pthread_atfork``), and CUDA's driver refuses to work after a fork."""
+"""The start of the kernel's names of threads that hold no lock which a decode process takes.
+jemalloc handles its own (``pthread_atfork``), and CUDA's driver refuses to work after a fork."""
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -78,15 +78,14 @@ class ForkServerDied(Exception):
 
 
 class ForkServer:
-    """The process that decode processes are forked from. When it dies its decode processes die with
-    it, and another takes its place."""
+    """The process that decode processes are forked from. When it dies, its decode processes die
+    with it, and another fork server takes its place."""
 
     def __init__(self, modules: Sequence[str] = (), *, shares: bool = True) -> None:
         """
         Args:
-            modules: Names of modules to import at once, before :meth:`load` says what to load.
-            shares: False for processes that must load everything themselves, such as those that
-                use CUDA.
+            modules: Names of modules to import at once, before :meth:`load` sets the work.
+            shares: False for processes that must load everything themselves, such as with CUDA.
         """
         self._modules = modules
         self._changing = threading.Lock()
@@ -96,11 +95,11 @@ class ForkServer:
         self._start()
 
     def load(self, spec: ProcessSpec) -> None:
-        """Set what the decode processes are for, before the first :meth:`fork`."""
+        """Set the work of the decode processes, before the first :meth:`fork`."""
         self._spec = spec
 
     def fork(self, number: int) -> Forked:
-        """Start the decode process ``number``, when the fork server has loaded. Raises
+        """Start the decode process ``number``, after the fork server has loaded. Raises
         :class:`ForkServerDied` if it ended, or does not answer."""
         with self._changing:
             self._get_ready()
@@ -119,8 +118,7 @@ class ForkServer:
                 raise
 
     def ask(self, process: subprocess.Popen[bytes], command: str, ticket: int) -> Any:
-        """Have the fork server that was ``process`` answer about the fork with that ``ticket``;
-        None if it is gone."""
+        """The fork server's answer about its fork ``ticket``; None if ``process`` is gone."""
         with self._changing:
             if process is self._process:
                 with contextlib.suppress(OSError, ForkServerDied):
@@ -131,7 +129,7 @@ class ForkServer:
     def stop(self) -> None:
         """End it and the processes that it has forked."""
         self._stopped = True
-        self._process.kill()  # Before the lock, which a thread that waits for it holds.
+        self._process.kill()  # Before the lock: a thread that waits for the process holds it.
         with self._changing:
             self._end()
 
@@ -188,7 +186,7 @@ class ForkServer:
             )
 
     def _receive(self, seconds: float) -> Any:
-        """What the fork server sends next. Raises :class:`ForkServerDied` if it ended, or sent
+        """The next message of the fork server. Raises :class:`ForkServerDied` if it ended, or sent
         nothing for ``seconds``."""
         try:
             if self._pipe.poll(seconds):
@@ -202,7 +200,7 @@ class ForkServer:
 
 
 class Forked:
-    """A process that was forked, at the other end of ``pipe``."""
+    """A decode process, at the other end of ``pipe``."""
 
     def __init__(
         self, server: ForkServer, parent: subprocess.Popen[bytes], ticket: int, pipe: Connection
@@ -217,14 +215,14 @@ class Forked:
         """End it; returns its exit code, as :meth:`wait` does."""
         self._server.ask(self._parent, "kill", self._ticket)
         with contextlib.suppress(EOFError, OSError):
-            while self.pipe.poll(END_SECONDS):  # Until its end closes.
+            while self.pipe.poll(END_SECONDS):  # Until its end of the pipe closes.
                 self.pipe.recv_bytes()
         # The pipe is not closed here: another thread may still wait for it, or end it, too.
         return self.wait(END_SECONDS)
 
     def wait(self, seconds: float) -> int | None:
         """Wait until it has ended, for at most ``seconds``; returns its exit code (a signal as a
-        negative number). None if it still runs, or if nobody knows: its fork server is gone."""
+        negative number). None if it still runs, or its fork server is gone, which alone knows."""
         until = time.monotonic() + seconds
         while self._code is None:
             self._code = self._server.ask(self._parent, "exit code", self._ticket)
@@ -236,7 +234,7 @@ class Forked:
 
 
 def main(handle: int, modules: Sequence[str], devices: str | None) -> NoReturn:
-    """The fork server: load, then fork until the other end of its pipe closes.
+    """Run as the fork server: load, then fork until the other end of its pipe closes.
 
     Args:
         handle: File descriptor of the pipe.
@@ -247,7 +245,7 @@ def main(handle: int, modules: Sequence[str], devices: str | None) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the job.
     os.nice(NICENESS)
     for name in modules:
-        with contextlib.suppress(Exception):  # Whoever needs the module says what is wrong.
+        with contextlib.suppress(Exception):  # The process that needs the module reports it.
             importlib.import_module(name)
     with contextlib.suppress(EOFError, OSError):
         pickled, preloads = pipe.recv()
@@ -265,16 +263,16 @@ def main(handle: int, modules: Sequence[str], devices: str | None) -> NoReturn:
             spec.serve(preloaded, number, own)
 
         _fork_all(pipe, serve)
-    # Not the usual end, which would wait for the decode processes: they die with this one.
+    # The usual end would wait for the decode processes; so they die with this one.
     os._exit(0)
 
 
 def _fork_all(pipe: Connection, serve: Callable[[int, Connection], None]) -> NoReturn:
     """Obey the commands of :meth:`ForkServer.fork` and :meth:`ForkServer.ask`, for ever."""
-    running: dict[int, multiprocessing.process.BaseProcess] = {}  # by ticket
+    running: dict[int, multiprocessing.process.BaseProcess] = {}  # By ticket.
     tickets = itertools.count()
     while True:
-        command, argument = pipe.recv()  # The argument of "fork" is a number, else a ticket.
+        command, argument = pipe.recv()  # "fork" has a number, other commands have a ticket.
         if command == "fork":
             handle = recv_handle(pipe)
             process = _FORK.Process(target=_child, args=(serve, argument, handle, pipe))
@@ -297,7 +295,7 @@ def _fork_all(pipe: Connection, serve: Callable[[int, Connection], None]) -> NoR
 def _child(
     serve: Callable[[int, Connection], None], number: int, handle: int, pipe: Connection
 ) -> None:
-    """A decode process, like a new one except for the memory that it shares."""
+    """Run as a decode process, like a new process except for the memory that it shares."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     pipe.close()
     # Python reseeds its own generator (os.register_at_fork).
@@ -310,7 +308,7 @@ def _child(
 
 
 def _other_threads() -> list[str]:
-    """The kernel's names of the threads of this process, without the first."""
+    """The kernel's names of the threads of this process, without its first thread."""
     first = str(os.getpid())
     return [
         (task / "comm").read_text().strip()

@@ -1,4 +1,4 @@
-"""The decode processes of a job: they may die or hang, and cost only the sample in their hands."""
+"""The decode processes of a job. One that dies or hangs costs only its current sample."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class DecodePool:
-    """Decode processes, each at the end of a pipe of its own.
+    """Decode processes, each with a pipe of its own.
 
-    One that dies, hangs or is killed takes nothing with it but the sample in its hands, and is
-    replaced. (Pools that share a queue between processes cannot promise that: a process killed
-    while it holds the queue's lock stops all others.)
+    A process that dies, hangs or is killed costs only its current sample, and is replaced. (Pools
+    that share a queue between processes cannot promise that: a process that is killed while it
+    holds the queue's lock stops all others.)
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class DecodePool:
     ) -> None:
         """
         Args:
-            server: Forks the processes; it ends with the pool. Those that use the GPU come from
+            server: Forks the processes; it ends with the pool. Processes that use the GPU come from
                 another server, in which nothing has touched CUDA.
             num_processes: How many there are at most.
             timeout_s: Seconds that one answer may take.
@@ -45,18 +45,17 @@ class DecodePool:
             for number, uses_gpu in enumerate(on_gpu)
         ]
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="decode")
-        # The last one that was used comes first: no more processes start than have work.
+        # The process that was used last comes first, so that no more start than have work.
         self._idle: queue.LifoQueue[DecodeProcess] = queue.LifoQueue()
         for process in reversed(self._processes):
             self._idle.put(process)
 
     def submit(self, *question: Any) -> Future[Any]:
-        """Have the next idle process answer; the future raises what :meth:`DecodeProcess.ask`
-        raises."""
+        """Let the next idle process answer. The future raises as :meth:`DecodeProcess.ask` does."""
         return self._threads.submit(self._ask, question)
 
     def _ask(self, question: tuple[Any, ...]) -> Any:
-        process = self._idle.get()  # There is one for each thread.
+        process = self._idle.get()  # There are as many processes as threads.
         try:
             return process.ask(*question)
         finally:
@@ -66,14 +65,14 @@ class DecodePool:
         self, position: int, parts: Collection[str], files: Mapping[str, Fetched] = NOTHING
     ) -> Prepared:
         """Prepare the conversations ``parts`` of the sample at ``position`` of the chunk, in a pool
-        for a :class:`WorkerSpec`. ``files``: what was fetched ahead, by address. Raises what
-        :meth:`DecodeProcess.ask` raises."""
+        for a :class:`WorkerSpec`. ``files`` are those that were fetched ahead, by address. Raises
+        what :meth:`DecodeProcess.ask` raises."""
         future = self.submit(position, frozenset(parts), files)
         prepared: Prepared = await asyncio.wrap_future(future)
         return prepared
 
     def stop(self) -> None:
-        """Kill the processes and drop what they were doing."""
+        """Kill the processes, and drop their questions."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._processes:
             process.stopped = True

@@ -1,4 +1,4 @@
-"""Decode processes that prepare samples: ``Dataset.__getitem__``, then the engine's own part."""
+"""Prepares samples in decode processes: ``Dataset.__getitem__``, then the engine's own part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from video_pipeline.samples.input import task_sample
 from video_pipeline.storage.fetched import NOTHING, Fetched, reading
 
 READER = ("video_pipeline.video.reader",)
-"""What a fork server imports for decode processes that read videos: it takes seconds."""
+"""The modules that a fork server imports for processes that read videos, which takes seconds."""
 
 NVDEC_PROCESSES = 4
 """Decode processes of a job that use the GPU's decoder with ``vision.decoder: auto``. An H100 has 7
@@ -34,8 +34,8 @@ class Prepared:
     """A sample ready for the engine.
 
     Attributes:
-        requests: What the engine's ``generate`` takes, by part; on the way from the decode process
-            a :class:`Parcel` of it.
+        requests: The requests for the engine's ``generate``, by part; a :class:`Parcel` of them on
+            the way from the decode process.
         num_bytes: Memory it holds.
         seconds: Time its process spent on it.
         video_seconds: Length of its videos, or of their segment.
@@ -53,7 +53,7 @@ class Prepared:
 
 class ChunkSamples(Sequence[dict[str, Any]]):
     """The samples of a chunk, as datasets see them: the input objects plus ``__key`` and
-    ``__video_uri``, read when they are asked for."""
+    ``__video_uri``. Each is read when it is asked for."""
 
     def __init__(self, chunk: Chunk, config: Config) -> None:
         self._chunk = chunk
@@ -77,7 +77,7 @@ class ChunkSamples(Sequence[dict[str, Any]]):
 
 
 class Shared(NamedTuple):
-    """What the decode processes of a job share."""
+    """The objects that the decode processes of a job share."""
 
     preparer: Preparer
     chunk: Chunk
@@ -88,7 +88,7 @@ class WorkerSpec(ProcessSpec):
     """Decode processes that prepare samples for an engine.
 
     Attributes:
-        seal: What the chunk file must hold.
+        seal: The seal of the chunk file.
         model: ``model`` of the dataset.
         preparer: The engine's part.
         files: The user's code as split saw it, see
@@ -106,7 +106,7 @@ class WorkerSpec(ProcessSpec):
     decoder: str = "cpu"
 
     def decoder_of(self, number: int) -> str:
-        """The decoder of that process: with ``auto`` only the first few use the GPU's."""
+        """The decoder of this process: with ``auto`` only the first few use the GPU's."""
         return "cpu" if self.decoder == "auto" and number >= NVDEC_PROCESSES else self.decoder
 
     def shared(self) -> Shared:
@@ -148,7 +148,7 @@ class _Worker:
     def prepare(
         self, position: int, parts: frozenset[str], files: Mapping[str, Fetched] = NOTHING
     ) -> Prepared:
-        """Prepare ``parts`` of the sample at ``position`` of the chunk, with what was fetched."""
+        """Prepare ``parts`` of the sample at ``position`` of the chunk, with the fetched files."""
         from video_pipeline.data.base import check_complete
         from video_pipeline.video.errors import noting_damage
 
@@ -177,7 +177,7 @@ class _Worker:
         )
 
     def _read(self, position: int, key: str) -> dict[str, dict[str, Any]]:
-        """What the dataset made of a sample: its ``llm_input`` by part."""
+        """The dataset's ``llm_input`` for a sample, by part."""
         from video_pipeline.data.base import inputs_of
 
         try:
@@ -190,7 +190,7 @@ class _Worker:
 
 
 def _video_seconds(llm_input: dict[str, Any]) -> float:
-    """Length of the videos in ``llm_input``, if their metadata say it."""
+    """Length of the videos in ``llm_input`` whose metadata say it."""
     total = 0.0
     for video in listed_media(llm_input).get("video", ()):
         metadata = video[1] if isinstance(video, tuple) else {}

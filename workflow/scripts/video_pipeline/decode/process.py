@@ -1,4 +1,4 @@
-"""One decode process, as the job sees it: asked through a pipe, and replaced when it dies."""
+"""The job's handle of a decode process, which it asks through a pipe, and replaces if it dies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLES_PER_PROCESS = 10_000
 """A process is replaced after this many samples, so that a codec's leak stays small."""
 
 BAD_STARTS = 3
-"""So many starts in a row that fail are no accident."""
+"""After this many failed starts in a row the job gives up."""
 
 
 class ProcessDied(Exception):
@@ -36,13 +36,13 @@ class ProcessDied(Exception):
 
 
 class DecodeProcess:
-    """One decode process at a time, started for its first sample. ``stopped``: whether no other may
-    take its place."""
+    """One decode process at a time, started for its first sample. ``stopped``: whether the job
+    ends, so that no other process may take its place."""
 
     def __init__(
         self, server: ForkServer, spec: ProcessSpec, number: int, timeout_s: float
     ) -> None:
-        """``number``: the process's in the pool. ``timeout_s``: how long an answer may take."""
+        """``number``: its number in the pool. ``timeout_s``: how long an answer may take."""
         self.stopped = False
         self._server = server
         self._unpack = spec.received
@@ -55,7 +55,7 @@ class DecodeProcess:
         self._process: Forked | None = None
 
     def ask(self, *question: Any) -> Any:
-        """Have the process answer; returns what :meth:`ProcessSpec.received` makes of the answer.
+        """Ask the process; returns its answer after :meth:`ProcessSpec.received`.
 
         Raises:
             SampleError: The sample could not be prepared, or the process died or hung.
@@ -84,14 +84,14 @@ class DecodeProcess:
         return unpacked
 
     def running(self) -> Forked:
-        """The process, ready for a question; started if there is none.
+        """The process, ready for a question; it starts if there is none.
 
         Raises:
             UserError: Several processes in a row ended by themselves before they were ready.
-            EnvironmentFault: Likewise, but the system killed them or could not start them.
+            EnvironmentFault: The system killed several in a row, or could not start them.
         """
         if self._process is not None and self._process.pipe.poll():
-            self.end()  # It says nothing unasked, so it is dead.
+            self.end()  # It never sends anything unasked, so it is dead.
         while self._process is None:
             try:
                 self._start()
@@ -123,18 +123,18 @@ class DecodeProcess:
         self._bad_starts = 0
 
     def end(self) -> None:
-        """Kill the process, if there is one; the next sample gets another."""
+        """Kill the process, if there is one; the next sample gets another process."""
         with self._changing:
             if self._process is not None:
                 self._process.kill()
                 self._process = None
-            # What it was about to hand over goes with it.
+            # This removes samples that it was about to hand over.
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _receive(process: Forked, seconds: float) -> Any:
-    """What the process sends next. Raises :class:`ProcessDied` if it ended, :class:`TimeoutError`
-    if it sent nothing for ``seconds``."""
+    """The next message of the process. Raises :class:`ProcessDied` if it ended,
+    :class:`TimeoutError` if it sent nothing for ``seconds``."""
     try:
         if process.pipe.poll(seconds):
             return process.pipe.recv()
@@ -144,7 +144,7 @@ def _receive(process: Forked, seconds: float) -> Any:
         raise TimeoutError(f"no sign of life for {seconds:g} s")
     code = process.wait(END_SECONDS)
     if code is None:
-        code = process.kill()  # It closed its end of the pipe and lives on.
+        code = process.kill()  # It closed its end of the pipe, but still runs.
     if code is None:
         raise ProcessDied("with the process that it was forked from")
     raise ProcessDied(how_it_ended(code), code)

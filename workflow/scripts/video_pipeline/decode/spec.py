@@ -1,4 +1,4 @@
-"""What a decode process does, from its start to the end of its pipe."""
+"""The work of a decode process, from its start to the end of its pipe."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from video_pipeline.errors import EnvironmentFault, Failure, TaskError, where
 
 
 class ProcessSpec(ABC):
-    """The work of a pool's processes. It crosses to the fork server as a pickle. ``folder`` is one
-    of shared memory, for what is too large for a pipe."""
+    """The work of a pool's processes. It is pickled for the fork server. ``folder`` is a folder of
+    shared memory, for answers that are too large for a pipe."""
 
     config: Config
     folder: Path
 
     def folder_of(self, number: int) -> Path:
-        """Folder of the process with that number in the pool."""
+        """The folder of the process with this number in the pool."""
         return self.folder / f"worker{number}"
 
     def decoder_of(self, number: int) -> str:
-        """``vision.decoder`` of that process; all but ``cpu`` use the GPU."""
+        """``vision.decoder`` of this process; all but ``cpu`` use the GPU."""
         return "cpu"
 
     def shared(self) -> Any:
-        """Load what all processes share, beside what every dataset imports."""
+        """Load the objects that all processes share, beside the imports of every dataset."""
         return ()
 
     @abstractmethod
     def worker(self, shared: Any, number: int) -> Callable[..., Any]:
-        """Create, in a process, the function that answers its questions. An answer crosses the pipe
-        as a pickle; so does a :class:`SampleError` or a :class:`Failure` that it raises."""
+        """Create, in a process, the function that answers its questions. Answers are pickled for
+        the pipe; so are a :class:`SampleError` and a :class:`Failure` that it raises."""
 
     def received(self, answer: Any) -> Any:
         """Unpack an answer in the process that asked."""
         return answer
 
     def preload(self) -> Any:
-        """What :meth:`shared` returns, or the exception that it raises. It starts no thread, and
-        loads none of the user's code, which may keep threads or open files that two processes
-        cannot share."""
+        """Return the result of :meth:`shared`, or the exception that it raises. This starts no
+        thread, and loads none of the user's code, which may have threads or open files that two
+        processes cannot share."""
         import torch
 
         import video_pipeline.data.qwen_video  # noqa: F401  (every dataset imports it)
@@ -60,9 +60,9 @@ class ProcessSpec(ABC):
             return error
 
     def serve(self, preloaded: Any, number: int, pipe: Connection) -> None:
-        """The main function of a process: say that it is up, then answer each question, or send an
-        exception, until the other end closes. ``preloaded``: what :meth:`preload` returned in the
-        fork server; None if the process must load it itself."""
+        """The main function of a process: say that it is ready, then answer each question, or send
+        an exception, until the other end closes. ``preloaded``: the result of :meth:`preload` in
+        the fork server; None if the process must load it itself."""
         worker = self._start(preloaded, number)
         pipe.send(None)
         with contextlib.suppress(EOFError):
@@ -77,7 +77,7 @@ class ProcessSpec(ABC):
                 pipe.send(answer)
 
     def _start(self, preloaded: Any, number: int) -> Callable[..., Any] | Failure:
-        """The worker, or why there is none; the first question then gets that as its answer."""
+        """The worker, or the failure to create it, which then is the answer to each question."""
         limit_memory(self.config.data.worker_memory_gb)
         try:
             if preloaded is None:

@@ -2,8 +2,8 @@
 
 The sender writes a sample to a file of its own in a folder of shared memory. The receiver maps the
 file and unlinks it at once. Only the file's name goes through the pipe, in one piece, so that a
-process that is killed leaves no half of a message. A file that it leaves behind lies in the job's
-folder, which goes with the job.
+process that is killed leaves no half of a message. A file that it leaves behind is in the job's
+folder, which is removed with the job.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Engines turn a prepared sample into text. Only ``engine.vllm`` imports vLLM."""
+"""The engines, which turn a prepared sample into text. Only ``engine.vllm`` imports vLLM."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def modules_of(config: Config) -> list[str]:
-    """The modules that a process imports to prepare samples for the engine of ``run.engine``. For
-    vLLM this takes 5 to 30 s."""
+    """The modules that a process imports to prepare samples for the engine ``run.engine``. Those
+    for vLLM take 5 to 30 s."""
     if config.run.engine == "simulated":
         return []
     return ["video_pipeline.engine.vllm.renderer", "video_pipeline.video.reader"]

@@ -39,11 +39,11 @@ class EngineDead(EnvironmentFault):
 
 @dataclass(frozen=True)
 class Constraints:
-    """What holds for one answer beyond the section ``sampling``.
+    """The constraints of one answer beyond the section ``sampling``.
 
     Attributes:
         json_schema: The JSON Schema that it must follow, as JSON, or a JSON list of texts, one of
-            which it must be; None for free text.
+            which is the answer; None for free text.
         sampling_json: Sampling parameters in place of those of the section, as a JSON object.
     """
 
@@ -52,8 +52,7 @@ class Constraints:
 
     @classmethod
     def of(cls, task: Task, part: str, sample: dict[str, Any]) -> Constraints:
-        """The constraints of the answer to the conversation ``part`` of ``task`` about
-        ``sample``."""
+        """The constraints of the answer to ``task``'s conversation ``part`` about ``sample``."""
         return cls(task.json_schema(part), task.sampling_json(sample, part))
 
     @property
@@ -69,7 +68,7 @@ class Constraints:
         return sampling
 
     def with_max_tokens(self, max_tokens: int) -> Constraints:
-        """The same with another limit on the tokens of the answer."""
+        """These constraints, with another limit on the tokens of the answer."""
         sampling = {**self.sampling, "max_tokens": max_tokens}
         return replace(self, sampling_json=json.dumps(sampling))
 
@@ -90,10 +89,10 @@ class Answer:
             :mod:`video_pipeline.run.answers`.
         cached_tokens: Number of tokens of the prompt that the engine had computed before.
         sound_tokens: Number of tokens of the prompt that stand for sound.
-        logprobs: For each token of the text its log probability, if that was asked for, see
+        logprobs: The log probability of each token of the text, if that was asked for, see
             :func:`video_pipeline.tasks.scores.label_scores`.
         longest: Tokens of the longest of several answers.
-        max_tokens: The limit on its tokens, if the task itself has set one.
+        max_tokens: The limit on its tokens, if the task itself has set it.
     """
 
     output_text: str | list[str]
@@ -120,17 +119,20 @@ class Answer:
             "completion_tokens": self.completion_tokens,
             "finish_reason": self.finish_reason,
         }
-        more = {"sound_tokens": self.sound_tokens or None}
+        optional = {"sound_tokens": self.sound_tokens or None}
         if self.is_truncated:  # These tell which limit has cut it off.
-            more |= {"longest": self.longest, "max_tokens": self.max_tokens}
-        return usage | {name: value for name, value in more.items() if value is not None}
+            optional |= {"longest": self.longest, "max_tokens": self.max_tokens}
+        return usage | {name: value for name, value in optional.items() if value is not None}
 
     def as_record(self) -> dict[str, Any]:
         """The arguments of ``JournalWriter.answer`` that the engine knows: ``output_text``,
-        ``usage``, and maybe ``reasoning`` and ``logprobs``."""
-        more = {"reasoning": self.reasoning, "logprobs": self.logprobs}
-        more = {name: value for name, value in more.items() if value is not None}
-        return {"output_text": self.output_text, "usage": self.usage, **more}
+        ``usage``, ``reasoning`` and ``logprobs``."""
+        return {
+            "output_text": self.output_text,
+            "usage": self.usage,
+            "reasoning": self.reasoning,
+            "logprobs": self.logprobs,
+        }
 
 
 class Preparer(ABC):
@@ -146,9 +148,9 @@ class Preparer(ABC):
 
     @abstractmethod
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
-        """Make requests for :meth:`Engine.generate` of the ``llm_input`` of each conversation about
-        one sample, by part. Media that several conversations share are prepared once. Raises
-        :class:`RequestRefused` if the engine would refuse a request."""
+        """Make the requests for :meth:`Engine.generate`, by part, from the ``llm_input`` of each
+        conversation about one sample. Media that several conversations share are prepared once.
+        Raises :class:`RequestRefused` if the engine would refuse a request."""
 
 
 class Engine(ABC):
@@ -191,8 +193,8 @@ class Engine(ABC):
         """Answer one request; called for many at once.
 
         Args:
-            name: No other request has it.
-            request: One of those of :meth:`Preparer.prepare`.
+            name: A name that no other request has.
+            request: A request of :meth:`Preparer.prepare`.
 
         Raises:
             RequestRefused: The engine refuses this request alone.
@@ -200,13 +202,13 @@ class Engine(ABC):
         """
 
     def patches(self, requests: Iterable[Any]) -> int:
-        """Number of patches that the vision encoder computes for the requests of one sample. Media
-        that they share count once."""
+        """Number of patches that the vision encoder computes for the requests of one sample. Shared
+        media count once."""
         return 0
 
     @abstractmethod
     def is_saturated(self) -> bool:
-        """Whether requests wait inside the engine, so that more of them would not speed it up."""
+        """Whether requests wait inside the engine, so that more requests would not speed it up."""
 
     @abstractmethod
     def stop(self) -> None:

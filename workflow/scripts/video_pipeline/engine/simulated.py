@@ -26,7 +26,7 @@ _PIXELS_PER_TOKEN = 28 * 28 * 2
 class SimulatedEngine(Engine):
     """Answers with words made from the request's name, after the time that ``run.simulated`` sets.
 
-    Waiting costs no CPU. At most ``run.simulated.concurrency`` requests wait at a time. In its
+    It sleeps for that time. At most ``run.simulated.concurrency`` requests sleep at once. In its
     records ``__model`` is ``simulated``.
     """
 
@@ -63,8 +63,8 @@ class SimulatedEngine(Engine):
         self.steps += 1
         reason = "stop" if tokens == settings.output_tokens else "length"
         count = sampling.get("n", 1)
-        names = [name, *(f"{name} {number}" for number in range(1, count))]
-        texts = [_simulated_answer(each, tokens, constraints.choices) for each in names]
+        names = [name, *(f"{name} {index}" for index in range(1, count))]
+        texts = [_simulated_answer(name, tokens, constraints.choices) for name in names]
         logprobs = None
         if sampling.get("logprobs") is not None:
             logprobs = [_simulated_logprobs(text, constraints.choices) for text in texts]
@@ -90,8 +90,9 @@ def _simulated_answer(name: str, num_words: int, choices: list[str] | None) -> s
 def _simulated_logprobs(text: str, choices: list[str] | None) -> list[dict[str, Any]]:
     """The answer as one token. All choices are equally likely."""
     tokens = choices or [text]
-    others = [{"token": token, "logprob": -math.log(len(tokens))} for token in tokens]
-    return [{"token": text, "logprob": -math.log(len(tokens)), "top_logprobs": others}]
+    logprob = -math.log(len(tokens))
+    top_logprobs = [{"token": token, "logprob": logprob} for token in tokens]
+    return [{"token": text, "logprob": logprob, "top_logprobs": top_logprobs}]
 
 
 def simulated_text(key: str, num_words: int) -> str:
@@ -102,8 +103,7 @@ def simulated_text(key: str, num_words: int) -> str:
 
 
 def count_tokens(llm_input: dict[str, Any]) -> int:
-    """A rough number of tokens of a prompt: one for 4 characters, and one for 28 x 28 pixels of 2
-    frames."""
+    """Roughly the tokens of a prompt: one for 4 characters, one for 28 x 28 pixels of 2 frames."""
     pixels: int = sum(
         frames.shape[0] * frames.shape[-2] * frames.shape[-1]
         for frames, _ in llm_input.get("multi_modal_data", {}).get("video", [])

@@ -1,1 +1,1 @@
-"""The rule ``plan``: what a run will take, found out without a GPU."""
+"""The rule ``plan``: estimates what a run will take, without a GPU."""

@@ -1,4 +1,4 @@
-"""Counting: the tokens of a sample's prompts, found by its dataset and the model's processor."""
+"""Counts the tokens of a sample's prompts, with its dataset and the model's processor."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 class ShownMedium:
     """A video or image that the model sees."""
 
-    num_frames: int  # sampled ones; 1 for an image
-    info: VideoInfo | None  # what the file of a video holds, if that is known
+    num_frames: int  # Sampled frames; 1 for an image.
+    info: VideoInfo | None  # The description of a video's file, if it is known.
 
 
 @dataclass(frozen=True)
 class PromptCost:
     """What one conversation about a sample costs."""
 
-    tokens: TokenCount  # of its prompt
-    media: tuple[ShownMedium, ...]  # conversations that show the same one share the object
+    tokens: TokenCount  # Those of its prompt.
+    media: tuple[ShownMedium, ...]  # Conversations that show the same medium share the object.
 
 
 class PromptCounter:
@@ -48,8 +48,8 @@ class PromptCounter:
         self._model = model
 
     def count(self, llm_input: dict[str, Any]) -> TokenCount:
-        """The tokens of an ``llm_input``: the model's processor counts them, or, if it holds
-        messages or tokens are pruned, the engine's own preparation."""
+        """The tokens of an ``llm_input``. The model's processor counts them; if the input holds
+        messages or tokens are pruned, the engine's own preparation does."""
         if self._model == SIMULATED_MODEL:
             from video_pipeline.engine import simulated
 
@@ -61,11 +61,11 @@ class PromptCounter:
         return count_tokens(self._model, llm_input)
 
     def load(self) -> None:
-        """Load what :meth:`request` needs."""
-        self._preparer  # noqa: B018 - it is made when it is first asked for
+        """Load the libraries that :meth:`request` needs."""
+        self._preparer  # noqa: B018 - the first access makes it
 
     def request(self, llm_input: dict[str, Any]) -> dict[str, Any]:
-        """What the engine would be asked. Needs the engine's libraries, and no GPU."""
+        """The request that the engine would get. Needs the engine's libraries, but no GPU."""
         media = llm_input.get("multi_modal_data") or {}
         shown = {modality: _black(items) for modality, items in media.items()}
         llm_input = {**llm_input, "multi_modal_data": shown}
@@ -87,21 +87,21 @@ class PromptCounter:
     def _preparer(self) -> Preparer:
         from video_pipeline.engine import create_engine
 
-        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # It has much to say.
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # vLLM logs much otherwise.
         preparer = create_engine(self._config, with_videos=False).preparer()
         preparer.start()
         return preparer
 
 
 class CountingPreparer(Preparer):
-    """Counts the tokens of what a dataset made of a sample, in place of the engine's part."""
+    """Counts the tokens of a dataset's inputs, in place of the engine's part."""
 
     def __init__(self, config: Config, model: str, *, with_engine: bool = False) -> None:
         """
         Args:
             model: ``dataset_model`` of the engine of ``config``.
-            with_engine: The engine's own preparation counts: its libraries are loaded once for all
-                processes, and not by each when it has its first sample.
+            with_engine: Whether the engine's own preparation counts. Then its libraries are loaded
+                once for all processes.
         """
         self._counter = PromptCounter(config, model)
         self._model = model
@@ -114,7 +114,7 @@ class CountingPreparer(Preparer):
             self._counter.load()
 
     def read(self, dataset: BaseDataset, position: int) -> Any:
-        """The item of a sample, without pixels; with them where the dataset looks at them."""
+        """The item of a sample, without pixels unless the dataset looks at them."""
         from video_pipeline.video.errors import VideoReadError
         from video_pipeline.video.reader import measuring
 
@@ -123,7 +123,7 @@ class CountingPreparer(Preparer):
                 return dataset[position]
             except (VideoReadError, Failure):
                 raise
-            except Exception as error:  # It fails again below, unless it was for lack of pixels.
+            except Exception as error:  # It fails again below, unless it only lacked pixels.
                 logger.debug("measured: %s", error)
         return dataset[position]
 
@@ -148,9 +148,9 @@ class CountingPreparer(Preparer):
 
 
 def _black(items: Any) -> Any:
-    """Black pictures, which take no memory, in the place of those of which only the shape was
-    measured. The engine's preparation wants pixels."""
-    import torch  # Not above: to explain a plan this module is not needed, and torch is large.
+    """Pictures that were only measured, replaced by black ones, which take no memory: the engine's
+    preparation needs pixels."""
+    import torch  # Not above: processes that only show a plan import this module, too.
 
     if isinstance(items, list):
         return [_black(item) for item in items]

@@ -1,8 +1,8 @@
-"""Plan: what a run will take, found out without a GPU and without the weights of the model.
+"""Estimates what a run will take, without a GPU and without the weights of the model.
 
 The samples go through the decode processes of a run (:mod:`video_pipeline.decode.pool`), with the
-run's own dataset, but what is read is measured only (:func:`video_pipeline.video.reader.measuring`)
-and the model's processor counts the tokens. A file that crashes or hangs its reader costs itself.
+run's own dataset. But videos are only measured (:func:`video_pipeline.video.reader.measuring`), and
+the model's processor counts the tokens. A file that crashes or hangs its reader costs only itself.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ from video_pipeline.split.split import split
 logger = logging.getLogger(__name__)
 
 SEED = 0
-"""Of the random sample: asked again, the plan looks at the same samples."""
+"""The seed of the random sample, so that each plan looks at the same samples."""
 
 AHEAD = 64
-"""Samples on their way for each process, at most: one that hangs does not keep the others from
-working, and the lines of the plan stay in the order of the input."""
+"""Samples under way for each process, at most. So a sample that hangs does not keep the other
+processes idle, and the lines of the plan stay in the order of the input."""
 
 
 def plan_stages(configs: Sequence[Config], threads: int) -> None:
-    """Make the plan of each stage whose input is there; arguments as in :func:`make_plan`."""
+    """Make the plan of each stage whose input exists. Arguments are those of :func:`make_plan`."""
     for position, config in enumerate(configs):
         source = config.data.input_jsonl
-        outputs = [str(other.data.output_jsonl) for other in configs[:position]]
+        outputs = [str(earlier.data.output_jsonl) for earlier in configs[:position]]
         if source in outputs and not os.path.exists(source):
             logger.warning(
                 "%s: left out, a stage before it has to write its input first: %s",
@@ -72,10 +72,10 @@ def plan_stages(configs: Sequence[Config], threads: int) -> None:
 
 def make_plan(config: Config, layout: Layout, threads: int) -> None:
     """Look at the samples of ``config`` in ``threads`` processes; write ``layout.plan_report`` and
-    ``layout.plan_samples`` and print what is in them.
+    ``layout.plan_samples``, and print the report.
 
-    Raises :class:`UserError` when split would (bad lines, a longest prompt that does not fit), for
-    the user's own code, and if the model's processor is not available.
+    Raises :class:`UserError` if split would raise it (bad lines, a longest prompt that does not
+    fit), for mistakes in the user's code, and if the model's processor is not available.
     """
     lock = try_lock(layout.plan_lock)
     if lock is None:
@@ -83,7 +83,7 @@ def make_plan(config: Config, layout: Layout, threads: int) -> None:
             f"the plan of {layout.output} is being made by {describe_holder(layout.plan_lock)}"
         )
     with lock:
-        shutil.rmtree(layout.plan_scratch, ignore_errors=True)  # of a plan that was killed
+        shutil.rmtree(layout.plan_scratch, ignore_errors=True)  # A killed plan may have left it.
         try:
             report = _plan(_own_config(config, layout), config, layout, threads)
         finally:
@@ -93,7 +93,7 @@ def make_plan(config: Config, layout: Layout, threads: int) -> None:
 
 
 def _own_config(config: Config, layout: Layout) -> Config:
-    """``config`` with a scratch place for an output and, for a model, its processor."""
+    """``config`` with an output in the scratch folder, and with the processor for its model."""
     data = config.data.model_copy(
         update={"output_jsonl": layout.plan_scratch / "plan.jsonl", "balance": "count"}
     )
@@ -105,9 +105,9 @@ def _own_config(config: Config, layout: Layout) -> Config:
 
 
 def _plan(own: Config, config: Config, layout: Layout, threads: int) -> dict[str, Any]:
-    """The report, with the settings of ``config``; ``own`` is what the work is done with."""
+    """The report about ``config``; ``own`` is the configuration that does the work."""
     ours = Layout.of(own, 1)
-    # it would speak of chunks and how they are balanced, of which there are none here
+    # Split would log messages about chunks and their balance, which mean nothing here.
     logging.getLogger(split.__module__).setLevel(logging.WARNING)
     manifest = split(own, ours, num_processes=threads)
     chunk = manifest.open_chunk(ours, 0)
@@ -144,8 +144,8 @@ async def _look(
     threads: int,
     totals: CostTotals,
 ) -> None:
-    """Count the samples at ``positions``, many at once, and note what is found in their order.
-    Another process asks the engine for its limit."""
+    """Count the samples at ``positions``, many at once, and note the results in order. Another
+    process asks the engine for its limit."""
     simulated = own.run.engine == "simulated"
     model = SIMULATED_MODEL if simulated else own.vllm.model
     with_engine = own.vllm.prunes_videos or DatasetNeeds.of(own).own_rules
@@ -170,14 +170,14 @@ async def _look(
                     totals.note(await waiting.popleft())
                     progress.advance()
         finally:
-            pool.stop()  # its threads end with their processes
+            pool.stop()  # Its threads end with their processes.
             for task in waiting:
                 task.cancel()
 
 
 def _max_item_tokens(config: Config) -> int | None:
-    """Visual tokens of the largest item that the engine takes, run in a process of its own: vLLM
-    takes 2 GB, and has much to say."""
+    """Visual tokens of the largest item that the engine takes. Runs in a process of its own,
+    because vLLM takes 2 GB."""
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     from video_pipeline.engine import create_engine
 
@@ -185,7 +185,7 @@ def _max_item_tokens(config: Config) -> int | None:
 
 
 async def _look_at(pool: DecodePool, position: int, entry: ChunkEntry) -> SampleCost:
-    """What a sample costs. One that kills its process is tried once more, as in a run."""
+    """The cost of a sample. If it kills its process, it is tried again, once, as in a run."""
     try:
         try:
             prepared = await pool.prepare(position, entry.requests)

@@ -1,4 +1,4 @@
-"""Expected: tokens, GPU-hours and cost of the whole run, from the totals and earlier attempts."""
+"""Estimates tokens, GPU-hours and cost of the whole run, from the totals and earlier attempts."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ def expected_costs(run: Run, totals: CostTotals, scale: float) -> dict[str, Any]
 
 
 class _EarlierRun(NamedTuple):
-    """What earlier attempts with the same model measured, on one kind of card."""
+    """The measurements of earlier attempts with the same model, on one kind of card."""
 
-    words: str  # which attempts they are
-    tokens_per_second: float  # of prompts and answers together, of one GPU
-    completion_tokens_per_sample: float | None  # the mean; None if they had other settings
+    words: str  # Which attempts they are.
+    tokens_per_second: float  # Those of prompts and answers together, on one GPU.
+    completion_tokens_per_sample: float | None  # The mean; None if they had other settings.
 
 
 def _earlier_run(run: Run) -> _EarlierRun | None:
-    """What the attempts spent whose answers ``run`` would continue, and those of its
-    runs without ``data.resume``. If there are none, what others beside this output spent with the
-    same model on a card that is known. None if they inferred nothing."""
+    """The attempts whose answers ``run`` would continue, and those of its runs without
+    ``data.resume``; if there are none, those of other outputs in the same folder with the same
+    model on a known card. None if they inferred nothing."""
     config, layout = run.config, run.layout
     task, journal = run.task, run.journal()
     jobs = [
@@ -119,9 +119,9 @@ def _attempts(folder: Path, pattern: str) -> list[dict[str, Any]]:
 
 
 def _card(jobs: list[dict[str, Any]]) -> str | None:
-    """Of the cards that these attempts ran on, this machine's, else that of the last attempt."""
+    """The card of this machine if an attempt ran on its like; else that of the last attempt."""
     here = None
-    with suppress(UserError):  # a plan needs no GPU that works
+    with suppress(UserError):  # A plan needs no working GPU.
         here = card_of(devices())
     if here is not None and any(job["card"] == here for job in jobs):
         return here

@@ -1,4 +1,4 @@
-"""Totals: what the samples that were looked at cost together."""
+"""Adds up the costs of the samples that were looked at."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from video_pipeline.report.plan import FLAGS
 from video_pipeline.run.chunks import ChunkEntry
 
 ERROR_KINDS = 1000
-"""So many different errors are told apart; the lines of the samples hold all."""
+"""The most kinds of errors that are counted separately; the lines of the samples hold all."""
 
 _REFUSED = frozenset({"prompt_too_long", "item_too_large"})
 
 
 @dataclass(frozen=True)
 class SampleCost:
-    """What is known of a sample."""
+    """The cost of a sample."""
 
     entry: ChunkEntry
-    seconds: float = 0.0  # of its videos, or of their segments
-    prompts: dict[str, PromptCost] = field(default_factory=dict)  # empty if it cannot be read
-    error: dict[str, str] | None = None  # the __error of the record that a run would write
+    seconds: float = 0.0  # Those of its videos, or of their segments.
+    prompts: dict[str, PromptCost] = field(default_factory=dict)  # Empty if it cannot be read.
+    error: dict[str, str] | None = None  # The __error of the record that a run would write.
 
     @property
     def media(self) -> list[ShownMedium]:
@@ -41,13 +41,13 @@ class SampleCost:
 
     @property
     def tokens(self) -> list[TokenCount]:
-        """Of each conversation."""
+        """The tokens of each conversation."""
         return [prompt.tokens for prompt in self.prompts.values()]
 
 
 class CostTotals:
-    """What is known of the samples that were looked at; numbers are those of samples unless they
-    are said to be of prompts."""
+    """The totals of the samples that were looked at. Counts are of samples, unless a comment says
+    something else."""
 
     def __init__(self, config: Config, lines: BinaryIO) -> None:
         self._config = config
@@ -82,8 +82,8 @@ class CostTotals:
         self._lines.write(orjson.dumps(line) + b"\n")
 
     async def ask(self, max_item_tokens: Future[int | None]) -> None:
-        """Wait for what another process says. On a machine without a GPU a vLLM that was built for
-        one may not know."""
+        """Wait for the answer of another process. On a machine without a GPU, a vLLM that was built
+        for GPUs may not know it."""
         try:
             self.max_item_tokens = await asyncio.wrap_future(max_item_tokens)
         except Exception as error:
@@ -91,7 +91,7 @@ class CostTotals:
 
     @property
     def prompts_per_sample(self) -> float:
-        """How many conversations there are about a sample."""
+        """The mean number of conversations about a sample."""
         readable = self.looked_at - self.unreadable
         return len(self.prompt_tokens) / readable if readable else 1.0
 
@@ -143,7 +143,7 @@ class CostTotals:
         }
 
     def _flags(self, tokens: TokenCount) -> set[str]:
-        """What is wrong with a prompt, see :data:`FLAGS`."""
+        """The faults of a prompt, see :data:`FLAGS`."""
         most = self._config.vllm.max_model_len
         flags = set()
         if tokens.prompt >= most:

@@ -1,11 +1,11 @@
-"""Typed columns: which Arrow types hold the JSON values of all records, without loss.
+"""Chooses the Arrow types that hold the JSON values of all records, without loss.
 
-Two passes: :meth:`Columns.see` looks at every record, then :meth:`Columns.table` makes tables of
-one schema. Values that have no common type become JSON text, so nothing fails, nothing is coerced
-and no value is lost. Only whether a field was ``null`` or missing cannot be told apart.
+There are two passes: :meth:`Columns.see` looks at every record, then :meth:`Columns.table` makes
+tables of one schema. Values without a common type become JSON text, so nothing fails, nothing is
+coerced and no value is lost. Only a ``null`` and a missing field cannot be told apart.
 
-pyarrow's own inference does not fit: ``pyarrow.json`` takes dates for times and rounds large whole
-numbers, and ``pa.array`` fails on mixed values without naming their field.
+pyarrow's own inference is not good enough: ``pyarrow.json`` takes dates for times and rounds large
+whole numbers, and ``pa.array`` fails on mixed values without naming their field.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import orjson
 import pyarrow as pa
 
 MAX_NAMES = 100
-"""Objects with more names, over all records, are maps whose names are data: JSON text."""
+"""Objects with more names, over all records, are maps whose names are data. They become JSON text.
+"""
 
 MAX_DEPTH = 16
 """Values nested deeper than this are JSON text."""
@@ -32,12 +33,12 @@ _EXACT_IN_FLOAT64 = range(-(2**53), 2**53 + 1)
 
 
 class Column:
-    """What was seen of the values of one field, over all records."""
+    """The values of one field that were seen, over all records."""
 
     __slots__ = ("_depth", "_fields", "_high", "_items", "_kinds", "_low", "is_json", "type")
 
     def __init__(self, depth: int = 0) -> None:
-        self.is_json = False  # They are written as JSON text, because no one type holds them.
+        self.is_json = False  # Whether they become JSON text, because no type holds all of them.
         self.type = pa.string()  # The Arrow type, after finish.
         self._depth = depth
         self._kinds: set[type] = set()
@@ -83,7 +84,7 @@ class Column:
         self._fields, self._items = {}, None
 
     def finish(self) -> None:
-        """All values were seen: choose the type, from the inside out."""
+        """Choose the type, from the inside out, after all values were seen."""
         for inner in (*self._fields.values(), *([self._items] if self._items else [])):
             inner.finish()
         common = None if self.is_json else self._common_type()
@@ -93,7 +94,7 @@ class Column:
             self.type = common
 
     def _common_type(self) -> pa.DataType | None:
-        """The type that holds all values, None if there is none."""
+        """The type that holds all values; None if there is none."""
         kinds = self._kinds
         if kinds <= {str}:  # pyarrow 26 reads some lists of its type null back shorter.
             return pa.string()
@@ -104,7 +105,7 @@ class Column:
             return next((type_ for type_, range_ in fitting if self._within(range_)), None)
         if kinds <= {int, float}:
             return pa.float64() if self._within(_EXACT_IN_FLOAT64) else None
-        if self._items is not None:  # One text is better than a list of texts.
+        if self._items is not None:  # A JSON text is better than a list of JSON texts.
             return None if self._items.is_json else pa.list_(self._items.type)
         fields = [(name, column.type) for name, column in self._fields.items()]
         return pa.struct(fields) if fields else None  # Parquet has no struct without fields.
@@ -114,7 +115,7 @@ class Column:
 
     @property
     def is_null(self) -> bool:
-        """Whether there are no values but ``null``."""
+        """Whether all values are ``null``."""
         return not self.is_json and not self._kinds
 
     @property
@@ -123,7 +124,7 @@ class Column:
         return not self.is_json and self._kinds == {int, float}
 
     def converter(self) -> Callable[[Any], Any] | None:
-        """The function from a value to what is written, None if that is the value itself."""
+        """The function that makes the written value; None if the value is written as it is."""
         if self.is_json:
             return _json_text
         converters = {name: column.converter() for name, column in self._fields.items()}
@@ -136,7 +137,7 @@ class Column:
         return partial(_converted_list, item) if item else None
 
     def leaves(self, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Column]]:
-        """This column at ``path``; of a struct its fields instead, at paths with their names."""
+        """This column at ``path``; for a struct its fields instead, at paths with their names."""
         if not pa.types.is_struct(self.type):
             yield path, self
             return
@@ -153,8 +154,7 @@ class Column:
 
 
 class Columns:
-    """The columns of a table of records, by name. Those of ``example`` come first, whatever the
-    records hold."""
+    """The columns of a table of records, by name; always those of ``example``, which come first."""
 
     def __init__(self, example: dict[str, Any]) -> None:
         self.columns: dict[str, Column] = {}
@@ -174,7 +174,7 @@ class Columns:
             column.see(value)
 
     def finish(self) -> None:
-        """All records were seen."""
+        """Choose the types, after all records were seen."""
         if self._has_others:
             self.columns[OTHERS] = Column()
             self.columns[OTHERS].is_json = True
@@ -200,8 +200,8 @@ class Columns:
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
     def leaves(self) -> list[tuple[tuple[str, ...], Column]]:
-        """The columns that are left when each struct gives way to its fields, however deep, with
-        the paths of those fields; in the order of ``pyarrow.Table.flatten``."""
+        """The columns after each struct is replaced by its fields, at any depth, with the paths of
+        the fields; in the order of ``pyarrow.Table.flatten``."""
         return [leaf for name, column in self.columns.items() for leaf in column.leaves((name,))]
 
     def _with_others(self, record: dict[str, Any]) -> dict[str, Any]:

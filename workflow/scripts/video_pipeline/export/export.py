@@ -1,5 +1,5 @@
-"""Export: the output once more, as a folder that can be uploaded to a hub: Parquet files with typed
-columns, and a dataset card."""
+"""Exports the output as a folder that can be uploaded to a hub: Parquet files with typed columns,
+and a dataset card."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from video_pipeline.tasks.registry import load_task
 logger = logging.getLogger(__name__)
 
 ROW_GROUP_BYTES = 16 << 20
-"""Size of a row group, as JSON Lines. So much of the output is in memory at once."""
+"""Size of a row group, as JSON Lines: the part of the output that is in memory at once."""
 
 FILE_BYTES = 500_000_000
-"""A Parquet file of this size is full, as with ``max_shard_size`` of the library ``datasets``."""
+"""Size of a full Parquet file, like ``max_shard_size`` of the library ``datasets``."""
 
 _CONTRACT: dict[str, Any] = {
     "__key": "",
@@ -54,30 +54,30 @@ _CONTRACT: dict[str, Any] = {
     "input": None,
     "output_text": None,
 }
-"""Every output has these columns, and they come first, whatever the records hold."""
+"""Every output has these columns, and they come first."""
 
 _MEANINGS = {
     "__key": "the sample's id, or a hash of its content",
     "__status": "`ok`, `error`, or `left_out` if it was not asked about",
-    "__error": "of a sample that failed: where, and why",
-    "__error.stage": "of a sample that failed: where",
-    "__error.type": "of a sample that failed: the kind of error",
-    "__error.message": "of a sample that failed: why",
-    "__left_out": "of a sample that was not asked about: why",
+    "__error": "of a failed sample: the stage, the type and the message of the error",
+    "__error.stage": "of a failed sample: the stage of the error",
+    "__error.type": "of a failed sample: the type of the error",
+    "__error.message": "of a failed sample: the message of the error",
+    "__left_out": "of a sample that was not asked about: the reason",
     "__left_out.by": "of a sample that was not asked about: `where` (data.where) or `error`",
-    "__left_out.message": "of a sample that was not asked about: why",
-    "__task": "what was asked",
-    "__model": "who was asked",
+    "__left_out.message": "of a sample that was not asked about: the reason",
+    "__task": "the task",
+    "__model": "the model",
     "__usage": "tokens of the prompt and of the answer, and why the answer ended",
     "__usage.prompt_tokens": "tokens of the prompt",
     "__usage.completion_tokens": "tokens of the answer",
     "__usage.finish_reason": "why the answer ended: `stop` by itself, `length` at a limit",
-    "__reasoning": "what the model thought before it answered",
+    "__reasoning": "the thoughts of the model before its answer",
     "__logprobs": "the log probability of each token of the answer, and of others at its place",
-    "input": "the sample as it was given",
-    "output_text": "what the model said",
-    "damaged": "`true` where a part of the video could not be read, but the frames were",
-    OTHERS: "JSON text: the fields for which there were too many names",
+    "input": "the fields of the sample in the input",
+    "output_text": "the answer of the model",
+    "damaged": "`true` if a part of the video could not be read, but all sampled frames could",
+    OTHERS: "JSON text: the other fields, because records have too many names of fields",
 }
 
 _ABSOLUTE = re.compile(r"(file://|~|\.\.?)?/[^\s/]+/\S*")
@@ -88,8 +88,8 @@ def export(config: Config, layout: Layout) -> None:
     """Write ``layout.dataset`` from the consolidated output and its summary. It appears when it is
     complete. Memory does not grow with the number of records.
 
-    Raises :class:`UserError` if there is no consolidated output, or it is not the one of the
-    summary or of ``config``.
+    Raises :class:`UserError` if there is no consolidated output, or it does not belong to the
+    summary or to ``config``.
     """
     progress_file = layout.progress("export")
     with waiting_lock(layout.dataset_lock, logger):
@@ -144,15 +144,15 @@ def _write_parquet(
             while row_group is not None and files[-1].stat().st_size < FILE_BYTES:
                 writer.write_table(row_group)
                 row_group = next(row_groups, None)
-    for number, file in enumerate(files):
-        file.rename(folder / f"train-{number:05}-of-{len(files):05}.parquet")
+    for index, file in enumerate(files):
+        file.rename(folder / f"train-{index:05}-of-{len(files):05}.parquet")
     return len(files)
 
 
 def _row_groups(
     output: BinaryIO, columns: Columns, names: _Names, progress: Progress
 ) -> Iterator[pa.Table]:
-    """The records as tables of one schema, at least one."""
+    """The records as tables of one schema; there is at least one table."""
     lines = output.readlines(ROW_GROUP_BYTES)
     while True:
         table = columns.table([orjson.loads(line) for line in lines])
@@ -172,8 +172,8 @@ def dataset_card(
 ) -> str:
     """The README.md of the folder: a dataset card with the front matter that the Hugging Face hub
     reads (https://huggingface.co/docs/hub/datasets-cards). Arrows mark what the user fills in.
-    ``stem``: the name of the output; ``left_out``: how many records were not asked about;
-    ``asked``: what a sample was asked, by part, see :func:`_asked`.
+    ``stem``: the name of the output; ``left_out``: the number of records that were not asked about;
+    ``asked``: the conversations about a sample, by part, see :func:`_asked`.
     """
     num_rows = summary["samples"]["distinct"] + left_out
     environment = jinja2.Environment(
@@ -208,8 +208,7 @@ def dataset_card(
 
 
 def _asked(config: Config, record: dict[str, Any] | None) -> dict[str, str]:
-    """What was asked about the sample of ``record``, by part, as text; empty if the task does not
-    tell."""
+    """The conversations about the sample of ``record`` as text, by part; empty if that fails."""
     if record is None:
         return {}
     try:
@@ -251,8 +250,8 @@ def size_category(count: int) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """The configuration that the answers depend on, without the section ``data``. Of paths it has
-    the last part: the folders of this machine are private."""
+    """The configuration that the answers depend on, without the section ``data``. It has only the
+    last part of paths, because the folders of this machine are private."""
     engine = {
         name: value
         for name, value in config.vllm.model_dump(mode="json", exclude_none=True).items()
@@ -302,16 +301,16 @@ def _described(columns: Columns, names: _Names) -> Iterator[tuple[str, str, str]
                 kind = "struct" if pa.types.is_struct(column.type) else "list"
             notes = [meaning] if meaning else []
             if column.is_json and path != OTHERS:
-                notes.append("JSON text, because its values have no one type")
+                notes.append("JSON text, because its values have different types")
             if column.is_null:
-                notes.append("nothing but `null`")
+                notes.append("only `null`")
             if column.is_mixed:
                 notes.append("whole numbers among them are written as floats")
             yield top + path.removeprefix(field), kind, "; ".join(notes)
 
 
 def _code(text: str) -> str:
-    """``text`` as a code span, also in a table."""
+    """``text`` as a code span that may stand in a table."""
     shown = printable(text, newlines=False).replace("|", "\\|") or " "
     ticks = "`" * (_longest_run(shown) + 1)
     pad = " " if "`" in shown else ""
@@ -319,7 +318,7 @@ def _code(text: str) -> str:
 
 
 def _fenced(text: str, language: str = "") -> str:
-    """``text`` as a code block, whatever it holds."""
+    """``text`` as a code block; ``text`` may hold backticks."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 

@@ -13,8 +13,9 @@ _INPUT = "input"
 def flat_names(paths: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """The name of each column by the path of its field in a record, in the order of ``paths``.
 
-    The fields that every record has come first to a name, then those of the answer, then those of
-    the input, which are called ``input_<name>`` if their name is taken; the next one gets a number.
+    The fields that every record has get their names first, then those of the answer, then those of
+    the input. If a name is taken, a field of the input is called ``input_<name>``; if that is taken
+    too, it gets a number.
     """
     ordered = list(paths)
     names: dict[tuple[str, ...], str] = {}
@@ -32,21 +33,21 @@ def flat_names(paths: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
 
 
 def _rank(path: tuple[str, ...]) -> int:
-    """Of the contract 0, of the answer 1, of the input 2."""
+    """0 for a field of the contract, 1 for one of the answer, 2 for one of the input."""
     if path[0] == _INPUT:
         return 2
     return 0 if path[0].startswith("__") or path[0] == "output_text" else 1
 
 
 def _joined(path: tuple[str, ...]) -> str:
-    first, *rest = path
-    if rest and first in (_INPUT, "__usage"):
-        return "_".join(rest)
-    return "_".join([first.removeprefix("__"), *rest])
+    first, *inner = path
+    if inner and first in (_INPUT, "__usage"):
+        return "_".join(inner)
+    return "_".join([first.removeprefix("__"), *inner])
 
 
 def flattened(table: pa.Table, names: list[str]) -> pa.Table:
-    """``table`` with the fields of its structs, however deep, as columns called ``names``."""
+    """``table`` with the fields of its structs, at any depth, as columns called ``names``."""
     while any(pa.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()
     return table.rename_columns(names)

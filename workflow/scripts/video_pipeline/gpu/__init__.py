@@ -1,1 +1,1 @@
-"""GPUs: which ones there are, and who uses them."""
+"""The GPUs of a machine, and the jobs that use them."""

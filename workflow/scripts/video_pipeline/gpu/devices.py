@@ -1,8 +1,8 @@
-"""Which GPUs this process may use, and how many an inference job needs.
+"""Finds the GPUs that this process may use, and compares them with what inference jobs need.
 
 nvidia-smi lists them. NVML (``nvidia-ml-py``) would give the same answers without a table to parse,
 but it runs inside this process: a driver that hangs would hang the job, and no time limit can end
-such a call. nvidia-smi is a process of its own, so it has one.
+its calls. nvidia-smi is a process of its own, which can be given up after a time limit.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Device:
     """A GPU that this process may use.
 
     Attributes:
-        name: Its name in ``CUDA_VISIBLE_DEVICES``; nvidia-smi's number if that is not set.
+        name: The name in ``CUDA_VISIBLE_DEVICES``; nvidia-smi's number if that is not set.
         uuid: The UUID, the same for all names of the GPU; ``name`` if nvidia-smi is missing.
-        card: The product as nvidia-smi names it, such as ``NVIDIA H100 80GB HBM3``; None if it is
-            not known, as for MIG slices.
+        card: nvidia-smi's name of the product, such as ``NVIDIA H100 80GB HBM3``; None if it is not
+            known, as for MIG slices.
     """
 
     name: str
@@ -77,8 +77,8 @@ def devices() -> list[Device]:
 
 
 def _resolve(name: str, listed: list[Device]) -> Device:
-    """The listed GPU that ``name`` means: CUDA takes its number, its UUID and the UUID's unique
-    beginnings. MIG slices are not listed and keep their names."""
+    """The listed GPU that ``name`` means: CUDA takes its number, its UUID, and the start of the
+    UUID if it is unique. MIG slices are not listed and keep their names."""
     if name.startswith("MIG-"):
         return Device(name, name)
     matches = [gpu for gpu in listed if gpu.name == name or gpu.uuid.startswith(name)]
@@ -91,7 +91,7 @@ def _resolve(name: str, listed: list[Device]) -> Device:
 
 
 def card_of(gpus: Iterable[Device]) -> str | None:
-    """The card that all these GPUs are; None if there is none, or they differ."""
+    """The name of the card, if all these GPUs are the same; otherwise None."""
     cards = {device.card for device in gpus}
     return cards.pop() if len(cards) == 1 else None
 
@@ -115,13 +115,13 @@ def memory_usage() -> dict[str, MemoryUsage]:
 
 
 def processes_on(gpu: str) -> list[str]:
-    """For people: the processes that compute on the GPU with this UUID, and their memory."""
+    """The processes that compute on the GPU with this UUID, and their memory, in words."""
     rows = _query("compute-apps=gpu_uuid,pid,used_memory")
     return [f"process {pid} ({mib} MiB)" for uuid, pid, mib in rows if uuid == gpu]
 
 
 def _query(query: str) -> list[list[str]]:
-    """The rows that nvidia-smi answers; none without a GPU or without nvidia-smi. Raises
+    """The rows of nvidia-smi's answer; none without a GPU or without nvidia-smi. Raises
     :class:`EnvironmentFault`."""
     command = ["nvidia-smi", f"--query-{query}", "--format=csv,noheader,nounits"]
     try:
@@ -156,7 +156,7 @@ def _query(query: str) -> list[list[str]]:
 def gpus_needed(config: Config) -> int:
     """How many GPUs one inference job takes: none with the simulated engine, and none if vLLM is
     built for the CPU. vLLM looks up its build in the same way; it is not imported."""
-    # With a cluster vLLM is in the environment of the jobs, and not in Snakemake's.
+    # On a cluster Snakemake's own environment may lack vLLM, so only a CPU build tells something.
     if config.run.engine == "simulated" or "cpu" in installed_build():
         return 0
     return config.vllm.gpus_per_job
@@ -171,8 +171,7 @@ def check_machine(config: Config, num_shards: int, limit: int | None) -> None:
         limit: N of ``--resources gpu=N``; None if that was not given.
 
     Raises:
-        UserError: There are too few GPUs for one job, or for the jobs that ``limit`` lets start at
-            once.
+        UserError: There are too few GPUs for one job, or for as many jobs as ``limit`` lets start.
     """
     needed = gpus_needed(config)
     available = devices() if needed else []

@@ -1,4 +1,4 @@
-"""Leases: each local job has GPUs of its own.
+"""Leases GPUs: each local job has GPUs of its own.
 
 A lease is a lock (``flock``) on a file named after the GPU's UUID, in a folder that all users of
 the machine share. The job holds the lock, and so does every process of the engine that can hold the
@@ -41,9 +41,9 @@ LEASE = "VIDEO_PIPELINE_LEASE"
 """Environment variable of the engine's processes: id and lock files of the job's lease."""
 
 FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
-"""Where the lock files are: for every user, whatever TMPDIR says. Nothing removes old files there,
-as happens in /tmp, and containers that share the host's ``/dev/shm`` (``--ipc=host``) share the
-leases too."""
+"""The folder of the lock files, the same for every user. Nothing removes old files in ``/dev/shm``,
+as happens in ``/tmp``, and containers that share that of the host (``--ipc=host``) share the leases
+too."""
 
 LOOK_SECONDS = 5.0
 """How often a waiting job looks again: nvidia-smi may take a second of a core."""
@@ -119,8 +119,8 @@ _held: list[TextIO] = []
 
 def hold_lease() -> None:
     """In a process of the engine, before it uses a GPU: hold the job's lease too, until this
-    process is gone. A lock does not pass to a spawned process, so that takes one of its own, shared
-    with the job. Raises :class:`RuntimeError` if the job is gone: another may have the GPUs."""
+    process is gone. A spawned process inherits no lock, so it takes a lock of its own, shared with
+    the job. Raises :class:`RuntimeError` if the job is gone: another job may have the GPUs."""
     token, *paths = json.loads(os.environ.get(LEASE, "[null]"))
     for path in paths:
         lock = _open(Path(path))
@@ -189,7 +189,7 @@ def _try_lease(
                     refused[device] = f"in use by others: {', '.join(words)}"
             usable = [device for device in free if device not in refused]
             if len(usable) >= count:
-                usable.sort(key=busy.__contains__)  # Idle ones come first, in the given order.
+                usable.sort(key=busy.__contains__)  # Idle GPUs come first.
                 leased = {device: free[device] for device in usable[:count]}
                 for lock in leased.values():
                     _write_holder(lock, lease=token)
@@ -204,8 +204,8 @@ def _try_lease(
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    """Be the only job of this machine that chooses. The job whose turn it is may hang, so a job
-    that waits logs which one that is."""
+    """Be the only job of this machine that chooses GPUs, within the block. The job whose turn it is
+    may hang, so a waiting job logs its name."""
     path = FOLDER / "video-pipeline.gpu.lock"
     next_message = time.monotonic() + LOOK_SECONDS  # A turn takes some seconds.
     with _open(path) as turn:
@@ -222,7 +222,7 @@ def _turn() -> Iterator[None]:
 
 
 def _leased_by(device: Device) -> str:
-    """For people: who has the lease."""
+    """The holder of the lease, in words."""
     path = lock_file(device)
     gone = f", which is gone, but its engine is not: see `fuser -v {path}`"
     return f"leased by {describe_holder(path)}{'' if holder_lives(path) else gone}"
@@ -236,7 +236,7 @@ def _write_holder(lock: TextIO, **more: str) -> None:
 
 
 def _token(lock: TextIO) -> object:
-    """The id of the lease that a lock file holds, None if it holds none."""
+    """The id of the lease in a lock file; None if it has none."""
     lock.seek(0)
     try:
         return json.loads(lock.read()).get("lease")
@@ -253,9 +253,8 @@ def _try_flock(lock: TextIO, kind: int) -> bool:
 
 
 def _open(path: Path) -> TextIO:
-    """Open a lock file, which all users share. A link is never followed, and a file that exists is
-    not opened for creation: the kernel may forbid that for another user's
-    (``fs.protected_regular``)."""
+    """Open a lock file, which all users share. Links are never followed. ``O_CREAT`` is only for
+    new files: the kernel may forbid it for a file of another user (``fs.protected_regular``)."""
     flags = os.O_RDWR | os.O_NOFOLLOW
     try:
         try:

@@ -9,9 +9,9 @@ Precision = Literal["bf16", "fp8"]
 """The precision in which a run multiplies: BF16 or FP16 (cards do both at one rate), or FP8."""
 
 # TFLOP/s in BF16 and in FP8. The latter is None for cards that do not multiply in FP8: there vLLM
-# multiplies FP8 weights in BF16. The names are those of nvidia-smi without "NVIDIA". Only exact
-# names count, since others may be cut-down cards. Most sheets print numbers "with sparsity", which
-# are twice these.
+# multiplies FP8 weights in BF16. The names are those of nvidia-smi without "NVIDIA", and must match
+# exactly, since other cards of similar names may be slower. Most sheets print numbers "with
+# sparsity", which are twice these.
 _TFLOPS: dict[str, tuple[float, float | None]] = {
     # NVIDIA H100 data sheet (2024): SXM 1,979 and 3,958 with sparsity, NVL 1,671 and 3,341; that of
     # 2022 for PCIe: 1,513 and 3,026
@@ -67,7 +67,7 @@ _WEIGHTS_ONLY = frozenset(
         "int8_per_channel_weight_only",
     }
 )
-"""vLLM's names of quantizations that it undoes before it multiplies."""
+"""vLLM's names of quantizations for which it multiplies in the unquantized type."""
 
 _FP8 = frozenset({"fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel"})
 """vLLM's names of quantizations that multiply in FP8."""

@@ -1,4 +1,4 @@
-"""Admission: how many samples are prepared, ready, or in the engine at once."""
+"""Admits samples: bounds how many are being prepared, ready, or in the engine at once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Window:
         max_preparing: Bound on the samples in the decode processes.
         engine_is_saturated: Whether more requests would not make the engine faster.
         limits: Seconds in which the run waited for samples (``decode``), the part of these in which
-            a decode process had nothing to do because no file was here (``network``), and seconds
-            in which it waited for the engine (``engine``).
+            a decode process was idle because no file had arrived (``network``), and seconds in
+            which the run waited for the engine (``engine``).
     """
 
     max_bytes: float
@@ -70,7 +70,7 @@ class Window:
 
     @contextmanager
     def waiting_for_files(self) -> Iterator[None]:
-        """While the file of no further sample is here."""
+        """Note that, within the block, no file of another sample has arrived."""
         self._account()
         self._lacks_files = True
         try:
@@ -80,18 +80,18 @@ class Window:
             self._lacks_files = False
 
     def limits_now(self) -> dict[str, float]:
-        """``limits``, up to now."""
+        """``limits``, including the time up to now."""
         self._account()
         return self.limits
 
     def all_admitted(self) -> None:
-        """Note that no more samples will come, for now."""
+        """Note that no more samples will be admitted, for now."""
         self._account()
         self._all_admitted = True
 
     def _has_room(self) -> bool:
         if self.preparing + self.held == 0:
-            return True  # One sample must always be possible, however large it is.
+            return True  # One sample must always fit, however large it is.
         return self.preparing < self.max_preparing and not self._is_full()
 
     def _is_full(self) -> bool:

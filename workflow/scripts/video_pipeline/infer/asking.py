@@ -1,4 +1,4 @@
-"""Ask the engine a question about a sample, and write the answer to the journal."""
+"""Asks the engine a question about a sample, and writes the answer to the journal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # A request has the engine's own type.
 Generate = Callable[[Question, Any, Constraints], Awaitable[Answer]]
-"""Has a request about a question answered under constraints, see :meth:`Engine.generate`."""
+"""Answers a request about a question under constraints, see :meth:`Engine.generate`."""
 
 
 class Outcome(NamedTuple):
@@ -39,11 +39,10 @@ async def ask(
     journal: JournalWriter,
     generate: Generate,
 ) -> Outcome:
-    """Have one question about the prepared sample at ``position`` answered, and write the answer to
-    the journal.
+    """Ask one question about the sample at ``position``, and write the answer to the journal.
 
-    An answer with a schema that was cut off is asked for once more, with ``run.retry_truncated``
-    tokens.
+    If an answer with a schema was cut off, the question is asked again, once, with
+    ``run.retry_truncated`` tokens.
     """
     config = shard.config
     constraints = shard.constraints(position, question.part)
@@ -52,8 +51,8 @@ async def ask(
     try:
         answer = await generate(question, request, constraints)
         if answer.is_truncated and has_schema and config.run.retry_truncated:
-            more = constraints.with_max_tokens(config.run.retry_truncated)
-            answer = await generate(question, request, more)
+            longer = constraints.with_max_tokens(config.run.retry_truncated)
+            answer = await generate(question, request, longer)
         else:
             answer = replace(answer, max_tokens=constraints.sampling.get("max_tokens"))
     except RequestRefused as refusal:
@@ -63,7 +62,7 @@ async def ask(
     answered = {**answer.as_record(), "damaged": prepared.damaged}
     no_answer = why_no_answer(answer.usage, answer.output_text, config, has_schema=has_schema)
     if no_answer is not None and (has_schema or not answer.is_truncated):
-        # This is final until `retry` opens it again: then the answer may end.
+        # This is final until `retry` opens it again: the next answer may end.
         _fail(journal, question, no_answer, **answered)
     else:
         # The journal does not decide whether free text that was cut off counts.

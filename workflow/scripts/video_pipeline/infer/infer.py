@@ -1,4 +1,4 @@
-"""Infer: one chunk on one GPU, from pending samples to the rank file.
+"""Infers one chunk on one GPU, from pending samples to the rank file.
 
 :mod:`video_pipeline.infer.streaming` infers the pending samples into the journal. When the chunk is
 complete, :class:`video_pipeline.infer.shard.Shard` writes the rank file from the journal, in input
@@ -43,25 +43,25 @@ def infer(
 
     Args:
         threads: Cores given to the job.
-        attempt: Which of Snakemake's attempts this is, from 1. A failure that another attempt would
+        attempt: The number of Snakemake's attempt, from 1. A failure that another attempt would
             only repeat is reported again at once.
-        only_writes: The job has no GPU: it writes the rank file, or leaves pending samples to
-            another attempt.
+        only_writes: Whether the job has no GPU: it writes the rank file, or leaves pending samples
+            to another attempt.
         plain: Infer one sample at a time in this process, for debugging, see
             :mod:`video_pipeline.infer.plain_loop`.
 
     Raises:
         UserError: The user's input, code or settings are at fault, or more than
             ``run.max_error_rate`` of the samples failed.
-        EnvironmentFault: Another attempt is worth it. :class:`EngineDead` and :class:`Unfinished`
-            are such.
+        EnvironmentFault: Another attempt may succeed, as after :class:`EngineDead` and
+            :class:`Unfinished`.
     """
     failure = layout.failure(rank)
     if attempt > 1 and failure.exists():
         raise UserError(failure.read_text(encoding="utf-8"))
     failure.unlink(missing_ok=True)
     try:
-        # A second job of the same rank waits for the first and infers the rest.
+        # A second job of the same rank waits for the first, and infers the remaining samples.
         with waiting_lock(layout.lock(rank), logger):
             _infer(config, layout, rank, threads, only_writes, plain)
     except UserError as error:
@@ -72,7 +72,7 @@ def infer(
 def _infer(
     config: Config, layout: Layout, rank: int, threads: int, only_writes: bool, plain: bool
 ) -> None:
-    """With nothing pending no GPU is taken and no model loaded."""
+    """Infer one rank. If nothing is pending, this takes no GPU and loads no model."""
     refuse_live_writers(layout, of_other_shardings=True)
     layout.remove_leftovers(rank)
     manifest = Manifest.of(config, layout)
@@ -86,7 +86,7 @@ def _infer(
     config = with_commit(config, manifest.commit)
     shard = Shard(config, layout, rank, manifest, run.task)
     if not manifest.rank_pending[rank]:
-        with suppress(Unfinished):  # Then something was opened again, or is gone.
+        with suppress(Unfinished):  # A record was opened again, or is gone.
             shard.write_rank_file()
             logger.info("rank %d: all %d samples are done", rank, len(shard))
             return
@@ -123,8 +123,8 @@ def _infer_pending(shard: Shard, threads: int, plain: bool) -> None:
 def limit_engine_threads(cores: int) -> None:
     """Let this process and those of the engine use ``cores`` cores; the others are for decoding.
 
-    Snakemake has told each of them to take all cores of the job. Their threads wait asleep: one
-    that spins, as OpenMP's do by default, takes its core from a decode process.
+    Snakemake has told each process to take all cores of the job. Waiting threads must sleep: a
+    thread that spins, as OpenMP's do by default, takes a core from a decode process.
     """
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores))
     os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -43,7 +43,7 @@ class JobMonitor:
         )
 
     def tick(self) -> None:
-        """Bring the statistics up to now."""
+        """Bring the statistics up to date."""
         rate = self._shard.error_rate
         self.statistics.finished, self.statistics.finished_failed = rate.finished, rate.failed
         self.statistics.tick(self._window.limits_now())
@@ -68,11 +68,11 @@ class JobMonitor:
         :meth:`Shard.count_finished` raises."""
         if error is not None:
             self.statistics.count_error(key, error)
-        # The window holds this sample too, unless it was put in quarantine without being read.
+        # The window holds this sample too, unless it is in quarantine and was not read.
         self._shard.count_finished(error, under_way=max(0, self._window.held - 1))
 
     def log_progress(self) -> None:
-        """Log how far the job is, and, when it changes, how many answers were cut off."""
+        """Log the progress of the job, and how many answers were cut off when this changes."""
         rate, window = self._shard.error_rate, self._window
         left = len(self._shard) - rate.finished
         logger.info(

@@ -4,7 +4,7 @@ It is the specification of :mod:`video_pipeline.infer.streaming`: for the same s
 same records to the journal, in another order. ``infer.py --plain`` runs it, for tests and for
 debugging: a breakpoint in a dataset, a task or an engine stops here.
 
-One process can do less. A sample that hangs or kills its process does that to the job, nobody
+One process can do less. A sample that hangs or kills its process hangs or kills the job, nobody
 notices an engine that is stuck, and there are no statistics.
 """
 
@@ -28,7 +28,7 @@ Prepare = Callable[[int, frozenset[str]], Prepared]
 
 
 def run_plain(shard: Shard, folder: Path) -> None:
-    """Does what :func:`video_pipeline.infer.streaming.run_stream` does."""
+    """Infer all pending samples, as :func:`video_pipeline.infer.streaming.run_stream` does."""
     asyncio.run(_infer_all(shard, folder))
 
 
@@ -48,7 +48,7 @@ async def _infer_all(shard: Shard, folder: Path) -> None:
 
 
 def _preparer(shard: Shard, engine: Engine, folder: Path) -> Prepare:
-    """What a decode process does to a sample: ``Dataset.__getitem__``, then the engine's part."""
+    """The work of a decode process in this process: ``Dataset.__getitem__``, then the engine's."""
     spec = shard.worker_spec(engine, folder)
     spec.folder_of(0).mkdir()
     worker = spec.worker(spec.shared(), 0)

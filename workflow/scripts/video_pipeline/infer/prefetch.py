@@ -1,4 +1,4 @@
-"""Prefetch: remote videos are downloaded ahead of the decode processes, which then only decode."""
+"""Downloads remote videos ahead of the decode processes, which then only decode."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from video_pipeline.storage.opening import is_remote
 logger = logging.getLogger(__name__)
 
 AHEAD = 64
-"""How many samples may wait for their files, or with their files for a decode process."""
+"""How many samples may wait for their files, or, with their files, for a decode process."""
 
 READY_SHARE = 0.25
 """Bytes of fetched files, as a share of ``data.max_ready_gb``."""
 
 MOST_STARTS = 3
-"""So many fetchers may die; then nothing is fetched ahead any more."""
+"""After so many fetchers have died, nothing is fetched ahead any more."""
 
 MOST_UNUSED = 8
-"""So many samples in a row whose dataset does not ask for its files; then likewise."""
+"""After so many samples in a row whose dataset did not ask for its files, nothing is fetched ahead
+any more."""
 
 
 @dataclass(eq=False)
@@ -36,8 +37,8 @@ class Copy:
     """Files of the addresses of one or more samples, such as the windows of a video.
 
     Attributes:
-        files: What became of each address; of those that are missing nothing is known.
-        users: Samples that need them.
+        files: The result for each address that the fetcher has tried.
+        users: The number of samples that need them.
     """
 
     addresses: tuple[str, ...]
@@ -49,15 +50,15 @@ class Copy:
 
 
 class Prefetcher:
-    """Fetches what the samples of a chunk will read, in their order.
+    """Fetches the files that the samples of a chunk will read, in order.
 
     Attributes:
         waiting: Makes the context in which it waits for the next file.
     """
 
     def __init__(self, config: Config, samples: ChunkSamples, num_processes: int) -> None:
-        """``num_processes``: of the decode processes. Until one of them has asked for a file, no
-        more is fetched than they would."""
+        """``num_processes``: the number of decode processes. Until one of them has asked for a
+        file, no more is fetched than they would fetch themselves."""
         self.waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         self._config = config
         self._samples = samples
@@ -69,8 +70,8 @@ class Prefetcher:
         self._by_ticket: dict[int, Copy] = {}
 
     async def ready(self, positions: Iterable[int]) -> AsyncIterator[tuple[int, Copy | None]]:
-        """Each of ``positions`` in the chunk once its files are here, with these; None if nothing
-        is fetched for it. :meth:`release` takes them back."""
+        """Yield each of ``positions`` in the chunk when its files have arrived, with the files;
+        None if nothing is fetched for it. :meth:`release` takes the files back."""
         order = iter(positions)
         under_way: set[asyncio.Task[tuple[int, Copy]]] = set()
         while True:
@@ -86,14 +87,14 @@ class Prefetcher:
             if not under_way:
                 return
             with self.waiting():
-                here, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-            first = min(here, key=_position)
+                arrived, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            first = min(arrived, key=_position)
             under_way.remove(first)
             yield first.result()
 
     def release(self, copy: Copy | None, *, used: bool | None) -> None:
-        """A sample needs its files no more. ``used``: whether it asked for them; None if nobody
-        knows."""
+        """Note that a sample needs its files no more. ``used``: whether it asked for them; None if
+        that is not known."""
         if copy is None:
             return
         if used:
@@ -114,7 +115,7 @@ class Prefetcher:
             self._end()
 
     def _begin(self, position: int) -> Copy | None:
-        """Begin to fetch what the sample at ``position`` reads; None if that is not remote."""
+        """Begin to fetch the files of the sample at ``position``; None if they are not remote."""
         is_over = self._fetcher is None and self._starts == MOST_STARTS
         if is_over or self._unused >= MOST_UNUSED:
             return None
@@ -127,7 +128,7 @@ class Prefetcher:
         if copy is None or any(file.error for file in copy.files.values()):
             try:
                 fetcher = self._fetcher or self._start()
-            except OSError as error:  # No process, or it died at once.
+            except OSError as error:  # It could not start, or died at once.
                 logger.warning("nothing is fetched ahead of this sample: %s", error)
                 return None
             self._tickets += 1
@@ -157,10 +158,9 @@ class Prefetcher:
         try:
             ticket, files = self._fetcher.pipe.recv()
         except (EOFError, OSError):
-            after = (
-                "another one is started" if self._starts < MOST_STARTS else "it was the last one"
-            )
-            logger.warning("the process that fetches videos ahead died; %s", after)
+            is_last = self._starts == MOST_STARTS
+            outcome = "it was the last one" if is_last else "another one is started"
+            logger.warning("the process that fetches videos ahead died; %s", outcome)
             self._end()
             return
         copy = self._by_ticket[ticket]
@@ -168,8 +168,7 @@ class Prefetcher:
         copy.done.set()
 
     def _end(self) -> None:
-        """End the fetcher. The files that it has, and those under way, are read where they are
-        needed."""
+        """End the fetcher. Decode processes download its files, and those under way, themselves."""
         assert self._fetcher is not None
         with contextlib.suppress(RuntimeError):  # The loop may be closed.
             asyncio.get_running_loop().remove_reader(self._fetcher.pipe.fileno())

@@ -1,4 +1,4 @@
-"""A shard: one rank's chunk, and what the journal says about it."""
+"""A shard: one rank's chunk, and the records of its samples in the journal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from video_pipeline.tasks.base import Task
 logger = logging.getLogger(__name__)
 
 STORAGE_STAGES = frozenset({"read", "timeout"})
-"""Stages of errors that end when the storage is back."""
+"""Stages of errors that may come from a storage that is gone for a while."""
 
 
 class Unfinished(EnvironmentFault):
@@ -38,14 +38,14 @@ class Unfinished(EnvironmentFault):
 
 
 class Shard:
-    """One rank's chunk and what the journal says about it.
+    """One rank's chunk, and the records of its samples in the journal.
 
     Attributes:
         chunk: The entries of the chunk.
-        pending: Positions in the chunk that are still to be inferred, in input order.
-        deaths: By position, at how many deaths of an engine a pending sample was in it; only those
-            that were in one.
-        quarantined: By position, the ``__error`` of the pending samples that are not tried again.
+        pending: Positions of the pending samples in the chunk, in input order.
+        deaths: The number of deaths of an engine with a pending sample in it, by position, if it is
+            not 0.
+        quarantined: The ``__error`` of pending samples that are not tried again, by position.
         error_rate: Failures among the finished samples.
     """
 
@@ -87,8 +87,7 @@ class Shard:
                     self.quarantined[position] = quarantine_error(deaths, cause)
 
     def _error_of(self, finished: Finished) -> dict[str, str] | None:
-        """The error of a finished record by the journal; those of ``parse`` come when the rank file
-        is written."""
+        """The error of a finished record. Those of ``parse`` come when the rank file is written."""
         record = finished.record
         error: dict[str, str] | None = record.get("__error")
         return error or why_no_answer(record["__usage"], record["output_text"], self.config)
@@ -110,13 +109,11 @@ class Shard:
         return engine
 
     def constraints(self, position: int, part: str) -> Constraints:
-        """What holds for the answer to the conversation ``part`` about the sample at
-        ``position``."""
+        """The constraints of the answer to ``part``, about the sample at ``position``."""
         return Constraints.of(self.task, part, self._samples[position])
 
     def worker_spec(self, engine: Engine, folder: Path) -> WorkerSpec:
-        """How decode processes prepare the samples for ``engine``; ``folder`` is the job's folder
-        of shared memory."""
+        """The work of the decode processes for ``engine``; ``folder`` is in shared memory."""
         return WorkerSpec(
             config=self.config,
             chunk=self.chunk.path,
@@ -129,7 +126,7 @@ class Shard:
         )
 
     def create_prefetcher(self, num_processes: int) -> Prefetcher:
-        """What fetches the videos of the pending samples ahead of so many decode processes."""
+        """The prefetcher for the pending samples, ahead of so many decode processes."""
         return Prefetcher(self.config, self._samples, num_processes)
 
     def open_journal(self) -> JournalWriter:
@@ -165,7 +162,7 @@ class Shard:
 
         Raises:
             UserError: More than ``run.max_error_rate`` of the samples have failed. Failures to read
-                are then open again for the next run, when the storage may be back.
+                are then open again for the next run: the storage may be back.
         """
         self.error_rate.count(error)
         if error is not None and self.error_rate.exceeded(under_way):
@@ -176,12 +173,11 @@ class Shard:
             self.error_rate.check(f"rank {self.rank}", outcome, under_way)
 
     def check_engine(self, death: EngineDead) -> None:
-        """Look for what the engine died of: a sample, or the settings and the machine.
+        """Decide whether a sample killed the engine, or the settings or the machine did.
 
         Raises:
-            UserError: The engine has answered nothing yet, on any rank, and another sample than one
-                in quarantine was alone in it as it died. Their deaths are taken back: the samples
-                are not at fault.
+            UserError: The engine has answered nothing yet, on any rank, and has died of two samples
+                that were alone in it. The samples are not at fault, so their deaths are taken back.
         """
         index = self._manifest.read_index(self.rank)
         deaths = {

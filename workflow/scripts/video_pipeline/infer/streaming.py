@@ -1,8 +1,8 @@
 """The loop of an inference job: pending samples, decode processes, engine, journal.
 
-Remote videos are fetched ahead. Decode processes read and prepare the samples. Each one goes to the
-engine the moment it is ready, in any order, and each answer goes to the journal as it comes. The
-engine is never drained, and the samples that are held at once are bounded in bytes.
+Remote videos are fetched ahead. Decode processes read and prepare the samples. Each sample goes to
+the engine as soon as it is ready, in any order, and each answer goes to the journal at once. The
+engine is never drained, and the bytes of the samples that are held at once are bounded.
 
 :mod:`video_pipeline.infer.plain_loop` is its specification.
 """
@@ -44,7 +44,7 @@ SYNC_SECONDS = 5.0
 """How often the journal is flushed to the disk."""
 
 PROGRESS_SECONDS = 60.0
-"""How often a line of progress is logged."""
+"""How often the job logs its progress."""
 
 ENGINE_LOOK_SECONDS = 1.0
 """How often the loop checks that the engine is not stuck."""
@@ -69,7 +69,7 @@ def run_stream(shard: Shard, folder: Path, num_workers: int, card: str | None) -
     try:
         asyncio.run(_run(shard, folder, num_workers, card))
     except BaseExceptionGroup as group:
-        # One failure cancels the rest of its task group: that one is the message.
+        # The first failure cancels the other tasks of its group, so it is the message.
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -86,7 +86,7 @@ def run_stream(shard: Shard, folder: Path, num_workers: int, card: str | None) -
 async def _run(shard: Shard, folder: Path, num_workers: int, card: str | None) -> None:
     config, num_processes = shard.config, min(num_workers, len(shard.pending))
     window = Window(
-        # Shared memory may be small, as it is in containers.
+        # Shared memory may be small, for example in containers.
         max_bytes=min(config.data.max_ready_gb * 1e9, 0.8 * shutil.disk_usage(folder).free),
         max_samples=2 * config.run.max_in_flight,
         max_preparing=num_processes,
@@ -191,7 +191,7 @@ class Stream:
                 raise death
 
     async def _infer(self, position: int, copy: Copy | None) -> None:
-        """Prepare one sample and have all questions about it answered."""
+        """Prepare one sample, and ask all questions about it."""
         questions = self.shard.questions(position)
         prepared: Prepared | None = None
         try:
@@ -204,7 +204,7 @@ class Stream:
                 await self.window.prepared(prepared.num_bytes if prepared else 0)
             self._statistics.count_prepared(prepared)
             await self._engine_ready.wait()
-            # In a group no task is left that writes to the journal after another one has failed.
+            # In a group no task writes to the journal after another one has failed.
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(self._ask(position, question, prepared))
@@ -227,7 +227,7 @@ class Stream:
             await self.window.release(prepared.num_bytes if prepared else 0)
 
     async def _ask(self, position: int, question: Question, prepared: Prepared) -> Outcome:
-        """Have one question answered, write the answer down, and count it."""
+        """Ask one question, write the answer to the journal, and count it."""
         outcome = await ask(self.shard, position, question, prepared, self.journal, self._generate)
         if outcome.answer is not None:
             self._statistics.count(outcome.answer)
@@ -237,7 +237,7 @@ class Stream:
         return outcome
 
     async def _generate(self, question: Question, request: Any, constraints: Constraints) -> Answer:
-        """Have the engine answer, as soon as it may be given one more request."""
+        """Let the engine answer, as soon as it may get one more request."""
         name = request_name(question)
         async with self._submit:
             self.window.start_clock()
@@ -254,7 +254,7 @@ class Stream:
 
 
 async def _every(seconds: float, action: Callable[[], None]) -> None:
-    """Call ``action`` in a thread every ``seconds``, until this is cancelled."""
+    """Call ``action`` in a thread, every ``seconds``, until this is cancelled."""
     while True:
         await asyncio.sleep(seconds)
         await asyncio.to_thread(action)

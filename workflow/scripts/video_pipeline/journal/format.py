@@ -1,4 +1,4 @@
-"""The format of a journal file: its name, its lines, and how a line is known without parsing it.
+"""The format of a journal file: its name, its lines, and how to recognise a line without parsing.
 
 The first line says who writes, each other line is one record::
 
@@ -12,9 +12,9 @@ The head of a record, up to the end of the digest, names a question about a samp
 of several questions (empty if there is only one). What follows the head is the kind of the record.
 An answer may end with ``__reasoning``, ``__logprobs`` and ``damaged``; an error may have the fields
 of an answer. With several answers (``sampling.n``) the first two and ``output_text`` are lists.
-``__engine_died`` says that the engine died with this request in it, ``__cause`` of what, if that is
-known: the sample is not finished.
-``__reopens`` stands in files ``reopen.*`` and takes back what the named file says about the sample.
+``__engine_died`` says that the engine died with this request in it, and ``__cause`` says why, if
+that is known: the sample is not finished. ``__reopens``, in files ``reopen.*``, takes back what the
+named file says about the sample.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ERROR_FIELDS = ("stage", "type", "message")
 
 
 def attempt_prefix(split_id: str, rank: int) -> str:
-    """How the names of the journal files of one rank of one split start."""
+    """The start of the names of the journal files of one rank of one split."""
     return f"{ATTEMPTS}{split_id}.rank{rank}."
 
 
@@ -61,19 +61,19 @@ def split_of(file: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """``text`` with halves of surrogate pairs (as in odd file names) escaped: UTF-8 has none."""
+    """``text`` with single surrogates (as in odd file names) escaped: UTF-8 has none."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def record_head(key: bytes, part: bytes, request: bytes) -> bytes:
-    """How the line of a record starts; ``key`` and ``part`` are JSON already."""
+    """The start of the line of a record; ``key`` and ``part`` are JSON already."""
     return b'{"__key":%b,"__part":%b,"__request":"%b' % (key, part, request)
 
 
 def head_id(head: bytes) -> bytes:
     """16 bytes that stand for a record's head. Writer and reader encode it with orjson, so that a
     scan decodes nothing."""
-    hasher = _HASHER.copy()  # A copy is made faster than a new one.
+    hasher = _HASHER.copy()  # This is faster than to make a new one.
     hasher.update(head)
     return hasher.digest()
 

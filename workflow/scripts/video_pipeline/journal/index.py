@@ -1,4 +1,4 @@
-"""The index of a journal: which questions are finished, and where their records lie."""
+"""The index of a journal: it tells which questions are finished, and where their records lie."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from video_pipeline.journal.format import (
 
 
 class Location(NamedTuple):
-    """Where a record lies: the name of the journal file and the byte offset of its line; and
+    """Where a record lies (the name of the journal file and the byte offset of its line), and
     whether it is an error record."""
 
     file: str
@@ -75,10 +75,10 @@ class JournalIndex:
     def find(
         self, key: str, part: str, request: str, known: Location | None = None
     ) -> Location | None:
-        """Where the final record is, or None if the sample is still to be done.
+        """Where the final record is; None if the question is still open.
 
-        ``known`` is where the record lay when somebody looked earlier. An ok record beats an
-        error record, and a reopened error does not count.
+        ``known`` is where the record lay at an earlier look. An ok record beats an error record,
+        and a reopened error does not count.
         """
         if known is not None and known.file not in self._present:
             known = None
@@ -88,19 +88,19 @@ class JournalIndex:
                 known = None
             row = np.frombuffer(sought + _FIRST_PLACE, _ROW)
             begin = _ROW.itemsize * int(self._rows.searchsorted(row)[0])
-            row_found = self._buffer[begin : begin + _ROW.itemsize]
-            if row_found.startswith(sought):
-                return location_at(int.from_bytes(row_found[len(sought) :]), self.indexed)
+            candidate = self._buffer[begin : begin + _ROW.itemsize]
+            if candidate.startswith(sought):
+                return location_at(int.from_bytes(candidate[len(sought) :]), self.indexed)
         return known
 
     def find_all(self, record_ids: bytes) -> np.ndarray:
         """The places of the final records of many questions: a uint64 for each :func:`record_id`
-        (16 bytes) in ``record_ids``; :data:`NO_RECORD` if the question is still to be answered."""
+        (16 bytes) in ``record_ids``; :data:`NO_RECORD` if the question is still open."""
         ids = np.frombuffer(record_ids, ">u8").reshape(-1, 2)
         places = np.full(len(ids), NO_RECORD, np.uint64)
         if not len(self._rows):
             return places
-        order = np.argsort(ids[:, 0].astype(np.uint64))  # Neighbours in memory are found faster.
+        order = np.argsort(ids[:, 0].astype(np.uint64))  # Lookups of neighbours are faster.
         sought = np.zeros((len(ids), 3), ">u8")
         sought[:, :2] = ids[order]
         positions = self._rows.searchsorted(sought.view(_ROW)[:, 0])
@@ -114,12 +114,12 @@ class JournalIndex:
         return self._deaths.get(record_id(key, part, request), []) if self._deaths else []
 
     def __len__(self) -> int:
-        """Final records; a question that has several counts as often."""
+        """The number of final records; a question may have several."""
         return len(self._rows)
 
     @property
     def files(self) -> list[str]:
-        """Names of the files that were there, indexed or not."""
+        """Names of the files in the folder, indexed or not."""
         return sorted(self._present)
 
     def _add_reopens(self, path: Path) -> None:
@@ -158,7 +158,7 @@ class JournalIndex:
         self._buffer += rows.data
 
     def _sort(self) -> None:
-        """Make the index ready for questions."""
+        """Make the index ready for lookups."""
         self._rows = np.frombuffer(self._buffer, _ROW)
         self._rows.sort()
 
@@ -173,9 +173,9 @@ def read_index(
     """Index the journal in ``folder``; a folder that does not exist is an empty journal.
 
     Args:
-        attempts: How the names of the attempts start that are indexed.
-        others: Says by name which other attempts are indexed.
-        checked: Whether each record is parsed, and one that an edit has damaged is passed over.
+        attempts: The start of the names of the attempts to index.
+        others: Says by name which other attempts to index.
+        checked: Whether to parse each record, and to pass over those that an edit has damaged.
 
     Raises :class:`UserError` for a journal of a newer version.
     """
@@ -184,7 +184,7 @@ def read_index(
         return index
     names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".jsonl"))
     index._present = frozenset(names)
-    # First what is taken back, so that no error of it is indexed.
+    # The reopened errors come first, so that they are not indexed.
     for name in names:
         if name.startswith(REOPENS):
             index._add_reopens(folder / name)

@@ -1,4 +1,4 @@
-"""Reading the final records of a journal."""
+"""Reads the final records of a journal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _MAX_WARNINGS = 20
 _READ_AHEAD = 1 << 16  # Records are mostly read in the order in which they lie.
 _MAX_OPEN = 32
-"""Journal files; a process may have 1,024 files open on most systems, 256 on some."""
+"""Journal files. On most systems a process may have 1,024 files open, on some only 256."""
 
 
 class Finished(NamedTuple):
@@ -52,7 +52,7 @@ class JournalReader:
     def find(
         self, key: str, part: str, request: str, known: Location | None = None
     ) -> Finished | None:
-        """The final record, or None if the sample is still to be done; arguments as in
+        """The final record; None if the question is still open. Arguments are those of
         :meth:`JournalIndex.find`."""
         location = self._index.find(key, part, request, known)
         if location is None:
@@ -70,8 +70,7 @@ class JournalReader:
         return finished
 
     def cause_of_death(self, key: str, part: str, request: str) -> str | None:
-        """Of what the engine died the last time that it did so with this request in it; None if the
-        journal does not say it."""
+        """Why the engine last died with this request in it; None if the journal does not say it."""
         head = record_head(orjson.dumps(key), orjson.dumps(part), request.encode())
         for name in self._index.deaths(key, part, request)[-1:]:
             for _, line, head_end in scan(self._folder / name):
@@ -81,7 +80,7 @@ class JournalReader:
         return None
 
     def _read(self, location: Location, head: bytes) -> Finished | None:
-        """The record at ``location``, None if none is there that begins with ``head``."""
+        """The record at ``location``; None if no record there begins with ``head``."""
         try:
             stream = self._open(location.file)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Writing a journal file. Nothing else writes records."""
+"""Writes a journal file. No other module writes records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class JournalWriter:
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
-        """``prefix``: how the name of the file starts (:func:`attempt_prefix` or
+        """``prefix``: the start of the name of the file (:func:`attempt_prefix` or
         :data:`REOPENS`)."""
         make_folder(folder)
         stamp = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
@@ -60,17 +60,17 @@ class JournalWriter:
         )
 
     def engine_died(self, key: str, part: str, request: str, cause: str = "") -> None:
-        """Note that the engine died with this request in it, and of what, if that is known."""
-        of_what = {"__cause": clean_text(cause)} if cause else {}
-        self._record(key, part, request, {"__engine_died": True, **of_what})
+        """Note that the engine died with this request in it, and why, if that is known."""
+        known = {"__cause": clean_text(cause)} if cause else {}
+        self._record(key, part, request, {"__engine_died": True, **known})
 
     def reopen(self, key: str, part: str, request: str, file: str) -> None:
-        """Take back what journal file ``file`` holds against this sample: its error, or that the
-        engine died with it."""
+        """Take back the error of this question in the journal file ``file``, or its note that the
+        engine died."""
         self._record(key, part, request, {"__reopens": file})
 
-    def _record(self, key: str, part: str, request: str, rest: dict[str, Any]) -> None:
-        self._write({"__key": key, "__part": part, "__request": request, **rest})
+    def _record(self, key: str, part: str, request: str, fields: dict[str, Any]) -> None:
+        self._write({"__key": key, "__part": part, "__request": request, **fields})
 
     def _write(self, record: dict[str, Any]) -> None:
         line = orjson.dumps(record) + b"\n"

@@ -1,4 +1,4 @@
-"""Whether ``vllm.chat_template_kwargs`` fit the model's chat template."""
+"""Checks ``vllm.chat_template_kwargs`` against the model's chat template."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ def template_of(folder: Path) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        # The engine says what is wrong with a file.
+        # If a file is damaged, the engine says so.
         if template := read_object(folder / name).get("chat_template"):
-            return str(template)  # A list of named templates, too, shows its switches.
+            return str(template)  # The text of a list of named templates has all switches, too.
     return ""
 
 
 def _thinks(template: str) -> bool:
-    """Whether a model thinks if nobody says whether it should: the prompt is then not the one that
-    turns thinking off."""
+    """Whether a model thinks by default: its default prompt is not the one without thinking."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -45,13 +44,13 @@ def _thinks(template: str) -> bool:
 
     try:
         return prompt() != prompt(**{THINKING: False})
-    except Exception:  # It wants something of transformers.
+    except Exception:  # It uses a function that only transformers has.
         return THINKING in template
 
 
 def check_template(config: Config, folder: Path) -> None:
-    """Log a warning for a switch that the template in ``folder`` does not have, and for a model
-    that thinks where nobody has said whether it should and the answer is short."""
+    """Log a warning for a switch that the template in ``folder`` does not have, and if the model
+    thinks by default, the configuration does not set that, and answers must be short."""
     template = template_of(folder)
     switches = config.vllm.chat_template_kwargs
     if not template:

@@ -1,5 +1,5 @@
-"""Of which family a model is: the Qwen-VL line, whose videos qwen-vl-utils prepares, Qwen's omni
-models, which hear, or any other."""
+"""Tells the family of a model: the Qwen-VL line, whose videos qwen-vl-utils prepares; Qwen's omni
+models, which hear; or any other."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def _matching(patterns: dict[Family, re.Pattern[str]], name: str) -> Family:
 
 
 def processor_class(folder: str) -> str:
-    """The class of the processor that the files of a model name; empty if they do not. What is
-    wrong with a file, the engine says."""
+    """The class of the processor that the files of a model name; empty if they name none, or are
+    damaged, which the engine reports."""
     for name in ("processor_config", "preprocessor_config", "tokenizer_config"):
         if processor := read_object(Path(folder, f"{name}.json")).get("processor_class"):
             return str(processor)

@@ -1,8 +1,9 @@
-"""The identity of a model's files, wherever they lie and whenever they were copied.
+"""Identifies the files of a model, wherever they lie and whenever they were copied.
 
-A folder is known by the content of its files, and little of it is read: all of a small file; size,
-header and some samples of weights. Two checkpoints of one training differ only in their numbers, so
-header and size alone would not tell them apart. A folder in the hub's cache is known by its commit.
+The content of its files identifies a folder, and only a part is read: all of a small file; the
+size, the header and some samples of weights. Two checkpoints of one training differ only in their
+numbers, so header and size would not tell them apart. Its commit identifies a folder in the hub's
+cache.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ WHOLE_BYTES = 16 << 20
 """A file up to this size is read as a whole; tokenizers and most adapters are."""
 
 SAMPLES = 512
-"""At so many places the weights of a folder are sampled, all files together."""
+"""Places at which the weights of a folder are sampled, in all files together."""
 
 SAMPLE_BYTES = 1 << 12
 
@@ -30,7 +31,7 @@ with the checksums of its tensors, and GGUF begins with its metadata."""
 _NOT_READ = re.compile(
     r"\..*|__pycache__|.*\.(md|pyc|lock|png|jpe?g|gif|svg|webp|pdf|mp4)|(LICENSE|NOTICE).*", re.I
 )
-"""Files that no engine reads: one copy of a model has them, another lacks them."""
+"""Files that no engine reads. One copy of a model may have them, and another may not."""
 
 _HUB_SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})$")
 
@@ -97,9 +98,8 @@ def _read(stream: BinaryIO, begin: int, count: int) -> bytes:
 
 
 def _safetensors_spans(stream: BinaryIO, size: int, samples: int) -> list[tuple[int, int]]:
-    """Where to read: begin and length of the header, and of the middle of some tensors. These are
-    drawn by the hash of their names, so that each kind of tensor has a chance although layers
-    repeat."""
+    """The begin and length of the header, and of the middle of some tensors. The hash of a tensor's
+    name draws it, so that every kind of tensor has a chance although layers repeat."""
     length = int.from_bytes(_read(stream, 0, 8), "little")
     if length > _LONGEST_HEADER:
         return _even_spans(size, samples)
@@ -124,7 +124,7 @@ _LONGEST_HEADER = 100_000_000
 
 
 def _even_spans(size: int, samples: int) -> list[tuple[int, int]]:
-    """Where to read: begin and length of both ends, and of places at even distances between."""
+    """The begin and length of both ends, and of places at even distances between them."""
     step = max(1, size // (samples + 1))
     places = [(begin, SAMPLE_BYTES) for begin in range(END_BYTES, size - END_BYTES, step)]
     return [(0, END_BYTES), *places, (size - END_BYTES, END_BYTES)]

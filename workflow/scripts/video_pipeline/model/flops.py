@@ -5,11 +5,11 @@ each weight (Kaplan et al. 2020, arXiv:2001.08361, table 1; Chowdhery et al. 202
 appendix B, which defines the share of the peak as "model FLOPs utilization"). So the weights that a
 token meets count twice:
 
-* in each layer of the language model the projections of the attention (query, key, value, output)
-  and the MLP (gate, up, down); of experts the router and those that are active;
-* for each token of an answer the output layer;
-* for each patch of a picture the patch embedding and the layers of the vision encoder, and for the
-  patches that become one token together the mergers.
+* in each layer of the language model, the projections of the attention (query, key, value, output)
+  and the MLP (gate, up, down), or the router and the active experts;
+* for each token of an answer, the output layer;
+* for each patch of a picture, the patch embedding and the layers of the vision encoder, and for
+  patches that become one token, the mergers.
 
 Norms, adapters and the attention's products of tokens with tokens are left out, so the true number
 is a little higher. Those products grow with the square of the length: they add 3 % for
@@ -57,8 +57,7 @@ class ModelFlops:
             return None
 
     def total(self, prompt_tokens: int, completion_tokens: int, patches: int) -> float:
-        """The operations for prompts, answers and pictures with these numbers of tokens and
-        patches."""
+        """The operations for prompts, answers and pictures of so many tokens and patches."""
         tokens = prompt_tokens + completion_tokens
         return float(self.token * tokens + self.head * completion_tokens + self.patch * patches)
 
@@ -130,7 +129,7 @@ def _patch(vision: Mapping[str, Any], width: int, block: int) -> int:
 
 
 def _merger(vision: Mapping[str, Any], width: int, out: int) -> int:
-    """Weights of a merger, for each of the patches that it joins to a token: together they are
-    ``merged`` wide, and it has ``merged**2 + merged * out`` weights."""
+    """Weights of a merger, for each of the patches that it joins to a token. The patches together
+    are ``merged`` wide, and the merger has ``merged**2 + merged * out`` weights."""
     merged: int = vision["spatial_merge_size"] ** 2 * width
     return merged * width + width * out

@@ -1,4 +1,4 @@
-"""Which frames of a video a family of models samples: the rule of its own video processor."""
+"""Samples frames of a video by the rule of the model's own video processor."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ def sampled_frames(
 
     Args:
         item: The video item of the messages. ``nframes`` and ``max_frames`` thin the frames out;
-            ``fps`` and ``nframes`` also decide where the family leaves it open.
+            ``fps`` and ``nframes`` also decide how many there are if the family does not.
         total: Frames of the video.
         fps: Its frames a second.
         duration: Its length in seconds.
-        settings: The user's own for the processor; they replace those of the family.
+        settings: The user's own settings for the processor; they replace those of the family.
 
     Returns:
         At least one number below ``total``; a family may want a frame twice, or in another order.
     """
     processor = video_processor(model)
-    together = getattr(processor, "temporal_patch_size", None) or 1
+    per_patch = getattr(processor, "temporal_patch_size", None) or 1
     indices = _by_rule(processor, item, total, fps, duration, settings)
-    within = [index for index in indices if index < total] or [(total - 1) // 2]
-    if len(within) < together:  # Some processors refuse that: the frame stays on the screen.
-        return within + within[-1:] * (together - len(within))
-    most = item.get("nframes") or item.get("max_frames") or len(within)
-    if len(within) <= most:
-        return within
-    count = max(most - most % together, 1)
-    last = len(within) - 1
-    return [within[round(place * last / max(count - 1, 1))] for place in range(count)]
+    frames = [index for index in indices if index < total] or [(total - 1) // 2]
+    if len(frames) < per_patch:  # Some processors refuse that, so the last frame is repeated.
+        return frames + frames[-1:] * (per_patch - len(frames))
+    most = item.get("nframes") or item.get("max_frames") or len(frames)
+    if len(frames) <= most:
+        return frames
+    count = max(most - most % per_patch, 1)
+    last = len(frames) - 1
+    return [frames[round(place * last / max(count - 1, 1))] for place in range(count)]
 
 
 _RATES = ("fps", "num_frames")
@@ -75,7 +75,7 @@ _RATES = ("fps", "num_frames")
 
 
 def has_own_rate(model: str) -> bool:
-    """Whether the family of ``model`` says how many frames of a video it wants."""
+    """Whether the family of ``model`` decides how many frames of a video there are."""
     return _says_how_many(_settings(video_processor(model)))
 
 
@@ -98,7 +98,7 @@ def _by_rule(
     duration: float,
     of_user: Mapping[str, Any],
 ) -> list[int]:
-    """What transformers' ``preprocess`` would sample; nothing if the video is too short for it."""
+    """The frames that transformers' ``preprocess`` would sample; none if the video is too short."""
     from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
     metadata = VideoMetadata(
@@ -109,8 +109,8 @@ def _by_rule(
         settings.update(dict.fromkeys(_RATES))  # Rules refuse both.
     settings.update({name: value for name, value in of_user.items() if name in settings})
     if not _says_how_many(settings):
-        given = {"num_frames": item["nframes"]} if "nframes" in item else {"fps": item["fps"]}
-        settings.update(given)
+        name, key = ("num_frames", "nframes") if "nframes" in item else ("fps", "fps")
+        settings[name] = item[key]
     if settings.get("num_frames") is not None:
         settings["num_frames"] = min(settings["num_frames"], total)  # Some rules refuse more.
     rule = default_sample_indices_fn if processor is None else processor.sample_frames

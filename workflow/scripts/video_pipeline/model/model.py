@@ -1,7 +1,8 @@
-"""Which model a run asks.
+"""The model of a run.
 
-A model of the hub stays at one commit: it is resolved when the input is split for the first time,
-and kept beside the journals. The files behind a name change when somebody pushes.
+A model of the hub stays at one commit, because the files behind its name change when somebody
+pushes. The commit is resolved when the input is split for the first time, and kept beside the
+journals.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Model:
         name: Its name on the Hugging Face hub, or its path here.
         revision: Its branch, tag or commit on the hub.
         download_dir: The folder of its weights, if it is not the hub's cache.
-        is_on_hub: Whether the hub has it: its name has the form of such a name, and nothing here
-            has that name.
+        is_on_hub: Whether it is a model of the hub: its name has the form of such a name, and no
+            file or folder here has that name.
         has_commit: Whether vLLM can load it at a commit.
     """
 
@@ -73,16 +74,16 @@ class Model:
         )
 
     def identity(self, commit: str | None) -> dict[str, str | None] | None:
-        """What a fingerprint holds for the model: the content of its files here, or its name and
-        ``commit``. None if there is neither."""
+        """The part of a fingerprint that stands for the model: the content of its files here, or
+        its name and ``commit``. None if there is neither."""
         files = model_files(Path(self.name))
         if files is None and commit is None:
             return None
         return {**files} if files else {self.name: commit}
 
     def known_commit(self, path: Path) -> str | None:
-        """The commit that was resolved and written to ``path``; None if the model has none, or none
-        was resolved yet. Asks nobody."""
+        """The commit that was resolved and written to ``path``; None if the model has no commit, or
+        it was not resolved yet. Asks no network."""
         if not self.has_commit:
             return None
         if _COMMIT.fullmatch(self.revision):
@@ -152,7 +153,7 @@ class Model:
 
 
 def download_command(name: str, revision: str | None = None, *options: str) -> str:
-    """The command that fetches a model of the hub: ``options`` stand behind its name."""
+    """The command that fetches a model of the hub; ``options`` follow its name."""
     version = ("--revision", revision) if revision else ()
     return " ".join(["hf download", name, *version, *options])
 

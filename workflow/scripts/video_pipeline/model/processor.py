@@ -16,15 +16,16 @@ from video_pipeline.model.model import Model, download_command
 logger = logging.getLogger(__name__)
 
 SIMULATED_MODEL = "simulated"
-"""Stands for the model where none is loaded: a plain ChatML prompt."""
+"""Stands for the model if none is loaded. Its prompts are plain ChatML."""
 
 PROCESSOR_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.ttf"]
-"""The files of a model that are not weights. Ernie 4.5-VL writes times into frames, in a font."""
+"""The files of a model that are not weights. Ernie 4.5-VL has a font, to write times into frames.
+"""
 
 
 def dataset_model(config: Config) -> str:
-    """The ``model`` of the datasets if no engine is there to name it: a local folder, or
-    :data:`SIMULATED_MODEL`. Raises what :func:`processor_folder` does."""
+    """The ``model`` of the datasets if no engine names it: a local folder, or
+    :data:`SIMULATED_MODEL`. Raises what :func:`processor_folder` raises."""
     if config.run.engine == "simulated":
         return SIMULATED_MODEL
     return processor_folder(config.vllm.model, config.vllm.arguments.get("revision"))

@@ -93,7 +93,7 @@ def is_medium(part: Any) -> bool:
 
 
 def listed_media(llm_input: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The media of an ``llm_input`` by modality, as lists: one medium may stand without."""
+    """The media of an ``llm_input`` by modality, always as lists."""
     media = llm_input.get("multi_modal_data") or {}
     return {
         modality: items if isinstance(items, list) else [items]
@@ -169,15 +169,15 @@ def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
 
 
 def prompt_of(llm_input: dict[str, Any]) -> str:
-    """The prompt of an ``llm_input`` for people; of messages, which get their prompt later, a plain
-    one."""
+    """The prompt of an ``llm_input`` for people. Messages get their prompt later: for them it is a
+    plain one."""
     if "messages" in llm_input:
         return plain_prompt(llm_input["messages"])
     return str(llm_input.get("prompt", ""))
 
 
 def plain_prompt(messages: Messages) -> str:
-    """A prompt of ``messages`` where no model is there whose template could write it."""
+    """A prompt of ``messages`` in plain ChatML, if no template of a model can write it."""
     return "".join(
         f"<|im_start|>{message['role']}\n{_text(message['content'])}<|im_end|>\n"
         for message in messages

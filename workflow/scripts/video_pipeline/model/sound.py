@@ -1,4 +1,4 @@
-"""What a family of models wants to hear: the rule of its own feature extractor."""
+"""How a model takes the sound of videos: the rule of its own feature extractor."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class SoundRule:
     Attributes:
         rate: Samples per second.
         most_seconds: The longest sound that it does not cut off.
-        step: The number of samples must be a multiple of this. If it is not, transformers leaves
-            out the rest, and vLLM adds silence.
+        step: The number of samples must be a multiple of this. Otherwise transformers leaves the
+            remainder out, and vLLM adds silence.
     """
 
     rate: int = 16_000
@@ -40,7 +40,7 @@ def sound_rule(model: str) -> SoundRule | None:
     )
     processor = getattr(transformers, processor_class(model) or "Qwen2_5OmniProcessor")
     settings = processor.valid_processor_kwargs._defaults["audio_kwargs"]
-    # Of its own accord the feature extractor cuts off what is longer, and says nothing.
+    # By default the feature extractor cuts off longer sound without a message.
     cuts = settings.get("truncation", True)
     most_seconds = extractor.chunk_length if cuts else inf
     step = 1 if settings["padding"] == "max_length" else extractor.hop_length

@@ -36,7 +36,7 @@ class SpecialTokens:
         Args:
             tokenizer: A tokenizer of transformers.
             template: Source of the model's chat template.
-            placeholders: What the model's processor replaces by media.
+            placeholders: The texts that the model's processor replaces by media.
         """
         self._tokenizer = tokenizer
         self.ids = {
@@ -46,14 +46,14 @@ class SpecialTokens:
         }
         self._names = {id: token for token, id in self.ids.items()}
         self._not_tokens = sorted(set(placeholders) - self.ids.keys())
-        # The longest comes first, so that it is found rather than a shorter one that begins it.
+        # The longest comes first, so that it is found, and not a shorter token at its start.
         tokens = sorted({*self.ids, *placeholders}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
-        # No text holds this number, so a text with it can only stand for a character or a token.
+        # No message holds this random number, so a text with it stands for a character or a token.
         self._nonce = str(secrets.randbits(64))
         self._hidden = {
-            character: f"\ue000{self._nonce}-{number}\ue001"
-            for number, character in enumerate(sorted({token[0] for token in tokens}))
+            character: f"\ue000{self._nonce}-{index}\ue001"
+            for index, character in enumerate(sorted({token[0] for token in tokens}))
         }
         self._aliases = {token: f"\ue002{self._nonce}-{id}\ue003" for token, id in self.ids.items()}
 
@@ -85,16 +85,16 @@ class SpecialTokens:
     ) -> tuple[str, list[int]]:
         """The prompt that ``render`` makes of ``messages``, and its token ids: special tokens of
         the chat template are tokens, those in the text of ``messages`` plain characters. All else
-        has the ids that the tokenizer itself gives it. ``add_special_tokens``: it also puts its
-        own around a prompt.
+        has the ids that the tokenizer itself gives it. ``add_special_tokens``: the tokenizer also
+        puts its own around the prompt.
 
         Raises :class:`SpecialTokenError`, which names ``token`` (what :meth:`find` returned), if
         this tokenizer cannot do that.
         """
         if self._not_tokens:
             raise _refused(token, f"{self._not_tokens[0]!r} is not in its vocabulary")
-        # Without its first character nothing in the text can become a token, whatever is beside it.
-        # Any token in the rendered prompt then comes from the template.
+        # Without its first character no part of the text can become a token, whatever is beside it.
+        # So every token in the rendered prompt comes from the template.
         rendered = render([_with_texts(message, self._hide) for message in messages])
         prompt = self._show(rendered)
         if self._nonce in prompt:
@@ -141,14 +141,14 @@ class SpecialTokens:
 
     @cached_property
     def _plain(self) -> tuple[Tokenizer, dict[int, int]]:
-        """A copy of the tokenizer, to which special tokens are plain characters and their aliases
-        are special tokens; and, by the id of an alias, the id of its token."""
+        """A copy of the tokenizer, for which special tokens are plain characters and their aliases
+        are special tokens; and the id of each token, by the id of its alias."""
         from tokenizers import AddedToken, Tokenizer
 
         description = json.loads(self._tokenizer.backend_tokenizer.to_str())
         added = [token for token in description["added_tokens"] if token["content"] in self.ids]
         for token in added:
-            token["special"] = True  # Only special ones can be turned off.
+            token["special"] = True  # encode_special_tokens turns only special tokens off.
         copy = Tokenizer.from_str(json.dumps(description))
         copy.no_truncation()
         copy.no_padding()
@@ -170,8 +170,7 @@ class SpecialTokens:
 
 
 def _added_tokens(tokenizer: Any) -> Iterator[tuple[str, int, bool]]:
-    """The tokens that a tokenizer looks for before all others, their ids, and whether it calls them
-    special."""
+    """The tokens that a tokenizer looks for first, their ids, and whether it calls them special."""
     special = dict.fromkeys(tokenizer.all_special_tokens, True)
     try:
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}

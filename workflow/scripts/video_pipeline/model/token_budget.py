@@ -1,4 +1,4 @@
-"""Whether the longest possible prompt and answer fit into the model."""
+"""Checks that the longest possible prompt and answer fit into the model."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def visual_tokens(config: Config, patch_size: int) -> int:
 
 
 def check_budget(config: Config, patch_size: int) -> None:
-    """Compare the worst case with the model's length, if qwen-vl-utils sizes the videos. Other
-    families size them by themselves, and vLLM refuses what does not fit.
+    """Compare the worst case with ``vllm.max_model_len``, if qwen-vl-utils sizes the videos. Other
+    families size them themselves, and vLLM refuses prompts that do not fit.
 
     Raises:
-        UserError: If it is longer, with the numbers.
+        UserError: The worst case is longer; the message has the numbers.
     """
     if config.run.dataset == "video" or is_qwen_vl(config) is False:
         return

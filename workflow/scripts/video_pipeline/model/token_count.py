@@ -1,4 +1,4 @@
-"""How many tokens a prompt has with its pictures."""
+"""Counts the tokens of a prompt with its pictures."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount:
     if not media:
         ids = tokenizer(llm_input["prompt"])["input_ids"] if prompt_ids is None else prompt_ids
         return TokenCount(len(ids), 0, 0)
-    # Processors take text only. The rest of it does not change how placeholders are replaced.
+    # Processors take only text. Plain text does not change how they replace placeholders.
     text = llm_input["prompt"] if prompt_ids is None else special_tokens(model).skeleton(prompt_ids)
-    rest = 0 if prompt_ids is None else len(prompt_ids) - len(tokenizer(text)["input_ids"])
+    plain = 0 if prompt_ids is None else len(prompt_ids) - len(tokenizer(text)["input_ids"])
     videos = media.get("video", ())
     inputs = processor(
         text=[text],
@@ -47,7 +47,7 @@ def count_tokens(model: str, llm_input: dict[str, Any]) -> TokenCount:
     merged = processor.image_processor.merge_size**2
     grids = [inputs[name] for name in ("image_grid_thw", "video_grid_thw") if name in inputs]
     largest = max(int(grid.prod(-1).max()) // merged for grid in grids)
-    return TokenCount(len(ids) + rest, sum(int(token) in visual for token in ids), largest)
+    return TokenCount(len(ids) + plain, sum(int(token) in visual for token in ids), largest)
 
 
 def _without_pixels(picture: Any) -> Any:

@@ -1,5 +1,5 @@
-"""Consolidate: the rank files become one output, in input order, with a summary and a list of the
-failed samples. Before that, the partial output is what is finished so far."""
+"""Joins the rank files to one output, in input order, with a summary and a list of the failed
+samples. Before that, it can write the partial output: the samples that are finished so far."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _BATCH = 1 << 9
 
 def consolidate(config: Config, layout: Layout) -> None:
     """Merge the rank files into ``data.output_jsonl``; write the summary, and the records of the
-    failed samples, which are an input that can be run again.
+    failed samples, which can be the input of another run.
 
-    Raises :class:`UserError` naming the file, and if possible the line and the sample, if one is
-    not what ``split`` wrote, or what ``infer`` wrote for its chunk.
+    Raises :class:`UserError` if a file is not what ``split`` or ``infer`` wrote; it names the file,
+    and if possible the line and the sample.
     """
     manifest = Manifest.of(config, layout)
     rank_files = [RankFile(layout, manifest, rank) for rank in range(manifest.num_shards)]
@@ -59,16 +59,16 @@ def consolidate(config: Config, layout: Layout) -> None:
         *(f"{counts[name]:,}" for name in ("ok", "error", "distinct")),
     )
     for warning in (
-        describe_cut_off(summary["samples"]["truncated_at"]),
-        describe_unparsed(summary["samples"]["errors_by_stage"].get("parse", 0)),
+        describe_cut_off(counts["truncated_at"]),
+        describe_unparsed(counts["errors_by_stage"].get("parse", 0)),
     ):
         if warning:
             logger.warning("%s: %s", layout.output, warning)
 
 
 def _merge(rank_files: list[RankFile], manifest: Manifest, layout: Layout) -> Seal:
-    """Write the records in input order, and those of the failed samples; returns the output's
-    seal. Nothing is written if a file is not right."""
+    """Write the records in input order, and those of the failed samples. Returns the output's seal.
+    Nothing is written if a file is wrong."""
     order, written, seal = manifest.read_order(layout), 0, EMPTY
     with (
         Progress(layout.progress("consolidate"), "consolidate", "samples", len(order)) as progress,
@@ -79,15 +79,15 @@ def _merge(rank_files: list[RankFile], manifest: Manifest, layout: Layout) -> Se
         lines.append(manifest.read_left_out(layout))
         for begin in range(0, len(order), _BATCH):
             ranks = order[begin : begin + _BATCH]
-            # The list ends early if a rank file does. Then too few are written.
+            # The list ends early if a rank file does. Then too few records are written.
             records = list(map(next, map(lines.__getitem__, ranks)))
             data = b"".join(records)
             seal = seal.extended(data)
             output.write(data)
             written += len(records)
             progress.advance(len(ranks))
-        for rest in lines:
-            deque(rest, maxlen=0)  # Each rank file is checked at its end.
+        for remaining in lines:
+            deque(remaining, maxlen=0)  # Each rank file is checked at its end.
         if not written == len(order) == manifest.samples + manifest.left_out_records:
             raise not_of_this_split(layout.order)
     return seal
@@ -96,7 +96,7 @@ def _merge(rank_files: list[RankFile], manifest: Manifest, layout: Layout) -> Se
 def _write_videos(manifest: Manifest, layout: Layout) -> None:
     """Write one object for each video if samples are windows of videos."""
     if not manifest.expanded:
-        layout.videos.unlink(missing_ok=True)  # An earlier run may have written one.
+        layout.videos.unlink(missing_ok=True)  # An earlier run may have written it.
         return
     with open(layout.output, "rb") as output, replacing(layout.videos) as videos:
         for video in by_video(map(orjson.loads, output)):
@@ -104,8 +104,8 @@ def _write_videos(manifest: Manifest, layout: Layout) -> None:
 
 
 def consolidate_partial(config: Config, layout: Layout) -> None:
-    """Write what is finished so far into ``layout.partial``, in input order, while jobs run or
-    after they have failed.
+    """Write the records that are finished so far into ``layout.partial``, in input order, while
+    jobs run or after they have failed.
 
     Raises :class:`UserError` if the input was not split yet.
     """
@@ -148,7 +148,7 @@ def _check_answered(
             error = record["__error"]
             first = "sample {}: {stage}: {type}: {message}".format(record["__key"], **error)
         except (ValueError, LookupError):
-            return  # The file is damaged: its checksum will say so.
+            return  # The file is damaged, which its checksum will show.
     retry = ""
     if stages.keys() - {"parse", "length"}:
         command = command_line("retry", layout.config, Path(__file__).parents[2])

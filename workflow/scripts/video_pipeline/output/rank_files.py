@@ -1,7 +1,7 @@
 """Rank files: the finished records of a chunk, in its order.
 
-Beside the chunk stands what consolidate needs to know of them (:class:`RankContents`), so that they
-need not be parsed again.
+A file beside the chunk holds what consolidate needs to know of them (:class:`RankContents`), so
+that it need not parse them again.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _COUNTERS = ("errors_by_stage", "usage", "truncated", "splits")
 
 @dataclass
 class RankContents:
-    """What the file of a rank holds."""
+    """A description of a rank file."""
 
-    split_id: str  # of the split that wrote its chunk
+    split_id: str  # That of the split that wrote its chunk.
     rank: int
-    samples: int = 0  # records, one a line
+    samples: int = 0  # Records, one a line.
     seal: Seal = EMPTY
     errors_by_stage: Counter[str] = field(default_factory=Counter)
     usage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_USAGE, 0)))
-    truncated: Counter[str] = field(default_factory=Counter)  # by the setting that cut them off
-    splits: Counter[str] = field(default_factory=Counter)  # answers and errors by split
+    truncated: Counter[str] = field(default_factory=Counter)  # By the setting that cut them off.
+    splits: Counter[str] = field(default_factory=Counter)  # Answers and errors by split.
 
     @classmethod
     def read(cls, layout: Layout, rank: int) -> RankContents | None:
-        """What was written about the rank file of ``rank``, None if that cannot be read."""
+        """The description of the rank file of ``rank``; None if it cannot be read."""
         try:
             values = json.loads(layout.contents(rank).read_text(encoding="utf-8"))
             counters = {name: Counter(values[name]) for name in _COUNTERS}
@@ -65,7 +65,7 @@ class RankFileWriter:
         self._lines: list[bytes] = []
 
     def write(self, record: Record, locations: Iterable[Location]) -> None:
-        """Append a record that was made of the journal's records at ``locations``."""
+        """Append a record that was made from the journal's records at ``locations``."""
         contents = self._contents
         self._lines.append(record.line)
         if len(self._lines) == _BATCH:
@@ -83,7 +83,7 @@ class RankFileWriter:
         contents.splits.update(split_of(location.file) for location in locations)
 
     def flush(self) -> None:
-        """Write what was appended."""
+        """Write the appended records."""
         data = b"".join(self._lines)
         self._lines.clear()
         self._stream.write(data)
@@ -99,13 +99,13 @@ def writing(layout: Layout, rank: int, split_id: str) -> Iterator[RankFileWriter
         yield writer
         writer.flush()
         sync(stream)
-        # If this is killed here, no rank file is better than one of other contents.
+        # If this is killed here, no rank file is better than a file with a wrong description.
         path.unlink(missing_ok=True)
         write_text(layout.contents(rank), json.dumps(vars(contents)) + "\n")
 
 
 class RankFile:
-    """A rank file to be consolidated."""
+    """A rank file, as consolidate reads it."""
 
     def __init__(self, layout: Layout, manifest: Manifest, rank: int) -> None:
         """Raises :class:`UserError` if it was not written for the chunks of ``manifest``."""
@@ -130,7 +130,7 @@ class RankFile:
         for block in line_blocks(self._path, self._manifest.num_shards):
             seal = seal.extended(block)
             for line in BytesIO(block):
-                # The text may stand in the input, too. So the few lines that have it are parsed.
+                # The input may hold this text, too. So the few lines with it are parsed.
                 if has_errors and _ERROR in line and _parse(line).get("__status") == "error":
                     failed.write(line)
                 yield line
@@ -138,7 +138,7 @@ class RankFile:
             raise self._fault()
 
     def _fault(self) -> UserError:
-        """What is wrong with the file, found by comparing it with its chunk."""
+        """The error about the file, from a comparison with its chunk."""
         path, num_ranks = self._path, self._manifest.num_shards
         if not path.exists():
             return UserError(f"{path} is missing; run snakemake again, nothing is inferred twice")
@@ -162,7 +162,7 @@ class RankFile:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """The record of a line, empty if it holds none."""
+    """The record of a line; empty if the line has none."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Output records: views of the journal, made by the task's ``parse``."""
+"""Builds output records: views of the journal, made by the task's ``parse``."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ class Record(NamedTuple):
     """A record, as a line of the output."""
 
     line: bytes
-    error: dict[str, str] | None  # __error, if the sample failed
-    usage: dict[str, Any] | None  # __usage, if the model has answered
-    cut_off: str | None  # the setting that cut an answer off, if one did
+    error: dict[str, str] | None  # __error, if the sample failed.
+    usage: dict[str, Any] | None  # __usage, if the model has answered.
+    cut_off: str | None  # The setting that cut an answer off; None if none did.
 
 
 class _Outcome(NamedTuple):
-    """What came of one question."""
+    """The outcome of one question."""
 
     error: dict[str, str] | None
-    answer: dict[str, Any]  # the fields of the journal's record that hold the answer
+    answer: dict[str, Any]  # The fields of the journal's record that hold the answer.
     cut_off: str | None
-    fields: bytes = _NO_FIELDS  # that the task's parse returned, as JSON
+    fields: bytes = _NO_FIELDS  # Those that the task's parse returned, as JSON.
 
 
 class RecordBuilder:
     """Builds the records of the output.
 
-    A changed ``parse`` or ``run.truncated`` costs no inference: the journal keeps what the model
-    said.
+    After a change of ``parse`` or ``run.truncated`` nothing is inferred again: the journal keeps
+    the model's answers.
     """
 
     def __init__(self, config: Config, task: Task) -> None:
@@ -61,7 +61,7 @@ class RecordBuilder:
             head = {"__key": entry.key, "__status": "ok", **self._origin, "__usage": usage}
         else:
             head = {"__key": entry.key, "__status": "error", "__error": error, **self._origin}
-        # The input as it stands in the chunk, whatever parse did to its sample.
+        # The input as the chunk has it, even if parse has changed its sample.
         raw = orjson.Fragment(entry.text)
         line = orjson.dumps({**head, "input": raw, **outcome.answer})
         if outcome.fields != _NO_FIELDS:
@@ -81,7 +81,7 @@ class RecordBuilder:
             parsed = self._task.parsed(
                 answer["output_text"], sample, part, answer.get("__logprobs")
             )
-            if "damaged" in parsed:  # A field of the task's own goes first.
+            if "damaged" in parsed:  # The task's own field goes first.
                 answer.pop("damaged", None)
             return _Outcome(None, answer, cut_off, orjson.dumps(parsed))
         except TaskError:
@@ -93,10 +93,10 @@ class RecordBuilder:
 
 
 def _merged(outcomes: dict[str, _Outcome]) -> _Outcome:
-    """One outcome of several questions.
+    """The outcome of several questions together.
 
-    The error is the first one; one of stage ``parse``, which has an answer, only if there is no
-    other. Texts and fields stand under the names of the questions, and tokens are summed.
+    The error is the first one; an error of stage ``parse``, which has an answer, only if there is
+    no other. Texts and fields stand under the names of the questions, and tokens are summed.
     ``finish_reason`` is ``stop`` if all answers ended by themselves.
     """
     errors = [

@@ -1,1 +1,1 @@
-"""The rule ``publish``: the output, copied to where people want it."""
+"""The rule ``publish``: copies the output to the places in ``run.publish``."""

@@ -1,7 +1,7 @@
-"""Places: folders of the file system and of stores that files are published to.
+"""Places to publish to: folders of the file system and of stores.
 
-A file counts as published if the place holds the same bytes: by the checksum that the place itself
-tells, or else because they were read back.
+A file counts as published if the place holds the same bytes. The place's own checksum tells that;
+without a checksum the bytes are read back.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 20
 _PART_BYTES = 16 << 20
 _MAX_PARTS = 10_000
-"""S3 and Azure refuse more."""
+"""S3 and Azure refuse more parts."""
 _CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file that is to be published.
+    """A file to publish.
 
     Attributes:
         name: Its path in the folder that it is published to.
-        path: Where it lies.
+        path: Its path here.
     """
 
     name: str
@@ -58,13 +58,13 @@ class Published:
 
     @property
     def part_bytes(self) -> int:
-        """The size of a part, if it is sent in several."""
+        """The size of a part, if the file is sent in several."""
         return max(_PART_BYTES, -(-self.size // _MAX_PARTS))
 
     @cached_property
     def e_tags(self) -> set[str]:
-        """The tags that S3 gives these bytes, unless it encrypts them with a key of the user's own:
-        the MD5 of an object, or that of the MD5s of the parts it was sent in
+        """The tags that S3 gives these bytes, unless it encrypts them with the user's own key: the
+        MD5 of an object, or that of the MD5s of the parts that it was sent in
         (https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html)."""
         whole, parts = hashlib.md5(usedforsecurity=False), []
         with open(self.path, "rb") as stream:
@@ -87,7 +87,7 @@ class Place(ABC):
 
     @abstractmethod
     def names(self, folder: str) -> Iterator[str]:
-        """The names of the files in ``folder`` and below, in no order."""
+        """The names of the files in ``folder`` and below, in any order."""
 
     @abstractmethod
     def has(self, name: str) -> bool:
@@ -95,7 +95,7 @@ class Place(ABC):
 
     @abstractmethod
     def holds(self, file: Published) -> bool:
-        """Whether ``file`` is there, with the same bytes."""
+        """Whether the place has ``file``, with the same bytes."""
 
     @abstractmethod
     def update(
@@ -104,9 +104,9 @@ class Place(ABC):
         """Send ``files`` and remove ``stale``; yield each file when it has arrived.
 
         Args:
-            files: In the order in which they appear there, each when it is complete.
-            stale: Names of files. They are gone before the last of ``files`` appears.
-            title: Says what it is.
+            files: The files, in the order in which they appear, each when it is complete.
+            stale: Names of files to remove before the last of ``files`` appears.
+            title: A title for the change.
         """
 
     def _check(self, file: Published) -> None:
@@ -115,11 +115,11 @@ class Place(ABC):
 
 
 class NotAsSent(ConnectionError):
-    """A place holds something else than what was sent to it."""
+    """A place holds other bytes than those that were sent to it."""
 
 
-class _OneByOne(Place):
-    """A place where each file is sent by itself."""
+class _FileByFile(Place):
+    """A place that gets its files one after the other."""
 
     def update(
         self, files: Sequence[Published], stale: Sequence[str], title: str
@@ -142,7 +142,7 @@ class _OneByOne(Place):
     def _remove(self, name: str) -> None: ...
 
 
-class Folder(_OneByOne):
+class Folder(_FileByFile):
     """A folder of the file system."""
 
     def __init__(self, place: str) -> None:
@@ -172,9 +172,9 @@ class Folder(_OneByOne):
         (self._root / name).unlink(missing_ok=True)
 
 
-class Bucket(_OneByOne):
-    """A folder of S3, Google Cloud Storage or Azure. The client tries again for a minute when it
-    meets 429, 5xx or a broken connection."""
+class Bucket(_FileByFile):
+    """A folder of S3, Google Cloud Storage or Azure. The client tries again after the statuses 429
+    and 5xx, and after a broken connection."""
 
     def __init__(self, place: str) -> None:
         self._store, key = store_of(place), key_of(place)
@@ -184,8 +184,8 @@ class Bucket(_OneByOne):
         import obstore
 
         with explained():
-            for some in obstore.list(self._store, f"{self._root}{folder}"):
-                yield from (meta["path"].removeprefix(self._root) for meta in some)
+            for batch in obstore.list(self._store, f"{self._root}{folder}"):
+                yield from (meta["path"].removeprefix(self._root) for meta in batch)
 
     def has(self, name: str) -> bool:
         return self._head(name) is not None
@@ -202,16 +202,16 @@ class Bucket(_OneByOne):
     def holds(self, file: Published) -> bool:
         import obstore
 
-        found = self._head(file.name)
-        if found is None or found["size"] != file.size:
+        meta = self._head(file.name)
+        if meta is None or meta["size"] != file.size:
             return False
-        if found["e_tag"] in file.e_tags:
+        if meta["e_tag"] in file.e_tags:
             return True
         with explained():
-            there = hashlib.sha256()
+            checksum = hashlib.sha256()
             for piece in obstore.get(self._store, self._root + file.name).stream():
-                there.update(piece)
-            return there.hexdigest() == file.sha256
+                checksum.update(piece)
+            return checksum.hexdigest() == file.sha256
 
     def _send(self, file: Published) -> None:
         import obstore
@@ -236,15 +236,15 @@ class Bucket(_OneByOne):
 
 
 class Dataset(Place):
-    """A dataset of the Hugging Face hub, or a folder in it: one commit for all changes. A dataset
-    that does not exist yet is made, and is private. The client sends no data that the hub has."""
+    """A dataset of the Hugging Face hub, or a folder in it. One commit has all changes. A missing
+    dataset is made, as a private one. The client sends no data that the hub has already."""
 
     def __init__(self, place: str) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-        # Its lines have the signed addresses that data is sent to.
+        # Its log lines have the signed addresses that data is sent to.
         logging.getLogger("httpx2").setLevel(logging.WARNING)
         match = DATASET.fullmatch(place)
         assert match is not None, place  # The configuration was checked.
@@ -258,7 +258,7 @@ class Dataset(Place):
         self._root = f"{match['folder']}/" if match["folder"] else ""
 
     @cached_property
-    def _found(self) -> dict[str, RepoFile]:
+    def _repo_files(self) -> dict[str, RepoFile]:
         from huggingface_hub import RepoFile
         from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -272,18 +272,19 @@ class Dataset(Place):
 
     def names(self, folder: str) -> Iterator[str]:
         start = f"{self._root}{folder}/"
-        return (path.removeprefix(self._root) for path in self._found if path.startswith(start))
+        paths = (path for path in self._repo_files if path.startswith(start))
+        return (path.removeprefix(self._root) for path in paths)
 
     def has(self, name: str) -> bool:
-        return self._root + name in self._found
+        return self._root + name in self._repo_files
 
     def holds(self, file: Published) -> bool:
-        found = self._found.get(self._root + file.name)
-        if found is None or found.size != file.size:
+        repo_file = self._repo_files.get(self._root + file.name)
+        if repo_file is None or repo_file.size != file.size:
             return False
-        if found.lfs is not None:
-            return bool(found.lfs.sha256 == file.sha256)
-        return bool(found.blob_id == file.blob_id)
+        if repo_file.lfs is not None:
+            return bool(repo_file.lfs.sha256 == file.sha256)
+        return bool(repo_file.blob_id == file.blob_id)
 
     def update(
         self, files: Sequence[Published], stale: Sequence[str], title: str
@@ -298,7 +299,7 @@ class Dataset(Place):
             return
         with explained():
             self._hub.create_commit(**self._repo, operations=operations, commit_message=title)
-        del self._found  # The hub is asked again.
+        del self._repo_files  # The hub is asked again.
         for file in files:
             self._check(file)
             yield file

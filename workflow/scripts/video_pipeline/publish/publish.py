@@ -1,8 +1,8 @@
-"""Publish: the output and what was made of it are copied to the places in ``run.publish``.
+"""Copies the output, and the files made from it, to the places in ``run.publish``.
 
-What a place holds already is not sent again, so a run that was killed goes on. The data comes
-first, then the summary, and at last the checksums, in the format of ``sha256sum``: where they fit,
-all is there.
+Files that a place has already are not sent again, so a killed run goes on. The data comes first,
+then the summary, and at last the checksums, in the format of ``sha256sum``: if they match,
+everything has arrived.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from video_pipeline.run.origin import check_origin
 logger = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"train-\d+-of-\d+\.parquet")
-"""Names of the Parquet files that export writes. All that are there belong to a dataset."""
+"""Names of the Parquet files that export writes. The hub takes all of them for one dataset."""
 
 
 def publish(config: Config, layout: Layout) -> None:
     """Copy the files of a finished run to each place, and write ``layout.receipt``.
 
     Raises:
-        UserError: There is no output, it is not the one of the summary or of ``config``, or a place
-            refuses it.
-        EnvironmentFault: A place does not answer, or holds something else than what was sent.
+        UserError: There is no output, it does not belong to the summary or to ``config``, or a
+            place refuses it.
+        EnvironmentFault: A place does not answer, or holds other bytes than those that were sent.
     """
     check_origin(read_summary(layout).get("origin", {}), config, layout.summary)
     has_parquet = "parquet" in config.run.formats
@@ -50,8 +50,7 @@ def publish(config: Config, layout: Layout) -> None:
             # On the hub the card is that of the whole dataset.
             dataset = "" if scheme_of(place) == "hf" else f"{layout.dataset.name}/"
             if dataset not in files_by_dataset:
-                found = _files(layout, dataset if has_parquet else None)
-                files_by_dataset[dataset] = list(found)
+                files_by_dataset[dataset] = list(_files(layout, dataset if has_parquet else None))
             files = files_by_dataset[dataset]
             try:
                 _bring(place, files, dataset, layout)
@@ -70,8 +69,8 @@ def publish(config: Config, layout: Layout) -> None:
 
 
 def _files(layout: Layout, dataset: str | None) -> Iterator[Published]:
-    """What is published, the summary last; ``dataset``: the folder of the Parquet files and their
-    card, None without."""
+    """The files to publish, the summary last; ``dataset``: the folder of the Parquet files and
+    their card, None if there are none."""
     if dataset is not None:
         for path in sorted(layout.dataset.rglob("*.parquet")):
             yield Published(dataset + path.relative_to(layout.dataset).as_posix(), path)
@@ -108,7 +107,7 @@ def _send(place: Place, address: str, files: list[Published], dataset: str, layo
 
 
 def _ours(place: Place, dataset: str, layout: Layout) -> Iterator[str]:
-    """The files at ``place`` that would pass for a part of this output, whichever run sent them."""
+    """The files at ``place`` that look like a part of this output, from any run."""
     for name in (f"{dataset}{layout.card.name}", layout.videos.name):
         if place.has(name):
             yield name

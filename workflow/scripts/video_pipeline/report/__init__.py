@@ -1,1 +1,1 @@
-"""The page about a run: what was done, how fast, what failed, and what the model saw."""
+"""The rule ``report``: the page about a run: its figures, its errors, and what the model saw."""

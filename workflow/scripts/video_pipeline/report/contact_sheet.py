@@ -1,5 +1,4 @@
-"""Contact sheets: the pictures that the model saw, in one picture. They are those of a dataset's
-``llm_input``."""
+"""Makes contact sheets: all pictures that the model saw, from a dataset's ``llm_input``."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ class Picture:
 
     @property
     def caption(self) -> str:
-        """For people: the time and the size."""
+        """The time and the size."""
         size = f"{self.image.width}x{self.image.height}"
         return size if self.seconds is None else f"{self.seconds:.2f} s  {size}"
 
@@ -82,7 +81,7 @@ def contact_sheet(
     Args:
         columns: Pictures in a row.
         width: Width of each picture, in pixels.
-        most: Of more pictures than this, only so many are shown, evenly chosen.
+        most: The most pictures that are shown; of more pictures, an even choice.
 
     Raises:
         ValueError: There are no pictures.
@@ -90,16 +89,16 @@ def contact_sheet(
     if not pictures:
         raise ValueError("there is no picture to show")
     count = min(most, len(pictures))
-    chosen = [pictures[round(n * (len(pictures) - 1) / max(count - 1, 1))] for n in range(count)]
+    chosen = [pictures[round(i * (len(pictures) - 1) / max(count - 1, 1))] for i in range(count)]
     thumbs = [_fitted(picture.image, width) for picture in chosen]
     columns = min(columns, count)
     height = max(thumb.height for thumb in thumbs) + TEXT + GAP
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT - 2)
-    for place, (picture, thumb) in enumerate(zip(chosen, thumbs, strict=True)):
-        left = GAP + place % columns * (width + GAP)
-        top = GAP + place // columns * (height + GAP)
+    for index, (picture, thumb) in enumerate(zip(chosen, thumbs, strict=True)):
+        left = GAP + index % columns * (width + GAP)
+        top = GAP + index // columns * (height + GAP)
         sheet.paste(thumb, (left, top))
         draw.text((left + 1, top + thumb.height + 1), picture.caption, _INK, font)
     return sheet

@@ -1,4 +1,4 @@
-"""Errors that say the same, but for names, paths and numbers, are one group."""
+"""Groups errors whose messages differ only in names, paths and numbers."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MOST_GROUPS = 100
-"""Groups of errors; all other errors share the last one."""
+"""Groups of errors, at most; all other errors share the last group."""
 
 EXAMPLES = 3
-"""Different messages that are shown of a group."""
+"""Different messages that a group shows."""
 
 ELLIPSIS = "…"
-"""Stands in a message for what differs from sample to sample."""
+"""Stands for a part of a message that differs from sample to sample."""
 
 _OWN = "\0"
-"""Takes the place of the sample's own key and path, which may hold spaces."""
+"""Stands for the sample's own key and path, which may hold spaces."""
 
 _SHORTEST_OWN = 3
-"""A key or path must have so many characters, or it may be part of any word."""
+"""Shorter keys and paths are not replaced: they may be a part of any word."""
 
 _VARYING = re.compile(
     r"""(?<!\w)'[^'\n]*'(?!\w)|"[^"\n]*"|[^\s,;()]*[\d/\\\0](?:[^\s,;()]*[^\s,;():.])?"""
 )
-"""What may differ in two messages that say the same: what is quoted, numbers, paths."""
+"""The parts that may differ in two messages of a group: quoted text, numbers, paths."""
 
 
 @dataclass
 class ErrorGroup:
-    """Errors of one stage and type that say the same.
+    """Errors of one stage and type with the same message.
 
     Attributes:
-        number: Counts the groups from 0, in the order of the output.
-        message: What they say, with :data:`ELLIPSIS` where they differ.
+        number: The number of the group, from 0, in the order of the output.
+        message: The message, with :data:`ELLIPSIS` where the errors differ.
         count: How many samples have such an error.
         examples: Key and message of the first samples, each message once.
     """
@@ -80,7 +80,7 @@ class ErrorGroups:
 
 
 def _taken_apart(message: str, own: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The parts that messages of a group share, and what stands between them."""
+    """The parts that messages of a group share, and the texts between them."""
     for text in own:
         if len(text) >= _SHORTEST_OWN:
             message = message.replace(text, _OWN)
@@ -88,6 +88,6 @@ def _taken_apart(message: str, own: Iterable[str]) -> tuple[list[str], list[str]
 
 
 def _joined(words: list[str], values: list[str | None]) -> str:
-    """The message, with what is the same in all of them."""
+    """The message, with the ``values`` that are the same in all errors."""
     shown = [ELLIPSIS if value is None or _OWN in value else value for value in values]
     return "".join(text for pair in zip(words, [*shown, ""], strict=True) for text in pair)

@@ -1,4 +1,4 @@
-"""Contact sheets of what the model saw: some videos are read again, as the run read them."""
+"""Makes contact sheets of what the model saw: some videos are read again, as the run read them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from video_pipeline.tasks.registry import load_task
 logger = logging.getLogger(__name__)
 
 PICTURES = 12
-"""At most so many pictures are on a sheet, evenly chosen."""
+"""The most pictures on a sheet; of more pictures, an even choice."""
 
 WIDTH = 160
 """Width of a picture on a sheet, in pixels."""
 
 QUALITIES = (75, 60, 45, 30, 15)
-"""Qualities of the WebP: the first one that makes a sheet small enough is taken."""
+"""Qualities of the WebP, from which the first is taken that makes a sheet small enough."""
 
 ALL_SHEETS_BYTES = 800_000
 """Limit for all sheets together. The page holds them as base64, and Snakemake's report holds the
@@ -52,7 +52,7 @@ SHEET_BYTES = (10_000, 40_000)
 """The limit for one sheet depends on their number and lies between these."""
 
 PROMPT_CHARACTERS = 4_000
-"""At most so many characters of a prompt are shown."""
+"""The most characters of a prompt that are shown."""
 
 SHEET_SECONDS = 60.0
 """Time limit for one sheet; a page is not worth ``data.sample_timeout_s``."""
@@ -61,7 +61,7 @@ GALLERY_SECONDS = 600.0
 """Time limit for all sheets: if the storage hangs, the run must still end."""
 
 SHEETS_PER_PROCESS = 4
-"""A decode process takes seconds to start, so it should have at least so many sheets to make."""
+"""The least number of sheets for which another decode process starts, which takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,10 @@ async def _sheet(
     """Raises :class:`UserError` if no sheet can be made of any sample."""
     try:
         parts = task.conversations(task_sample(entry.key, entry.raw, config)).keys()
-        made = (await pool.prepare(position, parts)).requests
+        fields = (await pool.prepare(position, parts)).requests
     except SampleError as error:
         logger.warning("no pictures of %s: %s", entry.key, error)
         return Sheet(problem=str(error))
-    image = made["image"] and "data:image/webp;base64," + base64.b64encode(made["image"]).decode()
-    return Sheet(image, made["count"], made["prompts"])
+    webp = fields["image"]
+    image = webp and f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
+    return Sheet(image, fields["count"], fields["prompts"])

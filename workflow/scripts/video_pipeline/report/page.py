@@ -1,7 +1,7 @@
-"""The report page about a run: one HTML file that needs no other.
+"""Writes the report page about a run: one HTML file that needs no other file.
 
 Everything from outside (captions, keys, paths, messages) is data: the page holds it as packed JSON
-and shows it as text. The page's policy allows no script but its own, and nothing from outside.
+and shows it as text. The page's policy allows only its own script, and loads nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_report(config: Config, layout: Layout, threads: int) -> None:
 
 
 def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
-    """All data of the page. Raises :class:`UserError` if the output is not of ``config``."""
+    """All data of the page. Raises :class:`UserError` if the output is not that of ``config``."""
     summary = read_summary(layout)
     check_origin(summary.get("origin", {}), config, layout.summary)
     tally = Tally.of(layout.output, config)
@@ -119,7 +119,7 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 def _seconds_histogram(
     title: str, unit: str, name: str, jobs: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """From the jobs' counts by :func:`time_bin`."""
+    """The histogram of the jobs' counts by :func:`time_bin`."""
     counts: Counter[int] = Counter()
     for job in jobs:
         for time_bin, count in job["histograms"][name].items():
@@ -129,7 +129,7 @@ def _seconds_histogram(
 
 
 def _token_histogram(title: str, counts: Counter[int]) -> dict[str, Any]:
-    """From the number of samples by their number of tokens."""
+    """The histogram of ``counts``: the number of samples by their number of tokens."""
     edges_of = partial(even_edges, bins=TOKEN_BINS)
     histogram = Histogram.of(list(counts), edges_of, list(counts.values()))
     quantile = partial(weighted_quantile, counts)
@@ -188,14 +188,13 @@ def render(data: dict[str, Any]) -> str:
 
 
 def _packed(data: dict[str, Any]) -> str:
-    """``data`` as base64 of compressed JSON: many errors take little room, and nothing in them can
-    act as HTML."""
+    """``data`` as base64 of compressed JSON: it takes little room, and no text acts as HTML."""
     compressed = gzip.compress(orjson.dumps(map_texts(data, printable)), mtime=0)
     return base64.b64encode(compressed).decode()
 
 
 def _source(text: str) -> str:
-    """How a content security policy names an element by its content."""
+    """The name of an element in a content security policy, by its content."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 

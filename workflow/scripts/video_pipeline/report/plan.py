@@ -1,4 +1,4 @@
-"""The plan of a run as tables, for people."""
+"""Shows the plan of a run as tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from video_pipeline.common.printable import printable
 
 SHOWN_KINDS = 10
-"""At most so many kinds of errors, sizes and codecs are printed."""
+"""The most kinds of errors, sizes and codecs that are printed."""
 
 FLAGS = {
     "prompt_too_long": "the prompt alone fills vllm.max_model_len: vLLM refuses it",

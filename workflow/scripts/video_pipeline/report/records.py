@@ -1,4 +1,4 @@
-"""What the page shows of the output's records: counts of all, some answers, the errors."""
+"""Collects what the page shows of the output's records: counts of all, some answers, the errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from video_pipeline.report.error_groups import EXAMPLES, ErrorGroups
 from video_pipeline.samples.windows import CUT
 
 MOST_ERRORS = 5_000
-"""Failed samples that the page lists, and the first ones of each group; the others are counted."""
+"""Failed samples that the page lists, besides the first of each group; it counts the others."""
 
 LONG_TEXT = 20_000
 """Characters of an answer, at most."""
@@ -29,18 +29,18 @@ LINE = 80
 """Characters of JSON that stay in one line, at most."""
 
 STAGES_SEEN = frozenset({"generate", "length", "parse", "quarantine"})
-"""Stages of errors after the video was read, so that it can be shown."""
+"""Stages of errors after the video was read: its pictures can be shown."""
 
 
 class Tally:
-    """Counts and examples from one pass over the output: no more than the page shows.
+    """Counts and examples from one pass over the output, as many as the page shows.
 
     Attributes:
-        ok: How many samples were answered.
-        prompt_tokens: How many samples there are with each number of prompt tokens.
-        completion_tokens: Likewise, with each number of answer tokens.
-        error_groups: The errors by what they say.
-        errors: Cards of the first failed samples, and of the first ones of each group.
+        ok: The number of answered samples.
+        prompt_tokens: The number of samples by their number of prompt tokens.
+        completion_tokens: Likewise, by their number of answer tokens.
+        error_groups: The errors by their messages.
+        errors: Cards of the first failed samples, and of the first of each group.
         seen_errors: Records of the first failed samples whose video was read.
     """
 
@@ -105,8 +105,8 @@ class Tally:
 
 
 class Selection:
-    """A random selection: the records with the smallest hashes of seed and key, whatever order they
-    come in."""
+    """A random selection of records: those with the smallest hashes of seed and key. The order of
+    the records does not matter."""
 
     def __init__(self, most: int, seed: int) -> None:
         self._most = most
@@ -114,8 +114,7 @@ class Selection:
         self._heap: list[tuple[int, int, bytes]] = []
 
     def offer(self, key: str, position: int, line: bytes) -> None:
-        """Select the record of ``key``, at ``position`` in the output, if its hash is small
-        enough so far."""
+        """Select the record of ``key``, at ``position``, if its hash is small enough so far."""
         digest = hashlib.blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
         entry = (-int.from_bytes(digest), position, line)
         if len(self._heap) < self._most:
@@ -130,13 +129,15 @@ class Selection:
 
 
 def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
-    """The texts that the page shows of a record. A failed one is kept short, for there may be many
-    of them."""
+    """The texts of a record on the page. Failed records may be many, so theirs are short."""
     failed = record["__status"] == "error"
     raw = record["input"]
-    # What is left is the answer: the fields that the task made.
-    own = ("input", "output_text")
-    answer = {n: v for n, v in record.items() if not n.startswith("__") and n not in own}
+    # The fields of the task's answer.
+    answer = {
+        name: value
+        for name, value in record.items()
+        if not name.startswith("__") and name not in ("input", "output_text")
+    }
     fields = _fields(answer)
     shown = {text for _, text in fields}
     card = {
@@ -160,7 +161,7 @@ def card(record: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _fields(named: dict[str, Any]) -> list[list[str]]:
-    """Names and texts; a value inside of a dict is named ``outer · inner``."""
+    """Names and texts. A value in a dict is named ``outer · inner``."""
     texts = []
     for name, value in named.items():
         if isinstance(value, dict) and value:
@@ -179,7 +180,7 @@ def _text(value: Any) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON for people: in one line if it is short, a list of short items with one item a line."""
+    """JSON for people: short JSON in one line, a list of short items with one item a line."""
     line = json.dumps(value, ensure_ascii=False)
     if len(line) <= LINE:
         return line
@@ -191,14 +192,14 @@ def _json(value: Any) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """The first ``most`` characters of a longer text, and how many it has; else the text itself."""
+    """``text``; only the first ``most`` characters of a longer text, and how many it has."""
     if len(text) <= most:
         return text
     return f"{text[:most]} … (the first {most:,} of {len(text):,} characters)"
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """``value`` with every text in it changed, names of dicts included."""
+    """``value`` with every text in it changed, also the keys of dicts."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a run was made with: model, settings, versions and command."""
+"""Describes the setup of a run: model, settings, versions and command."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from video_pipeline.run.layout import Layout
 
 
 def setup_of(config: Config, layout: Layout, summary: dict[str, Any]) -> dict[str, Any]:
-    """Names and values to show: of the model, of each key that is not at its default, of the
-    installed versions, and the command of the last invocation (None if it is not known)."""
+    """Names and values to show: those of the model, of the keys that differ from their defaults,
+    of the installed versions, and the command of the last invocation (None if it is unknown)."""
     invoked = Invoked.read(layout)
     return {
         "model": _model(config, layout, summary),
@@ -31,8 +31,8 @@ def setup_of(config: Config, layout: Layout, summary: dict[str, Any]) -> dict[st
 
 
 def stage_links(layout: Layout) -> list[dict[str, Any]]:
-    """Name and page of each stage of the last invocation (``is_this``: that of ``layout``); none
-    for a plain run."""
+    """Name and page of each stage of the last invocation (``is_this``: the stage of ``layout``);
+    empty for a plain run."""
     invoked = Invoked.read(layout)
     pages = {n: Path(page) for n, page in invoked.pages.items() if n} if invoked else {}
     return [
@@ -57,20 +57,20 @@ def _model(config: Config, layout: Layout, summary: dict[str, Any]) -> list[tupl
 
 
 def _settings(config: Config) -> list[tuple[str, str]]:
-    """The keys that are not at their defaults, as in the configuration file."""
-    given, defaults = (
-        each.model_dump(mode="json", exclude={"stages"}) for each in (config, Config())
+    """The keys that differ from their defaults, as in the configuration file."""
+    sections, defaults = (
+        source.model_dump(mode="json", exclude={"stages"}) for source in (config, Config())
     )
     return [
         (f"{section}.{key}", _text(value))
-        for section, values in given.items()
+        for section, values in sections.items()
         for key, value in values.items()
         if value != defaults[section].get(key)
     ]
 
 
 def _text(value: Any) -> str:
-    """A value of the configuration; an address without what may be a signature."""
+    """A value of the configuration, as text; an address without its query, a possible signature."""
     if isinstance(value, str):
         return shown(value) if scheme_of(value) in ("http", "https") else value
     return json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The summary of a run as a table. docs/numbers.md says what each number means."""
+"""Reads the summary of a run, and shows it as a table. docs/numbers.md explains each number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from video_pipeline.run.layout import Layout
 
 def read_summary(layout: Layout) -> dict[str, Any]:
     """The summary of the consolidated output. Raises :class:`UserError` if there is none, it is
-    damaged, or the output is not the one it was written about."""
+    damaged, or it describes another output."""
     try:
         summary: dict[str, Any] = json.loads(layout.summary.read_text(encoding="utf-8"))
         check_version(layout.summary, summary.get("version"), SUMMARY)
@@ -47,7 +47,7 @@ def read_summary(layout: Layout) -> dict[str, Any]:
 
 
 _UNKNOWN = "not known"
-"""Shown for figures that an earlier version did not write."""
+"""The text for figures that an earlier version did not write."""
 
 _KEYS = ("task", "model", "samples", "usage", "cost", "throughput", "journal", "splits")
 _COUNTS = ("distinct", "ok", "error", "errors_by_stage", "truncated_at")
@@ -60,8 +60,8 @@ _Rows = list[tuple[_Cell, _Cell]]
 
 
 def read_counts(path: Path) -> dict[str, Any]:
-    """How many samples the summary in ``path`` counts, as ``distinct``, ``ok``, ``error``, ...; as
-    far as it has them."""
+    """The counts of samples in the summary ``path``: ``distinct``, ``ok``, ``error``, ...; empty if
+    it has none."""
     counts: dict[str, Any] = read_object(path).get("samples", {})
     return counts
 

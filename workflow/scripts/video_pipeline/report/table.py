@@ -1,4 +1,4 @@
-"""The figures of a run, and of its plan if there is one, as a table for Snakemake's own report."""
+"""Writes the figures of a run, and of its plan, as a table for Snakemake's own report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When each rank did what, and how fast all ranks were together, from their jobs' statistics."""
+"""Makes the time line of all ranks, and curves of their speed, from their jobs' statistics."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from video_pipeline.common.figures import round_up
 from video_pipeline.common.progress import duration
 
 PAUSE_SECONDS = 60.0
-"""The time axis is cut if nobody is at work for so long, and for a twentieth of the whole."""
+"""A pause is cut out of the time axis if it lasts so long, and a twentieth of the whole."""
 
 CELLS = 60
-"""The bar of an attempt has at most so many pieces."""
+"""The most pieces of the bar of an attempt."""
 
 BINS = 120
-"""A curve over time has at most so many points."""
+"""The most points of a curve over time."""
 
 TIME_UNITS = (1, 60, 3600, 86400)
 """Second, minute, hour and day, in seconds."""
@@ -49,7 +49,7 @@ class Attempt:
         return cls(job, start, end if job["ready_at"] is None else job["ready_at"], end)
 
     def moved(self, clock: Clock) -> Attempt:
-        """The attempt in the time of ``clock``; it lies within one of the clock's spans."""
+        """The attempt in the time of ``clock``; it lies within a span of the clock."""
         shift = clock.work_before(self.start) - self.start
         return Attempt(self.job, self.start + shift, self.ready + shift, self.end + shift)
 
@@ -78,7 +78,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Length of the whole."""
+        """The length of all spans."""
         return sum(end - start for start, end in self.spans)
 
     def work_before(self, moment: float) -> float:
@@ -86,7 +86,7 @@ class Clock:
         return sum(min(max(moment - start, 0.0), end - start) for start, end in self.spans)
 
     def pauses(self) -> list[dict[str, float]]:
-        """Where pauses were cut out, and how long they were."""
+        """The pauses that were cut out: when, and how long they were."""
         return [
             {"at": round(self.work_before(end), 1), "seconds": round(begin - end)}
             for (_, end), (begin, _) in itertools.pairwise(self.spans)
@@ -131,8 +131,8 @@ def time_line(jobs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _starts(attempts: list[Attempt]) -> dict[str, float] | None:
-    """How long jobs took from their begin to their first request; None if there was none."""
-    seconds = [each.ready - each.start for each in attempts if each.job["ready_at"] is not None]
+    """How long jobs took from their start to their first request; None if there was none."""
+    seconds = [a.ready - a.start for a in attempts if a.job["ready_at"] is not None]
     if not seconds:
         return None
     return {
@@ -163,8 +163,8 @@ def _rank(rank: int, jobs: list[dict[str, Any]], clock: Clock) -> dict[str, Any]
 
 
 def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
-    """The bar of an attempt. ``engine`` and ``decode`` hold a digit for each of its cells: the
-    share of the time, in ninths, in which the engine limited it, or it waited for videos."""
+    """The bar of an attempt. ``engine`` and ``decode`` have a digit for each of its cells: the
+    share of the time, in ninths, in which it waited for the engine, or for videos."""
     cells = max(1, min(CELLS, round(attempt.end - attempt.start)))
     edges = np.linspace(attempt.start, attempt.end, cells + 1)
     width = max((attempt.end - attempt.start) / cells, 1e-3)
@@ -183,9 +183,9 @@ def _bar(attempt: Attempt, clock: Clock) -> dict[str, Any]:
 
 
 def _curves(attempts: list[Attempt], clock: Clock) -> dict[str, Any]:
-    """Rates of all ranks together over the time of ``clock``: answered and failed samples and
-    tokens a second, and how many jobs were at work. Each has a value for each bin of ``width``
-    seconds; ``means`` are over the whole time."""
+    """Rates of all ranks together over the time of ``clock``: answered samples, failed samples and
+    tokens a second, and the number of running jobs. Each curve has a value for each bin of
+    ``width`` seconds; ``means`` are over the whole time."""
     seconds = clock.seconds
     width = round_up(seconds / BINS, TIME_UNITS)
     count = max(1, math.ceil(seconds / width))

@@ -1,1 +1,1 @@
-"""The contract between the jobs of a run: what is asked, and how it is split."""
+"""The contract between the jobs of a run: the task, the settings, the paths and the chunks."""

@@ -1,4 +1,4 @@
-"""Answers that were cut off or did not parse: whether they count, and how to say it."""
+"""Decides whether answers that were cut off count, and describes those and unparsed answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from video_pipeline.config import Config
 
 
 def cut_off_at(usage: Mapping[str, Any], config: Config) -> str | None:
-    """The setting that cut an answer off, which is the one to raise; None if nothing did.
-    ``usage`` is the ``__usage`` of the answer."""
+    """The setting that cut an answer off, which the user should raise; None if the answer was not
+    cut off. ``usage`` is the ``__usage`` of the answer."""
     if usage["finish_reason"] != "length":
         return None
     tokens, max_tokens = _longest(usage), config.sampling.max_tokens
@@ -31,8 +31,8 @@ def _longest(usage: Mapping[str, Any]) -> int:
 
 
 def reason_of_all(reasons: Iterable[str]) -> str:
-    """One ``finish_reason`` for several answers: ``length`` if one was cut off, ``stop`` if all
-    ended by themselves."""
+    """The ``finish_reason`` of several answers together: ``length`` if an answer was cut off,
+    ``stop`` if all ended by themselves."""
     others = [reason for reason in reasons if reason != "stop"]
     return "length" if "length" in others else next(iter(others), "stop")
 

@@ -1,5 +1,5 @@
-"""The settings of a journal, written beside it, and how those of a run differ from the last ones:
-the user reads it before anything is inferred again.
+"""Writes the settings of a journal beside it, and tells how those of a run differ from the last
+ones, so that the user reads it before anything is inferred again.
 
 Imported while Snakemake parses the workflow: keep it light.
 """
@@ -25,7 +25,7 @@ from video_pipeline.run.layout import Layout
 logger = logging.getLogger(__name__)
 
 FILE = "settings.json"
-"""The name of the file that holds them."""
+"""The name of the file with the settings."""
 
 VERSION = 1
 """The version of that file."""
@@ -36,7 +36,7 @@ _FILE_DIGEST = re.compile(r'"([0-9a-f]{32}|\d+ bytes, \d+)"')
 """See :func:`video_pipeline.run.origin.file_digest`, as JSON."""
 
 _IN_REQUESTS = ("task_params.", "data.id_field", "data.video_field")
-"""Settings that act on the requests."""
+"""Settings that change the requests."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class JournalSettings:
     """The settings of the journal in ``folder``, by key."""
 
     folder: Path
-    fingerprint: dict[str, Any]  # what makes its fingerprint: settings, dataset, reader
-    asked: dict[str, Any]  # what makes the requests: task, names of samples, code, prompts
-    input: str | None  # the digest of the input at the last split
+    fingerprint: dict[str, Any]  # The parts of its fingerprint: settings, dataset, reader.
+    asked: dict[str, Any]  # The parts of the requests: task, names of samples, code, prompts.
+    input: str | None  # The digest of the input at the last split.
 
     @classmethod
     def of(
@@ -74,8 +74,7 @@ class JournalSettings:
 
     @classmethod
     def last(cls, layout: Layout) -> JournalSettings | None:
-        """The settings of the last split of an output that resumes; None if there are none, or they
-        are damaged."""
+        """The settings of the last split of an output that resumes; None if absent or damaged."""
         paths = [folder / FILE for folder in _resumable(layout.journal) if (folder / FILE).exists()]
         if not paths:
             return None
@@ -97,7 +96,7 @@ class JournalSettings:
 
 
 def _resumable(journal: Path) -> list[Path]:
-    """What lies in the folder of journals but for those of runs without resume."""
+    """The journals of an output, without those of runs without resume."""
     return [path for path in journal.glob("*") if "-" not in path.name]
 
 
@@ -128,8 +127,8 @@ def _values(then: Any, now: Any) -> str:
 def warn_of_changes(
     now: JournalSettings, earlier: JournalSettings | None, pending: int, samples: int
 ) -> None:
-    """Log what has changed since the split before this one, the ``earlier`` one, and what that
-    costs. It is None if its settings are not known."""
+    """Log what has changed since the ``earlier`` split, and what that costs. ``earlier`` is None if
+    its settings are not known."""
     if earlier is None:
         others = [path for path in _resumable(now.folder.parent) if path != now.folder]
         if answers := sum(map(count_answers, others)):

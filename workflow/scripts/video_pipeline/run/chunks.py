@@ -1,4 +1,4 @@
-"""Chunks: the samples of one rank, as split wrote them."""
+"""Reads and writes chunks: the samples of one rank, as split wrote them."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class ChunkEntry:
 
     @property
     def questions(self) -> list[Question]:
-        """All that is asked about the sample."""
+        """All questions about the sample."""
         return [Question(self.key, part, request) for part, request in self.requests.items()]
 
     def find(self, journal: JournalReader) -> dict[str, Finished]:
-        """The finished records, by part: those that split knew of, and what came later."""
+        """The finished records, by part: those that split knew of, and later ones."""
         finished = {
             part: journal.find(self.key, part, request, self.done.get(part))
             for part, request in self.requests.items()
@@ -83,7 +83,7 @@ class ChunkEntry:
 
 
 _PENDING = b"[null,"
-"""How the line of an entry starts that is still to be inferred."""
+"""The start of the line of a pending entry."""
 
 # The location of its record, the key and the digest; the input object follows.
 _ONE_QUESTION = re.compile(
@@ -94,8 +94,7 @@ _END = b"]\n"
 
 
 def entry_line(key: bytes, request: bytes, raw: bytes) -> bytes:
-    """The line of a pending entry with one question, from its fields: ``key`` and ``raw`` are JSON
-    already."""
+    """The line of a pending entry with one question; the fields ``key`` and ``raw`` are JSON."""
     return b'[null,%b,"%b",%b]\n' % (key, request, raw)
 
 
@@ -114,7 +113,7 @@ def read_lines(path: Path, num_files: int) -> Iterator[bytes]:
 def line_blocks(path: Path, num_files: int) -> Iterator[bytes]:
     """The lines of a file, one of ``num_files`` that are read at once, in blocks of whole lines.
 
-    The file is not kept open: there may be more ranks than files that a process may open.
+    The file does not stay open: there may be more ranks than files that a process may open.
     """
     block_bytes = max(min(_READ_AHEAD_BYTES // num_files, 1 << 18), 1 << 16)
     offset = 0
@@ -139,7 +138,7 @@ _NEWLINE = ord("\n")
 
 
 def not_of_this_split(path: Path) -> UserError:
-    """The error about a file that does not hold what split wrote there."""
+    """The error about a file that split did not write, or that has changed since."""
     fault = "not what split wrote there" if path.exists() else "missing"
     return UserError(f"{path}: {fault}; {SPLIT_AGAIN}. Nothing is inferred twice")
 
@@ -153,16 +152,16 @@ class Chunk:
         self.path = path
         self.seal = seal
         self._offsets = array("Q", [0])
-        read = EMPTY
+        actual = EMPTY
         try:
             self._stream = open(path, "rb")
         except FileNotFoundError:
             raise not_of_this_split(path) from None
         while block := self._stream.read(_BLOCK_BYTES):
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) + 1
-            self._offsets.frombytes((ends + read.num_bytes).astype(np.uint64).tobytes())
-            read = read.extended(block)
-        if read != seal:
+            self._offsets.frombytes((ends + actual.num_bytes).astype(np.uint64).tobytes())
+            actual = actual.extended(block)
+        if actual != seal:
             raise not_of_this_split(path)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The error rate of a chunk: how many of its finished samples failed, and how many may."""
+"""The error rate of a chunk: how many of its finished samples failed, and how many may fail."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from video_pipeline.errors import UserError
 
 FIRST_LOOK = 20
-"""So many failures are never too many."""
+"""Fewer failures than this are never too many."""
 
 
 @dataclass
@@ -15,11 +15,11 @@ class ErrorRate:
     """Failures among the finished samples of a chunk. A high rate means that the storage or the
     engine is at fault."""
 
-    limit: float  # run.max_error_rate
-    finished: int = 0  # failed ones included
-    failed: int = 0  # in another stage than parse
-    unparsed: int = 0  # in parse; they stop no run: the journal has their answers
-    last_unparsed: dict[str, str] = field(default_factory=dict)  # its __error
+    limit: float  # run.max_error_rate.
+    finished: int = 0  # Failed samples included.
+    failed: int = 0  # In any stage but parse.
+    unparsed: int = 0  # In parse. They stop no run, because the journal has their answers.
+    last_unparsed: dict[str, str] = field(default_factory=dict)  # Its __error.
     _last: dict[str, str] = field(default_factory=dict)
 
     def count(self, error: dict[str, str] | None = None) -> None:

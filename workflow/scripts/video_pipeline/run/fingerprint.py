@@ -1,5 +1,5 @@
-"""The fingerprint: everything but the sample that changes an answer. It names the journal's folder.
-Imported while Snakemake parses the workflow: keep it light."""
+"""The fingerprint: a digest of everything but the sample that changes an answer. It names the
+journal's folder. Imported while Snakemake parses the workflow: keep it light."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from video_pipeline.model.files import model_files
 from video_pipeline.model.model import Model
 from video_pipeline.samples.identity import digest
 
-# Engine arguments that change speed, memory, logs or addresses, but not what is answered. Names
-# from vLLM 0.32's EngineArgs. Anything not listed here changes the fingerprint: it is better to
-# infer once too often than to mix the answers of two settings.
+# Engine arguments that change speed, memory, logs or addresses, but no answer. The names are those
+# of vLLM 0.32's EngineArgs. Every other argument changes the fingerprint: it is better to infer
+# once too often than to mix the answers of two settings.
 NEUTRAL_ENGINE_ARGUMENTS = frozenset(
     {
         # logs and metrics
@@ -92,23 +92,23 @@ BASELINE: dict[str, Any] = {
     "run.simulated.output_tokens": 16,
 }
 """The values of keys that a fingerprint leaves out; null for a key that is not here. They never
-change: a new key gets the value that the version before it had, and a changed default keeps its old
-value here. So no finished samples are inferred again."""
+change: a new key gets the value that earlier versions behave by, and a changed default keeps its
+old value here. So no finished samples are inferred again."""
 
 _PATHS = ("tokenizer", "hf_config_path")
-"""Engine arguments that may name a folder, which is then known by its files."""
+"""Engine arguments that may name a folder, which then stands for its files."""
 
 
 def settings_of(
     config: Config, in_messages: Collection[str] = (), commit: str | None = None
 ) -> dict[str, Any]:
     """The settings that change an answer and differ from :data:`BASELINE`, by their keys, such as
-    ``vision.fps``. The ``task_params`` in ``in_messages`` act on the task's messages alone: request
-    digests hold what they do.
+    ``vision.fps``. The ``task_params`` in ``in_messages`` are left out: they change only the task's
+    messages, which are in the request digests.
 
-    A local model or adapter is known by what its files hold, see
-    :func:`video_pipeline.model.files.model_files`; a model of the hub by its name and ``commit``
-    (without one by ``vllm.revision``).
+    The content of its files stands for a local model or adapter, see
+    :func:`video_pipeline.model.files.model_files`; its name and ``commit`` (without one,
+    ``vllm.revision``) for a model of the hub.
     """
     settings = _plain_settings(config)
     for name in in_messages:
@@ -127,9 +127,9 @@ def settings_of(
 
 
 def written_settings(config: Config) -> dict[str, Any]:
-    """The same settings as they are written down: no file is looked at, and all ``task_params``,
-    the dataset, the plugins, what becomes of an answer, how samples are named and which ones are
-    asked about count."""
+    """The settings to compare a run with an earlier one by, as the configuration has them. No file
+    is looked at. All ``task_params`` are among them, and the keys that change no answer, but the
+    dataset, the plugins, the records, the names of samples or which ones are asked about."""
     settings = _plain_settings(config)
     for section, names in _WRITTEN.items():
         values = getattr(config, section).model_dump(mode="json", include=set(names))
@@ -145,28 +145,27 @@ _WRITTEN = {
 
 
 def _plain_settings(config: Config) -> dict[str, Any]:
-    given: dict[str, Any] = {"run.engine": config.run.engine}
+    values: dict[str, Any] = {"run.engine": config.run.engine}
     if config.run.engine == "simulated":
-        given["run.simulated.output_tokens"] = config.run.simulated.output_tokens
+        values["run.simulated.output_tokens"] = config.run.simulated.output_tokens
     else:
         arguments = config.vllm.model_dump(mode="json")
-        given.update(
+        values.update(
             (f"vllm.{name}", value)
             for name, value in arguments.items()
             if name not in NEUTRAL_ENGINE_ARGUMENTS and not _changes_nothing(name, value)
         )
-    sections = {"vision": config.vision.model_dump(), "sampling": config.sampling.model_dump()}
-    for section, values in sections.items():
-        given.update((f"{section}.{name}", value) for name, value in values.items())
+    for name, section in (("vision", config.vision), ("sampling", config.sampling)):
+        values.update((f"{name}.{key}", value) for key, value in section.model_dump().items())
     if config.vision.decoder == "auto":
-        given["vision.decoder"] = "nvdec"  # with either, some videos are decoded on the CPU
-    settings = {name: value for name, value in given.items() if value != BASELINE.get(name)}
+        values["vision.decoder"] = "nvdec"  # With either, some videos are decoded on the CPU.
+    settings = {name: value for name, value in values.items() if value != BASELINE.get(name)}
     params = {f"task_params.{name}": value for name, value in config.task_params.items()}
     return {**settings, **params}
 
 
 def _changes_nothing(name: str, value: Any) -> bool:
-    """Whether this value of an engine argument changes no answer, although another may."""
+    """Whether this value of an engine argument changes no answer, although another value may."""
     if name != "limit_mm_per_prompt" or not isinstance(value, Mapping):
         return False
     # A count only refuses prompts. Frames and sizes may mean more to a model.

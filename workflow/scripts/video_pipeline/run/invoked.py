@@ -1,4 +1,4 @@
-"""What an invocation of Snakemake says of itself, for the page about the run."""
+"""Notes an invocation of Snakemake, for the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from video_pipeline.config.source import scheme_of, shown
 from video_pipeline.run.layout import Layout
 
 HIDDEN = "***"
-"""Stands in a command for a value that is a secret."""
+"""Stands for a secret in a command."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Invoked:
 
     @classmethod
     def now(cls, pages: dict[str, str]) -> Invoked:
-        """The invocation that this process is."""
+        """The invocation of this process."""
         program, *arguments = sys.argv
         name = Path(program)
         # ``python -m snakemake`` runs a file of this name.
@@ -42,12 +42,12 @@ class Invoked:
         return cls(shlex.join([*words, *without_secrets(arguments)]), str(Path.cwd()), pages)
 
     def write(self, layout: Layout) -> None:
-        """Write it down for the jobs of one stage."""
+        """Write it for the jobs of one stage."""
         write_text(layout.invoked, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, layout: Layout) -> Invoked | None:
-        """The last invocation of a stage; None if it left nothing, as one of an earlier version."""
+        """The last invocation of a stage; None if it wrote nothing: earlier versions did not."""
         try:
             return cls(**read_object(layout.invoked))
         except TypeError:
@@ -55,8 +55,8 @@ class Invoked:
 
 
 def without_secrets(arguments: Iterable[str]) -> list[str]:
-    """Arguments of Snakemake, with :data:`HIDDEN` for the values of options and keys that are named
-    like secrets, such as ``--storage-s3-secret-key``, and addresses without a signature."""
+    """Arguments of Snakemake, with addresses without signatures, and with :data:`HIDDEN` for the
+    values of options and keys that are named like secrets, such as ``--storage-s3-secret-key``."""
     words: list[str] = []
     option = ""
     for argument in arguments:

@@ -95,7 +95,7 @@ class Layout:
     journal = _Path(lambda layout: layout.output.parent / ".journal" / layout.stem)
     commits = _Path(lambda layout: layout.journal / "commits.json")
 
-    # --- of the run, whatever its number of shards ------------------------------------------------
+    # --- of the run, for any number of shards -----------------------------------------------------
 
     _all_chunks = _of_run("")
     sharding = _of_run("plan.json")  # the number of shards, decided once, see run/sharding.py
@@ -153,7 +153,7 @@ class Layout:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the output exists and is newer than the chunks and than the last job's begin."""
+        """Whether the output exists and is newer than the chunks and the start of the last job."""
         # A job that begins writes its name into the lock of its rank.
         begun = [path for path in map(self.lock, range(self.num_shards)) if path.exists()]
         last = max(path.stat().st_mtime for path in (self.manifest, *begun))

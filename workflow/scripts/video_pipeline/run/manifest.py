@@ -1,4 +1,4 @@
-"""The manifest: what split did, which the jobs after it rely on."""
+"""The manifest: the results of split, which later jobs rely on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Manifest:
-    """What split did. Split writes it; infer and consolidate trust it."""
+    """The results of split. Infer and consolidate trust them."""
 
     split_id: str  # a part of the names of the journal files
     num_shards: int
@@ -56,7 +56,7 @@ class Manifest:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What became of the lines of the input, for summaries."""
+        """Counts of the lines of the input, for summaries."""
         return {
             "input_lines": self.lines,
             "distinct": self.samples,
@@ -66,9 +66,9 @@ class Manifest:
         }
 
     def read_index(self, rank: int | None = None) -> JournalIndex:
-        """What the journal says about the chunk of ``rank`` (None: about all chunks) beyond what
-        split has read: the attempts on these chunks, and files that are there since (say, copied
-        from another machine)."""
+        """The index of what the journal says about the chunk of ``rank`` (None: about all chunks)
+        beyond what split has read: the attempts on these chunks, and files that came later (say,
+        copied from another machine)."""
         known, ours = frozenset(self.journal_files), f"{ATTEMPTS}{self.split_id}."
         index = read_index(
             Path(self.journal),
@@ -96,9 +96,8 @@ class Manifest:
             raise not_of_this_split(layout.chunk(rank))
 
     def read_order(self, layout: Layout) -> array[int]:
-        """The rank of each distinct sample, in input order; the number of ranks for one that is
-        left out. Raises :class:`UserError` if that is
-        not what split wrote."""
+        """The rank of each distinct sample, in input order; the number of ranks for a sample that
+        is left out. Raises :class:`UserError` if the file is not what split wrote."""
         if not self.order.fits(layout.order):
             raise not_of_this_split(layout.order)
         return array("I", layout.order.read_bytes())
@@ -112,9 +111,9 @@ class Manifest:
 
     @classmethod
     def of(cls, config: Config, layout: Layout) -> Manifest:
-        """The manifest of the chunks in ``layout``, which were made as ``config`` says.
+        """The manifest of the chunks in ``layout``.
 
-        Raises :class:`UserError` if they were not, or the input was not split yet.
+        Raises :class:`UserError` if ``config`` asks for other chunks, or there are none yet.
         """
         manifest = cls.read(layout.manifest)
         check_origin(manifest.origin, config, layout.manifest)

@@ -1,7 +1,7 @@
-"""Origin: the files and settings that samples and answers come from. They are there before a run
-begins, and what was made from others is not taken for this run's.
+"""The origin of samples and answers: the files and settings that they come from.
 
-Imported while Snakemake parses the workflow: keep it light.
+The files must exist before a run begins, and a run uses nothing that has another origin. Imported
+while Snakemake parses the workflow: keep it light.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from video_pipeline.tasks.prompts import prompt_files
 logger = logging.getLogger(__name__)
 
 SMALL_BYTES = 1_000_000
-"""A file up to this size is known by its content, a larger one by its size and time."""
+"""The content stands for a file up to this size, size and time for a larger file."""
 
 
-# --- the files are there --------------------------------------------------------------------------
+# --- do the files exist ---------------------------------------------------------------------------
 
 
 def check_files(configs: Sequence[Config], made: Iterable[Path] = ()) -> None:
-    """Check that each file which the stages ``configs`` name is there; the output of one stage is
-    written before a later one reads it. ``made``: files that something else may write before.
+    """Check that every file exists that the stages ``configs`` name, unless an earlier stage writes
+    it. ``made``: other files that may be written before.
 
-    Raises :class:`UserError` naming every file that is not, as an absolute path, and the nearest
-    name that is there.
+    Raises :class:`UserError` naming the absolute path of every missing file, and the most similar
+    name that exists.
     """
     written = set(made)
     faults = []
@@ -64,7 +64,7 @@ def _named_files(config: Config) -> Iterator[tuple[str, Path, str]]:
         place = source.place if source.is_file else source.root
         yield "data.input_jsonl", Path(place), "file" if source.is_file else "folder"
     for plugin in config.run.plugins:
-        if plugin.endswith(".py") or "/" in plugin:  # else it is the name of a module
+        if plugin.endswith(".py") or "/" in plugin:  # Otherwise it is the name of a module.
             yield "run.plugins", Path(plugin), "file"
     for name, file in prompt_files(config.task_params).items():
         yield f"task_params.{name}", Path(file), "file"
@@ -75,15 +75,15 @@ def _named_files(config: Config) -> Iterator[tuple[str, Path, str]]:
             yield "vllm.lora_path", config.vllm.lora_path, "folder"
 
 
-# --- which ones they are --------------------------------------------------------------------------
+# --- have they changed ----------------------------------------------------------------------------
 
 
 def origin_of(config: Config, *, with_input: bool = True) -> dict[str, Any]:
-    """What the samples and answers of ``config`` come from, as JSON: written into the manifest of a
-    split and into the summary. At most a small file is read, a folder or a store listed;
-    ``with_input``: False leaves that out.
+    """The origin of the samples and answers of ``config``, as JSON: the manifest and the summary
+    hold it. ``with_input``: whether to look at the input, which reads at most a small file, or
+    lists a folder or a store.
 
-    ``input`` is named as in the configuration, so that the folder of a run may move.
+    ``input`` has the name in the configuration, so that the folder of a run may move.
     """
     settings = written_settings(config)
     return {
@@ -124,8 +124,8 @@ def check_code(files: Mapping[str, str | None], config: Config) -> None:
 
 
 def file_digest(path: Path) -> str | None:
-    """What stands for the content of a file; None if it is not there. Of a small file it is the
-    content, whatever its time says."""
+    """A text that stands for the content of a file; None if the file is missing. The time of a
+    small file does not matter."""
     try:
         status = os.stat(path)
         if status.st_size > SMALL_BYTES:
@@ -136,15 +136,15 @@ def file_digest(path: Path) -> str | None:
 
 
 def what_changed(config: Config, layout: Layout) -> list[str]:
-    """In what the chunks or the output that are there differ from what ``config`` says: ``input``,
-    ``task``, the keys of settings (with their values if these are short) and the paths of
-    files. Empty if in nothing. Snakemake alone may not see it: a file can be older than what it
-    replaces, and what it remembers of its last run can be gone."""
+    """The differences between ``config`` and the origin of the chunks or the output on disk:
+    ``input``, ``task``, the keys of settings (with their values if these are short) and the paths
+    of files. Snakemake alone may not see them: a file can be older than the one that it replaces,
+    and Snakemake's own notes about its last run can be gone."""
     source = config.data.source
     manifest, summary = read_object(layout.manifest), read_object(layout.summary)
     recorded = list(filter(None, (manifest.get("origin"), summary.get("origin"))))
     awaited = source.is_local and source.is_file and not os.path.exists(source.place)
-    if not recorded or awaited:  # a stage before it has to write it
+    if not recorded or awaited:  # An earlier stage will write the input.
         return []
     now, changed = _flat(origin_of(config)), {}
     if manifest and manifest.get("version") != versions.CHUNKS:
@@ -157,15 +157,15 @@ def what_changed(config: Config, layout: Layout) -> list[str]:
 
 
 class Change(NamedTuple):
-    """Something that samples or answers come from, and that is not what it was."""
+    """A part of the origin that has changed."""
 
     kind: Literal["input", "setting", "code"]
-    words: str  # a key with its values if these are short, or the path of a file
+    words: str  # A key with its values if these are short, or the path of a file.
 
 
 def changes_since(recorded: Mapping[str, Any], config: Config) -> list[Change]:
-    """In what ``config`` differs from the :func:`origin_of` the last split, without what asks the
-    model nothing new."""
+    """The differences between ``config`` and the :func:`origin_of` the last split that ask the
+    model something new."""
     then, now = _flat(recorded), _flat(origin_of(config))
     input_jsonl = stable_address(config.data.input_jsonl)
     code = set(map(str, code_files(config)))
@@ -181,12 +181,12 @@ def changes_since(recorded: Mapping[str, Any], config: Config) -> list[Change]:
 
 
 _NOTHING_ASKED = ("input", "run.truncated", "run.plugins", "data.where")
-"""What may change without another question for the model."""
+"""A change of these asks the model nothing new."""
 
 
 def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
-    """What becomes of the answers that are there, now that ``changed`` differs
-    (:func:`what_changed`); empty if there are none, or no other question comes of it."""
+    """A sentence about the existing answers after the changes ``changed`` (:func:`what_changed`);
+    empty if there are none, or the changes ask the model nothing new."""
     harmless = (*_NOTHING_ASKED, stable_address(config.data.input_jsonl))
     recorded = read_object(layout.summary) or read_object(layout.manifest)
     if all(name.startswith(harmless) for name in changed) or "journal" not in recorded:
@@ -203,35 +203,35 @@ def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
 
 
 def output_is_damaged(layout: Layout) -> bool:
-    """Whether the output that is there is not the one that its summary was written about, or the
-    summary cannot be read. A large output is known by its size."""
+    """Whether the output on disk is not the one that its summary describes, or the summary cannot
+    be read. Of a large output only the size is compared."""
     try:
         size = layout.output.stat().st_size
         summary = layout.summary.read_bytes()
     except OSError:
-        return False  # what is missing is made
+        return False  # Snakemake makes missing files.
     try:
         about = json.loads(summary)
         seal = Seal(**about["output_file"])
     except (ValueError, LookupError, TypeError):
         return True
     if about.get("videos") and not layout.videos.exists():
-        return True  # no output of a rule: Snakemake does not miss it
+        return True  # This file is no output of a rule, so Snakemake does not miss it.
     return size != seal.num_bytes or (size <= SMALL_BYTES and not seal.fits(layout.output))
 
 
 def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """By ``input``, ``task``, the keys of settings and the paths of files."""
+    """An origin in one dict, by ``input``, ``task``, keys of settings and paths of files."""
     settings = origin["settings"]
-    if not isinstance(settings, dict):  # an earlier version wrote their digest
+    if not isinstance(settings, dict):  # An earlier version wrote their digest.
         settings = {"settings": "of an earlier version"}
     return {"input": origin["input"], "task": origin["task"], **settings, **origin["files"]}
 
 
 def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> None:
-    """Check that what lies in ``path`` was made from the input, the task and the settings of
-    ``config``; ``recorded`` is the :func:`origin_of` what made it (empty if it was not written
-    down). An input that has changed since then is a warning: what was made of it is whole.
+    """Check that the file ``path`` was made from the input, the task and the settings of
+    ``config``; ``recorded`` is its :func:`origin_of` (empty if it has none). If only the content of
+    the input has changed, there is a warning: the file is still whole.
 
     Raises :class:`UserError`.
     """
@@ -239,10 +239,10 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
         return
     is_looked_up = config.data.source.is_local  # Each job asks, and a store is slow to list.
     now = origin_of(config, with_input=is_looked_up)
-    for name, what in (("input", "data.input_jsonl"), ("task", "run.task")):
+    for name, key in (("input", "data.input_jsonl"), ("task", "run.task")):
         if recorded[name] != now[name]:
             raise UserError(
-                f"{path} was made with {what}: {recorded[name]}, the configuration says "
+                f"{path} was made with {key}: {recorded[name]}, the configuration says "
                 f"{now[name]}; {SPLIT_AGAIN}"
             )
     if recorded["settings"] != now["settings"]:

@@ -1,4 +1,4 @@
-"""The pace of running jobs, and how to say it in words."""
+"""The pace of running jobs, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ RECENT_SECONDS = 60.0
 
 
 def bottleneck(decode: float, network: float, engine: float) -> str:
-    """What limits jobs that waited so many seconds for samples, in the ``network`` part of these
-    for files, and for the engine."""
+    """What limits jobs, by the seconds that they waited for samples (``decode``), for files (a part
+    of these, ``network``) and for the engine."""
     if decode <= engine:
         return "engine-bound"
     return "network-bound" if network > decode - network else "decode-bound"
@@ -25,16 +25,16 @@ def bottleneck(decode: float, network: float, engine: float) -> str:
 class Pace:
     """How fast jobs are at the moment, all together."""
 
-    samples_per_second: float = 0.0  # finished ones
-    tokens_per_second: float = 0.0  # of prompts and answers
-    decode: float = 0.0  # seconds a second that the jobs waited for samples
-    network: float = 0.0  # the part of these in which they waited for files
-    engine: float = 0.0  # and for the engine
+    samples_per_second: float = 0.0  # Finished samples.
+    tokens_per_second: float = 0.0  # Tokens of prompts and answers.
+    decode: float = 0.0  # Seconds a second that the jobs waited for samples.
+    network: float = 0.0  # The part of these in which they waited for files.
+    engine: float = 0.0  # Seconds a second that they waited for the engine.
     # Of the jobs that hold GPUs; NaN if it is not known.
     prompt_tokens_per_second: float = 0.0
     gpus: int = 0
-    flops: float = 0.0  # operations a second of the models
-    peak_flops: float = 0.0  # the peak of the GPUs
+    flops: float = 0.0  # Operations a second of the models.
+    peak_flops: float = 0.0  # The peak of the GPUs.
 
     @classmethod
     def of(cls, attempt: dict[str, Any]) -> Pace:
@@ -68,20 +68,18 @@ class Pace:
         )
 
     def __add__(self, other: Pace) -> Pace:
-        """The pace of both together."""
         return Pace(*map(operator.add, astuple(self), astuple(other)))
 
     @property
     def bound(self) -> str:
-        """What keeps the jobs from being faster; empty if nothing is known."""
+        """What limits the jobs, see :func:`bottleneck`; empty if it is not known."""
         if self.decode + self.engine == 0:
             return ""
         return bottleneck(self.decode, self.network, self.engine)
 
     @property
     def share_of_peak(self) -> float | None:
-        """The operations of the models as a share of the peak of the GPUs; None if it is not
-        known."""
+        """The operations of the models as a share of the GPUs' peak; None if it is not known."""
         share = self.flops / self.peak_flops if self.peak_flops else math.nan
         return None if math.isnan(share) else share
 

@@ -1,4 +1,4 @@
-"""Errors that are taken back, so that their samples are pending again."""
+"""Takes errors back, so that their samples are pending again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find_errors(
 
 
 def write_reopens(journal: Path, errors: list[tuple[Question, set[str]]]) -> int:
-    """Take back the ``errors``, as :func:`find_errors` gives them; returns of how many samples."""
+    """Take back the ``errors`` of :func:`find_errors`. Returns the number of their samples."""
     if not errors:
         return 0
     with JournalWriter(journal, REOPENS) as writer:

@@ -1,4 +1,4 @@
-"""A run: what it asks of which model. Each part is looked up once, and here alone."""
+"""A run: its configuration, task, dataset and model. Each of them is looked up once, only here."""
 
 from __future__ import annotations
 
@@ -34,29 +34,30 @@ def _function_of_expand(dataset: type[BaseDataset], title: str) -> Any:
 
 @dataclass(frozen=True)
 class DatasetNeeds:
-    """What a dataset wants of its samples, as plain values: another process may look it up, because
-    the dataset brings torch."""
+    """What a dataset needs, as plain values, so that another process may look it up: a dataset
+    imports torch."""
 
     name: str
     version: int
     reader_version: int
-    needs_video: bool = True  # a sample without a video is bad
-    expands: bool = False  # a line of the input may stand for several samples
-    sample_fields: tuple[str, ...] = ()  # that change its input, beside the messages
-    reads_files: bool = False  # the path of a sample is that of a file, or of a folder of images
-    reads_patterns: bool = False  # it may be a pattern of names, too
-    own_rules: bool = False  # the model's processor says which frames, and vLLM writes the prompt
-    ignored: tuple[str, ...] = ()  # keys of vision that are set and do nothing
+    needs_video: bool = True  # A sample without a video is bad.
+    expands: bool = False  # A line of the input may stand for several samples.
+    sample_fields: tuple[str, ...] = ()  # Fields that change its input, beside the messages.
+    reads_files: bool = False  # The path of a sample is that of a file, or a folder of images.
+    reads_patterns: bool = False  # The path may also be a pattern of names.
+    own_rules: bool = False  # The model's processor chooses frames, and vLLM writes the prompt.
+    ignored: tuple[str, ...] = ()  # Keys of vision that are set and have no effect.
 
     @classmethod
     def of(cls, config: Config, task: Task | None = None) -> DatasetNeeds:
-        """What the dataset of ``config`` wants; ``task`` is its task, if that is loaded already.
+        """What the dataset of ``config`` needs; ``task`` is its task, if that is loaded already.
 
-        A dataset of the user's own, from :class:`BaseDataset`, may take a path for anything: a name
-        in an archive, a key of a store.
+        For a user's own :class:`BaseDataset` a path may mean anything: a name in an archive, a key
+        of a store.
 
         Raises :class:`UserError` if there is no such task or dataset, nothing takes one of
-        ``task_params``, the dataset breaks its contract, or ``data.group_by`` is not for it.
+        ``task_params``, the dataset breaks its contract, or it does not work with
+        ``data.group_by``.
         """
         # These import torch.
         from video_pipeline.data.base import BaseDataset
@@ -93,8 +94,8 @@ class DatasetNeeds:
 
 
 class Run:
-    """What one process works for: a configuration with its task, dataset and model (of one of the
-    hub the ``commit``, if it is known)."""
+    """A configuration with its task, dataset and model, for one process. A model of the hub has a
+    ``commit``, if it is known."""
 
     def __init__(self, config: Config, layout: Layout, commit: str | None = None) -> None:
         self.config = config
@@ -112,7 +113,7 @@ class Run:
 
     @cached_property
     def dataset(self) -> DatasetNeeds:
-        """What the dataset wants; imports torch unless another process has found it out."""
+        """What the dataset needs. Imports torch, unless another process has looked it up."""
         return DatasetNeeds.of(with_commit(self.config, self.commit), self.task)
 
     @cached_property
@@ -123,27 +124,27 @@ class Run:
 
     @cached_property
     def settings_digest(self) -> str:
-        """What stands for :attr:`settings` in the manifest."""
+        """The digest of :attr:`settings` in the manifest."""
         return settings_digest(self.settings)
 
     @cached_property
     def origin(self) -> dict[str, Any]:
-        """What the samples come from, as this process first saw it, see
+        """The origin of the samples when this process first looked, see
         :func:`video_pipeline.run.origin.origin_of`."""
         return origin_of(self.config)
 
     def journal(self, run_id: str = "") -> Path:
-        """The folder of the journal. ``run_id`` is that of a run without ``data.resume``."""
+        """The folder of the journal. A run without ``data.resume`` has a ``run_id``."""
         dataset = self.dataset
         name = fingerprint(self.settings, dataset.name, dataset.version, dataset.reader_version)
         return self.layout.journal / (f"{name}-{run_id}" if run_id else name)
 
     def journal_settings(self, run_id: str = "") -> JournalSettings:
-        """What that journal stands for."""
-        stands_for = {
+        """The settings of :meth:`journal`."""
+        parts = {
             **self.settings,
             "dataset": self.dataset.name,
             "dataset_version": self.dataset.version,
             "reader_version": self.dataset.reader_version,
         }
-        return JournalSettings.of(self.journal(run_id), stands_for, self.origin)
+        return JournalSettings.of(self.journal(run_id), parts, self.origin)

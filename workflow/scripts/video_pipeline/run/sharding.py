@@ -1,7 +1,7 @@
-"""The sharding: how many shards there are, decided once in Snakemake's main process.
+"""The sharding: the number of shards, decided once in Snakemake's main process.
 
 Child processes of an executor do not see ``--resources gpu=N``, and neither do later calls such as
-``snakemake -n`` or ``--report``; they read the file, and so build the same DAG. Imported while
+``snakemake -n`` or ``--report``. They read the file, and so build the same DAG. Imported while
 Snakemake parses the workflow: keep it light.
 """
 
@@ -23,8 +23,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Sharding:
-    """How many chunks, and so inference jobs, an invocation has. ``run_id`` names its journal if
-    ``data.resume`` is false; else it is empty."""
+    """The number of chunks, and so of inference jobs, of an invocation. ``run_id`` names its
+    journal if ``data.resume`` is false; otherwise it is empty."""
 
     num_shards: int
     run_id: str = ""
@@ -76,8 +76,7 @@ def check_job_gpus(config: Config, overwritten: object) -> None:
 
 
 def jobs_at_once(num_shards: int, gpus: int | None, gpus_per_job: int) -> int:
-    """How many inference jobs have GPUs at a time; ``gpus`` is ``--resources gpu=N``, None if it
-    was not given."""
+    """How many inference jobs run at once; ``gpus``: ``--resources gpu=N``, None if not given."""
     return num_shards if gpus is None else min(num_shards, gpus // gpus_per_job)
 
 

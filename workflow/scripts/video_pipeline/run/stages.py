@@ -30,7 +30,7 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """What a line about it begins with: ``caption: ``; empty for a plain run."""
+        """The start of a message about it: ``caption: ``; empty for a plain run."""
         return f"{self.name}: " if self.name else ""
 
     @property
@@ -48,7 +48,7 @@ class Stage:
 
     @property
     def rule_outputs(self) -> dict[str, Path]:
-        """By rule, a file that exists when its job has ended well; ``infer`` has rank files."""
+        """A file of each rule that exists when its job has ended well; ``infer`` has rank files."""
         layout = self.layout
         publish = {"publish": layout.receipt} if self.config.run.publish else {}
         return {
@@ -64,10 +64,11 @@ class Stage:
         return f"{rule}_{self.name}" if self.name else rule
 
     def digest(self, *sections: str) -> str:
-        """Stands, as one param, for the sharding and some sections of the configuration: Snakemake
-        compares params as a set of values, and takes the braces in a prompt for wildcards.
+        """One param of Snakemake that stands for the sharding and some sections of the
+        configuration: Snakemake compares params as a set of values, and takes the braces in a
+        prompt for wildcards.
 
-        What only export and publish read is left out: no other job runs again.
+        Keys that only export and publish read are left out: no other job must run again.
         """
         own = {"formats", "parquet_columns", "publish"}
         settings = self.config.model_dump(mode="json", exclude={"run": own})
@@ -76,7 +77,7 @@ class Stage:
 
     @property
     def places_digest(self) -> str:
-        """Stands for ``run.publish`` in the same way."""
+        """The same for ``run.publish``."""
         return digest(json.dumps(self.config.run.publish).encode())
 
 

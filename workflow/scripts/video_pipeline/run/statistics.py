@@ -53,8 +53,7 @@ class Series:
         self.columns: dict[str, list[float]] = {name: [] for name in self.NAMES}
 
     def add(self, seconds: float, **counts: float) -> None:
-        """Add ``counts``, by name, to the step that holds the moment ``seconds`` after the begin of
-        the job."""
+        """Add ``counts``, by name, to the step at ``seconds`` after the begin of the job."""
         while seconds >= self.step * MOST_STEPS:
             self.step *= 2
             for name, column in self.columns.items():
@@ -140,7 +139,7 @@ class JobStatistics:
         self._model_flops, self.peak_flops = model_flops, peak_flops
 
     def tick(self, limits: Mapping[str, float]) -> None:
-        """Bring the statistics up to now; ``limits`` are those so far.
+        """Bring the statistics up to date; ``limits`` are those so far.
 
         The counts since the last call go to the end of ``series``, whose finest step is a second:
         call this once a second.
@@ -216,7 +215,7 @@ class JobStatistics:
 
     @contextmanager
     def engine_busy(self) -> Iterator[None]:
-        """The engine has a request while the block runs. Blocks may overlap."""
+        """Count the block as time in which the engine has a request. Blocks may overlap."""
         begun = time.monotonic()
         if self._in_engine == 0:
             self._busy_since = begun
@@ -246,8 +245,8 @@ class JobStatistics:
 
 
 class StatisticsFile:
-    """The file of one attempt's statistics. It lies beside the attempt's journal file, so that it
-    goes where that goes, and each attempt has a file of its own."""
+    """The file of one attempt's statistics. It lies beside the attempt's journal file, so that both
+    are copied together."""
 
     ENDING = ".statistics.json"
 

@@ -1,4 +1,4 @@
-"""How fast a run was and how much it took, from the statistics of its attempts.
+"""Computes how fast a run was and what it cost, from the statistics of its attempts.
 
 docs/numbers.md says what each number means.
 """
@@ -80,8 +80,8 @@ def _per_gpu(attempts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cost(attempts: list[dict[str, Any]]) -> dict[str, Any]:
-    """How much a run took. Attempts that failed count too, and so do attempts that were killed,
-    up to their last sign of life."""
+    """What a run cost. Attempts that failed count too, and so do attempts that were killed, up to
+    their last sign of life."""
     gpu_seconds = sum(a["gpus"] * a["lasted"] for a in attempts)
     # Without GPUs, a job counts as one GPU.
     running = sum(max(a["gpus"], 1) * a["seconds"] for a in attempts)

@@ -1,4 +1,4 @@
-"""Processes that write into an output: none may be disturbed by another job."""
+"""Keeps jobs away from an output that another process still writes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ GRACE_SECONDS = 10.0
 
 
 def refuse_live_writers(layout: Layout, *, of_other_shardings: bool = False) -> None:
-    """Raise :class:`UserError` if a process infers into this output and does not end soon, with
-    ``of_other_shardings`` only if it does so for another number of shards."""
+    """Raise :class:`UserError` if a process infers into this output and does not end soon.
+    ``of_other_shardings``: only if it does so for another number of shards."""
     deadline = time.monotonic() + GRACE_SECONDS
     for lock in layout.all_locks:
         if of_other_shardings and lock.parent == layout.chunks:

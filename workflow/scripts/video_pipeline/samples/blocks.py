@@ -1,4 +1,4 @@
-"""Blocks: the bytes of a text file, decompressed, in pieces that end where a line ends."""
+"""Reads a text file, decompressed, in blocks that end where a line ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def whole_lines(source: Source) -> Iterator[bytes]:
     where = shown(source.place)
     try:
         with open_source(source) as file:
-            pieces: list[bytes] = [b""]  # of a line that is not over yet
+            pieces: list[bytes] = [b""]  # Those of an unfinished line.
             size, mark = 0, _UTF8_BOM
             for data in _decompressed(source, file):
                 end = data.rfind(b"\n") + 1
@@ -41,15 +41,15 @@ def whole_lines(source: Source) -> Iterator[bytes]:
                 size += len(pieces[-1])
                 if size > MAX_LINE_BYTES:
                     raise UserError(f"{where}: a line is longer than {MAX_LINE_BYTES >> 20} MiB")
-            if rest := b"".join(pieces).removeprefix(mark):
-                yield rest
+            if last_line := b"".join(pieces).removeprefix(mark):
+                yield last_line
     except (OSError, EOFError, zlib.error, VideoReadError) as error:
         raise UserError(f"cannot read {where}: {error}") from error
 
 
 def open_source(source: Source) -> BinaryIO:
-    """Open the file that the user's configuration names, wherever it lies; a remote one is copied
-    to a temporary file. Raises :class:`VideoReadError` or :class:`OSError`."""
+    """Open a file that the user's configuration names; a remote file is copied to a temporary one.
+    Raises :class:`VideoReadError` or :class:`OSError`."""
     if source.is_local:
         return open(source.place, "rb", buffering=0)
     file = copy_of(source.place, TRUSTED)
@@ -58,7 +58,7 @@ def open_source(source: Source) -> BinaryIO:
 
 
 def _decompressed(source: Source, file: BinaryIO) -> Iterator[bytes]:
-    """The bytes of an open file, whatever its suffix says it is compressed with."""
+    """The decompressed bytes of an open file; its suffix names the compression."""
     stream: Any = file
     if source.compression == ".gz":
         stream = gzip.open(file, "rb")

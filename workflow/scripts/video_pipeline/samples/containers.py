@@ -1,4 +1,4 @@
-"""Containers: the samples that the members of a tar, or the rows of a Parquet file, stand for."""
+"""Reads the samples in containers: the members of a tar, or the rows of a Parquet file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ VIDEO_SUFFIXES = (
 
 CONTAINER_SUFFIXES = (".tar", ".parquet")
 
-_ROWS = 1024  # of Parquet that are held as Python objects
+_ROWS = 1024
+"""Rows of Parquet that are Python objects at the same time."""
 
 
 def is_video(name: str) -> bool:
@@ -42,10 +43,10 @@ def _is_hidden(name: str) -> bool:
 
 
 def json_line(source: Source, number: int, raw: dict[str, Any]) -> bytes:
-    """``raw`` as JSON. Raises :class:`UserError` if it cannot be."""
+    """``raw`` as JSON. Raises :class:`UserError` if JSON cannot carry it."""
     try:
         return orjson.dumps(raw, default=str)
-    except TypeError as error:  # such as a name of a file that is not UTF-8
+    except TypeError as error:  # For example, the name of a file is not UTF-8.
         raise UserError(
             f"{shown(source.place)}, sample {number}: cannot be written as JSON: {error}; "
             f"{raw!r:.200}"
@@ -53,8 +54,8 @@ def json_line(source: Source, number: int, raw: dict[str, Any]) -> bytes:
 
 
 def _path_in(source: Source, path: str) -> str:
-    """The path of a container, relative to the root of its source; an http address whole, since it
-    may have a query."""
+    """The path of a container, relative to the root of its source; the whole of an http address,
+    which may have a query."""
     if path:
         return path
     if scheme_of(source.place) in ("http", "https"):
@@ -66,9 +67,9 @@ def _path_in(source: Source, path: str) -> str:
 
 
 def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator[bytes]:
-    """A member that is named like a video is a sample. The JSON and the text beside it, which have
-    the same name up to its first dot (as WebDataset groups members), go along: the entries of the
-    JSON object as fields, the text as ``txt``.
+    """Yield each member that is named like a video as a sample. The members with the same name up
+    to the first dot belong to it, as in WebDataset: the entries of the JSON object become fields,
+    and the text becomes ``txt``.
 
     Args:
         video_field: The field that gets the address of the member.
@@ -78,13 +79,13 @@ def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator
         UserError: It cannot be read, or holds no videos, or a member may not be read.
     """
     where, container = shown(source.place), _path_in(source, path)
-    found: list[tars.Member] = []
+    all_members: list[tars.Member] = []
     number, group = 0, _Group("")
     try:
         blob = open_blob(source.place, TRUSTED)
         version = {} if blob.is_local else {"etag": blob.version}
         for member, read in tars.members(blob):
-            found.append(member)
+            all_members.append(member)
             _check(member, where)
             stem, _, suffix = _split_name(member.name)
             if stem != group.stem:
@@ -99,7 +100,7 @@ def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator
         for raw in group.samples(container, video_field):
             number += 1
             yield json_line(source, number, {**raw, **version})
-        tars.remember(blob, absolute(source.place).partition("?")[0], found)
+        tars.remember(blob, absolute(source.place).partition("?")[0], all_members)
     except (OSError, VideoReadError) as error:
         raise UserError(f"cannot read {where}: {error}") from error
     if not number:
@@ -107,22 +108,21 @@ def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator
 
 
 def _check(member: tars.Member, where: str) -> None:
-    """Raise :class:`UserError` if a member may not be read, and is wanted or means no good."""
+    """Raise :class:`UserError` if a member may not be read, and is wanted or leads out."""
     is_wanted = is_video(member.name) or _split_name(member.name)[2] in ("json", "txt")
     if member.fault and (is_wanted or member.leads_out):
         raise UserError(f"{where}: the member {member.name!r:.200} {member.fault}")
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
-    """What the members of one sample have in common, a dot, and the rest of the name in lower
-    case."""
+    """The part of the name that a sample's members share, a dot, and the suffix in lower case."""
     folder, slash, file = name.rpartition("/")
     stem, dot, suffix = file.partition(".")
     return f"{folder}{slash}{stem}", dot, suffix.lower()
 
 
 class _Group:
-    """The members of a tar that belong together; they follow each other."""
+    """The members of a tar that belong to the same sample; they follow each other."""
 
     def __init__(self, stem: str) -> None:
         self.stem = stem
@@ -144,7 +144,7 @@ class _Group:
             raise UserError(f"{name} is not {suffix.upper()}: {error}") from None
         if not isinstance(fields, dict):
             raise UserError(f"{name} must hold a JSON object, it holds {type(fields).__name__}")
-        # Names with two underscores are those of records.
+        # Records use the names that begin with two underscores.
         self._fields.update((k, v) for k, v in fields.items() if not k.startswith("__"))
 
     def samples(self, container: str, video_field: str) -> Iterator[dict[str, Any]]:
@@ -158,10 +158,11 @@ class _Group:
 
 
 def rows_of_parquet(source: Source, video_field: str, path: str = "") -> Iterator[bytes]:
-    """A row is a sample. If its video is bytes, its address is that of the row; the only column of
-    bytes is that of the video if there is none named ``video_field``. Other bytes are left out.
+    """Yield each row as a sample. If its video is bytes, its address is that of the row. If no
+    column is named ``video_field``, the only column of bytes holds the video. Other bytes are left
+    out.
 
-    Arguments and errors as of :func:`members_of_tar`.
+    Arguments and errors are those of :func:`members_of_tar`.
     """
     import pyarrow
     from pyarrow import parquet
@@ -195,11 +196,11 @@ def rows_of_parquet(source: Source, video_field: str, path: str = "") -> Iterato
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Whether values of an Arrow type are bytes, or hold some, which JSON cannot carry."""
+    """Whether values of an Arrow type are or hold bytes, which JSON cannot carry."""
     from pyarrow import types
 
     if types.is_nested(kind):
-        return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
+        return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
     return bool(
         types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
     )

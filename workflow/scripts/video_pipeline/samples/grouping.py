@@ -1,4 +1,4 @@
-"""``data.group_by``: the windows of a video, from a stage before, become one sample."""
+"""``data.group_by``: the windows of a video, from an earlier stage, become one sample."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from video_pipeline.samples.windows import CLIP, CUT, is_window, whole, window_i
 
 
 def grouped(samples: Iterable[InputSample], bad: BadLines) -> Iterator[InputSample]:
-    """One sample for each video of ``samples``: the line that was cut, and what the earlier run
-    said of each window, in order, under ``previous``::
+    """One sample for each video of ``samples``: the line that was cut, and the earlier run's record
+    of each window, in order, under ``previous``::
 
         {"clips": [{"video_start": 0.0, "video_end": 30.0, ... the window's record}, ...]}
 
     A video that was not cut has one clip. Windows that the run's condition dropped have none. A
     video with a window that failed is left out: half of it would pass for the whole. A video whose
-    windows are not all there, one after the other, is added to ``bad``.
+    windows do not all follow each other is added to ``bad``.
     """
     for windows in _by_video(samples):
-        first, last = windows[0].raw, windows[-1].raw
-        if is_window(first) and (first[CLIP]["number"], last[CLIP]["number"]) != (
-            0,
-            first[CLIP]["of"] - 1,
-        ):
+        first = windows[0].raw
+        # Their numbers follow each other, see _follows.
+        if is_window(first) and (first[CLIP]["number"] or len(windows) != first[CLIP]["of"]):
             bad.add(
                 windows[0].line,
                 f"data.group_by: {len(windows)} of the {first[CLIP]['of']} windows of this video "
@@ -49,7 +47,7 @@ def _by_video(samples: Iterable[InputSample]) -> Iterator[list[InputSample]]:
 
 
 def _follows(raw: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether the window ``raw`` is the one after ``other`` of the same video."""
+    """Whether ``raw`` is the next window after ``other`` of the same video."""
     if not (is_window(raw) and is_window(other)):
         return False
     is_next: bool = raw[CLIP]["number"] == other[CLIP]["number"] + 1
@@ -66,14 +64,14 @@ def _fused(windows: list[InputSample]) -> InputSample:
     previous: dict[str, Any] = {"clips": clips}
     for window in windows:
         record = dict(window.raw.get("previous") or {})
-        if "previous" in record:  # of the run before the video was cut
+        if "previous" in record:  # It is of the run before the video was cut.
             previous["previous"] = record.pop("previous")
         if window.left_out is None:
             clips.append({**{name: window.raw.get(name) for name in CUT}, **record})
     raw = {**uncut, "previous": previous}
     left_out = None if clips else first.left_out
-    failed = [window.left_out for window in windows if window.left_out]
-    failed = [why for why in failed if why["by"] != "where"]
+    reasons = [window.left_out for window in windows if window.left_out]
+    failed = [reason for reason in reasons if reason["by"] != "where"]
     if failed:
         message = f"{len(failed)} of {len(windows)} windows: {failed[0]['message']}"
         left_out = {"by": "error", "message": message}
@@ -84,15 +82,15 @@ def _key(window: InputSample, uncut: dict[str, Any]) -> str:
     """The key of the line that was cut."""
     if not is_window(window.raw):
         return window.key
-    times = window_id("", window.raw)  # follow an id
+    times = window_id("", window.raw)  # The key of a window is an id and these, or a hash.
     return window.key.removesuffix(times) if window.key.endswith(times) else content_key(uncut)
 
 
 def whole_videos(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield ``blocks`` of whole lines again, so that none ends between two windows of a video."""
-    rest = b""
+    """Divide ``blocks`` of whole lines anew, so that none ends between two windows of a video."""
+    held = b""
     for block in blocks:
-        block, end = rest + block, len(rest) + len(block)
+        block, end = held + block, len(held) + len(block)
         while end:
             begin = block.rfind(b"\n", 0, end - 1) + 1
             if _begins_video(block[begin:end]):
@@ -101,9 +99,9 @@ def whole_videos(blocks: Iterable[bytes]) -> Iterator[bytes]:
         begin = begin if end else 0
         if begin:
             yield block[:begin]
-        rest = block[begin:]
-    if rest:
-        yield rest
+        held = block[begin:]
+    if held:
+        yield held
 
 
 def _begins_video(line: bytes) -> bool:
@@ -114,4 +112,4 @@ def _begins_video(line: bytes) -> bool:
         raw = value["input"] if is_record(value) else value
         return not is_window(raw) or raw[CLIP]["number"] == 0
     except (ValueError, AttributeError, TypeError):
-        return True  # What is wrong with the line is said when it is read.
+        return True  # The reader of the line says what is wrong with it.

@@ -1,4 +1,4 @@
-"""Which sample it is, and what is asked about it: the key and the request digest.
+"""The key, which names a sample, and the request digest, which stands for what is asked about it.
 
 A sample is done when the journal of its *fingerprint* has a record with its *key*, its part and
 its *request digest*:
@@ -44,18 +44,17 @@ _SIGNED_WITH = frozenset(
         *("scid", "skoid", "sktid", "skt", "ske", "sks", "skv"),
     }
 )
-"""What stands beside a signature in the query of an address, in lower case: S3 and Google Cloud
-Storage (version 2), CloudFront, and Azure (learn.microsoft.com/rest/api/storageservices/
-create-service-sas, create-user-delegation-sas)."""
-
+"""Other names in the query of a signed address, in lower case: S3 and Google Cloud Storage (version
+2), CloudFront, and Azure (learn.microsoft.com/rest/api/storageservices/create-service-sas,
+create-user-delegation-sas)."""
 
 _USER = re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE)
 
 
 def stable_address(video: Any) -> Any:
-    """``video`` without the user, the password, and the signature or token in its query, if it is
-    an http address with one: it names the same video with another. A list of addresses likewise;
-    anything else as it is."""
+    """An http address ``video`` without the user, the password, and the signature or token in its
+    query: with others it names the same video. A list of addresses likewise; anything else as it
+    is."""
     if isinstance(video, list):
         stable = [stable_address(entry) for entry in video]
         return video if stable == video else stable
@@ -64,8 +63,8 @@ def stable_address(video: Any) -> Any:
     video = _USER.sub(r"\1", video)
     if "?" not in video:
         return video
-    start, _, rest = video.partition("?")
-    query, mark, fragment = rest.partition("#")
+    start, _, query = video.partition("?")
+    query, mark, fragment = query.partition("#")
     pairs = [(pair.partition("=")[0].lower(), pair) for pair in query.split("&")]
     if not any(name in _SIGNATURES or name.startswith(_SIGNED_FAMILIES) for name, _ in pairs):
         return video
@@ -82,8 +81,8 @@ def request_digests(
 
     ``video`` is the path as the input has it (or a list of paths, or None). Its
     :func:`stable_address` stands for the absolute address in the digest, so that a dataset may move
-    to another folder, and an address be signed again. ``sample_fields``
-    are those that the dataset reads; a sample without any has the digest that it has without them.
+    to another folder, and an address may be signed again. ``sample_fields`` are those that the
+    dataset reads. They do not change the digest of a sample that has none of them.
 
     Raises :class:`TaskError` if ``build_messages`` fails or returns what JSON cannot carry.
     """
@@ -99,14 +98,14 @@ def request_digests(
         sampling = task.sampling_json(sample, part)
         if sampling is not None:
             asked["sampling"] = sampling
-        if read := {name: sample[name] for name in sample_fields if name in sample}:
-            asked["fields"] = read
+        if fields := {name: sample[name] for name in sample_fields if name in sample}:
+            asked["fields"] = fields
         digests[part] = _request_digest(task, asked, address, video)
     return digests
 
 
 TWICE = 100
-"""How many samples have their messages built twice, to see that they come out the same."""
+"""How many samples have their messages built twice, to check that they are the same."""
 
 
 def check_deterministic(
@@ -116,8 +115,8 @@ def check_deterministic(
     requests: dict[str, str],
     sample_fields: Collection[str] = (),
 ) -> None:
-    """Raise :class:`TaskError` if building the messages of ``sample`` again gives others than those
-    of ``requests``: resume finds a finished sample by them."""
+    """Raise :class:`TaskError` if the messages of ``sample``, built again, differ from those of
+    ``requests``: resume finds a finished sample by them."""
     if request_digests(task, sample, video, sample_fields) != requests:
         raise TaskError(
             f"task {task.name!r}: build_messages gave two different conversations for sample "
@@ -142,7 +141,7 @@ def _request_digest(task: Task, asked: dict[str, Any], address: Any, video: Any)
         ) from error
 
 
-# a dataclass is no dict to _replace
+# orjson would write a dataclass as a dict, which _replace does not do.
 _PLAIN = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
 
 
@@ -151,8 +150,8 @@ class _Ambiguous(Exception):
 
 
 def _replace_text(data: bytes, old: str, new: str) -> bytes:
-    """The JSON ``data`` with every text equal to ``old`` (an address) replaced by ``new``: what
-    :func:`_replace` does, in the bytes. Raises :class:`_Ambiguous`."""
+    """The JSON ``data`` with every text equal to ``old`` (an address) replaced by ``new``, as
+    :func:`_replace` does it, but in the bytes. Raises :class:`_Ambiguous`."""
     pieces = data.split(orjson.dumps(old))
     for before, after in pairwise(pieces):
         if before.endswith(b"\\") or after.startswith(b":"):
@@ -162,7 +161,7 @@ def _replace_text(data: bytes, old: str, new: str) -> bytes:
 
 def _replace(value: Any, old: Any, new: Any) -> Any:
     """``value`` with everything equal to ``old`` (a text or a list of texts; None: nothing)
-    replaced by ``new``, however deep."""
+    replaced by ``new``, at any depth."""
     if old is not None and value == old:
         return new
     if isinstance(value, dict):

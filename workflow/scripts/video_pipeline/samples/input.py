@@ -1,4 +1,4 @@
-"""Samples: from the lines of the input JSONL to the dicts that tasks and datasets see."""
+"""Reads samples: from the lines of the input JSONL to the dicts that tasks and datasets see."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SHOWN_ERRORS = 20
 
 _SECONDS = {int, float}
 _CREDENTIALS = re.compile("://[^/@]*@")
-# orjson reads integers up to 64 bits exactly and turns larger ones into floats without a word;
-# only blocks with a run of 19 digits need the slower, exact check.
-# It also keeps the last of two entries of one name without a word. A colon follows each name, so
+# orjson reads integers up to 64 bits exactly, and silently turns larger ones into floats. Only
+# blocks with a run of 19 digits need the slower, exact check.
+# It also silently keeps the last of two entries with the same name. A colon follows each name, so
 # only lines that have more colons than names (texts may hold some) need the slower check.
 _COLONS = (b'":', b" :", b"\t:", b"\r:")
 
@@ -37,20 +37,20 @@ _COLONS = (b'":', b" :", b"\t:", b"\r:")
 class InputSample:
     """One line of the input."""
 
-    line: int  # its number, from 1
-    key: str  # __key of the sample: its id, or a hash of its content
-    raw: dict[str, Any]  # the object of the line, see _unwrap
-    text: bytes  # raw as JSON, on one line
-    is_key_kept: bool = False  # the key is that of an earlier record
-    left_out: dict[str, str] | None = None  # why it is not asked about, see why_left_out
+    line: int  # Its number, from 1.
+    key: str  # The sample's __key: its id, or a hash of its content.
+    raw: dict[str, Any]  # The object of the line; of a record, its input with ``previous``.
+    text: bytes  # ``raw`` as JSON, on one line.
+    is_key_kept: bool = False  # Whether the key is that of an earlier record.
+    left_out: dict[str, str] | None = None  # Why it is not asked about, see why_left_out.
 
 
 class BadLines:
-    """What is wrong with an input, in the order of its lines."""
+    """The mistakes in an input, in the order of its lines."""
 
     def __init__(self) -> None:
-        self.count = 0  # of the bad lines
-        self._first: list[tuple[int, str]] = []  # up to SHOWN_ERRORS of them
+        self.count = 0
+        self._first: list[tuple[int, str]] = []  # Up to SHOWN_ERRORS of them.
 
     def add(self, line: int, why: str) -> None:
         """Count ``line`` as bad."""
@@ -81,18 +81,17 @@ class BadLines:
 
 @dataclass
 class InputReader:
-    """Iterates over the valid samples in a block of an input, and notes what is wrong with its
-    other lines."""
+    """Iterates over the valid samples of an input's block, and notes mistakes in other lines."""
 
     data: Data
-    block: bytes  # whole lines
-    first: int = 1  # the number of the first of them in the input
-    needs_video: bool = True  # a sample without one is bad
-    with_failed: bool = False  # error records of an earlier run are samples
-    lines: int = 0  # that were read and not blank
-    failed: int = 0  # error records of an earlier run's output, unless they are samples
-    left_out: int = 0  # these, and those that were left out there
-    dropped: Counter[bool | None] = field(default_factory=Counter)  # by what the condition says
+    block: bytes  # Whole lines.
+    first: int = 1  # The number of the first of them in the input.
+    needs_video: bool = True  # Whether a sample without a video is bad.
+    with_failed: bool = False  # Whether error records of an earlier run are samples.
+    lines: int = 0  # Those that were read and are not blank.
+    failed: int = 0  # Error records of an earlier run, unless they are samples.
+    left_out: int = 0  # These, and the samples that the earlier run has left out.
+    dropped: Counter[bool | None] = field(default_factory=Counter)  # By the condition's result.
     bad: BadLines = field(default_factory=BadLines)
 
     def __post_init__(self) -> None:
@@ -101,7 +100,7 @@ class InputReader:
     def __iter__(self) -> Iterator[InputSample]:
         check_numbers = _has_long_number(self.block)
         for line_number, line in enumerate(self.block.split(b"\n"), start=self.first):
-            text = line.strip(b" \t\r\n")  # what JSON takes for space
+            text = line.strip(b" \t\r\n")  # The whitespace of JSON.
             if not text or text.isspace():
                 continue
             self.lines += 1
@@ -185,13 +184,13 @@ def _parse(line: bytes, check_numbers: bool) -> dict[str, Any]:
 def _has_long_number(block: bytes) -> bool:
     """Whether 19 digits stand in a row somewhere."""
     run = np.frombuffer(block, np.uint8) - 48 < 10
-    for step in (1, 2, 4, 8, 3):  # both ends of a run of 2, 4, 8, 16, 19
+    for step in (1, 2, 4, 8, 3):  # Runs of 2, 4, 8, 16 and 19 digits.
         run = run[:-step] & run[step:]
     return bool(run.any())
 
 
 def _may_repeat_names(line: bytes, value: Any) -> bool:
-    # most lines hold one flat object and no other colons, which is the quickest to see
+    # The quickest check comes first: most lines hold one flat object and no other colons.
     if isinstance(value, dict) and line.count(b":") == len(value):
         return False
     return sum(map(line.count, _COLONS)) != _count_names(value)
@@ -231,16 +230,15 @@ def _check_segment(raw: dict[str, Any]) -> None:
 
 
 def is_record(value: dict[str, Any]) -> bool:
-    """Whether an object is a record of a consolidated output, which holds its sample under
-    ``input``."""
+    """Whether an object is a record of a consolidated output, with the sample as ``input``."""
     return "__status" in value and isinstance(value.get("input"), dict)
 
 
 def _with_previous(record: dict[str, Any]) -> dict[str, Any]:
-    """The sample of a record; what the earlier run said about it goes under ``previous``."""
+    """The sample of a record, with the other fields of the record under ``previous``."""
     sample = record["input"]
     previous = {name: entry for name, entry in record.items() if name != "input"}
-    if "previous" in sample:  # the answer of the run before that
+    if "previous" in sample:  # The answer of the run before the earlier one.
         previous["previous"] = sample["previous"]
     return {**sample, "previous": previous}
 
@@ -257,9 +255,9 @@ def why_left_out(record: dict[str, Any]) -> dict[str, str]:
 
 
 def video_uri(video: str, root: str) -> str:
-    """The address of a video: ``http(s)://`` and that of a store as it is, ``file://`` and a path
-    as an absolute local path. A relative path goes on from ``root``, which may be an address. Of a
-    member of a tar or a row of Parquet that is said of the file that holds it.
+    """The address of a video: ``http(s)://`` and the address of a store as it is, ``file://`` and a
+    path as an absolute local path. A relative path starts from ``root``, which may be an address.
+    For a member of a tar or a row of Parquet, this holds for the file that it is in.
 
     Raises :class:`ValueError` for another scheme or a ``file://`` of another host.
     """
@@ -274,7 +272,7 @@ def video_uri(video: str, root: str) -> str:
         check_address(video)
         return video
     if scheme in ("http", "https"):
-        urlsplit(video)  # It raises ValueError for what is no address.
+        urlsplit(video)  # Raises ValueError if this is no address.
         return video
     if (path := file_path(video)) is not None:
         return path
@@ -286,8 +284,8 @@ def video_uri(video: str, root: str) -> str:
 
 
 def video_address(video: Any, root: str) -> str | list[str] | None:
-    """The :func:`video_uri` of what the video field of a sample holds: a path, or a list of paths
-    of images."""
+    """The :func:`video_uri` of each path in the video field of a sample: one path, or a list of
+    paths of images."""
     if isinstance(video, str):
         return video_uri(video, root)
     if isinstance(video, list):
@@ -296,7 +294,7 @@ def video_address(video: Any, root: str) -> str | list[str] | None:
 
 
 def task_sample(key: str, raw: dict[str, Any], config: Config) -> dict[str, Any]:
-    """What tasks and datasets see: the input object plus ``__key`` and ``__video_uri``, the
-    :func:`video_address` of its video."""
+    """The sample that tasks and datasets see: the input object plus ``__key`` and ``__video_uri``,
+    the :func:`video_address` of its video."""
     address = video_address(raw.get(config.data.video_field), config.video_root)
     return {**raw, "__key": key, "__video_uri": address}

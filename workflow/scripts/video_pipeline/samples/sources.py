@@ -1,8 +1,8 @@
-"""Sources: what an input may be, as the JSONL that it stands for.
+"""Reads every kind of input as the JSONL that it stands for.
 
-A table, a list, a folder and a pattern are read as lines of JSON, one for each sample. Line N of
-these lines stands for line N of a text file, so that messages name the right one; of other sources
-for their Nth sample.
+A table, a list, a folder and a pattern are read as lines of JSON, one for each sample. Messages
+name a sample by the number of its line. So line N stands for line N of a text file, and for the Nth
+sample of any other source.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_blocks(place: str | Path, video_field: str = "path") -> Iterator[bytes]
     line ends, without a leading byte-order mark.
 
     Args:
-        place: What ``data.input_jsonl`` names, see :class:`video_pipeline.config.source.Source`.
+        place: ``data.input_jsonl``, see :class:`video_pipeline.config.source.Source`.
         video_field: The field that gets the path of a video, relative to the root of the source.
 
     Raises:
@@ -57,13 +57,12 @@ def read_blocks(place: str | Path, video_field: str = "path") -> Iterator[bytes]
     source = Source(os.fspath(place))
     if source.kind == "jsonl":
         return whole_lines(source)
-    read = _READERS[source.kind]
-    return _blocks(read(source, video_field))
+    return _blocks(_READERS[source.kind](source, video_field))
 
 
 def read_samples(data: Data, bad: BadLines) -> Iterator[InputSample]:
-    """Yield the samples of ``data.input_jsonl``, also those that are left out, and note its bad
-    lines in ``bad``. Raises :class:`UserError` as :func:`read_blocks`."""
+    """Yield the samples of ``data.input_jsonl``, including those that are left out, and note its
+    bad lines in ``bad``. Raises :class:`UserError` as :func:`read_blocks` does."""
     first = 1
     for block in read_blocks(data.input_jsonl, data.video_field):
         reader = InputReader(data, block, first)
@@ -90,7 +89,7 @@ def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _text_lines(source: Source) -> Iterator[str]:
-    """The lines of a text file with their ends. Raises :class:`UserError` if it is no UTF-8."""
+    """The lines of a text file with their ends. Raises :class:`UserError` if it is not UTF-8."""
     number = 0
     for block in whole_lines(source):
         for line in block.removesuffix(b"\n").split(b"\n"):
@@ -105,14 +104,14 @@ def _text_lines(source: Source) -> Iterator[str]:
 
 
 def _list(source: Source, video_field: str) -> Iterator[bytes]:
-    """A path or an address on each line."""
+    """Each line is the path or the address of a sample."""
     for number, line in enumerate(_text_lines(source), 1):
         path = line.strip()
         yield json_line(source, number, {video_field: path}) if path else b""
 
 
 def _table(delimiter: str, source: Source, video_field: str) -> Iterator[bytes]:
-    """A row is a sample; the first one names the fields. An empty cell is no field."""
+    """The first row names the fields, and each other row is a sample. An empty cell is no field."""
     rows = csv.reader(_text_lines(source), delimiter=delimiter, strict=True)
     where, written = shown(source.place), 0
     try:
@@ -130,7 +129,7 @@ def _table(delimiter: str, source: Source, video_field: str) -> Iterator[bytes]:
                     f"{where}, line {rows.line_num}: {len(row)} cells, but only {len(names)} "
                     "columns have a name; put text that holds the delimiter in quotation marks"
                 )
-            # A cell may hold line ends, and the row is known by the number of its last line.
+            # A cell may hold line ends. The row has the number of its last line.
             for _ in range(rows.line_num - written - 1):
                 yield b""
             cells = zip(names, row, strict=False)
@@ -155,10 +154,10 @@ def _cell(name: str, text: str) -> str | float | int:
 
 
 def listed(source: Source) -> Iterator[dict[str, Any]]:
-    """The files of a folder or a pattern, sorted: their ``path`` relative to its root; in a store
-    also their ``size`` in bytes and their ``etag``, which changes when their content does. Of a
-    folder those that are named like videos, tars or Parquet, in it and in the folders below; hidden
-    ones are left out.
+    """The files of a folder or a pattern, sorted, each with its ``path`` relative to the root. A
+    file in a store also has its ``size`` in bytes and its ``etag``, which changes with its content.
+    A folder gives the files in it and below that are named like videos, tars or Parquet, and are
+    not hidden.
 
     Raises :class:`UserError` if the folder cannot be read.
     """
@@ -170,10 +169,10 @@ def listed(source: Source) -> Iterator[dict[str, Any]]:
     matches = re.compile(glob_translate(pattern)).fullmatch if pattern else is_taken
     start = root + re.split(r"[*?[]", pattern)[0]
     try:
-        for found in stores.listed(start):
-            name = found.address.removeprefix(root)
+        for entry in stores.listed(start):
+            name = entry.address.removeprefix(root)
             if matches(name):
-                yield {"path": name, "size": found.size, "etag": found.version}
+                yield {"path": name, "size": entry.size, "etag": entry.version}
     except VideoReadError as error:
         raise UserError(f"cannot list {shown(source.place)}: {error}") from error
 
@@ -182,8 +181,8 @@ def _local_names(source: Source) -> list[str]:
     root = Path(source.root)
     if source.kind == "pattern":
         pattern = os.path.relpath(source.place, root)
-        found = glob.glob(pattern, root_dir=root, recursive=True)
-        return [name for name in found if (root / name).is_file()]
+        matches = glob.glob(pattern, root_dir=root, recursive=True)
+        return [name for name in matches if (root / name).is_file()]
     names: list[str] = []
     for folder, folders, files in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -198,21 +197,21 @@ def _raise(error: OSError) -> None:
 
 
 def _listing(source: Source, video_field: str) -> Iterator[bytes]:
-    """A file is a sample. Then come those in tars and Parquet files that a pattern matches, or of a
-    folder without videos."""
+    """Each video is a sample. Then follow the samples in tars and Parquet files, if a pattern
+    matches these, or the folder has no videos."""
     number = 0
     containers: list[str] = []
-    for found in listed(source):
-        path = found.pop("path")
+    for entry in listed(source):
+        path = entry.pop("path")
         if path.lower().endswith(CONTAINER_SUFFIXES):
             containers.append(path)
         else:
             number += 1
-            yield json_line(source, number, {video_field: path, **found})
+            yield json_line(source, number, {video_field: path, **entry})
     if source.kind == "pattern" or not number:
         for path in containers:
-            inside = Source(f"{source.root}/{path}")
-            yield from _READERS[inside.kind](inside, video_field, path)
+            container = Source(f"{source.root}/{path}")
+            yield from _READERS[container.kind](container, video_field, path)
     if not number and not containers:
         raise UserError(_nothing_there(source))
 
@@ -223,8 +222,8 @@ def _nothing_there(source: Source) -> str:
         return f"{where}: the pattern matches no file"
     shown_names = ""
     if source.is_local:
-        others = (entry.name for entry in os.scandir(source.place) if not entry.is_dir())
-        shown_names = ", ".join(sorted(islice(others, 5)))
+        files = (entry.name for entry in os.scandir(source.place) if not entry.is_dir())
+        shown_names = ", ".join(sorted(islice(files, 5)))
     return (
         f"{where}: no videos in this folder or below ({' '.join(VIDEO_SUFFIXES)})"
         + (f"; it holds {shown_names}" if shown_names else "")
@@ -233,24 +232,24 @@ def _nothing_there(source: Source) -> str:
 
 
 def source_digest(source: Source) -> str | None:
-    """What stands for the content of an input: of a folder or a pattern, for what it lists; of a
-    remote file, for what its place tells of it. None if it cannot be read."""
+    """A text that stands for the content of an input: for the files that a folder or a pattern
+    lists, or for the size and version of a remote file. None if it cannot be read."""
     try:
         if source.is_file:
             blob = open_blob(source.place, TRUSTED)
             return f"{blob.size} bytes, {blob.version}"
-        names = (_version(source, found) for found in listed(source))
-        return digest("\0".join(names).encode("utf-8", "surrogateescape"))
+        versions = (_version(source, entry) for entry in listed(source))
+        return digest("\0".join(versions).encode("utf-8", "surrogateescape"))
     except (OSError, UserError, VideoReadError):
         return None
 
 
-def _version(source: Source, found: dict[str, Any]) -> str:
-    path = found["path"]
+def _version(source: Source, entry: dict[str, Any]) -> str:
+    path = entry["path"]
     if source.is_local and path.lower().endswith(CONTAINER_SUFFIXES):
         status = os.stat(f"{source.root}/{path}")
         return f"{path} {status.st_size} {status.st_mtime_ns}"
-    return repr(sorted(found.items()))
+    return repr(sorted(entry.items()))
 
 
 _READERS: dict[str, Callable[..., Iterator[bytes]]] = {

@@ -1,4 +1,4 @@
-"""``data.where``: which samples are asked about."""
+"""``data.where``: the condition that decides which samples are asked about."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 
 SIZE_FIELDS = frozenset({"width", "height"})
-"""Fields of a video's header that take a decoded frame: the file alone may not say how it is
+"""Fields of a video's header that need a decoded frame: the header may not say how the picture is
 turned."""
 
 HEADER_FIELDS = frozenset({"duration", "fps", "codec", *SIZE_FIELDS})
-"""What a condition may ask about a video itself. A field of the sample with such a name goes
-first."""
+"""Fields of the video itself that a condition may use. A field of the sample with the same name
+goes first."""
 
 _OF_EVERY_RECORD = ("__reasoning", "damaged", "previous")
 """Fields that only some records have, whatever the task."""
@@ -30,10 +30,10 @@ class Where:
     """The condition of a run.
 
     Attributes:
-        may_need_header: Whether the header of some video may have to be read.
-        needs_size: Whether its width or height may be asked for.
+        may_need_header: Whether the headers of some videos may have to be read.
+        needs_size: Whether their widths or heights may be needed.
         unfound: Fields of the condition that no sample has had so far.
-        known: The fields of a sample, to name the nearest one.
+        known: The fields of a sample, to name the most similar one.
     """
 
     def __init__(self, text: str) -> None:
@@ -81,7 +81,7 @@ class Where:
 
     def check_found(self, unfound: set[str], known: set[str]) -> None:
         """Raise :class:`UserError` if there are fields that no sample has (``unfound``); ``known``
-        are those of a sample."""
+        are the fields of a sample."""
         for path in sorted(unfound, key=self._condition.needed.__getitem__):
             raise UserError(
                 f"data.where: column {self._condition.needed[path]}: no sample has a field "

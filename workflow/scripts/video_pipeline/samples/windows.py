@@ -1,4 +1,4 @@
-"""Windows: a long video is cut into them, and their records are put together by video."""
+"""Cuts a long video into windows, and puts the records of windows together by video."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from video_pipeline.samples.identity import content_key
 
 CLIP = "clip"
-"""Field of a window's input object: its ``number`` from 0, ``of`` how many, and the ``segment``
-(``video_start`` and ``video_end``) of the line that was cut, as far as it had one."""
+"""Field of a window's input object: its ``number`` from 0, ``of`` how many windows, and the
+``segment`` (``video_start`` and ``video_end``) of the line that was cut, if it had one."""
 
 CUT = ("video_start", "video_end")
 """The other fields in which the windows of a video differ."""
@@ -23,8 +23,8 @@ def is_window(raw: dict[str, Any]) -> bool:
 
 
 def window_id(of: str | int, raw: dict[str, Any]) -> str:
-    """The id of a window, from the id ``of`` its video. A time has one name, whether the input says
-    60 or 60.0."""
+    """The id of a window, from the id ``of`` its video. Times are written as floats, so that 60 and
+    60.0 give the same id."""
     start, end = (None if raw.get(name) is None else float(raw[name]) for name in CUT)
     return f"{of}@{start}-{end}"
 
@@ -50,8 +50,8 @@ def whole(raw: dict[str, Any]) -> dict[str, Any]:
     """The input object of the video that ``raw`` is a window of, as it was before it was cut."""
     if not is_window(raw):
         return raw
-    rest = {name: value for name, value in raw.items() if name not in (*CUT, CLIP)}
-    return {**rest, **raw[CLIP]["segment"]}
+    shared = {name: value for name, value in raw.items() if name not in (*CUT, CLIP)}
+    return {**shared, **raw[CLIP]["segment"]}
 
 
 def by_video(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

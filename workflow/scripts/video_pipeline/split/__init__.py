@@ -1,1 +1,1 @@
-"""The rule ``split``: check the input, find what is done, and give each rank its chunk."""
+"""The rule ``split``: checks the input, finds finished samples, and gives each rank its chunk."""

@@ -1,4 +1,4 @@
-"""Balance: which rank gets which of the pending samples, so that all ranks end together."""
+"""Balances the pending samples over the ranks, so that all ranks end together."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 _SINGLE, _BUNDLES = 100_000, 1_000_000
 
 BATCH = 1 << 14
-"""Samples that are worked on at once, so that temporary arrays stay small."""
+"""Samples that are handled at once, so that temporary arrays stay small."""
 
 
 @dataclass
 class BalanceReport:
-    """How even the split came out. ``longest`` is the weight of the heaviest rank's pending samples
-    / the mean of all ranks."""
+    """How even the split is. ``longest`` is the weight of the heaviest rank's pending samples / the
+    mean of all ranks."""
 
-    by: str  # data.balance
+    by: str  # data.balance.
     longest: float = 1.0
-    longest_by_count: float = 1.0  # if each rank got as many samples, in input order
-    looked_up: int = 0  # files whose size was asked for or whose header was read
-    unknown: int = 0  # pending samples of unknown weight; they count as the median of the others
-    seconds: float = 0.0  # that looking up took
+    longest_by_count: float = 1.0  # If each rank got as many samples, in input order.
+    looked_up: int = 0  # Files whose size was asked for or whose header was read.
+    unknown: int = 0  # Pending samples of unknown weight; they count as the median of the others.
+    seconds: float = 0.0  # Time that looking up took.
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The report in the manifest."""
         return {
             name: round(value, 4) if isinstance(value, float) else value
             for name, value in asdict(self).items()
@@ -35,11 +35,11 @@ class BalanceReport:
 
 
 def assign_ranks(weights: np.ndarray, num_ranks: int, balance: BalanceReport) -> np.ndarray:
-    """The rank of each pending sample, longest processing time first (Graham 1969): the heaviest
-    that is left goes to the rank that has least.
+    """The rank of each pending sample, by longest processing time first (Graham 1969): the heaviest
+    remaining sample goes to the lightest rank.
 
-    ``weights`` are float32 and positive; those that are unknown (NaN) are replaced by the median.
-    Fills in ``balance``.
+    ``weights`` are float32 and positive; the median replaces unknown ones (NaN). Fills in
+    ``balance``.
     """
     unknown = np.isnan(weights)
     balance.unknown = int(unknown.sum())
@@ -75,9 +75,9 @@ def sorted_with_positions(keys: np.ndarray) -> np.ndarray:
 
 
 def _longest_first(weights: np.ndarray, num_ranks: int) -> np.ndarray:
-    # positive floats sort as their bits do
+    # Positive floats sort as their bits do.
     order = sorted_with_positions(~weights.view(np.uint32)).astype(np.uint32)
-    # Of very many samples the lighter ones go in bundles of neighbours, which weigh the same.
+    # If there are very many samples, the lighter ones go in bundles of similar weight.
     size = -(-max(len(order) - _SINGLE, 0) // _BUNDLES) or 1
     single = min(_SINGLE, len(order))
     starts = np.concatenate([np.arange(single), np.arange(single, len(order), size)])

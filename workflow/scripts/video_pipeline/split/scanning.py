@@ -1,4 +1,4 @@
-"""Scanning: the lines of the input become the entries of chunks, block by block, in processes."""
+"""Turns the lines of the input into the entries of chunks, block by block, in processes."""
 
 from __future__ import annotations
 
@@ -43,45 +43,45 @@ if TYPE_CHECKING:
 LEFT_OUT = "left_out"
 """The status of a sample that is not asked about."""
 
-_NOBODY = bytes(16)
-"""The identity of no conversation."""
+_NO_IDENTITY = bytes(16)
+"""The identity of a sample that is not asked about."""
 
 _AHEAD = 3
-"""Blocks that are on their way, for each process that scans: enough that none waits."""
+"""Blocks under way for each process that scans: enough that no process waits."""
 
 
 @dataclass
 class ScannedBlock:
-    """What a block of the input holds; a list has a value for each entry."""
+    """The scanned lines of a block of the input; a list has a value for each entry."""
 
-    entries: bytes = b""  # lines of a chunk, none of them done yet
-    sizes: array[int] = field(default_factory=lambda: array("I"))  # in bytes
-    line_numbers: array[int] = field(default_factory=lambda: array("I"))  # in the input
-    hashes: array[int] = field(default_factory=lambda: array("I"))  # 32 bits for each key
-    # 16 bytes for each conversation, see JournalIndex.find_all; empty if not wanted. Then how many
-    # conversations with a name there are about each entry, 0 if there is one without a name.
+    entries: bytes = b""  # Lines of a chunk, all pending.
+    sizes: array[int] = field(default_factory=lambda: array("I"))  # In bytes.
+    line_numbers: array[int] = field(default_factory=lambda: array("I"))  # In the input.
+    hashes: array[int] = field(default_factory=lambda: array("I"))  # 32 bits for each key.
+    # 16 bytes for each conversation, see JournalIndex.find_all; empty if not wanted. Then the
+    # number of named conversations about each entry; 0 if its only conversation has no name.
     identities: bytes = b""
     conversations: array[int] = field(default_factory=lambda: array("I"))
-    uris: list[str] = field(default_factory=list)  # of videos; empty if it need not be weighed
-    # What must be there of each sample: its video, its folder of images, the first image of its
-    # list; empty if the dataset may take its path for something else.
+    uris: list[str] = field(default_factory=list)  # Those of videos; empty if not to be weighed.
+    # The file of each sample that must exist: its video, its folder of images, or the first image
+    # of its list; empty if the dataset may take its path for something else.
     files: list[str] = field(default_factory=list)
-    weights: array[float] = field(default_factory=lambda: array("d"))  # see known_weight
+    weights: array[float] = field(default_factory=lambda: array("d"))  # See known_weight.
     is_left_out: array[int] = field(default_factory=lambda: array("B"))
-    lines: int = 0  # this and the others are those of the InputReader
+    lines: int = 0  # This and the next four are those of the InputReader.
     failed: int = 0
     left_out: int = 0
     dropped: Counter[bool | None] = field(default_factory=Counter)
     bad: BadLines = field(default_factory=BadLines)
-    unfound: set[str] = field(default_factory=set)  # this and the other are those of Where
+    unfound: set[str] = field(default_factory=set)  # This and the next are those of Where.
     known: set[str] = field(default_factory=set)
 
 
 class Scanner:
-    """Reads blocks of the input, and asks the task what it asks about each sample."""
+    """Reads blocks of the input, and lets the task build the messages about each sample."""
 
     def __init__(self, run: Run, with_identities: bool, with_failed: bool) -> None:
-        """Arguments as in :func:`scan`."""
+        """Arguments are those of :func:`scan`."""
         self._config = run.config
         self._task = run.task
         self._dataset = run.dataset
@@ -109,8 +109,8 @@ class Scanner:
         )
 
     def judged(self, reader: InputReader) -> Iterator[tuple[InputSample, bool]]:
-        """The samples of ``reader``, and whether the header of its video has to say if the run's
-        condition holds for one."""
+        """The samples of ``reader``; and, for each, whether the run's condition depends on the
+        header of its video."""
         for sample in reader:
             needs_header = False
             if self.where is not None and sample.left_out is None:
@@ -143,7 +143,7 @@ class Scanner:
                 keys.append(orjson.dumps(sample.key))
                 entries.append(self._left_out_line(sample))
                 if self._with_identities:
-                    identities.append(_NOBODY)
+                    identities.append(_NO_IDENTITY)
                     block.conversations.append(0)
                 block.weights.append(0.0)
                 block.uris.append("")
@@ -152,9 +152,9 @@ class Scanner:
             video = raw.get(video_field)
             address = video_address(video, root)
             weight = known_weight(raw, by, address)
-            raw.update(__key=sample.key, __video_uri=address)  # as task_sample does in a copy
+            raw.update(__key=sample.key, __video_uri=address)  # As task_sample does in a copy.
             requests = {ONLY_PART: ""}
-            if not reader.bad.count:  # else nobody will ask
+            if not reader.bad.count:  # After a bad line nothing will be asked.
                 try:
                     requests = request_digests(task, raw, video, fields)
                     if len(entries) < twice:
@@ -198,7 +198,7 @@ class Scanner:
         return orjson.dumps(record) + b"\n"
 
     def _file(self, address: str | list[str] | None) -> str:
-        """What must be there for a sample at ``address`` to be read; empty if nothing is known."""
+        """The file that must exist for a sample at ``address``; empty if that is not known."""
         if not self._dataset.reads_files or not address:
             return ""
         file = address if isinstance(address, str) else address[0]
@@ -215,13 +215,11 @@ def scan(
     """Scan the input block by block, in order.
 
     Args:
-        num_processes: Processes for an input of more than one block. If a line may stand for
-            several samples, they find out for which.
-        with_identities: Whether ``identities`` of the blocks are wanted.
+        num_processes: Processes for an input of more than one block, or for ``Dataset.expand``.
+        with_identities: Whether to compute the ``identities`` of the blocks.
         with_failed: Whether error records of an earlier run are samples.
 
-    Raises :class:`UserError` if the input cannot be read, or the task or the dataset breaks its
-    contract.
+    Raises :class:`UserError` if the input cannot be read, or task or dataset break their contract.
     """
     blocks = _numbered_blocks(run.config)
     where = Where.of(run.config)
@@ -259,9 +257,9 @@ def scan(
 def _scan_expanded(
     scanner: Scanner, blocks: Iterable[tuple[bytes, int, int]], expander: Expander, *, every: bool
 ) -> Iterator[ScannedBlock]:
-    """Scan ``blocks`` with the samples that their lines stand for; of those that follow a block the
-    first are expanded meanwhile, so that a line which takes long keeps no process from working.
-    ``every``: each line may stand for several samples, not only those whose header is needed."""
+    """Scan ``blocks`` with the samples that their lines stand for. The next blocks are expanded
+    meanwhile, so that a slow line does not keep other processes idle. ``every``: all lines are
+    expanded, not only those whose header is needed."""
     waiting: deque[tuple[InputReader, list[_Asked], int]] = deque()
 
     def scan_next() -> ScannedBlock:
@@ -284,7 +282,7 @@ def _scan_expanded(
 
 
 _Asked = tuple[InputSample, "Future[Expanded] | None"]
-"""A line, and the samples that it stands for when they are known; None: it alone."""
+"""A line, and the future samples that it stands for; None: only itself."""
 
 
 def _expanded(
@@ -312,7 +310,7 @@ def _expanded(
 
 
 def _key(reader: InputReader, sample: InputSample, raw: dict[str, Any], text: bytes) -> str:
-    """The key of one of the samples that ``sample`` stands for."""
+    """The key of the sample ``raw``, which ``sample`` stands for."""
     if not sample.is_key_kept:
         return reader.key(raw)
     if text == sample.text or raw == sample.raw:
@@ -324,9 +322,10 @@ def drop_unless(holds: bool | None, sample: InputSample, reader: InputReader) ->
     """Leave ``sample`` out unless the run's condition holds for it."""
     if holds is not True:
         reader.dropped[holds] += 1
-        why = "data.where does not hold"
-        unknown = "data.where: a field that it needs is missing or null"
-        sample.left_out = {"by": "where", "message": unknown if holds is None else why}
+        message = "data.where does not hold"
+        if holds is None:
+            message = "data.where: a field that it needs is missing or null"
+        sample.left_out = {"by": "where", "message": message}
 
 
 def _numbered_blocks(config: Config) -> Iterator[tuple[bytes, int, int]]:
@@ -339,7 +338,7 @@ def _numbered_blocks(config: Config) -> Iterator[tuple[bytes, int, int]]:
 
 
 _scanner: Scanner
-"""Of a scanning process."""
+"""The scanner of this process, in a process of the pool."""
 
 
 def _start(run: Run, with_identities: bool, with_failed: bool) -> None:

@@ -1,4 +1,4 @@
-"""Split: check the input, find what is done, and give each rank its chunk."""
+"""Splits the input: checks it, finds finished samples, and gives each rank its chunk."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ from video_pipeline.split.weights import Weigher
 logger = logging.getLogger(__name__)
 
 LARGE_INPUT_BYTES = 10_000_000
-"""What split holds matters for an input larger than this; a smaller one is split the sooner."""
+"""For an input larger than this, split saves memory; a smaller input is split faster."""
 
 ALL_FINISHED = NO_RECORD - 1
-"""The place of an entry with several conversations that are all finished; the entry says where."""
+"""The place of an entry whose several conversations are all finished; it has their locations."""
 
 LEFT_OUT = NO_RECORD - 2
 """The place of an entry that is not asked about."""
@@ -65,10 +65,10 @@ LEFT_OUT = NO_RECORD - 2
 def split(config: Config, layout: Layout, run_id: str = "", num_processes: int = 1) -> Manifest:
     """Split the input into ``layout.num_shards`` chunks and write the manifest.
 
-    Pending samples are balanced (:mod:`video_pipeline.split.balance`), finished ones are spread
-    evenly; each chunk stays in input order. On bad input nothing is written. ``run_id`` names the
-    journal of a run without ``data.resume``. ``num_processes`` scan an input of more than one
-    block.
+    Pending samples are balanced (:mod:`video_pipeline.split.balance`), finished samples are spread
+    evenly. Each chunk stays in input order. If the input is bad, nothing is written. ``run_id``
+    names the journal of a run without ``data.resume``. ``num_processes`` scan an input of more than
+    one block.
 
     Raises :class:`UserError` if there are bad lines, the configuration cannot work, or another
     process writes to the same output.
@@ -89,23 +89,23 @@ class _Split:
         self._num_processes = num_processes
         self._progress = progress
         config, layout = run.config, run.layout
-        run.task  # noqa: B018 - what is wrong with the user's code is said before anything is read
+        run.task  # noqa: B018 - mistakes in the user's code are reported before anything is read
         run.commit = Model.of(config).resolve_commit(layout.commits)
         at_commit = with_commit(config, run.commit)
         chooses = config.run.dataset is None and not run.task.names_dataset
         if chooses or config.vision.use_audio_in_video:
             fetch_family(at_commit)
         if num_processes > 1 and _is_large(config.data.source):
-            # torch stays in a process of its own: it would be half of what this one holds
+            # torch stays in another process: it would be half of this one's memory.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 run.dataset = pool.submit(DatasetNeeds.of, at_commit).result()
         if run.dataset.needs_video:
             check_budget_of_model(config)
         if run.dataset.ignored:
             logger.warning(
-                "%s: set, but without effect: the processor of %s says which frames it sees, and "
-                "how large. vision.nframes and vision.max_frames thin them out, vision.max_pixels "
-                "makes large ones smaller",
+                "%s: set, but without effect: the processor of %s decides which frames it sees, "
+                "and how large. vision.nframes and vision.max_frames thin them out, "
+                "vision.max_pixels makes large ones smaller",
                 ", ".join(f"vision.{name}" for name in run.dataset.ignored),
                 config.vllm.model,
             )
@@ -113,13 +113,13 @@ class _Split:
             warn_if_untried()
             if folder := local_folder(Model.of(at_commit)):
                 check_template(config, folder)
-        # Of a run without resume nothing is expected to be done already.
+        # A run without resume has no finished samples, so changed settings need no warning.
         self._resumes = not run_id
         self._earlier = JournalSettings.last(layout)
         self._settings = run.journal_settings(run_id)
         self._index = read_index(self._settings.folder)
         self._bad = BadLines()
-        self._failed = 0  # lines with error records that are no samples
+        self._failed = 0  # Lines with error records that are no samples.
         self._balance = BalanceReport(config.data.balance)
         self._manifest = Manifest(
             split_id=uuid.uuid4().hex[:12],
@@ -138,7 +138,7 @@ class _Split:
     def run(self) -> Manifest:
         layout, manifest = self._run.layout, self._manifest
         scratch = layout.split_scratch
-        shutil.rmtree(scratch, ignore_errors=True)  # of a split that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # A killed split may have left it.
         scratch.mkdir(parents=True)
         try:
             self._write_chunks(scratch)
@@ -160,7 +160,7 @@ class _Split:
             self._progress.advance(-manifest.lines)
             weigher = self._fill(table, with_failed=True)
         files = self._index.indexed
-        del self._index  # the arrays that follow take its room
+        del self._index  # The next arrays need its memory.
         is_duplicate = find_duplicates(table, self._bad)
         self._bad.raise_any(config.data.source.name)
         if origin_of(config)["files"] != manifest.origin["files"]:
@@ -221,12 +221,12 @@ class _Split:
         return weigher
 
     def _replace_chunks(self, scratch: Path) -> None:
-        """Put what lies in ``scratch`` in the place of what earlier splits have left: chunks of
-        other numbers of shards, and rank files. They are views of the journal; none may be taken
-        for a part of what comes."""
+        """Move the files in ``scratch`` to their place, and remove those of earlier splits, even
+        with other numbers of shards, and their rank files: a later job must not take one for its
+        own. Nothing is lost, because they are views of the journal."""
         layout, journal = self._run.layout, self._settings.folder
-        refuse_live_writers(layout)  # one may have come meanwhile
-        layout.manifest.unlink(missing_ok=True)  # first: it vouches for the chunks
+        refuse_live_writers(layout)  # A writer may have started meanwhile.
+        layout.manifest.unlink(missing_ok=True)  # First, because it vouches for the chunks.
         for path in layout.rank_files():
             path.unlink()
         for folder in layout.of_other_shardings():
@@ -250,7 +250,7 @@ def _is_large(source: Source) -> bool:
 
 
 def _places(block: ScannedBlock, index: JournalIndex) -> np.ndarray:
-    """Where in the journal each entry of ``block`` is finished, see :data:`NO_RECORD`."""
+    """The place of each entry of ``block`` in the journal; :data:`NO_RECORD` if it is pending."""
     if not len(index):
         return np.full(len(block.sizes), NO_RECORD, np.uint64)
     places = index.find_all(block.identities)
@@ -260,8 +260,8 @@ def _places(block: ScannedBlock, index: JournalIndex) -> np.ndarray:
 
 
 def _note_finished_parts(block: ScannedBlock, places: np.ndarray, files: list[str]) -> np.ndarray:
-    """Write into those entries of ``block`` that have several conversations which of these are
-    finished, and return one place for each entry. ``places`` has one for each conversation."""
+    """Note the finished conversations in the entries of ``block`` that have several. Returns one
+    place for each entry; ``places`` has one for each conversation."""
     entry_places = np.full(len(block.conversations), NO_RECORD, np.uint64)
     lines, begin = _lines(block.entries), 0
     for position, count in enumerate(block.conversations):
@@ -286,15 +286,14 @@ def _note_finished_parts(block: ScannedBlock, places: np.ndarray, files: list[st
 
 
 def _lines(entries: bytes) -> list[bytes]:
-    """The lines in ``entries``; a carriage return ends none: in JSON it is a space."""
+    """The lines in ``entries``. A carriage return ends no line: in JSON it is whitespace."""
     return [line + b"\n" for line in entries.split(b"\n")[:-1]]
 
 
 def _ranks(
     table: EntryTable, is_duplicate: np.ndarray, num_shards: int, balance: BalanceReport
 ) -> np.ndarray:
-    """The rank of each entry; of one that is left out ``num_shards``, of a duplicate the number
-    after that."""
+    """The rank of each entry: ``num_shards`` if it is left out, one more if it is a duplicate."""
     is_pending = np.empty(len(is_duplicate), bool)
     is_finished = ~is_duplicate
     for begin in range(0, len(is_pending), BATCH):
@@ -302,7 +301,7 @@ def _ranks(
         is_pending[begin : begin + BATCH] = places == NO_RECORD
         is_finished[begin : begin + BATCH] &= (places != NO_RECORD) & (places != LEFT_OUT)
     is_pending &= ~is_duplicate
-    # These arrays are as long as the input: no two are made if one is enough.
+    # These arrays are as long as the input, so as few as possible are made.
     pending_ranks = assign_ranks(table.read("weights")[is_pending], num_shards, balance)
     ranks = np.full(len(is_pending), num_shards, np.uint32)
     ranks[is_pending] = pending_ranks
@@ -320,8 +319,8 @@ def _write_entries(
     folder: Path,
     layout: Layout,
 ) -> None:
-    """Write each entry, as it is, into the chunk of its rank, and count them; those that are left
-    out into a file of their own."""
+    """Write each entry, unchanged, into the chunk of its rank, and count the entries. Those that
+    are left out go into a file of their own."""
     paths = [folder / layout.chunk(rank).name for rank in range(manifest.num_shards)]
     paths.append(folder / layout.left_out.name)
     for path in paths:
@@ -341,7 +340,7 @@ def _write_entries(
             of_rank: list[list[bytes]] = [[] for _ in num_samples]
             for line, rank in zip(lines, batch_ranks.tolist(), strict=True):
                 of_rank[rank].append(line)
-            # opened anew each time: there may be more ranks than files that may be open
+            # Files do not stay open: there may be more ranks than files that a process may open.
             for rank, path in enumerate(paths):
                 if of_rank[rank]:
                     data = b"".join(of_rank[rank])

@@ -1,4 +1,4 @@
-"""What split knows of the entries of the input, in files, and which entries repeat another one."""
+"""Keeps what split knows of the entries of the input in files, and finds duplicates."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from video_pipeline.split.balance import BATCH, sorted_with_positions
 
 
 class EntryTable:
-    """What split knows of each entry of the input, in files: the entries themselves as lines of a
-    chunk, and columns of numbers. In memory they would be most of what split holds."""
+    """A table of the entries of the input, in files: the entries themselves as lines of a chunk,
+    and columns of numbers. In memory they would take most of the room of split."""
 
     COLUMNS: ClassVar = {
-        "sizes": np.uint32,  # bytes of the entry
-        "lines": np.uint32,  # of the input
-        "hashes": np.uint32,  # of the key
-        "places": np.uint64,  # in the journal
+        "sizes": np.uint32,  # Bytes of the entry.
+        "lines": np.uint32,  # The number of its line in the input.
+        "hashes": np.uint32,  # The hash of its key.
+        "places": np.uint64,  # Its place in the journal.
         "weights": np.float32,
     }
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir()
-        self.entries = folder / "entries.jsonl"  # in the order of the input, with duplicates
+        self.entries = folder / "entries.jsonl"  # In the order of the input, with duplicates.
 
     @contextmanager
     def writing(self) -> Iterator[Callable[..., None]]:
-        """Yields a function that appends entries, and an array for each column."""
+        """Yield a function that appends entries, with an array for each column."""
         with ExitStack() as stack:
             entries = stack.enter_context(open(self.entries, "wb"))
             files = {
@@ -62,14 +62,14 @@ class EntryTable:
 
 
 def find_duplicates(table: EntryTable, bad: BadLines) -> np.ndarray:
-    """Which entries repeat another one (a mask); one key with two contents is added to ``bad``.
+    """A mask of the entries that repeat another one. A key with two contents is added to ``bad``.
 
-    Keys are compared if their hashes are equal, so that no hash decides. Of two entries with one
-    key the earlier one stays, or the one that is asked about if the other is left out.
+    If hashes are equal the keys are compared, so that no hash decides. Of two entries with the same
+    key the earlier one stays; but if only one of them is left out, the other stays.
     """
     pairs = sorted_with_positions(table.read("hashes"))
     is_duplicate = np.zeros(len(pairs), bool)
-    again = np.zeros(len(pairs), bool)  # the same hash as the one before
+    again = np.zeros(len(pairs), bool)  # Whether the hash is that of the pair before.
     for begin in range(0, len(pairs), BATCH):
         hashes = pairs[begin : begin + BATCH + 1] >> np.uint64(32)
         again[begin + 1 : begin + len(hashes)] = hashes[1:] == hashes[:-1]
@@ -85,7 +85,7 @@ def find_duplicates(table: EntryTable, bad: BadLines) -> np.ndarray:
             size = int(sizes[position])
             return position, os.pread(entries.fileno(), size, int(ends[position]) - size)
 
-        first: dict[str, tuple[int, bytes]] = {}  # by key, of those that share a hash
+        first: dict[str, tuple[int, bytes]] = {}  # By key, among those that share a hash.
         for place in suspects.tolist():
             if not again[place - 1]:
                 position, line = read(place - 1)
@@ -111,7 +111,7 @@ def find_duplicates(table: EntryTable, bad: BadLines) -> np.ndarray:
 
 
 _RECORD = b"{"
-"""How an entry begins that is left out: it is its record. The others are lines of a chunk."""
+"""The start of an entry that is left out: it is its record. The others are lines of a chunk."""
 
 
 def _key(line: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Weights: what the pending samples weigh, and whether their files are there."""
+"""Weighs the pending samples, and checks that their files exist."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ seconds times this: the 8 Mbit/s that YouTube recommends for uploads of 1080p at
 second (support.google.com/youtube/answer/1722171)."""
 
 FIRST_FILES = 100
-"""A run is stopped only if not one of so many files is there, or of all if they are fewer."""
+"""A run is stopped only if all of so many first files are missing, or all if there are fewer."""
 
 FEW_MISSING = 0.05
-"""Of all samples: no more missing files than these are no sign of a wrong folder."""
+"""A share of all samples: if fewer files are missing, the folder is not wrong."""
 
 STAT_THREADS = 32
 """On a network file system `stat` is nearly all waiting."""
 
-_TOO_LONG = 1e8  # seconds: 3 years
+_TOO_LONG = 1e8
+"""Seconds; 3 years."""
 
 
 def known_weight(raw: dict[str, Any], by: str, address: object = None) -> float:
-    """What a sample itself says about its weight, NaN if nothing.
+    """The weight of a sample as far as its own fields tell; NaN if they do not.
 
     ``count``: 1. ``duration``: its seconds. ``size``: the most bytes that its segment weighs, or
-    the ``size`` of a video whose ``address`` is that of no local file, as listings have it.
+    the ``size`` of a video at an ``address`` that is no local file, from a listing.
     """
     if by == "count":
         return 1.0
@@ -60,22 +61,22 @@ def known_weight(raw: dict[str, Any], by: str, address: object = None) -> float:
     if end is None:
         return math.nan
     seconds: float = end - (begin or 0)
-    if not 0 < seconds < _TOO_LONG:  # the reader will say what is wrong with it
+    if not 0 < seconds < _TOO_LONG:  # The reader will report the mistake.
         return math.nan
     return seconds * BYTES_PER_SECOND if by == "size" else seconds
 
 
 @dataclass
 class MissingFiles:
-    """What is known of the local files of pending samples that are not there."""
+    """The missing local files of pending samples."""
 
-    looked_at: int = 0  # in the order of the input
-    count: int = 0  # that cannot be found
-    head: int = 0  # how many of the first cannot be found, before one can
-    first: str = ""  # the first that cannot be found, an absolute path
+    looked_at: int = 0  # Files that were looked at, in the order of the input.
+    count: int = 0  # Missing files.
+    head: int = 0  # Missing files before the first that exists.
+    first: str = ""  # The first missing file, an absolute path.
 
     def note(self, files: Sequence[str], sizes: np.ndarray) -> None:
-        """Count files by what :func:`_sizes` found."""
+        """Count missing files by the ``sizes`` of :func:`_sizes`."""
         missing = np.isnan(sizes)
         if self.head == self.looked_at:
             self.head += int(np.argmin(missing)) if not missing.all() else len(missing)
@@ -85,11 +86,11 @@ class MissingFiles:
         self.count += int(missing.sum())
 
     def check(self, config: Config, samples: int) -> None:
-        """Log how many files are missing; they become error records. ``samples``: of the input.
+        """Log how many files are missing; they become error records. ``samples``: the number of
+        samples in the input.
 
-        Raises :class:`UserError` if it looks like the wrong folder: none of the first
-        :data:`FIRST_FILES` is there (or none at all, of an input that has fewer), and they are more
-        than :data:`FEW_MISSING` of all samples.
+        Raises :class:`UserError` if the folder seems to be wrong: the first :data:`FIRST_FILES` (or
+        all, if there are fewer) are missing, and more than :data:`FEW_MISSING` of all samples.
         """
         if not self.count:
             return
@@ -112,8 +113,8 @@ class MissingFiles:
 
 
 class Weigher:
-    """Looks at the files of samples: whether they are there, and what they weigh. Sizes are asked
-    for in threads, lengths of videos in processes. Nothing is decoded or downloaded."""
+    """Looks at the files of samples: whether they exist, and what they weigh. Threads ask for
+    sizes, processes for lengths of videos. Nothing is decoded or downloaded."""
 
     def __init__(self, data: Data, num_processes: int) -> None:
         self._data = data
@@ -135,12 +136,12 @@ class Weigher:
     def weigh(
         self, uris: Sequence[str], known: np.ndarray, wanted: np.ndarray, files: Sequence[str]
     ) -> np.ndarray:
-        """The weights of the ``wanted`` (a mask) among some samples, NaN if one is not
-        available. ``uris`` and ``files`` are those of a :class:`ScannedBlock`, ``known`` is what
-        :func:`known_weight` said."""
+        """The weights of the ``wanted`` (a mask) among some samples; NaN if a weight is not
+        available. ``uris`` and ``files`` are those of a :class:`ScannedBlock`, ``known`` the
+        results of :func:`known_weight`."""
         by_size, begun = self._data.balance == "size", time.monotonic()
         sizes = np.full(len(known), np.nan)
-        # Of each sample the file that must be there, or else the one that is weighed.
+        # For each sample the file that must exist, or else the file that is weighed.
         paths = [file or (uri if by_size else "") for file, uri in zip(files, uris, strict=True)]
         local = [place for place in np.flatnonzero(wanted) if _is_local(paths[place])]
         if local:
@@ -155,7 +156,7 @@ class Weigher:
             weighed = [place for place in unknown if _gives_header(uris[place])]
             looked_up = self._durations([uris[place] for place in weighed])
         weights = known.copy()
-        # The one that is known, or the smaller one.
+        # fmin gives the smaller one, or the only one that is known.
         weights[weighed] = np.fmin(known[weighed], looked_up)
         self.looked_up += len(weighed)
         self.seconds += time.monotonic() - begun
@@ -181,8 +182,8 @@ def _is_local(address: str) -> bool:
 
 
 def _gives_header(address: str) -> bool:
-    """Whether a header is read to weigh a video. Web servers are not asked: each may be slow, and
-    not all give parts of a file."""
+    """Whether the header of a video is read to weigh it. Web servers are not asked: they may be
+    slow, and not all give parts of a file."""
     return address != "" and scheme_of(address) not in ("http", "https")
 
 
@@ -198,7 +199,7 @@ def _why(file: str) -> str:
 
 
 def _sizes(files: list[str]) -> np.ndarray:
-    """The size of each file in bytes, at least 1, NaN if there is no file."""
+    """The size of each file in bytes, at least 1; NaN if there is no file."""
     sizes = np.full(len(files), np.nan)
     for place, file in enumerate(files):
         try:
@@ -209,5 +210,5 @@ def _sizes(files: list[str]) -> np.ndarray:
 
 
 def _seconds(header: Header | str) -> float:
-    """The seconds that a header says a video lasts, NaN if it does not say."""
+    """The duration in a header, in seconds; NaN if it does not say it."""
     return math.nan if isinstance(header, str) else header.duration or math.nan

@@ -1,7 +1,7 @@
 """Decides which files may be read.
 
-A list of videos may come from elsewhere, so a name in it decides nothing: the limits that
-:func:`limit_access` sets for the process do.
+A list of videos may come from elsewhere, so its names decide nothing. The limits decide, which
+:func:`limit_access` sets for the process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _access = Access.of(Data.model_validate({}))
 
 
 def limit_access(access: Access) -> None:
-    """Set the limits of this process. Before, those of the default configuration hold."""
+    """Set the limits of this process. Until then, those of the default configuration hold."""
     global _access
     _access = access
 
@@ -60,7 +60,7 @@ def limits() -> Access:
 
 
 TRUSTED = Access(roots=None, max_download_bytes=1 << 40, allow_private_addresses=True)
-"""For what the configuration itself names."""
+"""The limits for paths and addresses in the configuration itself."""
 
 
 def permitted(path: str, access: Access | None = None) -> str:

@@ -14,7 +14,7 @@ from video_pipeline.storage.errors import VideoReadError
 
 _PIECE_BYTES = 8 << 20
 _AHEAD_BYTES = 256 << 10
-"""What is read at once of a remote blob that is read as a file: many headers lie within it."""
+"""The least that one request of :class:`BlobFile` reads: many headers fit into it."""
 
 
 class Blob(ABC):
@@ -33,7 +33,7 @@ class Blob(ABC):
 
     @property
     def version(self) -> str:
-        """Changes when the bytes do, if the place of the blob tells; else empty."""
+        """A text that changes with the bytes; empty if the storage has none."""
         return ""
 
     @abstractmethod
@@ -104,7 +104,7 @@ class Held(Blob):
 
 
 class BlobFile(io.RawIOBase):
-    """A blob as a file. A few neighbouring reads cost one request."""
+    """A blob as a file. A few small reads in a row cost one request."""
 
     def __init__(self, blob: Blob, max_read: int | None = None) -> None:
         """``max_read``: bytes that may be asked for at once, so that a number in a damaged file
@@ -130,22 +130,22 @@ class BlobFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
-        data = self._at(self._position, min(self._position + len(view), self._blob.size))
+        data = self._bytes(self._position, min(self._position + len(view), self._blob.size))
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of :class:`io.RawIOBase`, and never less than there is."""
+        """Read as :class:`io.RawIOBase` does, but fewer than ``size`` bytes only at the end."""
         if size is None or size < 0:
             size = max(0, self._blob.size - self._position)
         if self._max_read is not None and size > self._max_read:
             raise VideoReadError(f"damaged: a part of it claims to be {size:,} bytes long")
-        data = self._at(self._position, min(self._position + size, self._blob.size))
+        data = self._bytes(self._position, min(self._position + size, self._blob.size))
         self._position += len(data)
         return data
 
-    def _at(self, start: int, stop: int) -> bytes:
+    def _bytes(self, start: int, stop: int) -> bytes:
         if stop <= start:
             return b""
         if start < self._begin or stop > self._begin + len(self._held):
@@ -183,7 +183,7 @@ def save(
 
 
 def too_large(max_bytes: int) -> VideoReadError:
-    """What to raise for a file of more than ``max_bytes``."""
+    """The error for a file of more than ``max_bytes``."""
     return VideoReadError(
         f"download: larger than {max_bytes / 1e9:g} GB, the limit data.max_download_gb"
     )
@@ -201,8 +201,8 @@ def _write(file: BinaryIO, piece: memoryview) -> None:
 
 
 def check_regular(path: str) -> None:
-    """Refuse what is not a regular file: opening a pipe waits for ever, and opening some devices
-    makes them act. Raises :class:`VideoReadError`."""
+    """Raise :class:`VideoReadError` if ``path`` is no regular file, or is empty. To open a pipe
+    would wait for ever, and to open some devices makes them act."""
     try:
         status = os.stat(path)
     except OSError as error:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 class VideoReadError(ValueError):
-    """A video or an image that cannot be read, or may not be. The message says why. It never holds
-    the address, which may hold a password; it names the path of a missing local file."""
+    """A video or an image cannot be read, or may not be. The message says why. It names the path of
+    a missing local file, but never an address, which may hold a password."""

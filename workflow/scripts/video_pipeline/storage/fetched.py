@@ -1,4 +1,4 @@
-"""Files that were fetched ahead (:mod:`video_pipeline.storage.fetcher`), where they are read."""
+"""Reads the files that :mod:`video_pipeline.storage.fetcher` has downloaded ahead."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from video_pipeline.storage.errors import VideoReadError
 
 @dataclass(frozen=True)
 class Fetched:
-    """What became of an address.
+    """The result of fetching an address.
 
     Attributes:
         path: The file of the fetcher, which has no name of its own: ``/proc/PID/fd/N``.
-        inode: Its device and inode, by which it is known.
-        error: Why it cannot be read; then there is no file.
+        inode: Its device and inode, which identify it.
+        error: Why the address cannot be read; then there is no file.
     """
 
     path: str = ""
@@ -31,10 +31,10 @@ NOTHING: Mapping[str, Fetched] = {}
 
 @dataclass
 class Reading:
-    """Reads what was fetched."""
+    """The fetched files of a block of :func:`reading`, by address."""
 
     files: Mapping[str, Fetched]
-    used: bool = False  # any of it was asked for
+    used: bool = False  # Whether any of them was asked for.
 
 
 _reading = Reading(NOTHING)
@@ -42,7 +42,7 @@ _reading = Reading(NOTHING)
 
 @contextmanager
 def reading(files: Mapping[str, Fetched]) -> Iterator[Reading]:
-    """In the block, this process finds the bytes of these addresses here."""
+    """Let :func:`opened` find ``files`` within the block, in this process."""
     global _reading
     before, _reading = _reading, Reading(files)
     try:
@@ -54,17 +54,17 @@ def reading(files: Mapping[str, Fetched]) -> Iterator[Reading]:
 def opened(address: str) -> BinaryIO | None:
     """The file of ``address``; None if it was not fetched, or is gone with the fetcher. Raises
     :class:`VideoReadError` if it cannot be fetched."""
-    found = _reading.files.get(address)
-    if found is None:
+    fetched = _reading.files.get(address)
+    if fetched is None:
         return None
-    if found.error:
+    if fetched.error:
         _reading.used = True
-        raise VideoReadError(found.error)
+        raise VideoReadError(fetched.error)
     try:
-        file = open(found.path, "rb", buffering=0)
+        file = open(fetched.path, "rb", buffering=0)
     except OSError:
         return None
-    if inode_of(file) == found.inode:
+    if inode_of(file) == fetched.inode:
         _reading.used = True
         return file
     file.close()  # Another process has taken the number of the fetcher.

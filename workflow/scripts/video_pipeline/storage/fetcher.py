@@ -1,9 +1,9 @@
 """The fetcher: a process that downloads what the next samples of a job will read.
 
-Its files lie in the folder for temporary files (``TMPDIR``) and have no name, so that nothing is
-left of them, whoever is killed. Others open them through ``/proc``. The same limits hold as where
-they are read (:mod:`video_pipeline.storage.access`). It may die: whoever finds no file downloads it
-itself.
+Its files lie in the folder for temporary files (``TMPDIR``) and have no name, so that none is left
+behind if a process is killed. Decode processes open them through ``/proc``. The limits of
+:mod:`video_pipeline.storage.access` hold here, too. If the fetcher dies, decode processes download
+the files themselves.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ LOOK_SECONDS = 1.0
 """How often the fetcher looks whether it is stuck."""
 
 DISK_SHARE = 0.5
-"""The part of the free disk space that may be taken: jobs of other ranks may need it, too."""
+"""The part of the free disk space that it may take: jobs of other ranks may need it, too."""
 
 
 class FetcherProcess:
-    """A fetcher, as the job sees it, at the other end of ``pipe``. The pipe takes ``(ticket,
-    addresses)``: what to fetch; without addresses it drops the files of that ticket. It gives
-    ``(ticket, files)``, where ``files`` is what became of the addresses."""
+    """The job's handle of a fetcher. ``(ticket, addresses)``, sent over ``pipe``, tells it what to
+    fetch; without addresses it drops the files of that ticket. It sends back ``(ticket, results)``,
+    with a :class:`Fetched` for each address."""
 
     def __init__(
         self, access: Access, max_bytes: float, seconds: float, memory_gb: float | None = None
     ) -> None:
         """
         Args:
-            max_bytes: Bytes of files that may be held, beside the rest of one video.
+            max_bytes: Bytes of files that it may hold, beside the rest of one video.
             seconds: How long one address may take.
-            memory_gb: What it may allocate; None: no limit.
+            memory_gb: Memory that it may allocate; None: no limit.
         """
         self.pipe, theirs = Pipe()
         program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
@@ -74,7 +74,7 @@ class FetcherProcess:
 
 
 def main() -> NoReturn:
-    """The fetcher: fetch until the other end of its pipe closes."""
+    """Run as the fetcher, until the other end of its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the job.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # A sample may be many images.
@@ -96,7 +96,7 @@ def main() -> NoReturn:
 
 
 class Room:
-    """The room for files: who comes first gets it first."""
+    """The room for files. Tickets get it in their order."""
 
     def __init__(self, max_bytes: float) -> None:
         self._max_bytes = max_bytes
@@ -120,8 +120,8 @@ class Room:
                 self._changed.notify_all()
 
     def take(self, ticket: int, num_bytes: int) -> None:
-        """Wait until there is room for bytes that have come. The oldest download that waits here
-        goes on if no file is complete, since then nobody would make room."""
+        """Wait until there is room for bytes that have arrived. If no file is complete, nobody
+        would make room: then the oldest download that waits here goes on."""
         with self._changed:
             self._waiting_with_bytes.add(ticket)
             try:
@@ -195,17 +195,17 @@ class _Fetcher:
 
     def _fetch(self, ticket: int, addresses: tuple[str, ...]) -> None:
         self._files[ticket] = []
-        found = {}
-        # Whatever else goes wrong happens again where the file is read, and is reported there.
+        results = {}
+        # Any other error happens again where the file is read, and is reported there.
         with contextlib.suppress(Exception):
             self._room.enter(ticket)
             for address in addresses:
                 with contextlib.suppress(Exception):
-                    found[address] = self._fetched(ticket, address)
+                    results[address] = self._fetched(ticket, address)
         self._until.pop(ticket, None)
         self._room.finish(ticket)
         with self._sending:
-            self._pipe.send((ticket, found))
+            self._pipe.send((ticket, results))
 
     def _fetched(self, ticket: int, address: str) -> Fetched:
         self._until[ticket] = time.monotonic() + self._seconds

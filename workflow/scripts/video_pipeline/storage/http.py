@@ -1,7 +1,7 @@
-"""Files that are read by http(s), within limits.
+"""Reads files over http(s), within limits.
 
 The environment's proxies (``http_proxy``, ``https_proxy``, ``all_proxy``, ``no_proxy``) are used.
-A proxy connects to the hosts itself, so its rules, not ours, say which addresses it may ask.
+A proxy connects to the hosts itself, so its rules decide which addresses it may ask, not ours.
 """
 
 from __future__ import annotations
@@ -39,11 +39,8 @@ _PIECE_BYTES = 256 << 10
 
 
 class HttpBlob(Blob):
-    """A file at ``http://`` or ``https://``. Each redirect is held to the same rules. A server that
-    is busy is asked again, and after a connection that broke off only for what is missing.
-
-    The message of a :class:`VideoReadError` never holds the address, which may hold a password.
-    """
+    """A file at ``http://`` or ``https://``. The same rules hold for each redirect. A busy server
+    is asked again, and after a connection that broke off only for the missing bytes."""
 
     def __init__(self, url: str, max_bytes: int, allow_private_addresses: bool) -> None:
         self._url = url
@@ -89,10 +86,10 @@ class HttpBlob(Blob):
     def _check_part(self, response: urllib3.BaseHTTPResponse, start: int) -> None:
         """Raise :class:`VideoReadError` if this is not the file from ``start`` on."""
         _check_status(response, 206)
-        unit = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-        if not unit or int(unit[1]) != start:
+        content_range = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+        if not content_range or int(content_range[1]) != start:
             raise VideoReadError("download: the server gives another part than was asked for")
-        self._check_same(response, int(unit[2]))
+        self._check_same(response, int(content_range[2]))
 
     def _check_same(self, response: urllib3.BaseHTTPResponse, size: int | None) -> None:
         """Raise :class:`VideoReadError` if the file is another one than at the first answer."""
@@ -126,7 +123,7 @@ class HttpBlob(Blob):
             if (self._size or 0) > self._max_bytes:
                 raise too_large(self._max_bytes)
             for piece in response.stream(_PIECE_BYTES, decode_content=False):
-                # A server without ranges begins with what is here already.
+                # A server without ranges starts again with the bytes that are here already.
                 if missing := piece[start:]:
                     yield missing
                 start = max(0, start - len(piece))
@@ -199,7 +196,7 @@ def _host(name: str | None) -> Host:
 
 
 def _busy(response: urllib3.BaseHTTPResponse, host: Host) -> Unavailable:
-    """What to raise for a status of :data:`BUSY`. All threads spare a host that asks for it."""
+    """The error for a status of :data:`BUSY`. If the host asks for a pause, all threads keep it."""
     seconds = seconds_of(response.headers.get("retry-after"))
     if seconds <= LONGEST_SECONDS:
         host.spare(seconds)

@@ -1,7 +1,5 @@
-"""Opening: the one place that resolves an address to a local path or to bytes.
-
-Each address is held to the limits of this process (:mod:`video_pipeline.storage.access`).
-"""
+"""Resolves an address to a local path or to bytes; no other module does. The limits of this process
+hold for each address (:mod:`video_pipeline.storage.access`)."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def open_blob(address: str, access: Access | None = None) -> Blob:
     if (parts := member_of(address)) is not None:
         container, name = parts
         whole = open_blob(container, access)
-        # It has one name, whoever asks: it may be signed again.
+        # The query is no part of the name, because it may hold a signature that changes.
         plain = local_path(container, access) or container.partition("?")[0]
         find = rows.row if is_row(address) else tars.member
         return find(whole, plain, name, access.max_download_bytes)
@@ -56,8 +54,8 @@ def is_remote(address: str) -> bool:
 
 
 def copy_of(address: str, access: Access | None = None) -> BinaryIO:
-    """The bytes at ``address`` as an open file without a name: one that was fetched ahead, or else
-    a copy that is made now. Arguments and errors as of :func:`open_blob`."""
+    """The bytes at ``address`` as an open file without a name: the one that was fetched ahead, or a
+    new copy. Arguments and errors are those of :func:`open_blob`."""
     if access is None and (file := fetched.opened(address)) is not None:
         return file
     access = access or limits()

@@ -1,7 +1,7 @@
 """Connections to hosts on the public internet, and to no others.
 
-The address that is checked is that of the connection itself, before a byte is sent over it, so it
-does not matter what a name resolved to before. Two public hooks do it: ``connect`` of
+The check takes the address of the connection itself, before a byte is sent over it, so it does not
+matter what the name resolved to before. It uses two public hooks: ``connect`` of
 :class:`http.client.HTTPConnection` and ``wrap_socket`` of :class:`ssl.SSLContext`.
 :func:`check_hooks` makes sure that urllib3 calls them.
 """
@@ -25,7 +25,7 @@ TRIED = ("2.0.2", "2.8.0")
 """The lowest and the newest version of urllib3 that were tried (envs/lowest.txt, envs/cpu.txt)."""
 
 _IPV6_UNICAST = ipaddress.ip_network("2000::/3")
-"""All that IANA has given out for unicast on the internet (RFC 4291, section 2.4)."""
+"""The range of all global unicast addresses that IANA assigns (RFC 4291, section 2.4)."""
 
 
 def is_public(address: str) -> bool:
@@ -59,7 +59,7 @@ def check_hooks() -> None:
     """Make sure, once in a process, that connections to this machine are refused.
 
     Raises:
-        UserError: This version of urllib3 makes one without asking.
+        UserError: This version of urllib3 connects without calling the hooks.
         OSError: This machine has no address of its own, 127.0.0.1.
     """
     for scheme in ("http", "https"):
@@ -69,7 +69,7 @@ def check_hooks() -> None:
                 pools.request("GET", url, timeout=1.0, retries=False)
             except VideoReadError:
                 continue
-            except urllib3.exceptions.HTTPError:  # It asked, and got no answer.
+            except urllib3.exceptions.HTTPError:  # It sent a request, and got no answer.
                 pass
         raise UserError(
             f"urllib3 {version('urllib3')} is not supported: it connects to {scheme}:// hosts "

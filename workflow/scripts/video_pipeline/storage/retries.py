@@ -1,4 +1,4 @@
-"""Retries of what may pass: a busy server, a connection that breaks off."""
+"""Retries after failures that may pass: a busy server, a connection that breaks off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib3.util import Retry
 from video_pipeline.storage.errors import VideoReadError
 
 ATTEMPTS = 6
-"""How often one thing is asked for in a row without getting on."""
+"""Attempts in a row that may bring nothing new."""
 
 FIRST_SECONDS = 0.5
 """The wait before the second attempt, at most. It doubles with each attempt."""
@@ -27,7 +27,7 @@ PER_HOST = 8
 
 
 class Unavailable(VideoReadError):
-    """What may be there a little later. ``seconds``: when, if the server says it."""
+    """A failure that may pass. ``seconds``: after how long, if the server says it."""
 
     def __init__(self, message: str, seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -35,8 +35,8 @@ class Unavailable(VideoReadError):
 
 
 class Host:
-    """A host that is asked by all threads of this process: how many ask at once, and from when
-    on."""
+    """A host that all threads of this process ask: it limits how many ask at once, and keeps the
+    pauses that the host asks for."""
 
     def __init__(self) -> None:
         self._connections = threading.BoundedSemaphore(PER_HOST)
@@ -50,19 +50,20 @@ class Host:
             yield
 
     def spare(self, seconds: float) -> None:
-        """Ask it nothing for so long."""
+        """Send it no request for so many seconds."""
         self._until = max(self._until, time.monotonic() + seconds)
 
 
 class Patience:
-    """Counts the failures in a row of one thing, and waits after each, a little longer each time.
-    The wait is partly chance, so that those who failed together do not ask again together."""
+    """Counts the failures in a row of one download, and waits after each, a little longer each
+    time. The wait is partly random, so that downloads that failed together do not ask again
+    together."""
 
     def __init__(self) -> None:
         self._failures = 0
 
     def reset(self) -> None:
-        """Begin anew: it got on."""
+        """Count from 0 again, because new bytes have come."""
         self._failures = 0
 
     def wait(self, error: Unavailable) -> None:

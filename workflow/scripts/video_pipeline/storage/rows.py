@@ -1,4 +1,4 @@
-"""Rows of Parquet: a video as bytes in a column, as datasets of a hub have it."""
+"""Reads videos from rows of Parquet: many datasets of the Hugging Face hub have them as bytes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def row(blob: Blob, container: str, name: str, max_bytes: int) -> Blob:
     parts = _ROW.fullmatch(name)
     if parts is None:
         raise VideoReadError(f"{name!r:.200} names no row of Parquet; one is 17:video")
-    number, column = int(parts[1]), parts[2]
+    index, column = int(parts[1]), parts[2]
     key = (container, blob.size, blob.version, column)
     if _reader is None or _reader.key != key:
         _reader = _Reader(key, blob, column)
-    data = _reader.value(number)
+    data = _reader.value(index)
     if data is None:
-        raise VideoReadError(f"row {number} has no bytes in the column {column!r}")
+        raise VideoReadError(f"row {index} has no bytes in the column {column!r}")
     if len(data) > max_bytes:
         raise too_large(max_bytes)
     return Held(data)
@@ -55,47 +55,47 @@ class _Reader:
             raise VideoReadError(
                 f"no column {column!r:.100} of bytes; the file has {', '.join(schema.names)}"[:400]
             )
-        inner = schema.field(column).type
-        self._columns = [f"{column}.bytes" if inner.num_fields else column]
+        is_struct = schema.field(column).type.num_fields > 0
+        self._columns = [f"{column}.bytes" if is_struct else column]
         self._values: Iterator[bytes | None] = iter(())
         self._group = -1
         self._next = 0  # The row in its group that comes next.
 
-    def value(self, number: int) -> bytes | None:
-        """The bytes in row ``number``."""
+    def value(self, index: int) -> bytes | None:
+        """The bytes in the row ``index``, counted from 0."""
         import pyarrow
 
-        group, place = self._place(number)
-        if group != self._group or place < self._next:
+        group, offset = self._place(index)
+        if group != self._group or offset < self._next:
             self._group, self._next, self._values = group, 0, self._read(group)
         try:
             for data in self._values:
                 self._next += 1
-                if self._next > place:
+                if self._next > offset:
                     return data
         except (OSError, pyarrow.ArrowException) as error:
             self._group = -1
             raise VideoReadError(f"the row cannot be read ({error})") from error
         raise VideoReadError("the file ends before the row")
 
-    def _place(self, number: int) -> tuple[int, int]:
-        metadata, place = self._file.metadata, number
+    def _place(self, index: int) -> tuple[int, int]:
+        """The row group that has a row, and the offset of the row in it."""
+        metadata, offset = self._file.metadata, index
         for group in range(metadata.num_row_groups):
             rows = metadata.row_group(group).num_rows
-            if place < rows:
-                return group, place
-            place -= rows
-        raise VideoReadError(f"no row {number}: the file has {metadata.num_rows:,} rows")
+            if offset < rows:
+                return group, offset
+            offset -= rows
+        raise VideoReadError(f"no row {index}: the file has {metadata.num_rows:,} rows")
 
     def _read(self, group: int) -> Iterator[bytes | None]:
-        batches = self._file.iter_batches(1, row_groups=[group], columns=self._columns)
-        for batch in batches:
+        for batch in self._file.iter_batches(1, row_groups=[group], columns=self._columns):
             value = batch.column(0)[0].as_py()
             yield value["bytes"] if isinstance(value, dict) else value
 
 
 _reader: _Reader | None = None
-"""The last one of this process."""
+"""The reader that this process used last."""
 
 
 def has_bytes(kind: Any) -> bool:
@@ -104,6 +104,6 @@ def has_bytes(kind: Any) -> bool:
     from pyarrow import types
 
     if types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and has_bytes(kind.field(place).type)
+        index = kind.get_field_index("bytes")
+        return index >= 0 and has_bytes(kind.field(index).type)
     return bool(types.is_binary(kind) or types.is_large_binary(kind))

@@ -1,7 +1,7 @@
-"""Tars: where their members lie, found once and kept.
+"""Finds the members of tars, and keeps where they lie.
 
 Nothing is ever unpacked to a path: a member is a range of bytes, so its name cannot lead anywhere.
-Still a name that would is refused, since whoever wrote it meant no good.
+A name that would lead out of a folder is refused all the same: its author meant no good.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Member(NamedTuple):
 
     @property
     def leads_out(self) -> bool:
-        """Whether its name, taken for a path, leads out of the folder it is unpacked in."""
+        """Whether its name, as a path, leads out of the folder that the tar is unpacked in."""
         return self.name.startswith("/") or ".." in self.name.split("/")
 
 
 def members(blob: Blob) -> Iterator[tuple[Member, Callable[[], bytes]]]:
-    """The members of a tar in their order, but for folders, and a function that reads each. Of a
-    remote tar the headers are fetched, and with them small members.
+    """The members of a tar in their order, without folders, and a function that reads each. Only
+    the headers of a remote tar are fetched, and small members with them.
 
     Raises :class:`VideoReadError` if it is no tar, or is damaged or cut off.
     """
@@ -84,13 +84,12 @@ def _member(info: tarfile.TarInfo, total: int) -> Member:
 def member(blob: Blob, container: str, name: str, max_bytes: int) -> Blob:
     """The member ``name`` of the tar at the address ``container``. Raises :class:`VideoReadError`
     if it is not there or may not be read."""
-    places = _index(_Key(container, blob.size, blob.version), blob)
-    found = places.get(name)
-    if found is None:
+    place = _index(_Key(container, blob.size, blob.version), blob).get(name)
+    if place is None:
         raise VideoReadError(f"the tar has no member {name!r:.200}")
-    if isinstance(found, str):
-        raise VideoReadError(f"the member {name!r:.200} {found}")
-    start, size = found
+    if isinstance(place, str):
+        raise VideoReadError(f"the member {name!r:.200} {place}")
+    start, size = place
     if size > max_bytes:
         raise VideoReadError(
             f"the member has {size / 1e9:g} GB, more than the limit data.max_download_gb: "
@@ -109,15 +108,15 @@ class _Key(NamedTuple):
     version: str
 
 
-def remember(blob: Blob, container: str, found: list[Member]) -> None:
-    """Keep where the members of a tar lie, for other processes; not if its place does not tell when
-    it changes."""
+def remember(blob: Blob, container: str, all_members: list[Member]) -> None:
+    """Keep where the members of a tar lie, for other processes, if the storage tells when the tar
+    changes."""
     if blob.version:
-        _write(_Key(container, blob.size, blob.version), _places(found))
+        _write(_Key(container, blob.size, blob.version), _places(all_members))
 
 
-def _places(found: list[Member]) -> _Places:
-    return {member.name: member.fault or [member.start, member.size] for member in found}
+def _places(all_members: list[Member]) -> _Places:
+    return {member.name: member.fault or [member.start, member.size] for member in all_members}
 
 
 _held: dict[_Key, _Places] = {}
@@ -126,9 +125,8 @@ _indexing = threading.Lock()
 
 
 def _index(key: _Key, blob: Blob) -> _Places:
-    found = _held.get(key)
-    if found is not None:
-        return found
+    if (places := _held.get(key)) is not None:
+        return places
     with _indexing:  # Many threads may ask for the members of one tar.
         places = _held.get(key) or (_kept(key) if key.version else None)
         if places is None:
@@ -156,6 +154,6 @@ def _kept(key: _Key) -> _Places | None:
 
 
 def _write(key: _Key, places: _Places) -> None:
-    # Without a folder for it each process finds the members by itself.
+    # If there is no folder for the cache, each process finds the members itself.
     with contextlib.suppress(OSError, RuntimeError, TypeError), replacing(_path(key)) as stream:
         stream.write(orjson.dumps(places))

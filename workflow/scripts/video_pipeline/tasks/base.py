@@ -18,19 +18,19 @@ from video_pipeline.errors import TaskError, explain
 from video_pipeline.tasks.schemas import Schema, schema_text, validated
 
 RESERVED_FIELDS = frozenset({"input", "output_text"})
-"""Fields of an output record that a task must not return, as all that start with ``__``."""
+"""Fields of an output record that a task must not return, like those that start with ``__``."""
 
 ONLY_PART = ""
 """The part of a conversation without a name: the only one that its task asks."""
 
 _NOT_FOR_TASKS = frozenset({"output_kind", "structured_outputs"})
-"""Sampling parameters that follow from the schema, or from the way of an answer."""
+"""Sampling parameters that the pipeline sets itself."""
 
 Messages = list[dict[str, Any]]
 
 
 class Task(ABC):
-    """What is asked about each sample, and how the model's text becomes fields.
+    """Says what to ask about each sample, and turns the model's text into fields.
 
     Attributes:
         name: The name in ``run.task``.
@@ -39,9 +39,9 @@ class Task(ABC):
         output_schema: A pydantic model or a JSON Schema that every answer must follow, or a list of
             texts, one of which is the answer; None for free text. The engine generates nothing
             else, and :meth:`parse` gets the object or the text of the list.
-        in_messages: The ``task_params`` that act on :meth:`build_messages` alone. A change of one
-            of them asks only the conversations again that it changes; a change of any other asks
-            everything again.
+        in_messages: The ``task_params`` that change nothing but :meth:`build_messages`. After a
+            change of one of them only the changed conversations are asked again; after a change of
+            any other parameter, all are.
         params: ``task_params`` of the configuration.
     """
 
@@ -70,8 +70,7 @@ class Task(ABC):
             sample: The input object plus ``__key`` and ``__video_uri``.
 
         Returns:
-            Messages in the form that Qwen's chat templates take: dicts with ``role`` and
-            ``content``.
+            Messages as Qwen's chat templates take them: dicts with ``role`` and ``content``.
         """
 
     def schema(self, part: str) -> Schema | None:
@@ -80,11 +79,11 @@ class Task(ABC):
         return self.output_schema
 
     def sampling(self, sample: dict[str, Any], part: str) -> dict[str, Any]:
-        """How the answer to the conversation ``part`` about ``sample`` is sampled, where that
-        differs from the section ``sampling``.
+        """The sampling parameters for the answer to the conversation ``part`` about ``sample`` that
+        differ from the section ``sampling``.
 
         A task that needs log probabilities, or takes ``max_tokens`` from a field of the sample,
-        overrides this. Another result infers the sample again.
+        overrides this. After a change of the result the sample is inferred again.
 
         Args:
             sample: The input object plus ``__key`` and ``__video_uri``.
@@ -98,7 +97,7 @@ class Task(ABC):
 
     def parse(self, generated_text: Any, sample: dict[str, Any]) -> dict[str, Any]:
         """The fields of the output record. Each answer of a sample is parsed alone. With
-        ``sampling.n`` answers each field of the record is a list of what they gave.
+        ``sampling.n`` answers each field of the record is a list of their values.
 
         Args:
             generated_text: The answer: text, or with a schema the object (an instance of the
@@ -109,13 +108,13 @@ class Task(ABC):
                 :func:`video_pipeline.tasks.scores.label_scores`.
 
         Raises:
-            Exception: Any makes the sample an error record of stage ``parse``, which keeps the
-                text.
+            Exception: Any exception makes the sample an error record of stage ``parse``, which
+                keeps the text.
         """
         return {}
 
     def conversations(self, sample: dict[str, Any]) -> dict[str, Messages]:
-        """:meth:`build_messages`, checked, by part (:data:`ONLY_PART` for one without a name).
+        """:meth:`build_messages`, checked, by part (:data:`ONLY_PART` if it has no name).
 
         Raises :class:`TaskError` naming the sample.
         """
@@ -157,8 +156,7 @@ class Task(ABC):
         return conversations[ONLY_PART]
 
     def json_schema(self, part: str) -> str | None:
-        """:meth:`schema` as the text of a JSON Schema. Raises :class:`TaskError` if it is not a
-        schema."""
+        """:meth:`schema` as JSON Schema text. Raises :class:`TaskError` if it is not a schema."""
         try:
             schema = self.schema(part)
             return None if schema is None else schema_text(schema)
@@ -197,8 +195,8 @@ class Task(ABC):
         part: str = ONLY_PART,
         logprobs: list[Any] | None = None,
     ) -> dict[str, Any]:
-        """:meth:`parse`, checked. Of several answers, with their ``logprobs``, each field is the
-        list of their values, None where one has no such field.
+        """:meth:`parse`, checked. With several answers, and their ``logprobs``, each field is the
+        list of their values: None for an answer without the field.
 
         Raises:
             ValueError: The text does not follow the schema.
@@ -206,11 +204,12 @@ class Task(ABC):
             Exception: Whatever the user's own code raises.
         """
         if isinstance(output_text, list):
-            each = [
+            answers = [
                 self.parsed(text, sample, part, tokens)
                 for text, tokens in zip(output_text, logprobs or repeat(None), strict=False)
             ]
-            return {name: [fields.get(name) for fields in each] for name in _all_names(each)}
+            names = dict.fromkeys(name for fields in answers for name in fields)
+            return {name: [fields.get(name) for fields in answers] for name in names}
         schema = self.schema(part)
         answer = output_text if schema is None else validated(output_text, schema)
         if part:
@@ -240,10 +239,6 @@ class Task(ABC):
         )
 
 
-def _all_names(each: list[dict[str, Any]]) -> dict[str, None]:
-    return dict.fromkeys(name for fields in each for name in fields)
-
-
 def _is_conversation(messages: Any) -> bool:
     if not isinstance(messages, list):
         return False
@@ -254,8 +249,8 @@ def _is_conversation(messages: Any) -> bool:
 
 
 def checked_names(names: Iterable[Any], place: str) -> tuple[str, ...]:
-    """``names`` of fields as a tuple. Raises :class:`TaskError`, with ``place``, if they are
-    something else: ``("fps")`` is one text."""
+    """``names`` of fields as a tuple. Raises :class:`TaskError`, with ``place``, if it is something
+    else: ``("fps")``, for example, is one text."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TaskError(f'{place} must be a tuple of names, such as ("fps",); got {names!r:.200}')
     return tuple(names)

@@ -12,13 +12,13 @@ from video_pipeline.errors import UserError
 from video_pipeline.tasks.base import Messages, Task
 
 FILE = "_file"
-"""The ending of those ``task_params`` that name a file."""
+"""The ending of ``task_params`` that name a file."""
 
 TEMPLATE_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
 _MARKS = ("{{", "{%", "{#")
-"""Each template that is more than a text has one of these."""
+"""Every template that is more than plain text has one of these."""
 
 
 class Prompt:
@@ -31,11 +31,11 @@ class Prompt:
     Args:
         params: ``task_params`` of the configuration.
         name: The name of the parameter.
-        default: The template if neither is there.
+        default: The template if ``params`` has neither.
         place: The place of ``params`` in the configuration, for messages.
 
     Raises:
-        UserError: Both are there, the file cannot be read, or the template has a mistake.
+        UserError: ``params`` has both, the file cannot be read, or the template has a mistake.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Prompt:
             template = _ENVIRONMENT.from_string(self._text)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"{self._place}, line {error.lineno}: {error.message}") from error
-        # Jinja2 copies its own kind of mapping for each sample, in Python code.
+        # For each sample Jinja2 copies these, and a dict is the quickest to copy.
         template.globals = dict(template.globals)
         if any(mark in self._text for mark in _MARKS):
             self._template = template
@@ -130,6 +130,5 @@ def _fields_of(sample: dict[str, Any]) -> list[str]:
 
 
 def prompt_files(params: dict[str, Any]) -> dict[str, str]:
-    """The files that ``task_params`` names, by the names of the params. The answers depend on their
-    content."""
+    """The files that ``task_params`` names, by the params. The answers depend on their content."""
     return {n: value for n, value in params.items() if n.endswith(FILE) and isinstance(value, str)}

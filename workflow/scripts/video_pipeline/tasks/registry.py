@@ -31,8 +31,7 @@ def register_task(cls: T) -> T:
 
 
 def get_task(name: str) -> type[Task]:
-    """The task registered as ``name``. Raises :class:`UserError` with all names if there is
-    none."""
+    """The task named ``name``. Raises :class:`UserError` with all names if there is none."""
     return _TASKS.get(name)
 
 

@@ -1,4 +1,4 @@
-"""What an answer must look like: pydantic models, JSON Schemas and lists of texts."""
+"""The schemas of answers: pydantic models, JSON Schemas and lists of texts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Schema = type[BaseModel] | dict[str, Any] | list[str]
 
 
 def schema_text(schema: Any) -> str:
-    """``schema`` as the text of a JSON Schema, in its own order: the answer is generated in it. A
-    list of texts, one of which is the answer, stays a list.
+    """``schema`` as the text of a JSON Schema. The fields keep their order, in which the answer is
+    generated. A list of texts, one of which is the answer, stays a list.
 
     Raises :class:`TypeError` or :class:`ValueError` if it is not a schema.
     """

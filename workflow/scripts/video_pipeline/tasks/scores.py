@@ -1,4 +1,4 @@
-"""How likely the model found each of several labels."""
+"""Computes the probability of each of several labels from the log probabilities of an answer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 def label_scores(logprobs: list[dict[str, Any]], labels: Collection[str]) -> dict[str, float]:
     """The probability of each label as the answer, from the log probabilities of its tokens.
 
-    A token that no model took counts for the label that alone goes on with it. One that several
-    labels go on with cannot be divided between them, and counts for none. So the scores are exact
-    for labels that differ in their first character, such as letters, and an estimate otherwise.
-    They sum to 1.
+    A token that the model did not take counts for a label if only this label continues with it. If
+    several labels do, the token counts for none of them. So the scores are exact for labels that
+    differ in their first character, such as letters, and an estimate otherwise. They sum to 1.
 
     Args:
         logprobs: ``sample["__logprobs"]`` in :meth:`Task.parse`: for each token of the answer an
             object with ``token`` (text), ``logprob`` (natural logarithm) and ``top_logprobs`` (the
             most likely tokens at its place, with the same two), as in OpenAI's chat completions.
-        labels: Texts, of which none begins with another one.
+        labels: Texts; none of them begins with another one.
 
     Raises:
         ValueError: The answer is none of the labels, or one label begins with another.

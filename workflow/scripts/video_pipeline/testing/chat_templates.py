@@ -1,4 +1,4 @@
-"""Chat templates of the made checkpoints: short, but with each family's turns, placeholders and
+"""Chat templates of the tiny checkpoints: short, but with each family's turns, placeholders and
 switches, for content that is a string or a list of parts."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def at_start(expression: str, condition: str = "") -> str:
 
 def answer_with_thoughts(*, default: bool) -> str:
     """The expression of templates like Qwen3.5's: it opens the thoughts, or writes an empty pair of
-    tags, as ``enable_thinking`` says; ``default`` where it says nothing."""
+    tags, as ``enable_thinking`` says; ``default`` is its value if it is not set."""
     thinks = f"enable_thinking | default({str(default).lower()})"
     tags = f"('<think>\\n' if {thinks} else '<think>\\n\\n</think>\\n\\n')"
     return f"'<|im_start|>assistant\\n' + {tags}"
@@ -70,7 +70,7 @@ _QWEN_VISION = {
 _HELPFUL = at_start(
     "'<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n'", "message.role != 'system'"
 )
-"""The system message of families that put one before a conversation that has none."""
+"""The system message of families that add one if a conversation has none."""
 
 _QWEN2 = make_template(**_QWEN_VISION, first=_HELPFUL)
 _QWEN3 = make_template(**_QWEN_VISION)
@@ -131,4 +131,4 @@ CHAT_TEMPLATES = {
         answer=answer_with_thoughts(default=False),
     ),
 }
-"""By family."""
+"""The template of each family."""

@@ -1,4 +1,4 @@
-"""Everything for a first run: clips, a list of them, and a tiny model.
+"""Writes everything for a first run: clips, a list of them, and a tiny model.
 
     python -m video_pipeline.testing.demo DIR
 

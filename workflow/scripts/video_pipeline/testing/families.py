@@ -1,6 +1,6 @@
 """The families of tiny checkpoints: the classes, special tokens and rules of the published ones.
 
-Numbers of a processor that are not given here are those of its class; they are the published ones.
+Numbers of a processor that are not set here are those of its class, which are the published ones.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _omni(
     Args:
         family: The type of the model.
         processor: The name of the processor's class.
-        names: Special tokens by the names under which the processor asks for them.
-        media: How the configuration ends the name of a medium's token.
+        names: Special tokens by the processor's names for them.
+        media: The ending of the names of media tokens in the configuration.
         pixels: The arguments of image and video processor.
         thinker: The sizes of text, vision and sound model, and numbers that they share.
     """
@@ -141,7 +141,7 @@ _qwen3_omni = partial(
     # vLLM finds the grid of positions by the size of an image.
     vision_config={**parts.QWEN3_VISION, "image_size": 256, "apply_vit_abs_pos_embed": True},
     audio_config={**_SOUND, "downsample_hidden_size": 32},
-    position_id_per_seconds=13,  # The class has 25, its processor and the published ones 13.
+    position_id_per_seconds=13,  # The class has 25; its processor and published models have 13.
 )
 
 
@@ -154,7 +154,7 @@ def _gemma4() -> Parts:
     }
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>", "<|channel>"]
     special += ["<channel|>", "<|think|>", *names.values(), "<|video|>"]
-    # Whoever writes a space gets one token for it; all that is not ASCII is spelled in bytes.
+    # A space is one token, and characters beyond ASCII are spelled in bytes.
     letters = ["\N{LOWER ONE EIGHTH BLOCK}", *(chr(code) for code in range(33, 127))]
     tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     tokenizer = library.GemmaTokenizer(
@@ -206,7 +206,7 @@ def _internvl() -> Parts:
     }
     processor = library.InternVLProcessor(
         image_processor=library.GotOcr2ImageProcessor(**pixels),
-        # The published one says neither how many frames it wants nor how many a second: callers do.
+        # The published processor sets neither a number nor a rate of frames: callers do.
         video_processor=library.InternVLVideoProcessor(**pixels),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATES["internvl"],
@@ -320,5 +320,5 @@ FAMILIES: dict[str, Callable[[], Parts]] = {
     "llava_onevision": _llava_onevision,
     "minicpmv4_6": _minicpm,
 }
-"""What a family's checkpoint is made of, by its name: the model's type in transformers, but for
-``glm46v``, whose small model is a ``glm4v``."""
+"""The parts of each family's checkpoint. The name of a family is the model's type in transformers,
+except for ``glm46v``, whose small model is a ``glm4v``."""

@@ -1,8 +1,8 @@
-"""What the tiny checkpoints of all families have in common: their sizes, and how a tokenizer and a
-configuration are made.
+"""The shared parts of all tiny checkpoints: their sizes, and functions that make tokenizers and
+configurations.
 
-There are two layers of everything. Heads are of 32, the smallest of vLLM on a CPU; its gated delta
-layers there (Qwen3.5, MiniCPM-V 4.6) want heads of 64 or 128, and bfloat16.
+Each model has two layers of every kind. Heads have 32 dimensions, the smallest number of vLLM on a
+CPU; its gated delta layers there (Qwen3.5, MiniCPM-V 4.6) need 64 or 128, and bfloat16.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STOPS = ("<|im_end|>", "<|endoftext|>")
 
 CONTEXT = 32768
 WIDTH = 128
-"""Of the text model, and of what the others hand to it."""
+"""The width of the text model, and of the outputs of the other models for it."""
 
 TEXT: dict[str, Any] = {
     "vocab_size": 320,  # 256 bytes and the special tokens, rounded up as vLLM prefers.
@@ -32,14 +32,14 @@ TEXT: dict[str, Any] = {
 }
 TOWER: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128}
 TOWER |= {"num_hidden_layers": 2, "num_attention_heads": 2}
-"""A vision model that calls its sizes as text models do."""
+"""A vision model whose sizes have the names of text models."""
 VISION: dict[str, Any] = {"depth": 2, "hidden_size": 64, "intermediate_size": 128}
 VISION |= {"num_heads": 2, "out_hidden_size": WIDTH}
 """A vision model of the line of Qwen-VL."""
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-EXPERTS |= {"norm_topk_prob": True}  # transformers knows no other way, but vLLM asks.
+EXPERTS |= {"norm_topk_prob": True}  # transformers always does so, but vLLM reads the key.
 UNTIED = {"tie_word_embeddings": False}
-"""For text models whose class would tie them: vLLM asks there, transformers one level above."""
+"""For text models whose class would tie them: vLLM reads this key, transformers the key above."""
 
 
 def rope(*sections: int, **more: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ QWEN3_VISION = {**QWEN3_5_VISION, "deepstack_visual_indexes": [0]}
 
 @dataclass(frozen=True)
 class Parts:
-    """What a checkpoint holds beside its weights."""
+    """The parts of a checkpoint beside its weights."""
 
     tokenizer: Any
     configuration: Any
@@ -72,9 +72,9 @@ class Parts:
     stops: tuple[str, ...] = STOPS
     """The tokens that end an answer."""
     publish: Callable[[Weights], Weights] | None = None
-    """Makes published weights of those that transformers writes. It reads both, vLLM does not."""
+    """Turns the weights that transformers writes into published ones: vLLM reads only those."""
     files: dict[str, Any] = field(default_factory=dict)
-    """What ``torch.save`` writes beside the rest, by the names of the files."""
+    """Other files, by name, with the objects that ``torch.save`` writes into them."""
 
 
 def make_tokenizer(
@@ -88,7 +88,7 @@ def make_tokenizer(
     """A byte-level BPE in Qwen's pre-tokenization; the numbers of ``special`` follow ``tokens``."""
     import transformers
 
-    make: Any = getattr(transformers, kind)  # Its annotations do not know the merges that it takes.
+    make: Any = getattr(transformers, kind)  # Its annotations lack the merges that it takes.
     return make(
         vocab={token: number for number, token in enumerate([*tokens, *special])},
         merges=merges,
@@ -128,7 +128,7 @@ def numbers(tokenizer: Any, tokens: dict[str, str]) -> dict[str, int]:
 
 
 def make_generation_configuration(tokenizer: Any, stops: tuple[str, ...] = STOPS) -> Any:
-    """Answers end with any token of ``stops``."""
+    """The generation configuration. Answers end with any token of ``stops``."""
     from transformers import GenerationConfig
 
     make: Any = GenerationConfig  # It has no annotations.

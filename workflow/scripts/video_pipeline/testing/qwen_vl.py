@@ -1,5 +1,4 @@
-"""The parts that made checkpoints of the Qwen-VL line have in common: special tokens,
-configuration and processor."""
+"""Shared by the tiny checkpoints of the Qwen-VL line: special tokens, configuration, processor."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ SPECIAL_TOKENS = (
     *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
-"""In the order of their numbers in the real tokenizers, which follow the ordinary tokens."""
+"""In the order of their ids in the real tokenizers, which follow those of the other tokens."""
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}

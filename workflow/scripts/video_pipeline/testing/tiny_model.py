@@ -3,9 +3,9 @@
     python -m video_pipeline.testing.tiny_model --family qwen3_vl /tmp/tiny
 
 The folder has the files of a real checkpoint (configuration, safetensors, tokenizer, image and
-video processors, chat template), so transformers and vLLM load it like one, in a second and on a
-CPU. It answers every clip with words of its own, in printable ASCII. With greedy decoding it never
-ends by itself: an answer is as long as ``max_tokens`` allows.
+video processors, chat template), so transformers and vLLM load it like a real one, in a second and
+on a CPU. It gives a different answer to each clip, in printable ASCII. With greedy decoding no
+answer ends by itself: it is as long as ``max_tokens`` allows.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ answers fall into the same few loops; with 2, thirty clips gave thirty answers i
 def write_tiny_model(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) -> Path:
     """Write a tiny random-weight checkpoint and return its folder.
 
-    The same family and seed give the same bytes. The folder appears complete or not at all, and one
-    that already holds this checkpoint is left untouched, times of the files included.
+    The same family and seed give the same bytes. The folder appears complete or not at all. If it
+    holds this checkpoint already, nothing changes, not even the times of the files.
 
     Raises:
         ValueError: ``family`` is not one of :data:`FAMILIES`.
@@ -57,7 +57,7 @@ def write_tiny_model(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) ->
         try:
             temporary.rename(folder)
         except OSError as error:  # The folder is not empty.
-            if read_object(marker) != identity:  # Nor did another process write it.
+            if read_object(marker) != identity:  # Another process has not written it either.
                 raise FileExistsError(f"{folder} is not empty and no tiny model") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -92,8 +92,8 @@ def _write_checkpoint(folder: Path, family: str, seed: int) -> None:
 def _initialise(model: Any, seed: int, speakable: list[int]) -> None:
     """Draw the weights so that answers differ from clip to clip and stay readable.
 
-    Only the tokens ``speakable`` have a row in the output layer that is not zero. One of them
-    always beats all others, and the tokens that end an answer are among the others.
+    Only the tokens ``speakable`` have a row in the output layer that is not zero. So one of them
+    always wins, and never a token that ends an answer.
     """
     import torch
 

@@ -1,4 +1,4 @@
 """Reading videos."""
 
 READER_VERSION = 2
-"""Part of the resume fingerprint: raised when the same file would give other frames."""
+"""A part of the fingerprint. Raise it if the same file gives other frames than before."""

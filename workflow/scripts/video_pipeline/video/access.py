@@ -18,14 +18,14 @@ from video_pipeline.video.errors import VideoReadError
 __all__ = ["Access", "MediaFile", "limit_access", "permitted", "read_image", "upright_rgb"]
 
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names of the image formats that are read. It knows more, and hands EPS to another
-program, Ghostscript."""
+"""Pillow's names of the image formats that are read. Pillow knows more formats, and starts another
+program, Ghostscript, for EPS."""
 
 _DATA = re.compile("data:image/[^,]*;base64,", re.IGNORECASE)
 
 
 class MediaFile:
-    """The regular local file that a URI names, or a temporary copy of what lies elsewhere, which is
+    """The regular local file that a URI names, or a temporary copy of a file elsewhere. The copy is
     removed when this object is closed or the process dies.
 
     Attributes:
@@ -54,7 +54,7 @@ class MediaFile:
         self.close()
 
     def close(self) -> None:
-        """Remove the copy, if it is one."""
+        """Remove the copy, if there is one."""
         if self._copy is not None:
             self._copy.close()
 
@@ -95,7 +95,7 @@ def image_format(path: str) -> str | None:
     try:
         with _opened(path) as image:
             return image.format
-    except Exception:  # Pillow's readers raise many kinds for files that are not theirs.
+    except Exception:  # Pillow's readers raise many kinds of exceptions for other files.
         return None
 
 
@@ -113,7 +113,7 @@ def _decode(source: str | io.BytesIO, with_pixels: bool) -> Image.Image:
         raise VideoReadError("image: not a file of a known format") from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise many kinds for damaged files.
+    except Exception as error:  # They also raise many kinds for damaged files.
         raise VideoReadError(f"image: {error or type(error).__name__}") from error
 
 

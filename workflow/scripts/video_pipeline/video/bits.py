@@ -6,14 +6,14 @@ from typing import Self
 
 
 class Bits:
-    """The bits of some bytes, first one first. Raises :class:`IndexError` if they end too early."""
+    """The bits of some bytes, in order. Raises :class:`IndexError` if they end too early."""
 
     def __init__(self, data: bytes) -> None:
         self._value, self._left = int.from_bytes(data), 8 * len(data)
 
     @classmethod
     def of_unit(cls, unit: bytes) -> Self:
-        """Those of a NAL unit of H.264, without its emulation prevention bytes (7.4.1)."""
+        """The bits of a NAL unit of H.264, without its emulation prevention bytes (7.4.1)."""
         return cls(unit.replace(b"\0\0\3", b"\0\0"))
 
     def take(self, count: int) -> int:

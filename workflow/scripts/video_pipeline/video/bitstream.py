@@ -26,7 +26,8 @@ class Bitstream:
 
     Attributes:
         header: Bytes to feed before the first packet.
-        identity: Streams with the same identity are set up in the same way. None is like no other.
+        identity: Streams with the same identity are set up in the same way. None: no other stream
+            is set up in the same way.
     """
 
     def __init__(self, extradata: bytes) -> None:
@@ -78,7 +79,7 @@ class NalUnits(Bitstream):
         return not slices or any(unit[0] & 0x60 for unit in slices)  # nal_ref_idc, 7.4.1
 
     def is_entry(self, data: bytes) -> bool:
-        """In H.264 a key frame may be a point after which pictures recover bit by bit."""
+        """An H.264 key frame may be a recovery point, after which pictures become whole slowly."""
         return not self._is_h264 or all(slice_type(unit) % 5 == _I for unit in self._slices(data))
 
     def _slices(self, data: bytes) -> list[bytes]:

@@ -1,8 +1,8 @@
-"""What this pipeline uses of ``qwen_vl_utils.vision_process`` beyond its documented functions.
+"""All uses of ``qwen_vl_utils.vision_process`` beyond its documented functions.
 
 No other module imports ``vision_process``. :func:`use_readers` replaces its readers of videos and
-images and makes sure that they are the ones it calls: they are what holds paths and addresses to
-the section ``data``. ``tests/unit/test_compat_qwen.py`` holds a test for each name.
+images, and makes sure that it calls the new ones: only they keep the limits of the section
+``data``. ``tests/unit/test_compat_qwen.py`` has a test for each name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ImageReader = Callable[[object], object]
 
 
 def unsupported(reason: object) -> UserError:
-    """The error for a qwen-vl-utils that this pipeline cannot use, and why it cannot."""
+    """The error for a qwen-vl-utils that this pipeline cannot use because of ``reason``."""
     return UserError(
         f"qwen-vl-utils {version('qwen-vl-utils')} is not supported: {reason}. Tried: {TRIED}. "
         f'Install it with: pip install "qwen-vl-utils=={TRIED}"'
@@ -59,9 +59,9 @@ except AttributeError as error:
 def use_readers(read_video: VideoReader, read_image: ImageReader) -> None:
     """Make ``process_vision_info`` read videos and images with these functions in this process.
 
-    It then also raises the error of ``read_video`` itself: it would try torchvision's reader,
-    which no longer exists, and does not log that error a second time. May be called again. Raises
-    :class:`UserError` if this version reads with other functions.
+    After an error of ``read_video`` it would log the error and try torchvision's reader, which no
+    longer exists: now it raises that error. May be called again. Raises :class:`UserError` if this
+    version reads with other functions.
     """
     global _read_video, _read_image
     _read_video, _read_image = read_video, read_image
@@ -116,8 +116,8 @@ def _stop_at_probe(media: object) -> None:
 
 @cache
 def check_readers() -> None:
-    """Make sure, once in a process, that each kind of item reaches the function for it. Otherwise
-    nothing would hold it to the section ``data``, and :class:`UserError` is raised."""
+    """Make sure, once in a process, that each kind of item reaches the function for it: only these
+    keep the limits of the section ``data``. Otherwise raise :class:`UserError`."""
     for item in _PROBES:
         cause = None
         try:
@@ -126,5 +126,5 @@ def check_readers() -> None:
             continue
         except Exception as error:  # Another reader tried to open the probe.
             cause = error
-        says = f"it does not read {item['type']} items with the reader that it is given"
-        raise unsupported(says) from cause
+        reason = f"it does not read {item['type']} items with the reader that it is given"
+        raise unsupported(reason) from cause

@@ -11,12 +11,10 @@ from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.packet_index import index_header, index_packets
 
 ROUNDING_SECONDS = 0.001
-"""How far the times of a file may be from what was meant: those of Matroska are whole
-milliseconds."""
+"""The error that the times of a file may have: those of Matroska are whole milliseconds."""
 
 EVEN_SHARE = 0.1
-"""Frames whose times are off by at most this share of the time between two frames are taken as
-evenly spaced."""
+"""Frames are evenly spaced if their times are off by at most this share of a frame's time."""
 
 
 class Video(Demuxer):
@@ -40,8 +38,7 @@ class Video(Demuxer):
 
         Args:
             uri: See :func:`video_pipeline.storage.opening.open_blob`.
-            by_header: Believe the header, and read of a remote video no more than that and the
-                first frame.
+            by_header: Believe the header, and read only it and the first frame of a remote video.
 
         Raises:
             VideoReadError: There is no such file, or it holds no video, or a packet of the video
@@ -59,8 +56,8 @@ class Video(Demuxer):
         self.fps = self.num_frames / self.duration if self.duration > 0 else base_rate
 
     def _end_of_last(self, end: int) -> int:
-        """When the last frame ends, by what the container says (``end``). It may say nothing, or
-        what cannot be: in a video of even spacing the last frame lasts as long as the others."""
+        """When the last frame ends. The container says ``end``, but may be wrong: in a video of
+        even spacing the last frame lasts as long as the others."""
         if self.num_frames < 3 or not self.is_even:
             return end
         step = (self.stamps[-1] - self.stamps[0]) / (self.num_frames - 1)
@@ -72,7 +69,7 @@ class Video(Demuxer):
         return stamp * self.time_base.numerator / self.time_base.denominator
 
     def position_at(self, seconds: float) -> int:
-        """Position of the first frame that begins ``seconds`` after the first one, or later. Raises
+        """Position of the first frame that begins ``seconds`` or more after the first frame. Raises
         :class:`VideoReadError` if the video ends before."""
         position = bisect_left(self.stamps, self._stamp_at(seconds) - self._rounding)
         if position == len(self.stamps):
@@ -131,9 +128,9 @@ class Video(Demuxer):
 
     @property
     def exact_fps(self) -> float:
-        """:attr:`fps` without the rounding of the times: what the header says, if these agree with
-        it. By Matroska's whole milliseconds 48 frames at 24 a second may last 1.999 s, and a rule
-        that counts whole seconds would leave the last one out."""
+        """:attr:`fps` without the rounding of the times: the rate in the header, if the times agree
+        with it. By Matroska's whole milliseconds 48 frames at 24 a second may last 1.999 s, and a
+        rule that counts whole seconds would leave the last one out."""
         stated = float(self.stream.average_rate or 0)
         if stated and abs(self.num_frames / stated - self.duration) <= 2 * float(self.time_base):
             return stated
@@ -155,5 +152,5 @@ class Video(Demuxer):
 
     @property
     def _rounding(self) -> float:
-        """By how much a time may be off, in units of ``time_base``."""
+        """The error that a time may have, in units of ``time_base``."""
         return min(0.5, float(Fraction(ROUNDING_SECONDS) / self.time_base))

@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 
 from video_pipeline.video.container import Video
 from video_pipeline.video.demuxer import explain
-from video_pipeline.video.display import Orientation, Shown, pixel_aspect
+from video_pipeline.video.display import Orientation, Shown
 from video_pipeline.video.errors import VideoReadError, note_damage
 from video_pipeline.video.timeline import stamp_of
 
@@ -25,8 +25,8 @@ from video_pipeline.video.timeline import stamp_of
 def decode_frames(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
     """Yield the frames at ``positions``, which ascend, as they are shown.
 
-    The shortcuts are given up if they do not lead to the very frame that was asked for. Without
-    them the next frame may take the place of one whose packet has a time that no frame has.
+    If a shortcut does not lead to the frame that was asked for, decoding goes on without shortcuts.
+    Then the next frame may take the place of a frame that has another time than its packet.
 
     Raises:
         VideoReadError: One of the frames cannot be decoded.
@@ -40,7 +40,7 @@ def decode_frames(video: Video, positions: Sequence[int]) -> Iterator[Shown]:
                 # A decoder may show an old picture in place of one that damage has cost it.
                 if shortcuts and video.damage and _needed(video, positions) is not None:
                     break
-                # Without shortcuts the next frame will do if none is lost.
+                # Without shortcuts the next frame may stand in, if no frame is lost.
                 is_next = not video.damage and bisect_left(video.stamps, stamp) <= position + 1
                 if stamp != video.stamps[position] and (shortcuts or not is_next):
                     break
@@ -116,8 +116,8 @@ def decode(
 
 
 def _needed(video: Video, positions: Sequence[int]) -> Set[int] | None:
-    """The ordinals of the packets that the frames at ``positions`` are made from, if others may be
-    left out; None: all."""
+    """The ordinals of the packets that the frames at ``positions`` are made from; None if no packet
+    may be left out."""
     if video.index.is_counted or video.index.references is None:
         return None
     return video.index.references.needed({video.stamps[position] for position in positions})
@@ -145,9 +145,7 @@ class ToRgb:
 
     def aspect(self, orientation: Orientation) -> Fraction:
         """Width / height of a pixel as it is shown."""
-        # The container's ratio goes before that of the stream, and the decoder may know more.
-        ratio = self._video.stream.sample_aspect_ratio or self._video.decoder.sample_aspect_ratio
-        return orientation.turn_aspect(pixel_aspect(ratio))
+        return orientation.turn_aspect(self._video.pixel_aspect)
 
     def _make_graph(self, frame: VideoFrame, degrees: int) -> Graph:
         graph = Graph()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain
 from typing import Any, Self, cast
 
@@ -21,6 +22,7 @@ from av.video.stream import VideoStream
 from video_pipeline.storage.blobs import Blob, BlobFile
 from video_pipeline.storage.opening import local_path, open_blob
 from video_pipeline.video.access import MediaFile
+from video_pipeline.video.display import pixel_aspect
 from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.no_video import why_no_video
 from video_pipeline.video.timeline import Timeline, stamp_of
@@ -40,9 +42,9 @@ FORMATS = (
     "simbiosis_imx,smjpeg,smk,smush,swf,thp,tiertexseq,tmv,ty,usm,vc1,vc1test,"
     "vividas,vivo,vmd,vvc,wc3movie,webm,wsvqa,wtv,xmv,yop,yuv4mpegpipe"
 )
-"""FFmpeg's names of the formats that are read: all that hold a video in one file. Not those that
-open other files or addresses (hls, dash, concat, image2, sdp, vobsub, mlv, ...), which a file of
-any name may turn out to be; nor sound, subtitles, single pictures and devices."""
+"""FFmpeg's names of the formats that are read: all that hold a video in one file. Formats that open
+other files or addresses (hls, dash, concat, image2, sdp, vobsub, mlv, ...) are left out, because a
+file of any name may have one; so are sound, subtitles, single pictures and devices."""
 
 _OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 
@@ -92,7 +94,7 @@ class Demuxer:
         timeline: Corrects the times of packets; None if they need no correction.
         position: Ordinal of the packet that :meth:`read` gives next.
         num_frames: Frames of the stream; 0 until they are counted.
-        damage: What the decoder said when it refused a packet or gave a damaged frame, else None.
+        damage: The decoder's message when it refused a packet or gave a damaged frame, else None.
         can_seek: Whether FFmpeg's seek leads to the right packet; False once it did not.
     """
 
@@ -105,7 +107,7 @@ class Demuxer:
 
         Args:
             uri: See :func:`video_pipeline.storage.opening.open_blob`.
-            in_parts: Fetch of a remote video only the parts that are read, each time again.
+            in_parts: Fetch only the parts of a remote video that are read, each time again.
 
         Raises:
             VideoReadError: There is no such file, or it holds no video that can be decoded.
@@ -118,7 +120,7 @@ class Demuxer:
         else:
             self._file = MediaFile(uri)
             self.num_bytes = os.path.getsize(self._file.path)
-        self._opened = ExitStack()  # The container.
+        self._opened = ExitStack()  # Holds the container.
         self.timeline: Timeline | None = None
         self.num_frames = 0
         self.damage: str | None = None
@@ -150,6 +152,12 @@ class Demuxer:
         self._opened.close()
         if self._file is not None:
             self._file.close()
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width / height of a stored pixel."""
+        # The container's ratio goes before that of the stream, and the decoder may know more.
+        return pixel_aspect(self.stream.sample_aspect_ratio or self.decoder.sample_aspect_ratio)
 
     def open_container(self) -> InputContainer:
         """Open the file, for one of its streams; a copy is not downloaded again. Raises
@@ -206,8 +214,8 @@ class Demuxer:
         self.position = entry.ordinal
 
     def _seek(self, entry: EntryPoint) -> bool:
-        """Let FFmpeg seek; False if that led elsewhere, as in MPEG transport and program streams,
-        and from then on."""
+        """Let FFmpeg seek. Returns False, from then on, if that led to another packet, as in MPEG
+        transport and program streams."""
         if not self.can_seek:
             return False
         try:
@@ -225,8 +233,8 @@ class Demuxer:
         return True
 
     def read(self) -> Packet[VideoStream] | None:
-        """The next packet of the stream, in the order of the file. The last one is empty: it makes
-        the decoder give up the frames it holds back. Then None."""
+        """The next packet of the stream, in the order of the file. The last one is empty: for it
+        the decoder gives the frames that it holds back. After that, None."""
         self.position += 1
         packet = next(self._packets, None)
         if packet is not None and self.timeline is not None:
@@ -234,8 +242,8 @@ class Demuxer:
         return packet
 
     def decode(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
-        """The frames that the decoder gives for ``packet``; for None, those it holds back. A packet
-        that it refuses gives none: :attr:`damage` notes this, and a frame that is not complete."""
+        """The frames that the decoder gives for ``packet``; for None, those that it holds back. A
+        packet that it refuses gives none. :attr:`damage` notes this, and an incomplete frame."""
         try:
             frames = self.decoder.decode(packet)
         except FFmpegError as error:

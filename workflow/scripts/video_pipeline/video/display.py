@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 NEARLY_SQUARE = Fraction(1, 100)
-"""A pixel whose sides differ by no more than this part counts as square. Headers round, and players
-do not show the difference either."""
+"""A pixel counts as square if its sides differ by no more than this part. Headers round, and
+players do not show the difference either."""
 
 WIDEST = 10
 """A pixel with one side more than this many times the other is a mistake in the file. The widest in

@@ -1,4 +1,4 @@
-"""What the header of a video says, without reading all of its packets."""
+"""Reads the header of a video, and not all of its packets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import av
 
 from video_pipeline.video.decode_pyav import orientation_of
 from video_pipeline.video.demuxer import Demuxer
-from video_pipeline.video.display import pixel_aspect, square_size
+from video_pipeline.video.display import square_size
 from video_pipeline.video.errors import VideoReadError
 
 
@@ -35,7 +35,7 @@ def read_header(uri: str, *, with_size: bool) -> Header:
     """Read the header of a video.
 
     Args:
-        uri: Where the video lies; of a remote one, only parts are fetched.
+        uri: Where the video lies. Only parts of a remote video are fetched.
         with_size: Whether to find out ``width`` and ``height``, too. That takes a decoded frame:
             only it tells how the picture is turned.
 
@@ -48,7 +48,7 @@ def read_header(uri: str, *, with_size: bool) -> Header:
         if stream.duration and stream.time_base:
             duration = float(stream.duration * stream.time_base)
         rate, codec = stream.average_rate, video.decoder.codec.canonical_name
-        fps = float(rate) if rate else None  # before a frame is decoded, which opens the file again
+        fps = float(rate) if rate else None  # Before a frame is decoded: that opens the file again.
         height, width = _shown_size(video) if with_size else (None, None)
         return Header(duration, fps, codec, width, height)
 
@@ -57,7 +57,6 @@ def _shown_size(video: Demuxer) -> tuple[int, int]:
     frame = next(video.decode_all(), None)
     if frame is None:
         raise VideoReadError(video.damage or "no frame could be decoded")
-    ratio = video.stream.sample_aspect_ratio or video.decoder.sample_aspect_ratio
     orientation, size = orientation_of(frame), (frame.height, frame.width)
-    aspect = orientation.turn_aspect(pixel_aspect(ratio))
+    aspect = orientation.turn_aspect(video.pixel_aspect)
     return square_size(*(size[::-1] if orientation.transposed else size), aspect)

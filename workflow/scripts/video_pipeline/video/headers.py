@@ -1,4 +1,4 @@
-"""What the headers of many videos say, read in processes that may die."""
+"""Reads the headers of many videos, in processes that may die."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import chain
 
 from video_pipeline.video.access import Access, limit_access
 from video_pipeline.video.header import Header, read_header
@@ -18,7 +19,7 @@ class HeaderReaders:
     """Processes that read the headers of videos, until :meth:`close`."""
 
     def __init__(self, access: Access, num_processes: int, *, with_size: bool = False) -> None:
-        """``with_size``: as of :func:`read_header`."""
+        """``with_size`` is that of :func:`read_header`."""
         self._access = access
         self._read_all = partial(_read_all, with_size=with_size)
         self._num_processes = num_processes
@@ -42,9 +43,8 @@ class HeaderReaders:
             )
         slices = [uris[begin : begin + _AT_ONCE] for begin in range(0, len(uris), _AT_ONCE)]
         try:
-            headers = self._processes.map(self._read_all, slices)
-            return [header for some in headers for header in some]
-        except BrokenProcessPool:  # a file kills its reader: it is found by halves
+            return list(chain.from_iterable(self._processes.map(self._read_all, slices)))
+        except BrokenProcessPool:  # A file kills its reader. Halving the list finds it.
             self._processes = None
         if len(uris) == 1:
             return ["its reader died"]
@@ -57,6 +57,6 @@ def _read_all(uris: Sequence[str], with_size: bool) -> list[Header | str]:
     for uri in uris:
         try:
             headers.append(read_header(uri, with_size=with_size))
-        except Exception as error:  # Whatever it is, the reader will say so.
+        except Exception as error:  # The job meets the same error, and reports it.
             headers.append(str(error) or type(error).__name__)
     return headers

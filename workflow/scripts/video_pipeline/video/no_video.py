@@ -33,7 +33,7 @@ _OTHERS = {
 
 
 def why_no_video(path: str) -> str | None:
-    """The reason why a local file that FFmpeg does not open is no video, if it is known."""
+    """The reason why a local file that FFmpeg does not open is no video; None if it is unknown."""
     if name := image_format(path):
         return f"an image ({name}), not a video: `run.dataset: image` reads images"
     with open(path, "rb") as file:

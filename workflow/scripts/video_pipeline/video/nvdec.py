@@ -3,11 +3,11 @@
 The file is read as for the CPU (:mod:`video_pipeline.video.container`): the same frames are chosen,
 and decoding starts at the same packets. Only the codec differs: packets go to the card with their
 times, and pictures come back with them. On the card they become RGB by the arithmetic of FFmpeg's
-swscale on x86, to the last bit, and are resized; only then do they go to the host.
+swscale on x86, to the last bit, and are resized. Only then do they go to the host.
 
 A video that NVDEC does not take, or would show differently, is refused (:class:`Unsupported`), and
-the caller reads it with the CPU. Both decode the picture that decoding starts with, so that no
-difference stays unnoticed.
+the caller reads it with the CPU. CPU and card both decode the first picture, and the two must
+agree.
 """
 
 from __future__ import annotations
@@ -219,11 +219,11 @@ class Nvdec:
         self._session = self._set_up = None
 
     def _open(self, codec: str, size: tuple[int, int], identity: bytes | None) -> Session:
-        """A decoder for a stream: that of the last one, if both are set up in the same way. To make
-        one takes longer than to decode a short clip."""
+        """A decoder for a stream: that of the last stream, if both are set up in the same way. To
+        make a decoder takes longer than to decode a short clip."""
         set_up = None if identity is None else (codec, size, identity)
         if self._session is None or set_up is None or set_up != self._set_up:
-            self.forget()  # Close the old one first: there is memory for one only.
+            self.forget()  # There is memory for only one decoder, so close the old one first.
             self._session = self._card.open(codec)
             self._set_up = set_up
         return self._session
@@ -264,8 +264,7 @@ class _Look(NamedTuple):
 
     @classmethod
     def of(cls, video: Video, frame: VideoFrame) -> _Look:
-        """The look of a video that ``frame`` is from. Raises :class:`Unsupported` if the CPU has to
-        read it."""
+        """The look of ``frame``'s video. Raises :class:`Unsupported` if the CPU has to read it."""
         codec = CODECS[video.decoder.codec.canonical_name]
         orientation = orientation_of(frame)
         sides = (frame.width, frame.height)
@@ -283,7 +282,7 @@ class _Look(NamedTuple):
             if applies:
                 raise Unsupported(reason)
         is_full = frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG
-        aspect = ToRgb(video).aspect(orientation)
+        aspect = orientation.turn_aspect(video.pixel_aspect)
         return cls(coefficients_of(MATRICES[frame.colorspace], is_full), orientation, aspect)
 
     def show(self, picture: torch.Tensor) -> Shown:

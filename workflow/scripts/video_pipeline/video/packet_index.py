@@ -1,4 +1,4 @@
-"""Which frames a video file has, from reading every packet once."""
+"""Finds the frames of a video file by reading every packet once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SEEKABLE_CODECS = frozenset(
     | {"mpeg4", "msmpeg4v2", "msmpeg4v3", "prores", "theora", "vc1", "vp8", "vp9", "vvc"}
     | {"wmv1", "wmv2", "wmv3"}
 )
-"""FFmpeg's names of the codecs that can be decoded from any key frame on. The decoders of others
-may need what only the first packets say, such as a palette: they are fed from the start."""
+"""FFmpeg's names of the codecs that can be decoded from any key frame on. Other decoders may need
+something that only the first packets hold, such as a palette: they are fed from the start."""
 
 DEFAULT_RATE = Fraction(25)
 """Frames per second of a raw stream that does not say its rate: FFmpeg's own default."""
@@ -37,13 +37,13 @@ class PacketIndex:
     Attributes:
         time_base: Seconds in one unit of all times here.
         is_seekable: Whether decoding may start at any key frame.
-        is_counted: Whether frames are known by their number in the order in which the decoder gives
-            them, because their packets do not say their times.
+        is_counted: Whether frames are known by their place in the decoder's output, because their
+            packets do not say their times.
         ends: When each frame ends, by the time when it begins.
         keys: When the frames begin that can be decoded without others.
         entries: The packets that decoding can start from.
         start: The first packet.
-        references: What each packet is made from; None if that is not told.
+        references: The packets that each packet is made from; None if they are not known.
         damage: What was wrong with a packet, else None.
     """
 
@@ -91,9 +91,9 @@ def index_packets(demuxer: Demuxer) -> PacketIndex:
 
 
 def index_header(demuxer: Demuxer) -> PacketIndex:
-    """What the header of ``demuxer`` says, of which only the first frame can be decoded. MP4 and
-    MOV list all frames; those of other formats are taken as evenly spaced. Raises
-    :class:`VideoReadError` if it does not say how many there are."""
+    """The index by the header of ``demuxer``, with which only the first frame can be decoded. MP4
+    and MOV list all frames; those of other formats are taken as evenly spaced. Raises
+    :class:`VideoReadError` if the header does not say how many there are."""
     stream, time_base = demuxer.stream, demuxer.stream.time_base
     assert time_base is not None
     listed: dict[int, bool] = {}
@@ -156,7 +156,7 @@ def _read_packets(demuxer: Demuxer, timeline: Timeline, index: PacketIndex) -> b
 
 
 def _check_complete(demuxer: Demuxer, num_packets: int) -> None:
-    """MP4 and MOV list their packets up front, so a file that breaks off is noticed."""
+    """Raise :class:`VideoReadError` if an MP4 or MOV, which lists its packets, is cut off."""
     if "mp4" in demuxer.container.format.name:
         expected = len(demuxer.stream.index_entries)
         if num_packets < expected:
@@ -170,7 +170,7 @@ def _count_if_untimed(
 ) -> None:
     """Decode all frames to count them if packets do not say when they are shown."""
     container_format = demuxer.container.format
-    # FFmpeg makes up times for a raw stream, and takes every packet of some for a key frame.
+    # FFmpeg makes up times for a raw stream, and in some it takes every packet for a key frame.
     is_raw = bool(container_format.flags & _NO_TIMESTAMPS)
     # In a format that has no times for reordered pictures, such as AVI, it makes them up, too.
     has_order = timeline.is_mpeg or not (is_ascending or container_format.name == "avi")
@@ -196,8 +196,8 @@ def _count_if_untimed(
 
 
 def _drop_unseen(demuxer: Demuxer, timeline: Timeline, index: PacketIndex) -> None:
-    """Drop the frames at the start that no decoder can show, because what they are made from lies
-    before the start: a recording that begins between two key frames."""
+    """Drop the frames at the start that no decoder can show, because the recording begins between
+    two key frames and lacks the pictures that they are made from."""
     if index.is_counted or not index.ends:
         return
     is_late = min(index.ends) < min(index.keys, default=math.inf)

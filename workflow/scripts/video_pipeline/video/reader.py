@@ -1,10 +1,10 @@
 """The video reader that ``qwen_vl_utils.process_vision_info`` uses in this pipeline.
 
-It gives the frames that ffmpeg shows: upright, mirrored where the file says so, with square pixels
-and the colours of their range. Where a file has none of this, they are those of qwen-vl-utils' own
-torchcodec reader, to the last bit, from less work: one thread, no frame decoded or converted in
-vain, a resize in uint8, and it needs no FFmpeg on the system. Four more keys of a video item steer
-it:
+It gives the frames that ffmpeg shows: upright, mirrored if the file says so, with square pixels and
+the colours of their range. If a file has none of this, the frames equal those of qwen-vl-utils' own
+torchcodec reader, to the last bit. The reader does less work: one thread, no frame decoded or
+converted in vain, a resize in uint8. It needs no FFmpeg on the system. A video item may have four
+more keys:
 
 ``image_patch_size``
     Pixels, as given to ``process_vision_info``. Without it frames leave the reader in their own
@@ -14,13 +14,13 @@ it:
     own video processors use, and ``fetch_video`` finds nothing left to resize. ``exact``:
     ``fetch_video`` resizes, bit for bit as without this reader.
 ``half_open``
-    True: the segment ends before the frame at ``video_end``, so that segments that follow each
-    other share none. To qwen-vl-utils that frame is the last one. Needs ``video_end``.
+    True: the segment ends before the frame at ``video_end``, so that segments in a row share no
+    frame. For qwen-vl-utils that frame is the last of the segment. Needs ``video_end``.
 ``keyframes``
     True: the key frames of the video (of its segment) are read, evenly thinned out to
     ``max_frames``, whatever ``fps`` and ``nframes`` say.
 
-Within :func:`measuring` it samples and sizes as ever, but gives frames without pixels.
+Within :func:`measuring` it samples and sizes in the same way, but gives frames without pixels.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ RESIZES = ("native", "exact")
 DECODERS = ("auto", "cpu", "nvdec")
 
 MOST_FAILURES = 3
-"""Videos in a row that fail on the card for no reason that lies in them: then it is left alone."""
+"""After so many videos in a row that fail on the card, and not because of the video, the card is
+not tried again."""
 
 KEPT_BYTES = 1 << 29
 """Bytes of a freed block, at most, that are kept for the next video. Frames of 20,480 visual tokens
@@ -103,10 +104,10 @@ _is_measuring = False
 def measuring() -> Iterator[None]:
     """Within the block, in all threads, videos and images are read for their sizes alone.
 
-    Of a local video every packet is read, of a remote one the header. Frames are chosen and sized
-    as ever, and one is decoded: it tells how the picture is turned. Frames come out on torch's
-    device ``meta``, where a tensor has a shape and no values. Of an image the header is read, and
-    it comes out black.
+    Every packet of a local video is read, but only the header of a remote video. Frames are chosen
+    and sized in the same way, and one is decoded: it tells how the picture is turned. Frames come
+    out on torch's device ``meta``, where a tensor has a shape and no values. Only the header of an
+    image is read, and the image comes out black.
     """
     global _is_measuring
     before, _is_measuring = _is_measuring, True
@@ -255,7 +256,7 @@ def read_chosen(
     def ascending(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[str, Any], float]:
         positions, metadata, rate = chosen_frames(ele, video, choose)
         order[:] = sorted(range(len(positions)), key=positions.__getitem__)
-        return [positions[place] for place in order], metadata, rate
+        return [positions[index] for index in order], metadata, rate
 
     with _open(ele, with_sound=sound_rate is not None) as video:
         frames, metadata, rate = _read(video, ele, ascending)
@@ -279,7 +280,7 @@ def _open(ele: dict[str, Any], *, with_sound: bool = False) -> Video:
     does not say enough."""
     uri = ele["video"]
     if _is_measuring and not with_sound and local_path(uri) is None:
-        # The copy tells what is wrong, or the server gives no parts of files.
+        # If this fails, the copy tells what is wrong, or the server gives no parts of files.
         with suppress(VideoReadError):
             video = Video(uri, by_header=True)
             if not ele.get("keyframes") or len(video.keyframes) > 1:
@@ -330,7 +331,7 @@ def _info(video: Video, shown: Shown) -> VideoInfo:
 
 
 def _entry_position(video: Video, position: int) -> int:
-    """The frame that decoding starts with to reach ``position``: no other need be decoded."""
+    """The frame that decoding starts with to reach ``position``: it can be decoded alone."""
     entry = video.entry_before(video.stamps[position])
     return min(bisect_left(video.stamps, entry.stamp), position)
 

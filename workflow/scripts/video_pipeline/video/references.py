@@ -1,9 +1,9 @@
 """Tells which packets the sampled frames of a stream are made from.
 
-The headers of HEVC say which pictures no other is made from. Those of AV1 name the pictures that
-each is made from. The packets of all other pictures need not reach the decoder, and no pixel of the
-sampled frames changes. For H.264 the decoder does this itself. In VP9 each frame goes on with the
-probabilities that the one before has left.
+The headers of HEVC say which pictures no other picture is made from. Those of AV1 name the pictures
+that each picture is made from. The packets of all other pictures need not reach the decoder, and no
+pixel of the sampled frames changes. For H.264 the decoder does this itself. In VP9 each frame needs
+the probabilities that the frame before it has left.
 
 Section numbers are those of Rec. ITU-T H.265 (08/2021), and of the AV1 Bitstream & Decoding Process
 Specification (version 1.0.0 with errata 1).
@@ -21,7 +21,7 @@ from video_pipeline.video.h264 import unit_starts
 
 
 class _Needs(NamedTuple):
-    """What is known of a packet.
+    """What a packet needs, and who needs it.
 
     Attributes:
         stamp: When its picture is shown.
@@ -35,11 +35,11 @@ class _Needs(NamedTuple):
 
 
 class _Unknown(Exception):
-    """The stream uses what is not followed here."""
+    """The stream uses a feature that is not followed here."""
 
 
 class References(ABC):
-    """What each packet of a stream is made from. Is told the packets in their order."""
+    """The packets that each packet of a stream is made from; :meth:`add` takes them in order."""
 
     def __init__(self) -> None:
         self._packets: list[_Needs] = []
@@ -72,8 +72,8 @@ class References(ABC):
 
 
 def references_of(codec: str, extradata: bytes) -> References | None:
-    """An object to tell the packets of a stream to, by FFmpeg's name of its codec; None if all
-    packets reach the decoder."""
+    """The object that follows a stream of a codec, by FFmpeg's name of it; None if all packets
+    reach the decoder."""
     if codec == "hevc":
         return _HevcReferences(extradata)
     return _Av1References(extradata) if codec == "av1" else None
@@ -85,8 +85,8 @@ _HEVC_STATE = frozenset({32, 33, 34, 36, 37})  # Parameter sets, and ends of seq
 
 
 class _HevcReferences(References):
-    """A picture of these kinds of unit is no reference within its temporal sub-layer, so no picture
-    is made from it if there is no higher one."""
+    """A picture whose units are non-reference is no reference within its temporal sub-layer, so no
+    picture is made from it if there is no higher sub-layer."""
 
     def __init__(self, extradata: bytes) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ _SLOTS, _USED_SLOTS = 8, 7  # Frames that the decoder keeps, and that one may be
 _ALL_SLOTS = (1 << _SLOTS) - 1
 _BY_FRAME = 2  # Each frame says whether it has the tool (SELECT_SCREEN_CONTENT_TOOLS, 3).
 _AV1C, _AV1C_BYTES = b"\x81", 4  # Marker and version of the box, and its size before the OBUs.
-_FRAME_HEADER_BYTES = 32  # What is read of the header ends before.
+_FRAME_HEADER_BYTES = 32  # All fields that are read lie within these.
 
 
 class _Sequence(NamedTuple):

@@ -20,7 +20,7 @@ def stack_frames(frames: Iterator[Shown], count: int, ele: dict[str, Any]) -> to
     """Put all ``count`` frames into one tensor (uint8, count x 3 x height x width).
 
     They are resized one by one: those of a long video in full size would take gigabytes. The first
-    decides the size, also if that of the video changes.
+    frame decides the size, even if the size of the video changes.
     """
     first = next(frames)
     size = target_size(ele, count, first)
@@ -34,9 +34,9 @@ def target_size(ele: dict[str, Any], nframes: int, shown: Shown) -> tuple[int, i
     """(height, width) in which frames like ``shown`` leave the reader.
 
     ``native``: :func:`frame_size` of the size they are shown in. ``exact``: as many pixels as are
-    stored. In either case ``fetch_video`` is told the former if it would not find it itself, so
-    that frames are resized once. Without the patch size it cannot be told: then they leave in the
-    size they are shown in, or smaller by ``bound_pixels``.
+    stored. In either case ``ele`` tells ``fetch_video`` the former if it would compute another
+    size, so that frames are resized once. Without the patch size that is not possible: then frames
+    leave in the size they are shown in, or smaller by ``bound_pixels``.
     """
     if "image_patch_size" not in ele:
         return bounded_size(*shown.size, ele.get("bound_pixels"))

@@ -1,4 +1,4 @@
-"""Which frames of a video are read, and what their metadata say."""
+"""Chooses the frames of a video to read, and makes their metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from video_pipeline.video.container import Video
 from video_pipeline.video.errors import VideoReadError
 
 Choose = Callable[[int, float, float], list[int]]
-"""Numbers frames, from 0, of a video with so many frames, frames a second, and seconds."""
+"""Chooses frames, numbered from 0, of a video with so many frames, frames a second, and seconds."""
 
 _UNKNOWN_FPS = 24.0
 """The rate of a single frame whose file does not say how long it lasts; that of transformers."""
@@ -48,14 +48,14 @@ def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[st
             positions = _evenly(ele, video, first, last, count)
     except (AssertionError, ValueError) as error:
         raise VideoReadError(f"cannot sample {total} frames at {fps:g} fps: {error}") from error
-    metadata, rate = _described(video, positions, count)
+    metadata, rate = _metadata(video, positions, count)
     return positions, metadata, rate
 
 
-def _described(video: Video, positions: list[int], count: int) -> tuple[dict[str, Any], float]:
+def _metadata(video: Video, positions: list[int], count: int) -> tuple[dict[str, Any], float]:
     """Metadata and rate of the frames at ``positions``, of ``count`` frames."""
     if not video.is_even:
-        return _timed(video, positions)
+        return _metadata_by_time(video, positions)
     metadata = {"fps": video.fps, "frames_indices": positions, "total_num_frames": count}
     return metadata, len(positions) / count * video.fps
 
@@ -63,8 +63,8 @@ def _described(video: Video, positions: list[int], count: int) -> tuple[dict[str
 def chosen_frames(
     ele: dict[str, Any], video: Video, choose: Choose
 ) -> tuple[list[int], dict[str, Any], float]:
-    """The frames that ``choose`` numbers. A video of uneven spacing has frames of even spacing to
-    it, as many as are stored; each is the picture that is on the screen at its time.
+    """The frames that ``choose`` takes. For ``choose`` the frames of any video are evenly spaced,
+    as many as are stored; each is the picture that is on the screen at its time.
 
     Args, returns and raises as :func:`sample_frames`; the positions are in the order of ``choose``.
     """
@@ -72,7 +72,7 @@ def chosen_frames(
     count = last - first + 1
     if ele.get("keyframes"):
         positions = _keyframes(ele, video, first, last) or [first]
-        metadata, rate = _described(video, positions, count)
+        metadata, rate = _metadata(video, positions, count)
         return positions, metadata, rate
     if video.is_even:
         fps = video.exact_fps or _UNKNOWN_FPS
@@ -118,13 +118,13 @@ def _evenly(ele: dict[str, Any], video: Video, first: int, last: int, count: int
     return [video.position_shown_at(time) for time in times.tolist()]
 
 
-def _timed(video: Video, positions: list[int]) -> tuple[dict[str, Any], float]:
-    """Metadata and rate of a video of uneven spacing. It counts in units of its time base, so that
-    an index divided by ``fps`` is the time of the very picture."""
+def _metadata_by_time(video: Video, positions: list[int]) -> tuple[dict[str, Any], float]:
+    """Metadata and rate of a video of uneven spacing. They count in units of its time base, so that
+    an index divided by ``fps`` is the exact time of the picture."""
     stamps = [video.stamps[position] for position in positions]
     until = video.stamp_after(positions[-1])
     ticks = (stamps[-1] if stamps[-1] > stamps[0] else until) - stamps[0]
-    # So many times the sampled distance lie between the first and the last picture.
+    # The number of sampling intervals between the first and the last picture.
     steps = max(len(positions) - 1, 1)
     fps = float(1 / video.time_base)
     metadata = {

@@ -1,4 +1,4 @@
-"""Where the scenes of a video begin, as PySceneDetect sees it."""
+"""Finds where the scenes of a video begin, with PySceneDetect."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from video_pipeline.video.errors import VideoReadError
 from video_pipeline.video.timeline import stamp_of
 
 DETECTOR = "adaptive 3.0, 0.6 s"
-"""What finds the cuts, with its settings: those of PySceneDetect's ``detect-adaptive``. Cuts that
-another one has found are not used."""
+"""The detector and its settings, those of PySceneDetect's ``detect-adaptive``. Stored cuts of
+another detector are not used."""
 
 MIN_SCENE_SECONDS = 0.6
 
 _WIDTH = 256
-"""Frames are made so small before they are compared, as PySceneDetect does."""
+"""Pixels; frames are made no wider than this before they are compared, as PySceneDetect does."""
 
 
 def check_installed() -> None:
@@ -44,8 +44,8 @@ def scene_cuts(uri: str) -> list[float]:
     cuts: list[FrameTimecode] = []
     with Video(uri) as video:
         begin, last = video.stamps[0], None
-        for number, frame in enumerate(video.decode_all()):
-            stamp = video.stamps[number] if video.index.is_counted else stamp_of(frame)
+        for position, frame in enumerate(video.decode_all()):
+            stamp = video.stamps[position] if video.index.is_counted else stamp_of(frame)
             if stamp is None or stamp < begin or (last is not None and stamp <= last):
                 continue  # A damaged file may give a frame without a time of its own.
             last = stamp

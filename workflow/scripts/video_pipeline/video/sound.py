@@ -1,4 +1,4 @@
-"""The sound of a video, on the clock of its frames."""
+"""Reads the sound of a video, in time with its frames."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from video_pipeline.video.errors import VideoReadError, note_damage
 from video_pipeline.video.timeline import Timeline, stamp_of
 
 MOST_SECONDS = 3600.0
-"""The longest sound that is read: 230 MB at 16,000 samples a second. Times in a file may say
-anything, and what lies between two of them is filled with silence."""
+"""The longest sound that is read: 230 MB at 16,000 samples a second. Times in a file may be wrong,
+and silence fills the gap between two of them."""
 
 LEAST_SECONDS = 0.1
 """A shorter sound counts as none: feature extractors need some windows of 25 ms."""
 
 _GAP_SECONDS = 0.1
-"""Sound that is so much earlier or later than expected does not continue what was before it. The
-program ffmpeg has the same limit (``min_hard_comp`` of ``aresample``)."""
+"""Sound that is earlier or later than expected by more than this does not continue the sound before
+it. The program ffmpeg has the same limit (``min_hard_comp`` of ``aresample``)."""
 
 _BEFORE_SECONDS = 1.0
-"""Decoding begins so long before a segment: a packet may need what was in those before it."""
+"""Decoding begins so long before a segment, because a packet may need those before it."""
 
 _MOST_SAMPLES, _FRAME_SECONDS = 1 << 20, 60.0
 """Size and length of the largest frame: resampled, a few samples of 1 Hz fill any memory."""
@@ -48,8 +48,7 @@ def read_sound(
         rate: Samples per second of the result.
 
     Returns:
-        Samples, of which 1.0 is the loudest; None if there is no audio stream, or no sound in the
-        segment.
+        Samples from -1.0 to 1.0; None if there is no audio stream, or no sound in the segment.
 
     Raises:
         VideoReadError: The sound is damaged or too long.
@@ -71,17 +70,16 @@ def read_sound(
 def _joined(
     pieces: list[tuple[int, NDArray[np.float32]]], most: int, *, least: int
 ) -> NDArray[np.float32] | None:
-    """The pieces in their places, counted in samples, from 0 to ``most``; None if there is too
-    little."""
+    """The pieces in their places, counted in samples, from 0 to ``most``; None if too short."""
     pieces = [(first, piece) for first, piece in pieces if first < most]
     count = min(max((first + len(piece) for first, piece in pieces), default=0), most)
     if count < least:
         return None
     sound = np.zeros(count, np.float32)
     for first, piece in pieces:
-        within = piece[max(-first, 0) : max(count - first, 0)]
-        place = max(first, 0)
-        sound[place : place + len(within)] = within
+        inside = piece[max(-first, 0) : max(count - first, 0)]
+        start = max(first, 0)
+        sound[start : start + len(inside)] = inside
     return sound
 
 
@@ -119,10 +117,10 @@ def _pieces(
 def _resampled(
     resampler: av.AudioResampler, frame: AudioFrame | None, place: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    for made in resampler.resample(frame):
-        if made is None:  # The end of sound that needed no resampling.
+    for resampled in resampler.resample(frame):
+        if resampled is None:  # The end of sound that needed no resampling.
             continue
-        piece = made.to_ndarray().mean(axis=0, dtype=np.float32)
+        piece = resampled.to_ndarray().mean(axis=0, dtype=np.float32)
         yield place, piece
         place += len(piece)
 

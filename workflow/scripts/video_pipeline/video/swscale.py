@@ -22,8 +22,7 @@ into blue, and how much of U and V green loses. From swscale's ``ff_yuv2rgb_coef
 
 
 def coefficients_of(matrix: Sequence[int], is_full: bool) -> tuple[int, ...]:
-    """The coefficients of a colour space of ``MATRICES``; ``is_full``: values take the full range,
-    0 to 255.
+    """The coefficients of a colour space of ``MATRICES``; ``is_full``: full range, 0 to 255.
 
     Returns:
         ``yCoeff``, ``yOffset``, ``vrCoeff``, ``ubCoeff``, ``ugCoeff`` and ``vgCoeff`` of

@@ -21,7 +21,7 @@ _AVFMT_TS_DISCONT = 0x0200
 """The flag of a format whose times may begin again (``libavformat/avformat.h``)."""
 
 _NEAR_JOINT = 16
-"""Packets before a joint that may be marked as damaged because the stream breaks off there."""
+"""Packets before a joint: FFmpeg may mark them as damaged because the stream breaks off there."""
 
 
 def stamp_of(item: Packet[Any] | Frame) -> int | None:

@@ -1,4 +1,4 @@
-"""A made-up clip in any codec, written with PyAV: no ffmpeg program is needed."""
+"""Writes a made-up clip in any codec with PyAV: no ffmpeg program is needed."""
 
 from __future__ import annotations
 

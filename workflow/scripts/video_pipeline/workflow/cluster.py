@@ -1,4 +1,4 @@
-"""What jobs request from SLURM, checked before the first is submitted."""
+"""Checks the jobs' requests to SLURM before the first job is submitted."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _CLUSTERS = ("slurm_cluster", "cluster", "clusters")
 def check_jobs(
     jobs: Mapping[str, PlannedJob], stages: Iterable[Stage], *, has_rules: bool
 ) -> list[str]:
-    """Compare what jobs (one of each rule, by its name) request with this cluster and with their
+    """Compare the requests of jobs (one of each rule, by its name) with this cluster and with their
     needs; returns warnings. ``has_rules``: the plugin chooses partitions by rules of its own
     (`slurm-partition-config`).
 
-    Raises :class:`UserError` if a job cannot run with what it requests.
+    Raises :class:`UserError` if a job cannot run with its request.
     """
     check_partitions({rule: job.resources for rule, job in jobs.items()}, has_rules=has_rules)
     warnings = []
@@ -56,7 +56,7 @@ def check_partitions(jobs: Mapping[str, JobResources], *, has_rules: bool) -> No
     requested = {
         rule: resources.get("slurm_partition")
         for rule, resources in jobs.items()
-        if not any(map(resources.get, _CLUSTERS))  # another cluster has partitions of its own
+        if not any(map(resources.get, _CLUSTERS))  # Another cluster has partitions of its own.
     }
     without = [] if has_rules else sorted(rule for rule, name in requested.items() if not name)
     try:
@@ -83,11 +83,11 @@ def check_partitions(jobs: Mapping[str, JobResources], *, has_rules: bool) -> No
 
 
 def _partitions() -> list[str]:
-    """The partitions of this cluster, the default one with a star, as `sinfo` names them."""
+    """The partitions of this cluster, as `sinfo` names them: the default one has a star."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["sinfo", "--all", "--noheader", "--format=%P"],
-            # Without variables such as SINFO_PARTITION, which shows that one alone.
+            # Without variables such as SINFO_PARTITION, with which it shows only one partition.
             env={name: value for name, value in os.environ.items() if name[:6] != "SINFO_"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -98,6 +98,6 @@ def _partitions() -> list[str]:
         raise UserError(f"sinfo: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise UserError(f"sinfo has not answered for {SINFO_SECONDS:.0f} s") from None
-    if done.returncode:
-        raise UserError(f"sinfo failed: {done.stderr.strip()}")
-    return done.stdout.split()
+    if result.returncode:
+        raise UserError(f"sinfo failed: {result.stderr.strip()}")
+    return result.stdout.split()

@@ -1,4 +1,4 @@
-"""What Snakemake prints last after a failure: where to look, and the command that continues."""
+"""Writes the last lines after a failure: where to look, and the command that continues."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from video_pipeline.run.stages import Stage
 from video_pipeline.workflow.weights import is_fetched
 
 MAX_ERRORS = 3
-"""So many errors are shown."""
+"""The most errors that are shown."""
 
 
 def failure_report(stages: Sequence[Stage], scripts: Path, *, is_stopped: bool = False) -> str:
-    """The lines about the jobs of ``stages`` that have failed; ``scripts`` is the folder of the
-    workflow's scripts. If a signal has ended the run (``is_stopped``), only the errors of jobs that
-    had failed before are worth a look."""
+    """The lines about the failed jobs of ``stages``; ``scripts`` is the folder of the workflow's
+    scripts. If a signal has ended the run (``is_stopped``), they are only about the errors of jobs
+    that had failed before."""
     errors = [error for stage in stages for error in _last_errors(stage)]
     if is_stopped:
         goes_on = (
-            ". What is answered is in the journal: the same command infers only what is missing."
+            ". The journal has all answers so far: the same command infers only what is missing."
             if stages[0].config.data.resume
             else "; data.resume is false, so the same command begins anew."
         )
@@ -31,7 +31,7 @@ def failure_report(stages: Sequence[Stage], scripts: Path, *, is_stopped: bool =
         return "\n".join([*lines, *_shown(errors)])
     folders = sorted({str(stage.layout.log("split").parent) for stage in stages})
     lines = [
-        f"\nThe logs under {', '.join(folders)}/ say what failed; the journal holds what is done.\n"
+        f"\nThe logs under {', '.join(folders)}/ say what failed; the journal has all answers.\n"
         "Fix the cause and run the same command again: it infers only what is missing."
     ]
     lines.extend(
@@ -46,9 +46,9 @@ def failure_report(stages: Sequence[Stage], scripts: Path, *, is_stopped: bool =
 
 def _shown(errors: Sequence[str]) -> list[str]:
     """The lines about the errors of jobs."""
-    title = f"The first {MAX_ERRORS} of {len(errors)} errors:"
-    more = [title] if len(errors) > MAX_ERRORS else []
-    return [*more, *(f"{ERROR}{error}" for error in errors[:MAX_ERRORS])]
+    has_more = len(errors) > MAX_ERRORS
+    title = [f"The first {MAX_ERRORS} of {len(errors)} errors:"] if has_more else []
+    return [*title, *(f"{ERROR}{error}" for error in errors[:MAX_ERRORS])]
 
 
 def _last_errors(stage: Stage) -> list[str]:

@@ -1,5 +1,5 @@
-"""What a run would infer, in words, for `snakemake -n`: from what the last split has written, and
-from nothing that takes long. Only the next split knows it exactly."""
+"""Forecasts what a run would infer, in words, for `snakemake -n`. It reads only the small files of
+the last split; only the next split knows the exact number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from video_pipeline.run.origin import changes_since
 
 
 def forecast(config: Config, layout: Layout) -> str:
-    """How many samples of ``layout`` are pending, and why. It says so if that is not known."""
+    """The number of pending samples of ``layout`` and the reason; or why it is not known."""
     return f"{layout.output}: {_pending(config, layout)}"
 
 
@@ -69,8 +69,8 @@ def _named(kind: str, names: list[str]) -> list[str]:
 
 
 def _lines(source: Source, words: str) -> str:
-    """The number of lines of a JSONL file in ``words``. Nothing for any other input, because only
-    split reads those."""
+    """The number of lines of a JSONL file in ``words``; empty for any other input, because only
+    split reads it."""
     if not source.is_local or source.kind != "jsonl" or source.compression:
         return ""
     with open(source.place, "rb") as stream:

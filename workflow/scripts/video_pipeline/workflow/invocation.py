@@ -47,12 +47,12 @@ _OTHERS = ("fetch", "partial")
 """The rules of each stage that take no settings of a profile from another stage."""
 
 _PLAN = "plan"
-"""The rule that is there once, for all stages."""
+"""The rule that all stages share."""
 
 
 class Invocation:
-    """The stages of this call of Snakemake (one without a name if the configuration has none), and
-    what is decided once for all of its jobs. In a module these are the stages of one import.
+    """The stages of this call of Snakemake (a stage without a name if the configuration has none),
+    and the decisions for all of its jobs. In a module these are the stages of one import.
 
     ``workflow`` is the object of this name in a Snakefile, ``scripts`` the folder of
     ``workflow/scripts``.
@@ -65,7 +65,7 @@ class Invocation:
         self._scripts = scripts
         self._locks: list[TextIO] = []
         self._has_begun = False
-        self._progress: ProgressLines | None = None  # while this process may change the output
+        self._progress: ProgressLines | None = None  # Set while this process may change the output.
         is_module = self.snakemake.is_module
         run, logs = load_config(config), Path("logs")
         if is_module:
@@ -88,8 +88,8 @@ class Invocation:
             self._join(self.snakemake.peers(self))
 
     def _name_rules(self) -> list[tuple[str, str]]:
-        """The name of each rule in this workflow and in the importing one, without those that it
-        leaves out. Settings of a profile for a step hold for the rules of all stages and
+        """The name of each rule in this workflow and in the importing workflow, without the rules
+        that it leaves out. Settings of a profile for a step hold for the rules of all stages and
         imports."""
         names = {}
         for stage in self.stages:
@@ -108,10 +108,10 @@ class Invocation:
         return list(names.items())
 
     def _join(self, others: Sequence[Invocation]) -> None:
-        """Be called at the start and the end of the importing workflow, with the ``others`` of the
-        same Snakemake: once for all imports of the same run.
+        """Add handlers for the start and the end of the importing workflow, once for all imports of
+        the same run. ``others`` are the invocations of the same Snakemake.
 
-        Raises :class:`UserError` if one of the others has another run with the same files.
+        Raises :class:`UserError` if an invocation with another run has the same files.
         """
         configs = [stage.config for stage in self.stages]
         for other in others:
@@ -148,7 +148,7 @@ class Invocation:
         return shlex.join([python, str(self._scripts / script)])
 
     def work(self, stage: Stage, rank: int) -> str:
-        """What the inference job of ``rank`` does, in words. Ask when the job is about to start."""
+        """The work of the inference job of ``rank``, in words. Ask when it is about to start."""
         pending = num_pending(stage.layout, rank)
         if pending is None:
             return "infers what is pending"
@@ -158,11 +158,11 @@ class Invocation:
 
     @fails_as_workflow_error
     def samples(self, stage: Stage) -> list[str]:
-        """The input of ``stage``, if it is a local file. Of any other :func:`what_changed` tells
-        whether it has changed.
+        """The input of ``stage``, if it is a local file. For any other input, :func:`what_changed`
+        tells whether it has changed.
 
-        If chunks or output do not come from what the configuration says, their jobs are forced to
-        run: file times and Snakemake's own memory need not show it.
+        If the chunks or the output have another origin than the configuration, their jobs are
+        forced to run: file times and Snakemake's own notes may not show it.
         """
         config, layout = stage.config, stage.layout
         if self.snakemake.is_main_process:
@@ -203,7 +203,7 @@ class Invocation:
     @property
     def infer_retries(self) -> int:
         """How often a failed inference job is tried again. A job on a cluster runs a Snakemake of
-        its own, which must not try again inside of the job."""
+        its own, which must not try again within the job."""
         return 3 if self.snakemake.is_main_process else 0
 
     def infer_threads(self, stage: Stage) -> int:
@@ -213,8 +213,8 @@ class Invocation:
         return job_threads(self.snakemake.cores, at_once, gpus_bind=gpus is not None)
 
     def infer_gpus(self, stage: Stage, rank: int, attempt: int) -> int:
-        """The GPUs of an inference job; none if it only writes its rank file. Ask again when it
-        is about to start, because split has found out by then what is pending."""
+        """The GPUs of an inference job; 0 if it only writes its rank file. Ask again when it is
+        about to start, because split has found the pending samples by then."""
         if attempt == 1 and needs_no_gpu(stage.layout, rank):
             return 0
         return stage.config.vllm.gpus_per_job
@@ -223,8 +223,8 @@ class Invocation:
 
     @fails_as_workflow_error
     def begin(self) -> None:
-        """Before the first job: check the cluster, take the outputs for this invocation, and write
-        beside them what was decided."""
+        """Before the first job: check the cluster, lock the outputs for this invocation, and write
+        the decisions beside them."""
         if self._has_begun or not self.snakemake.is_main_process:
             return
         self._has_begun = True
@@ -238,7 +238,7 @@ class Invocation:
         if _PLAN in rules:
             for stage in self.stages:
                 write_text(stage.layout.plan_config, stage.config.to_yaml())
-        # The others only look at the output, maybe beside an invocation that works on it.
+        # The other rules only look at the output, maybe while another invocation works on it.
         if rules - {_PLAN, *(stage.rule("partial") for stage in self.stages)}:
             pages = {stage.name: str(stage.layout.report) for stage in self.stages}
             invoked = Invoked.now(pages)
@@ -250,21 +250,21 @@ class Invocation:
             self._progress.begin()
 
     def show_summary(self) -> None:
-        """After success: the summaries of the outputs, as tables."""
+        """After success: print the summaries of the outputs, as tables."""
         if self._progress is not None:
             self._progress.end()
             self._progress.show_summary()
 
     def explain_failure(self) -> None:
-        """After a failure: where to look, and the command that continues, when Snakemake has said
-        all that it has to say."""
+        """After a failure: print, after Snakemake's own messages, where to look and the command
+        that continues."""
         if self._progress is not None:
             self._progress.end()
             report = failure_report(self.stages, self._scripts, is_stopped=is_asked_to_end())
             atexit.register(_print, report)
 
     def _take(self, stage: Stage) -> None:
-        """Lock the output of ``stage`` until this process ends, and write down the decisions."""
+        """Lock the output of ``stage`` until this process ends, and write the decisions."""
         layout = stage.layout
         self._locks.append(take_output(layout.run_lock, layout.output))
         if self.snakemake.runs_jobs_here:
@@ -274,7 +274,7 @@ class Invocation:
 
 
 def _user_paths(stage: Stage) -> list[Path]:
-    """The user's paths that Snakemake sees, or parts of them."""
+    """The user's paths, or parts of them, that Snakemake sees."""
     files = [stage.layout.beside(""), *code_files(stage.config)]
     source = stage.config.data.source
     return [Path(source.place), *files] if source.is_local and source.is_file else files

@@ -1,6 +1,6 @@
-"""Literal paths: Snakemake takes ``{name}`` in a path for a wildcard and ``<name>`` for a path
-variable, and has no way to escape them. A run in a folder ``run {x}`` would fail, or Snakemake
-would delete files that it cannot find again.
+"""Lets Snakemake take the user's paths literally. It takes ``{name}`` in a path for a wildcard and
+``<name>`` for a path variable, and has no way to escape them. A run in a folder ``run {x}`` would
+fail, or Snakemake would delete files that it cannot find again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from video_pipeline.workflow.snakemake_internals import Pattern, is_literal, rep
 _MARKS = "{}<>"
 
 _OWN = ("rank{rank}.jsonl", "infer.rank{rank}.log")
-"""Names of the workflow's own, in which the wildcard is one."""
+"""The workflow's own names with a real wildcard."""
 
 
 def take_literally(paths: Iterable[Path | str]) -> None:
@@ -40,8 +40,8 @@ def take_literally(paths: Iterable[Path | str]) -> None:
 
 
 def _marked(path: Path | str) -> Iterator[str]:
-    """The parts of a path that hold a mark, each up to its last one: the names of files beside it
-    begin like that, too."""
+    """The parts of a path that hold a mark, each up to its last mark: the names of files beside it
+    have the same start."""
     for part in str(path).split("/"):
         end = max(map(part.rfind, _MARKS)) + 1
         if end:
@@ -49,8 +49,7 @@ def _marked(path: Path | str) -> Iterator[str]:
 
 
 class _Except:
-    """A :class:`Pattern` without the matches inside of some literals at the beginning of a part of
-    a path."""
+    """A :class:`Pattern` without the matches within ``literals`` that start a part of a path."""
 
     def __init__(self, pattern: Pattern, literals: Iterable[str]) -> None:
         self._pattern = pattern

@@ -1,4 +1,4 @@
-"""The memory of an inference job, compared with the memory that it requests from the cluster."""
+"""Compares the memory of an inference job with its request to the cluster."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 
 FORK_SERVER_GB = 1.3
-"""Of the process that decode processes are forked from, measured with a vocabulary of 151,643
-tokens. It has loaded what they share: vLLM, the processor, the list of samples."""
+"""The fork server, measured with a vocabulary of 151,643 tokens. It has loaded what decode
+processes share: vLLM, the processor, the list of samples."""
 
 DECODE_PROCESS_GB = 0.35
 """Private memory of each decode process, measured with clips of 720p."""
 
 ENGINE_GB = 3.0
-"""Of the process that feeds the engine and the engine's own: a rule of thumb, not measured on a
-GPU. With a tiny model on the CPU they took 0.5 and 0.9."""
+"""The process that feeds the engine and the engine's own process: a rule of thumb, not measured on
+a GPU. With a tiny model on the CPU they took 0.5 and 0.9."""
 
 _GB_PER_MB = 1024 * 1024 / 1e9
 """SLURM's megabytes are 1024 x 1024 bytes."""
@@ -27,10 +27,10 @@ class JobMemory:
     """Memory of one inference job, in GB."""
 
     decode_processes: int
-    decode_limit: float | None  # that one of them may request
-    engine: float  # its processes
-    fork_server: float  # 0 if there is none
-    ready: float  # prepared samples in /dev/shm, when it is full
+    decode_limit: float | None  # What one decode process may request.
+    engine: float  # The engine's processes.
+    fork_server: float  # 0 if there is none.
+    ready: float  # Prepared samples in /dev/shm, if it is full.
 
     @classmethod
     def of(cls, config: Config, threads: int) -> JobMemory:
@@ -60,7 +60,7 @@ class JobMemory:
         return self.least + self.decode_processes * growth
 
     def check(self, rule: str, mem_mb: int) -> str:
-        """Compare with ``mem_mb`` of a rule; returns a warning, empty if that always suffices.
+        """Compare with ``mem_mb`` of a rule; returns a warning, empty if that is always enough.
 
         Raises :class:`UserError` if it is less than the job needs.
         """

@@ -1,4 +1,4 @@
-"""Whether an inference job has anything to infer, by a few small files: Snakemake asks before it
+"""Tells from small files whether an inference job has anything to infer. Snakemake asks before it
 starts the job, which gets no GPU if it only writes its rank file.
 """
 
@@ -14,8 +14,8 @@ from video_pipeline.run.layout import Layout
 
 
 def needs_no_gpu(layout: Layout, rank: int) -> bool:
-    """Whether all of the chunk of ``rank`` was done when split made it, or when a job wrote its
-    rank file after that, and no error was opened again since. False if the files do not tell."""
+    """Whether the whole chunk of ``rank`` was done when split made it, or when a job later wrote
+    its rank file, and no error was opened again since then. False if the files do not tell."""
     manifest, done_at = _read(layout.manifest)
     if not manifest:
         return False
@@ -28,8 +28,8 @@ def needs_no_gpu(layout: Layout, rank: int) -> bool:
 
 
 def num_pending(layout: Layout, rank: int) -> int | None:
-    """How many samples the job of ``rank`` has to infer; None if the files do not tell, because the
-    input was not split yet, or a job has begun or errors were opened again since then."""
+    """The number of samples that the job of ``rank`` has to infer. None if the files do not tell:
+    the input was not split yet, or since then a job has begun or errors were opened again."""
     manifest, split_at = _read(layout.manifest)
     if not manifest:
         return None
@@ -46,14 +46,14 @@ def num_pending(layout: Layout, rank: int) -> int | None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON object in a file and when it was written; an empty one if the file is missing, or
-    damaged, which the jobs say."""
+    """The JSON object in a file, and when it was written; an empty object if the file is missing,
+    or damaged, which the jobs report."""
     written_at = _written_at(path)
     return _parsed(path, written_at), written_at
 
 
 def _written_at(path: Path) -> int:
-    """When a file or the names in a folder changed last; 0 if it does not exist."""
+    """When a file, or the names in a folder, last changed; 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -62,19 +62,19 @@ def _written_at(path: Path) -> int:
 
 @lru_cache(maxsize=16)
 def _parsed(path: Path, written_at: int) -> dict[str, Any]:
-    """Parsed once, as it was ``written_at``: each of a thousand ranks asks for the manifest."""
+    """The file as it was ``written_at``, parsed once: each of a thousand ranks asks for it."""
     return read_object(path)
 
 
 @lru_cache(maxsize=16)
 def _newest_reopening(journal: Path, changed_at: int) -> int:
-    """When errors were opened again last; 0 if they never were. Looked up once for the folder as it
+    """When errors were last opened again; 0 if they never were. Looked up once for the folder as it
     was ``changed_at``."""
     return max(map(_written_at, journal.glob(f"{REOPENS}*")), default=0)
 
 
 @lru_cache(maxsize=2)
 def _attempts(journal: Path, changed_at: int) -> frozenset[str]:
-    """What the names of the attempts in a folder start with, as :func:`attempt_prefix` says."""
+    """The :func:`attempt_prefix` of each attempt in a folder."""
     names = (path.name.split(".", 3) for path in journal.glob(f"{ATTEMPTS}*"))
     return frozenset(".".join([*name[:3], ""]) for name in names)

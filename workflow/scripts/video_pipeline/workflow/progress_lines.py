@@ -1,4 +1,4 @@
-"""What the terminal says about all jobs together, while Snakemake speaks of each."""
+"""Prints lines about all jobs together, beside Snakemake's lines about each job."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from video_pipeline.errors import Failure
 from video_pipeline.run.stages import Stage
 
 FIRST_LINES, LINE_SECONDS = (10.0, 20.0, 30.0), 60.0
-"""Seconds before each line about a stage that is at work: a run that begins is watched closely."""
+"""Seconds before each line about a running stage: at the start people watch closely."""
 
 MOST_FAILURES = 3
-"""So many failed samples are named at the end."""
+"""The most failed samples that are named at the end."""
 
 
 class ProgressLines:
-    """Writes to stderr, so that ``--quiet`` leaves it, and a logger that draws on the terminal can
-    put it above its drawing."""
+    """Prints to stderr, so that ``--quiet`` does not drop the lines, and a logger that draws on the
+    terminal can put them above its drawing."""
 
     def __init__(self, stages: Sequence[Stage], scripts: Path) -> None:
         """``scripts``: the folder of the workflow's scripts."""
@@ -47,8 +47,7 @@ class ProgressLines:
         self._is_over.set()
 
     def show_summary(self) -> None:
-        """Print the table of each summary, where the files are, and the next command if a sample
-        has failed."""
+        """Print each summary's table, the files' paths, and the next command if a sample failed."""
         from rich.console import Console
 
         from video_pipeline.report.summary import read_counts, summary_table
@@ -83,13 +82,13 @@ class ProgressLines:
                 _print(line)
 
     def lines(self) -> Iterator[str]:
-        """A line for each stage that has begun and is not over, about all of its ranks."""
+        """A line for each running stage, about all of its ranks."""
         from video_pipeline.commands.watch import lines, look
 
         for stage in self._stages:
             try:
                 view = look(stage.config)
-            except (Failure, OSError):  # split is about to replace what it reads
+            except (Failure, OSError):  # Split is replacing the files.
                 continue
             if (view.ranks or view.step) and not view.is_over:
                 line = lines(f"{stage.layout.output}: {stage.title}", view)[0]
@@ -100,7 +99,7 @@ class ProgressLines:
 
 
 def num_failed(stage: Stage) -> int:
-    """How many samples of the output are failures that ``retry`` opens again."""
+    """The number of failed samples in the output that ``retry`` opens again."""
     by_stage = read_object(stage.layout.summary).get("samples", {}).get("errors_by_stage", {})
     return sum(count for name, count in by_stage.items() if name != "parse")
 

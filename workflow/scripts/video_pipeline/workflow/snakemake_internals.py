@@ -1,4 +1,4 @@
-"""Everything that this workflow uses of Snakemake beyond its public API, behind named functions.
+"""All uses of Snakemake beyond its public API, behind named functions.
 
 If a version of Snakemake lacks something, the run stops with an error that names it.
 ``tests/unit/test_snakemake_internals.py`` tests each function with the installed Snakemake.
@@ -26,7 +26,7 @@ TRIED = {
     "snakemake": ("9.20.0", "9.27.0", "9.27.1"),
     "snakemake-executor-plugin-slurm": ("2.6.1", "2.8.0"),
 }
-"""The versions that were tried, of each package whose internals are used here. To try another:
+"""The tried versions of each package whose internals are used here. To try another one:
 
     pip install --no-deps --target DIR snakemake==VERSION
     PYTHONPATH=DIR python -m pytest tests/unit/test_snakemake_internals.py
@@ -60,8 +60,8 @@ def fails_as_workflow_error(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def _uses(internal: str, package: str = "snakemake") -> Iterator[None]:
-    """Decorator of a function that uses ``internal``: if ``package`` has no such thing, the error
-    says which versions have."""
+    """Decorator of a function that uses ``internal``. If the installed ``package`` lacks it, the
+    error names the versions that have it."""
     try:
         yield
     except (AttributeError, ImportError, TypeError) as error:
@@ -81,8 +81,7 @@ class PlannedJob(NamedTuple):
 
 
 class Snakemake:
-    """The Snakemake that parses the workflow; ``workflow`` is the object of this name that it gives
-    to Snakefiles."""
+    """The Snakemake that parses ``workflow``, the object of this name in Snakefiles."""
 
     def __init__(self, workflow: Workflow) -> None:
         self._workflow = workflow
@@ -90,12 +89,12 @@ class Snakemake:
     @property
     @_uses("workflow.is_main_process")
     def is_main_process(self) -> bool:
-        """Whether a person called it, and not the executor for a job on a cluster."""
+        """Whether a person called it, and not an executor for a job on a cluster."""
         return bool(self._workflow.is_main_process)
 
     @property
     def only_inspects(self) -> bool:
-        """Whether it was called to show the rules, or to unlock the folder: no job will run."""
+        """Whether it only shows the rules, or unlocks the folder: no job will run."""
         return not _INSPECTIONS.isdisjoint(sys.argv)
 
     @property
@@ -113,7 +112,7 @@ class Snakemake:
     @property
     @_uses("workflow.execution_settings.no_hooks")
     def calls_no_handlers(self) -> bool:
-        """Whether ``onstart`` and its like are left out (``--no-hooks``)."""
+        """Whether it calls no ``onstart``, ``onsuccess`` and ``onerror`` (``--no-hooks``)."""
         return bool(self._workflow.execution_settings.no_hooks)
 
     # --- modules: ask while the workflow is parsed ----------------------------------------------
@@ -121,12 +120,12 @@ class Snakemake:
     @property
     @_uses("workflow.modifier.is_main_snakefile")
     def is_module(self) -> bool:
-        """Whether another workflow imports the one that is being parsed."""
+        """Whether another workflow imports this workflow, which is being parsed."""
         return not self._workflow.modifier.is_main_snakefile()
 
     @_uses("workflow.modifier.avail_rulename and modify_rulename")
     def final_name(self, rule: str) -> str | None:
-        """The name of ``rule`` in the importing workflow, None if that leaves the rule out."""
+        """The name of ``rule`` in the importing workflow; None if that leaves the rule out."""
         modifier = self._workflow.modifier
         if modifier.avail_rulename(rule) is None:
             return None
@@ -135,9 +134,9 @@ class Snakemake:
 
     @_uses("workflow.modifier.path_modifier")
     def take_prefix(self) -> Callable[[str], str]:
-        """What ``prefix`` or ``replace_prefix`` of the importing workflow makes of a path. From
-        then on Snakemake leaves the paths in this module's rules as they are: scripts must find
-        the same files, and Snakemake tells them no prefix."""
+        """The function that applies ``prefix`` or ``replace_prefix`` of the importing workflow to a
+        path. From then on Snakemake does not change the paths in this module's rules: scripts must
+        find the same files, and Snakemake does not tell them the prefix."""
         from snakemake.path_modifier import PathModifier
 
         modifier = self._workflow.modifier
@@ -147,9 +146,9 @@ class Snakemake:
 
     @_uses("workflow._onstart, _onsuccess and _onerror")
     def add_handlers(self, **handlers: Callable[[], None]) -> None:
-        """Have Snakemake call ``handlers``, by their event (``onstart``, ``onsuccess``,
-        ``onerror``), after those of the importing workflow, which may still define its own: it
-        calls none that a module defines."""
+        """Let Snakemake call ``handlers``, by their event (``onstart``, ``onsuccess``,
+        ``onerror``), after those of the importing workflow, which may define its own later. By
+        itself Snakemake calls no handlers of a module."""
         for event, handler in handlers.items():
             self._add_handler(event, handler)
 
@@ -167,8 +166,8 @@ class Snakemake:
         setattr(workflow, event, lambda theirs: register(both(theirs)))
 
     def peers(self, newcomer: T) -> list[T]:
-        """Those that called this for the same Snakemake before: one for each import of a module.
-        From then on ``newcomer`` is one of them."""
+        """The earlier callers of this method for the same Snakemake, one for each import of a
+        module. From then on ``newcomer`` is one of them."""
         peers: list[T] = vars(self._workflow).setdefault("_video_pipeline", [])
         peers.append(newcomer)
         return peers[:-1]
@@ -178,21 +177,21 @@ class Snakemake:
     @property
     @_uses("workflow.resource_settings.cores")
     def cores(self) -> int | None:
-        """``--cores``, None if it is not given, as on a cluster."""
+        """``--cores``; None if it is not given, as on a cluster."""
         cores: int | None = self._workflow.resource_settings.cores
         return cores
 
     @property
     @_uses("workflow.global_resources")
     def gpu_limit(self) -> int | None:
-        """``--resources gpu=N``, None if it is not given, as in an executor's child process."""
+        """``--resources gpu=N``; None if it is not given, as in an executor's child process."""
         limit = self._workflow.global_resources.get("gpu")
         gpus: int | None = None if limit is None else limit.value
         return gpus
 
     @_uses("workflow.resource_settings._parsed_overwrite_resources")
     def set_resource(self, rule: str, resource: str) -> Value:
-        """``--set-resources RULE:RESOURCE=VALUE``, None if it is not given."""
+        """``--set-resources RULE:RESOURCE=VALUE``; None if it is not given."""
         overwritten = self._workflow.resource_settings._parsed_overwrite_resources
         value = overwritten.get(rule, {}).get(resource)
         raw: Value = None if value is None else value.raw
@@ -200,9 +199,9 @@ class Snakemake:
 
     @_uses("workflow.resource_settings._parsed_overwrite_threads and _parsed_overwrite_resources")
     def copy_settings(self, rule: str, other: str) -> None:
-        """Let ``--set-threads`` and ``--set-resources`` of ``rule`` hold for ``other`` too, except
-        where they name ``other``. Call this before the rules are made: Snakemake looks the settings
-        up then, by the name of the rule alone."""
+        """Let ``--set-threads`` and ``--set-resources`` of ``rule`` hold for ``other`` too, unless
+        they name ``other``. Call this before the rules are made: Snakemake looks the settings up
+        then, only by the name of the rule."""
         from snakemake.resources import Resources
 
         settings = self._workflow.resource_settings
@@ -235,8 +234,8 @@ class Snakemake:
 
     @_uses("workflow.dag.needrun_jobs")
     def planned_jobs(self) -> dict[str, PlannedJob]:
-        """A job of each rule that will run, by the rule's name, without those that run where
-        Snakemake does."""
+        """A job of each rule that will run, by the rule's name, without the jobs that run in
+        Snakemake's place."""
         return {
             job.rule.name: PlannedJob(job.threads, dict(job.resources.items()))
             for job in self._workflow.dag.needrun_jobs()
@@ -250,8 +249,8 @@ class Snakemake:
 
     @_uses("workflow.dag.forcefiles")
     def force(self, output: Path) -> None:
-        """Have the job of ``output`` run, whatever file times and Snakemake's memory say. Call this
-        while jobs are put together, from an input function."""
+        """Let the job of ``output`` run, even if file times and Snakemake's notes show no change.
+        Call this from an input function, while Snakemake makes the jobs."""
         self._workflow.dag.forcefiles.add(str(output))
 
 
@@ -270,7 +269,7 @@ class Pattern(Protocol):
 
 @_uses("io.WILDCARD_REGEX and pathvars.PATHVAR_REGEX")
 def replace_patterns(replace: Callable[[Pattern], Pattern]) -> None:
-    """Replace the patterns by which wildcards and path variables are found in a path."""
+    """Replace the patterns with which Snakemake finds wildcards and path variables in a path."""
     from snakemake import io, pathvars
 
     io.WILDCARD_REGEX = replace(io.WILDCARD_REGEX)
@@ -279,7 +278,7 @@ def replace_patterns(replace: Callable[[Pattern], Pattern]) -> None:
 
 @_uses("io.contains_wildcard and pathvars.Pathvars")
 def is_literal(path: str) -> bool:
-    """Whether there is neither a wildcard nor a path variable in ``path``."""
+    """Whether ``path`` has neither a wildcard nor a path variable."""
     from snakemake import io, pathvars
 
     applied = pathvars.Pathvars.with_defaults().apply(path)

@@ -1,8 +1,8 @@
-"""The weights of a model of the Hugging Face hub are fetched once, before a GPU is taken.
+"""Fetches the weights of a model of the Hugging Face hub once, before a job takes a GPU.
 
-huggingface_hub has a lock for each file, so jobs that share a cache would fetch each file once by
-themselves. But all of them would hold their GPUs meanwhile, 64 jobs at once may not ask the hub for
-the list of files, and a refusal of the hub would be known only then.
+huggingface_hub has a lock for each file, so jobs that share a cache would fetch each file only
+once. But all of them would hold their GPUs meanwhile, the hub may refuse 64 jobs that ask for the
+list of files at once, and its refusal would be known only then.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from video_pipeline.model.model import Model, download_command
 logger = logging.getLogger(__name__)
 
 _FORMATS = ("auto", "hf", "safetensors")
-"""Values of ``vllm.load_format`` whose files are known here; vLLM fetches those of others."""
+"""Values of ``vllm.load_format`` whose files are known here; vLLM fetches those of other values."""
 
 _INDEX = "model.safetensors.index.json"
 
 _PATTERNS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")
-"""Files of weights, in vLLM's order: it takes the first that a model has."""
+"""Patterns of files with weights, in vLLM's order: it takes the first that matches a file."""
 
 _TOTAL = re.compile(r"-\d+-of-(\d+)\.")
 
@@ -46,21 +46,23 @@ def is_fetched(config: Config) -> bool:
 
 def fetch_weights(config: Config) -> Path:
     """Fetch the model's weights and processor, unless they are here; returns the folder of the
-    weights. With ``HF_HUB_OFFLINE`` it only looks whether they are here.
+    weights. With ``HF_HUB_OFFLINE`` it only checks that they are here.
 
     Raises :class:`UserError` if they are not available, and :class:`EnvironmentFault` if the hub or
     the network is at fault.
     """
     from huggingface_hub import snapshot_download
 
-    from video_pipeline.model.processor import PROCESSOR_FILES  # imports much
+    from video_pipeline.model.processor import PROCESSOR_FILES  # This imports much.
 
     model, revision = config.vllm.model, config.vllm.arguments.get("revision")
-    cache = config.vllm.arguments.get("download_dir")  # of the weights; the rest is in HF_HOME
+    cache = config.vllm.arguments.get("download_dir")  # Only the weights go there.
 
     def fetch() -> tuple[list[str], Path]:
-        rest = snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
-        names = weight_files(_names(model, revision, cache, Path(rest)), Path(rest))
+        processor = Path(
+            snapshot_download(model, revision=revision, allow_patterns=PROCESSOR_FILES)
+        )
+        names = weight_files(_names(model, revision, cache, processor), processor)
         folder = snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=names)
         return names, Path(folder)
 
@@ -80,8 +82,8 @@ def fetch_weights(config: Config) -> Path:
 
 
 def weight_files(names: Iterable[str], folder: Path) -> list[str]:
-    """The files among ``names``, all files of the model, that hold the weights which vLLM takes.
-    ``folder`` holds their index, if the model has one."""
+    """The files with the weights that vLLM takes, among ``names``, all files of the model.
+    ``folder`` has their index, if the model has one."""
     for pattern in _PATTERNS:
         weights = matching(list(names), pattern)
         if weights and pattern == "*.safetensors" and (folder / _INDEX).exists():
@@ -92,33 +94,33 @@ def weight_files(names: Iterable[str], folder: Path) -> list[str]:
     return []
 
 
-def _names(model: str, revision: str | None, cache: str | None, rest: Path) -> list[str]:
-    """The files of a model: all that the hub has, or those here if it does not answer. ``rest``
-    holds the index of the weights."""
+def _names(model: str, revision: str | None, cache: str | None, processor: Path) -> list[str]:
+    """The files of a model: all that the hub has, or those here if it does not answer. The folder
+    ``processor`` has the index of the weights."""
     from huggingface_hub import list_repo_files, snapshot_download
 
     try:
         return list_repo_files(model, revision=revision)
     except Exception as error:
-        # No patterns: with none at all it insists on every file of the model.
+        # An empty list: with None it would need every file of the model.
         folder = Path(
             snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=[])
         )
         names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
-        if is_environment_fault(error) and not _are_whole(weight_files(names, rest), folder):
-            raise  # What is here is not enough to go on with: ask again.
+        if is_environment_fault(error) and not _are_whole(weight_files(names, processor), folder):
+            raise  # The files here are not enough, so the hub has to be asked again.
         return names
 
 
 def _are_whole(weights: list[str], folder: Path) -> bool:
     """Whether all ``weights`` of a model are in its ``folder``: transformers writes the number of
-    files into the name of each, as in ``model-00001-of-00004.safetensors``."""
+    files into each name, as in ``model-00001-of-00004.safetensors``."""
     totals = {int(total) for name in weights for total in _TOTAL.findall(name)} or {1}
     return len(weights) >= max(totals) and all((folder / name).exists() for name in weights)
 
 
 def _advice(config: Config, error: BaseException | None = None) -> str:
-    """The next step for a person whose machine lacks the weights."""
+    """The next step for a user whose machine lacks the weights."""
     from huggingface_hub.errors import GatedRepoError
 
     model, revision = config.vllm.model, config.vllm.arguments.get("revision")

@@ -10,7 +10,7 @@ from video_pipeline.engine.vllm.compat import ENGINE_ARGUMENTS, SAMPLING_PARAMET
 
 
 def names() -> dict[str, dict[str, str]]:
-    """What :func:`~video_pipeline.config.vllm_names.known_names` reads."""
+    """The list that :func:`~video_pipeline.config.vllm_names.known_names` reads."""
     sections = {"vllm": ENGINE_ARGUMENTS, "sampling": SAMPLING_PARAMETERS}
     return {
         section: {name: _written(kind) for name, kind in sorted(kinds.items())}
@@ -19,8 +19,8 @@ def names() -> dict[str, dict[str, str]]:
 
 
 def _written(kind: Any) -> str:
-    """A type, made of what YAML can hold; the rest is ``Any``. Of a literal only the type of its
-    values is left: vLLM takes some of them in other spellings, too."""
+    """The name of a type that YAML can hold; any other is ``Any``. A literal becomes the type of
+    its values: vLLM takes some of them in other spellings, too."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is None or kind is NoneType:
         return "None"

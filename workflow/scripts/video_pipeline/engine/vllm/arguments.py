@@ -1,4 +1,4 @@
-"""What the sections ``vllm`` and ``sampling`` mean to vLLM."""
+"""Turns the sections ``vllm`` and ``sampling`` into vLLM's own objects."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from video_pipeline.gpu.leases import LeaseHolder
 from video_pipeline.model.family import family_of, fetch_family
 from video_pipeline.model.processor import processor_folder
 
-# Each video is seen once: caches of processed media only cost memory and hashing. A user's own
-# engine arguments come after these.
+# Each video is used once, so caches of processed media only cost memory and hashing. A user's own
+# engine arguments replace these.
 _DEFAULTS = {
     "mm_processor_cache_gb": 0,
     "enable_prefix_caching": False,
     "disable_log_stats": True,
-    # Without spaces, which JSON allows and a model may fill its answer with. For that vLLM must
-    # know the backend: this is the one that it would choose first.
+    # Without the spaces that JSON allows: a model may fill its answer with them. For that vLLM must
+    # know the backend. This is its own first choice.
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
 }
 
@@ -81,7 +81,7 @@ def vllm_config_of(config: Config) -> VllmConfig:
 def _worker(config: Config) -> str:
     """The name of the class that vLLM's workers get as a base."""
     fetch_family(config)
-    # Only vLLM's workers may import the first one.
+    # This is a name, because only vLLM's workers may import the module.
     if family_of(config) == "qwen_omni":
         return "video_pipeline.engine.vllm.omni.OmniWorker"
     return f"{LeaseHolder.__module__}.{LeaseHolder.__qualname__}"
@@ -93,8 +93,8 @@ def _configured(arguments: Mapping[str, Any]) -> VllmConfig:
 
 
 def _refused_keys(config: Config, arguments: Mapping[str, Any]) -> str:
-    """The keys of the section ``vllm`` without any one of which vLLM takes the others; empty if
-    there is none."""
+    """The keys of the section ``vllm`` that vLLM refuses: without any single one of them it takes
+    the others. Empty if there is none."""
     keys = []
     for name in config.vllm.model_fields_set - {"model"}:
         if name not in arguments:
@@ -115,13 +115,13 @@ def _same_normalisation(vllm_config: VllmConfig) -> bool:
     if not model_config.is_multimodal_model:
         return True
     folder = processor_folder(model_config.model, model_config.revision)
-    # Said in any case: without it transformers asks at the terminal whether to run the code.
+    # Always set: without it transformers asks at the terminal whether to run the code.
     code = {"trust_remote_code": model_config.trust_remote_code}
     try:  # Not AutoProcessor: its tokenizer takes seconds.
         image = AutoImageProcessor.from_pretrained(folder, **code)  # type: ignore[no-untyped-call]
         video = AutoVideoProcessor.from_pretrained(folder, **code)  # type: ignore[no-untyped-call]
     except (OSError, ValueError):
-        return False  # It is not known: then each is normalised by its own processor.
+        return False  # It is not known, so each is normalised by its own processor.
     return all(getattr(image, name, None) == getattr(video, name, None) for name in _NORMALISATION)
 
 
@@ -129,7 +129,7 @@ _NORMALISATION = ("image_mean", "image_std", "do_normalize", "do_rescale", "resc
 
 
 def reason_of(error: BaseException) -> str:
-    """What vLLM has against a setting, in one line."""
+    """The reason why vLLM refuses a setting, in one line."""
     if isinstance(error, ValidationError):  # Its text has the whole configuration in it.
         reasons = (
             ": ".join([*map(str, fault["loc"]), fault["msg"].removeprefix("Value error, ")])
@@ -151,7 +151,7 @@ def sampling_params(config: Config) -> SamplingParams:
 
 
 def final_only(settings: Mapping[str, Any]) -> SamplingParams:
-    """vLLM's parameters for ``settings``: an answer comes when it is whole."""
+    """vLLM's parameters for ``settings``, with which it returns only whole answers."""
     objects: dict[str, Any] = {}
     if settings.get("logit_bias"):  # In the resolved configuration its keys are texts.
         objects["logit_bias"] = {int(token): v for token, v in settings["logit_bias"].items()}

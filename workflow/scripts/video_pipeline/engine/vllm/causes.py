@@ -1,8 +1,8 @@
-"""Why an engine died: its processes write down the errors that they log.
+"""Finds out why an engine died, from the errors that its processes log.
 
 vLLM itself says only "See root cause above": the process that raised the exception logs it. So each
-process of the engine logs to a handler of ours, too. It imports this module for that, which is why
-vLLM is not imported above.
+process of the engine logs to a handler of ours, too. For that it imports this module, which
+therefore does not import vLLM.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DATES = "%Y-%m-%d %H:%M:%S"
 """Format of the times in log lines; vLLM's own has no year."""
 
 BURST_SECONDS = 60.0
-"""An error that was logged so long before the last one has not led to it."""
+"""An error that was logged longer before the last one did not cause it."""
 
 MAX_CHARACTERS = 1000
 """Length of a cause in a message; the log has the rest."""
@@ -69,8 +69,8 @@ class NoteErrors(logging.Handler):
 
 
 def note_causes(vllm_config: VllmConfig, folder: Path) -> Path | None:
-    """Have the engine's processes write down, in ``folder``, what they die of. The user's logging
-    configuration stays as it is beside that.
+    """Let the engine's processes note in ``folder`` why they die. The user's logging configuration
+    stays as it is otherwise.
 
     Returns:
         The file for :func:`root_cause`; None if the user has turned vLLM's logging off, or has
@@ -106,9 +106,8 @@ def noting(logging_config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def root_cause(path: Path | None) -> Cause | None:
-    """The error in ``path`` that the engine has died of; None if none was noted. It is the first of
-    the last burst, because the other processes die of it, too; and an exception rather than a
-    message."""
+    """The error in ``path`` that killed the engine; None if none was noted. It is the first one of
+    the last burst, because the others follow from it. An exception goes before a message."""
     if path is None:
         return None
     try:
@@ -127,9 +126,9 @@ def root_cause(path: Path | None) -> Cause | None:
 
 
 def origin_of(error: BaseException) -> tuple[str, str]:
-    """Type and text, in one line, of the exception that ``error`` was raised from in the end. vLLM
-    writes all tensors of a request into those that it raises on the way. If it was not made for
-    people, such as ``list index out of range``, the text ends with its place."""
+    """Type and text, in one line, of the first exception in the chain of ``error``: vLLM writes all
+    tensors of a request into the later ones. If the text was not written for people, such as ``list
+    index out of range``, it ends with the place."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = one_line(str(error))

@@ -1,10 +1,10 @@
-"""Everything that is used of vLLM. No other module imports it, but for ``omni``, which corrects a
-family of models within vLLM's workers.
+"""All uses of vLLM. No other module imports vLLM, except for ``omni``, which corrects a family of
+models within vLLM's workers.
 
-Some of it is not public API and may change with any version. A function says what it relies on, and
-``tests/unit/test_vllm_compat.py`` shows that with the installed vLLM. If something is missing,
-:class:`VllmUnsupported` is raised: by the import of this module (see :func:`_check`), or before the
-first sample is prepared.
+Some of them are not public API and may change with any version. A function says what it relies on,
+and ``tests/unit/test_vllm_compat.py`` tests that with the installed vLLM. If something is missing,
+the import of this module raises :class:`VllmUnsupported` (see :func:`_check`), or a function raises
+it before the first sample is prepared.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ REFUSALS = (
     *(ValueError, TypeError, OSError, ImportError, LookupError, RuntimeError, AssertionError),
     VLLMError,
 )
-"""What vLLM raises for settings that cannot work. NotImplementedError is a RuntimeError."""
+"""The exceptions of vLLM for settings that cannot work. NotImplementedError is a RuntimeError."""
 
 ENGINE_ARGUMENTS: dict[str, Any] = {
     field.name: field.type
@@ -106,8 +106,8 @@ def configure(arguments: Mapping[str, Any]) -> VllmConfig:
 
 
 def prunes_videos(vllm_config: VllmConfig) -> bool:
-    """Whether vLLM can leave out tokens of the videos of this model; of one that it cannot, it
-    ignores ``video_pruning_rate``."""
+    """Whether vLLM can leave out tokens of the videos of this model. For other models it ignores
+    ``video_pruning_rate``."""
     try:
         return bool(vllm_config.model_config._model_info.supported_video_pruning_methods)
     except AttributeError as error:
@@ -123,8 +123,8 @@ def encoder_cache_size(vllm_config: VllmConfig) -> int:
 def start_engine(vllm_config: VllmConfig, note_step: Callable[[int, int | None], None]) -> AsyncLLM:
     """Load the model. ``note_step`` is called after each step of a scheduler with the index of its
     data-parallel engine, and the number of requests that wait there, None if vLLM does not say."""
-    # The process that feeds the engine gets prepared samples and needs no processor, whose warm-up
-    # takes 15 s of CPU beside the engine's start. AsyncLLM starts it with this method.
+    # The process that feeds the engine gets prepared samples, so it needs no processor. AsyncLLM
+    # would warm it up with this method, for 15 s of CPU while the engine starts.
     BaseRenderer.start_mm_warmup_in_background = lambda self: None  # type: ignore[method-assign]
     return AsyncLLM.from_vllm_config(
         vllm_config,
@@ -135,13 +135,13 @@ def start_engine(vllm_config: VllmConfig, note_step: Callable[[int, int | None],
 
 def engine_processes() -> list[BaseProcess]:
     """The processes that :func:`start_engine` has started. Relies on vLLM starting them with
-    :mod:`multiprocessing`, under names that begin so."""
+    :mod:`multiprocessing`, with these names."""
     children = multiprocessing.active_children()
     return [process for process in children if process.name.startswith("EngineCore")]
 
 
 class StepLogger(StatLoggerBase):
-    """Hears from the scheduler of one engine after each of its steps."""
+    """Gets the statistics of the scheduler of one engine after each step."""
 
     def __init__(self, note_step: Callable[[int, int | None], None], index: int) -> None:
         self._note_step = note_step
@@ -156,7 +156,7 @@ class StepLogger(StatLoggerBase):
 
 
 def verify_sampling(sampling: SamplingParams, vllm_config: VllmConfig) -> None:
-    """Have vLLM look at sampling parameters, as it does with each request. Raises one of
+    """Let vLLM check sampling parameters, as it does for each request. Raises one of
     :data:`REFUSALS`."""
     sampling.verify(
         vllm_config.model_config,
@@ -168,15 +168,15 @@ def verify_sampling(sampling: SamplingParams, vllm_config: VllmConfig) -> None:
 
 def token_logprobs(completion: CompletionOutput) -> list[dict[str, Any]]:
     """The log probabilities of an answer in the form of OpenAI's chat completions: ``token`` and
-    ``logprob`` of each token, and in ``top_logprobs`` the likely ones at its place, itself
-    included. Those that a schema rules out are left out; their logarithm is minus infinity."""
+    ``logprob`` of each token, and in ``top_logprobs`` the likely tokens at its place, itself
+    included. Tokens that a schema rules out are left out; their logarithm is minus infinity."""
     tokens = []
-    places: Any = completion.logprobs  # with `flat_logprobs` another kind of list
-    for number, at_place in zip(completion.token_ids, places, strict=False):
-        likely = sorted(at_place.values(), key=lambda entry: -entry.logprob)
+    places: Any = completion.logprobs  # With `flat_logprobs` it is another kind of list.
+    for token_id, candidates in zip(completion.token_ids, places, strict=False):
+        likely = sorted(candidates.values(), key=lambda entry: -entry.logprob)
         tokens.append(
             {
-                **_token(at_place[number]),
+                **_token(candidates[token_id]),
                 "top_logprobs": [_token(entry) for entry in likely if entry.logprob > -math.inf],
             }
         )
@@ -184,7 +184,7 @@ def token_logprobs(completion: CompletionOutput) -> list[dict[str, Any]]:
 
 
 def _token(entry: Any) -> dict[str, Any]:
-    # vLLM computes with 32 bits, which hold six digits behind the point.
+    # vLLM computes with 32 bits, so about six digits after the point have a meaning.
     return {"token": entry.decoded_token, "logprob": round(entry.logprob, 6)}
 
 
@@ -205,8 +205,8 @@ def default_logging(level: str, dates: str) -> dict[str, Any]:
 def reasoning_parser(
     vllm_config: VllmConfig, chat_template_kwargs: Mapping[str, Any]
 ) -> ReasoningParser | None:
-    """The parser that ``reasoning_parser`` names, if there is one; from the switches of the prompts
-    it knows whether the model thinks at all. Raises one of :data:`REFUSALS`."""
+    """The parser that ``reasoning_parser`` names; None if it names none. The switches of the
+    prompts tell it whether the model thinks at all. Raises one of :data:`REFUSALS`."""
     name = vllm_config.structured_outputs_config.reasoning_parser
     if not name:
         return None
@@ -221,15 +221,15 @@ def split_reasoning(parser: ReasoningParser, text: str) -> tuple[str | None, str
 
 
 _NO_CHAT_REQUEST = ChatCompletionRequest(messages=[], seed=None)
-"""Reasoning parsers want to see the request of a chat server; there is none."""
+"""Stands for the request of a chat server, which reasoning parsers take."""
 
 
 # --- prepared requests ----------------------------------------------------------------------------
 
 
 class SampleRenderer:
-    """Makes the engine's input of the prompts of one sample after another. The prompts of a sample
-    share what is made of their media."""
+    """Turns prompts into the engine's input, sample by sample. The prompts of a sample share their
+    processed media."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         """Changes ``vllm_config``, which must not be the engine's."""
@@ -247,8 +247,8 @@ class SampleRenderer:
             raise unsupported(error) from error
 
     def render(self, llm_input: Mapping[str, Any]) -> dict[str, Any]:
-        """The input for ``AsyncLLM.generate``. With ``skip_mm_cache`` vLLM looks up media in the
-        cache of this process alone, and not in one that it believes the engine to share."""
+        """The input for ``AsyncLLM.generate``. With ``skip_mm_cache`` vLLM looks up media only in
+        the cache of this process: it would believe that the engine shares the other cache."""
         prompt = parse_model_prompt(self._model_config, llm_input)
         engine_input: dict[str, Any]
         (engine_input,) = self._renderer.render_cmpl([prompt], skip_mm_cache=True)
@@ -257,8 +257,8 @@ class SampleRenderer:
     def render_messages(
         self, messages: list[Any], chat_template_kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The ``prompt`` of messages whose media are announced by :func:`announcement`; of a few
-        models, whose renderers make tokens at once, its ``prompt_token_ids``."""
+        """The ``prompt`` of messages whose media are announced by :func:`announcement`; the
+        ``prompt_token_ids`` for a few models, whose renderers make tokens at once."""
         switches = {**chat_template_kwargs, "add_generation_prompt": True, "tokenize": False}
         _, rendered = self._renderer.render_messages(
             messages, ChatParams(chat_template_kwargs=switches)
@@ -288,8 +288,8 @@ _SHARED_MEDIA_GB = 2
 
 
 def _tell_exact_times(processor: Any) -> None:
-    """Have GLM-4.6V told the times of its frames to a tenth of a second, as its own processor does.
-    vLLM cuts them to whole seconds, in a method of that family alone."""
+    """Tell GLM-4.6V the times of its frames to a tenth of a second, as its own processor does. vLLM
+    cuts them to whole seconds, in a method of that family."""
     info = getattr(processor, "info", None)
     cut = getattr(info, "_get_video_second_idx_glm46v", None)
     if info is None or cut is None:
@@ -304,8 +304,8 @@ def _tell_exact_times(processor: Any) -> None:
 
 
 def announcement(modality: str, name: str) -> dict[str, Any]:
-    """The part of a message for an image or a video that is decoded already. vLLM has no part for
-    that; it takes one without an address for a medium that it knows under this name."""
+    """The part of a message for an image or a video that is decoded already. vLLM has no such part,
+    but it takes a part without an address for a medium that it knows by ``name``."""
     return {"type": f"{modality}_url", f"{modality}_url": None, "uuid": name}
 
 
@@ -317,13 +317,13 @@ def media_of(engine_input: Mapping[str, Any]) -> Iterator[tuple[str, str, Mappin
 
 
 def media_ranges(engine_input: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Where in ``prompt_token_ids`` the media are: begin and end of each, in order."""
+    """The begin and end of each medium in ``prompt_token_ids``, in order."""
     ranges = (engine_input.get("mm_placeholders") or {}).values()
     return sorted((r.offset, r.offset + r.length) for of_modality in ranges for r in of_modality)
 
 
 def media_tokens(engine_input: Mapping[str, Any]) -> dict[str, list[int]]:
-    """By modality, how many tokens stand for each medium, without the text between its frames."""
+    """The number of tokens of each medium, by modality, without the text between its frames."""
     ranges = engine_input.get("mm_placeholders") or {}
     return {
         modality: [place.get_num_embeds() for place in of_modality]
@@ -331,12 +331,12 @@ def media_tokens(engine_input: Mapping[str, Any]) -> dict[str, list[int]]:
     }
 
 
-# --- what must be there ---------------------------------------------------------------------------
+# --- the check of the installed vLLM --------------------------------------------------------------
 
 
 def _check() -> None:
-    """Compare the installed vLLM with what is used of it beyond names that are imported: now, and
-    not in the middle of a run."""
+    """Check that the installed vLLM has everything that is used, beyond the imported names: now,
+    and not in the middle of a run."""
     try:
         _takes(AsyncLLM.from_vllm_config, "config", options=("stat_loggers", "disable_log_stats"))
         options = ("request_id", "lora_request", "reasoning_parser_kwargs")
@@ -371,8 +371,8 @@ def _check() -> None:
 
 
 def _takes(function: Callable[..., Any], *arguments: str, options: Sequence[str] = ()) -> None:
-    """Raise :class:`TypeError` if a function cannot be called with so many positional arguments,
-    and these keyword arguments."""
+    """Raise :class:`TypeError` if a function cannot be called with this number of positional
+    arguments, and these keyword arguments."""
     try:
         inspect.signature(function).bind(*arguments, **dict.fromkeys(options))
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""The prompt of a conversation, by vLLM's own reading of the model's chat template."""
+"""Makes the prompt of a conversation as vLLM itself reads the model's chat template."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from video_pipeline.tasks.base import Messages
 _PLACEHOLDERS = [
     f"{modality}_token_{kind}" for modality in ("image", "video") for kind in ("id", "index")
 ]
-"""Where configurations of models keep the tokens that stand for media."""
+"""The keys of a model's configuration with the tokens that stand for media."""
 
 _WAYS_OUT = {
     "video": "show it a picture, with run.dataset: first_frame",
     "image": "leave images out of the messages of the task",
 }
-"""What a user can do if the model takes no media of a kind."""
+"""The advice for a model that takes no media of a kind."""
 
 
 @dataclass
 class ConversationRenderer:
-    """Makes the prompts of conversations. vLLM knows where each family puts its media, and how its
-    template wants the content of a message."""
+    """Makes the prompts of conversations. vLLM knows where each family puts its media, and in which
+    form its template takes the content of a message."""
 
     renderer: SampleRenderer
     model: str
@@ -55,10 +55,8 @@ class ConversationRenderer:
                 raise PlaceholderError(
                     f"the model takes no {modality}: {_WAYS_OUT[modality]}, or name another model"
                 )
-        messages = llm_input["messages"]
-        rendered = self._prompt(messages, names)
-        rest = {name: value for name, value in llm_input.items() if name != "messages"}
-        return {**rest, **rendered}
+        fields = {name: value for name, value in llm_input.items() if name != "messages"}
+        return {**fields, **self._prompt(llm_input["messages"], names)}
 
     def _prompt(self, messages: Messages, names: Mapping[str, list[str]]) -> dict[str, Any]:
         render = partial(self._render, names=names)
@@ -94,15 +92,12 @@ def announced(messages: Messages, names: Mapping[str, list[str]]) -> Messages:
         PlaceholderError: The messages do not show each medium once.
     """
     # The sound of a video has no part of its own.
-    shown = {
-        modality: of_modality for modality, of_modality in names.items() if modality != "audio"
-    }
-    waiting = {modality: iter(of_modality) for modality, of_modality in shown.items()}
+    waiting = {modality: iter(names[modality]) for modality in names if modality != "audio"}
 
-    def part(given: dict[str, Any]) -> dict[str, Any]:
-        if not is_medium(given):
-            return {"type": "text", "text": given["text"]}
-        modality = "video" if "video" in given else "image"
+    def announced_part(part: dict[str, Any]) -> dict[str, Any]:
+        if not is_medium(part):
+            return {"type": "text", "text": part["text"]}
+        modality = "video" if "video" in part else "image"
         name = next(waiting.get(modality, iter(())), None)
         if name is None:
             raise PlaceholderError(f"the messages show more media of the kind {modality} than came")
@@ -113,10 +108,10 @@ def announced(messages: Messages, names: Mapping[str, list[str]]) -> Messages:
         check_parts(message)
         content = message["content"]
         if isinstance(content, list):
-            content = [part(given) for given in content]
+            content = list(map(announced_part, content))
         result.append({**message, "content": content})
-    for modality, left in waiting.items():
-        if next(left, None) is not None:
+    for modality, unused_names in waiting.items():
+        if next(unused_names, None) is not None:
             raise PlaceholderError(
                 f"the messages show fewer media of the kind {modality} than came"
             )

@@ -1,4 +1,4 @@
-"""vLLM's own asynchronous engine as one of ours."""
+"""The engine that runs vLLM's own asynchronous engine."""
 
 from __future__ import annotations
 
@@ -62,14 +62,13 @@ from video_pipeline.run.answers import reason_of_all
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 1.0
-"""How long vLLM's engine process may take to give its resources back. It needs a moment, and then
-collects the garbage of its whole heap, for seconds in which the GPU is held and nothing is done:
-it is killed instead."""
+"""How long vLLM's engine process may take to give its resources back. It needs a moment. Then it
+would hold the GPU for seconds more, while it collects the garbage of its heap, so it is killed."""
 
 _FAILED_PROCESS = re.compile(r"'(EngineCore\w*)': (-?\d+)")
 
 _KEPT_SAMPLINGS = 1000
-"""Each sample may have sampling parameters of its own. So many of them are kept."""
+"""How many sampling parameters are kept: each sample may have its own."""
 
 
 class VllmEngine(Engine):
@@ -117,8 +116,8 @@ class VllmEngine(Engine):
 
     @cached_property
     def max_item_tokens(self) -> int | None:
-        """What vLLM sets its encoder cache to: ``max_num_batched_tokens`` (whose default depends on
-        the device), or the largest item that the model's processor gives if that is more."""
+        """The size of vLLM's encoder cache: ``max_num_batched_tokens`` (whose default depends on
+        the device), or the largest item of the model's processor if that is larger."""
         if not self._vllm_config.model_config.is_multimodal_model:
             return None
         return encoder_cache_size(self._vllm_config)
@@ -150,8 +149,8 @@ class VllmEngine(Engine):
         if cause is not None and cause.is_exception:
             return cause.text
         logged = [cause.text] if cause is not None else []
-        codes = [(each.name, each.exitcode) for each in self._processes]
-        # Of an engine that has not started, vLLM's message has them.
+        codes = [(process.name, process.exitcode) for process in self._processes]
+        # If the engine has not started, vLLM's message has them.
         codes += [(name, int(code)) for name, code in _FAILED_PROCESS.findall(str(error))]
         ends = [
             f"its process {name} ended: {how_it_ended(code)}"
@@ -215,16 +214,16 @@ class VllmEngine(Engine):
                 raise EngineDead(f"it failed twice with one request: {second}") from second
         completions = output.outputs
         if any(completion.finish_reason == "abort" for completion in completions):
-            # Nobody here cancels a request: the engine was told to end and hands back what it has.
+            # Nobody here cancels a request, so the engine was told to end, and returns what it has.
             raise EngineDead("it gave up a request: it was told to end")
-        said = [self.split(completion.text) for completion in completions]
+        parts = [self.split(completion.text) for completion in completions]
         tokens = [len(completion.token_ids) for completion in completions]
         return Answer(
-            _one_or_all([text for _, text in said]),
+            _one_or_all([text for _, text in parts]),
             len(output.prompt_token_ids or ()),
             sum(tokens),
             reason_of_all(completion.finish_reason or "unknown" for completion in completions),
-            _one_or_all([reasoning for reasoning, _ in said]),
+            _one_or_all([reasoning for reasoning, _ in parts]),
             output.num_cached_tokens or 0,
             sum(media_tokens(request).get("audio", ())),
             _one_or_all([self._logprobs(completion) for completion in completions]),
@@ -239,11 +238,11 @@ class VllmEngine(Engine):
         tokens = token_logprobs(completion)
         if self._reasoning is None:
             return tokens
-        said = self._reasoning.extract_content_ids(list(completion.token_ids))
-        return tokens[len(tokens) - len(said) :]
+        content_ids = self._reasoning.extract_content_ids(list(completion.token_ids))
+        return tokens[len(tokens) - len(content_ids) :]
 
     async def _output(self, name: str, request: Any, sampling: SamplingParams) -> RequestOutput:
-        """vLLM's answer, or one of our exceptions for its own: :class:`_Recoverable` if the same
+        """vLLM's answer. Raises one of our exceptions for vLLM's: :class:`_Recoverable` if the same
         request may succeed when it is repeated."""
         llm = self._llm
         assert llm is not None, "start() comes first"
@@ -273,7 +272,7 @@ class VllmEngine(Engine):
         return output
 
     def split(self, text: str) -> tuple[str | None, str]:
-        """The reasoning of a thinking model, and its answer; None and ``text`` of any other."""
+        """The reasoning of a thinking model, and its answer; None and ``text`` for any other."""
         if self._reasoning is None:
             return None, text
         reasoning, answer = split_reasoning(self._reasoning, text)
@@ -297,9 +296,9 @@ class VllmEngine(Engine):
 
 
 def _one_or_all(values: list[Any]) -> Any:
-    """The value of the only answer, or those of several; None if there are none."""
+    """The value of the only answer, or the list for several answers; None if they have no value."""
     return values[0] if len(values) == 1 or values[0] is None else values
 
 
 class _Recoverable(Exception):
-    """vLLM failed with one request only; its own exception, if there is one, is the cause."""
+    """vLLM failed with one request only. Its own exception, if it has raised one, is the cause."""

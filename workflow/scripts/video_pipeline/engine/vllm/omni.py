@@ -2,12 +2,12 @@
 
 The prompt of an omni model holds the tokens of both in turn. What differs from transformers:
 
-* **Positions.** vLLM computes them by rules of its own, and not from the order that the tokens
-  have. For Qwen2.5-Omni it forgets the mark before the sound, so that each token has the position
-  of the next one. For Qwen3-Omni it rounds the times of frames first, so that around a frame sound
-  and pictures change places if the frames are not exactly whole steps apart.
-* **Embeddings.** A step of the scheduler may end within a video. If its tokens are then some of
-  sound, followed by some of pictures, vLLM fills in the pictures first.
+* **Positions.** vLLM computes them by rules of its own, and not from the order of the tokens. For
+  Qwen2.5-Omni it forgets the mark before the sound, so that each token has the position of the next
+  one. For Qwen3-Omni it rounds the times of frames first, so that sound and pictures around a frame
+  change places if the frames are not exactly whole steps apart.
+* **Embeddings.** A step of the scheduler may end within a video. If its tokens are then first of
+  sound and later of pictures, vLLM fills in the pictures first.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class OmniWorker(LeaseHolder):
 def positions(
     model: Any, tokens: list[int], features: list[Any], *, video_token: int, marks_share: bool
 ) -> tuple[torch.Tensor, int]:
-    """The positions (3 x tokens) of a prompt in which videos have sound, and by how much the
-    positions after it are behind the number of tokens. They are those of transformers, cut to whole
-    numbers as vLLM cuts those of other videos.
+    """The positions (3 x tokens) of a prompt in which videos have sound, and the difference between
+    the next position and the number of tokens. They are those of transformers, cut to whole numbers
+    as vLLM cuts those of other videos.
 
     Args:
         model: One of vLLM's omni models.
@@ -47,11 +47,11 @@ def positions(
     pieces: list[NDArray[np.int64]] = []
     done = 0
 
-    def add(*together: NDArray[np.int64], begin: int | None = None) -> None:
+    def add(*new_pieces: NDArray[np.int64], begin: int | None = None) -> None:
         nonlocal done
         if begin is None:
             begin = int(pieces[-1].max()) + 1 if pieces else 0
-        for piece in together:
+        for piece in new_pieces:
             pieces.append(piece + begin)
             done += piece.shape[1]
 
@@ -70,21 +70,22 @@ def positions(
             add(grid)
             continue
         sound = model._compute_audio_token_count(data["audio_feature_length"])
-        # The marks of the sound stand within those of the video.
+        # The marks around the sound stand between those around the video.
         add(in_turn(1), begin=int(pieces[-1].max()) if marks_share else None)
         is_video = np.array(tokens[done : done + grid.shape[1] + sound]) == video_token
         mixed = np.empty((3, len(is_video)), np.int64)
         mixed[:, is_video] = grid
         mixed[:, ~is_video] = in_turn(sound)
-        # What follows continues after the last tokens of one kind, wherever others got to.
+        # The next positions continue after the last tokens of one kind, even if the others are
+        # further ahead.
         last = len(is_video) - int(np.argmax(is_video[::-1] != is_video[-1]))
         add(mixed[:, :last], mixed[:, last:])
         if marks_share:
             add(np.zeros((3, 2), np.int64))
     if done < len(tokens):
         add(in_turn(len(tokens) - done))
-    together = np.concatenate(pieces, axis=1)
-    return torch.from_numpy(together), int(together.max()) + 1 - len(tokens)
+    result = np.concatenate(pieces, axis=1)
+    return torch.from_numpy(result), int(result.max()) + 1 - len(tokens)
 
 
 def _correct_positions(model_class: Any) -> None:
@@ -107,7 +108,7 @@ def _correct_positions(model_class: Any) -> None:
 
 
 def _has_both(is_video: Any, is_audio: Any, num_video: int, num_audio: int) -> bool:
-    """Whether embeddings have to go to the tokens of their own kind, and not in order."""
+    """Whether embeddings have to go to the tokens of their own kind, and not be used in order."""
     return num_video > 0 and num_audio > 0
 
 

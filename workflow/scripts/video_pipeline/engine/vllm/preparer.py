@@ -1,4 +1,4 @@
-"""What decode processes do for vLLM. Imports no vLLM."""
+"""The work of decode processes for vLLM. This module imports no vLLM."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class VllmPreparer(Preparer):
     """vLLM's own preparation of a prompt (tokens, pixel values, positions), run in a decode process
     so that the engine's process only passes the result on.
 
-    It carries vLLM's configuration as bytes. So it can be unpickled without vLLM, and where vLLM is
-    not supported :meth:`start` raises the error that says so. And :meth:`start` may change its own
-    copy of the configuration.
+    It carries vLLM's configuration as bytes. So it can be unpickled without vLLM, and :meth:`start`
+    raises the error that vLLM is not supported. Also, :meth:`start` may change its own copy of the
+    configuration.
     """
 
     def __init__(

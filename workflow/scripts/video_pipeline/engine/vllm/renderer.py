@@ -1,4 +1,4 @@
-"""Makes requests of prompts and media with vLLM's renderer, in a decode process."""
+"""Makes requests from prompts and media with vLLM's renderer, in a decode process."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Renderer:
         )
 
     def warm_up(self) -> None:
-        """Prepare a made-up video: what vLLM, transformers and FFmpeg load when they first need it
-        is then loaded for all samples."""
+        """Prepare a made-up video, so that everything is loaded that vLLM, transformers and FFmpeg
+        load at first use."""
         model = processor_folder(self._model_config.model, self._model_config.revision)
         is_qwen_vl = family_of_folder(model) in ("qwen_vl", None)
         kind = QwenVideoDataset if is_qwen_vl else VideoDataset
@@ -75,7 +75,7 @@ class Renderer:
                 messages = {ONLY_PART: [{"role": "user", "content": content}]}
                 self.prepare(dataset.llm_inputs(messages), "made-up")
         except Exception as error:
-            # The model may take no video. If something else is wrong, each sample says it.
+            # The model may take no video. Any other error comes again with each sample.
             logger.debug("a made-up video could not be prepared: %s", error)
 
     def prepare(self, llm_inputs: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Renderer:
         request = self._renderer.render(llm_input)
         hf_config = self._model_config.hf_config
         _check_tokens(request, hf_config, llm_input.get("prompt_token_ids"))
-        # Of an omni model this is the part that sees and hears.
+        # In an omni model this is the part that sees and hears.
         thinker = getattr(hf_config, "thinker_config", hf_config)
         vision = getattr(thinker, "vision_config", None)
         rate = getattr(thinker, "position_id_per_seconds", getattr(vision, "tokens_per_second", 1))
@@ -117,11 +117,11 @@ class Renderer:
 
 
 def _check_tokens(request: dict[str, Any], hf_config: Any, prompt_ids: list[int] | None) -> None:
-    """Look at what vLLM made of a prompt, beside its media.
+    """Check the tokens that vLLM has made of a prompt, beside those of media.
 
     Raises:
-        SpecialTokenError: The prompt came as the tokens ``prompt_ids`` and has other ones now. If
-            vLLM does not find a placeholder among them, it turns to their text, in which special
+        SpecialTokenError: The prompt came as the tokens ``prompt_ids`` and has other tokens now. If
+            vLLM finds no placeholder among them, it tokenizes their text again, in which special
             tokens act.
         PlaceholderError: No medium took a placeholder.
     """
@@ -145,8 +145,8 @@ def _check_tokens(request: dict[str, Any], hf_config: Any, prompt_ids: list[int]
 def _round_as_transformers(video: Any, tokens_per_second: float) -> None:
     """Make vLLM cut the time of a patch to the position that transformers cuts it to.
 
-    transformers multiplies in float32, where a product that should be whole comes out whole. vLLM
-    multiplies the same float32 number in float64, where it comes out as 4.9999 and is cut to 4,
+    transformers multiplies in float32, where a product that should be whole is whole. vLLM
+    multiplies the same float32 number in float64, where the product is 4.9999 and is cut to 4,
     unless the number is one bit larger.
     """
     seconds = video["second_per_grid_ts"].data
