@@ -123,7 +123,7 @@ def test_deleted_output_comes_back_without_a_model(demo):
         assert "vllm" not in log.replace(str(ROOT), "").lower()  # whatever the folder is called
 
 
-def test_the_contracts_task_runs_from_a_plugin_file(demo, tmp_path):
+def test_the_contracts_task_runs_from_a_plugin_file(demo, tmp_path, forked_engine):
     for name in ("clips", "model"):
         shutil.copytree(demo / name, tmp_path / name)
     (tmp_path / "clips/cut.mp4").write_bytes((demo / "clips/h264.mp4").read_bytes()[:2000])

@@ -51,7 +51,7 @@ def inject():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch) -> Run:
+def run(tmp_path, monkeypatch, forked_engine) -> Run:
     """The demo's clips on one rank, with vLLM's workers in processes of their own, as with several
     GPUs; the file ``run.faults`` breaks them."""
     run = Run(tmp_path / "run")
@@ -70,7 +70,6 @@ def run(tmp_path, monkeypatch) -> Run:
     (info / "entry_points.txt").write_text("[vllm.general_plugins]\nfaults = faults:inject\n")
     (plugins / "faults.py").write_text(FAULTS)
     monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=":")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     run.faults = plugins / "faults"
     return run
 
