@@ -24,8 +24,9 @@ demo: venv  ## the whole workflow with real vLLM on the CPU: tiny model, six cli
 	@echo "summary  $(DEMO)/results/output.describe.summary.json"
 	@echo "report   $(DEMO)/results/output.describe.report.html  (open it in a browser)"
 
-test: venv  ## the tests, two files at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+# Tests that wait, for a time limit or for SLURM, leave two cores idle: hence three files.
+test: venv  ## the tests, three files at a time
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
 	    -m "not families"
 
 families: venv  ## the answers of every model family against transformers, with real vLLM
