@@ -31,8 +31,8 @@ def failure_report(stages: Sequence[Stage], scripts: Path, *, is_stopped: bool =
         return "\n".join([*lines, *_shown(errors)])
     folders = sorted({str(stage.layout.log("split").parent) for stage in stages})
     lines = [
-        f"\nThe logs under {', '.join(folders)}/ say what failed; the journal has all answers so far.\n"
-        "Fix the cause and run the same command again: it infers only what is missing."
+        f"\nThe logs under {', '.join(folders)}/ say what failed. The journal has all answers "
+        "so far.\nFix the cause and run the same command again: it infers only what is missing."
     ]
     lines.extend(
         f"Shards that are not finished: {', '.join(map(str, unfinished))} "
