@@ -128,7 +128,9 @@ def test_no_journal_goes_where_none_is_current(splitting):
     assert of_other_settings(run.config, splitting.layout) == []
     before = run.journals()
     run.configure(sampling={"max_tokens": 3})
-    with pytest.raises(UserError, match=r"none of the 1 journal\(s\) there is of the settings"):
+    with pytest.raises(
+        UserError, match=r"none of the 1 journal\(s\) there belongs to the settings"
+    ):
         prune(run.config, splitting.layout)
     assert "so none is removed" in run.module("journal", "prune", "--yes", succeeds=False)
     assert run.journals() == before
