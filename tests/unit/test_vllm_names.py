@@ -13,7 +13,7 @@ from helpers import PROJECT
 from video_pipeline.config import load_config
 from video_pipeline.config import vllm_names as names
 from video_pipeline.config.vllm_names import known_names
-from video_pipeline.config.vllm_version import TRIED, installed_version
+from video_pipeline.config.vllm_version import TRIED, installed_build, installed_version
 from video_pipeline.errors import UserError
 
 VERSION = TRIED[-1]
@@ -21,7 +21,7 @@ VERSION = TRIED[-1]
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Says which distributions are installed, and clears what was warned about."""
+    """Says which distributions are installed, and clears what was looked up and warned about."""
 
     def say(**versions: str) -> None:
         def version(name: str) -> str:
@@ -30,9 +30,11 @@ def installed(monkeypatch):
             return versions[name]
 
         monkeypatch.setattr(metadata, "version", version)
+        installed_build.cache_clear()
         names._warn_once.cache_clear()
 
-    return say
+    yield say
+    installed_build.cache_clear()
 
 
 def message_of(**sections) -> str:
