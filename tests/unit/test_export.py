@@ -24,8 +24,9 @@ from video_pipeline.errors import UserError
 from video_pipeline.export import columns as columns_module
 from video_pipeline.export import export as module
 from video_pipeline.export.columns import MAX_DEPTH, MAX_NAMES, OTHERS, Columns
-from video_pipeline.export.export import dataset_card, export, size_category
+from video_pipeline.export.export import _MEANINGS, dataset_card, export, size_category
 from video_pipeline.export.flat import flat_names, flattened
+from video_pipeline.output.records import _ANSWER
 from video_pipeline.run.layout import Layout
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "finish_reason": "stop"}
@@ -529,3 +530,7 @@ def test_the_last_column_of_a_full_table_is_a_map():
     full.finish()
     (row,) = full.table([{"0": 5, "one more": [1]}]).to_pylist()
     assert (row["0"], row[OTHERS]) == (5, '{"one more":[1]}')
+
+
+def test_every_field_of_an_answer_has_its_line_on_the_card():
+    assert set(_ANSWER) <= _MEANINGS.keys()

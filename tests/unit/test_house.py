@@ -19,7 +19,7 @@ ROOMS = [
     for cell in re.findall(r"^\| ([^|]*) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     for room in re.findall(r"`(\w+)(?:/|\.py)`", cell)
 ]
-"""The table of the page, from the ground floor up: a room uses what stands before it."""
+"""The table of the page, whose first is what all others use: a room uses those above it."""
 
 MODULE_LINES = 400
 LIBRARY_LINES = 29_350
@@ -73,7 +73,7 @@ def test_the_table_of_the_page_lists_every_room():
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_a_room_uses_those_below_it(path):
+def test_a_room_uses_those_above_it(path):
     if (name := name_of(path)) in ("", "__main__", "api", "retry", "watch", "preview", "scenes"):
         return  # doors to the rooms
     if name in ("journal.__main__", "samples.__main__"):

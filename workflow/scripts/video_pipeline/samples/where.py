@@ -18,7 +18,7 @@ HEADER_FIELDS = frozenset({"duration", "fps", "codec", *SIZE_FIELDS})
 """Fields of the video itself that a condition may use. A field of the sample with the same name
 goes first."""
 
-_OF_EVERY_RECORD = ("__reasoning", "damaged", "previous")
+_OF_SOME_RECORDS = ("__reasoning", "damaged", "previous")
 """Fields that only some records have, whatever the task."""
 
 
@@ -50,7 +50,7 @@ class Where:
 
     @staticmethod
     def _is_common(path: str) -> bool:
-        return path in HEADER_FIELDS or path.removeprefix("previous.") in _OF_EVERY_RECORD
+        return path in HEADER_FIELDS or path.removeprefix("previous.") in _OF_SOME_RECORDS
 
     def holds(
         self, raw: Mapping[str, Any], header: Callable[[], Mapping[str, Any]] | None = None
