@@ -26,10 +26,9 @@ def test_a_quiet_run_still_says_where_its_results_are(run):
     run.write_samples(samples(2))
     said = run.snakemake("--quiet", "all")
     assert "watch results/out.jsonl from another terminal: " in said
-    assert said.splitlines()[-3:] == [
+    assert said.splitlines()[-2:] == [
         "output  results/out.jsonl",
         "report  results/out.report.html",
-        "errors  results/out.errors.jsonl",
     ]
     assert [record["__key"] for record in run.records()] == keys(2)
 

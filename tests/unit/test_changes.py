@@ -183,7 +183,7 @@ def test_a_dry_run_says_it(splitting: Splitter) -> None:
     config, layout = splitting.run.config, splitting.layout
     changed = what_changed(config, layout)
     assert changed == ["sampling.max_tokens (512 -> 13)"]
-    stays = what_stays(config, layout, changed)
+    stays = what_stays(config, layout)
     assert "up to 3 of 3 samples will be inferred again; 2 answers stay under the old" in stays
 
 
@@ -194,4 +194,25 @@ def test_a_dry_run_does_not_speak_of_what_asks_nothing(splitting: Splitter) -> N
     config, layout = splitting.run.config, splitting.layout
     changed = what_changed(config, layout)
     assert len(changed) == 2
-    assert what_stays(config, layout, changed) == ""
+    assert what_stays(config, layout) == ""
+
+
+def test_code_that_asks_the_same_costs_nothing(splitting: Splitter) -> None:
+    """Only split can tell whether a plugin builds other messages."""
+    splitting(samples(3), 1).finish(*keys(2))
+    plugin = splitting.run.folder / "plugin.py"
+    plugin.write_text(plugin.read_text() + "# another parse")
+    config, layout = splitting.run.config, splitting.layout
+    assert len(what_changed(config, layout)) == 1
+    assert what_stays(config, layout).startswith("a sample is inferred again only if its messages")
+
+
+def test_another_input_is_one_change_that_costs_nothing(splitting: Splitter) -> None:
+    splitting(samples(3), 1).finish(*keys(2))
+    other = splitting.run.folder / "other.jsonl"
+    other.write_text('{"path": "x.mp4"}\n')
+    splitting.run.configure(data={"input_jsonl": "other.jsonl"})
+    config, layout = splitting.run.config, splitting.layout
+    (change,) = what_changed(config, layout)
+    assert change.startswith("input (")
+    assert what_stays(config, layout) == ""

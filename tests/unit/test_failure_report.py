@@ -13,7 +13,7 @@ from video_pipeline.config import load_config
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.sharding import Sharding
 from video_pipeline.run.stages import Stage
-from video_pipeline.workflow.failure_report import failure_report
+from video_pipeline.workflow.failure_report import failure_report, last_errors
 
 
 @pytest.fixture
@@ -72,3 +72,13 @@ def test_a_run_without_resume_that_was_stopped_begins_anew(stage):
     config = load_config({"data": {"resume": False}})
     stopped = Stage("ask", config, stage.sharding, stage.layout)
     assert failure_report([stopped], Path(), is_stopped=True).endswith("begins anew.")
+
+
+def test_the_error_of_an_earlier_run_is_not_shown_again(stage):
+    stage.layout.manifest.unlink()
+    write_log(stage, "consolidate", "error: an earlier one (log: consolidate.attempt1.log)\n")
+    earlier = last_errors([stage])
+    write_log(stage, "split", "error: a new one (log: split.attempt2.log)\n")
+    report = failure_report([stage], Path(), earlier=earlier)
+    assert report.endswith("error: a new one (log: split.attempt2.log)")
+    assert "an earlier one" not in report

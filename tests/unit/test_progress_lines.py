@@ -87,3 +87,13 @@ def test_at_the_end_stand_the_paths_and_the_command_for_what_failed(lines, capsy
     command = shlex.split(retry.partition("snakemake command: ")[2])
     subprocess.run(command, cwd="/", check=True)
     assert layout.reopened.exists()
+
+
+def test_more_failures_than_are_named_are_counted(lines, capsys, monkeypatch):
+    monkeypatch.setattr(progress_lines, "MOST_FAILURES", 0)
+    config, layout = lines.splitting.run.config, lines.splitting.layout
+    infer(config, layout, 1, threads=2)
+    consolidate(config, layout)
+    capsys.readouterr()
+    lines.show_summary()
+    assert "failed  and 1 more" in capsys.readouterr().err.splitlines()

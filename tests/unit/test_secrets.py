@@ -24,7 +24,8 @@ SECRETS = """
 """
 
 OTHERS = """
-    max_tokens min_tokens num_tokens output_tokens tokens maxTokens tokenizer tokenizer_mode
+    max_tokens max_token min_tokens num_tokens output_tokens tokens maxTokens tokenizer
+    tokenizer_mode
     token_field token_ids stop_token_ids token_count tokens_per_second skip_special_tokens
     thinking_token_budget bad_tokens stop_tokens eos_token image_token stop_token endToken
     detokenize key keys id_key sort_key answer_key key_field keyframes primary_key keyword

@@ -85,6 +85,10 @@ def test_it_says_what_it_waits_for(split_run: Splitter) -> None:
     manifest.unlink()
     words = f"waits for the rule split: there is no {manifest.absolute()} yet"
     assert words in look(config).waits
+    log = split_run.layout.log("split")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("=== attempt 1\nerror: novid: no such folder\n")
+    assert look(config).waits == "the rule split failed: novid: no such folder"
 
 
 def test_a_narrow_terminal_shows_what_needs_a_look_first(split_run: Splitter) -> None:

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from video_pipeline.commands import options
 from video_pipeline.common.files import is_newer, read_object
+from video_pipeline.common.logs import last_error
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import count, describe_step, duration, share
 from video_pipeline.config import Config
@@ -122,6 +123,8 @@ class RunView:
         """What it waits for, in words; empty if it is running, or over."""
         states = {view.state for view in self.ranks}
         if self.missing is not None:
+            if self.state != "not begun" and (error := last_error(self.layout.log("split"))):
+                return f"the rule split failed: {error}"
             who = "snakemake" if self.state == "not begun" else "the rule split"
             path = printable(self.missing.absolute())
             return f"waits for {who}: there is no {path} yet (--directory names another folder)"

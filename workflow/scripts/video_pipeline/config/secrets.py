@@ -32,6 +32,7 @@ counted."""
 _OF_TEXT = frozenset(
     {"bos", "eos", "bot", "eot", "pad", "unk", "cls", "sep", "mask", "special", "stop", "start"}
     | {"begin", "end", "first", "last", "next", "prefix", "suffix", "placeholder", "separator"}
+    | {"max", "min"}
     | {"image", "video", "audio", "vision", "frame", "text", "think", "thinking", "reasoning"}
     | {"prompt", "answer", "input", "output", "system", "assistant", "tool", "per", "new"}
 )

@@ -150,9 +150,10 @@ def _check_answered(
         except (ValueError, LookupError):
             return  # The file is damaged, which its checksum will show.
     retry = ""
-    if stages.keys() - {"parse", "length"}:
+    if closed := sorted(stages.keys() - {"parse", "length"}):
         command = command_line("retry", layout.config, Path(__file__).parents[2])
-        retry = f", then open them again ({command})"
+        which = "them" if len(closed) == len(stages) else f"those of stage {', '.join(closed)}"
+        retry = f", then open {which} again ({command})"
     raise UserError(
         f"none of the {manifest.samples:,} samples in {shown(config.data.input_jsonl)} was "
         f"answered ({counts}), so there is no output. The first: {first}. Fix the cause{retry} and "

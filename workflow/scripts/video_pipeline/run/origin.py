@@ -152,7 +152,8 @@ def what_changed(config: Config, layout: Layout) -> list[str]:
         changed["version"] = "the version of the chunks"
     for origin in recorded:
         then = _flat(origin)
-        changed.update(zip(names := different(then, now), describe(names, then, now), strict=True))
+        names = _changed_names(then, now)
+        changed.update(zip(names, describe(names, then, now), strict=True))
     return [changed[name] for name in sorted(changed)]
 
 
@@ -170,7 +171,7 @@ def changes_since(recorded: Mapping[str, Any], config: Config) -> list[Change]:
     input_jsonl = stable_address(config.data.input_jsonl)
     code = set(map(str, code_files(config)))
     changes = []
-    for name in different(then, now):
+    for name in _changed_names(then, now):
         if name in ("input", input_jsonl):
             changes.append(Change("input", input_jsonl))
         elif name in code or name in recorded["files"]:
@@ -184,18 +185,23 @@ _NOTHING_ASKED = ("input", "run.truncated", "run.plugins", "data.where")
 """A change of these asks the model nothing new."""
 
 
-def what_stays(config: Config, layout: Layout, changed: Sequence[str]) -> str:
-    """A sentence about the existing answers after the changes ``changed`` (:func:`what_changed`);
-    empty if there are none, or the changes ask the model nothing new."""
-    harmless = (*_NOTHING_ASKED, stable_address(config.data.input_jsonl))
+def what_stays(config: Config, layout: Layout) -> str:
+    """A sentence about what the changes since the last split cost; empty if there are no answers,
+    or the changes ask the model nothing new about the same samples."""
     recorded = read_object(layout.summary) or read_object(layout.manifest)
-    if all(name.startswith(harmless) for name in changed) or "journal" not in recorded:
+    if "journal" not in recorded or not recorded.get("origin"):
         return ""
-    samples = recorded["samples"]
-    total = samples["distinct"] if isinstance(samples, dict) else samples
-    answers = count_answers(Path(recorded["journal"]))
+    kinds = {change.kind for change in changes_since(recorded["origin"], config)}
+    answers = count_answers(Path(recorded["journal"])) if kinds & {"setting", "code"} else 0
     if not answers:
         return ""
+    if "setting" not in kinds:
+        return (
+            "a sample is inferred again only if its messages have changed. The log of split says "
+            "how many, before the output is replaced"
+        )
+    samples = recorded["samples"]
+    total = samples["distinct"] if isinstance(samples, dict) else samples
     return (
         f"up to {total:,} of {total:,} samples will be inferred again; {answers:,} answers stay "
         "under the old settings. The log of split says how many, before the output is replaced"
@@ -218,6 +224,13 @@ def output_is_damaged(layout: Layout) -> bool:
     if about.get("videos") and not layout.videos.exists():
         return True  # This file is no output of a rule, so Snakemake does not miss it.
     return size != seal.num_bytes or (size <= SMALL_BYTES and not seal.fits(layout.output))
+
+
+def _changed_names(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of two flat origins whose values differ; of another input only ``input``."""
+    names = different(then, now)
+    inputs = {then["input"], now["input"]} if "input" in names else set()
+    return [name for name in names if name not in inputs]
 
 
 def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:

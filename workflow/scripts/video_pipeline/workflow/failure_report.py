@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from video_pipeline.common.logs import ERROR, last_error
@@ -16,11 +16,17 @@ MAX_ERRORS = 3
 """The most errors that are shown."""
 
 
-def failure_report(stages: Sequence[Stage], scripts: Path, *, is_stopped: bool = False) -> str:
+def failure_report(
+    stages: Sequence[Stage],
+    scripts: Path,
+    *,
+    earlier: Collection[str] = (),
+    is_stopped: bool = False,
+) -> str:
     """The lines about the failed jobs of ``stages``; ``scripts`` is the folder of the workflow's
-    scripts. If a signal has ended the run (``is_stopped``), they are only about the errors of jobs
-    that had failed before."""
-    errors = [error for stage in stages for error in _last_errors(stage)]
+    scripts. Errors of ``earlier`` runs (:func:`last_errors`) are not shown. If a signal has ended
+    the run (``is_stopped``), the lines are only about the errors of jobs that had failed before."""
+    errors = [error for error in last_errors(stages) if error not in earlier]
     if is_stopped:
         goes_on = (
             ". The journal has all answers so far: the same command infers only what is missing."
@@ -44,22 +50,25 @@ def failure_report(stages: Sequence[Stage], scripts: Path, *, is_stopped: bool =
     return "\n".join([*lines, *_shown(errors)])
 
 
+def last_errors(stages: Sequence[Stage]) -> list[str]:
+    """The last words of the jobs whose output is missing. Each names the log of its attempt."""
+    errors: list[str] = []
+    for stage in stages:
+        layout = stage.layout
+        outputs = dict(stage.rule_outputs)
+        if is_fetched(stage.config):
+            outputs["fetch"] = layout.weights
+        failed = [rule for rule, path in outputs.items() if not path.exists()]
+        failed += [f"infer.rank{rank}" for rank in layout.unfinished()]
+        errors += filter(None, (last_error(layout.log(name)) for name in failed))
+    return errors
+
+
 def _shown(errors: Sequence[str]) -> list[str]:
     """The lines about the errors of jobs."""
     has_more = len(errors) > MAX_ERRORS
     title = [f"The first {MAX_ERRORS} of {len(errors)} errors:"] if has_more else []
     return [*title, *(f"{ERROR}{error}" for error in errors[:MAX_ERRORS])]
-
-
-def _last_errors(stage: Stage) -> list[str]:
-    """The last words of the jobs whose output is missing."""
-    layout = stage.layout
-    outputs = dict(stage.rule_outputs)
-    if is_fetched(stage.config):
-        outputs["fetch"] = layout.weights
-    failed = [rule for rule, path in outputs.items() if not path.exists()]
-    failed += [f"infer.rank{rank}" for rank in layout.unfinished()]
-    return list(filter(None, (last_error(layout.log(name)) for name in failed)))
 
 
 def _infer_command(stage: Stage, rank: int, scripts: Path) -> list[str]:

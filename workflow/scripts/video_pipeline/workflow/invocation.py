@@ -33,7 +33,7 @@ from video_pipeline.run.origin import (
 from video_pipeline.run.sharding import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.run.stages import Stage, resolve_stages
 from video_pipeline.workflow.cluster import check_jobs
-from video_pipeline.workflow.failure_report import failure_report
+from video_pipeline.workflow.failure_report import failure_report, last_errors
 from video_pipeline.workflow.forecast import forecast
 from video_pipeline.workflow.literal_paths import take_literally
 from video_pipeline.workflow.pending import needs_no_gpu, num_pending
@@ -66,6 +66,7 @@ class Invocation:
         self._locks: list[TextIO] = []
         self._has_begun = False
         self._progress: ProgressLines | None = None  # Set while this process may change the output.
+        self._earlier_errors: list[str] = []  # Of jobs that this run may not reach.
         is_module = self.snakemake.is_module
         run, logs = load_config(config), Path("logs")
         if is_module:
@@ -174,7 +175,7 @@ class Invocation:
             if changed := what_changed(config, layout):
                 reason = f"split again, changed: {', '.join(changed)}"
                 self._force(stage, layout.manifest, reason)
-                if stays := what_stays(config, layout, changed):
+                if stays := what_stays(config, layout):
                     _print(f"{layout.output}: {stays}")
             if output_is_damaged(layout):
                 self._force(stage, layout.output, "not what was written there: written again")
@@ -245,6 +246,7 @@ class Invocation:
             for stage in self.stages:
                 self._take(stage)
                 invoked.write(stage.layout)
+            self._earlier_errors = last_errors(self.stages)
             stop_jobs_on_signals()
             self._progress = ProgressLines(self.stages, self._scripts)
             self._progress.begin()
@@ -260,7 +262,12 @@ class Invocation:
         that continues."""
         if self._progress is not None:
             self._progress.end()
-            report = failure_report(self.stages, self._scripts, is_stopped=is_asked_to_end())
+            report = failure_report(
+                self.stages,
+                self._scripts,
+                earlier=self._earlier_errors,
+                is_stopped=is_asked_to_end(),
+            )
             atexit.register(_print, report)
 
     def _take(self, stage: Stage) -> None:

@@ -57,15 +57,14 @@ class ProgressLines:
             if not layout.summary.exists():
                 continue
             Console(stderr=True).print(summary_table(layout.summary))
-            for name, path in (
-                ("output", layout.output),
-                ("report", layout.report),
-                ("errors", layout.errors),
-            ):
-                _print(f"{name}  {path}")
+            _print(f"output  {layout.output}")
+            _print(f"report  {layout.report}")
             if failed := read_counts(layout.summary).get("error"):
+                _print(f"errors  {layout.errors}")
                 for words in _first_failures(stage):
                     _print(f"failed  {words}")
+                if failed > MOST_FAILURES:
+                    _print(f"failed  and {failed - MOST_FAILURES:,} more")
                 again = (
                     ". To open them again, before the same snakemake command: "
                     f"{self._command('retry', stage)}"
