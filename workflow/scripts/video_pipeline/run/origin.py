@@ -164,10 +164,13 @@ class Change(NamedTuple):
     words: str  # A key with its values if these are short, or the path of a file.
 
 
-def changes_since(recorded: Mapping[str, Any], config: Config) -> list[Change]:
+def changes_since(
+    recorded: Mapping[str, Any], config: Config, *, with_input: bool = True
+) -> list[Change]:
     """The differences between ``config`` and the :func:`origin_of` the last split that ask the
-    model something new."""
-    then, now = _flat(recorded), _flat(origin_of(config))
+    model something new. ``with_input``: as for :func:`origin_of`; without it, the input counts as
+    changed."""
+    then, now = _flat(recorded), _flat(origin_of(config, with_input=with_input))
     input_jsonl = stable_address(config.data.input_jsonl)
     code = set(map(str, code_files(config)))
     changes = []
@@ -191,7 +194,8 @@ def what_stays(config: Config, layout: Layout) -> str:
     recorded = read_object(layout.summary) or read_object(layout.manifest)
     if "journal" not in recorded or not recorded.get("origin"):
         return ""
-    kinds = {change.kind for change in changes_since(recorded["origin"], config)}
+    changes = changes_since(recorded["origin"], config, with_input=False)
+    kinds = {change.kind for change in changes}
     answers = count_answers(Path(recorded["journal"])) if kinds & {"setting", "code"} else 0
     if not answers:
         return ""
