@@ -18,8 +18,50 @@ def test_the_error_of_a_job_comes_last_and_once(run):
     assert said.count("\nerror: ") == 1
     before, last = said.split("\nerror: ")
     assert "line 3: not JSON" in last
-    assert "At least one job did not complete successfully" in before
-    assert "Traceback" not in said
+    assert "Error in rule split:\n    jobid: " in before
+    assert "log: logs/out/split.log" in before
+    for noise in ("Traceback", "CalledProcessError", "message: None", "sed -u", "Job stats"):
+        assert noise not in said
+
+
+def test_a_run_says_only_what_is_about_its_samples(run):
+    run.write_samples(samples(2))
+    assert "Job stats" in run.snakemake("-n")
+    said = run.snakemake()
+    for noise in ("Select jobs", "Execute 1", "Provided cores", "Job stats", "steps (", "Finished"):
+        assert noise not in said
+    assert "infers 2 samples" in said
+    assert "balanced by" not in said  # There is only one rank.
+    (complete,) = (run.folder / ".snakemake/log").glob("*.log")
+    for line in ("Select jobs", "Provided cores", "Job stats", "5 of 5 steps (100%) done"):
+        assert line in complete.read_text()
+
+
+def test_a_run_that_shows_its_commands_leaves_nothing_out(run):
+    run.write_samples([{"id": "no path"}])
+    said = run.snakemake("--printshellcmds", succeeds=False)
+    for line in ("Select jobs", "Job stats", "CalledProcessError", "    shell:\n"):
+        assert line in said
+
+
+def test_a_mistake_is_told_without_the_places_in_our_files(run):
+    run.configure(run={"no_such_key": 1})
+    said = run.snakemake(succeeds=False)
+    assert "\nerror: " in said
+    assert said.splitlines()[-1].startswith("  run.no_such_key: unknown key")
+    assert "WorkflowError" not in said
+    assert ".smk" not in said
+
+
+def test_a_run_with_nothing_to_do_says_where_its_results_are(run):
+    run.write_samples(samples(2))
+    run.snakemake()
+    files = ["output  results/out.jsonl", "report  results/out.report.html"]
+    assert run.snakemake().splitlines()[-2:] == files
+    run.write_samples(samples(3))
+    dry = run.snakemake("-n")
+    assert files[0] not in dry
+    assert "Job stats" in dry
 
 
 def test_a_quiet_run_still_says_where_its_results_are(run):

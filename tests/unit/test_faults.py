@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ try:
     fetch()
     print("done")
 except Failure as error:
-    print(type(error).__name__)
+    print(type(error).__name__, error, sep="\\n")
 """
 
 
@@ -155,20 +156,36 @@ def hub():
 )
 def test_a_hub_that_is_busy_is_asked_again(hub, tmp_path, what, refusals, said):
     hub.refusals += refusals
+    done = fetch(what, hub.server_port, tmp_path)
+    assert done.stdout.splitlines()[0] == said, done.stderr
+
+
+def fetch(what: str, port: int, home: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HOME": str(tmp_path),
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "0",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", FETCH, what, str(tmp_path / "commits.json")],
+    return subprocess.run(
+        [sys.executable, "-c", FETCH, what, str(home / "commits.json")],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == said, done.stderr
+
+
+@pytest.mark.parametrize("what", ["processor", "weights", "commit"])
+def test_a_hub_that_cannot_be_reached_is_asked_once_more(tmp_path, what):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    done = fetch(what, port, tmp_path)
+    assert done.stdout.splitlines()[0] == "EnvironmentFault"
+    assert "[Errno 111] Connection refused" in done.stdout
+    assert "Got: " not in done.stdout
+    assert "Fix the name" not in done.stdout
+    assert done.stderr.count("Connection refused. The hub is asked again in 0 s") == 1
 
 
 def test_files_that_the_hub_does_not_list_are_not_missing(tmp_path, monkeypatch):

@@ -9,7 +9,12 @@ from types import SimpleNamespace
 import pytest
 from helpers import PROJECT
 from snakemake.exceptions import WorkflowError
-from snakemake.settings.types import DeploymentSettings, ExecutionSettings, ResourceSettings
+from snakemake.settings.types import (
+    DeploymentSettings,
+    ExecutionSettings,
+    OutputSettings,
+    ResourceSettings,
+)
 from video_pipeline.workflow import invocation
 from video_pipeline.workflow.invocation import Invocation
 
@@ -42,6 +47,8 @@ def invoke(here, monkeypatch):
             deployment_settings=DeploymentSettings(),
             execution_settings=ExecutionSettings(),
             dryrun=False,
+            output_settings=OutputSettings(),
+            scheduler=None,
             modifier=MODIFIER,
             dag=SimpleNamespace(forcefiles=set(), needrun_jobs=lambda: jobs),
         )

@@ -25,7 +25,7 @@ from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.page import collect, render
 from video_pipeline.report.summary import summary_table
 from video_pipeline.run import statistics as module
-from video_pipeline.run.pace import Pace, describe_gpu, describe_pace
+from video_pipeline.run.pace import Pace, describe_gpu, describe_progress
 from video_pipeline.run.statistics import (
     MOST_STEPS,
     JobStatistics,
@@ -187,8 +187,11 @@ def test_the_start_of_the_model_does_not_slow_the_pace():
 
 def test_the_pace_in_words():
     pace = Pace(2.0, 1900.0, decode=0.3, engine=0.6)
-    assert describe_pace(pace, 3840) == "2.00 videos/s, 1,900 tokens/s, 32 min left, engine-bound"
-    assert describe_pace(Pace(), 10) == "0.00 videos/s, 0 tokens/s"
+    assert describe_progress(160, 4000, 3, pace) == (
+        "160 of 4,000 (4.0%) done, 3 failed; "
+        "2.00 videos/s, 1,900 tokens/s, 32 min left, engine-bound"
+    )
+    assert describe_progress(0, 10, 0, Pace()) == "0 of 10 (0.0%) done, 0 failed"
 
 
 def test_the_pace_of_one_gpu():
@@ -198,7 +201,9 @@ def test_the_pace_of_one_gpu():
     double = attempt(0, 60, 120, 60, gpus=2, **spent)
     pace = Pace.of(single) + Pace.of(double)
     assert describe_gpu(pace) == "67 prompt tokens/s per GPU (33.3% of its peak)"
-    assert describe_pace(pace, 0).endswith(", 67 prompt tokens/s per GPU (33.3% of its peak)")
+    assert describe_progress(1, 1, 0, pace).endswith(
+        ", 67 prompt tokens/s per GPU (33.3% of its peak)"
+    )
     assert sum([Pace.of(single), Pace.of(double)], Pace()) == pace
     # a share of the known ones would be taken for that of all
     for unknown in ({"peak_flops": None}, {"flops": None}):
@@ -402,8 +407,6 @@ def test_a_job_leaves_its_statistics_and_says_how_far_it_is(splitting, monkeypat
     assert sum(done["series"]["failed"]) == 1
     assert sum(done["histograms"]["engine_seconds"].values()) == 5
     assert done["started_at"] <= done["ready_at"] <= done["updated_at"]
-    logged = [
-        line for line in caplog.messages if line.startswith("rank 0: ") and "videos/s" in line
-    ]
-    assert logged[0].startswith("rank 0: 0 of 6 (0.0%) done, 0 failed; 0.00 videos/s, 0 tokens/s; ")
+    logged = [line for line in caplog.messages if line.startswith("rank 0: ") and "done, " in line]
+    assert logged[0].startswith("rank 0: 0 of 6 (0.0%) done, 0 failed; 1 being read, ")
     assert logged[-1].startswith("rank 0: 6 of 6 (100.0%) done, 1 failed; ")

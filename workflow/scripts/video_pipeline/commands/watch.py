@@ -32,7 +32,7 @@ from video_pipeline.report.summary import summary_table
 from video_pipeline.run.answers import describe_cut_off, describe_unparsed
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.run.pace import Pace, describe_gpu, describe_pace, describe_samples
+from video_pipeline.run.pace import Pace, describe_gpu, describe_progress
 from video_pipeline.run.sharding import read_sharding
 from video_pipeline.run.statistics import read_statistics
 
@@ -337,10 +337,8 @@ def lines(title: str, view: RunView) -> list[str]:
     if not view.ranks or view.is_over:
         return [": ".join(filter(None, [f"{title}{view.state}", view.waits]))]
     total = view.total
-    texts = [
-        f"{title}{describe_samples(total.finished, total.samples, total.failed)}; "
-        f"{describe_pace(total.pace, total.samples - total.finished)}; {view.state}"
-    ]
+    words = describe_progress(total.finished, total.samples, total.failed, total.pace)
+    texts = [f"{title}{words}; {view.state}"]
     for rank in view.ranks:
         if rank.state in ("failed", "silent"):
             note = f": {rank.note.splitlines()[0]}" if rank.note else ""

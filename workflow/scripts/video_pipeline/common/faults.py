@@ -20,6 +20,9 @@ _TYPES = {
 _USERS_TYPES = {"OfflineModeIsEnabled"}
 """Names of exceptions that look like those above, but follow from a setting."""
 
+_UNREACHABLE = {"ConnectError", "ConnectTimeout", "NewConnectionError", "ConnectionRefusedError"}
+"""Names of exceptions that say that a service does not answer at all (httpx, urllib3, Python)."""
+
 _ERRNOS = {
     *(errno.ENOMEM, errno.ENOSPC, errno.EDQUOT),  # full
     *(errno.EMFILE, errno.ENFILE, errno.EAGAIN),  # no more files or processes
@@ -60,6 +63,11 @@ def is_environment_fault(error: BaseException) -> bool:
     if statuses:  # The service has answered, so its status decides.
         return statuses[0] >= 500 or statuses[0] in _RETRIED_STATUS
     return any(map(_looks_like_environment, chain))
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether ``error`` says that a service does not answer: this machine may have no network."""
+    return any(_names(link) & _UNREACHABLE for link in _chain(error))
 
 
 def is_refusal(error: BaseException) -> bool:

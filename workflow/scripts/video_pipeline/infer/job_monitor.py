@@ -11,7 +11,7 @@ from video_pipeline.gpu.devices import gpus_needed
 from video_pipeline.infer.admission import Window
 from video_pipeline.infer.shard import Shard
 from video_pipeline.run.answers import describe_cut_off
-from video_pipeline.run.pace import Pace, describe_pace, describe_samples
+from video_pipeline.run.pace import Pace, describe_progress
 from video_pipeline.run.statistics import JobStatistics, State, StatisticsFile
 
 logger = logging.getLogger(__name__)
@@ -74,12 +74,11 @@ class JobMonitor:
     def log_progress(self) -> None:
         """Log the progress of the job, and how many answers were cut off when this changes."""
         rate, window = self._shard.error_rate, self._window
-        left = len(self._shard) - rate.finished
+        pace = Pace.of(self.statistics.as_dict())
         logger.info(
-            "rank %d: %s; %s; %d being read, %d ready or in the engine (%.1f MB)",
+            "rank %d: %s; %d being read, %d ready or in the engine (%.1f MB)",
             self._shard.rank,
-            describe_samples(rate.finished, len(self._shard), rate.failed),
-            describe_pace(Pace.of(self.statistics.as_dict()), left),
+            describe_progress(rate.finished, len(self._shard), rate.failed, pace),
             window.preparing,
             window.held,
             window.held_bytes / 1e6,

@@ -13,9 +13,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from video_pipeline.common.faults import failure_of
+from video_pipeline.common.faults import failure_of, is_environment_fault
 from video_pipeline.common.files import write_text
-from video_pipeline.common.hub import ask_hub
+from video_pipeline.common.hub import ask_hub, hub_words
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.model.files import model_files
@@ -132,12 +132,14 @@ class Model:
         try:
             return ask_hub(ask, self.name)
         except Exception as error:
+            later = is_environment_fault(error)
             raise failure_of(
                 error,
                 f"vllm.model: {self.name} is no folder here, and the hub does not say at which "
-                f"commit {self.revision} is: {error}. Fix the name; or give the commit in "
-                "vllm.revision; or fetch it to the same HF_HOME on a machine with a network: "
-                + download_command(self.name),
+                f"commit {self.revision} is: {hub_words(error)}. "
+                f"{'Run the same command again later' if later else 'Fix the name'}; or give the "
+                "commit in vllm.revision; or fetch it to the same HF_HOME on a machine with a "
+                "network: " + download_command(self.name),
             ) from error
 
     def _ask_cache(self) -> str | None:

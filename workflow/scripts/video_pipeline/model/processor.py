@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.common.faults import failure_of, is_environment_fault
-from video_pipeline.common.hub import ask_hub
+from video_pipeline.common.hub import ask_hub, hub_words
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure
 from video_pipeline.model.model import Model, download_command
@@ -71,9 +71,10 @@ def _no_processor(model: str, revision: str | None, error: Exception) -> Failure
     later = is_environment_fault(error)
     return failure_of(
         error,
-        f"vllm.model: {model} is no folder here, and the hub does not give its processor: {error}. "
-        f"{'Run the same command again later' if later else 'Fix the name'}; or fetch it on a "
-        f"machine with a network, to the same HF_HOME: {command}; or name a local folder",
+        f"vllm.model: {model} is no folder here, and the hub does not give its processor: "
+        f"{hub_words(error)}. {'Run the same command again later' if later else 'Fix the name'}; "
+        "or fetch it on a machine with a network, to the same HF_HOME: "
+        f"{command}; or name a local folder",
     )
 
 

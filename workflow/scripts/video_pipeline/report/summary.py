@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ def read_summary(layout: Layout) -> dict[str, Any]:
         )
     return summary
 
+
+_CLEAR_SECONDS = 30.0
+"""In a shorter run the first and the last samples, for which one side waits, count too much."""
 
 _UNKNOWN = "not known"
 """The text for figures that an earlier version did not write."""
@@ -125,14 +129,16 @@ def _sections(summary: dict[str, Any]) -> list[_Rows]:
         ("wall time", duration(cost["wall_seconds"])),
         ("GPU-hours", f"{cost['gpu_hours']:,.2f}"),
         *(("  of", printable(card)) for card in pace.get("cards", ())),
-        ("bound", bound),
+        ("bound", bound if pace["seconds"] >= _CLEAR_SECONDS else "too short to tell"),
     ]
     running: _Rows = [
         ("models running", duration(pace["seconds"])),
         ("  answered/s", f"{pace['videos_per_second']:,.2f}"),
-        (f"  answered/s per {unit}", f"{cost['videos_per_second_per_gpu']:,.2f}"),
-        ("  tokens/s", f"{pace['tokens_per_second']:,.0f}"),
     ]
+    rate = cost["videos_per_second_per_gpu"]
+    if not math.isclose(rate, pace["videos_per_second"], rel_tol=0.01):
+        running.append((f"  answered/s per {unit}", f"{rate:,.2f}"))
+    running.append(("  tokens/s", f"{pace['tokens_per_second']:,.0f}"))
     if (rate := pace.get("prompt_tokens_per_second_per_gpu")) is not None:
         running.append(("  prompt tokens/s per GPU", f"{rate:,.0f}"))
     if (share := pace.get("share_of_peak")) is not None:

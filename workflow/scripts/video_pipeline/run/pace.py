@@ -88,12 +88,14 @@ class Pace:
         return samples / self.samples_per_second if self.samples_per_second else None
 
 
-def describe_samples(finished: int, total: int, failed: int) -> str:
-    """``1,200 of 5,000 (24.0%) done, 3 failed``."""
-    return f"{count(finished, total)} done, {failed:,} failed"
+def describe_progress(finished: int, total: int, failed: int, pace: Pace) -> str:
+    """``1,200 of 5,000 (24.0%) done, 3 failed; 2.10 videos/s, ...``, without the pace if there is
+    none, as while a model is loading."""
+    done = f"{count(finished, total)} done, {failed:,} failed"
+    return done if pace == Pace() else f"{done}; {_describe_pace(pace, total - finished)}"
 
 
-def describe_pace(pace: Pace, left: int) -> str:
+def _describe_pace(pace: Pace, left: int) -> str:
     """``2.10 videos/s, 1,900 tokens/s, 32 min left, decode-bound``; ``left``: samples to go."""
     words = [f"{pace.samples_per_second:,.2f} videos/s", f"{pace.tokens_per_second:,.0f} tokens/s"]
     seconds = pace.seconds_left(left)

@@ -371,14 +371,25 @@ def _log(manifest: Manifest, balance: BalanceReport) -> None:
             "or null",
             *(manifest.dropped, manifest.lines, manifest.unknown),
         )
+    others = [
+        f"{number:,} {words}"
+        for number, words in (
+            (manifest.duplicates, "duplicates"),
+            (manifest.left_out, "failed earlier and left out"),
+        )
+        if number
+    ]
     logger.info(
-        "%(samples)d samples (%(lines)d lines, %(duplicates)d duplicates, %(left_out)d failed "
-        "earlier and left out), %(pending)d pending, in %(num_shards)d chunk(s)",
-        vars(manifest),
+        "%s samples (%s), %s pending, in %d chunk(s)",
+        f"{manifest.samples:,}",
+        ", ".join([f"{manifest.lines:,} lines", *others]),
+        f"{manifest.pending:,}",
+        manifest.num_shards,
     )
-    logger.info(
-        "balanced by %(by)s: the longest rank is %(longest).3f times the mean "
-        "(%(longest_by_count).3f if split by count); %(looked_up)d file(s) looked up in "
-        "%(seconds).1f s, %(unknown)d pending of unknown %(by)s, which count as the median",
-        vars(balance),
-    )
+    if manifest.num_shards > 1:
+        logger.info(
+            "balanced by %(by)s: the longest rank is %(longest).3f times the mean "
+            "(%(longest_by_count).3f if split by count); %(looked_up)d file(s) looked up in "
+            "%(seconds).1f s, %(unknown)d pending of unknown %(by)s, which count as the median",
+            vars(balance),
+        )

@@ -37,8 +37,9 @@ from video_pipeline.workflow.failure_report import failure_report, last_errors
 from video_pipeline.workflow.forecast import forecast
 from video_pipeline.workflow.literal_paths import take_literally
 from video_pipeline.workflow.pending import needs_no_gpu, num_pending
-from video_pipeline.workflow.progress_lines import ProgressLines, num_failed
+from video_pipeline.workflow.progress_lines import ProgressLines, num_failed, show_files
 from video_pipeline.workflow.snakemake_internals import Snakemake, fails_as_workflow_error
+from video_pipeline.workflow.terminal import shorten
 
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
@@ -68,6 +69,8 @@ class Invocation:
         self._progress: ProgressLines | None = None  # Set while this process may change the output.
         self._earlier_errors: list[str] = []  # Of jobs that this run may not reach.
         is_module = self.snakemake.is_module
+        if not is_module and (terminal := self.snakemake.terminal):
+            shorten(terminal, is_dry_run=lambda: self.snakemake.is_dry_run)
         run, logs = load_config(config), Path("logs")
         if is_module:
             place = self.snakemake.take_prefix()
@@ -85,6 +88,7 @@ class Invocation:
             # In a module another rule may write the input.
             made = [Path(stage.config.data.input_jsonl) for stage in self.stages if is_module]
             check_files([stage.config for stage in self.stages], made)
+            atexit.register(self._show_what_is_there)
         if is_module:
             self._join(self.snakemake.peers(self))
 
@@ -250,6 +254,12 @@ class Invocation:
             stop_jobs_on_signals()
             self._progress = ProgressLines(self.stages, self._scripts)
             self._progress.begin()
+
+    def _show_what_is_there(self) -> None:
+        """At the end of a call with nothing to do: print the files' paths."""
+        if self.snakemake.had_nothing_to_do:
+            for stage in self.stages:
+                show_files(stage)
 
     def show_summary(self) -> None:
         """After success: print the summaries of the outputs, as tables."""

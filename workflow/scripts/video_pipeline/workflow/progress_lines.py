@@ -57,8 +57,7 @@ class ProgressLines:
             if not layout.summary.exists():
                 continue
             Console(stderr=True).print(summary_table(layout.summary))
-            _print(f"output  {layout.output}")
-            _print(f"report  {layout.report}")
+            show_files(stage)
             if failed := read_counts(layout.summary).get("error"):
                 _print(f"errors  {layout.errors}")
                 for words in _first_failures(stage):
@@ -95,6 +94,12 @@ class ProgressLines:
 
     def _command(self, name: str, stage: Stage) -> str:
         return command_line(name, stage.layout.config, self._scripts)
+
+
+def show_files(stage: Stage) -> None:
+    """Print where the output and the page about the run are."""
+    _print(f"output  {stage.layout.output}")
+    _print(f"report  {stage.layout.report}")
 
 
 def num_failed(stage: Stage) -> int:

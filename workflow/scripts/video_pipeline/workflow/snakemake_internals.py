@@ -7,6 +7,7 @@ If a version of Snakemake lacks something, the run stops with an error that name
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -114,6 +115,25 @@ class Snakemake:
     def calls_no_handlers(self) -> bool:
         """Whether it calls no ``onstart``, ``onsuccess`` and ``onerror`` (``--no-hooks``)."""
         return bool(self._workflow.execution_settings.no_hooks)
+
+    @property
+    @_uses("logging.logger and workflow.output_settings")
+    def terminal(self) -> logging.Handler | None:
+        """What writes to the terminal; None with another logger, and if the caller wants to see all
+        (``--verbose``, ``--printshellcmds``)."""
+        from snakemake.logging import logger
+
+        shows = self._workflow.output_settings
+        if shows.verbose or shows.printshellcmds:
+            return None
+        named = (each for each in logger.handlers if each.name == "DefaultStreamHandler")
+        return next(named, None)
+
+    @property
+    @_uses("workflow.scheduler and workflow.dag")
+    def had_nothing_to_do(self) -> bool:
+        """Whether it has found that all files are there. Ask when it ends."""
+        return self._workflow.scheduler is not None and not len(self._workflow.dag)
 
     # --- modules: ask while the workflow is parsed ----------------------------------------------
 

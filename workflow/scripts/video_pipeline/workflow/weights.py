@@ -16,7 +16,7 @@ from fnmatch import filter as matching
 from pathlib import Path
 
 from video_pipeline.common.faults import failure_of, is_environment_fault
-from video_pipeline.common.hub import ask_hub
+from video_pipeline.common.hub import ask_hub, hub_words
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.model.model import Model, download_command
@@ -69,10 +69,8 @@ def fetch_weights(config: Config) -> Path:
     try:
         names, folder = ask_hub(fetch, model)
     except Exception as error:
-        why = str(error).rstrip(".")
-        raise failure_of(
-            error, f"vllm.model: the hub does not give {model}: {why}. {_advice(config, error)}"
-        ) from error
+        words = f"vllm.model: the hub does not give {model}: {hub_words(error)}"
+        raise failure_of(error, f"{words}. {_advice(config, error)}") from error
     missing = [name for name in names if not (folder / name).exists()]
     if missing or not names:
         first = missing[0] if missing else "weights"
