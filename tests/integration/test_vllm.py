@@ -95,7 +95,7 @@ def test_rank_files_are_gone_and_summary_is_there(demo):
     assert summary["samples"]["ok"] == 6
     assert summary["samples"]["truncated_at"] == {"sampling.max_tokens": 6}  # it never ends
     assert 0 <= summary["throughput"]["decode_workers_load"] <= 1
-    assert summary["throughput"]["bound"].startswith(("engine-bound", "decode-bound"))
+    assert summary["throughput"]["bound"] == "too short to tell"
     assert {job["rank"] for job in summary["jobs"]} == {0, 1}
     assert summary["throughput"]["videos_per_second"] > 0
     assert summary["throughput"]["video_hours_per_hour"] > 0

@@ -16,6 +16,7 @@ from helpers import PROJECT, Run, keys, read_jsonl, rules_run, samples
 from video_pipeline.config import load_config
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
+from video_pipeline.run import throughput
 
 pytestmark = pytest.mark.two_ranks
 
@@ -299,13 +300,18 @@ def test_compressed_input_and_settings_on_the_command_line(run):
         (0.02, 0.04, "engine-bound"),
     ],
 )
-def test_the_summary_says_what_bounds_the_run(splitting, read_seconds, answer_seconds, bound):
+def test_the_summary_says_what_bounds_the_run(
+    splitting, monkeypatch, read_seconds, answer_seconds, bound
+):
     run = splitting.run
     run.edit_plugin("    misbehave(", f"    time.sleep({read_seconds})\n        misbehave(")
     simulated = {"seconds_per_output_token": answer_seconds, "output_tokens": 1, "concurrency": 1}
     run.configure(run={"simulated": simulated})
     splitting(samples(40), 1)
     infer(run.config, splitting.layout, 0, 1)
+    consolidate(run.config, splitting.layout)
+    assert run.summary()["throughput"]["bound"] == "too short to tell"
+    monkeypatch.setattr(throughput, "CLEAR_SECONDS", 0.0)
     consolidate(run.config, splitting.layout)
     assert run.summary()["throughput"]["bound"] == bound
 

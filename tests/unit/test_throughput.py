@@ -123,12 +123,13 @@ def waiting(rank: int, decode: float, engine: float, network: float = 0.0, **mor
 
 
 def test_the_summary_says_what_bounds_the_run():
-    assert throughput([waiting(0, 7.0, 3.0)])["bound"] == "decode-bound: give it more cores"
-    assert throughput([waiting(0, 3.0, 7.0, network=3.0)])["bound"] == "engine-bound"
-    by_network = throughput([waiting(0, 7.0, 3.0, network=4.0)])["bound"]
+    assert throughput([waiting(0, 70.0, 30.0)])["bound"] == "decode-bound: give it more cores"
+    assert throughput([waiting(0, 30.0, 70.0, network=30.0)])["bound"] == "engine-bound"
+    by_network = throughput([waiting(0, 70.0, 30.0, network=40.0)])["bound"]
     assert by_network == "network-bound: run nearer to the videos"
-    assert throughput([waiting(0, 7.0, 3.0, network=3.0)])["bound"].startswith("decode-bound")
-    assert throughput([waiting(0, 7.0, 3.0), waiting(1, 1.0, 9.0)])["bound"] == "engine-bound"
+    assert throughput([waiting(0, 70.0, 30.0, network=30.0)])["bound"].startswith("decode-bound")
+    assert throughput([waiting(0, 70.0, 30.0), waiting(1, 10.0, 90.0)])["bound"] == "engine-bound"
+    assert throughput([waiting(0, 20.0, 9.0)])["bound"] == "too short to tell"
     assert throughput([]) == {"bound": "nothing was inferred"}
 
 
@@ -150,5 +151,5 @@ def test_rates_are_of_all_attempts_together():
         "engine_busy_share": 0.9,
         "engine_waiting_share": 0.1,
         "decode_workers_load": 0.5,
-        "bound": "decode-bound: give it more cores",
+        "bound": "too short to tell",
     }

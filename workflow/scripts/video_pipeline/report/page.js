@@ -275,9 +275,11 @@ function theme() {
 // Within Snakemake's report the page has no folder, so that the pages of other stages are not beside it.
 if (location.protocol === "data:") $("stages")?.remove();
 theme();
-unpacked().then((unpackedData) => {
+unpacked().then(async (unpackedData) => {
   data = unpackedData;
   curves();
   histograms();
   keys(ranks(), gallery());
+  await Promise.allSettled([...document.images].map((image) => image.decode()));
+  if (location.hash) $(location.hash.slice(1))?.scrollIntoView(); // The cards have moved it.
 });

@@ -47,9 +47,6 @@ def read_summary(layout: Layout) -> dict[str, Any]:
     return summary
 
 
-_CLEAR_SECONDS = 30.0
-"""In a shorter run the first and the last samples, for which one side waits, count too much."""
-
 _UNKNOWN = "not known"
 """The text for figures that an earlier version did not write."""
 
@@ -129,7 +126,7 @@ def _sections(summary: dict[str, Any]) -> list[_Rows]:
         ("wall time", duration(cost["wall_seconds"])),
         ("GPU-hours", f"{cost['gpu_hours']:,.2f}"),
         *(("  of", printable(card)) for card in pace.get("cards", ())),
-        ("bound", bound if pace["seconds"] >= _CLEAR_SECONDS else "too short to tell"),
+        ("bound", bound),
     ]
     running: _Rows = [
         ("models running", duration(pace["seconds"])),

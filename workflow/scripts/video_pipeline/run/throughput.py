@@ -21,6 +21,10 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
     return total
 
 
+CLEAR_SECONDS = 30.0
+"""In a shorter time the first and the last samples, for which one side waits, count too much to say
+what bounds a run."""
+
 _ADVICE = {
     "decode-bound": "decode-bound: give it more cores",
     "network-bound": "network-bound: run nearer to the videos",
@@ -56,7 +60,7 @@ def throughput(attempts: list[dict[str, Any]]) -> dict[str, Any]:
         "engine_busy_share": round(busy, 4),
         "engine_waiting_share": round(1 - busy, 4),
         "decode_workers_load": round(min(1.0, total["decode_busy_seconds"] / worker_seconds), 4),
-        "bound": _ADVICE[bottleneck(**waits)],
+        "bound": _ADVICE[bottleneck(**waits)] if running >= CLEAR_SECONDS else "too short to tell",
     }
 
 
