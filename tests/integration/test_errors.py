@@ -437,6 +437,30 @@ def test_a_run_without_an_answer_fails(run):
     assert stages(run.records()) == ["ok", "ok", "read"]
 
 
+def test_the_output_of_the_run_before_survives_a_run_without_an_answer(run):
+    """Snakemake removes the output before its job, and again when the job fails."""
+    run.write_samples(samples(3))
+    run.snakemake()
+    names = ("jsonl", "summary.json", "errors.jsonl")
+    files = [run.output.with_name(f"out.{name}") for name in names]
+    before = [path.read_bytes() for path in files]
+    right = "return {"
+    for bug in ("return 1 / 0, {", "return 0 / 0, {"):
+        run.edit_plugin(right, bug)
+        right = bug
+        out = run.snakemake(succeeds=False)
+        assert "none of the 3 samples" in out
+        assert "results/out.jsonl is still that of the run before" in out
+        assert [path.read_bytes() for path in files] == before
+    # Whatever Snakemake looks at, that output does not pass for the new one.
+    assert "an earlier run: written anew" in run.snakemake("-n", "--rerun-triggers", "params")
+    run.edit_plugin(right, "return {")
+    assert "is still that of the run before" not in run.snakemake()
+    assert run.output.read_bytes() == before[0]
+    assert set(run.answers().values()) == {1}
+    assert "Nothing to be done" in run.snakemake()
+
+
 def test_no_samples_are_no_failure(one_shard, caplog):
     """A list of failed samples where none has failed, for instance."""
     one_shard([])

@@ -80,6 +80,11 @@ class Layout:
     plan_report = _beside(".plan.json")  # the estimate of a run
     plan_samples = _beside(".plan.jsonl")  # the estimate of each sample that plan has read
 
+    @property
+    def consolidated(self) -> list[Path]:
+        """The files that consolidate makes for every output."""
+        return [self.output, self.summary, self.errors]
+
     def rank_file(self, rank: int | str) -> Path:
         """The finished records of one rank, in input order."""
         return self.beside(f".rank{rank}.jsonl")
@@ -105,6 +110,7 @@ class Layout:
     dataset_lock = _of_run("dataset.lock")  # held by the process that writes the dataset
     checksums = _of_run("sha256")  # of the files that are being published
     run_lock = _of_run("snakemake.lock")  # held by the Snakemake, retry or prune that works on it
+    previous = _of_run("previous")  # the output of the run before, see run/previous.py
     invoked = _of_run("invoked.json")  # the last invocation, see run/invoked.py
     reopened = _of_run("reopened")  # exists while the output has errors that were opened again
 

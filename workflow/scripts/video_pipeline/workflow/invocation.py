@@ -30,6 +30,7 @@ from video_pipeline.run.origin import (
     what_changed,
     what_stays,
 )
+from video_pipeline.run.previous import forget_previous, keep_previous, restore_previous
 from video_pipeline.run.sharding import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.run.stages import Stage, resolve_stages
 from video_pipeline.workflow.cluster import check_jobs
@@ -183,6 +184,8 @@ class Invocation:
                     _print(f"{layout.output}: {stays}")
             if output_is_damaged(layout):
                 self._force(stage, layout.output, "not what was written there: written again")
+            if layout.previous.exists():
+                self._force(stage, layout.output, "that of an earlier run: written anew")
             if layout.reopened.exists():
                 reason = "failed samples were opened again: written anew"
                 self._force(stage, layout.output, reason)
@@ -265,6 +268,8 @@ class Invocation:
         """After success: print the summaries of the outputs, as tables."""
         if self._progress is not None:
             self._progress.end()
+            for stage in self.stages:
+                forget_previous(stage.layout)
             self._progress.show_summary()
 
     def explain_failure(self) -> None:
@@ -278,6 +283,9 @@ class Invocation:
                 earlier=self._earlier_errors,
                 is_stopped=is_asked_to_end(),
             )
+            for stage in self.stages:
+                if restore_previous(stage.layout):
+                    _print(f"{stage.layout.output} is still that of the run before")
             atexit.register(_print, report)
 
     def _take(self, stage: Stage) -> None:
@@ -288,6 +296,7 @@ class Invocation:
             check_machine(stage.config, stage.sharding.num_shards, self.snakemake.gpu_limit)
         stage.sharding.write(layout.sharding)
         layout.config.write_text(stage.config.to_yaml(), encoding="utf-8")
+        keep_previous(layout)
 
 
 def _user_paths(stage: Stage) -> list[Path]:
