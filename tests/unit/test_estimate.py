@@ -229,6 +229,13 @@ def test_no_readable_sample(plan, capsys):
     assert "read: ValueError: no such clip (such as 0.mp4)" in capsys.readouterr().out
 
 
+def test_a_long_name_is_not_cut_off(plan, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    name = f"{'0123456789' * 9}.mp4"
+    plan([{"id": "long", "path": name, "do": "raise"}])
+    assert name in "".join(capsys.readouterr().out.split())
+
+
 def test_an_empty_input(plan, capsys):
     report, lines = plan([])
     assert lines == []

@@ -29,7 +29,7 @@ def show_plan(report: dict[str, Any]) -> None:
     console.rule(f"plan of {printable(report['output'])}")
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
-    facts.add_column()
+    facts.add_column(overflow="fold")  # A path may be longer than a line.
     for name, text in plan_facts(report):
         facts.add_row(name, printable(text))
     console.print(facts)
@@ -112,7 +112,8 @@ def _costs(expected: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if expected["gpu_hours"] is None:
         yield (
             "GPU-hours",
-            "not known: give plan.prompt_tokens_per_second and plan.completion_tokens_per_second",
+            "not known before some samples are answered, without plan.prompt_tokens_per_second and "
+            "plan.completion_tokens_per_second",
         )
         return
     yield "GPU-hours", f"{expected['gpu_hours']:,.4g} = {expected['formula']}"
