@@ -130,6 +130,11 @@ def test_only_the_right_classes_register(registry, thing):
         registry.add("x", thing)
 
 
+def test_a_task_decorator_with_a_name():
+    with pytest.raises(UserError, match=r"takes no name: @register_task, and name = 'mine' in"):
+        register_task("mine")
+
+
 def test_a_dataset_decorator_without_a_name():
     """``@register_dataset`` instead of ``@register_dataset("name")``."""
     with pytest.raises(UserError, match="name"):

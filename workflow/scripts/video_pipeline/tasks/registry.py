@@ -7,7 +7,7 @@ from typing import TypeVar
 from video_pipeline.common.plugins import load_plugins
 from video_pipeline.common.registry import Registry
 from video_pipeline.config import Config
-from video_pipeline.errors import user_code
+from video_pipeline.errors import UserError, user_code
 from video_pipeline.tasks.base import Task, checked_names
 
 _TASKS: Registry[type[Task]] = Registry(
@@ -26,6 +26,10 @@ T = TypeVar("T", bound=type[Task])
 
 def register_task(cls: T) -> T:
     """Class decorator: make a :class:`Task` known under its ``name``."""
+    if isinstance(cls, str):
+        raise UserError(
+            f"register_task takes no name: @register_task, and name = {cls!r} in the class"
+        )
     _TASKS.add(getattr(cls, "name", ""), cls)
     return cls
 
