@@ -452,6 +452,7 @@ def test_the_output_of_the_run_before_survives_a_run_without_an_answer(run):
         assert "none of the 3 samples" in out
         assert "results/out.jsonl is still that of the run before" in out
         assert [path.read_bytes() for path in files] == before
+        assert "the rule consolidate failed: none of the 3" in run.module("watch", "--once")
     # Whatever Snakemake looks at, that output does not pass for the new one.
     assert "an earlier run: written anew" in run.snakemake("-n", "--rerun-triggers", "params")
     run.edit_plugin(right, "return {")

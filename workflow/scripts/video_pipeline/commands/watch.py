@@ -136,7 +136,13 @@ class RunView:
             return f"waits for {whose}, which has been loading for {duration(max(loading))}"
         if states == {"waiting"}:
             return "waits for its first inference job"
-        return "waits for the rule consolidate" if states == {"done"} else ""
+        if states != {"done"}:
+            return ""
+        log = self.layout.log("consolidate")
+        error = is_newer(log, self.layout.manifest.stat().st_mtime) and last_error(log)
+        return (
+            f"the rule consolidate failed: {error}" if error else "waits for the rule consolidate"
+        )
 
     @property
     def warnings(self) -> list[str]:
@@ -179,13 +185,8 @@ def look(config: Config) -> RunView:
         _rank(layout, manifest, rank, attempts[rank], split_at, is_over)
         for rank in range(sharding.num_shards)
     ]
-    if is_over:
-        state = "done"
-    elif step is not None:
-        state = "consolidating"
-    else:
-        state = _count_states(ranks)
-    return RunView(layout, state, ranks, step)
+    state = "consolidating" if step is not None else _count_states(ranks)
+    return RunView(layout, "done" if is_over else state, ranks, step)
 
 
 def _running_step(layout: Layout, name: str) -> dict[str, Any] | None:

@@ -156,8 +156,8 @@ def _check_answered(
         retry = f", then open {which} again ({command})"
     raise UserError(
         f"none of the {manifest.samples:,} samples in {shown(config.data.input_jsonl)} was "
-        f"answered ({counts}), so there is no output. The first: {first}. Fix the cause{retry} and "
-        "run snakemake again"
+        f"answered ({counts}), so there is no new output. The first: {first}. Fix the "
+        f"cause{retry} and run snakemake again"
     )
 
 
