@@ -37,7 +37,7 @@ def planned(run) -> set[str]:
 
 def test_only_failed_shards_run_again(failed):
     run = failed
-    assert "Shards that are not finished: 1, 2 (of 3)" in run.out
+    assert "Not finished: rank 1, rank 2 (of 3)" in run.out
     assert "are reserved" in run.log("infer.rank1")
     # the last words on the terminal: each error once, with the log of the attempt
     last = run.out[run.out.index("by hand, from") :]
@@ -63,10 +63,10 @@ def test_only_failed_shards_run_again(failed):
     # again, with the output of before still there
     (run.folder / "fixed").unlink()
     again = run.snakemake("--forcerun", "infer", succeeds=False)
-    assert "Shards that are not finished: 1, 2 (of 3)" in again
+    assert "Not finished: rank 1, rank 2 (of 3)" in again
     run.write_samples(
         {**sample, "do": "break" if sample["id"] == 6 else None} for sample in samples(9)
     )
-    named = r"Shards that are not finished: \d \(of 3\)"
+    named = r"Not finished: rank \d \(of 3\)"
     first, second = (re.search(named, run.snakemake(succeeds=False)) for _ in range(2))
     assert first[0] == second[0]

@@ -94,7 +94,7 @@ EXPECTED: dict[str, str | Path | Callable[[Path], None]] = {
     RUN: "Nothing to be done",
     "snakemake --cores all --resources gpu=8": "Nothing to be done",
     "snakemake -n --configfile my.yaml": "Nothing to be done",
-    "video-pipeline preview --configfile my.yaml --video videos --no-engine": "cat.mp4",
+    "video-pipeline preview --configfile my.yaml --no-engine": "cat.mp4",
     "video-pipeline preview --video clip.mp4 --no-engine": Path("preview.png"),
     "video-pipeline preview my_plugin.py --task weather --video clip.mp4 --no-engine": (
         "What is the weather like"

@@ -81,7 +81,7 @@ def test_a_retry_keeps_the_output_until_it_is_replaced(run):
     assert [record["__status"] for record in run.records()] == ["ok", "error", "ok"]
     assert "1 failed sample(s) are open again" in run.module("retry")
     run.edit_plugin('        return {"answer"', '        return {"input"')
-    assert "Shards that are not finished: 0" in run.snakemake(succeeds=False)
+    assert "Not finished: rank 0" in run.snakemake(succeeds=False)
     assert run.output.read_bytes() == before
     run.edit_plugin('        return {"input"', '        return {"answer"')
     (run.folder / "storage").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -76,13 +77,16 @@ def show(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Runs preview in this process; returns what it printed."""
 
     def call(*arguments: str, build: str = "'Why?'", parse: str = "text") -> str:
+        return only(*arguments_of(folder, arguments, build, parse))
+
+    def only(*arguments: str) -> str:
         monkeypatch.chdir(folder)
-        given = arguments_of(folder, arguments, build, parse)
-        monkeypatch.setattr(sys, "argv", ["preview", *given])
+        monkeypatch.setattr(sys, "argv", ["preview", *arguments])
         with forgetting_plugins():
             preview.main()
         return capsys.readouterr().out
 
+    call.only = only
     return call
 
 
@@ -167,6 +171,19 @@ def test_of_a_folder_three_samples_are_shown(folder: Path, show) -> None:
         "preview2.png",
         "preview3.png",
     }
+
+
+def test_of_a_configuration_the_first_three_samples_are_shown(folder: Path, show) -> None:
+    plugin = arguments_of(folder, (), "sample['title']", "text")[:3]
+    lines = [{"path": "h264.mp4", "title": f"title {number}"} for number in range(5)]
+    (folder / "titles.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / "mine.yaml").write_text("data: {input_jsonl: titles.jsonl}\nvllm: {model: model}\n")
+    printed = show.only(*plugin, "--configfile", "mine.yaml", "--no-engine")
+    assert re.findall(r"<\|vision_end\|>(.*?)<\|im_end\|>", printed) == [
+        "title 0",
+        "title 1",
+        "title 2",
+    ]
 
 
 def test_a_folder_without_videos_is_named(folder: Path, show) -> None:

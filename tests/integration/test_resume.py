@@ -402,7 +402,7 @@ def test_what_a_changed_setting_costs_is_said_before_it_is_spent(run):
     assert "split again" not in run.snakemake("-n")
     before = run.output.read_bytes()
     run.configure(task_params={"prompt": "Why?"}, sampling={"max_tokens": 7})
-    stays = "up to 3 of 3 samples will be inferred again; 3 answers stay under the old settings"
+    stays = "will be inferred, at most 3; 3 answers stay under the old settings"
     said = run.snakemake("-n")
     assert "changed: sampling.max_tokens (512 -> 7), task_params.prompt" in said
     assert stays in said

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from helpers import Splitter, keys, samples
 from video_pipeline.estimate.estimate import make_plan
+from video_pipeline.infer.infer import infer
+from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.changes import JournalSettings
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import what_changed, what_stays
@@ -184,7 +186,25 @@ def test_a_dry_run_says_it(splitting: Splitter) -> None:
     changed = what_changed(config, layout)
     assert changed == ["sampling.max_tokens (512 -> 13)"]
     stays = what_stays(config, layout)
-    assert "up to 3 of 3 samples will be inferred again; 2 answers stay under the old" in stays
+    assert "will be inferred, at most 3; 2 answers stay under the old settings" in stays
+
+
+def test_a_run_that_continues_is_not_told_of_the_settings_of_the_output(
+    splitting: Splitter,
+) -> None:
+    """A run with other settings was stopped before it replaced the output."""
+    splitting(samples(3), 1).finish(*keys(3))
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    splitting.run.configure(sampling={"max_tokens": 13})
+    splitting().finish(*keys(1))
+    config, layout = splitting.run.config, splitting.layout
+    assert what_changed(config, layout) == ["sampling.max_tokens (512 -> 13)"]  # of the output
+    assert what_stays(config, layout) == ""
+    splitting.run.write_samples(samples(5))
+    (change,) = what_changed(config, layout)
+    assert change == "samples.jsonl"
+    assert what_stays(config, layout) == ""
 
 
 def test_a_dry_run_does_not_speak_of_what_asks_nothing(splitting: Splitter) -> None:

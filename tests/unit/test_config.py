@@ -10,6 +10,7 @@ import pytest
 import yaml
 from helpers import PROJECT
 from video_pipeline.config import Config, generate, load_config
+from video_pipeline.config.short import as_typed
 from video_pipeline.errors import UserError
 
 
@@ -249,6 +250,21 @@ def test_short_names_stand_for_their_keys_beside_the_defaults() -> None:
     assert load_config({"input": "a", "data": {"input_jsonl": "a"}}).data.input_jsonl == "a"
 
 
+def test_a_text_on_the_command_line_is_what_was_typed() -> None:
+    """Snakemake reads it as YAML: `#` begins a comment, and `:` makes an object."""
+    parsed = {"prompt": "Count:", "model": "a", "max_tokens": 9, "vllm": {"model": "b", "seed": 1}}
+    typed = ["prompt=Count: 1, #2", "model=a", "max_tokens=9", "input=", "output='a b.jsonl'"]
+    config = load_config(as_typed({**parsed, "output": "a b.jsonl"}, typed))
+    assert config.task_params == {"prompt": "Count: 1, #2"}
+    assert (config.vllm.model, config.vllm.arguments["seed"]) == ("a", 1)
+    assert config.sampling.model_dump()["max_tokens"] == 9
+    assert str(config.data.output_jsonl) == "a b.jsonl"
+    assert parsed["vllm"] == {"model": "b", "seed": 1}
+    both = ["model=a", "vllm={model: b}"]
+    with pytest.raises(UserError, match=r"model and vllm\.model are the same key"):
+        load_config(as_typed({"model": "a", "vllm": {"model": "b"}}, both))
+
+
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
@@ -260,7 +276,8 @@ def test_short_names_stand_for_their_keys_beside_the_defaults() -> None:
             {"prompt": "a", "task_params": {"prompt": "b"}},
             "prompt and task_params.prompt are the same",
         ),
-        ({"prompt": {"Say": "why"}}, "prompt: got .*, expected a text; .* quote it twice"),
+        ({"prompt": {"Say": "why"}}, "prompt: got .*, expected a text"),
+        ({"max_tokens": "many"}, "sampling.max_tokens: .*'many'"),
         ({"input": "a", "data": 3}, "data: got 3, expected keys and values"),
         (
             {"model": "a", "stages": [{"name": "one", "vllm": {"model": "b"}}]},
@@ -268,6 +285,6 @@ def test_short_names_stand_for_their_keys_beside_the_defaults() -> None:
         ),
     ],
 )
-def test_a_short_name_that_contradicts_its_key(raw: Any, said: str) -> None:
+def test_a_short_name_that_is_wrong(raw: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_config(raw)

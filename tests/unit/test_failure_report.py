@@ -41,7 +41,7 @@ def test_the_report_names_unfinished_shards_and_the_first_errors(stage, tmp_path
         write_log(stage, f"infer.rank{rank}", f"=== begun\nerror: number {rank}\n")
     lines = failure_report([stage], Path("/the workflow")).splitlines()
     assert "The logs under logs/out/ say what failed" in lines[1]
-    assert lines[3].startswith("Shards that are not finished: 1, 2, 3, 4, 5 (of 6).")
+    assert lines[3].startswith("Not finished: rank 1, rank 2, rank 3, rank 4, rank 5 (of 6).")
     assert lines[3].endswith(f"from {tmp_path}:")
     assert shlex.split(lines[4]) == [
         *(sys.executable, "/the workflow/infer.py", "--config", "my results/out.config.yaml"),
@@ -56,7 +56,7 @@ def test_a_job_that_has_not_made_its_output_says_why(stage):
     stage.layout.manifest.unlink()
     write_log(stage, "split", "error: 2 bad lines\n  line 3\n")
     report = failure_report([stage], Path())
-    assert "Shards" not in report
+    assert "Not finished" not in report
     assert report.endswith("\nerror: 2 bad lines\n  line 3")
 
 

@@ -10,6 +10,7 @@ import pytest
 from helpers import PROJECT
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import (
+    ConfigSettings,
     DeploymentSettings,
     ExecutionSettings,
     OutputSettings,
@@ -48,6 +49,7 @@ def invoke(here, monkeypatch):
             execution_settings=ExecutionSettings(),
             dryrun=False,
             output_settings=OutputSettings(),
+            config_settings=ConfigSettings(),
             scheduler=None,
             modifier=MODIFIER,
             dag=SimpleNamespace(forcefiles=set(), needrun_jobs=lambda: jobs),

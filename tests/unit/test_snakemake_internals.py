@@ -43,6 +43,8 @@ parsed = {{
     "deploys_software": internals.deploys_software,
     "is_module": internals.is_module,
     "final_name": internals.final_name("one"),
+    "config_arguments": internals.config_arguments,
+    "has_terminal": internals.terminal is not None,
 }}
 Path(f"parsed.{{internals.is_main_process}}.json").write_text(json.dumps(parsed))
 for other in ("two", "three"):
@@ -216,8 +218,17 @@ def folder(tmp_path_factory) -> Path:
     elsewhere = ("--executor", "elsewhere", "--jobs", "1", "--seconds-between-status-checks", "1")
     said = call(folder, *elsewhere, *settings, succeeds=False)
     assert "this executor starts no jobs" in said, said
-    call(folder, "all", "local.txt", "--cores", "4", "--resources", "gpu=5", *settings)
-    child = ("--mode", "subprocess", "--target-jobs", "local:", "--allowed-rules", "local")
+    typed = ("--config", "prompt=Count: #1")
+    call(folder, "all", "local.txt", "--cores", "4", "--resources", "gpu=5", *settings, *typed)
+    child = (
+        "--mode",
+        "subprocess",
+        "--printshellcmds",
+        "--target-jobs",
+        "local:",
+        "--allowed-rules",
+        "local",
+    )
     call(folder, *child, "--cores", "1", "--force")
     return folder
 
@@ -256,6 +267,8 @@ def test_what_is_known_while_the_workflow_is_parsed(folder):
         "deploys_software": False,
         "is_module": False,
         "final_name": "one",
+        "config_arguments": ["prompt=Count: #1"],
+        "has_terminal": True,
     }
     assert parsed(folder, main=False) == {
         "is_main_process": False,
@@ -266,6 +279,8 @@ def test_what_is_known_while_the_workflow_is_parsed(folder):
         "deploys_software": False,
         "is_module": False,
         "final_name": "one",
+        "config_arguments": [],
+        "has_terminal": False,
     }
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import re
+import socket
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -168,6 +172,34 @@ def test_a_job_that_was_killed_is_silent(split_run: Splitter) -> None:
     assert "  rank 0 silent: 1 of 3 (33.3%): no sign of life for 5 min" in lines(
         "", look(split_run.run.config)
     )
+
+
+def test_a_job_whose_process_is_gone_is_silent_at_once(split_run: Splitter) -> None:
+    """After Ctrl-C, for example."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for rank, pid in ((0, ended.pid), (1, os.getpid())):
+        write_statistics(split_run, rank, finished=1)
+        holder = {"host": socket.gethostname(), "pid": pid}
+        split_run.layout.lock(rank).write_text(json.dumps(holder))
+    view = look(split_run.run.config)
+    assert [rank.state for rank in view.ranks] == ["silent", "running"]
+    assert view.waits == ""
+    assert view.ranks[0].note == "its process was stopped"
+    run_rank(split_run, 1)
+    assert look(split_run.run.config).waits == "waits for snakemake: run the same command again"
+    # The process of another machine cannot be looked for.
+    elsewhere = {"host": "elsewhere", "pid": ended.pid}
+    split_run.layout.lock(0).write_text(json.dumps(elsewhere))
+    assert look(split_run.run.config).ranks[0].state == "running"
+
+
+def test_samples_that_were_opened_again_wait_for_snakemake(split_run: Splitter) -> None:
+    for rank in (0, 1):
+        run_rank(split_run, rank)
+    assert look(split_run.run.config).waits == "waits for the rule consolidate"
+    split_run.layout.reopened.touch()
+    assert look(split_run.run.config).waits == "waits for snakemake: run the same command again"
 
 
 def test_answers_that_were_cut_off_are_amber(split_run: Splitter) -> None:

@@ -1,8 +1,10 @@
 """Try a task on one sample: show the prompt, the pictures that the model sees, and its answer. For
-a folder it shows three samples: the first, the middle and the last one.
+a folder it shows three samples: the first, the middle and the last one; for the input of a
+configuration the first three.
 
 video-pipeline preview my_plugin.py --task my_task --video clip.mp4
 video-pipeline preview --video videos/ --no-engine
+video-pipeline preview --configfile my.yaml --no-engine
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from video_pipeline.config import Config, load_config
 from video_pipeline.config.source import Source
 from video_pipeline.errors import UserError
 from video_pipeline.samples.containers import VIDEO_SUFFIXES
-from video_pipeline.samples.sources import read_blocks
+from video_pipeline.samples.input import BadLines
+from video_pipeline.samples.sources import read_blocks, read_samples
 
 
 def main() -> None:
@@ -75,6 +79,8 @@ def _is_folder(args: argparse.Namespace) -> bool:
 def _raws(args: argparse.Namespace, config: Config) -> list[dict[str, Any]]:
     """The input objects of the samples to show."""
     raw = _raw(args)
+    if args.configfile and not args.video and not raw:
+        return [sample.raw for sample in islice(read_samples(config.data, BadLines()), 3)]
     if not _is_folder(args):
         if not config.run.plugins:  # A plugin's dataset may take the name for something else.
             _check_video(args.video)

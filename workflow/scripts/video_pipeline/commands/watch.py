@@ -35,9 +35,7 @@ from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.pace import Pace, describe_gpu, describe_progress
 from video_pipeline.run.sharding import read_sharding
 from video_pipeline.run.statistics import read_statistics
-
-SILENT_SECONDS = 60.0
-"""A job writes its statistics every 5 s. If it has not for so long, it is probably gone."""
+from video_pipeline.run.writers import SILENT_SECONDS, why_silent
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 2.0, 30.0
 """How often a terminal is redrawn; how often lines are printed without a terminal."""
@@ -61,7 +59,7 @@ class RankView:
     """
 
     rank: int
-    state: State  # "silent": it runs, but has shown no sign of life for SILENT_SECONDS.
+    state: State  # "silent": it is not at work, see why_silent.
     samples: int  # Those of its chunk.
     finished: int
     failed: int = 0
@@ -136,10 +134,13 @@ class RunView:
             return f"waits for {whose}, which has been loading for {duration(max(loading))}"
         if states == {"waiting"}:
             return "waits for its first inference job"
+        if self.layout.reopened.exists() or states in ({"silent"}, {"silent", "done"}):
+            return "waits for snakemake: run the same command again"
         if states != {"done"}:
             return ""
         log = self.layout.log("consolidate")
-        error = is_newer(log, self.layout.manifest.stat().st_mtime) and last_error(log)
+        is_new = is_newer(log, self.layout.manifest.stat().st_mtime)
+        error = last_error(log) if is_new else None
         return (
             f"the rule consolidate failed: {error}" if error else "waits for the rule consolidate"
         )
@@ -215,11 +216,9 @@ def _rank(
         view.unparsed = sum(attempt.get("unparsed", 0) for attempt in attempts)
         if view.state in ("starting", "running"):
             view.pace = Pace.of(last)
-            silent = time.time() - last["updated_at"]
             view.seconds = max(0.0, time.time() - last["started_at"])
-            if silent > SILENT_SECONDS:
-                view.state, view.pace = "silent", Pace()
-                view.note = f"no sign of life for {duration(silent)}"
+            if why := why_silent(layout, rank, last["updated_at"]):
+                view.state, view.pace, view.note = "silent", Pace(), why
     if is_over or is_newer(layout.rank_file(rank), split_at):
         view.state, view.finished, view.pace, view.note = "done", samples, Pace(), ""
         contents = RankContents.read(layout, rank)

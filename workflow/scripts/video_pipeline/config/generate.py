@@ -91,7 +91,12 @@ def _short_names() -> list[str]:
         "```",
         "",
     ]
-    return [*lines, "It is an error if a file gives the long key another value."]
+    lines += [
+        "On the command line they win over the same key of a file, and their texts are taken as",
+        "they are typed, with any `#` and `:`. In a file it is an error if both names of a key",
+        "have different values.",
+    ]
+    return lines
 
 
 def _rows(model: Any, defaults: dict[str, Any], place: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from video_pipeline.errors import UserError
@@ -11,7 +12,30 @@ SHORT_NAMES = {
     "output": "data.output_jsonl",
     "model": "vllm.model",
     "prompt": "task_params.prompt",
+    "max_tokens": "sampling.max_tokens",
 }
+
+_NUMBERS = {"max_tokens"}
+"""The short names whose value is not a text."""
+
+
+def as_typed(raw: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """``raw``, in which the short names among ``arguments`` (``name=value`` of ``--config``) have
+    the texts that were typed: Snakemake reads these as YAML, so that ``#`` begins a comment. Their
+    long keys, which are from a file then, are left out.
+    """
+    typed = dict(argument.partition("=")[::2] for argument in arguments)
+    result = dict(raw)
+    for short, key in SHORT_NAMES.items():
+        text = typed.get(short)
+        if not text:
+            continue
+        if short not in _NUMBERS and text[0] not in "'\"":
+            result[short] = text
+        section, name = key.split(".")
+        if section not in typed and isinstance(result.get(section), dict):
+            result[section] = {n: v for n, v in result[section].items() if n != name}
+    return result
 
 
 def with_long_names(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -25,18 +49,15 @@ def with_long_names(raw: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
         if short not in raw:
             continue
         value = raw[short]
-        if not isinstance(value, str):
-            raise UserError(
-                f"{short}: got {value!r}, expected a text; on the command line quote it twice: "
-                f"--config {short}='\"...\"'"
-            )
+        if not isinstance(value, str) and short not in _NUMBERS:
+            raise UserError(f"{short}: got {value!r}, expected a text")
         section, name = key.split(".")
         keys = result.get(section) or {}
         if not isinstance(keys, dict):
             continue  # The section is wrong itself, and its own error says so.
         default = defaults[section].get(name)
         long_value = keys.get(name, default)
-        if str(long_value) not in (value, str(default)):
+        if str(long_value) not in (str(value), str(default)):
             raise UserError(
                 f"{short} and {key} are the same key, and have different values: {value!r} and "
                 f"{long_value!r}; give one of them"

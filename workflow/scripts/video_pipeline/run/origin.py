@@ -136,25 +136,24 @@ def file_digest(path: Path) -> str | None:
 
 
 def what_changed(config: Config, layout: Layout) -> list[str]:
-    """The differences between ``config`` and the origin of the chunks or the output on disk:
-    ``input``, ``task``, the keys of settings (with their values if these are short) and the paths
-    of files. Snakemake alone may not see them: a file can be older than the one that it replaces,
-    and Snakemake's own notes about its last run can be gone."""
+    """The differences between ``config`` and the origin of the chunks, or if there are none, that
+    of the output on disk: ``input``, ``task``, the keys of settings (with their values if these are
+    short) and the paths of files. Snakemake alone may not see them: a file can be older than the
+    one that it replaces, and Snakemake's own notes about its last run can be gone."""
     source = config.data.source
     manifest, summary = read_object(layout.manifest), read_object(layout.summary)
     recorded = list(filter(None, (manifest.get("origin"), summary.get("origin"))))
     awaited = source.is_local and source.is_file and not os.path.exists(source.place)
     if not recorded or awaited:  # An earlier stage will write the input.
         return []
-    now, changed = _flat(origin_of(config)), {}
     if manifest and manifest.get("version") != versions.CHUNKS:
         versions.check_version(layout.manifest, manifest.get("version"), versions.CHUNKS)
-        changed["version"] = "the version of the chunks"
-    for origin in recorded:
-        then = _flat(origin)
-        names = _changed_names(then, now)
-        changed.update(zip(names, describe(names, then, now), strict=True))
-    return [changed[name] for name in sorted(changed)]
+        return ["the version of the chunks"]
+    now = _flat(origin_of(config))
+    for then in map(_flat, recorded):
+        if names := sorted(_changed_names(then, now)):
+            return describe(names, then, now)
+    return []
 
 
 class Change(NamedTuple):
@@ -191,7 +190,7 @@ _NOTHING_ASKED = ("input", "run.truncated", "run.plugins", "data.where")
 def what_stays(config: Config, layout: Layout) -> str:
     """A sentence about what the changes since the last split cost; empty if there are no answers,
     or the changes ask the model nothing new about the same samples."""
-    recorded = read_object(layout.summary) or read_object(layout.manifest)
+    recorded = read_object(layout.manifest) or read_object(layout.summary)
     if "journal" not in recorded or not recorded.get("origin"):
         return ""
     changes = changes_since(recorded["origin"], config, with_input=False)
@@ -207,8 +206,9 @@ def what_stays(config: Config, layout: Layout) -> str:
     samples = recorded["samples"]
     total = samples["distinct"] if isinstance(samples, dict) else samples
     return (
-        f"up to {total:,} of {total:,} samples will be inferred again; {answers:,} answers stay "
-        "under the old settings. The log of split says how many, before the output is replaced"
+        f"samples without an answer under the new settings will be inferred, at most {total:,}; "
+        f"{answers:,} answers stay under the old settings. The log of split says how many, before "
+        "the output is replaced"
     )
 
 

@@ -41,8 +41,8 @@ def failure_report(
         "so far.\nFix the cause and run the same command again: it infers only what is missing."
     ]
     lines.extend(
-        f"Shards that are not finished: {', '.join(map(str, unfinished))} "
-        f"(of {stage.sharding.num_shards}). One of them here, by hand, from {Path.cwd()}:\n"
+        f"Not finished: {', '.join(f'rank {rank}' for rank in unfinished)} "
+        f"(of {stage.sharding.num_shards}). To run one of them by hand, from {Path.cwd()}:\n"
         f"  {shlex.join(_infer_command(stage, unfinished[0], scripts))}"
         for stage in stages
         if (unfinished := stage.layout.unfinished())

@@ -20,6 +20,7 @@ from video_pipeline.common.processes import (
     tie_jobs_to_this_process,
 )
 from video_pipeline.config import load_config
+from video_pipeline.config.short import as_typed
 from video_pipeline.errors import UserError
 from video_pipeline.gpu.devices import check_machine
 from video_pipeline.run.invoked import Invoked
@@ -38,7 +39,7 @@ from video_pipeline.workflow.failure_report import failure_report, last_errors
 from video_pipeline.workflow.forecast import forecast
 from video_pipeline.workflow.literal_paths import take_literally
 from video_pipeline.workflow.pending import needs_no_gpu, num_pending
-from video_pipeline.workflow.progress_lines import ProgressLines, num_failed, show_files
+from video_pipeline.workflow.progress_lines import ProgressLines, num_to_retry, show_files
 from video_pipeline.workflow.snakemake_internals import Snakemake, fails_as_workflow_error
 from video_pipeline.workflow.terminal import shorten
 
@@ -72,6 +73,8 @@ class Invocation:
         is_module = self.snakemake.is_module
         if not is_module and (terminal := self.snakemake.terminal):
             shorten(terminal, is_dry_run=lambda: self.snakemake.is_dry_run)
+        if not is_module:
+            config = as_typed(config, self.snakemake.config_arguments)
         run, logs = load_config(config), Path("logs")
         if is_module:
             place = self.snakemake.take_prefix()
@@ -190,7 +193,7 @@ class Invocation:
             if layout.reopened.exists():
                 reason = "failed samples were opened again: written anew"
                 self._force(stage, layout.output, reason)
-            elif config.data.resume and not changed and (failed := num_failed(stage)):
+            elif config.data.resume and not changed and (failed := num_to_retry(stage)):
                 _print(
                     f"{layout.output}: {failed:,} of its samples failed earlier, and stay so until "
                     f"you open them again: {command_line('retry', layout.config, self._scripts)}"

@@ -64,13 +64,11 @@ class ProgressLines:
                     _print(f"failed  {words}")
                 if failed > MOST_FAILURES:
                     _print(f"failed  and {failed - MOST_FAILURES:,} more")
-                again = (
-                    ". To open them again, before the same snakemake command: "
-                    f"{self._command('retry', stage)}"
-                )
-                _print(
-                    f"Samples that failed: {failed:,}{again if stage.config.data.resume else ''}"
-                )
+                if stage.config.data.resume and (closed := num_to_retry(stage)):
+                    _print(
+                        f"To open {closed:,} failed sample(s) again, before the same snakemake "
+                        f"command: {self._command('retry', stage)}"
+                    )
 
     def _print_lines(self) -> None:
         for seconds in chain(FIRST_LINES, repeat(LINE_SECONDS)):
@@ -102,7 +100,7 @@ def show_files(stage: Stage) -> None:
     _print(f"report  {stage.layout.report}")
 
 
-def num_failed(stage: Stage) -> int:
+def num_to_retry(stage: Stage) -> int:
     """The number of failed samples in the output that ``retry`` opens again."""
     by_stage = read_object(stage.layout.summary).get("samples", {}).get("errors_by_stage", {})
     return sum(count for name, count in by_stage.items() if name != "parse")

@@ -117,6 +117,12 @@ class Snakemake:
         return bool(self._workflow.execution_settings.no_hooks)
 
     @property
+    @_uses("workflow.config_settings.config_args")
+    def config_arguments(self) -> list[str]:
+        """The arguments of ``--config``, such as ``model=MODEL``, as they were typed."""
+        return list(self._workflow.config_settings.config_args or ())
+
+    @property
     @_uses("logging.logger and workflow.output_settings")
     def terminal(self) -> logging.Handler | None:
         """What writes to the terminal; None with another logger, and if the caller wants to see all
