@@ -387,7 +387,10 @@ def keys(count: int) -> list[str]:
 
 
 def rules_run(said: str) -> dict[str, int]:
-    """How many jobs of each rule Snakemake ran or would run, by its table, without targets."""
+    """How many jobs of each rule Snakemake ran or would run, by its table, without targets. The
+    table of a run is only in its complete log."""
+    if log := re.search(r"^Complete log\(s\): (.*)$", said, re.MULTILINE):
+        said = Path(log[1]).read_text(encoding="utf-8")
     table = re.search(r"^job +count\n[- ]+\n(.*?)^total", said, re.MULTILINE | re.DOTALL)
     rows = dict(row.split() for row in table[1].splitlines()) if table else {}
     return {rule: int(number) for rule, number in rows.items() if rule not in ("all", "default")}

@@ -176,12 +176,15 @@ def test_of_a_folder_three_samples_are_shown(folder: Path, show) -> None:
 def test_of_a_configuration_the_first_three_samples_are_shown(folder: Path, show) -> None:
     plugin = arguments_of(folder, (), "sample['title']", "text")[:3]
     lines = [{"path": "h264.mp4", "title": f"title {number}"} for number in range(5)]
+    lines[1]["path"] = "gone.mp4"
     (folder / "titles.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (folder / "mine.yaml").write_text("data: {input_jsonl: titles.jsonl}\nvllm: {model: model}\n")
     printed = show.only(*plugin, "--configfile", "mine.yaml", "--no-engine")
+    assert re.search(
+        r"it fails: the dataset cannot read \S+/gone.mp4: VideoReadError: No such", printed
+    )
     assert re.findall(r"<\|vision_end\|>(.*?)<\|im_end\|>", printed) == [
         "title 0",
-        "title 1",
         "title 2",
     ]
 

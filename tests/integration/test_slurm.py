@@ -129,7 +129,8 @@ def story(tmp_path_factory, cluster):
             "the three are submitted again",
             240,
         )
-        wait_until(lambda: "(Rule: infer)" in said(run), "it is seen that rank 3 is done")
+        log = max((run.folder / ".snakemake/log").glob("*.log"))
+        wait_until(lambda: "(Rule: infer)" in log.read_text(), "it is seen that rank 3 is done")
         main.kill()
         main.wait()
         story.killed_at = jobs()

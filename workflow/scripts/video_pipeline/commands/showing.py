@@ -80,24 +80,30 @@ def show(
             check_deterministic(task, sample, video, request_digests(task, sample, video))
             if len(samples) > 1:
                 console.rule(f"sample {position + 1}: {printable(video)}", characters="═")
-            llm_inputs = _llm_inputs(config, task, sample, conversations, model)
+            try:
+                llm_inputs = _llm_inputs(config, task, sample, conversations, model)
+            except UserError as error:
+                if len(samples) == 1:
+                    raise
+                console.print(f"it fails: {printable(error)}")
+                continue
             for part, messages in conversations.items():
                 console.rule(f"messages of {printable(part or task.name)}")
                 _show_json(console, messages)
                 console.rule("prompt")
                 _show_prompt(console, counter, model, llm_inputs[part])
             _show_pictures(console, llm_inputs.values(), sheet)
-            prepared.append((sample, llm_inputs))
-        if engine is None:
+            prepared.append((position, sample, llm_inputs))
+        if engine is None or not prepared:
             return
         say(f"loads {config.model_name} and asks it; --no-engine leaves this out")
-        asked = [llm_inputs for _, llm_inputs in prepared]
+        asked = [llm_inputs for _, _, llm_inputs in prepared]
         constraints = [
             {part: Constraints.of(task, part, sample) for part in llm_inputs}
-            for sample, llm_inputs in prepared
+            for _, sample, llm_inputs in prepared
         ]
         answers = asyncio.run(_answers(engine, folder, asked, constraints))
-        for position, ((sample, _), answered) in enumerate(zip(prepared, answers, strict=True)):
+        for (position, sample, _), answered in zip(prepared, answers, strict=True):
             if len(samples) > 1:
                 console.rule(f"sample {position + 1}", characters="═")
             for part, answer in answered.items():
