@@ -444,17 +444,19 @@ def test_the_output_of_the_run_before_survives_a_run_without_an_answer(run):
     names = ("jsonl", "summary.json", "errors.jsonl")
     files = [run.output.with_name(f"out.{name}") for name in names]
     before = [path.read_bytes() for path in files]
+    text = run.records()[0]["output_text"]
     right = "return {"
     for bug in ("return 1 / 0, {", "return 0 / 0, {"):
         run.edit_plugin(right, bug)
         right = bug
         out = run.snakemake(succeeds=False)
         assert "none of the 3 samples" in out
+        assert f"The model's text: {text!r}" in out
         assert "results/out.jsonl is still that of the run before" in out
         assert [path.read_bytes() for path in files] == before
         assert "the rule consolidate failed: none of the 3" in run.module("watch", "--once")
     # Whatever Snakemake looks at, that output does not pass for the new one.
-    assert "an earlier run: written anew" in run.snakemake("-n", "--rerun-triggers", "params")
+    assert "from an earlier run: written again" in run.snakemake("-n", "--rerun-triggers", "params")
     run.edit_plugin(right, "return {")
     assert "is still that of the run before" not in run.snakemake()
     assert run.output.read_bytes() == before[0]

@@ -52,7 +52,7 @@ SHORT = "snakemake --cores all --resources gpu=1 --config input=videos/ model="
 NOT_RUN = {
     "git clone https://github.com/OWNER/video-pipeline && cd video-pipeline": "a copy is made here",
     "git clone ... && cd video-pipeline": "a copy is made here",
-    "pip install -r envs/gpu.txt && pip install -e .": "test_install.py",
+    "pip install --no-deps -r envs/gpu.txt && pip install -e .": "test_install.py",
     "pip install 'scenedetect-headless>=0.7.2,<1'": "envs/dev.txt has it",
     "pip install snakemake-logger-plugin-rich": "is not installed here: tried by hand",
     f"{RUN} --logger rich": "needs the plugin above: tried by hand",

@@ -410,4 +410,4 @@ def test_what_a_changed_setting_costs_is_said_before_it_is_spent(run):
     assert stays in run.snakemake()
     log = run.log("split")
     assert "sampling.max_tokens (512 -> 7)" in log
-    assert "3 of 3 samples will be inferred again; 3 answers stay under the old settings" in log
+    assert "3 of 3 samples will be inferred; 3 answers stay under the old settings" in log

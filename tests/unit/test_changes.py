@@ -52,7 +52,7 @@ def test_a_setting_that_changed_is_named_with_what_it_costs(
     splitting()
     assert said(caplog) == [
         "changed since the last split: sampling.max_tokens (512 -> 13): 4 of 4 samples will be "
-        "inferred again; 3 answers stay under the old settings"
+        "inferred; 3 answers stay under the old settings"
     ]
     assert len(settings_files(splitting)) == 2
 
@@ -82,7 +82,7 @@ def test_a_prompt_that_changed_is_named(
     splitting()
     assert said(caplog) == [
         'changed since the last split: task_params.prompt ("Why?" -> "What?"): 3 of 3 samples will '
-        "be inferred again; 3 answers stay under the old settings"
+        "be inferred; 3 answers stay under the old settings"
     ]
     assert len(settings_files(splitting)) == 1
 
@@ -172,9 +172,7 @@ def test_plan_says_it(splitting: Splitter, caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         make_plan(config, Layout.of(config, 0), 1)
     (message,) = said(caplog)
-    assert (
-        "sampling.max_tokens (512 -> 13): 2 of 2 samples will be inferred again; 2 ans" in message
-    )
+    assert "sampling.max_tokens (512 -> 13): 2 of 2 samples will be inferred; 2 ans" in message
     # and changes nothing
     assert len(settings_files(splitting)) == 1
 

@@ -83,8 +83,8 @@ def test_at_the_end_stand_the_paths_and_the_command_for_what_failed(lines, capsy
         "errors  results/out.errors.jsonl",
     ]
     assert failed.startswith("failed  bad.mp4: read: ")
-    assert retry.startswith("To open 1 failed sample(s) again, ")
-    command = shlex.split(retry.partition("snakemake command: ")[2])
+    assert retry.startswith("To try 1 failed sample(s) again, ")
+    command = shlex.split(retry.partition("first run ")[2])
     subprocess.run(command, cwd="/", check=True)
     assert layout.reopened.exists()
 

@@ -528,6 +528,18 @@ def test_the_error_rate(limit, ok, failed, exceeded):
     assert counted(limit, ok, failed).exceeded() is exceeded
 
 
+@pytest.mark.parametrize(
+    ("samples", "allowed"),
+    [(240, 24), (1000, 100), (1_000_000, 100)],
+)
+def test_failures_that_come_first_are_judged_with_what_follows(samples, allowed):
+    """The bad files of a folder may sort first."""
+    rate = ErrorRate(0.1, samples)
+    for failures in range(1, allowed + 2):
+        rate.count({"stage": "read", "type": "ValueError", "message": "no such clip"})
+        assert rate.exceeded() is (failures > allowed)
+
+
 def test_samples_that_wait_for_their_answer_count_as_not_failed():
     rate = counted(0.1, 0, 20)
     assert rate.exceeded(under_way=179)
@@ -564,7 +576,7 @@ def test_an_error_rate_that_is_passed_says_what_to_do():
         counted(0.1, 100, 30).check("rank 3", "some are open again")
     message = str(caught.value)
     assert message.startswith(
-        "rank 3: 30 of 130 finished samples failed, more than run.max_error_rate: 0.1; "
+        "rank 3: 30 of 130 finished samples failed, more than run.max_error_rate: 0.1 allows; "
         "the last: read: ValueError: no such clip; some are open again. "
     )
     with pytest.raises(UserError, match=r"the last: read: ValueError: no such clip\. "):

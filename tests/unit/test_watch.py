@@ -76,7 +76,7 @@ def test_before_anything_has_run(here: Run) -> None:
 
 def test_it_says_what_it_waits_for(split_run: Splitter) -> None:
     config = split_run.run.config
-    assert look(config).waits == "waits for its first inference job"
+    assert look(config).waits == "waits for its first inference job, which may be starting"
     began = time.time() - 42
     write_statistics(split_run, 0, state="starting", started_at=began)
     view = look(config)

@@ -133,7 +133,7 @@ class RunView:
             whose = "the model" if len(loading) == 1 else f"{len(loading):,} models, the first"
             return f"waits for {whose}, which has been loading for {duration(max(loading))}"
         if states == {"waiting"}:
-            return "waits for its first inference job"
+            return "waits for its first inference job, which may be starting"
         if self.layout.reopened.exists() or states in ({"silent"}, {"silent", "done"}):
             return "waits for snakemake: run the same command again"
         if states != {"done"}:

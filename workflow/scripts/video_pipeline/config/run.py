@@ -54,9 +54,9 @@ class Run(Section):
     keep_rank_files: bool = False
     """`true`: keep the rank files at the end."""
     max_error_rate: float = Field(default=0.1, ge=0, le=1)
-    """Largest share of failed samples among the finished ones of a chunk, checked from the 20th
-    failure on. A job above it stops at once. Errors of stage `parse` do not count, because their
-    answers are kept."""
+    """Largest share of failed samples in a chunk, checked from the 20th failure on: among its first
+    1,000 samples, then among the finished ones. A job above it stops at once. Errors of stage
+    `parse` do not count, because their answers are kept."""
     formats: list[Literal["jsonl", "parquet"]] = Field(default=["jsonl"])
     """Formats of the output. `jsonl` is always one of them. `parquet` adds a folder of Parquet
     files with a dataset card for the Hugging Face hub."""

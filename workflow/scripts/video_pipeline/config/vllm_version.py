@@ -37,8 +37,8 @@ def unsupported(reason: object) -> VllmUnsupported:
 
 
 _ADVICE = (
-    f"tried: vLLM {', '.join(TRIED)}. Install it with `pip install -r envs/gpu.txt`, or for "
-    "CPUs with envs/install.sh"
+    f"tried: vLLM {', '.join(TRIED)}. Install it with `pip install --no-deps -r envs/gpu.txt`, or "
+    "for CPUs with envs/install.sh"
 )
 
 

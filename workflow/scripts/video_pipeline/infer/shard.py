@@ -59,7 +59,7 @@ class Shard:
         self.pending = array("Q")
         self.deaths: dict[int, int] = {}
         self.quarantined: dict[int, dict[str, str]] = {}
-        self.error_rate = ErrorRate(config.run.max_error_rate)
+        self.error_rate = ErrorRate(config.run.max_error_rate, len(self.chunk))
         self._samples = ChunkSamples(self.chunk, config)
         self._layout = layout
         self._manifest = manifest

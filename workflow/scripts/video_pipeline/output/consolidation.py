@@ -147,10 +147,13 @@ def _check_answered(
             record = orjson.loads(stream.readline())
             error = record["__error"]
             first = "sample {}: {stage}: {type}: {message}".format(record["__key"], **error)
+            if error["stage"] == "parse":
+                first += f". The model's text: {record['output_text']!r:.200}"
         except (ValueError, LookupError):
             return  # The file is damaged, which its checksum will show.
     retry = ""
-    if closed := sorted(stages.keys() - {"parse", "length"}):
+    closed = sorted(stages.keys() - {"parse", "length"})
+    if closed and not stages["parse"]:
         command = command_line("retry", layout.config, Path(__file__).parents[2])
         which = "them" if len(closed) == len(stages) else f"those of stage {', '.join(closed)}"
         retry = f", then open {which} again ({command})"

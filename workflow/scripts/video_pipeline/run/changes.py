@@ -142,8 +142,8 @@ def warn_of_changes(
         answers = count_answers(earlier.folder)
         if now.folder == earlier.folder:
             answers = max(0, answers - (samples - pending))
-        again = "again" if now.input == earlier.input else "(the input has changed, too)"
+        note = "" if now.input == earlier.input else " (the input has changed, too)"
         logger.warning(
             f"changed since the last split: {', '.join(changed)}: {pending:,} of {samples:,} "
-            f"samples will be inferred {again}; {answers:,} answers stay under the old settings"
+            f"samples will be inferred{note}; {answers:,} answers stay under the old settings"
         )

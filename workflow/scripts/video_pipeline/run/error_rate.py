@@ -9,6 +9,9 @@ from video_pipeline.errors import UserError
 FIRST_LOOK = 20
 """Fewer failures than this are never too many."""
 
+FIRST_SAMPLES = 1000
+"""So many samples of a chunk are judged together: the bad files of a folder may come first."""
+
 
 @dataclass
 class ErrorRate:
@@ -16,6 +19,7 @@ class ErrorRate:
     engine is at fault."""
 
     limit: float  # run.max_error_rate.
+    samples: int = 0  # Of the chunk.
     finished: int = 0  # Failed samples included.
     failed: int = 0  # In any stage but parse.
     unparsed: int = 0  # In parse. They stop no run, because the journal has their answers.
@@ -35,12 +39,14 @@ class ErrorRate:
             self._last = error
 
     def exceeded(self, under_way: int = 0) -> bool:
-        """Whether the rate is above the limit, with at least :data:`FIRST_LOOK` failures.
+        """Whether there are at least :data:`FIRST_LOOK` failures, and more than the limit allows
+        among the finished samples, or among the first :data:`FIRST_SAMPLES` of the chunk.
 
         ``under_way``: samples that were read and wait for their answer. They count as not failed,
         because a file that cannot be read fails at once and an answer takes its time.
         """
-        return self.failed >= FIRST_LOOK and self.failed > self.limit * (self.finished + under_way)
+        judged = max(self.finished + under_way, min(self.samples, FIRST_SAMPLES))
+        return self.failed >= FIRST_LOOK and self.failed > self.limit * judged
 
     def check(self, subject: str, note: str = "", under_way: int = 0) -> None:
         """Raise :class:`UserError` about ``subject`` if the rate is :meth:`exceeded`; ``note`` is
@@ -54,6 +60,6 @@ class ErrorRate:
             details.append(note)
         raise UserError(
             f"{subject}: {self.failed} of {self.finished} finished samples failed, more than "
-            f"run.max_error_rate: {self.limit:g}; {'; '.join(details)}. Fix the cause and run "
-            "again (what is done stays done), or raise run.max_error_rate to accept them"
+            f"run.max_error_rate: {self.limit:g} allows; {'; '.join(details)}. Fix the cause and "
+            "run again (what is done stays done), or raise run.max_error_rate to accept them"
         )

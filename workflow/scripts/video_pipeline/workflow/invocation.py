@@ -189,7 +189,7 @@ class Invocation:
             if output_is_damaged(layout):
                 self._force(stage, layout.output, "not what was written there: written again")
             if layout.previous.exists():
-                self._force(stage, layout.output, "that of an earlier run: written anew")
+                self._force(stage, layout.output, "from an earlier run: written again")
             if layout.reopened.exists():
                 reason = "failed samples were opened again: written anew"
                 self._force(stage, layout.output, reason)

@@ -66,8 +66,8 @@ class ProgressLines:
                     _print(f"failed  and {failed - MOST_FAILURES:,} more")
                 if stage.config.data.resume and (closed := num_to_retry(stage)):
                     _print(
-                        f"To open {closed:,} failed sample(s) again, before the same snakemake "
-                        f"command: {self._command('retry', stage)}"
+                        f"To try {closed:,} failed sample(s) again, first run "
+                        f"{self._command('retry', stage)}"
                     )
 
     def _print_lines(self) -> None:
