@@ -147,8 +147,8 @@ def _check_answered(
             record = orjson.loads(stream.readline())
             error = record["__error"]
             first = "sample {}: {stage}: {type}: {message}".format(record["__key"], **error)
-            if error["stage"] == "parse":
-                first += f". The model's text: {record['output_text']!r:.200}"
+            if text := record.get("output_text"):
+                first += f". The model's text: {text!r:.200}"
         except (ValueError, LookupError):
             return  # The file is damaged, which its checksum will show.
     retry = ""
