@@ -260,6 +260,8 @@ def test_a_text_on_the_command_line_is_what_was_typed() -> None:
     assert config.sampling.model_dump()["max_tokens"] == 9
     assert str(config.data.output_jsonl) == "a b.jsonl"
     assert parsed["vllm"] == {"model": "b", "seed": 1}
+    begins = load_config(as_typed({"prompt": "Hi"}, ["prompt='Hi' # they say"]))
+    assert begins.task_params == {"prompt": "'Hi' # they say"}
     both = ["model=a", "vllm={model: b}"]
     with pytest.raises(UserError, match=r"model and vllm\.model are the same key"):
         load_config(as_typed({"model": "a", "vllm": {"model": "b"}}, both))

@@ -30,7 +30,8 @@ def as_typed(raw: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
         text = typed.get(short)
         if not text:
             continue
-        if short not in _NUMBERS and text[0] not in "'\"":
+        is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        if short not in _NUMBERS and not is_quoted:
             result[short] = text
         section, name = key.split(".")
         if section not in typed and isinstance(result.get(section), dict):
