@@ -71,9 +71,9 @@ class Invocation:
         self._progress: ProgressLines | None = None  # Set while this process may change the output.
         self._earlier_errors: list[str] = []  # Of jobs that this run may not reach.
         is_module = self.snakemake.is_module
-        if not is_module and (terminal := self.snakemake.terminal):
-            shorten(terminal, is_dry_run=lambda: self.snakemake.is_dry_run)
         if not is_module:
+            if terminal := self.snakemake.terminal:
+                shorten(terminal, is_dry_run=lambda: self.snakemake.is_dry_run)
             config = as_typed(config, self.snakemake.config_arguments)
         run, logs = load_config(config), Path("logs")
         if is_module:
