@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from helpers import Run, keys, lock_holders, processes_with, samples, wait_until
 from video_pipeline.common.locks import try_lock
 from video_pipeline.run.layout import Layout
+from video_pipeline.run.statistics import read_statistics
 
 pytestmark = [pytest.mark.two_ranks, pytest.mark.as_users]
 
@@ -87,6 +89,14 @@ def attempts(run) -> int:
     return sum('"output_text":' in path.read_text() for path in files)
 
 
+def last_counted(run) -> float:
+    """The time up to which the statistics of the last job of each rank count, in Unix seconds."""
+    until: dict[int, float] = {}
+    for attempt in read_statistics(next((run.folder / "results/.journal/out").iterdir())):
+        until[attempt["rank"]] = attempt["updated_at"]
+    return min(until.values())
+
+
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -95,8 +105,11 @@ def test_snakemake_is_killed(started, undisturbed):
         if number != SIGNALS[0]:
             start(started)
         assert len(jobs(started)) == 2
+        sent_at = time.time()
         started.main.send_signal(number)
         assert_all_gone(started)
+        if number != signal.SIGKILL:
+            assert last_counted(started) > sent_at
         assert started.main.wait() != 0
         assert len(started.answers()) < COUNT
     said = (started.folder / "background.log").read_text(encoding="utf-8")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 
 import pytest
-from helpers import ERROR, samples
+from helpers import ERROR, samples, wait_until
 from video_pipeline.errors import UserError
 from video_pipeline.infer.admission import Window
 from video_pipeline.infer.job_monitor import JobMonitor
@@ -45,6 +47,23 @@ def test_its_file_says_how_far_the_job_is(monitor, tmp_path):
     assert running["last_error"]["key"] == "1"
     monitor.end(file, "done")
     assert json.loads(file.path.read_text(encoding="utf-8"))["state"] == "done"
+
+
+def test_its_file_is_complete_when_a_signal_ends_the_job(monitor, tmp_path):
+    """The signal then does what it did before."""
+    file = StatisticsFile(tmp_path / "attempt.jsonl")
+    ended: list[int] = []
+    earlier = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    try:
+        with monitor.written_when_stopped(file), file._lock:  # In the middle of a write.
+            monitor.count_finished("0", None)
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: ended, "the signal has arrived")
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    assert ended == [signal.SIGTERM]
+    stopped = json.loads(file.path.read_text(encoding="utf-8"))
+    assert (stopped["state"], stopped["finished"]) == ("starting", 1)
 
 
 def test_too_many_failures_stop_the_job(monitor):

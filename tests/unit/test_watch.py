@@ -127,6 +127,9 @@ def test_a_run_from_its_begin_to_its_end(split_run: Splitter) -> None:
     assert view.waits == ""
     assert "done" in shown(("", view))
     assert re.search(r"answered\s+│\s+5 │", shown(("", view)))
+    split_run([*samples(8), {"id": "bad", "path": "bad.mp4", "do": "raise"}])  # It goes on.
+    total = look(config).total
+    assert (total.finished, total.samples, total.failed) == (6, 9, 1)
 
 
 @pytest.mark.parametrize(("network", "bound"), [(3, "decode-bound"), (4, "network-bound")])

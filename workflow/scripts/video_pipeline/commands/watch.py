@@ -205,7 +205,9 @@ def _rank(
     is_over: bool,
 ) -> RankView:
     samples, pending = manifest.rank_samples[rank], manifest.rank_pending[rank]
-    view = RankView(rank, "waiting", samples, samples - pending)
+    # An earlier version did not count the failures of earlier runs.
+    failed = manifest.rank_failed[rank] if manifest.rank_failed else 0
+    view = RankView(rank, "waiting", samples, samples - pending, failed)
     if attempts:
         last = attempts[-1]
         view.finished, view.failed = last["finished"], last["finished_failed"]

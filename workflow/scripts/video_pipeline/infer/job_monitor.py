@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from video_pipeline.gpu.devices import gpus_needed
 from video_pipeline.infer.admission import Window
@@ -57,6 +63,33 @@ class JobMonitor:
                 written = time.monotonic()
                 await asyncio.to_thread(file.write, *self.statistics.snapshot())
             await asyncio.sleep(TICK_SECONDS)
+
+    @contextmanager
+    def written_when_stopped(self, file: StatisticsFile) -> Iterator[None]:
+        """Write the statistics when SIGTERM ends this process within the block, as after Ctrl-C and
+        ``scancel``.
+
+        Nothing else is done then: decode processes get the signal, too, and their deaths are not
+        the fault of their samples.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Only the main thread may handle signals.
+            return
+        earlier = signal.getsignal(signal.SIGTERM)
+
+        def stop(signum: int, frame: FrameType | None) -> None:
+            try:
+                self.tick()
+                file.write(*self.statistics.snapshot())
+            finally:
+                signal.signal(signum, earlier)
+                os.kill(os.getpid(), signum)
+
+        signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, earlier)
 
     def end(self, file: StatisticsFile, state: State) -> None:
         """Write the statistics of a job that has given up its GPUs."""

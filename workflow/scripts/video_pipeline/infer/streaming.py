@@ -105,7 +105,7 @@ async def _run(shard: Shard, folder: Path, num_workers: int, card: str | None) -
         pool = DecodePool(server, spec, num_processes, config.data.sample_timeout_s)
         state: State = "failed"
         try:
-            with journal:
+            with journal, monitor.written_when_stopped(file):
                 stream = Stream(shard, folder, engine, pool, prefetcher, journal, window, monitor)
                 await stream.run(file)
             state = "done"

@@ -44,6 +44,7 @@ class Manifest:
     pending: int = 0  # samples that were still to be inferred
     rank_samples: list[int] = field(default_factory=list)
     rank_pending: list[int] = field(default_factory=list)
+    rank_failed: list[int] = field(default_factory=list)  # that have an error record already
     journal_files: list[str] = field(default_factory=list)  # that split has read
     balance: dict[str, Any] = field(default_factory=dict)  # how even the pending samples are spread
     expanded: bool = False  # a line of the input may stand for several samples

@@ -88,7 +88,7 @@ class JobStatistics:
     peak_flops: float | None = None  # of one GPU in the model's precision, see gpu/peaks.py
     samples: int = 0  # of the chunk
     pending: int = 0  # when the attempt began
-    state: State = "starting"  # stays as it is if the attempt is killed
+    state: State = "starting"  # stays as it is if a signal ends the attempt
     started_at: float = field(default_factory=time.time)  # the job had its GPUs
     ready_at: float | None = None  # the first request went to the engine
     updated_at: float = 0.0  # by the machine's clock
@@ -253,7 +253,7 @@ class StatisticsFile:
     def __init__(self, journal_file: Path) -> None:
         self.path = journal_file.with_suffix(self.ENDING)
         self._written = -math.inf
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal may interrupt a write, and write.
 
     def write(self, lasted: float, text: str) -> None:
         """Write a :meth:`JobStatistics.snapshot`, unless the file holds a newer one. Several

@@ -329,6 +329,7 @@ def _write_entries(
     json_of = {name: orjson.dumps(name) for name in files}
     num_samples = np.zeros(len(paths) + 1, int)
     num_pending = np.zeros(len(paths) + 1, int)
+    num_failed = np.zeros(len(paths) + 1, int)
     with open(table.entries, "rb", buffering=1 << 20) as entries:
         for begin in range(0, len(ranks), BATCH):
             lines = list(islice(entries, BATCH))
@@ -336,6 +337,7 @@ def _write_entries(
             places = table.read("places", begin, BATCH)
             for position in np.flatnonzero(places < LEFT_OUT).tolist():
                 file, offset, is_error = location_at(int(places[position]), files)
+                num_failed[batch_ranks[position]] += is_error
                 lines[position] = finished_line(lines[position], json_of[file], offset, is_error)
             of_rank: list[list[bytes]] = [[] for _ in num_samples]
             for line, rank in zip(lines, batch_ranks.tolist(), strict=True):
@@ -353,6 +355,7 @@ def _write_entries(
     *manifest.chunks, manifest.left_out_seal = seals
     manifest.rank_samples = num_samples[: manifest.num_shards].tolist()
     manifest.rank_pending = num_pending[: manifest.num_shards].tolist()
+    manifest.rank_failed = num_failed[: manifest.num_shards].tolist()
 
 
 def _log(manifest: Manifest, balance: BalanceReport) -> None:
