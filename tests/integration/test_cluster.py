@@ -137,7 +137,7 @@ def test_a_job_without_a_gpu_infers_nothing_and_leaves_it_to_the_next_attempt(sp
     with pytest.raises(Unfinished, match="3 of them are pending now, and the job has no GPU"):
         infer(run.config, layout, 0, 1, only_writes=True)
     assert not run.answers()
-    infer(run.config, layout, 0, 1, attempt=2)
+    infer(run.config, layout, 0, 1)
     assert needs_no_gpu(layout, 0)
     layout.rank_file(0).unlink()
     infer(run.config, layout, 0, 1, only_writes=True)

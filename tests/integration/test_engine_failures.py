@@ -48,7 +48,7 @@ def attempts(splitting, most: int = 10) -> int:
     """Infer rank 0 until it succeeds, as Snakemake's retries do; how many attempts that took."""
     for attempt in range(1, most + 1):
         with contextlib.suppress(EngineDead):
-            infer(splitting.run.config, splitting.layout, 0, 1, attempt)
+            infer(splitting.run.config, splitting.layout, 0, 1)
             consolidate(splitting.run.config, splitting.layout)
             return attempt
     raise AssertionError(f"not done after {most} attempts")
@@ -82,17 +82,12 @@ def test_an_engine_that_dies_of_every_sample_is_at_fault_and_no_sample_is(splitt
     run = splitting.run
     splitting(samples(count), 1)
     asked.kill = set(keys(count))
-    for attempt in range(1, 5):
-        with contextlib.suppress(EngineDead):
-            with pytest.raises(UserError, match=r"answered none; .* of: killed on purpose") as said:
-                infer(run.config, splitting.layout, 0, 1, attempt)
-            break
-    assert attempt == (3 if count == 1 else 4)  # so three retries are enough
-    asked_before = asked.total()
-    with pytest.raises(UserError) as again:
-        infer(run.config, splitting.layout, 0, 1, attempt + 1)
-    assert str(again.value) == str(said.value)
-    assert asked.total() == asked_before  # no engine was started
+    for _ in range(2 if count == 1 else 3):  # so three retries are enough
+        with pytest.raises(EngineDead):
+            infer(run.config, splitting.layout, 0, 1)
+    with pytest.raises(UserError, match=r"answered none; .* of: killed on purpose") as said:
+        infer(run.config, splitting.layout, 0, 1)
+    assert splitting.layout.failure(0).read_text() == str(said.value)  # no engine starts again
 
     # when the cause is fixed, nobody is in quarantine
     asked.kill = set()
@@ -124,19 +119,15 @@ def test_a_busy_engine_does_not_hang(splitting):
     assert run.answers() == dict.fromkeys(keys(8), 1)
 
 
-def test_a_retry_does_not_repeat_what_must_fail_again(splitting):
+def test_what_must_fail_again_is_noted_until_a_new_run_tries_again(splitting):
     run = splitting.run
     splitting([{**sample, "returns": {"__key": "another"}} for sample in samples(3)], 1)
     with pytest.raises(UserError, match="give back sample") as first:
         infer(run.config, splitting.layout, 0, 1)
-    reads = run.reads()
-    with pytest.raises(UserError) as second:
-        infer(run.config, splitting.layout, 0, 1, attempt=2)
-    assert str(second.value) == str(first.value)
-    assert run.reads() == reads
-    with pytest.raises(UserError, match="give back sample"):  # a new run tries again
-        infer(run.config, splitting.layout, 0, 1)
-    assert run.reads() != reads
+    failure = splitting.layout.failure(0)
+    assert failure.read_text() == str(first.value)
+    splitting([{**sample, "returns": {}} for sample in samples(3)], 1).run_all()
+    assert not failure.exists()
 
 
 DIES_ONCE = """

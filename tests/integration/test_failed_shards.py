@@ -43,8 +43,9 @@ def test_only_failed_shards_run_again(failed):
     last = run.out[run.out.index("by hand, from") :]
     errors = [line for line in last.splitlines() if line.startswith("error: ")]
     assert [line.count("are reserved") for line in errors] == [1, 1]
-    assert f"(log: {run.folder}/logs/out/infer.rank1.attempt4.log)" in errors[0]
-    assert len(list((run.folder / "logs/out").glob("infer.rank1.attempt*.log"))) == 4
+    # Another attempt would not help, so there was one.
+    assert f"(log: {run.folder}/logs/out/infer.rank1.attempt1.log)" in errors[0]
+    assert run.out.count("Error in rule infer") == 2
     assert planned(run) == {"rank1", "rank2", "consolidate"}
 
     (run.folder / "fixed").touch()

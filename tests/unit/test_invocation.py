@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import PROJECT
 from snakemake.exceptions import WorkflowError
+from snakemake.jobs import Job
 from snakemake.settings.types import (
     ConfigSettings,
     DeploymentSettings,
@@ -32,6 +33,7 @@ def invoke(here, monkeypatch):
     here.write_samples([])
     here.configure(data={"num_shards": 2})
     monkeypatch.setattr(invocation, "stop_jobs_on_signals", lambda: None)
+    monkeypatch.setattr(Job, "restart_times", Job.restart_times)  # Each run changes it.
 
     def job(rule: str) -> SimpleNamespace:
         return SimpleNamespace(rule=SimpleNamespace(name=rule))
@@ -103,6 +105,24 @@ def test_a_job_that_needs_no_gpu_has_no_gpu_at_its_first_attempt(invoke):
     stage.layout.manifest.write_text(json.dumps(manifest))
     gpus = [run.infer_gpus(stage, rank, attempt) for rank in (0, 1) for attempt in (1, 2)]
     assert gpus == [0, 1, 1, 1]
+
+
+def test_who_fails_for_certain_is_not_started_again_in_the_same_run(invoke):
+    run = invoke()
+    layout = run.stages[0].layout
+    layout.chunks.mkdir(parents=True)
+    layout.failure(1).write_text("of an earlier run, whose cause may be fixed")
+    run.begin()
+
+    def times(rank: int) -> int:
+        job = SimpleNamespace(
+            output=[str(layout.rank_file(rank))], rule=SimpleNamespace(restart_times=3)
+        )
+        return Job.restart_times.fget(job)
+
+    assert [times(0), times(1)] == [3, 3]
+    layout.failure(1).write_text("the task breaks its contract")
+    assert [times(0), times(1)] == [3, 0]
 
 
 def test_cores_are_shared_by_the_jobs_that_run_at_once(invoke):

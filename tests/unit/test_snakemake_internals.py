@@ -178,6 +178,26 @@ rule all:
     shell: "true"
 """
 
+RESTARTS = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {scripts!r})
+
+from video_pipeline.workflow.snakemake_internals import Snakemake
+
+Snakemake(workflow).do_not_restart(lambda outputs: "certain.txt" in outputs)
+
+
+rule all:
+    input: "certain.txt", "perhaps.txt"
+
+rule tried:
+    output: "{{name}}.txt"
+    retries: 2
+    shell: "echo {{wildcards.name}} >> tries.log; exit 1"
+"""
+
 ELSEWHERE = """
 from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
@@ -360,6 +380,13 @@ def test_a_dry_run_and_a_run_without_handlers_are_known(tmp_path):
         assert known == [option == "--dry-run", option == "--no-hooks"]
 
 
+def test_a_job_that_will_fail_again_is_not_restarted(tmp_path):
+    (tmp_path / "Snakefile").write_text(RESTARTS.format(scripts=str(SCRIPTS)))
+    call(tmp_path, "--cores", "1", "--keep-going", succeeds=False)
+    tries = (tmp_path / "tries.log").read_text().split()
+    assert sorted(tries) == ["certain", "perhaps", "perhaps", "perhaps"]
+
+
 def test_the_plugin_of_slurm_may_choose_partitions(tmp_path):
     (tmp_path / "partitions.yaml").write_text("partitions: {}")
     for path in (None, tmp_path / "partitions.yaml"):
@@ -400,6 +427,12 @@ def test_what_is_missing_is_named_with_the_versions_that_have_it(name):
         UserError, match=r"^snakemake\S* [\d.]+ is not supported.*Tried: .*pip install snakemake"
     ):
         CALLS[name](Snakemake(workflow))
+
+
+def test_a_job_without_a_number_of_restarts_is_named(monkeypatch):
+    monkeypatch.delattr("snakemake.jobs.Job.restart_times")
+    with pytest.raises(UserError, match=r"because its jobs\.Job\.restart_times differs"):
+        Snakemake(SimpleNamespace()).do_not_restart(lambda outputs: True)
 
 
 @pytest.mark.parametrize("name", ["replace_patterns", "is_literal"])

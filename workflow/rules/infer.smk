@@ -20,7 +20,6 @@ for stage in STAGES:
         threads: infer_threads(stage)
         resources:
             gpu=infer_gpus(stage),
-            attempt=lambda wildcards, attempt: attempt,
         params:
             run=command("infer.py"),
             work=work(stage),
@@ -32,5 +31,5 @@ for stage in STAGES:
         shell:
             "{params.run} --log {log:q} --config {params.config:q}"
             " --num-shards {params.num_shards} --gpus {resources.gpu}"
-            " --rank {wildcards.rank} --threads {threads} --attempt {resources.attempt}"
+            " --rank {wildcards.rank} --threads {threads}"
             " >> {log:q} 2>&1"

@@ -13,7 +13,6 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, help="GPUs of this job; 0: it writes its rank file")
     parser.add_argument("--rank", type=int, required=True, help="the chunk to infer, from 0")
     parser.add_argument("--threads", type=int, default=1, help="cores of this job")
-    parser.add_argument("--attempt", type=int, default=1, help="from 2 on it is a retry")
     parser.add_argument("--plain", action="store_true", help="one sample at a time, to debug")
     args = program.parse(parser)
     if args.rank not in range(args.num_shards):
@@ -21,15 +20,7 @@ def main() -> None:
     config = load_config(args.config)
     check_files([config])
     layout = Layout.of(config, args.num_shards)
-    infer(
-        config,
-        layout,
-        args.rank,
-        args.threads,
-        args.attempt,
-        only_writes=args.gpus == 0,
-        plain=args.plain,
-    )
+    infer(config, layout, args.rank, args.threads, only_writes=args.gpus == 0, plain=args.plain)
 
 
 if __name__ == "__main__":

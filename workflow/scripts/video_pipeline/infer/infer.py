@@ -34,7 +34,6 @@ def infer(
     layout: Layout,
     rank: int,
     threads: int,
-    attempt: int = 1,
     *,
     only_writes: bool = False,
     plain: bool = False,
@@ -43,8 +42,6 @@ def infer(
 
     Args:
         threads: Cores given to the job.
-        attempt: The number of Snakemake's attempt, from 1. A failure that another attempt would
-            only repeat is reported again at once.
         only_writes: Whether the job has no GPU: it writes the rank file, or leaves pending samples
             to another attempt.
         plain: Infer one sample at a time in this process, for debugging, see
@@ -52,13 +49,11 @@ def infer(
 
     Raises:
         UserError: The user's input, code or settings are at fault, or more than
-            ``run.max_error_rate`` of the samples failed.
+            ``run.max_error_rate`` of the samples failed. The workflow does not start the job again.
         EnvironmentFault: Another attempt may succeed, as after :class:`EngineDead` and
             :class:`Unfinished`.
     """
     failure = layout.failure(rank)
-    if attempt > 1 and failure.exists():
-        raise UserError(failure.read_text(encoding="utf-8"))
     failure.unlink(missing_ok=True)
     try:
         # A second job of the same rank waits for the first, and infers the remaining samples.

@@ -7,7 +7,7 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -258,6 +258,7 @@ class Invocation:
                 self._take(stage)
                 invoked.write(stage.layout)
             self._earlier_errors = last_errors(self.stages)
+            self.snakemake.do_not_restart(self._will_fail_again)
             stop_jobs_on_signals()
             self._progress = ProgressLines(self.stages, self._scripts)
             self._progress.begin()
@@ -300,7 +301,18 @@ class Invocation:
             check_machine(stage.config, stage.sharding.num_shards, self.snakemake.gpu_limit)
         stage.sharding.write(layout.sharding)
         layout.config.write_text(stage.config.to_yaml(), encoding="utf-8")
+        for rank in range(stage.sharding.num_shards):
+            layout.failure(rank).unlink(missing_ok=True)
         keep_previous(layout)
+
+    def _will_fail_again(self, outputs: Collection[str]) -> bool:
+        """Whether ``outputs`` are those of an inference job that another attempt would not help."""
+        return any(
+            stage.layout.failure(rank).exists()
+            for stage in self.stages
+            for rank in range(stage.sharding.num_shards)
+            if str(stage.layout.rank_file(rank)) in outputs
+        )
 
 
 def _user_paths(stage: Stage) -> list[Path]:

@@ -10,7 +10,7 @@ import importlib.metadata
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -278,6 +278,19 @@ class Snakemake:
         """Let the job of ``output`` run, even if file times and Snakemake's notes show no change.
         Call this from an input function, while Snakemake makes the jobs."""
         self._workflow.dag.forcefiles.add(str(output))
+
+    @_uses("jobs.Job.restart_times")
+    def do_not_restart(self, will_fail_again: Callable[[Collection[str]], bool]) -> None:
+        """Do not start a failed job again, whatever ``retries`` says, if ``will_fail_again`` says
+        so of its output files."""
+        from snakemake.jobs import Job
+
+        restart_times: Callable[[Job], int] = Job.restart_times.fget
+
+        def times(job: Job) -> int:
+            return 0 if will_fail_again(job.output) else restart_times(job)
+
+        Job.restart_times = property(times)
 
 
 # --- wildcards and path variables -----------------------------------------------------------------
