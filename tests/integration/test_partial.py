@@ -106,6 +106,7 @@ def test_journals_of_other_settings_can_go(splitting):
     assert (current.is_current, current.answers, current.errors) == (True, 1, 1)
     assert old.num_bytes > current.num_bytes > 0
     assert "can go" in journal_command(run, "stats")
+    assert journal_command(run) == journal_command(run, "stats")
     shown = journal_command(run, "prune")
     assert old.folder.name in shown
     assert "add --yes" in shown

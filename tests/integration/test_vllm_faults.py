@@ -104,7 +104,7 @@ def test_a_setting_that_cannot_work_is_said_once(run):
     last = out.splitlines()[-1]
     assert "vLLM's engine did not start: ValueError: " in last
     assert "No available memory for the cache blocks" in last
-    assert (run.folder / Layout.of(run.config, 1).failure(0)).exists()  # So it is not started again.
+    assert (run.folder / Layout.of(run.config, 1).failure(0)).exists()  # So it starts once.
 
 
 def test_an_engine_that_was_killed_as_it_started_is_said_so():

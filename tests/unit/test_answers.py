@@ -106,6 +106,7 @@ def test_what_becomes_of_them_is_a_view_of_the_journal(short):
     # asked again they would be cut off again
     assert "raise sampling.max_tokens" in short.run.module("retry")
     assert finish(short, truncated="keep") == kept
+    assert short.run.module("retry").splitlines() == ["no failed samples to retry"]
     assert read_jsonl(short.layout.errors) == []
     assert set(short.run.answers().values()) == {1}
 

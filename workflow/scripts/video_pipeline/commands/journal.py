@@ -107,13 +107,18 @@ def _table(shown: list[Journal]) -> Table:
 def main() -> None:
     """Run ``video-pipeline journal``."""
     parser = options.parser("journal", __doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    stats = commands.add_parser("stats", help="what the journals hold")
-    remove = commands.add_parser("prune", help="show the journals of other settings")
-    remove.add_argument("--yes", action="store_true", help="remove them")
-    for command in (stats, remove):
-        options.add_run(command)
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=("stats", "prune"),
+        default="stats",
+        help="stats: what the journals hold (default); prune: the journals of other settings",
+    )
+    options.add_run(parser)
+    parser.add_argument("--yes", action="store_true", help="prune: remove them")
     args = parser.parse_args()
+    if args.yes and args.command != "prune":
+        parser.error("--yes: only prune removes journals")
     stages = [(own, Layout.of(own)) for _, own in options.enter_run(args).by_stage()]
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if args.command == "stats":

@@ -86,7 +86,7 @@ def main() -> None:
         else "no failed samples to retry"
     )
     is_strict = any(own.run.truncated == "error" for own in (first, *later))
-    if "length" in stages and (is_strict or not count):
+    if args.stage == "length" or (args.stage is None and is_strict):
         print(
             "answers that were cut off (stage length) would be cut off again: raise "
             "sampling.max_tokens, which infers all samples again"
