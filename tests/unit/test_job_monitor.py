@@ -55,7 +55,7 @@ def test_its_file_is_complete_when_a_signal_ends_the_job(monitor, tmp_path):
     ended: list[int] = []
     earlier = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
     try:
-        with monitor.written_when_stopped(file), file._lock:  # In the middle of a write.
+        with monitor.written_when_stopped(file):
             monitor.count_finished("0", None)
             os.kill(os.getpid(), signal.SIGTERM)
             wait_until(lambda: ended, "the signal has arrived")

@@ -253,7 +253,7 @@ class StatisticsFile:
     def __init__(self, journal_file: Path) -> None:
         self.path = journal_file.with_suffix(self.ENDING)
         self._written = -math.inf
-        self._lock = threading.RLock()  # A signal may interrupt a write, and write.
+        self._lock = threading.Lock()
 
     def write(self, lasted: float, text: str) -> None:
         """Write a :meth:`JobStatistics.snapshot`, unless the file holds a newer one. Several
