@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,16 +65,8 @@ class JobMonitor:
 
     @contextmanager
     def written_when_stopped(self, file: StatisticsFile) -> Iterator[None]:
-        """Write the statistics when SIGTERM ends this process within the block, as after Ctrl-C and
-        ``scancel``.
-
-        Nothing else is done then: decode processes get the signal, too, and their deaths are not
-        the fault of their samples.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Only the main thread may handle signals.
-            return
-        earlier = signal.getsignal(signal.SIGTERM)
+        """Write the statistics when SIGTERM ends this process within the block (Ctrl-C, scancel),
+        and do nothing else: decode processes get the signal, too, and no sample is to blame."""
 
         def stop(signum: int, frame: FrameType | None) -> None:
             try:
@@ -85,7 +76,7 @@ class JobMonitor:
                 signal.signal(signum, earlier)
                 os.kill(os.getpid(), signum)
 
-        signal.signal(signal.SIGTERM, stop)
+        earlier = signal.signal(signal.SIGTERM, stop)
         try:
             yield
         finally:
