@@ -6,6 +6,7 @@ Where no Snakemake is needed, the jobs run in this process (their decode process
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import subprocess
 
@@ -462,6 +463,25 @@ def test_the_output_of_the_run_before_survives_a_run_without_an_answer(run):
     assert run.output.read_bytes() == before[0]
     assert set(run.answers().values()) == {1}
     assert "Nothing to be done" in run.snakemake()
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_a_run_that_cannot_begin_leaves_the_run_before_as_it_was(run, num_shards):
+    """Its chunks and its configuration too, so that watch and retry still speak of that run."""
+    run.configure(data={"num_shards": 1})
+    run.write_samples(samples(3))
+    run.snakemake()
+    before = {path: path.read_bytes() for path in run.output.parent.glob("out.*")}
+    run.configure(data={"num_shards": num_shards}, run={"task": "knd"})
+    out = run.snakemake(succeeds=False)
+    assert "'knd'" in out
+    assert "results/out.jsonl is still that of the run before" in out
+    assert {path: path.read_bytes() for path in before} == before
+    assert re.search(r"answered\s+│\s+3 │", run.module("watch", "--once"))
+    run.configure(data={"num_shards": 1}, run={"task": "ask"})
+    run.snakemake()
+    assert run.output.read_bytes() == before[run.output]
+    assert run.answers() == dict.fromkeys(keys(3), 1)
 
 
 def test_no_samples_are_no_failure(one_shard, caplog):

@@ -53,6 +53,19 @@ def test_failures_of_one_stage_are_opened(failed, stage, key):
     assert pending(failed) == [key]
 
 
+def test_an_answer_that_would_be_cut_off_again_stays(splitting):
+    """Only a longer second try may end differently."""
+    (entry,) = splitting(samples(1), 1).chunks[0]
+    prefix = attempt_prefix(splitting.manifest.split_id, 0)
+    with JournalWriter(Path(splitting.manifest.journal), prefix) as journal:
+        error = {"stage": "length", "type": "Truncated", "message": "x"}
+        journal.error(*entry.questions[0], error)
+    Sharding(1).write(splitting.layout.sharding)
+    assert retry(splitting.run.config) == 0
+    splitting.run.configure(run={"retry_truncated": 2048})
+    assert retry(splitting.run.config) == 1
+
+
 def test_the_output_stays_and_is_to_be_written_anew(failed):
     failed.run.output.write_text("finished")
     layout = failed.layout

@@ -14,17 +14,20 @@ from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
-from video_pipeline.run.reopening import find_errors, write_reopens
+from video_pipeline.run.reopening import (
+    STAGES,
+    failed_by_stage,
+    find_errors,
+    stages_to_retry,
+    write_reopens,
+)
 from video_pipeline.run.sharding import Sharding, read_sharding
 from video_pipeline.run.writers import refuse_live_writers
 
-STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
-"""Stages of errors in the journal. ``parse`` is not among them: a run parses all answers again."""
 
-
-def retry(config: Config, stages: Container[str] = STAGES) -> int:
-    """Open the errors of ``stages`` again, and return the number of their samples. The output stays
-    until the next run replaces it.
+def retry(config: Config, stages: Container[str] | None = None) -> int:
+    """Open the errors of ``stages`` again, and return the number of their samples. None: those that
+    :func:`stages_to_retry` names. The output stays until the next run replaces it.
 
     Raises :class:`UserError` if nothing has run yet, or while a run is on (even if no job is
     running at the moment).
@@ -43,7 +46,7 @@ def retry(config: Config, stages: Container[str] = STAGES) -> int:
         raise UserError("data.resume is false: every invocation starts from nothing anyway")
     with take_output(layout.run_lock, layout.output):
         refuse_live_writers(layout)
-        return _retry(layout, stages)
+        return _retry(layout, stages or stages_to_retry(config))
 
 
 def _retry(layout: Layout, stages: Container[str]) -> int:
@@ -76,7 +79,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, help="only failures of this stage")
     args = parser.parse_args()
     config = options.enter_run(args)
-    stages = (args.stage,) if args.stage else STAGES
+    stages = (args.stage,) if args.stage else None
     first, *later = (own for _, own in config.by_stage())
     # A later stage may not have begun yet.
     count = sum(retry(own, stages) for own in (first, *filter(_last_sharding, later)))
@@ -85,9 +88,10 @@ def main() -> None:
         if count
         else "no failed samples to retry"
     )
-    is_strict = any(own.run.truncated == "error" for own in (first, *later))
-    if args.stage == "length" or (args.stage is None and is_strict):
+    cut_off = sum(failed_by_stage(Layout.of(own)).get("length", 0) for own in (first, *later))
+    if cut_off and args.stage in (None, "length") and not first.run.retry_truncated:
         print(
-            "answers that were cut off (stage length) would be cut off again: raise "
-            "sampling.max_tokens, which infers all samples again"
+            f"{cut_off:,} answer(s) were cut off (stage length) and would be again: raise "
+            "sampling.max_tokens, which infers all samples again, or, for a task with a schema, "
+            "set run.retry_truncated and retry"
         )

@@ -64,6 +64,8 @@ def why_no_answer(
     else:
         return None
     message = f"{message} ({cut_off_at(usage, config)})"
+    if has_schema and not config.run.retry_truncated:
+        message += "; run.retry_truncated allows more at a second try"
     return {"stage": "length", "type": "Truncated", "message": message}
 
 

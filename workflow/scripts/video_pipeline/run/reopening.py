@@ -5,11 +5,29 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from pathlib import Path
 
+from video_pipeline.common.files import read_object
+from video_pipeline.config import Config
 from video_pipeline.journal.format import REOPENS
 from video_pipeline.journal.index import JournalIndex
 from video_pipeline.journal.reader import JournalReader
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.run.chunks import Chunk, Question
+from video_pipeline.run.layout import Layout
+
+STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
+"""Stages of errors in the journal. ``parse`` is not among them: a run parses all answers again."""
+
+
+def stages_to_retry(config: Config) -> list[str]:
+    """The stages whose errors may end differently now. An answer that was cut off would be cut off
+    again, unless ``run.retry_truncated`` allows a longer one."""
+    return [stage for stage in STAGES if stage != "length" or config.run.retry_truncated]
+
+
+def failed_by_stage(layout: Layout) -> dict[str, int]:
+    """How many samples of the output failed at each stage; empty if it has no summary."""
+    counts: dict[str, int] = read_object(layout.summary).get("samples", {}).get("errors_by_stage")
+    return counts or {}
 
 
 def find_errors(

@@ -299,11 +299,11 @@ class Invocation:
         self._locks.append(take_output(layout.run_lock, layout.output))
         if self.snakemake.runs_jobs_here:
             check_machine(stage.config, stage.sharding.num_shards, self.snakemake.gpu_limit)
+        keep_previous(layout)
         stage.sharding.write(layout.sharding)
-        layout.config.write_text(stage.config.to_yaml(), encoding="utf-8")
+        write_text(layout.config, stage.config.to_yaml())
         for rank in range(stage.sharding.num_shards):
             layout.failure(rank).unlink(missing_ok=True)
-        keep_previous(layout)
 
     def _will_fail_again(self, outputs: Collection[str]) -> bool:
         """Whether ``outputs`` are those of an inference job that another attempt would not help."""

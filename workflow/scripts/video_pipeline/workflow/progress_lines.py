@@ -11,10 +11,10 @@ from pathlib import Path
 
 import orjson
 
-from video_pipeline.common.files import read_object
 from video_pipeline.common.own_command import command_line
 from video_pipeline.common.printable import printable
 from video_pipeline.errors import Failure
+from video_pipeline.run.reopening import failed_by_stage, stages_to_retry
 from video_pipeline.run.stages import Stage
 
 FIRST_LINES, LINE_SECONDS = (10.0, 20.0, 30.0), 60.0
@@ -102,8 +102,8 @@ def show_files(stage: Stage) -> None:
 
 def num_to_retry(stage: Stage) -> int:
     """The number of failed samples in the output that ``retry`` opens again."""
-    by_stage = read_object(stage.layout.summary).get("samples", {}).get("errors_by_stage", {})
-    return sum(count for name, count in by_stage.items() if name != "parse")
+    failed = failed_by_stage(stage.layout)
+    return sum(failed.get(name, 0) for name in stages_to_retry(stage.config))
 
 
 def _first_failures(stage: Stage) -> Iterator[str]:
