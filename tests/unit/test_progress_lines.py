@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -87,6 +88,19 @@ def test_at_the_end_stand_the_paths_and_the_command_for_what_failed(lines, capsy
     command = shlex.split(retry.partition("first run ")[2])
     subprocess.run(command, cwd="/", check=True)
     assert layout.reopened.exists()
+
+
+def test_a_failure_of_a_file_that_was_replaced_says_so(lines, capsys):
+    config, layout = lines.splitting.run.config, lines.splitting.layout
+    infer(config, layout, 1, threads=2)
+    consolidate(config, layout)
+    later = time.time() + 10
+    Path("bad.mp4").touch()
+    os.utime("bad.mp4", (later, later))
+    capsys.readouterr()
+    lines.show_summary()
+    (failed,) = [line for line in capsys.readouterr().err.splitlines() if "failed  bad" in line]
+    assert failed.endswith("no such clip (the file is another one now)")
 
 
 def test_more_failures_than_are_named_are_counted(lines, capsys, monkeypatch):

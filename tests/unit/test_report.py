@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -407,6 +409,21 @@ def test_a_gallery_that_cannot_be_made_is_no_failure(here: Run) -> None:
     problems = {sheet.problem for sheet in make_sheets(here.config, [record(0), record(1)], 1)}
     assert len(problems) == 1
     assert "gone" in (problems.pop() or "")
+
+
+def test_a_video_that_was_replaced_after_the_run_is_not_shown(splitting: Splitter) -> None:
+    """The model has not seen it."""
+    splitting.run.configure(report={"samples": 3})
+    entries = samples(3)
+    for entry in entries:
+        Path(entry["path"]).touch()
+    splitting(entries, 1)
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    later = time.time() + 10
+    os.utime(entries[1]["path"], (later, later))
+    shown = collect(splitting.run.config, splitting.layout, 1)["cards"]
+    assert [each["problem"] for each in shown] == [None, page.CHANGED, None]
 
 
 def test_a_storage_that_hangs_ends_the_gallery(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:

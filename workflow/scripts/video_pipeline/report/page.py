@@ -26,8 +26,8 @@ from video_pipeline.common.files import write_text
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import duration
 from video_pipeline.config import Config
-from video_pipeline.report.gallery import make_sheets
-from video_pipeline.report.records import Tally, card, map_texts
+from video_pipeline.report.gallery import Sheet, make_sheets
+from video_pipeline.report.records import Tally, card, is_changed, map_texts
 from video_pipeline.report.setup import setup_of, stage_links
 from video_pipeline.report.summary import read_summary
 from video_pipeline.report.table import write_table
@@ -38,6 +38,9 @@ from video_pipeline.run.origin import check_origin
 from video_pipeline.run.statistics import read_statistics
 
 logger = logging.getLogger(__name__)
+
+CHANGED = "the video was replaced after the run; the model saw the earlier one"
+"""Why the gallery does not show a video that :func:`is_changed`."""
 
 TOKEN_BINS = 30
 """Bars of a histogram of tokens, at most."""
@@ -60,7 +63,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
     tally = Tally.of(layout.output, config)
     jobs = read_statistics(Path(summary["journal"]), summary["splits"])
     chosen = tally.chosen
-    cards = _cards(config, chosen, tally, threads)
+    cards = _cards(config, chosen, tally, jobs, threads)
     return {
         "title": layout.stem,
         "output": str(layout.output),
@@ -98,14 +101,19 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
 
 
 def _cards(
-    config: Config, chosen: list[dict[str, Any]], tally: Tally, threads: int
+    config: Config,
+    chosen: list[dict[str, Any]],
+    tally: Tally,
+    jobs: list[dict[str, Any]],
+    threads: int,
 ) -> list[dict[str, Any]]:
     """The records of the gallery, with their sheets; the failed ones come last."""
-    pictured = [*chosen, *tally.seen_errors]
-    sheets = {
-        record["__key"]: vars(sheet)
-        for record, sheet in zip(pictured, make_sheets(config, pictured, threads), strict=True)
-    }
+    seen = [*chosen, *tally.seen_errors]
+    changed = [record for record in seen if is_changed(record, config, jobs)]
+    sheets = {record["__key"]: vars(Sheet(problem=CHANGED)) for record in changed}
+    pictured = [record for record in seen if record["__key"] not in sheets]
+    for record, sheet in zip(pictured, make_sheets(config, pictured, threads), strict=True):
+        sheets[record["__key"]] = vars(sheet)
     cards = [*(card(record, config) for record in chosen), *tally.errors]
     return [{**shown, **sheets.get(shown["key"], {})} for shown in cards]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import math
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import orjson
 
 from video_pipeline.config import Config
 from video_pipeline.report.error_groups import EXAMPLES, ErrorGroups
+from video_pipeline.samples.input import task_sample
 from video_pipeline.samples.windows import CUT
 
 MOST_ERRORS = 5_000
@@ -126,6 +129,15 @@ class Selection:
     def lines(self) -> dict[int, bytes]:
         """The selected lines, by their positions."""
         return {position: line for _, position, line in self._heap}
+
+
+def is_changed(record: dict[str, Any], config: Config, jobs: list[dict[str, Any]]) -> bool:
+    """Whether the video of a record is a local file that was written after the last of ``jobs``
+    (their statistics): then the model saw another one."""
+    video = task_sample(record["__key"], record["input"], config)["__video_uri"]
+    path = video.removeprefix("file://") if isinstance(video, str) else ""
+    ended = max((job["updated_at"] for job in jobs), default=math.inf)
+    return os.path.isfile(path) and os.path.getmtime(path) > ended
 
 
 def card(record: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import orjson
 
+from video_pipeline.common.files import read_object
 from video_pipeline.common.own_command import command_line
 from video_pipeline.common.printable import printable
 from video_pipeline.errors import Failure
 from video_pipeline.run.reopening import failed_by_stage, stages_to_retry
 from video_pipeline.run.stages import Stage
+from video_pipeline.run.statistics import read_statistics
 
 FIRST_LINES, LINE_SECONDS = (10.0, 20.0, 30.0), 60.0
 """Seconds before each line about a running stage: at the start people watch closely."""
@@ -108,13 +110,18 @@ def num_to_retry(stage: Stage) -> int:
 
 def _first_failures(stage: Stage) -> Iterator[str]:
     """The first failed samples of the output, each with its video, if it has one, and its error."""
+    from video_pipeline.report.records import is_changed
+
     if not stage.layout.errors.exists():
         return  # The user has moved it away.
+    summary = read_object(stage.layout.summary)
+    jobs = read_statistics(Path(summary["journal"]), summary["splits"])
     with open(stage.layout.errors, "rb") as lines:
         for record in map(orjson.loads, islice(lines, MOST_FAILURES)):
             video, error = record["input"].get(stage.config.data.video_field), record["__error"]
             name = video if video and isinstance(video, str) else f"sample {record['__key']}"
-            yield f"{name}: {error['stage']}: {textwrap.shorten(error['message'], 200)}"
+            now = " (the file is another one now)" if is_changed(record, stage.config, jobs) else ""
+            yield f"{name}: {error['stage']}: {textwrap.shorten(error['message'], 200)}{now}"
 
 
 def _print(text: str) -> None:
