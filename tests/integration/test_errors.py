@@ -188,9 +188,7 @@ def test_answers_that_parse_fails_on_stop_no_run_and_nobody_can_overlook_them(
     one_shard([*samples(100), {"id": 101, "path": "bad.mp4", "do": "raise"}])
     assert stages(run.records()) == ["parse", "ok", "ok", "ok"] * 25 + ["read"]
     assert run.summary()["samples"]["errors_by_stage"] == {"parse": 25, "read": 1}
-    words = (
-        "parse failed on 25 answers: fix it in the task and run again; nothing is inferred twice"
-    )
+    words = "parse failed on 25 answers: fix it and run again; nothing is inferred twice"
     logged = [record.getMessage() for record in caplog.records]
     assert any(
         line.startswith(f"rank 0: {words}; the last: ZeroDivisionError: ") for line in logged

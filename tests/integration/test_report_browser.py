@@ -72,8 +72,8 @@ def shown(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Thirty clips with harmless captions, three whose answers are cut off, and hostile keys,
-    captions, fields, paths and errors."""
+    """Thirty clips with harmless captions, three whose answers are cut off, one of which only the
+    beginning is there, and hostile keys, captions, fields, paths and errors."""
     run = Run(tmp_path_factory.mktemp("report") / "run")
     run.write_plugin(PLUGIN)
     run.configure(
@@ -101,7 +101,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     harmless[29]["id"] = "0123456789abcdef" * 4
     long = {"id": "long", "path": clips[0], "say": "<b>word</b> " * 90_000}
     cut_off = [{"id": f"cut {n}", "path": clips[0], "say": "A square"} for n in range(3)]
-    run.write_samples([*harmless, *cut_off, *hostile, long])
+    webm = write_clip(run.folder / "vp9.webm", **DEMO_CLIPS["vp9.webm"])
+    webm.write_bytes(webm.read_bytes()[:10_000])
+    begin = {"id": "begin", "path": webm.name, "say": "A square"}
+    run.write_samples([*harmless, *cut_off, *hostile, long, begin])
     run.snakemake("--resources", "gpu=1")
     return run
 
@@ -229,6 +232,18 @@ def test_answers_that_were_cut_off_are_amber_and_can_be_filtered(
     assert {tag.evaluate(colour) for tag in opened.locator("article .tag").all()} == {amber}
     opened.locator("#show").select_option("answered")
     assert {"cut 0", "0"} <= set(whole_gallery(opened))
+
+
+def test_damaged_videos_are_amber_and_can_be_filtered(opened: Page, finished: Run) -> None:
+    assert finished.summary()["samples"]["damaged"] == 1
+    note = opened.locator(".verdict.warn", has_text="damaged")
+    assert note.inner_text().startswith(
+        "1 answer is about the part of a damaged video that could be read."
+    )
+    assert opened.locator(".tiles .warn", has_text="damaged").locator("b").inner_text() == "1"
+    note.get_by_role("button").click()
+    assert whole_gallery(opened) == ["begin"]
+    assert opened.locator("article .tag.warn").all_text_contents() == ["damaged"]
 
 
 def test_rates_say_what_time_they_refer_to(opened: Page, finished: Run) -> None:

@@ -1,4 +1,5 @@
-"""Answers that were cut off, from the engine to whoever looks at the run."""
+"""Answers that need a look, because they were cut off or their video is damaged, from the engine to
+whoever looks at the run."""
 
 from __future__ import annotations
 
@@ -22,6 +23,13 @@ pytestmark = pytest.mark.slow
 
 ONLY_PART = "0"
 """The sample whose answer always comes to its end: a run without any answer fails."""
+
+NOTES_DAMAGE = """
+    if do == "damage":
+        from video_pipeline.video.errors import note_damage
+
+        note_damage("a packet is lost")
+"""
 
 
 @pytest.fixture
@@ -77,6 +85,7 @@ def test_nobody_can_overlook_that_answers_were_cut_off(short, caplog):
     assert f"results/out.jsonl: {words}" in caplog.messages
     table = as_text(summary_table(short.layout.summary))
     assert "cut off: raise sampling.max_tokens │ 6" in " ".join(table.split())
+    assert "damaged" not in table
     styles = {
         str(cell.style)
         for cell in summary_table(short.layout.summary).columns[1]._cells
@@ -171,3 +180,21 @@ def test_counts_of_several_questions_are_counts_of_samples(splitting):
     (attempt,) = run.summary()["jobs"]
     assert attempt["truncated"] == {"sampling.max_tokens": 6}
     assert set(run.answers().values()) == {2}
+
+
+def test_answers_about_damaged_videos_are_counted(splitting, caplog):
+    """Neither a failed one counts, nor a field that the task has given that name."""
+    splitting.run.edit_plugin("def misbehave(do):", f"def misbehave(do):\n{NOTES_DAMAGE}")
+    fails = "if sample['id'] == 0:\n            raise ValueError\n        "
+    returns = "if sample['id'] == 1:\n            return {'damaged': True}\n        "
+    splitting.run.edit_plugin('return {"answer"', f'{fails}{returns}return {{"answer"')
+    damaged, whole = samples(4, do="damage"), {"id": 4, "path": "4.mp4"}
+    splitting([*damaged, whole], 1)
+    Sharding(1).write(splitting.layout.sharding)
+    records = finish(splitting)
+    assert [record.get("damaged") for record in records] == [True] * 4 + [None]
+    assert splitting.run.summary()["samples"]["damaged"] == 2
+    words = "2 answers are about the part of a damaged video that could be read"
+    assert f"results/out.jsonl: {words}" in caplog.messages
+    table = as_text(summary_table(splitting.layout.summary))
+    assert "damaged: only a part could be read │ 2" in " ".join(table.split())

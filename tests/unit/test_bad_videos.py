@@ -196,14 +196,18 @@ def test_every_kind_has_a_record(read: Callable[..., Results], tmp_path: Path) -
 
 
 def test_damage_reaches_the_record(here: Run, tmp_path: Path) -> None:
-    """Noise in the middle of a recording, between the frames that are sampled."""
+    """Noise in the middle of a recording, between the frames that are sampled, and a WebM of which
+    only the beginning is there: the frames are sampled from that."""
     whole = write_clip(tmp_path / "whole.ts", codec="mpeg2video", seconds=4.0)
     data = bytearray(whole.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 2000] = random.Random(0).randbytes(2000)
     (tmp_path / "damaged.ts").write_bytes(data)
+    webm = write_clip(tmp_path / "whole.webm", codec="libvpx-vp9", seconds=4.0)
+    (tmp_path / "begin.webm").write_bytes(webm.read_bytes()[:10_000])
     here.write_samples(
-        {"id": name, "path": str(tmp_path / name)} for name in ("whole.ts", "damaged.ts")
+        {"id": name, "path": str(tmp_path / name)}
+        for name in ("whole.ts", "damaged.ts", "begin.webm")
     )
     here.configure(
         data={"num_shards": 1},
@@ -215,10 +219,13 @@ def test_damage_reaches_the_record(here: Run, tmp_path: Path) -> None:
     split(config, layout)
     infer(config, layout, 0, 1)
     consolidate(config, layout)
-    good, bad = here.records()
-    assert (good["__status"], bad["__status"]) == ("ok", "ok")
+    good, bad, begin = here.records()
+    assert {record["__status"] for record in (good, bad, begin)} == {"ok"}
     assert "damaged" not in good
-    assert bad["damaged"] is True
+    assert bad["damaged"] is begin["damaged"] is True
+    summary = here.summary()
+    assert summary["samples"]["damaged"] == 2
+    assert 4 + 4 < 3600 * summary["cost"]["video_hours"] < 4 + 4 + 2
 
 
 def write_sound_as(path: Path, codec: str, *, cover: bool = False) -> Path:

@@ -58,6 +58,7 @@ def test_the_summary_counts(finished):
         "errors_by_stage": {"read": 1},
         "truncated": 0,
         "truncated_at": {},
+        "damaged": 0,
     }
     assert summary["usage"] == {"prompt_tokens": 9, "completion_tokens": 18}
     assert summary["model"] == "simulated"
@@ -261,6 +262,19 @@ def test_what_was_written_down_of_a_rank_file_is_damaged(finished, text):
     finished.layout.contents(1).write_text(text)
     with pytest.raises(UserError, match=r"out\.rank1\.jsonl: not what was written there"):
         consolidate(finished.run.config, finished.layout)
+
+
+def test_an_earlier_version_did_not_count_damaged_videos(finished):
+    for rank in range(3):
+        path = finished.layout.contents(rank)
+        contents = json.loads(path.read_text())
+        assert contents.pop("damaged") == 0
+        path.write_text(json.dumps(contents))
+    consolidate(finished.run.config, finished.layout)
+    summary = finished.run.summary()
+    assert summary["samples"].pop("damaged") == 0
+    finished.layout.summary.write_text(json.dumps(summary))
+    assert read_summary(finished.layout)["samples"]["damaged"] == 0
 
 
 # --- the order and the chunks --------------------------------------------------------------------

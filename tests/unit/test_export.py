@@ -53,6 +53,7 @@ def exported(folder: Path, records: list[dict[str, Any]], **sections: dict[str, 
     usages = [entry.get("__usage") or {} for entry in records]
     cut_off = sum(usage.get("finish_reason") == "length" for usage in usages)
     truncated_at = {"sampling.max_tokens": cut_off} if cut_off else {}
+    damaged = sum("damaged" in entry for entry in records)
     summary = {
         "version": SUMMARY,
         "task": "ask",
@@ -62,6 +63,7 @@ def exported(folder: Path, records: list[dict[str, Any]], **sections: dict[str, 
             "errors_by_stage": stages,
             "truncated": cut_off,
             "truncated_at": truncated_at,
+            "damaged": damaged,
             "duplicates": 0,
         },
         "usage": {"prompt_tokens": 3, "completion_tokens": 2},
@@ -378,7 +380,7 @@ def test_the_card_names_the_model_of_the_summary(model, shown):
         "model": model,
         "task": "ask",
         "samples": {"distinct": 1, "ok": 1, "error": 0, "errors_by_stage": {}, "duplicates": 0}
-        | {"truncated": 0, "truncated_at": {}},
+        | {"truncated": 0, "truncated_at": {}, "damaged": 0},
         "usage": {"prompt_tokens": 3, "completion_tokens": 2},
     }
     columns = Columns({})
@@ -396,6 +398,13 @@ def test_the_card_says_that_answers_were_cut_off(tmp_path):
     assert "cut off at `sampling.max_tokens`, the setting to raise | 2 |" in text
     whole = DatasetCard.load(exported(tmp_path, [record(0)]).card).text
     assert "cut off" not in whole
+
+
+def test_the_card_counts_damaged_videos(tmp_path):
+    text = DatasetCard.load(exported(tmp_path, [record(0), record(1, damaged=True)]).card).text
+    row = "| answered, but only a part of the video could be read (`damaged`) | 1 |"
+    assert row in text
+    assert row[:30] not in DatasetCard.load(exported(tmp_path, [record(0)]).card).text
 
 
 def test_columns_are_flat_unless_nested_ones_are_wanted(tmp_path):

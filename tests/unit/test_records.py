@@ -99,6 +99,7 @@ def test_an_error_after_the_answer_keeps_the_answer():
 def test_a_damaged_video_is_named_in_its_record():
     journaled = {"output_text": "text", "__usage": USAGE, "damaged": True}
     assert record_of(Describe(), ENTRY, {ONLY_PART: journaled})["damaged"] is True
+    assert RecordBuilder(load_config({}), Describe()).build(ENTRY, {ONLY_PART: journaled}).damaged
     assert "damaged" not in build(Describe())
 
 
@@ -108,6 +109,7 @@ def test_a_field_of_the_tasks_own_goes_before_the_damage():
     built = RecordBuilder(load_config({}), task).build(ENTRY, {ONLY_PART: journaled})
     assert built.line.count(b'"damaged"') == 1
     assert orjson.loads(built.line)["damaged"] == "a dent"
+    assert not built.damaged
 
 
 def test_parse_sees_text_and_sample():
@@ -387,6 +389,7 @@ def test_one_record_has_all_answers():
 def test_a_damaged_video_is_damaged_for_all_questions():
     journaled = {"what": answered("A cat.", damaged=True), "many": answered("3", damaged=True)}
     assert record_of(Asking(), ASKED, journaled)["damaged"] is True
+    assert RecordBuilder(load_config({}), Asking()).build(ASKED, journaled).damaged
 
 
 def test_one_answer_that_was_cut_off_says_so_for_all():

@@ -43,8 +43,10 @@ def failed(number: int, stage: str = "read", message: str = "no such clip") -> d
     return {**known, "__task": "t", "__model": "m", "input": {"path": f"{number}.mp4"}}
 
 
-def tally(records: Iterable[dict[str, Any]], config: Config = CONFIG) -> Tally:
-    made = Tally(config)
+def tally(
+    records: Iterable[dict[str, Any]], config: Config = CONFIG, num_damaged: int = 0
+) -> Tally:
+    made = Tally(config, num_damaged)
     for number, entry in enumerate(records):
         made.add(number, json.dumps(entry).encode())
     return made
@@ -173,11 +175,24 @@ def test_some_of_the_answers_that_were_cut_off_are_always_shown() -> None:
     few = [record(n, __usage=CUT_OFF) if n in (50, 77) else record(n) for n in range(1000)]
     made = tally(few, config)
     assert {"50", "77"} <= {each["__key"] for each in made.chosen}
-    assert (len(made.chosen), made.chosen_cut_off) == (10, 2)
+    assert len(made.chosen) == 8 + 2
     # not more than a quarter as many, and none twice
     every = tally([record(n, __usage=CUT_OFF) for n in range(1000)], config)
-    assert (len(every.chosen), every.chosen_cut_off) == (8, 0)
+    assert len(every.chosen) == 8
     assert tally(few, load_config({"report": {"samples": 0}})).chosen == []
+
+
+def test_some_of_the_damaged_videos_are_always_shown() -> None:
+    """But not if the task has given a field of its own that name."""
+    config, each = load_config({"report": {"samples": 8}}), [record(n) for n in range(1000)]
+    for damaged in (each[50], each[77], each[99]):
+        damaged["damaged"] = True
+    for num_damaged, num_chosen in ((3, 8 + 2), (0, 8)):
+        made = tally(each, config, num_damaged)
+        assert len(made.chosen) == num_chosen
+        shown = {entry["__key"] for entry in made.chosen if "damaged" in entry}
+        assert shown < {"50", "77", "99"}
+        assert len(shown) == num_chosen - 8
 
 
 # --- time line -----------------------------------------------------------------------------------
@@ -293,7 +308,7 @@ def test_the_page_counts_what_the_summary_counts(
     summary = run.summary()
     assert data["samples"] == summary["samples"]
     assert data["samples"]["truncated"] == 0
-    assert data["cut_off"] == ""
+    assert data["cut_off"] == data["damaged"] == ""
     assert data["usage"] == summary["usage"]
     assert data["gallery"]["answered"] == summary["samples"]["ok"] == 6
     assert data["gallery"]["failed"] == data["gallery"]["listed"] == 2
@@ -325,6 +340,32 @@ def test_answers_that_were_cut_off_stand_out(
     assert '<p class="verdict warn">2 answers were cut off: raise sampling.max_tokens.' in html
     assert '<option value="cut">cut off</option>' in html
     assert [each["usage"][2] for each in embedded(html)["cards"]] == ["length", "length"]
+    assert "of them because" not in html
+
+
+def test_damaged_videos_stand_out(splitting: Splitter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of twelve, of which the choice of four has none; a quarter as many are added."""
+    run = splitting.run
+    run.configure(report={"samples": 4})
+    monkeypatch.setattr(page, "make_sheets", lambda config, seen, n: [gallery.Sheet()] * len(seen))
+    note = """if sample["id"] in (0, 1):
+            from video_pipeline.video.errors import note_damage
+
+            note_damage("a packet is lost")
+        item ="""
+    run.edit_plugin("item =", note)
+    splitting(samples(12), 1)
+    infer(run.config, splitting.layout, 0, 1)
+    consolidate(run.config, splitting.layout)
+    html = render(collect(run.config, splitting.layout, 1))
+    words = "2 answers are about the part of a damaged video that could be read."
+    assert f'<p class="verdict warn">{words}' in html
+    assert '<option value="damaged">damaged</option>' in html
+    assert "<b>2</b><span>damaged</span>" in html
+    cards = embedded(html)["cards"]
+    assert [["damaged", "true"] in each["fields"] for each in cards].count(True) == 1
+    assert len(cards) == 5
+    assert "1 of them because their answer\n    was cut off or their video is damaged" in html
 
 
 HOSTILE = [

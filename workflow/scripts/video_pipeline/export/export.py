@@ -76,7 +76,7 @@ _MEANINGS = {
     "__logprobs": "the log probability of each token of the answer, and of others at its place",
     "input": "the fields of the sample in the input",
     "output_text": "the answer of the model",
-    "damaged": "`true` if a part of the video could not be read, but all sampled frames could",
+    "damaged": "`true` if only a part of the video could be read; the frames are from that part",
     OTHERS: "JSON text: the other fields, because records have too many names of fields",
 }
 

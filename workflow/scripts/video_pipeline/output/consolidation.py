@@ -22,7 +22,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.journal.reader import JournalReader
 from video_pipeline.output.rank_files import RankContents, RankFile
 from video_pipeline.output.records import RecordBuilder
-from video_pipeline.run.answers import describe_cut_off, describe_unparsed
+from video_pipeline.run.answers import describe_cut_off, describe_damaged, describe_unparsed
 from video_pipeline.run.chunks import ChunkEntry, not_of_this_split, read_lines
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
@@ -53,13 +53,11 @@ def consolidate(config: Config, layout: Layout) -> None:
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     layout.reopened.unlink(missing_ok=True)
     counts = summary["samples"]
-    logger.info(
-        "%s: %s answered, %s failed, of %s samples",
-        layout.output,
-        *(f"{counts[name]:,}" for name in ("ok", "error", "distinct")),
-    )
+    ok, error, distinct = (f"{counts[name]:,}" for name in ("ok", "error", "distinct"))
+    logger.info("%s: %s answered, %s failed, of %s samples", layout.output, ok, error, distinct)
     for warning in (
         describe_cut_off(counts["truncated_at"]),
+        describe_damaged(counts["damaged"]),
         describe_unparsed(counts["errors_by_stage"].get("parse", 0)),
     ):
         if warning:
@@ -186,6 +184,7 @@ def _summary(
             "errors_by_stage": dict(stages),
             "truncated": truncated.total(),
             "truncated_at": dict(truncated),
+            "damaged": sum(rank.damaged for rank in ranks),
         },
         "usage": dict(_total(rank.usage for rank in ranks)),
         "throughput": throughput(jobs),

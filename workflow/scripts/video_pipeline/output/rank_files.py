@@ -44,6 +44,7 @@ class RankContents:
     usage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_USAGE, 0)))
     truncated: Counter[str] = field(default_factory=Counter)  # By the setting that cut them off.
     splits: Counter[str] = field(default_factory=Counter)  # Answers and errors by split.
+    damaged: int = 0  # Answers about damaged videos. An earlier version did not count these.
 
     @classmethod
     def read(cls, layout: Layout, rank: int) -> RankContents | None:
@@ -80,6 +81,7 @@ class RankFileWriter:
                 contents.usage["sound_tokens"] += sound
         if record.cut_off:
             contents.truncated[record.cut_off] += 1
+        contents.damaged += record.damaged
         contents.splits.update(split_of(location.file) for location in locations)
 
     def flush(self) -> None:

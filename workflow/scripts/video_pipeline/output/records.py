@@ -26,6 +26,7 @@ class Record(NamedTuple):
     error: dict[str, str] | None  # __error, if the sample failed.
     usage: dict[str, Any] | None  # __usage, if the model has answered.
     cut_off: str | None  # The setting that cut an answer off; None if none did.
+    damaged: bool  # Whether it was answered about a video of which a part could not be read.
 
 
 class _Outcome(NamedTuple):
@@ -66,7 +67,8 @@ class RecordBuilder:
         line = orjson.dumps({**head, "input": raw, **outcome.answer})
         if outcome.fields != _NO_FIELDS:
             line = b"%b,%b" % (line[:-1], outcome.fields[1:])
-        return Record(line + b"\n", error, usage, outcome.cut_off)
+        damaged = error is None and "damaged" in outcome.answer  # A field of the task is not in it.
+        return Record(line + b"\n", error, usage, outcome.cut_off, damaged)
 
     def _outcome(self, entry: ChunkEntry, part: str, journaled: dict[str, Any]) -> _Outcome:
         answer = {name: journaled[name] for name in _ANSWER if name in journaled}

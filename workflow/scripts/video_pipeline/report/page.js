@@ -168,13 +168,18 @@ function picture(card) {
 /** Whether an answer of the sample was cut off at its last token; the third of `usage` is the reason. */
 const isCutOff = (card) => card.usage?.[2] === "length";
 
+/** Whether a part of the video could not be read. If no sample is damaged, the field is the task's own. */
+const isDamaged = (card) => data.samples.damaged > 0 && !card.error &&
+  card.fields?.some(([name, text]) => name === "damaged" && text === "true");
+
 function article(card, terms) {
   const [stage, type, message] = card.error ?? [];
   const [prompt, completion, reason] = card.usage ?? [];
   const span = card.span ? ` ${card.span.map((time) => (time === null ? "" : `${number(time)} s`)).join(" – ")}` : "";
   const usage = card.usage && `${whole.format(prompt)} tokens in, ${whole.format(completion)} out` +
     (reason === "stop" ? "" : reason === "length" ? ", cut off" : `, ended by ${reason}`);
-  const [tag, kind] = card.error ? [stage, "bad"] : isCutOff(card) ? ["cut off", "warn"] : ["ok", "good"];
+  const [tag, kind] = card.error ? [stage, "bad"] : isCutOff(card) ? ["cut off", "warn"]
+    : isDamaged(card) ? ["damaged", "warn"] : ["ok", "good"];
   const prompts = Object.entries(card.prompts ?? {}).map(([name, text]) => [name || "prompt", text]);
   const body = html("div", {},
     html("div", { class: "top" },
@@ -217,6 +222,7 @@ function gallery() {
       answered: (card) => !card.error,
       failed: (card) => card.error,
       cut: isCutOff,
+      damaged: isDamaged,
       group: (card) => card.group === Number(group),
     }[kind];
     matching = cards.filter(({ card, text }) => shown(card) && words.every((word) => text.includes(word)));

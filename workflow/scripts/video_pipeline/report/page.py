@@ -32,7 +32,7 @@ from video_pipeline.report.setup import setup_of, stage_links
 from video_pipeline.report.summary import read_summary
 from video_pipeline.report.table import write_table
 from video_pipeline.report.timeline import time_line
-from video_pipeline.run.answers import describe_cut_off, describe_unparsed
+from video_pipeline.run.answers import describe_cut_off, describe_damaged, describe_unparsed
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.origin import check_origin
 from video_pipeline.run.statistics import read_statistics
@@ -60,7 +60,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
     """All data of the page. Raises :class:`UserError` if the output is not that of ``config``."""
     summary = read_summary(layout)
     check_origin(summary.get("origin", {}), config, layout.summary)
-    tally = Tally.of(layout.output, config)
+    tally = Tally.of(layout.output, config, summary["samples"]["damaged"])
     jobs = read_statistics(Path(summary["journal"]), summary["splits"])
     chosen = tally.chosen
     cards = _cards(config, chosen, tally, jobs, threads)
@@ -73,6 +73,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
         "written": _moment(time.time()),
         "samples": summary["samples"],
         "cut_off": describe_cut_off(summary["samples"]["truncated_at"]),
+        "damaged": describe_damaged(summary["samples"]["damaged"]),
         "unparsed": describe_unparsed(summary["samples"]["errors_by_stage"].get("parse", 0)),
         "usage": summary["usage"],
         "cost": summary["cost"],
@@ -88,7 +89,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
         "gallery": {
             "answered": tally.ok,
             "chosen": len(chosen),
-            "chosen_cut_off": tally.chosen_cut_off,
+            "chosen_besides": len(chosen) - min(tally.ok, config.report.samples),
             "failed": tally.failed,
             "listed": len(tally.errors),
             "seed": config.report.seed,

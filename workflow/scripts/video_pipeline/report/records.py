@@ -47,11 +47,13 @@ class Tally:
         seen_errors: Records of the first failed samples whose video was read.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, num_damaged: int = 0) -> None:
+        """``num_damaged``: that of the summary; 0 if a field ``damaged`` is the task's own."""
         self._config = config
-        self._num_samples = config.report.samples
-        self._answers = Selection(config.report.samples, config.report.seed)
-        self._cut_off = Selection(config.report.samples // 4, config.report.seed)
+        self._num_samples, seed = config.report.samples, config.report.seed
+        self._answers = Selection(self._num_samples, seed)
+        self._cut_off = Selection(self._num_samples // 4, seed)
+        self._damaged = Selection(min(num_damaged, self._num_samples // 4), seed)
         self.ok = self.failed = 0
         self.prompt_tokens: Counter[int] = Counter()
         self.completion_tokens: Counter[int] = Counter()
@@ -60,10 +62,10 @@ class Tally:
         self.seen_errors: list[dict[str, Any]] = []
 
     @classmethod
-    def of(cls, output: Path, config: Config) -> Tally:
-        """The tally of a consolidated output. It selects ``report.samples`` answered samples, and a
-        quarter as many whose answer was cut off."""
-        tally = cls(config)
+    def of(cls, output: Path, config: Config, num_damaged: int) -> Tally:
+        """The tally of a consolidated output. It selects ``report.samples`` answered samples, a
+        quarter as many whose answer was cut off, and as many whose video is damaged."""
+        tally = cls(config, num_damaged)
         with open(output, "rb") as stream:
             for position, line in enumerate(stream):
                 tally.add(position, line)
@@ -72,8 +74,7 @@ class Tally:
     def add(self, position: int, line: bytes) -> None:
         """Count the record in the line at ``position`` of the output."""
         record = orjson.loads(line)
-        usage = record.get("__usage") or {}
-        if usage:
+        if usage := record.get("__usage"):
             self.prompt_tokens[usage["prompt_tokens"]] += 1
             self.completion_tokens[usage["completion_tokens"]] += 1
         if record["__status"] == "ok":
@@ -81,6 +82,8 @@ class Tally:
             self._answers.offer(record["__key"], position, line)
             if usage["finish_reason"] == "length":
                 self._cut_off.offer(record["__key"], position, line)
+            if record.get("damaged") is True:
+                self._damaged.offer(record["__key"], position, line)
         elif record["__status"] == "error":
             self.failed += 1
             self._add_error(record)
@@ -98,13 +101,8 @@ class Tally:
     @property
     def chosen(self) -> list[dict[str, Any]]:
         """The selected records, in input order."""
-        lines = self._answers.lines | self._cut_off.lines
+        lines = self._answers.lines | self._cut_off.lines | self._damaged.lines
         return [orjson.loads(lines[position]) for position in sorted(lines)]
-
-    @property
-    def chosen_cut_off(self) -> int:
-        """How many records are selected only because their answer was cut off."""
-        return len(self._cut_off.lines.keys() - self._answers.lines.keys())
 
 
 class Selection:
@@ -120,10 +118,9 @@ class Selection:
         """Select the record of ``key``, at ``position``, if its hash is small enough so far."""
         digest = hashlib.blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
         entry = (-int.from_bytes(digest), position, line)
-        if len(self._heap) < self._most:
-            heapq.heappush(self._heap, entry)
-        elif self._heap and entry > self._heap[0]:
-            heapq.heapreplace(self._heap, entry)
+        heapq.heappush(self._heap, entry)
+        if len(self._heap) > self._most:
+            heapq.heappop(self._heap)
 
     @property
     def lines(self) -> dict[int, bytes]:

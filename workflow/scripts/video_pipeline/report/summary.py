@@ -27,6 +27,7 @@ def read_summary(layout: Layout) -> dict[str, Any]:
         seal = Seal(**summary["output_file"])
         for name in _COUNTS:
             summary["samples"][name]
+        summary["samples"].setdefault("damaged", 0)  # An earlier version did not count these.
         for name in _KEYS:
             summary[name]
     except FileNotFoundError:
@@ -54,15 +55,14 @@ _KEYS = ("task", "model", "samples", "usage", "cost", "throughput", "journal", "
 _COUNTS = ("distinct", "ok", "error", "errors_by_stage", "truncated_at")
 _PACE = ("seconds", "videos_per_second", "tokens_per_second", "engine_busy_share")
 _COST = ("video_hours", "wall_seconds", "gpu_hours", "videos_per_second_per_gpu")
-
+_IN_WORDS = {"parse": "parse: fix it, the answers are there"}
 
 _Cell = str | Text
 _Rows = list[tuple[_Cell, _Cell]]
 
 
 def read_counts(path: Path) -> dict[str, Any]:
-    """The counts of samples in the summary ``path``: ``distinct``, ``ok``, ``error``, ...; empty if
-    it has none."""
+    """The counts of samples in a summary, such as ``ok`` and ``error``; empty if it has none."""
     counts: dict[str, Any] = read_object(path).get("samples", {})
     return counts
 
@@ -89,27 +89,23 @@ def summary_table(path: Path, *, is_titled: bool = True) -> Table:
 
 def _sections(summary: dict[str, Any]) -> list[_Rows]:
     samples, usage = summary.get("samples", {}), summary.get("usage", {})
-    amber = "not dim yellow"
     counts: _Rows = [
         ("samples", _number(samples, "distinct")),
         ("answered", _number(samples, "ok")),
         ("failed", _number(samples, "error")),
     ]
-    for stage, count in sorted(samples.get("errors_by_stage", {}).items()):
-        if stage == "parse":
-            words = "  parse: fix it, the answers are there"
-            counts.append((Text(words, amber), Text(f"{count:,}", amber)))
-        else:
-            counts.append((f"  {stage}", f"{count:,}"))
-    for key, count in sorted(samples.get("truncated_at", {}).items()):
-        counts.append((Text(f"cut off: raise {key}", amber), Text(f"{count:,}", amber)))
-    for name, words in (
-        ("duplicates", "duplicate lines"),
-        ("left_out", "left out"),
-        ("dropped", "dropped by data.where"),
+    stages, cut_off = samples.get("errors_by_stage", {}), samples.get("truncated_at", {})
+    for words, count in (
+        *((f"  {_IN_WORDS.get(stage, stage)}", stages[stage]) for stage in sorted(stages)),
+        *((f"cut off: raise {key}", cut_off[key]) for key in sorted(cut_off)),
+        ("damaged: only a part could be read", samples.get("damaged")),
+        ("duplicate lines", samples.get("duplicates")),
+        ("left out", samples.get("left_out")),
+        ("dropped by data.where", samples.get("dropped")),
     ):
-        if samples.get(name):
-            counts.append((words, f"{samples[name]:,}"))
+        if count:
+            style = "not dim yellow" if words.startswith(("  parse", "cut off", "damaged")) else ""
+            counts.append((Text(words, style), Text(f"{count:,}", style)))
     tokens: _Rows = [
         ("prompt tokens", _number(usage, "prompt_tokens")),
         ("answer tokens", _number(usage, "completion_tokens")),

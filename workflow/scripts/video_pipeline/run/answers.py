@@ -1,4 +1,4 @@
-"""Decides whether answers that were cut off count, and describes those and unparsed answers."""
+"""Decides whether answers that were cut off count, and describes answers that need a look."""
 
 from __future__ import annotations
 
@@ -80,13 +80,17 @@ def describe_cut_off(truncated: Mapping[str, int]) -> str:
     return f"{count:,} {answers} cut off: raise {keys}"
 
 
+def describe_damaged(count: int) -> str:
+    """``3 answers are about the part of a damaged video ...``; empty if there are none."""
+    if not count:
+        return ""
+    answers = "answer is" if count == 1 else "answers are"
+    return f"{count:,} {answers} about the part of a damaged video that could be read"
+
+
 def describe_unparsed(count: int) -> str:
-    """``parse failed on 3 answers: ...``, for ``count`` samples with an error of stage ``parse``;
-    empty if there are none."""
+    """``parse failed on 3 answers: ...``; empty if there are none."""
     if not count:
         return ""
     answers = "answer" if count == 1 else "answers"
-    return (
-        f"parse failed on {count:,} {answers}: fix it in the task and run again; nothing is "
-        "inferred twice"
-    )
+    return f"parse failed on {count:,} {answers}: fix it and run again; nothing is inferred twice"
