@@ -193,3 +193,9 @@ def test_a_folder_without_videos_is_named(folder: Path, show) -> None:
     (folder / "none").mkdir()
     with pytest.raises(UserError, match="/none: no videos in this folder or below"):
         show(*WITHOUT_ENGINE, "--video", "none")
+
+
+def test_a_value_that_is_no_json_is_named(folder: Path, show) -> None:
+    (folder / "simulated.yaml").write_text("run: {engine: simulated}\n")
+    with pytest.raises(UserError, match=r"parse: ValueError: parse returned '\w+' with a number"):
+        show("--configfile", "simulated.yaml", parse="1 << 70")

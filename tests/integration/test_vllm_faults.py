@@ -4,12 +4,16 @@ attempt is made."""
 from __future__ import annotations
 
 import asyncio
+import gc
+import multiprocessing
+import time
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from helpers import PROJECT, Run, read_jsonl
 from video_pipeline.engine.base import UNCONSTRAINED, EngineDead, RequestRefused
+from video_pipeline.errors import UserError
 from video_pipeline.run.layout import Layout
 from video_pipeline.testing.demo import write_demo
 
@@ -120,6 +124,39 @@ def test_an_engine_that_was_killed_as_it_started_is_said_so():
     assert engine._why(error) == (
         "its process EngineCore ended: killed by SIGKILL, perhaps by the kernel for lack of memory"
     )
+
+
+def hang():
+    """A start of vLLM whose process comes late, and hangs."""
+    time.sleep(0.3)
+    process = multiprocessing.Process(target=time.sleep, args=(60,), name="EngineCore")
+    process.start()
+    process.join()
+    raise RuntimeError(f"Engine core initialization failed: {process.exitcode}")
+
+
+def test_a_job_that_stops_does_not_wait_for_the_start(tmp_path, monkeypatch, forked_engine, caplog):
+    from video_pipeline.engine.vllm import engine as module
+
+    monkeypatch.setattr(module, "note_causes", lambda *_: None)
+    monkeypatch.setattr(module, "start_engine", lambda *_: hang())
+    engine = object.__new__(module.VllmEngine)
+    engine._vllm_config = None
+
+    async def give_up():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(engine.start(tmp_path))
+            await asyncio.sleep(0.1)
+            raise UserError("too many errors")
+
+    begin = time.monotonic()
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(give_up())
+    assert time.monotonic() - begin < 30
+    assert [type(error) for error in caught.value.exceptions] == [UserError]
+    assert not module.engine_processes()
+    gc.collect()
+    assert not caplog.records
 
 
 # --- one request ----------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_too_many_of_them_fail_the_run(short):
 def test_too_many_of_them_fail_a_run_that_is_done(short):
     short(samples(30), 1)
     finish(short)
-    with pytest.raises(UserError, match=r"rank 0: 29 of 30 .*more than run\.max_error_rate"):
+    with pytest.raises(UserError, match=r"rank 0: 29 of the 30 .*more than run\.max_error_rate"):
         finish(short, truncated="error", max_error_rate=0.1)
     assert set(short.run.answers().values()) == {1}
 

@@ -79,6 +79,25 @@ def test_the_pages_show_most_commands() -> None:
     assert {command.split()[0] for command in SHOWN} >= set(commands.COMMANDS) - {"report"}
 
 
+def test_an_option_of_snakemake_is_none_of_a_command(monkeypatch, capsys) -> None:
+    """``--config`` is no short name of ``--configfile``."""
+    arguments = ["plan", "--configfile", "my.yaml", "--config", "input=../videos"]
+    monkeypatch.setattr(sys, "argv", ["video-pipeline", *arguments])
+    with pytest.raises(SystemExit):
+        commands.main()
+    assert "unrecognized arguments: --config input=../videos" in capsys.readouterr().err
+
+
+def test_preview_says_where_the_input_of_a_run_is_named(call, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text("run: {engine: simulated}\n")
+    with pytest.raises(
+        UserError, match=r"^data\.input_jsonl: /.*/samples\.jsonl does not exist"
+    ) as e:
+        call("preview", "--configfile", "my.yaml", "--no-engine")
+    assert "set data.input_jsonl, or give OUTPUT.config.yaml of a run" in str(e.value)
+
+
 def test_a_wrong_name_gets_the_nearest(call) -> None:
     with pytest.raises(UserError, match="no command is called 'wach'; did you mean 'watch'"):
         call("wach")

@@ -10,6 +10,9 @@ from video_pipeline.common.files import why_not_there
 from video_pipeline.config import Config, load_config
 from video_pipeline.errors import UserError
 
+CONFIGFILE = "the configuration of the run; OUTPUT.config.yaml if it was given with --config"
+"""The help of ``--configfile``."""
+
 
 def parser(command: str, doc: str) -> argparse.ArgumentParser:
     """The parser of a command; ``doc`` is the docstring of its module, with an example."""
@@ -19,14 +22,13 @@ def parser(command: str, doc: str) -> argparse.ArgumentParser:
         description=description,
         epilog=f"example:\n\n{epilog}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --config, which is Snakemake's, is no --configfile.
     )
 
 
 def add_run(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
     """Add the options that name the run of a command."""
-    parser.add_argument(
-        "--configfile", type=Path, required=is_required, help="the configuration of the run"
-    )
+    parser.add_argument("--configfile", type=Path, required=is_required, help=CONFIGFILE)
     parser.add_argument("--directory", type=Path, help="the working directory of the run")
 
 

@@ -25,6 +25,7 @@ from video_pipeline.common.printable import printable
 from video_pipeline.config import Config, load_config
 from video_pipeline.config.source import Source
 from video_pipeline.errors import UserError
+from video_pipeline.run.origin import check_files
 from video_pipeline.samples.containers import VIDEO_SUFFIXES
 from video_pipeline.samples.input import BadLines
 from video_pipeline.samples.sources import read_blocks, read_samples
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--sample", default="{}", metavar="JSON", help="other fields of the sample, as JSON"
     )
-    parser.add_argument("--configfile", type=Path, help="the configuration of the run")
+    parser.add_argument("--configfile", type=Path, help=options.CONFIGFILE)
     parser.add_argument("--model", help="instead of vllm.model")
     parser.add_argument("--no-engine", action="store_true", help="do not ask the model")
     parser.add_argument(
@@ -80,6 +81,7 @@ def _raws(args: argparse.Namespace, config: Config) -> list[dict[str, Any]]:
     """The input objects of the samples to show."""
     raw = _raw(args)
     if args.configfile and not args.video and not raw:
+        check_files([config])
         return [sample.raw for sample in islice(read_samples(config.data, BadLines()), 3)]
     if not _is_folder(args):
         if not config.run.plugins:  # A plugin's dataset may take the name for something else.

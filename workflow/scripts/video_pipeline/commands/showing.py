@@ -28,6 +28,7 @@ from video_pipeline.model.family import fetch_family
 from video_pipeline.model.processor import SIMULATED_MODEL, dataset_model
 from video_pipeline.model.prompt import check_processor, prompt_of, special_tokens
 from video_pipeline.model.token_count import TokenCount
+from video_pipeline.output.records import json_of
 from video_pipeline.report.contact_sheet import all_pictures, contact_sheet
 from video_pipeline.run.answers import cut_off_at, why_no_answer
 from video_pipeline.run.run import DatasetNeeds
@@ -247,4 +248,5 @@ def _show_answer(
     console.rule("parsed")
     with user_code("parse"):
         fields = task.parsed(answer.output_text, sample, part, answer.logprobs)
+        json_of(fields)
     _show_json(console, fields)

@@ -80,8 +80,7 @@ class Histogram:
         return cls(edges, [counts.get(time_bin, 0) for time_bin in bins[:-1]])
 
     def quantile(self, share: float) -> float:
-        """The value that ``share`` of all do not exceed, as if the values of a bin were spread
-        evenly over it."""
+        """The value that ``share`` of all do not exceed, if values were even within their bin."""
         below = np.cumsum([0, *self.counts])
         return round(float(np.interp(share * below[-1], below, self.edges)), 4)
 

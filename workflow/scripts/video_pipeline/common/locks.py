@@ -110,8 +110,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def waiting_lock(path: Path, log: Logger) -> Iterator[bool]:
-    """Wait for the lock on ``path``, and hold it within the block. Yields whether another process
-    held it."""
+    """Wait for the lock on ``path``, and hold it within the block. Yields whether it waited."""
     stream = try_lock(path)
     waited = stream is None
     if waited:

@@ -26,8 +26,7 @@ PUBLISHED = 1
 
 
 def check_version(path: Path, version: object, newest: int) -> None:
-    """Raise :class:`UserError` if ``path`` holds a later ``version`` than the ``newest`` that this
-    program reads."""
+    """Raise :class:`UserError` if the ``version`` of ``path`` is later than ``newest``."""
     if isinstance(version, int) and version > newest:
         raise UserError(
             f"{path} was written by a newer version of video-pipeline (version {version}, this one "

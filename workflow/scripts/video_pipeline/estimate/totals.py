@@ -46,8 +46,7 @@ class SampleCost:
 
 
 class CostTotals:
-    """The totals of the samples that were looked at. Counts are of samples, unless a comment says
-    something else."""
+    """The totals of the samples that were looked at, in samples unless a comment says otherwise."""
 
     def __init__(self, config: Config, lines: BinaryIO) -> None:
         self._config = config

@@ -102,6 +102,8 @@ def _infer(
 
 def _infer_pending(shard: Shard, threads: int, plain: bool) -> None:
     """Take the GPUs and infer the pending samples into the journal."""
+    shard.check_requests()
+    shard.error_rate.check(shard.rank)
     num_workers = shard.config.data.decode_processes(threads)
     limit_engine_threads(threads - num_workers)
     with leases.lease_for(shard.config) as devices, job_processes() as folder:

@@ -33,8 +33,6 @@ def run_plain(shard: Shard, folder: Path) -> None:
 
 
 async def _infer_all(shard: Shard, folder: Path) -> None:
-    shard.check_requests()
-    shard.error_rate.check(f"rank {shard.rank}")
     engine = shard.create_engine()
     try:
         await engine.start(folder)

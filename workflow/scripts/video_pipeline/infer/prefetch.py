@@ -28,8 +28,7 @@ MOST_STARTS = 3
 """After so many fetchers have died, nothing is fetched ahead any more."""
 
 MOST_UNUSED = 8
-"""After so many samples in a row whose dataset did not ask for its files, nothing is fetched ahead
-any more."""
+"""After so many samples in a row that did not ask for their files, none is fetched ahead."""
 
 
 @dataclass(eq=False)

@@ -76,8 +76,7 @@ class Quarantine:
 
 
 def quarantine_error(deaths: int, cause: str | None) -> dict[str, str]:
-    """The ``__error`` of a sample that was in the engine at so many deaths; ``cause`` is that of
-    the last."""
+    """The ``__error`` of a sample after so many deaths of the engine, the last by ``cause``."""
     message = f"it was in the engine {deaths} times when the engine died"
     if cause:
         message += f", the last time of: {cause}"

@@ -169,8 +169,7 @@ class Shard:
             index = self._manifest.read_index(self.rank)
             errors = find_errors(self.chunk, index, self._journal, STORAGE_STAGES)
             reopened = write_reopens(self._journal, list(errors))
-            outcome = f"its {reopened} failures to read are open again for the next run"
-            self.error_rate.check(f"rank {self.rank}", outcome, under_way)
+            self.error_rate.check(self.rank, reopened, under_way)
 
     def check_engine(self, death: EngineDead) -> None:
         """Decide whether a sample killed the engine, or the settings or the machine did.
@@ -208,7 +207,7 @@ class Shard:
                 ``parse``.
         """
         records = RecordBuilder(self.config, self.task)
-        rate = ErrorRate(self.config.run.max_error_rate)
+        rate = ErrorRate(self.config.run.max_error_rate, len(self))
         split_id = self._manifest.split_id
         with (
             JournalReader(self._journal, self._manifest.read_index(self.rank)) as reader,
@@ -225,7 +224,7 @@ class Shard:
                 record = records.build(entry, {part: done[part].record for part in done})
                 rate.count(record.error)
                 rank_file.write(record, (finished.location for finished in done.values()))
-            rate.check(f"rank {self.rank}")
+            rate.check(self.rank)
         if unparsed := describe_unparsed(rate.unparsed):
             last = "{type}: {message}".format(**rate.last_unparsed)
             logger.warning("rank %d: %s; the last: %s", self.rank, unparsed, last)

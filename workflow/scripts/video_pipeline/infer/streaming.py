@@ -93,8 +93,6 @@ async def _run(shard: Shard, folder: Path, num_workers: int, card: str | None) -
     )
     monitor = JobMonitor(shard, window, num_processes, card)
     prefetcher = shard.create_prefetcher(num_processes)
-    shard.check_requests()
-    shard.error_rate.check(f"rank {shard.rank}")
     server = ForkServer(modules_of(config))  # It imports while the engine is configured.
     try:
         engine = shard.create_engine()

@@ -65,8 +65,7 @@ class JournalWriter:
         self._record(key, part, request, {"__engine_died": True, **known})
 
     def reopen(self, key: str, part: str, request: str, file: str) -> None:
-        """Take back the error of this question in the journal file ``file``, or its note that the
-        engine died."""
+        """Take back this question's error in the journal file ``file``, or its engine's death."""
         self._record(key, part, request, {"__reopens": file})
 
     def _record(self, key: str, part: str, request: str, fields: dict[str, Any]) -> None:

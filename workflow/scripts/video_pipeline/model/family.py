@@ -63,8 +63,7 @@ def fetch_family(config: Config) -> None:
 
 @cache
 def family_of_folder(folder: str) -> Family | None:
-    """The family of the model in a folder, by the processor that its files name; None if they do
-    not tell."""
+    """The family of the model in a folder, by its processor's files; None if they do not tell."""
     if processor := processor_class(folder):
         return _matching(_PROCESSORS, processor)
     if model_type := read_object(Path(folder, "config.json")).get("model_type"):

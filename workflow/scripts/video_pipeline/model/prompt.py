@@ -169,8 +169,7 @@ def check_placeholders(model: str, llm_input: dict[str, Any]) -> None:
 
 
 def prompt_of(llm_input: dict[str, Any]) -> str:
-    """The prompt of an ``llm_input`` for people. Messages get their prompt later: for them it is a
-    plain one."""
+    """The prompt of an ``llm_input`` for people; a plain one for messages, which get it later."""
     if "messages" in llm_input:
         return plain_prompt(llm_input["messages"])
     return str(llm_input.get("prompt", ""))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError, where
+from video_pipeline.errors import TaskError, place_of
 from video_pipeline.journal.format import clean_text
 from video_pipeline.run.answers import cut_off_at, reason_of_all, why_no_answer
 from video_pipeline.run.chunks import ChunkEntry
@@ -17,6 +17,11 @@ from video_pipeline.tasks.base import ONLY_PART, Task
 # The fields of a record of the journal that its output record has, too.
 _ANSWER = ("__usage", "output_text", "__reasoning", "__logprobs", "damaged")
 _NO_FIELDS = b"{}"
+_NO_JSON = {  # The words of orjson, in words for the author of a task.
+    "Integer exceeds 64-bit range": "a number that does not fit in 64 bits; return it as text",
+    "Dict key must be str": "a dict that has keys other than text",
+    "Recursion limit reached": "a value that is nested too deep",
+}
 
 
 class Record(NamedTuple):
@@ -85,13 +90,26 @@ class RecordBuilder:
             )
             if "damaged" in parsed:  # The task's own field goes first.
                 answer.pop("damaged", None)
-            return _Outcome(None, answer, cut_off, orjson.dumps(parsed))
+            return _Outcome(None, answer, cut_off, json_of(parsed))
         except TaskError:
             raise
         except Exception as failure:
-            message = clean_text(f"{failure} ({where(failure)})")
+            message = clean_text(f"{failure}{place_of(failure)}")
             error = {"stage": "parse", "type": type(failure).__name__, "message": message}
             return _Outcome(error, answer, cut_off)
+
+
+def json_of(parsed: dict[str, Any]) -> bytes:
+    """The fields that ``parse`` returned, as JSON. Raises :class:`ValueError`, which names the
+    field that JSON cannot hold."""
+    try:
+        return orjson.dumps(parsed)
+    except orjson.JSONEncodeError as error:
+        if len(parsed) > 1:
+            for name, value in parsed.items():
+                json_of({name: value})  # That of the field at fault raises.
+        why = _NO_JSON.get(str(error), f"a value that JSON cannot hold: {error}")
+        raise ValueError(f"parse returned {', '.join(map(repr, parsed))} with {why}") from None
 
 
 def _merged(outcomes: dict[str, _Outcome]) -> _Outcome:

@@ -62,8 +62,7 @@ def pictures(llm_input: dict[str, Any]) -> list[Picture]:
 
 
 def _image(frame: Any) -> Image.Image:
-    """A frame as vLLM takes it: a tensor (3, height, width), an array (height, width, 3), or a
-    picture already."""
+    """A frame as vLLM takes it: a tensor (3, h, w), an array (h, w, 3), or a picture already."""
     import torch  # Not above: the job that writes the report does not need it.
 
     if isinstance(frame, Image.Image):

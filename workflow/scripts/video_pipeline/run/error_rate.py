@@ -48,18 +48,20 @@ class ErrorRate:
         judged = max(self.finished + under_way, min(self.samples, FIRST_SAMPLES))
         return self.failed >= FIRST_LOOK and self.failed > self.limit * judged
 
-    def check(self, subject: str, note: str = "", under_way: int = 0) -> None:
-        """Raise :class:`UserError` about ``subject`` if the rate is :meth:`exceeded`; ``note`` is
-        added to the message."""
+    def check(self, rank: int, reopened: int = 0, under_way: int = 0) -> None:
+        """Raise :class:`UserError` about ``rank`` if the rate is :meth:`exceeded`. ``reopened``: so
+        many of its failures are open again."""
         if not self.exceeded(under_way):
             return
         details = ["the last: {stage}: {type}: {message}".format(**self._last)]
         if self.unparsed:
             details.append(f"not counted: {self.unparsed} that failed in parse")
-        if note:
-            details.append(note)
+        fates = [f"{reopened} failures to read are tried again"] if reopened else []
+        if (kept := self.failed - reopened) > 0:
+            fates.append(f"{kept} failures stay until `video-pipeline retry` opens them")
         raise UserError(
-            f"{subject}: {self.failed} of {self.finished} finished samples failed, more than "
-            f"run.max_error_rate: {self.limit:g} allows; {'; '.join(details)}. Fix the cause and "
-            "run again (what is done stays done), or raise run.max_error_rate to accept them"
+            f"rank {rank}: {self.failed} of the {self.finished} samples that are finished (of "
+            f"{self.samples}) failed, more than run.max_error_rate: {self.limit:g} allows; "
+            f"{'; '.join(details)}. Fix the cause, or raise run.max_error_rate to accept failures, "
+            f"and run again: {', '.join(fates)}"
         )

@@ -50,6 +50,8 @@ def check_files(configs: Sequence[Config], made: Iterable[Path] = ()) -> None:
     for config in configs:
         for place, path, kind in _named_files(config):
             fault = "" if path in written else why_not_there(path, kind)
+            if fault and str(path) == Config().data.input_jsonl:
+                fault += " (the default: set data.input_jsonl, or give OUTPUT.config.yaml of a run)"
             if fault and (line := f"{place}: {fault}") not in faults:
                 faults.append(line)
         written.add(config.data.output_jsonl)
@@ -167,8 +169,7 @@ def changes_since(
     recorded: Mapping[str, Any], config: Config, *, with_input: bool = True
 ) -> list[Change]:
     """The differences between ``config`` and the :func:`origin_of` the last split that ask the
-    model something new. ``with_input``: as for :func:`origin_of`; without it, the input counts as
-    changed."""
+    model something new. ``with_input``: as for :func:`origin_of`; without it, the input changed."""
     then, now = _flat(recorded), _flat(origin_of(config, with_input=with_input))
     input_jsonl = stable_address(config.data.input_jsonl)
     code = set(map(str, code_files(config)))

@@ -38,8 +38,7 @@ class Pace:
 
     @classmethod
     def of(cls, attempt: dict[str, Any]) -> Pace:
-        """The pace of a running attempt in its last minute, without the start of the model, from
-        its statistics."""
+        """The pace of a running attempt in its last minute, without the start of the model."""
         if attempt.get("ready_at") is None:
             return cls()
         series, ready = attempt["series"], attempt["ready_at"] - attempt["started_at"]

@@ -34,8 +34,7 @@ def _function_of_expand(dataset: type[BaseDataset], title: str) -> Any:
 
 @dataclass(frozen=True)
 class DatasetNeeds:
-    """What a dataset needs, as plain values, so that another process may look it up: a dataset
-    imports torch."""
+    """What a dataset needs, as plain values for other processes: a dataset imports torch."""
 
     name: str
     version: int

@@ -53,8 +53,7 @@ _USER = re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE)
 
 def stable_address(video: Any) -> Any:
     """An http address ``video`` without the user, the password, and the signature or token in its
-    query: with others it names the same video. A list of addresses likewise; anything else as it
-    is."""
+    query: with others it names the same video. Also of a list; anything else as it is."""
     if isinstance(video, list):
         stable = [stable_address(entry) for entry in video]
         return video if stable == video else stable

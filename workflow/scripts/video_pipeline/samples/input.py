@@ -115,8 +115,7 @@ class InputReader:
                 self.bad.add(line_number, str(error))
 
     def _sample_of_record(self, line_number: int, record: dict[str, Any]) -> InputSample:
-        """The sample of a record of an earlier run. It keeps its key, unless the samples of this
-        run have ids."""
+        """The sample of an earlier record. It keeps its key, unless this run's samples have ids."""
         key, status = record["__key"], record["__status"]
         is_sample = status == "ok" or (status == "error" and self.with_failed)
         raw = record["input"] if status == "error" and is_sample else _with_previous(record)
@@ -284,8 +283,7 @@ def video_uri(video: str, root: str) -> str:
 
 
 def video_address(video: Any, root: str) -> str | list[str] | None:
-    """The :func:`video_uri` of each path in the video field of a sample: one path, or a list of
-    paths of images."""
+    """The :func:`video_uri` of each path in a sample's video field: one path, or a list of them."""
     if isinstance(video, str):
         return video_uri(video, root)
     if isinstance(video, list):

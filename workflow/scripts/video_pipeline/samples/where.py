@@ -11,12 +11,10 @@ from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 
 SIZE_FIELDS = frozenset({"width", "height"})
-"""Fields of a video's header that need a decoded frame: the header may not say how the picture is
-turned."""
+"""Fields that need a decoded frame: the header may not say how the picture is turned."""
 
 HEADER_FIELDS = frozenset({"duration", "fps", "codec", *SIZE_FIELDS})
-"""Fields of the video itself that a condition may use. A field of the sample with the same name
-goes first."""
+"""Fields of the video that a condition may use. The sample's own field goes first."""
 
 _OF_SOME_RECORDS = ("__reasoning", "damaged", "previous")
 """Fields that only some records have, whatever the task."""

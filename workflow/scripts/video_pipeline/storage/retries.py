@@ -56,8 +56,7 @@ class Host:
 
 class Patience:
     """Counts the failures in a row of one download, and waits after each, a little longer each
-    time. The wait is partly random, so that downloads that failed together do not ask again
-    together."""
+    time. The wait is partly random, so that not all downloads ask again together."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -76,8 +75,7 @@ class Patience:
 
 
 def seconds_of(retry_after: str | None) -> float:
-    """The seconds in a header ``Retry-After``, which holds them or a date (RFC 9110, 10.2.3); 0 if
-    it says nothing."""
+    """The seconds that a header ``Retry-After`` says (RFC 9110, 10.2.3); 0 if it says nothing."""
     try:
         return float(Retry().parse_retry_after(retry_after or "0"))
     except (InvalidHeader, ValueError, OverflowError):  # A date may be out of range.

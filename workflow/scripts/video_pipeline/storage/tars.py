@@ -109,8 +109,7 @@ class _Key(NamedTuple):
 
 
 def remember(blob: Blob, container: str, all_members: list[Member]) -> None:
-    """Keep where the members of a tar lie, for other processes, if the storage tells when the tar
-    changes."""
+    """Keep where the members of a tar lie, if the storage tells when the tar changes."""
     if blob.version:
         _write(_Key(container, blob.size, blob.version), _places(all_members))
 

@@ -10,8 +10,7 @@ from video_pipeline.tasks.registry import register_task
 
 @register_task
 class Describe(PromptTask):
-    """Describe the video in prose. ``task_params.prompt`` or ``prompt_file`` replaces the
-    prompt."""
+    """Describe the video in prose. ``task_params.prompt`` (``prompt_file``) replaces the prompt."""
 
     name = "describe"
     default_prompt = "Describe this video in detail."

@@ -24,8 +24,7 @@ DEMO_CLIPS: dict[str, dict[str, Any]] = {
 
 
 def write_demo_clips(folder: Path) -> list[Path]:
-    """Write six clips that differ in length, shape, codec and container, unless they exist; return
-    their paths."""
+    """Write six clips that differ (length, codec, ...), unless they exist; return their paths."""
     paths = []
     for seed, (name, arguments) in enumerate(DEMO_CLIPS.items()):
         path = folder / name

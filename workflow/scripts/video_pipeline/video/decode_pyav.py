@@ -116,8 +116,7 @@ def decode(
 
 
 def _needed(video: Video, positions: Sequence[int]) -> Set[int] | None:
-    """The ordinals of the packets that the frames at ``positions`` are made from; None if no packet
-    may be left out."""
+    """The ordinals of the packets that the frames at ``positions`` need; None if all are needed."""
     if video.index.is_counted or video.index.references is None:
         return None
     return video.index.references.needed({video.stamps[position] for position in positions})

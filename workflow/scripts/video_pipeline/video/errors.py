@@ -16,8 +16,7 @@ _noted: list[str] | None = None
 
 @contextmanager
 def noting_damage() -> Iterator[list[str]]:
-    """Collect, within the block, a message about each damaged video that this process could read
-    all the same."""
+    """Collect, within the block, a message about each damaged video that was read all the same."""
     global _noted
     before, _noted = _noted, []
     try:

@@ -62,8 +62,7 @@ RESIZES = ("native", "exact")
 DECODERS = ("auto", "cpu", "nvdec")
 
 MOST_FAILURES = 3
-"""After so many videos in a row that fail on the card, and not because of the video, the card is
-not tried again."""
+"""After so many videos in a row that fail on the card by its fault, it is not tried again."""
 
 KEPT_BYTES = 1 << 29
 """Bytes of a freed block, at most, that are kept for the next video. Frames of 20,480 visual tokens

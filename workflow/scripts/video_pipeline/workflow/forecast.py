@@ -69,8 +69,7 @@ def _named(kind: str, names: list[str]) -> list[str]:
 
 
 def _lines(source: Source, words: str) -> str:
-    """The number of lines of a JSONL file in ``words``; empty for any other input, because only
-    split reads it."""
+    """The number of lines of a JSONL in ``words``; empty for another input, which split reads."""
     if not source.is_local or source.kind != "jsonl" or source.compression:
         return ""
     with open(source.place, "rb") as stream:

@@ -278,8 +278,7 @@ class Invocation:
             self._progress.show_summary()
 
     def explain_failure(self) -> None:
-        """After a failure: print, after Snakemake's own messages, where to look and the command
-        that continues."""
+        """After a failure: print, after Snakemake's messages, where to look and how to continue."""
         if self._progress is not None:
             self._progress.end()
             report = failure_report(

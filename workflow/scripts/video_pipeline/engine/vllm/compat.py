@@ -100,8 +100,7 @@ LORA_RANKS: tuple[int, ...] = get_args(MaxLoRARanks)
 
 
 def configure(arguments: Mapping[str, Any]) -> VllmConfig:
-    """vLLM's configuration for engine arguments. For offline use: vLLM then chooses batch sizes for
-    throughput."""
+    """vLLM's configuration for engine arguments, with batch sizes for throughput (offline use)."""
     return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
 
 
@@ -228,8 +227,7 @@ _NO_CHAT_REQUEST = ChatCompletionRequest(messages=[], seed=None)
 
 
 class SampleRenderer:
-    """Turns prompts into the engine's input, sample by sample. The prompts of a sample share their
-    processed media."""
+    """Turns prompts into the engine's input. The prompts of a sample share their media."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         """Changes ``vllm_config``, which must not be the engine's."""

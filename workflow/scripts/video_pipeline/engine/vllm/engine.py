@@ -127,9 +127,20 @@ class VllmEngine(Engine):
 
     async def start(self, folder: Path) -> None:
         self._causes = note_causes(self._vllm_config, folder)
+        # In a thread, so that samples are prepared while the model loads.
+        thread = asyncio.to_thread(start_engine, self._vllm_config, self._note_step)
+        starting = asyncio.ensure_future(thread)
         try:
-            # In a thread, so that samples are prepared while the model loads.
-            self._llm = await asyncio.to_thread(start_engine, self._vllm_config, self._note_step)
+            self._llm = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The job stops. No thread can be cancelled, but this one fails without its processes,
+            # which may only come now.
+            while not starting.done():
+                for process in engine_processes():
+                    process.kill()
+                await asyncio.wait([starting], timeout=0.1)
+            starting.exception()  # Or asyncio would log it.
+            raise
         except Exception as error:
             cause = root_cause(self._causes)
             final = cause.is_refusal if cause is not None else is_refusal(error)
@@ -163,8 +174,7 @@ class VllmEngine(Engine):
         self._sampling_of(constraints)
 
     def _sampling_of(self, constraints: Constraints) -> SamplingParams:
-        """Raises :class:`UserError` for a schema and :class:`RequestRefused` for sampling that vLLM
-        refuses."""
+        """Raises :class:`UserError` for a refused schema, :class:`RequestRefused` for sampling."""
         if constraints not in self._sampling_under:
             sampling = self._sampling.clone()
             if constraints.sampling_json is not None:
