@@ -133,7 +133,8 @@ def test_an_answer_with_a_schema_that_does_not_end_is_asked_for_once_more(asking
     (record,) = read_jsonl(asking.folder / "results" / "out.rank0.jsonl")
     assert record["__error"]["stage"] == "length"
     assert record["__error"]["message"] == (
-        "who: the answer did not end within 4 tokens (sampling.max_tokens)"
+        "who: the answer did not end within 4 tokens (sampling.max_tokens); "
+        "run.retry_truncated allows more at a second try"
     )
     assert len(record["output_text"]["who"].split()) == 4
     # free text may be cut off

@@ -181,7 +181,7 @@ def process_of(run: Run, rank: int) -> psutil.Process:
         process
         for process in psutil.process_iter(["cmdline", "name"])
         if process.info["name"].startswith("python")
-        and ["--rank", str(rank)] == (process.info["cmdline"] or [])[-6:-4]
+        and ["--rank", str(rank)] == (process.info["cmdline"] or [])[-4:-2]
         and process.cwd() == str(run.folder)
     ]
     return process

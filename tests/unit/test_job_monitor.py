@@ -69,7 +69,7 @@ def test_its_file_is_complete_when_a_signal_ends_the_job(monitor, tmp_path):
 def test_too_many_failures_stop_the_job(monitor):
     for key in range(19):
         monitor.count_finished(str(key), ERROR)
-    with pytest.raises(UserError, match=r"rank 0: 20 of 20 .* open again for the next run"):
+    with pytest.raises(UserError, match=r"rank 0: 20 of the 20 .* finished \(of 40\)"):
         monitor.count_finished("19", ERROR)
     assert monitor.statistics.failed == 20
 
