@@ -451,6 +451,7 @@ def test_the_output_of_the_run_before_survives_a_run_without_an_answer(run):
         right = bug
         out = run.snakemake(succeeds=False)
         assert "none of the 3 samples" in out
+        assert "`partial` writes all of them to results/out.partial.jsonl" in out
         assert f"The model's text: {text!r}" in out
         assert "results/out.jsonl is still that of the run before" in out
         assert [path.read_bytes() for path in files] == before

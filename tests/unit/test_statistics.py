@@ -192,6 +192,8 @@ def test_the_pace_in_words():
         "2.00 videos/s, 1,900 tokens/s, 32 min left, engine-bound"
     )
     assert describe_progress(0, 10, 0, Pace()) == "0 of 10 (0.0%) done, 0 failed"
+    first = describe_progress(0, 10, 0, Pace(engine=1.0))
+    assert first == "0 of 10 (0.0%) done, 0 failed; no new answer, engine-bound"
 
 
 def test_the_pace_of_one_gpu():

@@ -14,13 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from helpers import Run, Splitter, samples
+from helpers import Run, Splitter, samples, wait_until
 from rich.console import Console
 from video_pipeline.commands import journal as journal
 from video_pipeline.commands import retry
 from video_pipeline.commands import watch as module
 from video_pipeline.commands.watch import RankView, RunView, lines, look, screen, watch
+from video_pipeline.common.locks import try_lock
 from video_pipeline.common.progress import Progress
 from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
@@ -179,8 +181,8 @@ def test_a_job_that_was_killed_is_silent(split_run: Splitter) -> None:
 
 def test_a_job_whose_process_is_gone_is_silent_at_once(split_run: Splitter) -> None:
     """After Ctrl-C, for example."""
-    ended = subprocess.Popen(["true"])
-    ended.wait()
+    ended = subprocess.Popen(["true"])  # Its parent has not asked how it ended.
+    wait_until(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE, "it has ended")
     for rank, pid in ((0, ended.pid), (1, os.getpid())):
         write_statistics(split_run, rank, finished=1)
         holder = {"host": socket.gethostname(), "pid": pid}
@@ -191,6 +193,8 @@ def test_a_job_whose_process_is_gone_is_silent_at_once(split_run: Splitter) -> N
     assert view.ranks[0].note == "its process was stopped"
     run_rank(split_run, 1)
     assert look(split_run.run.config).waits == "waits for snakemake: run the same command again"
+    ended.wait()
+    assert look(split_run.run.config).ranks[0].note == "its process was stopped"
     # The process of another machine cannot be looked for.
     elsewhere = {"host": "elsewhere", "pid": ended.pid}
     split_run.layout.lock(0).write_text(json.dumps(elsewhere))
@@ -203,6 +207,8 @@ def test_samples_that_were_opened_again_wait_for_snakemake(split_run: Splitter) 
     assert look(split_run.run.config).waits == "waits for the rule consolidate"
     split_run.layout.reopened.touch()
     assert look(split_run.run.config).waits == "waits for snakemake: run the same command again"
+    with try_lock(split_run.layout.run_lock):  # It is at work.
+        assert look(split_run.run.config).waits == "waits for the rule consolidate"
 
 
 def test_answers_that_were_cut_off_are_amber(split_run: Splitter) -> None:

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from video_pipeline.commands import options
 from video_pipeline.common.files import is_newer, read_object
+from video_pipeline.common.locks import is_locked
 from video_pipeline.common.logs import last_error
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import count, describe_step, duration, share
@@ -47,7 +48,6 @@ _WIDE = 110
 
 _URGENCY: tuple[State, ...] = ("failed", "silent", "running", "starting", "waiting", "done")
 _STYLES = {"failed": "red", "silent": "yellow", "running": "cyan", "done": "green"}
-_STEPS = ("split", "consolidate")
 
 
 @dataclass
@@ -126,7 +126,7 @@ class RunView:
             who = "snakemake" if self.state == "not begun" else "the rule split"
             path = printable(self.missing.absolute())
             return f"waits for {who}: there is no {path} yet (--directory names another folder)"
-        if self.is_over or self.step is not None or not states:
+        if self.is_over or self.step or not states:
             return ""
         loading = [view.seconds for view in self.ranks if view.state == "starting"]
         if loading and "running" not in states:
@@ -134,13 +134,13 @@ class RunView:
             return f"waits for {whose}, which has been loading for {duration(max(loading))}"
         if states == {"waiting"}:
             return "waits for its first inference job, which may be starting"
-        if self.layout.reopened.exists() or states in ({"silent"}, {"silent", "done"}):
+        stands = self.layout.reopened.exists() or states in ({"silent"}, {"silent", "done"})
+        if stands and not is_locked(self.layout.run_lock):
             return "waits for snakemake: run the same command again"
         if states != {"done"}:
             return ""
         log = self.layout.log("consolidate")
-        is_new = is_newer(log, self.layout.manifest.stat().st_mtime)
-        error = last_error(log) if is_new else None
+        error = last_error(log) if is_newer(log, self.layout.manifest.stat().st_mtime) else None
         return (
             f"the rule consolidate failed: {error}" if error else "waits for the rule consolidate"
         )
@@ -172,7 +172,8 @@ def look(config: Config) -> RunView:
         layout = Layout.of(config)
         return RunView(layout, "not begun", missing=layout.sharding)
     layout = Layout.of(config, sharding.num_shards)
-    step = next(filter(None, (_running_step(layout, name) for name in _STEPS)), None)
+    steps = (_running_step(layout, name) for name in ("split", "consolidate"))
+    step = next(filter(None, steps), None)
     if (step is not None and step["step"] == "split") or not layout.manifest.exists():
         missing = None if step else layout.manifest
         return RunView(layout, "splitting" if step else "not split yet", step=step, missing=missing)
@@ -245,8 +246,7 @@ def _count_states(ranks: Sequence[RankView]) -> str:
 
 
 def screen(views: Iterable[tuple[str, RunView]], height: int, width: int = _WIDE) -> RenderableType:
-    """The content of a terminal of ``height`` lines and ``width`` columns about some runs, with the
-    names of their stages."""
+    """The content of a terminal about some runs, with the names of their stages."""
     parts: list[RenderableType] = []
     for name, view in views:
         title = Text(printable(view.layout.output), "bold")

@@ -46,7 +46,10 @@ def holder_lives(path: Path) -> bool:
     process = _read_holder(path)
     if process is None or process["host"] != socket.gethostname():
         return True
-    return psutil.pid_exists(process["pid"])
+    try:
+        return psutil.Process(process["pid"]).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _read_holder(path: Path) -> dict[str, Any] | None:

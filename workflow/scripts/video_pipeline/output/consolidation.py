@@ -157,8 +157,9 @@ def _check_answered(
         retry = f", then open {which} again ({command})"
     raise UserError(
         f"none of the {manifest.samples:,} samples in {shown(config.data.input_jsonl)} was "
-        f"answered ({counts}), so there is no new output. The first: {first}. Fix the "
-        f"cause{retry} and run snakemake again"
+        f"answered ({counts}), so there is no new output. The first: {first}. Snakemake's rule "
+        f"`partial` writes all of them to {layout.partial}. Fix the cause{retry} and run snakemake "
+        "again"
     )
 
 

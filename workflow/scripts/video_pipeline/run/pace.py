@@ -97,6 +97,8 @@ def describe_progress(finished: int, total: int, failed: int, pace: Pace) -> str
 def _describe_pace(pace: Pace, left: int) -> str:
     """``2.10 videos/s, 1,900 tokens/s, 32 min left, decode-bound``; ``left``: samples to go."""
     words = [f"{pace.samples_per_second:,.2f} videos/s", f"{pace.tokens_per_second:,.0f} tokens/s"]
+    if not pace.samples_per_second:
+        words = ["no new answer"]
     seconds = pace.seconds_left(left)
     if left and seconds is not None:
         words.append(f"{duration(seconds)} left")
