@@ -169,7 +169,8 @@ def changes_since(
     recorded: Mapping[str, Any], config: Config, *, with_input: bool = True
 ) -> list[Change]:
     """The differences between ``config`` and the :func:`origin_of` the last split that ask the
-    model something new. ``with_input``: as for :func:`origin_of`; without it, the input changed."""
+    model something new. ``with_input``: as for :func:`origin_of`; without it, the input counts as
+    changed."""
     then, now = _flat(recorded), _flat(origin_of(config, with_input=with_input))
     input_jsonl = stable_address(config.data.input_jsonl)
     code = set(map(str, code_files(config)))

@@ -125,7 +125,8 @@ class Card:
 
 def _wait_asleep() -> None:
     """Make this process sleep while it waits for the card: CUDA would spin on its core, which other
-    decode processes need. This must come before the context exists; if it fails, waiting costs."""
+    decode processes need. This must come before the context exists; if it fails, waiting only
+    costs more."""
     driver = ctypes.CDLL("libcuda.so.1")
     device = ctypes.c_int()
     if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:

@@ -76,7 +76,8 @@ def positions(
         mixed = np.empty((3, len(is_video)), np.int64)
         mixed[:, is_video] = grid
         mixed[:, ~is_video] = in_turn(sound)
-        # The next positions continue after the last kind, even if the other is further ahead.
+        # The next positions continue after the last tokens of one kind, even if the others are
+        # further ahead.
         last = len(is_video) - int(np.argmax(is_video[::-1] != is_video[-1]))
         add(mixed[:, :last], mixed[:, last:])
         if marks_share:
