@@ -174,16 +174,20 @@ class Run:
 
     def _open_window(self, now: float) -> None:
         """Decide from which answer on they count: once as many samples are held as may be in the
-        engine (the decode processes may have begun after it), and after the ramp."""
+        engine (the decode processes may have begun after it), and after the ramp. The statistics
+        tell it a moment later; the answers since then count."""
         ready_at = self._ready_at()
         if self._ramp is not None or ready_at is None:
             return
         last = self._statistics[-1]
-        is_full = last["decoded"] - last["inferred"] >= IN_FLIGHT
-        if is_full:
-            self._full_after = last["updated_at"] - ready_at
-        if is_full or now - ready_at > FULL_SECONDS:
-            self._ramp = max(RAMP, len(self.ends))
+        if last["decoded"] - last["inferred"] >= IN_FLIGHT:
+            opened = last["updated_at"]
+            self._full_after = opened - ready_at
+        elif now - ready_at > FULL_SECONDS:
+            opened = now
+        else:
+            return
+        self._ramp = max(RAMP, sum(end <= opened for end in self.ends))
 
     def _look(self, now: float) -> None:
         from benchmarks.gpu.processes import by_kind, rows

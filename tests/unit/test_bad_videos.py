@@ -24,7 +24,7 @@ from video_pipeline.config import load_config
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
-from video_pipeline.decode.preparing import Prepared, WorkerSpec
+from video_pipeline.decode.preparing import READER, Prepared, WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
@@ -60,7 +60,7 @@ def read(here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         monkeypatch.setenv("TMPDIR", str(temporary))
         chunk = layout.chunk(0)
         spec = WorkerSpec(config, chunk, Seal.of(chunk), "simulated", SimulatedPreparer(), shared)
-        pool = DecodePool(ForkServer(), spec, 2, timeout)
+        pool = DecodePool(ForkServer(READER), spec, 2, timeout)
 
         async def all_samples() -> list:
             jobs = [pool.prepare(position, [""]) for position in range(len(paths))]
