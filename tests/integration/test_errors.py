@@ -423,7 +423,7 @@ def check_missing(run, out: str, place: str, near: str) -> None:
 
 
 def test_a_run_without_an_answer_fails(run):
-    """Below the number of failures that stops a shard; mended, it goes on as always."""
+    """Fewer failures than stop a shard. Once the cause is fixed, the run goes on as always."""
     run.configure(run={"max_error_rate": 1.0})
     run.write_samples(doing("raise", "raise", "surrogate"))
     out = run.snakemake(succeeds=False)

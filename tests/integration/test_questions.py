@@ -128,7 +128,7 @@ def test_an_answer_with_a_schema_that_does_not_end_is_asked_for_once_more(asking
         sampling={"max_tokens": 4},
     )
     asking.write_samples(samples(1))
-    with pytest.raises(UserError, match="none of the 1 samples"):
+    with pytest.raises(UserError, match=r"none of the 1 samples .* Fix the cause and run"):
         asking.all()
     (record,) = read_jsonl(asking.folder / "results" / "out.rank0.jsonl")
     assert record["__error"]["stage"] == "length"
@@ -141,6 +141,10 @@ def test_an_answer_with_a_schema_that_does_not_end_is_asked_for_once_more(asking
     assert record["what"]["answer"] == record["output_text"]["what"]
 
     # more tokens: after `retry` only that question is asked again
+    asking.configure(run={"retry_truncated": 6})
+    assert reopen(asking, "length") == 1
+    with pytest.raises(UserError, match="Fix the cause, then open them again"):
+        asking.all()
     asking.configure(run={"retry_truncated": 12})
     assert reopen(asking, "length") == 1
     with pytest.raises(UserError, match="none of the 1 samples"):
@@ -148,4 +152,4 @@ def test_an_answer_with_a_schema_that_does_not_end_is_asked_for_once_more(asking
     (record,) = read_jsonl(asking.folder / "results" / "out.rank0.jsonl")
     assert len(record["output_text"]["who"].split()) == 9
     assert record["__error"]["stage"] == "parse"  # the simulated engine's words are no JSON
-    assert asked(asking) == {("0", "what"): 1, ("0", "who"): 2}
+    assert asked(asking) == {("0", "what"): 1, ("0", "who"): 3}

@@ -26,6 +26,7 @@ from video_pipeline.run.answers import describe_cut_off, describe_damaged, descr
 from video_pipeline.run.chunks import ChunkEntry, not_of_this_split, read_lines
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
+from video_pipeline.run.reopening import stages_to_retry
 from video_pipeline.run.statistics import OVER_TIME, read_statistics
 from video_pipeline.run.throughput import cost, throughput
 from video_pipeline.samples.windows import by_video
@@ -150,7 +151,7 @@ def _check_answered(
         except (ValueError, LookupError):
             return  # The file is damaged, which its checksum will show.
     retry = ""
-    closed = sorted(stages.keys() - {"parse", "length"})
+    closed = sorted(stages.keys() & set(stages_to_retry(config)))
     if closed and not stages["parse"]:
         command = command_line("retry", layout.config, Path(__file__).parents[2])
         which = "them" if len(closed) == len(stages) else f"those of stage {', '.join(closed)}"
