@@ -18,6 +18,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.model import family
 from video_pipeline.model.family import family_of, fetch_family, is_qwen_vl
 from video_pipeline.model.token_budget import check_budget_of_model
+from video_pipeline.run.run import DatasetNeeds
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
 
@@ -213,6 +214,22 @@ def test_files_that_tell_the_family_are_fetched(tmp_path, cached, monkeypatch):
     fetch_family(config_of(Path(HUB)))
     fetch_family(config_of(tmp_path / "model"))
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "asks"), [("clips", True), ("first_frame", True), ("video", False), ("text", False)]
+)
+def test_a_dataset_is_the_same_before_and_after_the_model_is_fetched(
+    tmp_path, cached, monkeypatch, dataset, asks
+):
+    """Its version is a part of the fingerprint, which must not change between two runs."""
+    folder = model(tmp_path / "model", config={"model_type": "glm4v"})
+    monkeypatch.setattr(family, "processor_folder", lambda *_: cached.update({HUB: folder}))
+    config = config_of(Path(HUB), dataset=dataset)
+    first = DatasetNeeds.of(config)
+    assert (HUB in cached) is asks
+    cached[HUB] = folder
+    assert DatasetNeeds.of(config) == first
 
 
 def test_the_engine_says_what_is_wrong_with_a_file(tmp_path):

@@ -244,7 +244,7 @@ def test_only_whole_texts_equal_to_the_address_are_replaced(case, uri):
 
 def test_the_key_is_pinned():
     """Changing it would infer everybody's finished samples again."""
-    assert content_key({"b": [1, 2.5, None], "a": "ü"}) == "c239a4a8c77eaa057e329e97f7c35441"
+    assert content_key({"b": [1, 2.5, None], "a": "ü"}, "a") == "c239a4a8c77eaa057e329e97f7c35441"
 
 
 # --- the fingerprint ---------------------------------------------------------------------------

@@ -496,3 +496,6 @@ def test_a_sample_signed_again_stays_finished(splitting):
     assert len(again.pending) == 1
     paths = [entry.raw["path"] for chunk in again.chunks for entry in chunk]
     assert all("X-Amz-Date=2" in path for path in paths)
+    # a list that names each video twice
+    twice = splitting(signed(2) + signed(3))
+    assert (twice.manifest.duplicates, len(twice.pending)) == (2, 1)

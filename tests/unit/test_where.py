@@ -265,14 +265,16 @@ def test_the_windows_of_a_video_become_one_sample(grouping, id_field):
 
 
 def test_a_group_of_windows_with_hashes_for_keys_has_that_of_the_video(grouping):
-    """As in a run over the same input that cut nothing."""
+    """As in a run over the same input that cut nothing, or signed its addresses again."""
     grouping.run.configure(data={"id_field": None})
     lines = of_windows(0, 0.0, 4.0, 9.5)
     for number, line in enumerate(lines):
         line["__key"] = f"hash {number}"
+        line["input"]["path"] = "https://h/a.mp4?Expires=1&Signature=2"
     (key,) = grouping(lines, 1).order
     grouping.run.configure(data={"group_by": None})
-    assert grouping(samples(1), 1).order == [key]
+    for path in ("https://h/a.mp4?Expires=1&Signature=2", "https://h/a.mp4?Expires=3&Signature=4"):
+        assert grouping([{**samples(1)[0], "path": path}], 1).order == [key]
 
 
 def test_the_condition_drops_windows_before_they_are_grouped(grouping):

@@ -68,9 +68,9 @@ def test_records_of_windows_become_one_for_each_video():
     other = {"path": "b.mp4"}
     raws = [*windows(RAW, [0.0, 4.0, 10.0]), *windows(SEGMENT, [1.0, 9.5]), other]
     records = [{"__key": str(n), "input": raw, "answer": n} for n, raw in enumerate(raws)]
-    assert list(by_video(records)) == [
+    assert list(by_video(records, "path")) == [
         {
-            "__key": content_key(RAW),
+            "__key": content_key(RAW, "path"),
             "input": RAW,
             "clips": [
                 {"video_start": 0.0, "video_end": 4.0, "__key": "0", "answer": 0},
@@ -78,12 +78,12 @@ def test_records_of_windows_become_one_for_each_video():
             ],
         },
         {
-            "__key": content_key(SEGMENT),
+            "__key": content_key(SEGMENT, "path"),
             "input": SEGMENT,
             "clips": [{"video_start": 1.0, "video_end": 9.5, "__key": "2", "answer": 2}],
         },
         {
-            "__key": content_key(other),
+            "__key": content_key(other, "path"),
             "input": other,
             "clips": [{"video_start": None, "video_end": None, "__key": "3", "answer": 3}],
         },
@@ -91,4 +91,4 @@ def test_records_of_windows_become_one_for_each_video():
 
 
 def test_no_records_are_no_videos():
-    assert list(by_video([])) == []
+    assert list(by_video([], "path")) == []

@@ -17,7 +17,7 @@ from snakemake.sourcecache import HostingProviderFile, LocalSourceFile
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
-NEEDED = ("orjson", "pydantic", "rich", "simpleeval")
+NEEDED = ("numpy", "orjson", "pydantic", "rich", "simpleeval")
 """Packages that the workflow needs in Snakemake's own environment, which may lack them."""
 
 

@@ -24,7 +24,6 @@ from video_pipeline.engine.base import Answer, Constraints, Engine, RequestRefus
 from video_pipeline.errors import Failure, UserError, explain, user_code
 from video_pipeline.estimate.counting import PromptCounter
 from video_pipeline.gpu.leases import lease_for
-from video_pipeline.model.family import fetch_family
 from video_pipeline.model.processor import SIMULATED_MODEL, dataset_model
 from video_pipeline.model.prompt import check_processor, prompt_of, special_tokens
 from video_pipeline.model.token_count import TokenCount
@@ -61,7 +60,6 @@ def show(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     limit_access(Access.of(config.data))
     task = load_task(config)
-    fetch_family(config)
     needs = DatasetNeeds.of(config, task)
     to_show = [(_sample(config, task, shown.raw), shown.sheet) for shown in samples]
     with contextlib.ExitStack() as stack:

@@ -46,6 +46,14 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
     return dataset
 
 
+def depends_on_family(config: Config, task: Task) -> bool:
+    """Whether :func:`dataset_of` must know the model's family."""
+    chooses = config.run.dataset is None and not task.names_dataset
+    if chooses or config.vision.use_audio_in_video:
+        return True
+    return _prepares_for_qwen(get_dataset(dataset_name(config, task)))
+
+
 def _prepares_for_qwen(dataset: type[BaseDataset]) -> TypeGuard[type[QwenVideoDataset]]:
     """Whether a dataset prepares its media with qwen-vl-utils."""
     return (

@@ -49,7 +49,7 @@ def consolidate(config: Config, layout: Layout) -> None:
     ranks = [rank_file.contents for rank_file in rank_files]
     _check_answered(config, layout, manifest, ranks)
     seal = _merge(rank_files, manifest, layout)
-    _write_videos(manifest, layout)
+    _write_videos(config, manifest, layout)
     summary = _summary(config, layout, manifest, ranks, seal)
     write_text(layout.summary, json.dumps(summary, indent=2) + "\n")
     layout.reopened.unlink(missing_ok=True)
@@ -92,13 +92,13 @@ def _merge(rank_files: list[RankFile], manifest: Manifest, layout: Layout) -> Se
     return seal
 
 
-def _write_videos(manifest: Manifest, layout: Layout) -> None:
+def _write_videos(config: Config, manifest: Manifest, layout: Layout) -> None:
     """Write one object for each video if samples are windows of videos."""
     if not manifest.expanded:
         layout.videos.unlink(missing_ok=True)  # An earlier run may have written it.
         return
     with open(layout.output, "rb") as output, replacing(layout.videos) as videos:
-        for video in by_video(map(orjson.loads, output)):
+        for video in by_video(map(orjson.loads, output), config.data.video_field):
             videos.write(orjson.dumps(video) + b"\n")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError, UserError
+from video_pipeline.model.family import fetch_family
 from video_pipeline.model.model import Model, with_commit
 from video_pipeline.run.changes import JournalSettings
 from video_pipeline.run.fingerprint import fingerprint, settings_digest, settings_of
@@ -56,17 +57,24 @@ class DatasetNeeds:
 
         Raises :class:`UserError` if there is no such task or dataset, nothing takes one of
         ``task_params``, the dataset breaks its contract, or it does not work with
-        ``data.group_by``.
+        ``data.group_by``; and what :func:`fetch_family` raises.
         """
         # These import torch.
         from video_pipeline.data.base import BaseDataset
-        from video_pipeline.data.choosing import check_params, dataset_name, dataset_of
+        from video_pipeline.data.choosing import (
+            check_params,
+            dataset_name,
+            dataset_of,
+            depends_on_family,
+        )
         from video_pipeline.data.frames import FramesDataset
         from video_pipeline.data.qwen_video import QwenVideoDataset
         from video_pipeline.data.video import VideoDataset, ignored_keys
         from video_pipeline.video import READER_VERSION
 
         task = task or load_task(config)
+        if depends_on_family(config, task):
+            fetch_family(config)
         dataset = dataset_of(config, task)
         check_params(config, task, dataset)
         title = f"dataset {dataset.__name__}"

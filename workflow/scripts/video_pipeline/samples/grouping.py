@@ -12,7 +12,9 @@ from video_pipeline.samples.input import BadLines, InputSample, is_record
 from video_pipeline.samples.windows import CLIP, CUT, is_window, whole, window_id
 
 
-def grouped(samples: Iterable[InputSample], bad: BadLines) -> Iterator[InputSample]:
+def grouped(
+    samples: Iterable[InputSample], bad: BadLines, video_field: str
+) -> Iterator[InputSample]:
     """One sample for each video of ``samples``: the line that was cut, and the earlier run's record
     of each window, in order, under ``previous``::
 
@@ -32,7 +34,7 @@ def grouped(samples: Iterable[InputSample], bad: BadLines) -> Iterator[InputSamp
                 "follow each other here; all must, in their order",
             )
             continue
-        yield _fused(windows)
+        yield _fused(windows, video_field)
 
 
 def _by_video(samples: Iterable[InputSample]) -> Iterator[list[InputSample]]:
@@ -58,7 +60,7 @@ def _uncut(raw: dict[str, Any]) -> dict[str, Any]:
     return whole({name: value for name, value in raw.items() if name != "previous"})
 
 
-def _fused(windows: list[InputSample]) -> InputSample:
+def _fused(windows: list[InputSample], video_field: str) -> InputSample:
     first, uncut = windows[0], _uncut(windows[0].raw)
     clips: list[dict[str, Any]] = []
     previous: dict[str, Any] = {"clips": clips}
@@ -75,15 +77,18 @@ def _fused(windows: list[InputSample]) -> InputSample:
     if failed:
         message = f"{len(failed)} of {len(windows)} windows: {failed[0]['message']}"
         left_out = {"by": "error", "message": message}
-    return InputSample(first.line, _key(first, uncut), raw, orjson.dumps(raw), True, left_out)
+    key = _key(first, uncut, video_field)
+    return InputSample(first.line, key, raw, orjson.dumps(raw), True, left_out)
 
 
-def _key(window: InputSample, uncut: dict[str, Any]) -> str:
+def _key(window: InputSample, uncut: dict[str, Any], video_field: str) -> str:
     """The key of the line that was cut."""
     if not is_window(window.raw):
         return window.key
     times = window_id("", window.raw)  # The key of a window is an id and these, or a hash.
-    return window.key.removesuffix(times) if window.key.endswith(times) else content_key(uncut)
+    if window.key.endswith(times):
+        return window.key.removesuffix(times)
+    return content_key(uncut, video_field)
 
 
 def whole_videos(blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -24,11 +24,16 @@ from video_pipeline.errors import TaskError
 from video_pipeline.tasks.base import Task
 
 
-def content_key(raw: dict[str, Any]) -> str:
-    """Key of a sample without an id: 32 hex digits of a hash over its sorted JSON.
+def content_key(raw: dict[str, Any], video_field: str) -> str:
+    """Key of a sample without an id: 32 hex digits of a hash over its sorted JSON, with the
+    :func:`stable_address` of the video in the field ``video_field``.
 
     Raises :class:`ValueError` for an object too deep to be written.
     """
+    video = raw.get(video_field)
+    stable = stable_address(video)
+    if stable is not video:
+        raw = {**raw, video_field: stable}
     try:
         return digest(orjson.dumps(raw, option=orjson.OPT_SORT_KEYS))
     except TypeError as error:

@@ -17,7 +17,7 @@ import orjson
 from video_pipeline.config import Config, Data
 from video_pipeline.config.source import STORES, file_path, member_of, scheme_of
 from video_pipeline.errors import UserError
-from video_pipeline.samples.identity import content_key, stable_address
+from video_pipeline.samples.identity import content_key
 from video_pipeline.samples.windows import CUT, is_window, window_id
 from video_pipeline.storage.stores import check_address
 
@@ -154,9 +154,7 @@ class InputReader:
         """``__key`` of a sample: the windows of a video share its id, so their times follow it.
         Raises :class:`ValueError` if its id is none."""
         if self._id_field is None:
-            video = raw.get(self._video_field)
-            stable = stable_address(video)
-            return content_key(raw if stable is video else {**raw, self._video_field: stable})
+            return content_key(raw, self._video_field)
         value: Any = raw.get(self._id_field)
         if type(value) not in (str, int) or value == "":
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"

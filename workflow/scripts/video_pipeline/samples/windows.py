@@ -54,7 +54,9 @@ def whole(raw: dict[str, Any]) -> dict[str, Any]:
     return {**shared, **raw[CLIP]["segment"]}
 
 
-def by_video(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def by_video(
+    records: Iterable[dict[str, Any]], video_field: str
+) -> Iterator[dict[str, Any]]:
     """One object for each video, from the records of its windows, which follow each other::
 
     {"__key": a hash of the input object, "input": the input object before it was cut,
@@ -65,4 +67,4 @@ def by_video(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for record in of_video:
             window = record.pop("input")
             clips.append({**{name: window.get(name) for name in CUT}, **record})
-        yield {"__key": content_key(uncut), "input": uncut, "clips": clips}
+        yield {"__key": content_key(uncut, video_field), "input": uncut, "clips": clips}

@@ -134,7 +134,7 @@ class Scanner:
         keys: list[bytes] = []
         identities: list[bytes] = []
         if config.data.group_by is not None:
-            samples = grouped(samples, reader.bad)
+            samples = grouped(samples, reader.bad, video_field)
         for sample in samples:
             raw = sample.raw
             block.line_numbers.append(sample.line)

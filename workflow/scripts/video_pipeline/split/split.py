@@ -32,7 +32,6 @@ from video_pipeline.config.vllm_version import warn_if_untried
 from video_pipeline.errors import UserError
 from video_pipeline.journal.index import NO_RECORD, JournalIndex, location_at, read_index
 from video_pipeline.model.chat_template import check_template
-from video_pipeline.model.family import fetch_family
 from video_pipeline.model.model import Model, with_commit
 from video_pipeline.model.processor import local_folder
 from video_pipeline.model.token_budget import check_budget_of_model
@@ -92,9 +91,6 @@ class _Split:
         run.task  # noqa: B018 - mistakes in the user's code are reported before anything is read
         run.commit = Model.of(config).resolve_commit(layout.commits)
         at_commit = with_commit(config, run.commit)
-        chooses = config.run.dataset is None and not run.task.names_dataset
-        if chooses or config.vision.use_audio_in_video:
-            fetch_family(at_commit)
         if num_processes > 1 and _is_large(config.data.source):
             # torch stays in another process: it would be half of this one's memory.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -161,7 +157,7 @@ class _Split:
             weigher = self._fill(table, with_failed=True)
         files = self._index.indexed
         del self._index  # The next arrays need its memory.
-        is_duplicate = find_duplicates(table, self._bad)
+        is_duplicate = find_duplicates(table, self._bad, config.data.video_field)
         self._bad.raise_any(config.data.source.name)
         if origin_of(config)["files"] != manifest.origin["files"]:
             raise UserError(

@@ -61,7 +61,7 @@ class EntryTable:
         shutil.rmtree(self._folder)
 
 
-def find_duplicates(table: EntryTable, bad: BadLines) -> np.ndarray:
+def find_duplicates(table: EntryTable, bad: BadLines, video_field: str) -> np.ndarray:
     """A mask of the entries that repeat another one. A key with two contents is added to ``bad``.
 
     If hashes are equal the keys are compared, so that no hash decides. Of two entries with the same
@@ -102,7 +102,7 @@ def find_duplicates(table: EntryTable, bad: BadLines) -> np.ndarray:
                 first[key] = (position, line)
             else:
                 is_duplicate[position] = True
-                if not _same_content(line, earlier):
+                if not _same_content(line, earlier, video_field):
                     bad.add(
                         int(line_numbers[position]),
                         f"id {key!r:.80} stands on line {line_numbers[known]} with other content",
@@ -121,8 +121,8 @@ def _key(line: bytes) -> str:
     return ChunkEntry.from_line(line).key
 
 
-def _same_content(line: bytes, other: bytes) -> bool:
+def _same_content(line: bytes, other: bytes, video_field: str) -> bool:
     if line == other:
         return True
     first, second = ChunkEntry.from_line(line).raw, ChunkEntry.from_line(other).raw
-    return content_key(first) == content_key(second)
+    return content_key(first, video_field) == content_key(second, video_field)
