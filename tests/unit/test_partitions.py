@@ -118,6 +118,12 @@ def test_the_profile_has_enough_memory_for_the_defaults_but_not_for_the_worst():
     assert JobMemory.of(config_of(data={"worker_memory_gb": None}), 8).check("infer", mem_mb) == ""
 
 
+@pytest.mark.parametrize(("decoder", "more"), [("cpu", 0), ("auto", 4), ("nvdec", 7)])
+def test_decode_processes_that_use_the_gpu_share_nothing(decoder, more):
+    least = JobMemory.of(config_of(vision={"decoder": decoder}), 8).least
+    assert least == pytest.approx(JobMemory.of(config_of(), 8).least + more * 1.0)
+
+
 def test_too_little_memory_is_an_error_that_says_how_much_does():
     # the profile's memory of all other rules
     with pytest.raises(UserError, match=r"infer_ask: mem_mb=8000 is 8 GB.*8 in /dev/shm") as error:

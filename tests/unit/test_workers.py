@@ -11,11 +11,12 @@ import pytest
 from helpers import samples
 from video_pipeline.common.files import EMPTY, Seal
 from video_pipeline.config import load_config
+from video_pipeline.config.vision import NVDEC_PROCESSES
 from video_pipeline.decode import process
 from video_pipeline.decode.errors import SampleError
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
-from video_pipeline.decode.preparing import NVDEC_PROCESSES, WorkerSpec
+from video_pipeline.decode.preparing import WorkerSpec
 from video_pipeline.engine.simulated import SimulatedPreparer
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.run.layout import Layout

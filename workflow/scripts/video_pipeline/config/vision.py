@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 
 from video_pipeline.config.section import Positive, Section
 
+NVDEC_PROCESSES = 4
+"""Decode processes of a job that use the GPU's decoder with ``vision.decoder: auto``. An H100 has 7
+decoders in hardware, and each process takes GPU memory."""
+
 
 class Vision(Section):
     """How many frames the model sees, and how large they are. Most keys are those of the video item
@@ -67,6 +71,12 @@ class Vision(Section):
             for key in ("fps", "min_frames", "max_frames"):
                 kwargs.pop(key, None)
         return kwargs
+
+    def nvdec_processes(self, num_processes: int) -> int:
+        """How many of the decode processes of a job use the GPU's decoder, at most."""
+        return {"cpu": 0, "auto": min(NVDEC_PROCESSES, num_processes), "nvdec": num_processes}[
+            self.decoder
+        ]
 
     @property
     def most_frames(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, overload
 
 from video_pipeline.common.files import Seal
 from video_pipeline.config import Config
+from video_pipeline.config.vision import NVDEC_PROCESSES
 from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.decode.transport import pack, unpack
@@ -23,10 +24,6 @@ from video_pipeline.storage.fetched import NOTHING, Fetched, reading
 
 READER = ("video_pipeline.video.reader",)
 """The modules that a fork server imports for processes that read videos, which takes seconds."""
-
-NVDEC_PROCESSES = 4
-"""Decode processes of a job that use the GPU's decoder with ``vision.decoder: auto``. An H100 has 7
-decoders in hardware, and each process takes GPU memory."""
 
 
 @dataclass(frozen=True)

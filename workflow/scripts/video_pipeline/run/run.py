@@ -60,27 +60,22 @@ class DatasetNeeds:
         ``data.group_by``; and what :func:`fetch_family` raises.
         """
         # These import torch.
+        from video_pipeline.data import choosing
         from video_pipeline.data.base import BaseDataset
-        from video_pipeline.data.choosing import (
-            check_params,
-            dataset_name,
-            dataset_of,
-            depends_on_family,
-        )
         from video_pipeline.data.frames import FramesDataset
         from video_pipeline.data.qwen_video import QwenVideoDataset
         from video_pipeline.data.video import VideoDataset, ignored_keys
         from video_pipeline.video import READER_VERSION
 
         task = task or load_task(config)
-        if depends_on_family(config, task):
+        if choosing.depends_on_family(config, task):
             fetch_family(config)
-        dataset = dataset_of(config, task)
-        check_params(config, task, dataset)
+        dataset = choosing.dataset_of(config, task)
+        choosing.check_params(config, task, dataset)
         title = f"dataset {dataset.__name__}"
         own, inherited = (_function_of_expand(kind, title) for kind in (dataset, BaseDataset))
         own_rules = issubclass(dataset, VideoDataset)
-        name, expands = dataset_name(config, task), own is not inherited
+        name, expands = choosing.dataset_name(config, task), own is not inherited
         if expands and config.data.group_by is not None:
             raise UserError(
                 f"data.group_by: dataset {name!r} would cut the videos again that it puts "

@@ -54,9 +54,7 @@ def whole(raw: dict[str, Any]) -> dict[str, Any]:
     return {**shared, **raw[CLIP]["segment"]}
 
 
-def by_video(
-    records: Iterable[dict[str, Any]], video_field: str
-) -> Iterator[dict[str, Any]]:
+def by_video(records: Iterable[dict[str, Any]], video_field: str) -> Iterator[dict[str, Any]]:
     """One object for each video, from the records of its windows, which follow each other::
 
     {"__key": a hash of the input object, "input": the input object before it was cut,

@@ -14,6 +14,10 @@ processes share: vLLM, the processor, the list of samples."""
 DECODE_PROCESS_GB = 0.35
 """Private memory of each decode process, measured with clips of 720p."""
 
+NVDEC_PROCESS_GB = 1.35
+"""Memory of one that uses the GPU's decoder, and shares nothing with others, measured on an H100.
+"""
+
 ENGINE_GB = 3.0
 """The process that feeds the engine and the engine's own process: a rule of thumb, not measured on
 a GPU. With a tiny model on the CPU they took 0.5 and 0.9."""
@@ -30,34 +34,37 @@ class JobMemory:
     decode_limit: float | None  # What one decode process may request.
     engine: float  # The engine's processes.
     fork_server: float  # 0 if there is none.
+    decoding: float  # The decode processes.
     ready: float  # Prepared samples in /dev/shm, if it is full.
 
     @classmethod
     def of(cls, config: Config, threads: int) -> JobMemory:
         """The memory of a job with ``threads`` cores."""
         uses_vllm = config.run.engine == "vllm"
+        processes = config.data.decode_processes(threads)
+        on_gpu = config.vision.nvdec_processes(processes) if uses_vllm else 0
         per_gpu = ENGINE_GB + float(config.vllm.arguments.get("cpu_offload_gb") or 0)
         return cls(
-            decode_processes=config.data.decode_processes(threads),
+            decode_processes=processes,
             decode_limit=config.data.worker_memory_gb,
             engine=per_gpu * config.vllm.gpus_per_job if uses_vllm else 0.0,
             fork_server=FORK_SERVER_GB if uses_vllm else 0.0,
+            decoding=(processes - on_gpu) * DECODE_PROCESS_GB + on_gpu * NVDEC_PROCESS_GB,
             ready=config.data.max_ready_gb,
         )
 
     @property
     def least(self) -> float:
         """The memory it needs with decode processes of the usual size."""
-        decoding = self.fork_server + self.decode_processes * DECODE_PROCESS_GB
-        return self.engine + decoding + self.ready
+        return self.engine + self.fork_server + self.decoding + self.ready
 
     @property
     def most(self) -> float | None:
         """The memory it needs if all decode processes reach their limit."""
         if self.decode_limit is None:
             return None
-        growth = max(0.0, self.decode_limit - DECODE_PROCESS_GB)
-        return self.least + self.decode_processes * growth
+        growth = self.decode_processes * self.decode_limit - self.decoding
+        return self.least + max(0.0, growth)
 
     def check(self, rule: str, mem_mb: int) -> str:
         """Compare with ``mem_mb`` of a rule; returns a warning, empty if that is always enough.
@@ -75,7 +82,7 @@ class JobMemory:
             )
         if self.most is None or available >= self.most:
             return ""
-        share = (available - self.least) / self.decode_processes + DECODE_PROCESS_GB
+        share = (available - self.least + self.decoding) / self.decode_processes
         return (
             f"{rule}: mem_mb={mem_mb} is {available:.0f} GB, but {self.decode_processes} decode "
             f"processes may request {self.decode_limit:g} GB each (data.worker_memory_gb), "
