@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import PROJECT, USAGE, Run, keys, read_jsonl, samples, wait_until
+from helpers import PROJECT, USAGE, Run, keys, read_jsonl, rules_run, samples, wait_until
 from video_pipeline.commands.retry import retry
 from video_pipeline.errors import EnvironmentFault
 from video_pipeline.infer.infer import Shard, infer
@@ -311,6 +311,17 @@ def test_changes_of_what_is_asked(splitting):
     splitting.run_all()
     assert [len(record["words"]) for record in run.records()] == [1, 1, 16, 16]
     assert run.reads() == Counter(keys(4) + keys(4)[2:])
+
+
+def test_a_run_with_an_output_continues_where_it_was_stopped(run):
+    """It does not split again: that would remove the rank files, and wait for jobs of the run."""
+    run.write_samples(samples(4))
+    run.snakemake()
+    run.write_samples(samples(6))
+    run.snakemake("--until", "infer")
+    assert rules_run(run.snakemake("-n")) == {"consolidate": 1, "report": 1}
+    assert rules_run(run.snakemake()) == {"consolidate": 1, "report": 1}
+    assert_output(run, keys(6))
 
 
 def test_without_resume_every_invocation_infers(run):

@@ -13,7 +13,7 @@ from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.changes import JournalSettings
 from video_pipeline.run.layout import Layout
-from video_pipeline.run.origin import what_changed, what_stays
+from video_pipeline.run.origin import output_is_of_earlier_run, what_changed, what_stays
 
 DESCRIBE = {"task": "describe", "max_error_rate": 1.0}  # no file of a sample is there
 
@@ -187,17 +187,19 @@ def test_a_dry_run_says_it(splitting: Splitter) -> None:
     assert "will be inferred, at most 3; 2 answers stay under the old settings" in stays
 
 
-def test_a_run_that_continues_is_not_told_of_the_settings_of_the_output(
+def test_a_run_that_continues_is_not_split_again_because_of_the_output(
     splitting: Splitter,
 ) -> None:
-    """A run with other settings was stopped before it replaced the output."""
+    """A run with other settings was stopped before it replaced the output. Another split would
+    refuse to start while its jobs run, and remove the rank files of those that have ended."""
     splitting(samples(3), 1).finish(*keys(3))
     infer(splitting.run.config, splitting.layout, 0, 1)
     consolidate(splitting.run.config, splitting.layout)
     splitting.run.configure(sampling={"max_tokens": 13})
     splitting().finish(*keys(1))
     config, layout = splitting.run.config, splitting.layout
-    assert what_changed(config, layout) == ["sampling.max_tokens (512 -> 13)"]  # of the output
+    assert what_changed(config, layout) == []
+    assert output_is_of_earlier_run(layout)
     assert what_stays(config, layout) == ""
     splitting.run.write_samples(samples(5))
     (change,) = what_changed(config, layout)

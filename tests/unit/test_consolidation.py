@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from array import array
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from video_pipeline.common.files import Seal
 from video_pipeline.errors import UserError
 from video_pipeline.export.export import export
 from video_pipeline.infer.infer import infer
+from video_pipeline.journal import reader
 from video_pipeline.journal.format import split_of
 from video_pipeline.output.consolidation import consolidate, consolidate_partial
 from video_pipeline.report.page import collect
@@ -302,6 +304,22 @@ def reversed_order(data):
 
 
 ORDERS = [nothing, shorter, half_a_number, longer, reversed_order, None]
+
+
+def test_a_partial_output_opens_a_journal_file_for_many_records(splitting, monkeypatch):
+    """Samples are in the order of the input, and neighbours are in the files of two ranks."""
+    num_ranks, opened = 40, Counter()  # more than a reader keeps open
+
+    def counting(path, *arguments, **options):
+        opened[path.name] += 1
+        return open(path, *arguments, **options)
+
+    splitting(samples(num_ranks * 5), num_ranks).finish(*keys(num_ranks * 5 - 1))
+    monkeypatch.setattr(reader, "open", counting, raising=False)
+    consolidate_partial(splitting.run.config, splitting.layout)
+    records = read_jsonl(splitting.layout.partial)
+    assert [record["__key"] for record in records] == keys(num_ranks * 5 - 1)
+    assert opened.total() == num_ranks
 
 
 @pytest.mark.parametrize("read", [consolidate, consolidate_partial])

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from video_pipeline.tasks.registry import load_task
 logger = logging.getLogger(__name__)
 
 _BATCH = 1 << 9
+_AHEAD = 1 << 5
 
 
 def consolidate(config: Config, layout: Layout) -> None:
@@ -114,22 +116,32 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
     for rank in ranks:
         manifest.check_chunk(layout, rank)
     chunks = [read_lines(layout.chunk(rank), len(ranks)) for rank in ranks]
-    left_out = manifest.read_left_out(layout)
     with (
         JournalReader(Path(manifest.journal), manifest.read_index()) as reader,
         replacing(layout.partial) as output,
     ):
+        lines = [_finished(chunk, reader, builder) for chunk in chunks]
+        lines.append(manifest.read_left_out(layout))
         for rank in order:
-            if rank == manifest.num_shards:
-                output.write(next(left_out))
-                continue
-            entry = ChunkEntry.from_line(next(chunks[rank]))
-            done = entry.find(reader)
-            if len(done) == len(entry.requests):
-                journaled = {part: finished.record for part, finished in done.items()}
-                output.write(builder.build(entry, journaled).line)
-                num_finished += 1
+            line = next(lines[rank])
+            output.write(line)
+            num_finished += bool(line) and rank < manifest.num_shards
     logger.info("%s: %d of %d samples", layout.partial, num_finished, manifest.samples)
+
+
+def _finished(
+    chunk: Iterator[bytes], reader: JournalReader, builder: RecordBuilder
+) -> Iterator[bytes]:
+    """The record of each sample of a chunk, empty if it is not finished. Some are read ahead: the
+    journal may have more files than can be open at once, and one is opened again for them all."""
+    while lines := list(islice(chunk, _AHEAD)):
+        records = []
+        for entry in map(ChunkEntry.from_line, lines):
+            done = entry.find(reader)
+            is_whole = len(done) == len(entry.requests)
+            journaled = {part: finished.record for part, finished in done.items()}
+            records.append(builder.build(entry, journaled).line if is_whole else b"")
+        yield from records
 
 
 def _check_answered(

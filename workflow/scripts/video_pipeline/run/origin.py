@@ -138,24 +138,20 @@ def file_digest(path: Path) -> str | None:
 
 
 def what_changed(config: Config, layout: Layout) -> list[str]:
-    """The differences between ``config`` and the origin of the chunks, or if there are none, that
-    of the output on disk: ``input``, ``task``, the keys of settings (with their values if these are
+    """The differences between ``config`` and the origin of the chunks (if there are none, of the
+    output on disk): ``input``, ``task``, the keys of settings (with their values if these are
     short) and the paths of files. Snakemake alone may not see them: a file can be older than the
     one that it replaces, and Snakemake's own notes about its last run can be gone."""
-    source = config.data.source
-    manifest, summary = read_object(layout.manifest), read_object(layout.summary)
-    recorded = list(filter(None, (manifest.get("origin"), summary.get("origin"))))
+    source, manifest = config.data.source, read_object(layout.manifest)
+    recorded = manifest.get("origin") or read_object(layout.summary).get("origin")
     awaited = source.is_local and source.is_file and not os.path.exists(source.place)
     if not recorded or awaited:  # An earlier stage will write the input.
         return []
     if manifest and manifest.get("version") != versions.CHUNKS:
         versions.check_version(layout.manifest, manifest.get("version"), versions.CHUNKS)
         return ["the version of the chunks"]
-    now = _flat(origin_of(config))
-    for then in map(_flat, recorded):
-        if names := sorted(_changed_names(then, now)):
-            return describe(names, then, now)
-    return []
+    then, now = _flat(recorded), _flat(origin_of(config))
+    return describe(sorted(_changed_names(then, now)), then, now)
 
 
 class Change(NamedTuple):
@@ -214,6 +210,13 @@ def what_stays(config: Config, layout: Layout) -> str:
     )
 
 
+def output_is_of_earlier_run(layout: Layout) -> bool:
+    """Whether the output on disk was not made from these chunks: it has another origin, or a run
+    that failed has restored it."""
+    about = read_object(layout.manifest).get("origin"), read_object(layout.summary).get("origin")
+    return layout.previous.exists() or (all(about) and about[0] != about[1])
+
+
 def output_is_damaged(layout: Layout) -> bool:
     """Whether the output on disk is not the one that its summary describes, or the summary cannot
     be read. Of a large output only the size is compared."""
@@ -256,7 +259,8 @@ def check_origin(recorded: Mapping[str, Any], config: Config, path: Path) -> Non
     """
     if not recorded:
         return
-    is_looked_up = config.data.source.is_local  # Each job asks, and a store is slow to list.
+    source = config.data.source
+    is_looked_up = source.is_local and source.is_file  # Each job asks; other inputs are listed.
     now = origin_of(config, with_input=is_looked_up)
     for name, key in (("input", "data.input_jsonl"), ("task", "run.task")):
         if recorded[name] != now[name]:

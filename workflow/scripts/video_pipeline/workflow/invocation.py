@@ -28,6 +28,7 @@ from video_pipeline.run.origin import (
     check_files,
     code_files,
     output_is_damaged,
+    output_is_of_earlier_run,
     what_changed,
     what_stays,
 )
@@ -188,12 +189,13 @@ class Invocation:
                     _print(f"{layout.output}: {stays}")
             if output_is_damaged(layout):
                 self._force(stage, layout.output, "not what was written there: written again")
-            if layout.previous.exists():
+            if is_of_earlier := output_is_of_earlier_run(layout):
                 self._force(stage, layout.output, "from an earlier run: written again")
+            is_current = config.data.resume and not (changed or is_of_earlier)
             if layout.reopened.exists():
                 reason = "failed samples were opened again: written anew"
                 self._force(stage, layout.output, reason)
-            elif config.data.resume and not changed and (failed := num_to_retry(stage)):
+            elif is_current and (failed := num_to_retry(stage)):
                 _print(
                     f"{layout.output}: {failed:,} of its samples failed earlier, and stay so until "
                     f"you open them again: {command_line('retry', layout.config, self._scripts)}"
