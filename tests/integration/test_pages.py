@@ -67,7 +67,7 @@ NOT_RUN = {
     "make lint": "the continuous integration runs it",
     ".venv/bin/pre-commit install": "pre-commit is not installed here",
     ".venv/bin/python -m pytest tests/unit/test_journal.py": "runs tests",
-    '.venv/bin/python -m pytest -k "torn line"': "runs tests",
+    '.venv/bin/python -m pytest -k "torn and line"': "runs tests",
     ".venv/bin/snakemake --directory .test --configfile .test/config/config.yaml --cores 2": (
         "test_catalog.py"
     ),

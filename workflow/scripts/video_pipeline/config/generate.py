@@ -93,8 +93,8 @@ def _short_names() -> list[str]:
     ]
     lines += [
         "On the command line they win over the same key of a file, and their texts are taken as",
-        "they are typed, with any `#` and `:`. In a file it is an error if both names of a key",
-        "have different values.",
+        "they are typed, with any `#` and `:`. If an entry of `stages` has the key, it keeps its own",
+        "value. In a file it is an error if both names of a key have different values.",
     ]
     return lines
 
