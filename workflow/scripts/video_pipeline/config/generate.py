@@ -93,7 +93,7 @@ def _short_names() -> list[str]:
     ]
     lines += [
         "On the command line they win over the same key of a file, and their texts are taken as",
-        "they are typed, with any `#` and `:`. If an entry of `stages` has the key, it keeps its own",
+        "they are typed, with any `#` and `:`. An entry of `stages` that has the key keeps its own",
         "value. In a file it is an error if both names of a key have different values.",
     ]
     return lines
