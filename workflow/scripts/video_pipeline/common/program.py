@@ -31,7 +31,8 @@ def run(main: Callable[[], None]) -> None:
     program ends with the Snakemake that started it.
 
     Exits with status 1 after a failure and if a file cannot be written; any other exception is a
-    bug and keeps its traceback. The last words say what went wrong, with the log's path.
+    bug and keeps its traceback, and so is a ``sys.exit()`` of a plugin or a library that nobody has
+    caught. The last words say what went wrong, with the log's path.
     """
     exit_with_snakemake()
     # The resource tracker warns of what killed processes left behind, after the last words.
@@ -46,7 +47,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except Failure as error:
         _exit(str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and _is_own(error):
+            raise
         if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
             place = f" ({error.filename})" if error.filename else ""
             _exit(
@@ -75,6 +78,12 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if args.log is not None:
         _logs.append(logs.begin_attempt(args.log))
     return args
+
+
+def _is_own(end: SystemExit) -> bool:
+    """Whether argparse or one of our commands has ended the program."""
+    file = Path(traceback.extract_tb(end.__traceback__)[-1].filename)
+    return file == Path(argparse.__file__) or file.is_relative_to(Path(__file__).parents[1])
 
 
 def _exit(message: str) -> NoReturn:
