@@ -84,8 +84,7 @@ def failure_of(error: BaseException, message: str) -> Failure:
 
 @contextmanager
 def process_deaths(process: str) -> Iterator[None]:
-    """In the block, the death of a process of a pool becomes an :class:`EnvironmentFault` that
-    names the ``process``."""
+    """In the block, the death of a ``process`` of a pool becomes an :class:`EnvironmentFault`."""
     try:
         yield
     except BrokenProcessPool as error:

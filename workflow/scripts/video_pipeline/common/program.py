@@ -31,8 +31,7 @@ def run(main: Callable[[], None]) -> None:
     program ends with the Snakemake that started it.
 
     Exits with status 1 after a failure and if a file cannot be written; any other exception is a
-    bug and keeps its traceback, and so is a ``sys.exit()`` of a plugin or a library that nobody has
-    caught. The last words say what went wrong, with the log's path.
+    bug and keeps its traceback. The last words say what went wrong, with the log's path.
     """
     exit_with_snakemake()
     # The resource tracker warns of what killed processes left behind, after the last words.
@@ -81,7 +80,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def _is_own(end: SystemExit) -> bool:
-    """Whether argparse or one of our commands has ended the program."""
+    """Whether argparse or a command has ended the program: from a plugin, 0 is no success."""
     file = Path(traceback.extract_tb(end.__traceback__)[-1].filename)
     return file == Path(argparse.__file__) or file.is_relative_to(Path(__file__).parents[1])
 
