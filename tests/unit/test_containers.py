@@ -334,6 +334,37 @@ def test_rows_in_order_are_read_once(tmp_path):
     assert blob.done < 1.5 * path.stat().st_size
 
 
+class Breaking(Counting):
+    """A blob of which one read fails, as one of a remote file does."""
+
+    breaks = False
+
+    def read(self, start: int, stop: int) -> bytes:
+        if self.breaks:
+            self.breaks = False
+            raise VideoReadError("download: nothing came for 30 s")
+        return super().read(start, stop)
+
+
+def test_a_read_that_fails_costs_one_row(tmp_path):
+    path = tmp_path / "x.parquet"
+    data = [bytes([n]) * 1_000_000 for n in range(6)]
+    pages = {"write_batch_size": 1, "data_page_size": 1}  # Each row has one, which is read alone.
+    columns = pyarrow.table({"video": data})
+    pyarrow.parquet.write_table(columns, path, compression="none", use_dictionary=False, **pages)
+    blob = Breaking(path)
+
+    def first_bytes(number: int) -> bytes:
+        return rows.row(blob, "x", f"{number}:video", 1 << 30).read(0, 5)
+
+    assert first_bytes(0) == data[0][:5]
+    blob.breaks = True
+    with pytest.raises(VideoReadError, match="nothing came for 30 s"):
+        first_bytes(1)
+    for number in (2, 3, 1, 4):
+        assert first_bytes(number) == data[number][:5]
+
+
 @pytest.mark.parametrize(
     ("member", "message"),
     [

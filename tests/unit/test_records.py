@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any, ClassVar
 
 import numpy as np
@@ -136,6 +137,16 @@ def test_a_parse_that_fails_is_an_error_record_that_keeps_the_text():
         assert text in record["__error"]["message"]
     assert record["output_text"] == "the text"
     assert record["__usage"] == USAGE
+
+
+def test_a_parse_that_ends_the_process_is_an_error_record():
+    record = build_parsed(lambda text, sample: sys.exit(0), "the text")
+    error = record["__error"]
+    assert (error["stage"], error["type"], record["output_text"]) == (
+        *("parse", "SystemExit"),
+        "the text",
+    )
+    assert __file__ in error["message"]
 
 
 def test_a_parse_that_fails_in_a_library_names_the_users_line():

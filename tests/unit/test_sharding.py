@@ -12,7 +12,7 @@ import pytest
 from helpers import EXPAND, Splitter, few_open_files, keys, read_jsonl, samples
 from video_pipeline.common.locks import try_lock
 from video_pipeline.config import load_config
-from video_pipeline.errors import TaskError, UserError
+from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.export.export import export
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate, consolidate_partial
@@ -20,6 +20,8 @@ from video_pipeline.report.page import write_report
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.origin import what_changed
+from video_pipeline.run.stages import check_stages
+from video_pipeline.split import split as split_module
 from video_pipeline.split.scanning import scan
 
 
@@ -366,6 +368,40 @@ def test_a_wrong_folder_stops_the_run(reading, balance, count):
     reading.run.configure(run={"max_error_rate": 0.5})
     with pytest.raises(UserError, match="of the"):
         reading()
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_process_of_split_that_dies_is_no_bug_of_ours(splitting, end):
+    """The kernel kills one if memory is short, and a plugin may end its own."""
+    splitting.run.edit_plugin(
+        'return [{"role"', f'sample["id"] == 899 and {end}\n        return [{{"role"'
+    )
+    with pytest.raises(EnvironmentFault, match=r"a process of split died: .*too little memory"):
+        splitting(many(900), num_processes=2)
+    assert not splitting.layout.manifest.exists()
+
+
+IN_A_CHILD = """
+import multiprocessing
+
+if multiprocessing.parent_process() is not None:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_process_that_looks_at_the_dataset_may_die(splitting, monkeypatch):
+    monkeypatch.setattr(split_module, "LARGE_INPUT_BYTES", 0)
+    plugin = splitting.run.folder / "plugin.py"
+    splitting.run.write_plugin(plugin.read_text() + IN_A_CHILD)
+    with pytest.raises(EnvironmentFault, match="a process of split died"):
+        splitting(samples(2), num_processes=2)
+
+
+def test_the_process_that_checks_a_stage_may_die(splitting):
+    plugin = splitting.run.folder / "plugin.py"
+    splitting.run.write_plugin(plugin.read_text() + IN_A_CHILD)
+    with pytest.raises(EnvironmentFault, match=r"checks the stage that writes .*out\.jsonl died"):
+        check_stages([splitting.run.config])
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

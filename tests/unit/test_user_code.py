@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Run, Splitter
+from helpers import Run, Splitter, read_jsonl
 from video_pipeline.commands.preview import preview
+from video_pipeline.common import program
 from video_pipeline.config import load_config
-from video_pipeline.errors import UserError
+from video_pipeline.errors import TaskError, UserError, user_code
+from video_pipeline.infer.infer import infer
 from video_pipeline.testing.clips import write_clip
 
 TASK = """\
@@ -156,6 +159,74 @@ def test_a_sample_made_of_another_has_its_fields_alone() -> None:
 
     found = expanded(Twice, {"path": "a.mp4", "__key": "k", "__video_uri": "/a.mp4"}, {})
     assert found == [{"path": "a.mp4", "n": 0}, {"path": "a.mp4", "n": 1}]
+
+
+METHODS = """
+    def schema(self, part):
+        METHOD == "schema" and sys.exit(0)
+
+    def sampling(self, sample, part):
+        METHOD == "sampling" and sys.exit(0)
+        return {}
+
+    def build_messages(self, sample):
+        METHOD == "build_messages" and sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("build_messages", "build_messages failed for sample '1': SystemExit: 0"),
+        ("sampling", "sampling failed for sample '1': SystemExit: 0"),
+        ("schema", "its output_schema is not a schema: SystemExit: 0"),
+    ],
+)
+def test_a_task_that_ends_the_process_fails_split(
+    splitting: Splitter, method: str, message: str
+) -> None:
+    """It is an error as any other: after an exit status of 0 the job would pass for a success."""
+    methods = METHODS.replace("METHOD", repr(method))
+    splitting.run.edit_plugin("\n    def build_messages(self, sample):\n", methods)
+    with pytest.raises(TaskError, match=rf"'ask': {message} \(.*plugin\.py, line \d+\)"):
+        splitting([{"id": 1, "path": "a.mp4"}])
+
+
+def test_a_parse_that_ends_the_process_is_an_error_record(splitting: Splitter) -> None:
+    splitting.run.edit_plugin('return {"answer": generated_text.strip()}', "sys.exit(0)")
+    splitting.run.configure(run={"max_error_rate": 1.0})
+    splitting([{"id": 1, "path": "a.mp4"}], num_shards=1)
+    infer(splitting.run.config, splitting.layout, 0, threads=1)
+    (record,) = read_jsonl(splitting.layout.rank_file(0))
+    assert record["__error"]["stage"] == "parse"
+    assert re.match(r"0 \(.*plugin\.py, line \d+\)", record["__error"]["message"])
+
+
+@pytest.mark.parametrize("what", ["the dataset cannot read", "parse"])
+def test_what_ends_the_process_in_a_preview_is_named(what: str) -> None:
+    with pytest.raises(TaskError, match=f"{what}: SystemExit: 0"), user_code(what):
+        sys.exit(0)
+
+
+def test_a_program_that_ends_in_foreign_code_has_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.run(lambda: sys.exit(0))
+    assert ended.value.code == 1
+    assert re.search(
+        r"^error: .*SystemExit: 0 \(.*test_user_code\.py", capsys.readouterr().err, re.M
+    )
+
+
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--unknown", 2)])
+def test_what_argparse_ends_has_its_status(
+    option: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.run(lambda: program.script_parser("A script.").parse_args([option]))
+    assert ended.value.code == status
+    assert "a bug" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,56 @@ def test_a_run_is_watched_until_its_end(
         assert text.count("results/out.jsonl") == 1
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("vanishing", ["the manifest", "a failure"])
+def test_what_vanishes_between_the_look_and_the_read_ends_nothing(
+    split_run: Splitter, monkeypatch: pytest.MonkeyPatch, is_terminal: bool, vanishing: str
+) -> None:
+    """Split replaces the chunks, or a job begins again, while it looks."""
+    config, layout = split_run.run.config, split_run.layout
+    path = layout.manifest if vanishing == "the manifest" else layout.failure(1)
+    layout.failure(1).parent.mkdir(parents=True, exist_ok=True)
+    layout.failure(1).write_text("error: the disk is full")
+    exists = Path.exists
+
+    def exists_no_longer(self: Path) -> bool:
+        found = exists(self)
+        if self == path:
+            self.unlink(missing_ok=True)
+        return found
+
+    def sleep(seconds: float) -> None:
+        monkeypatch.setattr(Path, "exists", exists)
+        split_run()
+        for rank in (0, 1):
+            run_rank(split_run, rank)
+        consolidate(config, layout)
+
+    monkeypatch.setattr(Path, "exists", exists_no_longer)
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    stream = io.StringIO()
+    console = Console(file=stream, soft_wrap=True, width=120, force_terminal=is_terminal)
+    watch(config, once=False, console=console)
+    assert not layout.failure(1).exists()
+    first = "not split yet" if vanishing == "the manifest" else "2 waiting"
+    for words in (first, "done"):
+        assert words in stream.getvalue()
+
+
+def test_what_it_waits_for_needs_no_other_file(split_run: Splitter) -> None:
+    for rank in (0, 1):
+        run_rank(split_run, rank)
+    view = look(split_run.run.config)
+    split_run.layout.manifest.unlink()
+    assert view.waits == "waits for the rule consolidate"
+
+
+def test_a_file_that_stays_damaged_is_no_moment_between_two_reads(split_run: Splitter) -> None:
+    split_run.layout.manifest.write_text("{}")
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        watch(split_run.run.config, once=False, console=Console(file=io.StringIO()))
+
+
 def test_stages_are_shown_one_after_the_other(here: Run) -> None:
     here.write_samples(samples(3))
     here.settings["stages"] = [{"name": "one"}, {"name": "two"}]

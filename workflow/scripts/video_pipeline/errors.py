@@ -71,10 +71,11 @@ def explain(error: BaseException) -> str:
 @contextmanager
 def user_code(place: str, advice: str = "") -> Iterator[None]:
     """In the block, an exception of the user's code becomes a :class:`TaskError` that names
-    ``place`` and the line, and ends with ``advice``."""
+    ``place`` and the line, and ends with ``advice``. So does ``sys.exit()``, here and in
+    all other places that call the user's code: a job that ended there would pass for a success."""
     try:
         yield
     except Failure:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"{place}: {explain(error)}{advice}") from error

@@ -28,6 +28,7 @@ from video_pipeline.common.logs import last_error
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import count, describe_step, duration, share
 from video_pipeline.config import Config
+from video_pipeline.errors import Failure
 from video_pipeline.output.rank_files import RankContents
 from video_pipeline.report.summary import summary_table
 from video_pipeline.run.answers import describe_cut_off, describe_unparsed
@@ -96,6 +97,7 @@ class RunView:
     ranks: list[RankView] = field(default_factory=list)  # Empty before the input was split.
     step: dict[str, Any] | None = None  # The Progress of split or consolidate while that runs.
     missing: Path | None = None  # The file that has to be written before there are ranks.
+    split_at: float = 0.0  # When the manifest was written.
 
     @property
     def is_over(self) -> bool:
@@ -140,10 +142,9 @@ class RunView:
         if states != {"done"}:
             return ""
         log = self.layout.log("consolidate")
-        error = last_error(log) if is_newer(log, self.layout.manifest.stat().st_mtime) else None
-        return (
-            f"the rule consolidate failed: {error}" if error else "waits for the rule consolidate"
-        )
+        if is_newer(log, self.split_at) and (error := last_error(log)):
+            return f"the rule consolidate failed: {error}"
+        return "waits for the rule consolidate"
 
     @property
     def warnings(self) -> list[str]:
@@ -167,13 +168,20 @@ class RunView:
 
 def look(config: Config) -> RunView:
     """The progress of the run of ``config``, without its stages."""
-    sharding = read_sharding(Layout.of(config).sharding)
-    if sharding is None:
-        layout = Layout.of(config)
+    try:
+        return _look(config)
+    except (Failure, OSError):
+        # A file vanishes before it is read if split replaces the chunks, or a job begins again.
+        # Another look does not find it. Any other error comes again.
+        return _look(config)
+
+
+def _look(config: Config) -> RunView:
+    layout = Layout.of(config)
+    if (sharding := read_sharding(layout.sharding)) is None:
         return RunView(layout, "not begun", missing=layout.sharding)
     layout = Layout.of(config, sharding.num_shards)
-    steps = (_running_step(layout, name) for name in ("split", "consolidate"))
-    step = next(filter(None, steps), None)
+    step = _running_step(layout, "split") or _running_step(layout, "consolidate")
     if (step is not None and step["step"] == "split") or not layout.manifest.exists():
         missing = None if step else layout.manifest
         return RunView(layout, "splitting" if step else "not split yet", step=step, missing=missing)
@@ -188,7 +196,7 @@ def look(config: Config) -> RunView:
         for rank in range(sharding.num_shards)
     ]
     state = "consolidating" if step is not None else _count_states(ranks)
-    return RunView(layout, "done" if is_over else state, ranks, step)
+    return RunView(layout, "done" if is_over else state, ranks, step, split_at=split_at)
 
 
 def _running_step(layout: Layout, name: str) -> dict[str, Any] | None:
@@ -212,11 +220,9 @@ def _rank(
     if attempts:
         last = attempts[-1]
         view.finished, view.failed = last["finished"], last["finished_failed"]
-        view.last_error = last["last_error"]
-        view.state = last["state"]
+        view.state, view.last_error = last["state"], last["last_error"]
         view.truncated = sum((Counter(attempt["truncated"]) for attempt in attempts), Counter())
-        # An earlier version did not count these.
-        view.unparsed = sum(attempt.get("unparsed", 0) for attempt in attempts)
+        view.unparsed = sum(attempt["unparsed"] for attempt in attempts)
         if view.state in ("starting", "running"):
             view.pace = Pace.of(last)
             view.seconds = max(0.0, time.time() - last["started_at"])
@@ -246,12 +252,12 @@ def _count_states(ranks: Sequence[RankView]) -> str:
 
 
 def screen(views: Iterable[tuple[str, RunView]], height: int, width: int = _WIDE) -> RenderableType:
-    """The content of a terminal about some runs, with the names of their stages."""
+    """The content of a terminal about some runs, with the titles of their stages."""
     parts: list[RenderableType] = []
-    for name, view in views:
-        title = Text(printable(view.layout.output), "bold")
-        state = f"  {_stage(name)}{view.state}"
-        parts.append(title.append(state, "green" if view.is_over else "dim"))
+    for title, view in views:
+        output = Text(printable(view.layout.output), "bold")
+        state = f"  {title}{view.state}"
+        parts.append(output.append(state, "green" if view.is_over else "dim"))
         if view.step is not None:
             parts.append(Text(f"{view.step['step']}: {describe_step(view.step)}"))
         if view.waits:
@@ -356,34 +362,28 @@ def lines(title: str, view: RunView) -> list[str]:
 
 def watch(config: Config, *, once: bool, console: Console) -> None:
     """Show the progress of ``config`` and its stages until the run is over, or ``once``."""
-    stages = config.by_stage()
-    is_live = console.is_terminal and not once
-    live = Live(console=console, auto_refresh=False) if is_live else None
+    stages = [(f"{name}: " if name else "", stage) for name, stage in config.by_stage()]
+    live = Live(console=console, auto_refresh=False) if console.is_terminal and not once else None
     if not console.is_terminal:
-        for name, stage in stages:
-            console.print(f"{_stage(name)}{printable(stage.data.output_jsonl)}")
+        for title, stage in stages:
+            console.print(f"{title}{printable(stage.data.output_jsonl)}")
     with live or nullcontext():
         while True:
-            views = [(name, look(stage)) for name, stage in stages]
+            views = [(title, look(stage)) for title, stage in stages]
             is_over = all(view.is_over for _, view in views)
             if live is not None:
                 live.update(screen(views, console.height, console.width), refresh=True)
             elif console.is_terminal:
                 console.print(screen(views, sys.maxsize, console.width))
             else:
-                for name, view in views:
-                    for line in lines(_stage(name), view):
+                for title, view in views:
+                    for line in lines(title, view):
                         console.print(line)
                     if is_over and view.layout.summary.exists():
                         console.print(summary_table(view.layout.summary, is_titled=False))
             if once or is_over:
                 return
             time.sleep(PLAIN_SECONDS if live is None else TERMINAL_SECONDS)
-
-
-def _stage(name: str) -> str:
-    """The start of a line about a stage; empty for a plain run."""
-    return f"{name}: " if name else ""
 
 
 def main() -> None:

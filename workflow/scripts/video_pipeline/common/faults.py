@@ -7,6 +7,8 @@ import errno
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from video_pipeline.errors import EnvironmentFault, Failure, UserError
 
@@ -78,6 +80,19 @@ def is_refusal(error: BaseException) -> bool:
 def failure_of(error: BaseException, message: str) -> Failure:
     """The failure that says ``message`` because of ``error``."""
     return (EnvironmentFault if is_environment_fault(error) else UserError)(message)
+
+
+@contextmanager
+def process_deaths(process: str) -> Iterator[None]:
+    """In the block, the death of a ``process`` of a pool becomes an :class:`EnvironmentFault`."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise EnvironmentFault(
+            f"{process} died: there may be too little memory on this machine. Free some (on a "
+            "cluster, raise mem_mb of the job) and run the same command again. A plugin that ends "
+            "its process does this, too"
+        ) from error
 
 
 def _looks_like_environment(error: BaseException) -> bool:

@@ -46,7 +46,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except Failure as error:
         _exit(str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and _is_own(error):
+            raise
         if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
             place = f" ({error.filename})" if error.filename else ""
             _exit(
@@ -75,6 +77,12 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if args.log is not None:
         _logs.append(logs.begin_attempt(args.log))
     return args
+
+
+def _is_own(end: SystemExit) -> bool:
+    """Whether argparse or a command has ended the program: from a plugin, 0 is no success."""
+    file = Path(traceback.extract_tb(end.__traceback__)[-1].filename)
+    return file == Path(argparse.__file__) or file.is_relative_to(Path(__file__).parents[1])
 
 
 def _exit(message: str) -> NoReturn:

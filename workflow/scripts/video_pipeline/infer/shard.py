@@ -150,7 +150,7 @@ class Shard:
             self.task.parsed(answer.output_text, sample, part, answer.logprobs)
         except TaskError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             key, name = sample["__key"], type(error).__name__
             logger.warning("sample %s: parse failed: %s: %s", key, name, error)
             return False

@@ -93,7 +93,7 @@ class RecordBuilder:
             return _Outcome(None, answer, cut_off, json_of(parsed))
         except TaskError:
             raise
-        except Exception as failure:
+        except (Exception, SystemExit) as failure:
             message = clean_text(f"{failure}{place_of(failure)}")
             error = {"stage": "parse", "type": type(failure).__name__, "message": message}
             return _Outcome(error, answer, cut_off)

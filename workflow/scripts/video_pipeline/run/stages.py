@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from video_pipeline.common.faults import process_deaths
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
@@ -105,12 +106,12 @@ def check_stages(configs: list[Config]) -> None:
     spawn = multiprocessing.get_context("spawn")
     with job_processes(), ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
         for config in configs:
+            stage = f"the stage that writes {config.data.output_jsonl}"
             try:
-                pool.submit(_check, config).result()
+                with process_deaths(f"the process that checks {stage}"):
+                    pool.submit(_check, config).result()
             except UserError as error:
-                raise UserError(
-                    f"the stage that writes {config.data.output_jsonl}: {error}"
-                ) from error
+                raise UserError(f"{stage}: {error}") from error
 
 
 def _check(config: Config) -> None:

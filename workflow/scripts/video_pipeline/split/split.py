@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from video_pipeline.common.faults import process_deaths
 from video_pipeline.common.files import (
     EMPTY,
     make_folder,
@@ -73,7 +74,7 @@ def split(config: Config, layout: Layout, run_id: str = "", num_processes: int =
     process writes to the same output.
     """
     refuse_live_writers(layout)
-    with ExitStack() as stack:
+    with process_deaths("a process of split"), ExitStack() as stack:
         if num_processes > 1 or config.data.balance == "duration":
             stack.enter_context(job_processes())
         progress = stack.enter_context(Progress(layout.progress("split"), "split", "lines"))

@@ -67,14 +67,15 @@ class _Reader:
 
         group, offset = self._place(index)
         if group != self._group or offset < self._next:
-            self._group, self._next, self._values = group, 0, self._read(group)
+            self._next, self._values = 0, self._read(group)
+        self._group = -1  # A read that fails ends the values: the next row begins its group again.
         try:
             for data in self._values:
                 self._next += 1
                 if self._next > offset:
+                    self._group = group
                     return data
         except (OSError, pyarrow.ArrowException) as error:
-            self._group = -1
             raise VideoReadError(f"the row cannot be read ({error})") from error
         raise VideoReadError("the file ends before the row")
 

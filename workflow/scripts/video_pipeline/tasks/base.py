@@ -120,7 +120,7 @@ class Task(ABC):
         """
         try:
             built = self.build_messages(sample)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TaskError(
                 f"task {self.name!r}: build_messages failed for sample {sample['__key']!r}: "
                 f"{explain(error)}"
@@ -160,7 +160,7 @@ class Task(ABC):
         try:
             schema = self.schema(part)
             return None if schema is None else schema_text(schema)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             about = f" for {part!r}" if part else ""
             raise TaskError(
                 f"task {self.name!r}: its output_schema{about} is not a schema: {explain(error)}"
@@ -173,7 +173,7 @@ class Task(ABC):
         try:
             fields = self.sampling(sample, part)
             text = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TaskError(
                 f"{place} failed for sample {sample['__key']!r}: {explain(error)}"
             ) from error

@@ -86,7 +86,7 @@ class ProgressLines:
         for stage in self._stages:
             try:
                 view = look(stage.config)
-            except (Failure, OSError):  # Split is replacing the files.
+            except (Failure, OSError):  # The jobs say what is wrong; a later line may be possible.
                 continue
             if (view.ranks or view.step) and not view.is_over:
                 line = lines(f"{stage.layout.output}: {stage.title}", view)[0]
