@@ -29,8 +29,8 @@ def retry(config: Config, stages: Container[str] | None = None) -> int:
     """Open the errors of ``stages`` again, and return the number of their samples. None: those that
     :func:`stages_to_retry` names. The output stays until the next run replaces it.
 
-    Raises :class:`UserError` if nothing has run yet, or while a run is on (even if no job is
-    running at the moment).
+    Raises :class:`UserError` if nothing has run yet, the next run does not continue the journal of
+    the last one, or while a run is on (even if no job is running at the moment).
     """
     sharding = _last_sharding(config)
     if sharding is None:
@@ -42,7 +42,7 @@ def retry(config: Config, stages: Container[str] | None = None) -> int:
             "why), so its samples are not known. Run snakemake, then retry"
         )
     layout = Layout.of(config, sharding.num_shards)
-    if sharding.run_id:
+    if not config.data.resume:
         raise UserError("data.resume is false: every invocation starts from nothing anyway")
     with take_output(layout.run_lock, layout.output):
         refuse_live_writers(layout)
@@ -52,6 +52,11 @@ def retry(config: Config, stages: Container[str] | None = None) -> int:
 def _retry(layout: Layout, stages: Container[str]) -> int:
     manifest = Manifest.read(layout.manifest)
     journal = Path(manifest.journal)
+    if "-" in journal.name:  # It ends with the run_id of a run without data.resume.
+        raise UserError(
+            f"{layout.output}: the last run had data.resume: false, and no run continues its "
+            "journal. Run snakemake, then retry"
+        )
     total = 0
     index = manifest.read_index()
     for rank in range(manifest.num_shards):
