@@ -16,7 +16,7 @@ from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.reopening import (
     STAGES,
-    failed_by_stage,
+    count_failed,
     find_errors,
     stages_to_retry,
     write_reopens,
@@ -53,10 +53,8 @@ def _retry(layout: Layout, stages: Container[str]) -> int:
     manifest = Manifest.read(layout.manifest)
     journal = Path(manifest.journal)
     if "-" in journal.name:  # It ends with the run_id of a run without data.resume.
-        raise UserError(
-            f"{layout.output}: the last run had data.resume: false, and no run continues its "
-            "journal. Run snakemake, then retry"
-        )
+        last = f"{layout.output}: the last run had data.resume: false"
+        raise UserError(f"{last}, and no run continues its journal. Run snakemake, then retry")
     total = 0
     index = manifest.read_index()
     for rank in range(manifest.num_shards):
@@ -93,10 +91,10 @@ def main() -> None:
         if count
         else "no failed samples to retry"
     )
-    cut_off = sum(failed_by_stage(Layout.of(own)).get("length", 0) for own in (first, *later))
-    if cut_off and args.stage in (None, "length") and not first.run.retry_truncated:
+    stay = sum(count_failed(Layout.of(own), own)[1] for own in (first, *later))
+    if stay and args.stage in (None, "length"):
         print(
-            f"{cut_off:,} answer(s) were cut off (stage length) and would be again: raise "
-            "sampling.max_tokens, which infers all samples again, or, for a task with a schema, "
-            "set run.retry_truncated and retry"
+            f"{stay:,} answer(s) were cut off (stage length) and would be again: raise "
+            "sampling.max_tokens, which infers all samples again, or infer only those, with "
+            "another data.output_jsonl; with a schema, run.retry_truncated lets retry open them"
         )
