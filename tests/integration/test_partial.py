@@ -3,6 +3,7 @@ samples, and the journal's own command line."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from video_pipeline.commands.journal import journals, of_other_settings, prune
 from video_pipeline.common.locks import try_lock
 from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
+from video_pipeline.run.sharding import Sharding
 
 
 def journal_command(run, *arguments: str) -> str:
@@ -135,6 +137,49 @@ def test_no_journal_goes_where_none_is_current(splitting):
         prune(run.config, splitting.layout)
     assert "so none is removed" in run.module("journal", "prune", "--yes", succeeds=False)
     assert run.journals() == before
+
+
+@pytest.fixture
+def from_nothing(splitting):
+    """A journal of other settings, one with all samples, and that of a last run without resume."""
+    run = splitting.run
+    run.configure(sampling={"max_tokens": 3})
+    splitting(samples(3), 1).finish("0")
+    run.configure(sampling={"max_tokens": 512})
+    splitting(samples(3), 1).finish(*keys(3))
+    Sharding(1, "deadbeef0123").write(splitting.layout.sharding)
+    splitting(samples(3), 1, "deadbeef0123").finish("1")
+    return splitting
+
+
+def test_after_a_run_without_resume_its_journal_and_the_resumable_one_stay(from_nothing):
+    run, layout = from_nothing.run, from_nothing.layout
+    assert [journal.answers for journal in of_other_settings(run.config, layout)] == [1]
+    shown = [line.split() for line in journal_command(run, "stats").splitlines()[1:]]
+    assert [(words[2], *words[7:]) for words in shown] == [
+        ("1", "can", "go"),
+        ("3", "in", "use"),
+        ("1", "in", "use"),
+    ]
+    prune(run.config, layout)
+    assert sorted(path.name.partition("-")[2] for path in run.journals()) == ["", "deadbeef0123"]
+    assert from_nothing(num_shards=1).pending == []
+
+
+def test_without_resume_only_the_last_run_is_in_use(from_nothing):
+    from_nothing.run.configure(data={"resume": False})
+    others = of_other_settings(from_nothing.run.config, from_nothing.layout)
+    assert [journal.answers for journal in others] == [1, 3]
+
+
+def test_the_journal_of_a_run_without_resume_alone_does_not_belong_to_the_settings(splitting):
+    Sharding(1, "deadbeef0123").write(splitting(samples(1), 1).layout.sharding)
+    splitting(samples(1), 1, "deadbeef0123").finish("0")
+    for folder in splitting.run.journals():
+        if "-" not in folder.name:
+            shutil.rmtree(folder)
+    with pytest.raises(UserError, match="so none is removed"):
+        prune(splitting.run.config, splitting.layout)
 
 
 def test_an_output_without_a_journal_has_none_to_remove(splitting):

@@ -17,7 +17,11 @@ from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.summary import summary_table
+from video_pipeline.run.answers import describe_cut_off
 from video_pipeline.run.sharding import Sharding
+from video_pipeline.run.stages import Stage
+from video_pipeline.tasks.registry import load_task
+from video_pipeline.workflow.progress_lines import num_to_retry
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +122,52 @@ def test_what_becomes_of_them_is_a_view_of_the_journal(short):
     assert short.run.module("retry").splitlines() == ["no failed samples to retry"]
     assert read_jsonl(short.layout.errors) == []
     assert set(short.run.answers().values()) == {1}
+
+
+def test_free_text_that_was_cut_off_is_not_said_to_be_retried(short):
+    """The journal has it as an answer, so `retry` finds no error, even if it may be longer."""
+    (failed,) = {finish(short, truncated="error", retry_truncated=9)[1]["__error"]["stage"]}
+    assert failed == "length"
+    assert count_to_retry(short) == 0
+    nothing, note = short.run.module("retry").splitlines()
+    assert nothing == "no failed samples to retry"
+    assert note.startswith("6 answer(s) were cut off (stage length) and would be again: ")
+    assert "another data.output_jsonl" in note
+    assert short.run.module("retry", "--stage", "read").splitlines() == [nothing]
+
+
+def test_if_all_free_text_was_cut_off_no_retry_is_named(short):
+    short(samples(7)[1:], 1)
+    with pytest.raises(UserError, match=r"none of the 6 .*\(length: 6\).* Fix the cause and run"):
+        finish(short, truncated="error", retry_truncated=9)
+
+
+def test_answers_with_a_schema_that_were_cut_off_are_retried(short, monkeypatch):
+    """Their errors are in the journal. The one that counts is JSON."""
+    real = SimulatedEngine.generate
+
+    async def generate(self, name, *args, **kwargs):
+        answer = await real(self, name, *args, **kwargs)
+        return replace(answer, output_text='"Yes."') if name == ONLY_PART else answer
+
+    monkeypatch.setattr(SimulatedEngine, "generate", generate)
+    task = load_task(short.run.config)
+    monkeypatch.setattr(type(task), "output_schema", {"type": "string"})
+    finish(short, retry_truncated=9)
+    assert short.run.summary()["samples"]["errors_by_stage"] == {"length": 6}
+    assert count_to_retry(short) == retry(short.run.config) == 6
+
+
+def count_to_retry(short: Splitter) -> int:
+    """How many samples Snakemake says that `retry` opens."""
+    return num_to_retry(Stage("", short.run.config, Sharding(1), short.layout))
+
+
+def test_what_fills_the_model_is_asked_about_again_under_another_output():
+    alone, both = {"vllm.max_model_len": 2}, {"vllm.max_model_len": 2, "sampling.max_tokens": 1}
+    words = "2 answers were cut off: raise vllm.max_model_len and set another data.output_jsonl"
+    assert describe_cut_off(alone) == words
+    assert describe_cut_off(both).endswith("raise sampling.max_tokens and vllm.max_model_len")
 
 
 def test_too_many_of_them_fail_the_run(short):

@@ -61,6 +61,7 @@ def test_the_summary_counts(finished):
         "truncated": 0,
         "truncated_at": {},
         "damaged": 0,
+        "stay_cut_off": 0,
     }
     assert summary["usage"] == {"prompt_tokens": 9, "completion_tokens": 18}
     assert summary["model"] == "simulated"

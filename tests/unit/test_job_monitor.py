@@ -21,7 +21,10 @@ from video_pipeline.tasks.registry import load_task
 @pytest.fixture
 def monitor(splitting) -> JobMonitor:
     """The monitor of a job with 40 samples."""
-    splitting(samples(40), 1)
+    return monitor_of(splitting(samples(40), 1))
+
+
+def monitor_of(splitting) -> JobMonitor:
     config = splitting.run.config
     shard = Shard(config, splitting.layout, 0, splitting.manifest, load_task(config))
     shard.find_pending()
@@ -47,6 +50,16 @@ def test_its_file_says_how_far_the_job_is(monitor, tmp_path):
     assert running["last_error"]["key"] == "1"
     monitor.end(file, "done")
     assert json.loads(file.path.read_text(encoding="utf-8"))["state"] == "done"
+
+
+def test_what_earlier_attempts_have_finished_is_no_part_of_its_pace(splitting):
+    splitting(samples(40), 1).finish("0", "1", failed=("2",))
+    monitor = monitor_of(splitting)
+    monitor.tick()
+    monitor.count_finished("3", ERROR)
+    monitor.tick()
+    assert monitor.statistics.finished == 4
+    assert sum(monitor.statistics.series.columns["finished"]) == 1
 
 
 def test_its_file_is_complete_when_a_signal_ends_the_job(monitor, tmp_path):

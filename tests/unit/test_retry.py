@@ -127,6 +127,26 @@ def test_after_a_run_that_ended_in_split(failed):
         retry(failed.run.config)
 
 
+def test_without_resume_there_is_nothing_to_open(failed):
+    failed.run.configure(data={"resume": False})
+    with pytest.raises(UserError, match=r"data\.resume is false: every invocation"):
+        retry(failed.run.config)
+
+
+def test_a_call_without_resume_that_did_not_split_changes_nothing(failed):
+    """Say, of the target `plan`."""
+    Sharding(2, "deadbeef0123").write(failed.layout.sharding)
+    assert retry(failed.run.config) == 4
+
+
+def test_no_run_continues_what_was_opened_after_a_run_without_resume(failed):
+    failed(num_shards=2, run_id="deadbeef0123").finish(failed=("4",))
+    for run_id in ("deadbeef0123", ""):
+        Sharding(2, run_id).write(failed.layout.sharding)
+        with pytest.raises(UserError, match=r"the last run had data\.resume: false.* then retry"):
+            retry(failed.run.config)
+
+
 def test_while_a_run_is_on(failed):
     with (
         try_lock(failed.layout.lock(1)),

@@ -102,6 +102,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
     statistics.count_sample(SimpleNamespace(video_seconds=4.0))
     error = {"stage": "read", "type": "ValueError", "message": "no such clip"}
     statistics.count_error("7", error)
+    statistics.finished = 2
     clock.now += 1.0
     statistics.tick({"decode": 1.5, "network": 0.25, "engine": 2.5})
     statistics.end("done")
@@ -113,6 +114,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
     assert end["last_error"] == {"key": "7", **error, "at": clock.time() - 1.0}
     assert end["series"] == {
         "step": 1.0,
+        "finished": [0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
         "inferred": [0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
         "failed": [0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
         "tokens": [0, 0, 0, 0, 0, 0, 0, 0, 0, 100],
@@ -169,9 +171,7 @@ def attempt(
 
 
 def test_the_pace_is_that_of_the_last_minute():
-    slow_then_fast = attempt(
-        0, 100, 400, 100, inferred=[0, 10, 10, 300], failed=[0, 0, 0, 20], tokens=[0, 0, 0, 5000]
-    )
+    slow_then_fast = attempt(0, 100, 400, 100, finished=[0, 10, 10, 320], tokens=[0, 0, 0, 5000])
     pace = Pace.of(slow_then_fast)
     assert pace.samples_per_second == pytest.approx(3.2)
     assert pace.tokens_per_second == pytest.approx(50)
@@ -179,10 +179,32 @@ def test_the_pace_is_that_of_the_last_minute():
     assert both.samples_per_second == pytest.approx(6.4)
 
 
+def test_an_answer_that_does_not_count_is_finished_once(clock):
+    """It is answered, and it failed. Five samples were finished by an earlier attempt."""
+    statistics = JobStatistics(0, num_workers=1, finished=5)
+    statistics.tick({})
+    with statistics.engine_busy():
+        for key in range(10):
+            statistics.count_sample(SimpleNamespace(video_seconds=1.0), "sampling.max_tokens")
+            statistics.count_error(str(key), {"stage": "length", "type": "X", "message": "x"})
+        statistics.finished = 15
+        clock.now += 1.0
+        statistics.tick({})
+    job = statistics.as_dict()
+    assert (job["inferred"], job["failed"]) == (10, 10)
+    assert Pace.of(job).samples_per_second == 10
+
+
+def test_an_earlier_version_did_not_count_what_is_finished():
+    job = attempt(0, 30, 40, 10, inferred=[0, 0, 0, 20], failed=[0, 0, 0, 10])
+    del job["series"]["finished"]
+    assert Pace.of(job).samples_per_second == 3
+
+
 def test_the_start_of_the_model_does_not_slow_the_pace():
-    assert Pace.of(attempt(0, 30, 40, 10, inferred=[0, 0, 0, 20])).samples_per_second == 2
-    assert Pace.of(attempt(0, 30, 50, 64, inferred=[20])).samples_per_second == 1
-    assert Pace.of(attempt(0, None, 50, 64, inferred=[0])) == Pace()
+    assert Pace.of(attempt(0, 30, 40, 10, finished=[0, 0, 0, 20])).samples_per_second == 2
+    assert Pace.of(attempt(0, 30, 50, 64, finished=[20])).samples_per_second == 1
+    assert Pace.of(attempt(0, None, 50, 64, finished=[0])) == Pace()
 
 
 def test_the_pace_in_words():
@@ -225,7 +247,7 @@ def test_a_clock_that_jumps_changes_no_length(clock):
         clock.wrong = wrong
         with statistics.engine_busy():
             clock.now += 2.0
-        statistics.inferred = 4
+        statistics.inferred = statistics.finished = 4
         statistics.tick({"decode": 0.0, "network": 0.0, "engine": 2.0})
         clock.now += 1.0
         statistics.end("done")
@@ -407,6 +429,7 @@ def test_a_job_leaves_its_statistics_and_says_how_far_it_is(splitting, monkeypat
     assert done["last_error"]["key"] == "bad"
     assert sum(done["series"]["inferred"]) == done["inferred"] == 5
     assert sum(done["series"]["failed"]) == 1
+    assert sum(done["series"]["finished"]) == 6
     assert sum(done["histograms"]["engine_seconds"].values()) == 5
     assert done["started_at"] <= done["ready_at"] <= done["updated_at"]
     logged = [line for line in caplog.messages if line.startswith("rank 0: ") and "done, " in line]

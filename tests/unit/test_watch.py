@@ -137,7 +137,7 @@ def test_a_run_from_its_begin_to_its_end(split_run: Splitter) -> None:
 @pytest.mark.parametrize(("network", "bound"), [(3, "decode-bound"), (4, "network-bound")])
 def test_a_running_job(split_run: Splitter, network: int, bound: str) -> None:
     series, now = Series(), time.time()
-    series.add(15.0, inferred=20, tokens=500, decode=7, network=network, engine=3)
+    series.add(15.0, finished=20, tokens=500, decode=7, network=network, engine=3)
     write_statistics(
         split_run, 0, finished=2, started_at=now - 20, ready_at=now - 10, lasted=20.0, series=series
     )
@@ -152,7 +152,7 @@ def test_a_running_job(split_run: Splitter, network: int, bound: str) -> None:
 
 def test_a_job_on_a_card(split_run: Splitter) -> None:
     series, now = Series(), time.time()
-    series.add(15.0, inferred=20, prompt_tokens=500, flops=2e12)
+    series.add(15.0, finished=20, prompt_tokens=500, flops=2e12)
     ran: dict[str, Any] = {"started_at": now - 20, "ready_at": now - 10, "lasted": 20.0}
     write_statistics(split_run, 0, gpus=2, flops=2e12, peak_flops=1e12, series=series, **ran)
     view, words = look(split_run.run.config), "25 prompt tokens/s per GPU (10.0% of its peak)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from video_pipeline.commands import options
+from video_pipeline.common.files import read_object
 from video_pipeline.common.locks import take_output
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.journal.format import count_records
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.run import Run
-from video_pipeline.run.sharding import read_sharding
+from video_pipeline.run.sharding import Sharding, read_sharding
 from video_pipeline.run.writers import refuse_live_writers
 
 
@@ -33,6 +34,7 @@ class Journal:
 
     folder: Path
     is_current: bool  # The next run with this configuration continues it.
+    is_in_use: bool  # Or the last run wrote it, and the output is made from it.
     answers: int
     errors: int
     num_bytes: int  # The bytes of all its files, statistics included.
@@ -41,19 +43,23 @@ class Journal:
 
 def journals(config: Config, layout: Layout) -> list[Journal]:
     """The journals of an output, the oldest first."""
-    sharding = read_sharding(layout.sharding)
-    current = Run(config, layout).journal(sharding.run_id if sharding else "")
+    sharding = read_sharding(layout.sharding) or Sharding(0)
+    # The last run may have had a run_id, which a run that resumes never has.
+    current = Run(config, layout).journal("" if config.data.resume else sharding.run_id)
+    manifest = read_object(replace(layout, num_shards=sharding.num_shards).manifest)
+    last = Path(manifest.get("journal", ""))
     folders = layout.journal.glob("*/")
-    return sorted((_journal(folder, current) for folder in folders), key=lambda j: j.written)
+    return sorted((_journal(folder, current, last) for folder in folders), key=lambda j: j.written)
 
 
-def _journal(folder: Path, current: Path) -> Journal:
+def _journal(folder: Path, current: Path, last: Path) -> Journal:
     counts = sum(map(count_records, folder.glob("*.jsonl")), Counter[str]())
     # Not the temporary files, which come and go.
     status = [path.stat() for path in folder.glob("[!.]*.json*")]
     return Journal(
         folder,
         folder.name == current.name,
+        folder.name in (current.name, last.name),
         counts["output_text"],
         counts["__error"],
         sum(s.st_size for s in status),
@@ -62,20 +68,20 @@ def _journal(folder: Path, current: Path) -> Journal:
 
 
 def of_other_settings(config: Config, layout: Layout) -> list[Journal]:
-    """The journals that the next run with this configuration does not continue.
+    """The journals that the next run with this configuration does not continue, without that of the
+    last run.
 
     Raises :class:`UserError` if it would continue none of them: a single edited setting may
     separate it from the journal of a finished run.
     """
-    all_journals = journals(config, layout)
-    others = [journal for journal in all_journals if not journal.is_current]
-    if all_journals and others == all_journals:
+    found = journals(config, layout)
+    if found and not any(journal.is_current for journal in found):
         raise UserError(
-            f"{layout.journal}: none of the {len(others)} journal(s) there belongs to the settings "
+            f"{layout.journal}: none of the {len(found)} journal(s) there belongs to the settings "
             "in the configuration, so none is removed. Run snakemake with these settings first, or "
             "undo the change of the settings"
         )
-    return others
+    return [journal for journal in found if not journal.is_in_use]
 
 
 def prune(config: Config, layout: Layout) -> None:
@@ -99,7 +105,7 @@ def _table(shown: list[Journal]) -> Table:
             str(journal.errors),
             f"{journal.num_bytes / 1e6:.1f}",
             f"{journal.written:%Y-%m-%d %H:%M}",
-            "in use" if journal.is_current else "can go",
+            "in use" if journal.is_in_use else "can go",
         )
     return table
 

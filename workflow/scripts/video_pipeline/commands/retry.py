@@ -16,7 +16,7 @@ from video_pipeline.run.layout import Layout
 from video_pipeline.run.manifest import Manifest
 from video_pipeline.run.reopening import (
     STAGES,
-    failed_by_stage,
+    count_failed,
     find_errors,
     stages_to_retry,
     write_reopens,
@@ -29,8 +29,8 @@ def retry(config: Config, stages: Container[str] | None = None) -> int:
     """Open the errors of ``stages`` again, and return the number of their samples. None: those that
     :func:`stages_to_retry` names. The output stays until the next run replaces it.
 
-    Raises :class:`UserError` if nothing has run yet, or while a run is on (even if no job is
-    running at the moment).
+    Raises :class:`UserError` if nothing has run yet, the next run does not continue the journal of
+    the last one, or while a run is on (even if no job is running at the moment).
     """
     sharding = _last_sharding(config)
     if sharding is None:
@@ -42,7 +42,7 @@ def retry(config: Config, stages: Container[str] | None = None) -> int:
             "why), so its samples are not known. Run snakemake, then retry"
         )
     layout = Layout.of(config, sharding.num_shards)
-    if sharding.run_id:
+    if not config.data.resume:
         raise UserError("data.resume is false: every invocation starts from nothing anyway")
     with take_output(layout.run_lock, layout.output):
         refuse_live_writers(layout)
@@ -52,6 +52,9 @@ def retry(config: Config, stages: Container[str] | None = None) -> int:
 def _retry(layout: Layout, stages: Container[str]) -> int:
     manifest = Manifest.read(layout.manifest)
     journal = Path(manifest.journal)
+    if "-" in journal.name:  # It ends with the run_id of a run without data.resume.
+        last = f"{layout.output}: the last run had data.resume: false"
+        raise UserError(f"{last}, and no run continues its journal. Run snakemake, then retry")
     total = 0
     index = manifest.read_index()
     for rank in range(manifest.num_shards):
@@ -88,10 +91,10 @@ def main() -> None:
         if count
         else "no failed samples to retry"
     )
-    cut_off = sum(failed_by_stage(Layout.of(own)).get("length", 0) for own in (first, *later))
-    if cut_off and args.stage in (None, "length") and not first.run.retry_truncated:
+    stay = sum(count_failed(Layout.of(own), own)[1] for own in (first, *later))
+    if stay and args.stage in (None, "length"):
         print(
-            f"{cut_off:,} answer(s) were cut off (stage length) and would be again: raise "
-            "sampling.max_tokens, which infers all samples again, or, for a task with a schema, "
-            "set run.retry_truncated and retry"
+            f"{stay:,} answer(s) were cut off (stage length) and would be again: raise "
+            "sampling.max_tokens, which infers all samples again, or infer only those, with "
+            "another data.output_jsonl; with a schema, run.retry_truncated lets retry open them"
         )

@@ -45,6 +45,7 @@ class JobMonitor:
             card=card,
             samples=len(shard),
             pending=len(shard.pending),
+            finished=shard.error_rate.finished,
         )
 
     def tick(self) -> None:

@@ -163,7 +163,8 @@ def _check_answered(
         except (ValueError, LookupError):
             return  # The file is damaged, which its checksum will show.
     retry = ""
-    closed = sorted(stages.keys() & set(stages_to_retry(config)))
+    can_open = stages - Counter(length=sum(rank.stay_cut_off for rank in ranks))
+    closed = sorted(can_open.keys() & set(stages_to_retry(config)))
     if closed and not stages["parse"]:
         command = command_line("retry", layout.config, Path(__file__).parents[2])
         which = "them" if len(closed) == len(stages) else f"those of stage {', '.join(closed)}"
@@ -199,6 +200,7 @@ def _summary(
             "truncated": truncated.total(),
             "truncated_at": dict(truncated),
             "damaged": sum(rank.damaged for rank in ranks),
+            "stay_cut_off": sum(rank.stay_cut_off for rank in ranks),
         },
         "usage": dict(_total(rank.usage for rank in ranks)),
         "throughput": throughput(jobs),

@@ -44,7 +44,9 @@ class RankContents:
     usage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_USAGE, 0)))
     truncated: Counter[str] = field(default_factory=Counter)  # By the setting that cut them off.
     splits: Counter[str] = field(default_factory=Counter)  # Answers and errors by split.
-    damaged: int = 0  # Answers about damaged videos. An earlier version did not count these.
+    # An earlier version did not count these.
+    damaged: int = 0  # Answers about damaged videos.
+    stay_cut_off: int = 0  # Errors of stage length that the journal has only as answers.
 
     @classmethod
     def read(cls, layout: Layout, rank: int) -> RankContents | None:
@@ -72,8 +74,11 @@ class RankFileWriter:
         if len(self._lines) == _BATCH:
             self.flush()
         contents.samples += 1
+        locations = list(locations)
         if record.error is not None:
-            contents.errors_by_stage[record.error["stage"]] += 1
+            stage = record.error["stage"]
+            contents.errors_by_stage[stage] += 1
+            contents.stay_cut_off += stage == "length" and not any(at.is_error for at in locations)
         if record.usage:
             for name in _USAGE:
                 contents.usage[name] += record.usage[name]

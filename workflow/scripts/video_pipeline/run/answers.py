@@ -77,6 +77,8 @@ def describe_cut_off(truncated: Mapping[str, int]) -> str:
         return ""
     answers = "answer was" if count == 1 else "answers were"
     keys = " and ".join(sorted(key for key in truncated if truncated[key]))
+    if keys == "vllm.max_model_len":  # It is in no fingerprint, so the answers would stay.
+        keys += " and set another data.output_jsonl"
     return f"{count:,} {answers} cut off: raise {keys}"
 
 

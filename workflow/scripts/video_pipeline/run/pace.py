@@ -58,7 +58,8 @@ class Pace:
                 "peak_flops": math.nan if peak is None else peak * attempt["gpus"],
             }
         return cls(
-            samples_per_second=rates["inferred"] + rates["failed"],
+            # Earlier versions did not count the finished ones.
+            samples_per_second=rates.get("finished", rates["inferred"] + rates["failed"]),
             tokens_per_second=rates["tokens"],
             decode=rates["decode"],
             network=rates.get("network", 0.0),  # Earlier versions did not count it.

@@ -20,14 +20,17 @@ STAGES = ("read", "timeout", "crash", "generate", "length", "quarantine")
 
 def stages_to_retry(config: Config) -> list[str]:
     """The stages whose errors may end differently now. An answer that was cut off would be cut off
-    again, unless ``run.retry_truncated`` allows a longer one."""
+    again, unless ``run.retry_truncated`` allows a longer one; free text is never among them."""
     return [stage for stage in STAGES if stage != "length" or config.run.retry_truncated]
 
 
-def failed_by_stage(layout: Layout) -> dict[str, int]:
-    """How many samples of the output failed at each stage; empty if it has no summary."""
-    counts: dict[str, int] = read_object(layout.summary).get("samples", {}).get("errors_by_stage")
-    return counts or {}
+def count_failed(layout: Layout, config: Config) -> tuple[int, int]:
+    """How many failed samples of the output ``retry`` opens, and how many whose answer was cut off
+    it does not; 0 if there is no summary."""
+    counts = read_object(layout.summary).get("samples", {})
+    stages = counts.get("errors_by_stage", {})
+    stay = counts.get("stay_cut_off", 0) if config.run.retry_truncated else stages.get("length", 0)
+    return sum(stages.get(stage, 0) for stage in STAGES) - stay, stay
 
 
 def find_errors(

@@ -44,7 +44,7 @@ class Series:
     ``step`` in seconds. The steps grow with the run: a day takes no more room than a minute."""
 
     NAMES = (
-        *("inferred", "failed", "tokens", "prompt_tokens", "flops"),
+        *("finished", "inferred", "failed", "tokens", "prompt_tokens", "flops"),
         *("busy", "decode", "network", "engine"),
     )
 
@@ -131,7 +131,7 @@ class JobStatistics:
         self._cpu_at_first_request = 0.0
         self._in_engine = 0
         self._busy_since = 0.0
-        self._in_series: dict[str, float] = {}
+        self._in_series: dict[str, float] = {"finished": self.finished}  # By earlier attempts.
         self._model_flops: ModelFlops | None = None
 
     def count_flops(self, model_flops: ModelFlops | None, peak_flops: float | None) -> None:
@@ -157,6 +157,7 @@ class JobStatistics:
                 self.prompt_tokens - self.cached_tokens, self.completion_tokens, self.patches
             )
         totals = {
+            "finished": self.finished,  # An answer that does not count is inferred and failed.
             "inferred": self.inferred,
             "failed": self.failed,
             "tokens": self.prompt_tokens + self.completion_tokens,

@@ -15,7 +15,7 @@ from video_pipeline.common.files import read_object
 from video_pipeline.common.own_command import command_line
 from video_pipeline.common.printable import printable
 from video_pipeline.errors import Failure
-from video_pipeline.run.reopening import failed_by_stage, stages_to_retry
+from video_pipeline.run.reopening import count_failed
 from video_pipeline.run.stages import Stage
 from video_pipeline.run.statistics import read_statistics
 
@@ -104,8 +104,7 @@ def show_files(stage: Stage) -> None:
 
 def num_to_retry(stage: Stage) -> int:
     """The number of failed samples in the output that ``retry`` opens again."""
-    failed = failed_by_stage(stage.layout)
-    return sum(failed.get(name, 0) for name in stages_to_retry(stage.config))
+    return count_failed(stage.layout, stage.config)[0]
 
 
 def _first_failures(stage: Stage) -> Iterator[str]:
