@@ -251,6 +251,30 @@ def remux(source: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_stream_that_may_reorder_pictures_and_does_not(tmp_path: Path, suffix: str) -> None:
+    """Its packets' times ascend, as made-up ones do."""
+    times = [0.0, 1.0, 10.0, 11.0, 30.0, 31.0, 32.0, 60.0, 61.0]
+    path = tmp_path / f"still.{suffix}"
+    write_numbered(path, len(times), times=times, options={"bf": "3", "g": "2"})
+    with av.open(str(path)) as container:
+        decoder = container.streams.video[0].codec_context
+        assert decoder.has_b_frames > 0
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    assert [float(packet.pts * packet.time_base) for packet in packets] == pytest.approx(times)
+    assert seen(path, nframes=8) == [
+        (number, pytest.approx(times[number], abs=0.002)) for number, _ in seen(path, nframes=8)
+    ]
+    assert seen(path, nframes=2, video_start=30.0, video_end=31.5) == [
+        (4, pytest.approx(30.0, abs=0.002)),
+        (5, pytest.approx(31.0, abs=0.002)),
+    ]
+    keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+    assert keys[1:]
+    with Video(str(path)) as video:
+        assert list(video.keyframes) == keys
+
+
 @pytest.mark.parametrize("suffix", ["avi", "asf"])
 def test_reordered_pictures_where_the_format_has_no_times_for_them(
     tmp_path: Path, suffix: str

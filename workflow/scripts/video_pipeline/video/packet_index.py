@@ -178,6 +178,8 @@ def _count_if_untimed(
     if not (is_raw or is_made_up or index.is_counted):
         return
     is_timed = bool(index.entries) and not is_raw
+    if is_timed and not index.is_counted and _is_in_order(demuxer):
+        return
     index.is_counted, index.is_seekable, index.keys = True, False, set()
     rate = demuxer.decoder.framerate or demuxer.stream.guessed_rate or DEFAULT_RATE
     if not is_timed:
@@ -193,6 +195,19 @@ def _count_if_untimed(
         if stamp is None or (following is not None and stamp <= following - step):
             stamp = following or 0
         following = index.ends[stamp] = stamp + step
+
+
+def _is_in_order(demuxer: Demuxer) -> bool:
+    """Whether the decoder gives its frames in the order of their packets' times. Then these are
+    true: the stream only declares that it may reorder pictures."""
+    previous = -math.inf
+    for frame in demuxer.decode_all():
+        stamp = stamp_of(frame)
+        if stamp is None or stamp <= previous:
+            return False
+        previous = stamp
+    demuxer.damage = None
+    return True
 
 
 def _drop_unseen(demuxer: Demuxer, timeline: Timeline, index: PacketIndex) -> None:
