@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ def test_an_unknown_key_lists_those_there_are() -> None:
 @pytest.mark.parametrize(
     ("raw", "place", "value", "expected"),
     [
+        # Beyond these the system's own limits would fail, in a decode process.
+        ({"data": {"sample_timeout_s": 1e7}}, "data.sample_timeout_s", "10000000.0", "1000000"),
+        ({"data": {"worker_memory_gb": math.inf}}, "data.worker_memory_gb", "inf", "1000000"),
         ({"data": {"num_shards": "two"}}, "data.num_shards", "'two'", "a whole number"),
         ({"data": {"num_shards": 2.5}}, "data.num_shards", "2.5", "integer"),
         (

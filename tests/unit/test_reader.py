@@ -659,7 +659,7 @@ def test_images_of_every_mode_are_those_of_transformers(
     noise = np.random.default_rng(0)
     if mode in ("I", "F", "I;16"):
         kind = {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
-        image = Image.fromarray(noise.integers(0, 400, (20, 31)).astype(kind))
+        image = Image.fromarray(noise.integers(0, 256, (20, 31)).astype(kind))
     elif mode in ("CMYK", "RGBX", "YCbCr", "LAB"):
         bands = len(Image.new(mode, (1, 1)).getbands())
         values = noise.integers(0, 256, 20 * 31 * bands).astype(np.uint8).tobytes()
@@ -669,6 +669,15 @@ def test_images_of_every_mode_are_those_of_transformers(
     assert image.mode == mode
     options = {"transparency": 3} if (suffix, mode) == ("png", "P") else {}
     same_as_load_image(tmp_path / f"image.{suffix}", image, **options)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_grey_values_beyond_white_are_refused(tmp_path: Path, kind: type) -> None:
+    """Depth, heat and the like: Pillow makes everything above 255 white."""
+    path = tmp_path / "depth.tiff"
+    Image.fromarray(np.linspace(0, 60000, 620).reshape(20, 31).astype(kind)).save(path)
+    with pytest.raises(VideoReadError, match="grey values up to 60000: save it with 8 bits"):
+        read_image(str(path))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp", "avif"])

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]  # Seconds, GB and the like, with room to spare.
 NonNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 

@@ -8,6 +8,7 @@ import binascii
 import io
 import re
 
+import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from video_pipeline.storage.access import Access, limit_access, permitted
@@ -85,7 +86,10 @@ def read_image(uri: str, *, with_pixels: bool = True) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turn ``image`` as its EXIF data says, and convert it to RGB."""
+    """Turn ``image`` as its EXIF data says, and convert it to RGB. Raises :class:`VideoReadError`
+    for grey values above 255, which would all be white."""
+    if image.mode.startswith(("I", "F")) and (most := np.asarray(image).max()) > 255:
+        raise VideoReadError(f"it has grey values up to {most:g}: save it with 8 bits a channel")
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
