@@ -121,6 +121,50 @@ def write(folder: Path, captions: object, tags: object) -> None:
     (folder / "importer.yaml").write_text(yaml.safe_dump({"captions": captions, "tags": tags}))
 
 
+BEHIND_A_CHECKPOINT = """
+configfile: "importer.yaml"
+
+rule all:
+    input: "words.txt"
+
+checkpoint fetch:
+    input: "given.jsonl"
+    output: "samples.jsonl"
+    shell: "cp {{input}} {{output}}"
+
+module captions:
+    snakefile: {snakefile!r}
+    config: config["captions"]
+
+use rule * from captions as captions_*
+
+def captions(wildcards):
+    checkpoints.fetch.get()
+    return rules.captions_consolidate.output.jsonl
+
+rule words:
+    input: captions
+    output: "words.txt"
+    shell: "cat {{input[0]}} | wc -l > {{output}}"
+"""
+
+
+def test_a_module_behind_a_checkpoint_runs_with_the_settings_of_this_run(importer):
+    """Snakemake adds its jobs after the run has begun."""
+    (importer / "Snakefile").write_text(BEHIND_A_CHECKPOINT.format(snakefile=str(SNAKEFILE)))
+    (importer / "samples.jsonl").unlink()
+    for prompt, count in (("Why?", 3), ("How?", 4)):
+        write_jsonl(importer / "given.jsonl", samples(count))
+        write(importer, {**config(), "task_params": {"prompt": prompt}}, None)
+        said = snakemake(importer, "--quiet")
+        assert (importer / "words.txt").read_text().split() == [str(count)]
+        beside = yaml.safe_load((importer / "results/output.describe.config.yaml").read_text())
+        assert beside["task_params"]["prompt"] == prompt
+        records = read_jsonl(importer / "results/output.describe.jsonl")
+        assert [record["__key"] for record in records] == keys(count)
+        assert re.search(rf"answered\s+│\s+{count} │", said)
+
+
 def test_two_modules_with_rules_before_and_after_them(importer):
     published = config()
     published["run"]["publish"] = ["there"]

@@ -69,6 +69,8 @@ class Invocation:
         self._scripts = scripts
         self._locks: list[TextIO] = []
         self._has_begun = False
+        self._taken: list[Path] = []  # The outputs that are locked.
+        self._first = self  # Of several imports of the same run, the one whose handlers are called.
         self._progress: ProgressLines | None = None  # Set while this process may change the output.
         self._earlier_errors: list[str] = []  # Of jobs that this run may not reach.
         is_module = self.snakemake.is_module
@@ -127,6 +129,7 @@ class Invocation:
         for other in others:
             if [stage.config for stage in other.stages] == configs:
                 other._rules += self._rules
+                self._first = other
                 return
             for ours, theirs in itertools.product(self.stages, other.stages):
                 if both := ours.config.published & theirs.config.published:
@@ -173,7 +176,8 @@ class Invocation:
         tells whether it has changed.
 
         If the chunks or the output have another origin than the configuration, their jobs are
-        forced to run: file times and Snakemake's own notes may not show it.
+        forced to run: file times and Snakemake's own notes may not show it. Behind a checkpoint of
+        an importing workflow, Snakemake asks for the input after the run has begun.
         """
         config, layout = stage.config, stage.layout
         if self.snakemake.is_main_process:
@@ -202,6 +206,8 @@ class Invocation:
                 )
             if self.snakemake.is_dry_run:
                 atexit.register(_print, f"{stage.title}{forecast(config, layout)}")
+            if self._first._has_begun:
+                self._first._start([stage])
         source = config.data.source
         return [source.place] if source.is_local and source.is_file else []
 
@@ -254,11 +260,19 @@ class Invocation:
                 write_text(stage.layout.plan_config, stage.config.to_yaml())
         # The other rules only look at the output, maybe while another invocation works on it.
         if rules - {_PLAN, *(stage.rule("partial") for stage in self.stages)}:
-            pages = {stage.name: str(stage.layout.report) for stage in self.stages}
-            invoked = Invoked.now(pages)
-            for stage in self.stages:
+            self._start(self.stages)
+
+    def _start(self, stages: Sequence[Stage]) -> None:
+        """Lock the outputs of ``stages`` that are not locked yet, and write the decisions beside
+        them. The first time, begin what goes on until the end."""
+        pages = {stage.name: str(stage.layout.report) for stage in self.stages}
+        invoked = Invoked.now(pages)
+        for stage in stages:
+            if stage.layout.output not in self._taken:
                 self._take(stage)
                 invoked.write(stage.layout)
+                self._taken.append(stage.layout.output)
+        if self._progress is None:
             self._earlier_errors = last_errors(self.stages)
             self.snakemake.do_not_restart(self._will_fail_again)
             stop_jobs_on_signals()
