@@ -190,7 +190,8 @@ class Shard:
         if len(killers) < min(2, len(self.pending)) or count_answers(self._journal):
             return
         for question, files in find_errors(self.chunk, index, self._journal, {"quarantine"}):
-            deaths[question] |= files
+            # An earlier attempt may have written the error, and then the sample is not pending.
+            deaths.setdefault(question, set()).update(files)
         write_reopens(self._journal, [death for death in deaths.items() if death[1]])
         raise UserError(
             f"rank {self.rank}: the engine dies of each sample, and has answered none; the last "
