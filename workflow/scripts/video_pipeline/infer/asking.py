@@ -62,7 +62,9 @@ async def ask(
         _fail(journal, question, error)
         return Outcome(error)
     answered = {**answer.as_record(), "damaged": prepared.damaged}
-    no_answer = why_no_answer(answer.usage, answer.output_text, config, has_schema=has_schema)
+    no_answer = why_no_answer(
+        answer.usage, answer.output_text, answer.reasoning, config, has_schema=has_schema
+    )
     if no_answer is not None and (has_schema or not answer.is_truncated):
         # This is final until `retry` opens it again: the next answer may end.
         _fail(journal, question, no_answer, **answered)
