@@ -95,6 +95,34 @@ def test_an_engine_that_dies_of_every_sample_is_at_fault_and_no_sample_is(splitt
     assert [record["__status"] for record in run.records()] == ["ok"] * count
 
 
+def test_what_is_already_in_quarantine_does_not_hide_an_engine_that_dies_of_every_sample(
+    splitting, asked, monkeypatch
+):
+    run = splitting.run
+    splitting(samples(3), 1)
+    asked.kill = set(keys(3))
+
+    async def does_not_load(self, folder):
+        raise EngineDead("the model does not load")
+
+    def attempt():
+        with pytest.raises(EngineDead):
+            infer(run.config, splitting.layout, 0, 1)
+
+    for _ in range(3):  # Two together, and then of the first sample alone.
+        attempt()
+    with monkeypatch.context() as patch:  # It writes the error of the first sample, and ends.
+        patch.setattr(SimulatedEngine, "start", does_not_load)
+        attempt()
+    attempt()
+    with pytest.raises(UserError, match=r"answered none; .* of: killed on purpose"):
+        infer(run.config, splitting.layout, 0, 1)
+
+    asked.kill = set()
+    assert attempts(splitting) == 1
+    assert [record["__status"] for record in run.records()] == ["ok"] * 3
+
+
 def test_an_engine_that_hangs_ends_the_attempt(splitting, asked):
     run = splitting.run
     run.configure(run={"engine_timeout_s": 1.0})

@@ -94,6 +94,37 @@ def test_what_is_being_prepared_counts_with_the_largest_seen():
     asyncio.run(main())
 
 
+def test_one_large_sample_does_not_slow_down_the_run_for_ever():
+    async def prepared_at_once(window: Window) -> int:
+        tasks = [asyncio.create_task(window.admit()) for _ in range(16)]
+        await turns()
+        for task in tasks:
+            task.cancel()
+        await turns()
+        count = window.preparing
+        for _ in range(count):  # They fail, so they hold 0 bytes.
+            await window.prepared(0)
+            await window.release(0)
+        return count
+
+    async def prepare(window: Window, num_bytes: int) -> None:
+        await window.admit()
+        await window.prepared(num_bytes)
+        await window.release(num_bytes)
+
+    async def main() -> list[int]:
+        window = Window(max_bytes=1e9, max_samples=512, max_preparing=16)
+        at_once = []
+        for megabytes, count in ((5, 1), (400, 1), (5, 20), (5, 300)):
+            for _ in range(count):
+                await prepare(window, megabytes * 10**6)
+            at_once.append(await prepared_at_once(window))
+        return at_once
+
+    # Right after it the next ones may be as large, and shared memory must not get full.
+    assert asyncio.run(main()) == [16, 2, 3, 16]
+
+
 class Clock:
     """Stands for the module ``time`` in the window."""
 

@@ -14,6 +14,7 @@ from video_pipeline.commands.retry import retry
 from video_pipeline.commands.watch import lines, look
 from video_pipeline.engine.simulated import SimulatedEngine
 from video_pipeline.errors import UserError
+from video_pipeline.infer import asking
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.summary import summary_table
@@ -215,6 +216,24 @@ def test_thoughts_without_an_answer_are_an_error(short, engine_says):
     assert {record["__error"]["stage"] for record in records} == {"length"}
     assert {record["__reasoning"] for record in records} == {"Let me see"}
     assert short.run.summary()["samples"]["truncated"] == 6
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_thoughts_that_ended_without_an_answer_are_an_error(
+    splitting, engine_says, monkeypatch, is_old
+):
+    """In the journal of an older version they are an answer. It is judged anew."""
+    if is_old:
+        monkeypatch.setattr(asking, "why_no_answer", lambda *_, **__: None)
+    engine_says(output_text="", reasoning="I see a")
+    splitting(samples(3), 1)
+    Sharding(1).write(splitting.layout.sharding)
+    for _ in range(2):  # The second time the journal has them.
+        records = finish(splitting)
+        assert [record["__status"] for record in records] == ["ok", "error", "error"]
+        assert {record["__error"]["stage"] for record in records[1:]} == {"generate"}
+        assert {record["__reasoning"] for record in records[1:]} == {"I see a"}
+    assert splitting.run.reads() == {"0": 1, "1": 1, "2": 1}
 
 
 def test_counts_of_several_questions_are_counts_of_samples(splitting):

@@ -17,7 +17,7 @@ from video_pipeline.data.video import VideoDataset
 from video_pipeline.errors import UserError
 from video_pipeline.model import family
 from video_pipeline.model.family import family_of, fetch_family, is_qwen_vl
-from video_pipeline.model.token_budget import check_budget_of_model
+from video_pipeline.model.token_budget import check_budget_of_model, visual_tokens
 from video_pipeline.run.run import DatasetNeeds
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.tiny_model import FAMILIES, write_tiny_model
@@ -240,3 +240,11 @@ def test_the_engine_says_what_is_wrong_with_a_file(tmp_path):
     config = load_config({"vllm": {"model": str(folder)}})
     check_budget_of_model(config)
     assert family_of(config) is None
+
+
+@pytest.mark.parametrize(("text", "rate"), [("0.5", 0.5), ("0", None)])
+def test_a_pruning_rate_may_be_a_text(text, rate):
+    """As vLLM takes it."""
+    as_text, as_number = (load_config({"vllm": {"video_pruning_rate": r}}) for r in (text, rate))
+    assert visual_tokens(as_text, 14) == visual_tokens(as_number, 14)
+    assert as_text.vllm.prunes_videos == as_number.vllm.prunes_videos == bool(rate)

@@ -593,6 +593,16 @@ def test_infer_leases_what_its_config_says(
         assert device.name == "0"
 
 
+@pytest.mark.parametrize(("share", "used"), [("0.5", 30_000), (None, 2_000)])
+def test_a_share_of_memory_may_be_a_text_or_null(
+    machine: MakeMachine, gpu_build: None, share: str | None, used: int
+) -> None:
+    """As vLLM takes them. It matters on a GPU that is in use."""
+    machine(1).use(0, used)
+    with leases.lease_for(load_config({"vllm": {"gpu_memory_utilization": share}})) as (device,):
+        assert device.name == "0"
+
+
 @pytest.mark.parametrize(
     ("num_shards", "limit", "sizes", "message"),
     [

@@ -147,6 +147,8 @@ def test_memory_grows_with_what_is_configured():
     assert two.engine == 2 * base.engine
     offload = JobMemory.of(config_of(vllm={"cpu_offload_gb": 10}), 4)
     assert offload.least == pytest.approx(base.least + 10)
+    as_text = JobMemory.of(config_of(vllm={"cpu_offload_gb": "10"}), 4)
+    assert as_text == offload
     more = JobMemory.of(config_of(data={"max_ready_gb": 20}), 4)
     assert more.least == pytest.approx(base.least + 12)
     simulated = JobMemory.of(config_of(run={"engine": "simulated"}), 4)

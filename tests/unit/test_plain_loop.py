@@ -126,6 +126,23 @@ def test_a_sample_whose_sampling_changes_is_inferred_again(splitting):
     assert second["__usage"]["max_tokens"] == second["__usage"]["completion_tokens"] == 5
 
 
+@pytest.mark.parametrize(
+    ("own_limit", "tokens", "setting"),
+    [(12, 12, "max_tokens in the task's sampling"), (6, 8, "run.retry_truncated")],
+)
+def test_a_second_try_has_never_less_room_than_the_first(splitting, own_limit, tokens, setting):
+    splitting.run.edit_plugin("    def parse(", f"    output_schema = {{}}\n\n{WORDS}")
+    splitting.run.configure(
+        run={"retry_truncated": 8, "max_error_rate": 1.0}, sampling={"max_tokens": 4}
+    )
+    splitting(samples(1, words=own_limit), 1)
+    infer(splitting.run.config, splitting.layout, 0, threads=2, plain=True)
+    record = json.loads(splitting.layout.rank_file(0).read_text())
+    assert len(record["output_text"].split()) == tokens
+    message = f"the answer did not end within {tokens} tokens ({setting})"
+    assert record["__error"] == {"stage": "length", "type": "Truncated", "message": message}
+
+
 def test_the_plain_loop_finds_the_sample_that_kills_the_engine(splitting, monkeypatch):
     alive = SimulatedEngine.generate
 

@@ -494,6 +494,39 @@ def test_a_model_that_was_still_thinking_has_not_answered(text):
     assert record["__reasoning"] == "Let me see"
 
 
+@pytest.mark.parametrize(
+    ("text", "reasoning", "is_answer"),
+    [
+        ("", "I see a", False),
+        (" \n", "I see a", False),
+        (["A cat", ""], ["I see a", "I see"], False),
+        (["A cat", "A dog"], ["I see a", ""], True),
+        ("A cat", "I see a", True),
+        ("", "", True),  # It was asked not to think, and says nothing.
+        ("", None, True),
+        (["", "A cat"], ["", "I see a"], True),
+    ],
+)
+def test_a_model_that_ended_within_its_thoughts_has_not_answered(text, reasoning, is_answer):
+    journaled = {ONLY_PART: ended("stop", 16, text, __reasoning=reasoning)}
+    record = record_of(Describe(), ENTRY, journaled, **SIXTEEN)
+    assert record["__reasoning"] == reasoning
+    if is_answer:
+        assert record["__status"] == "ok"
+        return
+    error = record["__error"]
+    assert (error["stage"], error["type"]) == ("generate", "Unfinished")
+    assert error["message"].startswith("the model ended within its thoughts, before an answer.")
+    assert "sampling.stop" in error["message"]
+
+
+def test_of_several_questions_the_one_that_ended_within_its_thoughts_is_named():
+    journaled = {"what": ended("stop", 16, "", __reasoning="I see a"), "many": answered("3")}
+    record = record_of(Asking(), ASKED, journaled, **SIXTEEN)
+    assert record["__error"]["message"].startswith("what: the model ended within its thoughts")
+    assert record["many"] == {"count": 3}
+
+
 @pytest.mark.parametrize("reason", ["abort", "error", "repetition", "unknown"])
 def test_what_the_engine_ended_is_no_answer(reason):
     error = record_of(Describe(), ENTRY, {ONLY_PART: ended(reason, 3)})["__error"]

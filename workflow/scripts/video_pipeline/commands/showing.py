@@ -240,7 +240,9 @@ def _show_answer(
         tokens = answer.completion_tokens
         console.print(f"(cut off after {tokens} tokens: raise {key})", style="yellow")
     has_schema = task.json_schema(part) is not None
-    error = why_no_answer(usage, answer.output_text, config, has_schema=has_schema)
+    error = why_no_answer(
+        usage, answer.output_text, answer.reasoning, config, has_schema=has_schema
+    )
     if error is not None:
         console.print(f"(it counts as failed: {printable(error['message'])})", style="yellow")
     console.rule("parsed")

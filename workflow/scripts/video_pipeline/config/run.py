@@ -45,7 +45,8 @@ class Run(Section):
     started again."""
     retry_truncated: Count | None = None
     """If an answer with an `output_schema` does not end within `sampling.max_tokens`, it is
-    generated again, once, with this limit. `null`: it becomes an error record at once."""
+    generated again, once, with this limit. `null`: it becomes an error record at once. So does an
+    answer for which the task itself has set this limit or a larger one."""
     truncated: Literal["keep", "error"] = "keep"
     """What becomes of an answer that was cut off at `sampling.max_tokens`. `keep`: it counts as
     answered. `error`: it becomes an error record of stage `length`, which keeps the text. The

@@ -60,12 +60,16 @@ class Vllm(VllmSection):
     @property
     def prunes_videos(self) -> bool:
         """Whether vLLM leaves tokens of videos out."""
-        return bool(self.arguments.get("video_pruning_rate"))
+        return bool(self.number("video_pruning_rate"))
 
     @property
     def gpus_per_job(self) -> int:
         """GPUs that one inference job needs: tensor x pipeline x data parallel."""
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    def number(self, name: str, default: float = 0.0) -> float:
+        """An engine argument as a number: vLLM also takes a text, and null for not set."""
+        return float(self.arguments.get(name) or default)
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def lease(count: int, memory_share: float = MEMORY_SHARE) -> Iterator[list[Devic
 
 def lease_for(config: Config) -> AbstractContextManager[list[Device]]:
     """The :func:`lease` of one inference job."""
-    share = config.vllm.arguments.get("gpu_memory_utilization", MEMORY_SHARE)
+    share = config.vllm.number("gpu_memory_utilization", MEMORY_SHARE)
     return lease(gpus_needed(config), share)
 
 

@@ -32,7 +32,7 @@ class Window:
         self.preparing = self.held = self.held_bytes = 0
         self.limits = {"decode": 0.0, "network": 0.0, "engine": 0.0}
         self._lacks_files = False
-        self._largest = 0
+        self._largest = 0.0
         self._all_admitted = False
         self._since: float | None = None
         self._changed = asyncio.Condition()
@@ -57,7 +57,9 @@ class Window:
             self.preparing -= 1
             self.held += 1
             self.held_bytes += num_bytes
-            self._largest = max(self._largest, num_bytes)
+            if num_bytes:
+                # It falls again after a large sample, but slowly: a full /dev/shm ends the job.
+                self._largest = max(num_bytes, 0.99 * self._largest)
             self._changed.notify()
 
     async def release(self, num_bytes: int) -> None:

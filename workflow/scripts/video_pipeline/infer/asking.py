@@ -42,17 +42,19 @@ async def ask(
     """Ask one question about the sample at ``position``, and write the answer to the journal.
 
     If an answer with a schema was cut off, the question is asked again, once, with
-    ``run.retry_truncated`` tokens.
+    ``run.retry_truncated`` tokens, unless the task itself allows as many.
     """
     config = shard.config
     constraints = shard.constraints(position, question.part)
     has_schema = constraints.json_schema is not None
     request = prepared.requests[question.part]
+    more = config.run.retry_truncated
+    limit = constraints.sampling.get("max_tokens", config.sampling.max_tokens)
     try:
         answer = await generate(question, request, constraints)
-        if answer.is_truncated and has_schema and config.run.retry_truncated:
-            longer = constraints.with_max_tokens(config.run.retry_truncated)
-            answer = await generate(question, request, longer)
+        # A task may set null, which is no limit.
+        if answer.is_truncated and has_schema and more and limit is not None and limit < more:
+            answer = await generate(question, request, constraints.with_max_tokens(more))
         else:
             answer = replace(answer, max_tokens=constraints.sampling.get("max_tokens"))
     except RequestRefused as refusal:
@@ -60,7 +62,9 @@ async def ask(
         _fail(journal, question, error)
         return Outcome(error)
     answered = {**answer.as_record(), "damaged": prepared.damaged}
-    no_answer = why_no_answer(answer.usage, answer.output_text, config, has_schema=has_schema)
+    no_answer = why_no_answer(
+        answer.usage, answer.output_text, answer.reasoning, config, has_schema=has_schema
+    )
     if no_answer is not None and (has_schema or not answer.is_truncated):
         # This is final until `retry` opens it again: the next answer may end.
         _fail(journal, question, no_answer, **answered)

@@ -14,11 +14,11 @@ from video_pipeline.errors import EnvironmentFault, TaskError, UserError
 from video_pipeline.infer.prefetch import Prefetcher
 from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, quarantine_error
 from video_pipeline.journal.format import attempt_prefix, count_answers
-from video_pipeline.journal.reader import Finished, JournalReader
+from video_pipeline.journal.reader import JournalReader
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.output.rank_files import writing
 from video_pipeline.output.records import RecordBuilder
-from video_pipeline.run.answers import describe_unparsed, why_no_answer
+from video_pipeline.run.answers import describe_unparsed, error_of
 from video_pipeline.run.chunks import Question
 from video_pipeline.run.error_rate import ErrorRate
 from video_pipeline.run.layout import Layout
@@ -73,7 +73,7 @@ class Shard:
             for position, entry in enumerate(self.chunk):
                 done = entry.find(reader)
                 if len(done) == len(entry.requests):
-                    errors = map(self._error_of, done.values())
+                    errors = (error_of(answer.record, self.config) for answer in done.values())
                     self.error_rate.count(next(filter(None, errors), None))
                     continue
                 self.pending.append(position)
@@ -85,12 +85,6 @@ class Shard:
                 if deaths >= QUARANTINE_DEATHS:
                     cause = reader.cause_of_death(*question)
                     self.quarantined[position] = quarantine_error(deaths, cause)
-
-    def _error_of(self, finished: Finished) -> dict[str, str] | None:
-        """The error of a finished record. Those of ``parse`` come when the rank file is written."""
-        record = finished.record
-        error: dict[str, str] | None = record.get("__error")
-        return error or why_no_answer(record["__usage"], record["output_text"], self.config)
 
     def __len__(self) -> int:
         return len(self.chunk)
@@ -190,7 +184,8 @@ class Shard:
         if len(killers) < min(2, len(self.pending)) or count_answers(self._journal):
             return
         for question, files in find_errors(self.chunk, index, self._journal, {"quarantine"}):
-            deaths[question] |= files
+            # An earlier attempt may have written the error, and then the sample is not pending.
+            deaths.setdefault(question, set()).update(files)
         write_reopens(self._journal, [death for death in deaths.items() if death[1]])
         raise UserError(
             f"rank {self.rank}: the engine dies of each sample, and has answered none; the last "

@@ -35,7 +35,7 @@ def visual_tokens(config: Config, patch_size: int) -> int:
     vision = config.vision
     pixels_per_token = (patch_size * MERGE_SIZE) ** 2
     timestamp = TIMESTAMP_TOKENS if patch_size == 16 else 0
-    kept = 1 - (config.vllm.arguments.get("video_pruning_rate") or 0)
+    kept = 1 - config.vllm.number("video_pruning_rate")
 
     def tokens(patches: int) -> int:
         limit = min(_VIDEO_MAX_TOKEN_NUM * pixels_per_token, vision.total_pixels / patches)

@@ -9,7 +9,7 @@ import orjson
 from video_pipeline.config import Config
 from video_pipeline.errors import TaskError, place_of
 from video_pipeline.journal.format import clean_text
-from video_pipeline.run.answers import cut_off_at, reason_of_all, why_no_answer
+from video_pipeline.run.answers import cut_off_at, error_of, reason_of_all
 from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.samples.input import task_sample
 from video_pipeline.tasks.base import ONLY_PART, Task
@@ -78,9 +78,7 @@ class RecordBuilder:
     def _outcome(self, entry: ChunkEntry, part: str, journaled: dict[str, Any]) -> _Outcome:
         answer = {name: journaled[name] for name in _ANSWER if name in journaled}
         cut_off = cut_off_at(answer["__usage"], self._config) if "__usage" in answer else None
-        error = journaled.get("__error")
-        if error is None:
-            error = why_no_answer(answer["__usage"], answer["output_text"], self._config)
+        error = error_of(journaled, self._config)
         if error is not None:
             return _Outcome(error, answer, cut_off)
         sample = task_sample(entry.key, entry.raw, self._config)

@@ -37,9 +37,19 @@ def reason_of_all(reasons: Iterable[str]) -> str:
     return "length" if "length" in others else next(iter(others), "stop")
 
 
+def error_of(record: Mapping[str, Any], config: Config) -> dict[str, str] | None:
+    """The ``__error`` of a record of the journal: its own, or that of an answer that does not
+    count. Errors of ``parse`` come when the rank file is written."""
+    error: dict[str, str] | None = record.get("__error")
+    return error or why_no_answer(
+        record["__usage"], record["output_text"], record.get("__reasoning"), config
+    )
+
+
 def why_no_answer(
     usage: Mapping[str, Any],
     output_text: str | list[str],
+    reasoning: str | list[str] | None,
     config: Config,
     *,
     has_schema: bool = False,
@@ -48,14 +58,22 @@ def why_no_answer(
 
     With ``run.truncated: keep`` a text that was cut off counts, unless the model was still
     thinking. With a schema it never counts: half an object is no object. ``output_text`` is the
-    answer without the thoughts of the model, or a list of answers that count together.
+    answer without the thoughts of the model (``reasoning``), or a list of answers that count
+    together. An empty text counts, but not after thoughts.
     """
     reason, tokens = usage["finish_reason"], _longest(usage)
     texts = [output_text] if isinstance(output_text, str) else output_text
-    if reason == "stop":
+    thoughts = [reasoning] if isinstance(reasoning, str) else reasoning or []
+    answered = (text.strip() or not thought for text, thought in zip(texts, thoughts, strict=False))
+    if reason == "stop" and all(answered):
         return None
     if reason != "length":
         message = f"the engine ended the answer after {tokens} tokens (finish_reason: {reason})"
+        if reason == "stop":
+            message = (
+                "the model ended within its thoughts, before an answer. sampling.stop applies to "
+                "the thoughts, too: remove it, or turn thinking off with vllm.chat_template_kwargs"
+            )
         return {"stage": "generate", "type": "Unfinished", "message": message}
     if not all(text.strip() for text in texts):
         message = f"there was no answer yet after {tokens} tokens"

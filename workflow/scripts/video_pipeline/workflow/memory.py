@@ -43,7 +43,7 @@ class JobMemory:
         uses_vllm = config.run.engine == "vllm"
         processes = config.data.decode_processes(threads)
         on_gpu = config.vision.nvdec_processes(processes) if uses_vllm else 0
-        per_gpu = ENGINE_GB + float(config.vllm.arguments.get("cpu_offload_gb") or 0)
+        per_gpu = ENGINE_GB + config.vllm.number("cpu_offload_gb")
         return cls(
             decode_processes=processes,
             decode_limit=config.data.worker_memory_gb,
