@@ -18,6 +18,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.model.processor import SIMULATED_MODEL
 from video_pipeline.report.contact_sheet import pictures
 from video_pipeline.samples.input import task_sample
+from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.video.reader import probe
 
@@ -264,6 +265,46 @@ def test_several_videos_and_an_image_in_one_conversation(here):
     assert [brightness(picture) for picture in found] == pytest.approx(
         [0, 0, 20, 39, 59, 0, 9], abs=1
     )
+
+
+class Showing(Task):
+    """Shows one item, and asks nothing."""
+
+    def build_messages(self, sample):
+        return [{"role": "user", "content": [sample["shown"], {"type": "text", "text": "?"}]}]
+
+
+@pytest.mark.parametrize("dataset", ["qwen_video", "video"])
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"type": "image_url", "image_url": "large.png"},
+        {"image_url": "large.png"},
+        {"type": "image_url", "image_url": {"url": "large.png", "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": "large.png"}, "max_pixels": 20 * 28 * 28},
+    ],
+)
+def test_an_image_url_is_an_image(run, dataset, shown):
+    """Its path starts from ``data.video_root``, and the limits on pixels hold."""
+    Image.new("RGB", (2000, 1500)).save(run.folder / "large.png")
+    config = load_config(
+        {
+            "data": {"input_jsonl": run.folder / "samples.jsonl"},
+            "run": {"engine": "simulated", "dataset": dataset},
+            "vision": {"max_pixels": 50_176},
+        }
+    )
+    as_image = {"type": "image", "image": "large.png"}
+    if "max_pixels" in shown:
+        as_image["max_pixels"] = shown["max_pixels"]
+    sizes = []
+    for item in (shown, as_image):
+        sample = task_sample("key", {"path": "large.png", "shown": item}, config)
+        built = create_dataset(config, Showing(), [sample], SIMULATED_MODEL)[0]["llm_input"]
+        (image,) = built["multi_modal_data"]["image"]
+        sizes.append(image.size)
+    assert sizes[0] == sizes[1]
+    assert sizes[0][0] * sizes[0][1] <= as_image.get("max_pixels", 50_176)
 
 
 # --- clips ---------------------------------------------------------------------------------------
