@@ -260,11 +260,9 @@ def _as_image(part: Any) -> Any:
     """``part``, with an ``image`` in the place of an ``image_url``, also one in OpenAI's form."""
     if not isinstance(part, dict) or "image_url" not in part:
         return part
-    rest = {name: value for name, value in part.items() if name != "image_url"}
-    image = part["image_url"]
-    if isinstance(image, dict):
-        image = image.get("url", image)
-    return {"image": image, **rest, "type": "image"}
+    rest = {**part, "type": "image"}
+    image = rest.pop("image_url")
+    return {"image": image.get("url", image) if isinstance(image, dict) else image, **rest}
 
 
 def checked_names(names: Iterable[Any], place: str) -> tuple[str, ...]:
