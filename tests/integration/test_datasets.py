@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -11,6 +12,7 @@ import pytest
 from helpers import ERROR, Run, Splitter, read_jsonl, samples
 from PIL import Image
 from video_pipeline.config import load_config
+from video_pipeline.data import clips
 from video_pipeline.data.choosing import create_dataset
 from video_pipeline.data.clips import ClipsDataset
 from video_pipeline.data.frames import FramesDataset
@@ -18,7 +20,10 @@ from video_pipeline.errors import UserError
 from video_pipeline.model.processor import SIMULATED_MODEL
 from video_pipeline.report.contact_sheet import pictures
 from video_pipeline.samples.input import task_sample
+from video_pipeline.samples.windows import whole
+from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import load_task
+from video_pipeline.video import header
 from video_pipeline.video.reader import probe
 
 SIZE = 112
@@ -266,6 +271,46 @@ def test_several_videos_and_an_image_in_one_conversation(here):
     )
 
 
+class Showing(Task):
+    """Shows one item, and asks nothing."""
+
+    def build_messages(self, sample):
+        return [{"role": "user", "content": [sample["shown"], {"type": "text", "text": "?"}]}]
+
+
+@pytest.mark.parametrize("dataset", ["qwen_video", "video"])
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"type": "image_url", "image_url": "large.png"},
+        {"image_url": "large.png"},
+        {"type": "image_url", "image_url": {"url": "large.png", "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": "large.png"}, "max_pixels": 20 * 28 * 28},
+    ],
+)
+def test_an_image_url_is_an_image(run, dataset, shown):
+    """Its path starts from ``data.video_root``, and the limits on pixels hold."""
+    Image.new("RGB", (2000, 1500)).save(run.folder / "large.png")
+    config = load_config(
+        {
+            "data": {"input_jsonl": run.folder / "samples.jsonl"},
+            "run": {"engine": "simulated", "dataset": dataset},
+            "vision": {"max_pixels": 50_176},
+        }
+    )
+    as_image = {"type": "image", "image": "large.png"}
+    if "max_pixels" in shown:
+        as_image["max_pixels"] = shown["max_pixels"]
+    sizes = []
+    for item in (shown, as_image):
+        sample = task_sample("key", {"path": "large.png", "shown": item}, config)
+        built = create_dataset(config, Showing(), [sample], SIMULATED_MODEL)[0]["llm_input"]
+        (image,) = built["multi_modal_data"]["image"]
+        sizes.append(image.size)
+    assert sizes[0] == sizes[1]
+    assert sizes[0][0] * sizes[0][1] <= as_image.get("max_pixels", 50_176)
+
+
 # --- clips ---------------------------------------------------------------------------------------
 
 
@@ -422,6 +467,51 @@ def test_a_length_of_windows_that_cannot_be(cut, seconds):
         ClipsDataset.expand(sample, {"clip_seconds": seconds})
 
 
+@pytest.mark.parametrize(
+    ("segment", "edges"),
+    [
+        ({"video_end": 11}, [0.0, 2.0, 4.0, 6.0]),
+        ({"video_end": 5}, [0.0, 2.0, 4.0, 5.0]),
+        ({"video_end": 6}, [0.0, 2.0, 4.0, 6.0]),
+        ({"video_start": -3, "video_end": 4}, [0.0, 2.0, 4.0]),
+        ({"video_start": -3}, [0.0, 2.0, 4.0, 6.0]),
+        ({"video_start": 3, "video_end": 90, "cuts": [4, 7]}, [3.0, 4.0, 6.0]),
+    ],
+)
+def test_windows_lie_within_the_video(cut, segment, edges):
+    raw = {"path": "clip.mp4", **segment}
+    sample = {**raw, "__key": "k", "__video_uri": str(cut.folder / "clip.mp4")}
+    found = ClipsDataset.expand(sample, {"clip_seconds": 2})
+    assert [(one["video_start"], one["video_end"]) for one in found] == list(pairwise(edges))
+    assert all(whole(one) == raw for one in found)
+
+
+@pytest.mark.parametrize("says", [3.0, 50.0, None])
+def test_a_wrong_header_cuts_nothing_off(cut, monkeypatch, says):
+    """The packets tell where the video ends, if it is to be shown for longer than it says."""
+    said = header.Header(says, 10.0, "h264")
+    monkeypatch.setattr(header, "read_header", lambda uri, **_: said)
+    sample = {"video_end": 6, "__key": "k", "__video_uri": str(cut.folder / "clip.mp4")}
+    found = ClipsDataset.expand(sample, {"clip_seconds": 2})
+    assert [one["video_end"] for one in found] == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize(("says", "end"), [(3.0, 3.5), (50.0, 6.0), (None, 6.0)])
+def test_a_remote_video_is_copied_only_if_its_header_denies_its_end(monkeypatch, says, end):
+    said = header.Header(says, 10.0, "h264")
+    monkeypatch.setattr(header, "read_header", lambda uri, **_: said)
+    monkeypatch.setattr(clips, "_duration", lambda uri: 3.5)
+    sample = {"video_end": 6.0, "__key": "k", "__video_uri": "https://host/clip.mp4"}
+    (window,) = ClipsDataset.expand(sample, {"clip_seconds": 10})
+    assert window["video_end"] == end
+
+
+def test_a_video_that_cannot_be_read_is_cut_where_its_sample_says(cut):
+    sample = {"video_end": 4, "__key": "k", "__video_uri": str(cut.folder / "broken.mp4")}
+    found = ClipsDataset.expand(sample, {"clip_seconds": 2})
+    assert [one["video_end"] for one in found] == [2.0, 4.0]
+
+
 def test_segments_of_one_video_stay_apart(cut):
     cut.configure(data={"id_field": None})
     lines = [{"path": "clip.mp4", "video_end": 4}, {"path": "clip.mp4", "video_end": 4.5}]
@@ -463,6 +553,7 @@ def test_failed_windows_are_an_input(cut, is_record):
         ({"path": "clip.mp4"}, 0, "error: task_params.clip_seconds: expected the length"),
         ({"path": "clip.mp4", "cuts": "1,2"}, 2, "line 1: cuts: expected a list of seconds"),
         ({"path": "clip.mp4", "clip": "mine"}, 2, "line 1: clip: windows have this field"),
+        ({"path": ["1.png", "2.png"]}, 2, "line 1: clips cuts one video, and this sample has a"),
     ],
 )
 def test_cuts_that_cannot_be(cut, sample, seconds, message):

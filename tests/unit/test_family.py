@@ -103,6 +103,22 @@ def test_what_would_reach_the_processor_too_late_is_refused(tmp_path, dataset, g
         dataset_of(config, load_task(config))
 
 
+@pytest.mark.parametrize("name", ["qwen_video", "clips", "keyframes"])
+def test_an_odd_number_of_frames_is_refused_where_they_go_in_pairs(tmp_path, name):
+    settings = {"run": {"dataset": name}, "vllm": {"model": "Qwen/Qwen2.5-VL-7B-Instruct"}}
+    for nframes in (2, 6):
+        config = load_config({**settings, "vision": {"nframes": nframes}})
+        dataset_of(config, load_task(config))
+    config = load_config({**settings, "vision": {"nframes": 5}})
+    with pytest.raises(UserError, match=rf"vision.nframes: 5 is odd.*{name}.* set 4 or 6"):
+        dataset_of(config, load_task(config))
+    other = model(tmp_path / "model", config={"model_type": "glm4v"})
+    takes_any = {"model": str(other)}
+    for run, vllm in (({"dataset": "video"}, settings["vllm"]), ({}, takes_any)):
+        config = load_config({"run": run, "vllm": vllm, "vision": {"nframes": 5}})
+        dataset_of(config, load_task(config))
+
+
 class OfItsOwn(QwenVideoDataset):
     """Makes prompts of its own, for the Qwen-VL line."""
 

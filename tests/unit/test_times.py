@@ -129,8 +129,38 @@ def test_a_picture_that_stays_on_the_screen_is_shown_twice(uneven: Path) -> None
 
 
 def test_the_first_frame_of_a_segment(uneven: Path) -> None:
-    for seconds, number in ((0.0, 0), (1.0, 25), (20.0, 68), (20.5, 69)):
+    for seconds, number in ((None, 0), (0.0, 0), (1.0, 25), (20.0, 68), (20.5, 69)):
         assert number_of(np.asarray(read_frame(str(uneven), seconds))) == number
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "number"),
+    [
+        (10, 15, 1),
+        (10, 22, 1),
+        (10, 30, 2),
+        (26, None, 3),
+        (39.98, None, 4),
+        (-5, 2, 0),
+        (None, 15, 0),
+    ],
+)
+def test_a_first_frame_is_one_of_its_segment(
+    tmp_path: Path, start: float | None, end: float | None, number: int
+) -> None:
+    """It is the picture that is on the screen where fewer than two begin, as in ``read_video``."""
+    path = str(write_numbered(tmp_path / "slow.mp4", 5, times=[0, 4, 20, 24, 39.96]))
+    dataset = object.__new__(FirstFrameDataset)
+    dataset.vision_kwargs = {}
+    sample = {"__video_uri": path, "video_start": start, "video_end": end}
+    image = dataset.visual({"video": path}, sample)["image"]
+    shown = seen(Path(path), nframes=2, video_start=start, video_end=end)
+    assert number_of(np.asarray(image)) == number == shown[0][0]
+
+
+def test_a_first_frame_after_the_end_of_the_video(uneven: Path) -> None:
+    with pytest.raises(VideoReadError, match=r"there is nothing from 60 s to [\d.]+ s: it lasts"):
+        read_frame(str(uneven), 60)
 
 
 def test_windows_of_an_uneven_video_share_no_picture_and_lose_none(uneven: Path) -> None:
@@ -436,7 +466,7 @@ def test_damage_is_noted_for_each_sample_of_one_video(tmp_path: Path) -> None:
     dataset = object.__new__(FirstFrameDataset)
     for _ in range(2):
         with noting_damage() as noted:
-            dataset._frame(path, 0.0)
+            dataset._frame(path, None, None)
         assert noted
 
 

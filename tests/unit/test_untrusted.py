@@ -131,6 +131,16 @@ def test_a_folder_that_lies_elsewhere_is_not_listed(folders: Path) -> None:
             FramesDataset.images_of(str(folders / name))
 
 
+def test_a_list_of_frames_may_lie_elsewhere_than_in_files(folders: Path) -> None:
+    """Addresses are checked when they are opened, members of a tar with their tar."""
+    listed = ["s3://bucket/clips/1.jpg", "https://host/2.jpg", f"{folders}/allowed/a.tar#3.jpg"]
+    assert FramesDataset.images_of(listed) == listed
+    limit_access(Access.of(Data(allowed_roots=["allowed", "s3://bucket/others"])))
+    for address in (listed[0], f"{folders}/allowed2/a.tar#3.jpg"):
+        with pytest.raises(VideoReadError, match=r"outside the \w+ of data\.allowed_roots"):
+            look([{"video": FramesDataset.images_of([address, address])}])
+
+
 @pytest.mark.slow
 def test_split_cuts_only_what_lies_under_a_root(splitting: Splitter) -> None:
     """A dataset that makes windows looks into the files before any decode process does. What it

@@ -20,8 +20,8 @@ class Vision(Section):
     fps: Positive | None = 2.0
     """Frames to sample from each second. `null`: use `nframes`."""
     nframes: int | None = Field(default=None, ge=2)
-    """Frames to sample from each video, an even number. It replaces `fps`. With the dataset
-    `qwen_video`, a video with fewer frames becomes an error record."""
+    """Frames to sample from each video, an even number (any with the dataset `video`). It replaces
+    `fps`. With the dataset `qwen_video`, a video with fewer frames becomes an error record."""
     min_frames: int | None = Field(default=None, ge=2)
     """Lower limit on the frames of a video. `null`: 4, as in qwen-vl-utils."""
     max_frames: int = Field(default=256, ge=2)

@@ -40,6 +40,12 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
     if config.vision.use_audio_in_video and dataset.needs_video:
         _check_hears(config, name, dataset)
     if _prepares_for_qwen(dataset):
+        nframes = config.vision.nframes
+        if nframes is not None and nframes % 2:  # qwen-vl-utils would round it without a word.
+            raise UserError(
+                f"vision.nframes: {nframes} is odd, and dataset {name!r} takes frames in pairs; "
+                f"set {nframes - 1} or {nframes + 1}"
+            )
         _check_processor_kwargs(config, name, _SIZES | _FRAMES)
     elif issubclass(dataset, VideoDataset):
         _check_processor_kwargs(config, name, _SAMPLED)

@@ -11,6 +11,7 @@ from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.samples.windows import CLIP, is_window, windows
+from video_pipeline.storage.opening import is_remote
 from video_pipeline.video.errors import VideoReadError
 
 
@@ -21,9 +22,9 @@ class ClipsDataset(QwenVideoDataset):
 
     A window is ``task_params.clip_seconds`` long; a remainder shorter than half of that stays with
     the last window. If the sample has ``cuts``, these are the seconds at which the windows after
-    the first begin. ``video_start`` and ``video_end`` bound all windows. A window ends before the
-    frame at its ``video_end``, which is the first of the next window. A window of an earlier run
-    stays as it is.
+    the first begin. The video, ``video_start`` and ``video_end`` bound all windows. A window ends
+    before the frame at its ``video_end``, which is the first of the next window. A window of an
+    earlier run stays as it is.
     """
 
     version = QwenVideoDataset.version + 1
@@ -49,12 +50,15 @@ class ClipsDataset(QwenVideoDataset):
             return [raw]  # It comes from an earlier run: a failed sample, or a record.
         if CLIP in raw:
             raise ValueError(f"{CLIP}: windows have this field; give yours another name")
-        begin, end = _seconds(raw, "video_start") or 0.0, _seconds(raw, "video_end")
+        uri = sample["__video_uri"]
+        if isinstance(uri, list):
+            raise ValueError("clips cuts one video, and this sample has a list of images")
+        begin, end = max(_seconds(raw, "video_start") or 0.0, 0.0), _seconds(raw, "video_end")
         try:
-            if end is None:
-                end = _duration(sample["__video_uri"])
+            end = _duration(uri) if end is None else _end_within(uri, end)
         except VideoReadError:
-            return [raw]  # It becomes an error record, see __getitem__.
+            if end is None:
+                return [raw]  # It becomes an error record, see __getitem__.
         cuts = raw.get("cuts")
         if cuts is None:
             cuts = _even_cuts(begin, end, _clip_seconds(params))
@@ -87,6 +91,16 @@ def _seconds(raw: dict[str, Any], name: str) -> float | None:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _end_within(uri: str, end: float) -> float:
+    """``end``, or the end of the video if that comes first. Packets are read only if the header
+    does not say that the video lasts so long, and a remote video is copied only if it denies it."""
+    from video_pipeline.video.header import read_header
+
+    duration = read_header(uri, with_size=False).duration
+    lasts = is_remote(uri) if duration is None else end <= duration
+    return end if lasts else min(end, _duration(uri))
 
 
 def _duration(uri: str) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 from video_pipeline.common.printable import printable
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
+from video_pipeline.storage.opening import local_path
 from video_pipeline.video.access import permitted
 
 logger = logging.getLogger(__name__)
@@ -49,9 +50,10 @@ class FramesDataset(QwenVideoDataset):
     @classmethod
     def images_of(cls, source: str | list[str]) -> list[str]:
         """The images of a list, or of a folder or a pattern in natural order. Raises
-        :class:`ValueError` if there are too few, or an image may not be read."""
+        :class:`ValueError` if there are too few, or a local image may not be read; other addresses
+        are checked when they are opened."""
         if isinstance(source, list):
-            images = [permitted(image) for image in source]
+            images = [local_path(image) or image for image in source]
         else:
             paths = [path for path in _paths(source) if path.suffix.lower() in IMAGE_SUFFIXES]
             paths.sort(key=natural_order)

@@ -26,22 +26,25 @@ class ImageDataset(QwenVideoDataset):
 class FirstFrameDataset(QwenVideoDataset):
     """The first frame of the sample's video (of its segment), as an image."""
 
-    _last: tuple[tuple[str, float], Image.Image, list[str]] | None = None
+    version = QwenVideoDataset.version + 1
+
+    _last: tuple[tuple[str, float | None, float | None], Image.Image, list[str]] | None = None
 
     def visual(self, part: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
         if part.get("video") == sample["__video_uri"]:
-            frame = self._frame(part["video"], sample.get("video_start") or 0.0)
+            start, end = sample.get("video_start"), sample.get("video_end")
+            frame = self._frame(part["video"], start, end)
             part = {"type": "image", "image": frame}
         return super().visual(part, sample)
 
-    def _frame(self, uri: str, seconds: float) -> Image.Image:
+    def _frame(self, uri: str, start: float | None, end: float | None) -> Image.Image:
         """The frame: the same object for all questions about a sample, so it is encoded once."""
         from video_pipeline.video.reader import read_frame
 
-        if self._last is None or self._last[0] != (uri, seconds):
+        if self._last is None or self._last[0] != (uri, start, end):
             with noting_damage() as damage:
-                frame = read_frame(uri, seconds)
-            self._last = (uri, seconds), frame, damage
+                frame = read_frame(uri, start, end)
+            self._last = (uri, start, end), frame, damage
         _, frame, damage = self._last
         for message in damage:
             note_damage(message)

@@ -114,7 +114,8 @@ class Task(ABC):
         return {}
 
     def conversations(self, sample: dict[str, Any]) -> dict[str, Messages]:
-        """:meth:`build_messages`, checked, by part (:data:`ONLY_PART` if it has no name).
+        """:meth:`build_messages`, checked, by part (:data:`ONLY_PART` if it has no name). Each
+        ``image_url`` is an ``image`` here, so that all datasets treat the two alike.
 
         Raises :class:`TaskError` naming the sample.
         """
@@ -141,7 +142,7 @@ class Task(ABC):
                     f"none of them {ONLY_PART!r}; for sample {sample['__key']!r} it named "
                     f"{list(built)!r:.200}"
                 )
-        return conversations
+        return {part: list(map(_with_images, asked)) for part, asked in conversations.items()}
 
     def messages(self, sample: dict[str, Any]) -> Messages:
         """The only conversation about ``sample``. Raises :class:`TaskError` if the task names its
@@ -246,6 +247,22 @@ def _is_conversation(messages: Any) -> bool:
         if not (isinstance(message, dict) and "role" in message and "content" in message):
             return False
     return bool(messages)
+
+
+def _with_images(message: dict[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": list(map(_as_image, content))}
+
+
+def _as_image(part: Any) -> Any:
+    """``part``, with an ``image`` in the place of an ``image_url``, also one in OpenAI's form."""
+    if not isinstance(part, dict) or "image_url" not in part:
+        return part
+    rest = {**part, "type": "image"}
+    image = rest.pop("image_url")
+    return {"image": image.get("url", image) if isinstance(image, dict) else image, **rest}
 
 
 def checked_names(names: Iterable[Any], place: str) -> tuple[str, ...]:

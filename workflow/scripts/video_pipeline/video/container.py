@@ -68,14 +68,6 @@ class Video(Demuxer):
         # In this order, so that the last bit equals torchcodec's.
         return stamp * self.time_base.numerator / self.time_base.denominator
 
-    def position_at(self, seconds: float) -> int:
-        """Position of the first frame that begins ``seconds`` or more after the first frame. Raises
-        :class:`VideoReadError` if the video ends before."""
-        position = bisect_left(self.stamps, self._stamp_at(seconds) - self._rounding)
-        if position == len(self.stamps):
-            raise VideoReadError(f"it ends after {self.duration:g} s, before {seconds:g} s")
-        return position
-
     def position_shown_at(self, stamp: float) -> int:
         """Position of the frame that is on the screen at ``stamp``, in units of ``time_base``."""
         return max(bisect_right(self.stamps, stamp + self._rounding) - 1, 0)

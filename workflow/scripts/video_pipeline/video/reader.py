@@ -335,11 +335,11 @@ def _entry_position(video: Video, position: int) -> int:
     return min(bisect_left(video.stamps, entry.stamp), position)
 
 
-def read_frame(path: str, seconds: float = 0.0) -> Image.Image:
-    """The first frame of ``path`` (local, ``file://`` or ``http(s)://``) that begins at ``seconds``
-    or later. Raises :class:`VideoReadError` if the video cannot be read, or ends before."""
+def read_frame(path: str, start: float | None = None, end: float | None = None) -> Image.Image:
+    """The first frame of ``path`` (local, ``file://`` or ``http(s)://``), or of its segment, see
+    :meth:`Video.segment`. Raises :class:`VideoReadError` if it cannot be read."""
     with Video(path) as video:
-        first = video.position_at(seconds)
+        first, _ = video.segment(start, end)
         (shown,) = decode_frames(video, [first])
     pixels = resize_frame(shown.pixels.permute(2, 0, 1), shown.size)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
