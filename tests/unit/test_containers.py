@@ -16,9 +16,9 @@ from video_pipeline.config.source import is_row, member_of
 from video_pipeline.errors import UserError
 from video_pipeline.samples.input import video_uri
 from video_pipeline.samples.sources import read_blocks
-from video_pipeline.storage import access, rows, tars
+from video_pipeline.storage import access, opening, rows, tars
 from video_pipeline.storage.access import Access
-from video_pipeline.storage.blobs import Blob, LocalBlob
+from video_pipeline.storage.blobs import Blob, Held, LocalBlob
 from video_pipeline.storage.errors import VideoReadError
 from video_pipeline.storage.opening import open_blob
 from video_pipeline.testing.clips import write_clip
@@ -177,13 +177,48 @@ def test_which_addresses_name_members():
         assert member_of(address) is None
 
 
+@pytest.fixture
+def remote(monkeypatch) -> dict[str, bytes]:
+    """What lies at http addresses, on a server without ETag and Last-Modified."""
+    found: dict[str, bytes] = {}
+    monkeypatch.setattr(opening, "HttpBlob", lambda address, *_: Held(found[address]))
+    return found
+
+
+def test_two_tars_whose_addresses_differ_in_their_query(remote, tmp_path):
+    for shard, names in enumerate(["ab", "ba"]):
+        path = write_tar(tmp_path / "x.tar", *(info(f"{name}.mp4") for name in names), fill=names)
+        remote[f"https://h/get.tar?shard={shard}"] = path.read_bytes()
+    for shard in (0, 1):
+        for name in "ab":
+            assert content(f"https://h/get.tar?shard={shard}#{name}.mp4") == name.encode() * 10
+
+
+def test_two_parquet_files_whose_addresses_differ_in_their_query(remote, tmp_path):
+    for shard in (b"0", b"1"):
+        pyarrow.parquet.write_table(pyarrow.table({"video": [shard]}), tmp_path / "x.parquet")
+        remote[f"https://h/get.parquet?shard={int(shard)}"] = (tmp_path / "x.parquet").read_bytes()
+    assert len(set(map(len, remote.values()))) == 1
+    assert content("https://h/get.parquet?shard=0#0:video") == b"0"
+    assert content("https://h/get.parquet?shard=1#0:video") == b"1"
+
+
+def test_a_tar_that_is_signed_again_is_read_once(remote, shard, monkeypatch):
+    for signature in "12":
+        remote[f"https://h/x.tar?part=7&sig={signature}"] = shard.read_bytes()
+    first = content("https://h/x.tar?part=7&sig=1#clips/1.mp4")
+    monkeypatch.setattr(tars, "members", None)  # whoever reads it again fails
+    assert content("https://h/x.tar?part=7&sig=2#clips/1.mp4") == first
+
+
 # --- tars that mean no good -----------------------------------------------------------------------
 
 
-def write_tar(path: Path, *infos: tarfile.TarInfo, **kind: object) -> Path:
+def write_tar(path: Path, *infos: tarfile.TarInfo, fill: str = "", **kind: object) -> Path:
+    """``fill``: a letter for each member, of which its bytes are; by default they are zeros."""
     with tarfile.open(path, "w", **kind) as tar:
-        for info in infos:
-            tar.addfile(info, io.BytesIO(bytes(info.size)))
+        for info, letter in zip(infos, fill or "\0" * len(infos), strict=True):
+            tar.addfile(info, io.BytesIO(letter.encode() * info.size))
     return path
 
 

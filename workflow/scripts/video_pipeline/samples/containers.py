@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from video_pipeline.config.source import Source, absolute, scheme_of, shown
+from video_pipeline.config.source import Source, absolute, scheme_of, shown, stable_address
 from video_pipeline.errors import UserError
 from video_pipeline.storage import tars
 from video_pipeline.storage.access import TRUSTED
@@ -100,7 +100,7 @@ def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator
         for raw in group.samples(container, video_field):
             number += 1
             yield json_line(source, number, {**raw, **version})
-        tars.remember(blob, absolute(source.place).partition("?")[0], all_members)
+        tars.remember(blob, stable_address(absolute(source.place)), all_members)
     except (OSError, VideoReadError) as error:
         raise UserError(f"cannot read {where}: {error}") from error
     if not number:
