@@ -45,12 +45,19 @@ def _is_hidden(name: str) -> bool:
 def json_line(source: Source, number: int, raw: dict[str, Any]) -> bytes:
     """``raw`` as JSON. Raises :class:`UserError` if JSON cannot carry it."""
     try:
-        return orjson.dumps(raw, default=str)
+        return orjson.dumps(raw, default=_text)
     except TypeError as error:  # For example, the name of a file is not UTF-8.
         raise UserError(
             f"{shown(source.place)}, sample {number}: cannot be written as JSON: {error}; "
             f"{raw!r:.200}"
         ) from None
+
+
+def _text(value: Any) -> str:
+    """A value that JSON has no type for, such as a decimal number, as text."""
+    if isinstance(value, bytes):  # Their text, b'...', would pass for what was meant.
+        raise TypeError
+    return str(value)
 
 
 def _path_in(source: Source, path: str) -> str:
@@ -201,6 +208,4 @@ def _holds_bytes(kind: Any) -> bool:
 
     if types.is_nested(kind):
         return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
-    return bool(
-        types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-    )
+    return has_bytes(kind) or bool(types.is_fixed_size_binary(kind))
