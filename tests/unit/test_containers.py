@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +17,7 @@ from video_pipeline.config import Data
 from video_pipeline.config.source import Source, is_row, member_of
 from video_pipeline.errors import UserError
 from video_pipeline.samples.containers import json_line
+from video_pipeline.samples.identity import digest
 from video_pipeline.samples.input import video_uri
 from video_pipeline.samples.sources import read_blocks
 from video_pipeline.storage import access, opening, rows, tars
@@ -249,6 +251,47 @@ def test_a_member_that_may_not_be_read(tmp_path, member, message):
     with pytest.raises(VideoReadError, match=message):
         open_blob(f"{path}#{member.name}")
     assert content(f"{path}#a.mp4") == bytes(10)
+
+
+def write_members(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            tar.addfile(info(name, len(data)), io.BytesIO(data))
+    return path
+
+
+def test_a_video_whose_name_is_there_twice(tmp_path):
+    """As after `tar -r` or `tar -u`: neither of them may pass for the other."""
+    path = write_members(
+        tmp_path / "dup.tar",
+        *[("x.mp4", b"A"), ("x.json", b'{"who": "first"}'), ("y.mp4", b"Y")],
+        *[("x.mp4", b"B"), ("x.json", b'{"who": "second"}')],
+    )
+    message = "the member 'x.mp4' is in the tar more than once, .* pack it again"
+    with pytest.raises(UserError, match=rf"dup\.tar: {message}"):
+        lines(path)
+    with pytest.raises(VideoReadError, match=message):
+        open_blob(f"{path}#x.mp4")
+    assert content(f"{path}#y.mp4") == b"Y"
+
+
+def test_other_members_may_have_the_same_name(tmp_path):
+    path = write_members(tmp_path / "x.tar", ("a.log", b"1"), ("a.mp4", b"A"), ("a.log", b"2"))
+    assert lines(path) == [{"size": 1, "path": "x.tar#a.mp4"}]
+    with pytest.raises(VideoReadError, match=r"'a\.log' is in the tar more than once"):
+        open_blob(f"{path}#a.log")
+
+
+def test_an_index_of_form_1_is_not_used(tmp_path):
+    """It may hold the last of two members with the same name."""
+    path = write_members(tmp_path / "x.tar", ("a.mp4", b"A"), ("a.mp4", b"B"))
+    blob = LocalBlob(str(path))
+    name = digest(orjson.dumps([str(path), blob.size, blob.version]))
+    index = Path(os.environ["XDG_CACHE_HOME"], "video-pipeline", "tars", f"{name}.json")
+    index.parent.mkdir(parents=True)
+    index.write_text('{"a.mp4": [1536, 1]}')
+    with pytest.raises(VideoReadError, match="more than once"):
+        open_blob(f"{path}#a.mp4")
 
 
 def test_a_giant_member(tmp_path, limited):
