@@ -143,6 +143,64 @@ def test_ten_thousand_members(tmp_path):
         assert content(f"{tmp_path}/{found[number]['path']}") == b"%d" % number
 
 
+def fields_of(path: Path, *names: str) -> dict[str, dict]:
+    """The fields of the samples of a tar, by the name of the video. Its members have these names,
+    and hold them."""
+    holds = {".json": '{"json": "%s"}', ".mp4": "%s", ".txt": "%s"}
+    write_members(path, *((name, (holds[Path(name).suffix] % name).encode()) for name in names))
+    samples = [(sample.pop("path"), sample) for sample in lines(path) if sample.pop("size")]
+    return {address.partition("#")[2]: sample for address, sample in samples}
+
+
+def test_names_with_more_dots(tmp_path, caplog):
+    """Fields belong to the video that has their name up to the last dot."""
+    names = ("v1.json", "v1.mp4", "v1.txt", "v2.mp4", "v2.json")
+    assert fields_of(tmp_path / "x.tar", *(f"clip.{name}" for name in names)) == {
+        "clip.v1.mp4": {"json": "clip.v1.json", "txt": "clip.v1.txt"},
+        "clip.v2.mp4": {"json": "clip.v2.json"},
+    }
+    assert not caplog.text
+
+
+def test_fields_of_the_name_up_to_the_first_dot(tmp_path, caplog):
+    """They belong to all videos with this name, as in WebDataset; a video's own ones win."""
+    names = ("0.json", "0.seg.mp4", "1.a.mp4", "1.b.mp4", "1.b.json", "1.json", "1.txt")
+    assert fields_of(tmp_path / "x.tar", *names) == {
+        "0.seg.mp4": {"json": "0.json"},
+        "1.a.mp4": {"json": "1.json", "txt": "1.txt"},
+        "1.b.mp4": {"json": "1.b.json", "txt": "1.txt"},
+    }
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.json", "b.json", "a.mp4", "b.mp4"), "2 .json or .txt member(s) gave no fields, for "),
+        (("a.mp4", "b.mp4", "a.json", "c/b.txt"), "2 .json or .txt member(s) gave no fields, for "),
+        (("README.txt", "a.mp4", "a.json"), "1 .json or .txt member(s) gave no fields, for exampl"),
+        (("a.mp4", "a.meta.json"), "for example 'a.meta.json': no video next to it"),
+        (("._a.json", "a.mp4", ".b.txt"), ""),
+    ],
+)
+def test_fields_of_no_video_are_not_lost_in_silence(tmp_path, caplog, names, message):
+    path = tmp_path / "x.tar"
+    fields = fields_of(path, *names)
+    assert fields.get("a.mp4") == ({"json": "a.json"} if "README.txt" in names else {})
+    assert message in caplog.text
+    assert len(caplog.records) == bool(message)
+    assert (f"{path}: " in caplog.text) == bool(message)
+
+
+def test_members_that_belong_to_no_video_may_hold_anything(tmp_path):
+    path = write_members(
+        tmp_path / "x.tar",
+        *[("list.json", b"[1]"), ("0.mp4", b"0"), ("0.boxes.json", b"[1]")],
+        ("0.log.txt", bytes([255]) * 2_000_000),
+    )
+    assert lines(path) == [{"size": 1, "path": "x.tar#0.mp4"}]
+
+
 def test_folders_and_patterns_of_tars(shard, clips):
     assert [sample["path"] for sample in lines(shard.parent)] == [
         f"shard-000.tar#clips/{number}.mp4" for number in range(3)
@@ -242,6 +300,7 @@ def info(name: str, size: int = 10, **attributes: object) -> tarfile.TarInfo:
         (info("x.mp4", 0, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "is a link to '/etc/pas"),
         (info("x.mp4", 0, type=tarfile.LNKTYPE, linkname="a.mp4"), "is a link to 'a.mp4'"),
         (info("x.mp4", 0, type=tarfile.FIFOTYPE), "is not a regular file"),
+        (info("a.json", 0, type=tarfile.SYMTYPE, linkname="b.json"), "is a link to 'b.json'"),
     ],
 )
 def test_a_member_that_may_not_be_read(tmp_path, member, message):
@@ -275,8 +334,18 @@ def test_a_video_whose_name_is_there_twice(tmp_path):
     assert content(f"{path}#y.mp4") == b"Y"
 
 
+@pytest.mark.parametrize("between", [[], [("y.mp4", b"Y")]], ids=["next to it", "apart"])
+def test_fields_whose_name_is_there_twice(tmp_path, between):
+    """As after `tar -u`: the first ones may be out of date."""
+    first, second = ("x.json", b'{"who": "first"}'), ("x.json", b'{"who": "second"}')
+    path = write_members(tmp_path / "dup.tar", ("x.mp4", b"A"), first, *between, second)
+    with pytest.raises(UserError, match=r"dup\.tar: the member 'x\.json' is in the tar more than"):
+        lines(path)
+
+
 def test_other_members_may_have_the_same_name(tmp_path):
-    path = write_members(tmp_path / "x.tar", ("a.log", b"1"), ("a.mp4", b"A"), ("a.log", b"2"))
+    again = [("a.log", b"1"), ("README.txt", b"1")]
+    path = write_members(tmp_path / "x.tar", *again, ("a.mp4", b"A"), *again)
     assert lines(path) == [{"size": 1, "path": "x.tar#a.mp4"}]
     with pytest.raises(VideoReadError, match=r"'a\.log' is in the tar more than once"):
         open_blob(f"{path}#a.log")
@@ -340,6 +409,8 @@ def test_what_is_no_tar(tmp_path):
         lines(write_tar(tmp_path / "y.tar", info("a.doc")))
     with pytest.raises(UserError, match=r"the member 'a\.json' is not JSON"):
         lines(write_tar(tmp_path / "z.tar", info("a.mp4"), info("a.json")))
+    with pytest.raises(UserError, match=r"the member 'a\.b\.txt' has 2,000,000 bytes, more than a"):
+        lines(write_tar(tmp_path / "z.tar", info("a.b.mp4"), info("a.b.txt", 2_000_000)))
 
 
 def test_roots_hold_for_members(tmp_path, limited):
