@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+from decimal import Decimal
 from pathlib import Path
 
 import orjson
@@ -12,13 +14,15 @@ import pyarrow.parquet
 import pytest
 import webdataset
 from video_pipeline.config import Data
-from video_pipeline.config.source import is_row, member_of
+from video_pipeline.config.source import Source, is_row, member_of
 from video_pipeline.errors import UserError
+from video_pipeline.samples.containers import json_line
+from video_pipeline.samples.identity import digest
 from video_pipeline.samples.input import video_uri
 from video_pipeline.samples.sources import read_blocks
-from video_pipeline.storage import access, rows, tars
+from video_pipeline.storage import access, opening, rows, tars
 from video_pipeline.storage.access import Access
-from video_pipeline.storage.blobs import Blob, LocalBlob
+from video_pipeline.storage.blobs import Blob, Held, LocalBlob
 from video_pipeline.storage.errors import VideoReadError
 from video_pipeline.storage.opening import open_blob
 from video_pipeline.testing.clips import write_clip
@@ -139,6 +143,64 @@ def test_ten_thousand_members(tmp_path):
         assert content(f"{tmp_path}/{found[number]['path']}") == b"%d" % number
 
 
+def fields_of(path: Path, *names: str) -> dict[str, dict]:
+    """The fields of the samples of a tar, by the name of the video. Its members have these names,
+    and hold them."""
+    holds = {".json": '{"json": "%s"}', ".mp4": "%s", ".txt": "%s"}
+    write_members(path, *((name, (holds[Path(name).suffix] % name).encode()) for name in names))
+    samples = [(sample.pop("path"), sample) for sample in lines(path) if sample.pop("size")]
+    return {address.partition("#")[2]: sample for address, sample in samples}
+
+
+def test_names_with_more_dots(tmp_path, caplog):
+    """Fields belong to the video that has their name up to the last dot."""
+    names = ("v1.json", "v1.mp4", "v1.txt", "v2.mp4", "v2.json")
+    assert fields_of(tmp_path / "x.tar", *(f"clip.{name}" for name in names)) == {
+        "clip.v1.mp4": {"json": "clip.v1.json", "txt": "clip.v1.txt"},
+        "clip.v2.mp4": {"json": "clip.v2.json"},
+    }
+    assert not caplog.text
+
+
+def test_fields_of_the_name_up_to_the_first_dot(tmp_path, caplog):
+    """They belong to all videos with this name, as in WebDataset; a video's own ones win."""
+    names = ("0.json", "0.seg.mp4", "1.a.mp4", "1.b.mp4", "1.b.json", "1.json", "1.txt")
+    assert fields_of(tmp_path / "x.tar", *names) == {
+        "0.seg.mp4": {"json": "0.json"},
+        "1.a.mp4": {"json": "1.json", "txt": "1.txt"},
+        "1.b.mp4": {"json": "1.b.json", "txt": "1.txt"},
+    }
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.json", "b.json", "a.mp4", "b.mp4"), "2 .json or .txt member(s) gave no fields, for "),
+        (("a.mp4", "b.mp4", "a.json", "c/b.txt"), "2 .json or .txt member(s) gave no fields, for "),
+        (("README.txt", "a.mp4", "a.json"), "1 .json or .txt member(s) gave no fields, for exampl"),
+        (("a.mp4", "a.meta.json"), "for example 'a.meta.json': no video next to it"),
+        (("._a.json", "a.mp4", ".b.txt"), ""),
+    ],
+)
+def test_fields_of_no_video_are_not_lost_in_silence(tmp_path, caplog, names, message):
+    path = tmp_path / "x.tar"
+    fields = fields_of(path, *names)
+    assert fields.get("a.mp4") == ({"json": "a.json"} if "README.txt" in names else {})
+    assert message in caplog.text
+    assert len(caplog.records) == bool(message)
+    assert (f"{path}: " in caplog.text) == bool(message)
+
+
+def test_members_that_belong_to_no_video_may_hold_anything(tmp_path):
+    path = write_members(
+        tmp_path / "x.tar",
+        *[("list.json", b"[1]"), ("0.mp4", b"0"), ("0.boxes.json", b"[1]")],
+        ("0.log.txt", bytes([255]) * 2_000_000),
+    )
+    assert lines(path) == [{"size": 1, "path": "x.tar#0.mp4"}]
+
+
 def test_folders_and_patterns_of_tars(shard, clips):
     assert [sample["path"] for sample in lines(shard.parent)] == [
         f"shard-000.tar#clips/{number}.mp4" for number in range(3)
@@ -177,13 +239,48 @@ def test_which_addresses_name_members():
         assert member_of(address) is None
 
 
+@pytest.fixture
+def remote(monkeypatch) -> dict[str, bytes]:
+    """What lies at http addresses, on a server without ETag and Last-Modified."""
+    found: dict[str, bytes] = {}
+    monkeypatch.setattr(opening, "HttpBlob", lambda address, *_: Held(found[address]))
+    return found
+
+
+def test_two_tars_whose_addresses_differ_in_their_query(remote, tmp_path):
+    for shard, names in enumerate(["ab", "ba"]):
+        path = write_tar(tmp_path / "x.tar", *(info(f"{name}.mp4") for name in names), fill=names)
+        remote[f"https://h/get.tar?shard={shard}"] = path.read_bytes()
+    for shard in (0, 1):
+        for name in "ab":
+            assert content(f"https://h/get.tar?shard={shard}#{name}.mp4") == name.encode() * 10
+
+
+def test_two_parquet_files_whose_addresses_differ_in_their_query(remote, tmp_path):
+    for shard in (b"0", b"1"):
+        pyarrow.parquet.write_table(pyarrow.table({"video": [shard]}), tmp_path / "x.parquet")
+        remote[f"https://h/get.parquet?shard={int(shard)}"] = (tmp_path / "x.parquet").read_bytes()
+    assert len(set(map(len, remote.values()))) == 1
+    assert content("https://h/get.parquet?shard=0#0:video") == b"0"
+    assert content("https://h/get.parquet?shard=1#0:video") == b"1"
+
+
+def test_a_tar_that_is_signed_again_is_read_once(remote, shard, monkeypatch):
+    for signature in "12":
+        remote[f"https://h/x.tar?part=7&sig={signature}"] = shard.read_bytes()
+    first = content("https://h/x.tar?part=7&sig=1#clips/1.mp4")
+    monkeypatch.setattr(tars, "members", None)  # whoever reads it again fails
+    assert content("https://h/x.tar?part=7&sig=2#clips/1.mp4") == first
+
+
 # --- tars that mean no good -----------------------------------------------------------------------
 
 
-def write_tar(path: Path, *infos: tarfile.TarInfo, **kind: object) -> Path:
+def write_tar(path: Path, *infos: tarfile.TarInfo, fill: str = "", **kind: object) -> Path:
+    """``fill``: a letter for each member, of which its bytes are; by default they are zeros."""
     with tarfile.open(path, "w", **kind) as tar:
-        for info in infos:
-            tar.addfile(info, io.BytesIO(bytes(info.size)))
+        for info, letter in zip(infos, fill or "\0" * len(infos), strict=True):
+            tar.addfile(info, io.BytesIO(letter.encode() * info.size))
     return path
 
 
@@ -203,6 +300,7 @@ def info(name: str, size: int = 10, **attributes: object) -> tarfile.TarInfo:
         (info("x.mp4", 0, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "is a link to '/etc/pas"),
         (info("x.mp4", 0, type=tarfile.LNKTYPE, linkname="a.mp4"), "is a link to 'a.mp4'"),
         (info("x.mp4", 0, type=tarfile.FIFOTYPE), "is not a regular file"),
+        (info("a.json", 0, type=tarfile.SYMTYPE, linkname="b.json"), "is a link to 'b.json'"),
     ],
 )
 def test_a_member_that_may_not_be_read(tmp_path, member, message):
@@ -212,6 +310,57 @@ def test_a_member_that_may_not_be_read(tmp_path, member, message):
     with pytest.raises(VideoReadError, match=message):
         open_blob(f"{path}#{member.name}")
     assert content(f"{path}#a.mp4") == bytes(10)
+
+
+def write_members(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            tar.addfile(info(name, len(data)), io.BytesIO(data))
+    return path
+
+
+def test_a_video_whose_name_is_there_twice(tmp_path):
+    """As after `tar -r` or `tar -u`: neither of them may pass for the other."""
+    path = write_members(
+        tmp_path / "dup.tar",
+        *[("x.mp4", b"A"), ("x.json", b'{"who": "first"}'), ("y.mp4", b"Y")],
+        *[("x.mp4", b"B"), ("x.json", b'{"who": "second"}')],
+    )
+    message = "the member 'x.mp4' is in the tar more than once, .* pack it again"
+    with pytest.raises(UserError, match=rf"dup\.tar: {message}"):
+        lines(path)
+    with pytest.raises(VideoReadError, match=message):
+        open_blob(f"{path}#x.mp4")
+    assert content(f"{path}#y.mp4") == b"Y"
+
+
+@pytest.mark.parametrize("between", [[], [("y.mp4", b"Y")]], ids=["next to it", "apart"])
+def test_fields_whose_name_is_there_twice(tmp_path, between):
+    """As after `tar -u`: the first ones may be out of date."""
+    first, second = ("x.json", b'{"who": "first"}'), ("x.json", b'{"who": "second"}')
+    path = write_members(tmp_path / "dup.tar", ("x.mp4", b"A"), first, *between, second)
+    with pytest.raises(UserError, match=r"dup\.tar: the member 'x\.json' is in the tar more than"):
+        lines(path)
+
+
+def test_other_members_may_have_the_same_name(tmp_path):
+    again = [("a.log", b"1"), ("README.txt", b"1")]
+    path = write_members(tmp_path / "x.tar", *again, ("a.mp4", b"A"), *again)
+    assert lines(path) == [{"size": 1, "path": "x.tar#a.mp4"}]
+    with pytest.raises(VideoReadError, match=r"'a\.log' is in the tar more than once"):
+        open_blob(f"{path}#a.log")
+
+
+def test_an_index_of_form_1_is_not_used(tmp_path):
+    """It may hold the last of two members with the same name."""
+    path = write_members(tmp_path / "x.tar", ("a.mp4", b"A"), ("a.mp4", b"B"))
+    blob = LocalBlob(str(path))
+    name = digest(orjson.dumps([str(path), blob.size, blob.version]))
+    index = Path(os.environ["XDG_CACHE_HOME"], "video-pipeline", "tars", f"{name}.json")
+    index.parent.mkdir(parents=True)
+    index.write_text('{"a.mp4": [1536, 1]}')
+    with pytest.raises(VideoReadError, match="more than once"):
+        open_blob(f"{path}#a.mp4")
 
 
 def test_a_giant_member(tmp_path, limited):
@@ -260,6 +409,8 @@ def test_what_is_no_tar(tmp_path):
         lines(write_tar(tmp_path / "y.tar", info("a.doc")))
     with pytest.raises(UserError, match=r"the member 'a\.json' is not JSON"):
         lines(write_tar(tmp_path / "z.tar", info("a.mp4"), info("a.json")))
+    with pytest.raises(UserError, match=r"the member 'a\.b\.txt' has 2,000,000 bytes, more than a"):
+        lines(write_tar(tmp_path / "z.tar", info("a.b.mp4"), info("a.b.txt", 2_000_000)))
 
 
 def test_roots_hold_for_members(tmp_path, limited):
@@ -298,6 +449,41 @@ def test_each_row_is_a_sample(table):
     assert lines(table.parent) == expected
     named = [{"n": n, "video": f"p-0.parquet#{n}:video"} for n in range(12)]
     assert lines(table, "video") == named
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pyarrow.large_binary(),
+        pyarrow.binary_view(),
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.binary()),
+        pyarrow.struct({"bytes": pyarrow.binary_view()}),
+    ],
+    ids=str,
+)
+def test_bytes_of_every_layout_are_bytes(tmp_path, kind):
+    """As the video, with and without its name, and as another column."""
+    path, data = tmp_path / "p.parquet", [b"video 0", b"video 1", b"video 0"]
+    is_struct = pyarrow.types.is_struct(kind)
+    videos = pyarrow.array([{"bytes": one} if is_struct else one for one in data], kind)
+    columns = {"n": [0, 1, 2], "path": videos, "icon": videos}
+    try:
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    except pyarrow.ArrowNotImplementedError as error:  # Views came with pyarrow 21.
+        pytest.skip(str(error))
+    expected = [{"n": n, "path": f"p.parquet#{n}:path"} for n in range(3)]
+    assert pyarrow.parquet.read_schema(path).field("path").type == kind
+    assert lines(path) == expected
+    assert [content(f"{tmp_path}/{sample['path']}") for sample in expected] == data
+    pyarrow.parquet.write_table(pyarrow.table({"video": videos}), path)
+    assert lines(path) == [{"path": f"p.parquet#{n}:video"} for n in range(3)]
+
+
+def test_no_bytes_become_text(tmp_path):
+    source = Source(str(tmp_path / "x.parquet"))
+    with pytest.raises(UserError, match=r"x\.parquet, sample 7: .* JSON .*: bytes; .*'icon': b'1"):
+        json_line(source, 7, {"icon": b"1"})
+    assert json_line(source, 7, {"score": Decimal("0.5")}) == b'{"score":"0.5"}'
 
 
 def test_a_row_is_the_video_that_was_put_in(table, clips):

@@ -26,10 +26,9 @@ from obstore.store import S3Store
 from s3 import serving_s3
 from video_pipeline.commands import samples as samples_command
 from video_pipeline.config import Data, load_config
-from video_pipeline.config.source import Source
+from video_pipeline.config.source import Source, stable_address
 from video_pipeline.errors import UserError
 from video_pipeline.run.origin import check_origin, origin_of
-from video_pipeline.samples.identity import stable_address
 from video_pipeline.samples.sources import read_blocks
 from video_pipeline.storage import access, fetched, stores
 from video_pipeline.storage.access import Access

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from glob import has_magic
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator
@@ -110,6 +110,43 @@ def shown(place: str) -> str:
     except ValueError:
         return "an address that is not valid"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+_SIGNED_FAMILIES = ("x-amz-", "x-goog-")
+_SIGNATURES = frozenset({"signature", "sig", "token", "access_token"})
+_SIGNED_WITH = frozenset(
+    {
+        *("awsaccesskeyid", "googleaccessid", "expires", "policy", "key-pair-id"),
+        *("sv", "ss", "srt", "sr", "st", "se", "sp", "sip", "spr", "si", "sdd", "saoid", "suoid"),
+        *("scid", "skoid", "sktid", "skt", "ske", "sks", "skv"),
+    }
+)
+"""Other names in the query of a signed address, in lower case: S3 and Google Cloud Storage (version
+2), CloudFront, and Azure (learn.microsoft.com/rest/api/storageservices/create-service-sas,
+create-user-delegation-sas)."""
+
+_USER = re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE)
+
+
+def stable_address(video: Any) -> Any:
+    """An http address ``video`` without the user, the password, and the signature or token in its
+    query: with others it names the same video. Also of a list; anything else as it is."""
+    if isinstance(video, list):
+        stable = [stable_address(entry) for entry in video]
+        return video if stable == video else stable
+    if not isinstance(video, str) or video[:4].lower() != "http":
+        return video
+    video = _USER.sub(r"\1", video)
+    if "?" not in video:
+        return video
+    start, _, query = video.partition("?")
+    query, mark, fragment = query.partition("#")
+    pairs = [(pair.partition("=")[0].lower(), pair) for pair in query.split("&")]
+    if not any(name in _SIGNATURES or name.startswith(_SIGNED_FAMILIES) for name, _ in pairs):
+        return video
+    dropped = _SIGNATURES | _SIGNED_WITH
+    kept = [p for name, p in pairs if name not in dropped and not name.startswith(_SIGNED_FAMILIES)]
+    return start + ("?" if kept else "") + "&".join(kept) + mark + fragment
 
 
 def check_folder(place: str) -> None:

@@ -19,14 +19,14 @@ from video_pipeline.common import versions
 from video_pipeline.common.files import Seal, read_object, why_not_there
 from video_pipeline.common.plugins import plugin_files
 from video_pipeline.config import Config
-from video_pipeline.config.source import Source, shown
+from video_pipeline.config.source import Source, shown, stable_address
 from video_pipeline.errors import SPLIT_AGAIN, UserError
 from video_pipeline.journal.format import count_answers
 from video_pipeline.model.model import is_path
 from video_pipeline.run.changes import describe, different
 from video_pipeline.run.fingerprint import written_settings
 from video_pipeline.run.layout import Layout
-from video_pipeline.samples.identity import digest, stable_address
+from video_pipeline.samples.identity import digest
 from video_pipeline.tasks.prompts import prompt_files
 
 logger = logging.getLogger(__name__)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import orjson
 
-from video_pipeline.config.source import Source, absolute, scheme_of, shown
+from video_pipeline.config.source import Source, absolute, scheme_of, shown, stable_address
 from video_pipeline.errors import UserError
 from video_pipeline.storage import tars
 from video_pipeline.storage.access import TRUSTED
@@ -15,6 +18,8 @@ from video_pipeline.storage.blobs import BlobFile
 from video_pipeline.storage.errors import VideoReadError
 from video_pipeline.storage.opening import open_blob
 from video_pipeline.storage.rows import has_bytes
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (
     *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
@@ -45,12 +50,19 @@ def _is_hidden(name: str) -> bool:
 def json_line(source: Source, number: int, raw: dict[str, Any]) -> bytes:
     """``raw`` as JSON. Raises :class:`UserError` if JSON cannot carry it."""
     try:
-        return orjson.dumps(raw, default=str)
+        return orjson.dumps(raw, default=_text)
     except TypeError as error:  # For example, the name of a file is not UTF-8.
         raise UserError(
             f"{shown(source.place)}, sample {number}: cannot be written as JSON: {error}; "
             f"{raw!r:.200}"
         ) from None
+
+
+def _text(value: Any) -> str:
+    """A value that JSON has no type for, such as a decimal number, as text."""
+    if isinstance(value, bytes):  # Their text, b'...', would pass for what was meant.
+        raise TypeError
+    return str(value)
 
 
 def _path_in(source: Source, path: str) -> str:
@@ -67,9 +79,10 @@ def _path_in(source: Source, path: str) -> str:
 
 
 def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator[bytes]:
-    """Yield each member that is named like a video as a sample. The members with the same name up
-    to the first dot belong to it, as in WebDataset: the entries of the JSON object become fields,
-    and the text becomes ``txt``.
+    """Yield each member that is named like a video as a sample. The JSON and the text next to it
+    belong to it if they have its name up to the first dot, as in WebDataset, or up to the last one:
+    the entries of the JSON object become fields, and the text becomes ``txt``. A warning counts
+    those that belong to no video.
 
     Args:
         video_field: The field that gets the address of the member.
@@ -80,78 +93,81 @@ def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator
     """
     where, container = shown(source.place), _path_in(source, path)
     all_members: list[tars.Member] = []
-    number, group = 0, _Group("")
+    number, used = 0, set[str]()
     try:
         blob = open_blob(source.place, TRUSTED)
         version = {} if blob.is_local else {"etag": blob.version}
-        for member, read in tars.members(blob):
-            all_members.append(member)
-            _check(member, where)
-            stem, _, suffix = _split_name(member.name)
-            if stem != group.stem:
-                for raw in group.samples(container, video_field):
-                    number += 1
-                    yield json_line(source, number, {**raw, **version})
-                group = _Group(stem)
-            if is_video(member.name):
-                group.videos.append(member)
-            elif suffix in ("json", "txt"):
-                group.add(suffix, member, read, where)
-        for raw in group.samples(container, video_field):
-            number += 1
-            yield json_line(source, number, {**raw, **version})
-        tars.remember(blob, absolute(source.place).partition("?")[0], all_members)
+        for stem, entries in groupby(tars.members(blob), lambda entry: _stem(entry[0].name)):
+            videos: list[tars.Member] = []
+            beside: dict[str, list[tuple[tars.Member, bytes]]] = defaultdict(list)
+            for member, read in entries:
+                all_members.append(member)
+                if is_video(member.name):
+                    videos.append(member)
+                elif _has_fields(member.name):
+                    # It is read while the headers near it are here, and judged if a video has it.
+                    is_small = not member.fault and member.size <= tars.MAX_HEADER_BYTES
+                    beside[_bare(member.name)].append((member, read() if is_small else b""))
+                if is_video(member.name) or member.leads_out or member.name in used:
+                    _check(member, where)
+            for video in videos:
+                number += 1
+                names = dict.fromkeys([stem, _bare(video.name)])  # The fields of the last one win.
+                own = [entry for name in names for entry in beside[name]]
+                used.update(member.name for member, _ in own)
+                raw = {"size": video.size, **_fields(own, where)}
+                raw[video_field] = f"{container}#{video.name}"
+                yield json_line(source, number, {**raw, **version})
+        tars.remember(blob, stable_address(absolute(source.place)), all_members)
     except (OSError, VideoReadError) as error:
         raise UserError(f"cannot read {where}: {error}") from error
     if not number:
         raise UserError(f"{where}: no member is named like a video ({' '.join(VIDEO_SUFFIXES)})")
+    if unused := [name for name, *_ in all_members if _has_fields(name) and name not in used]:
+        logger.warning(
+            f"{where}: {len(unused):,} .json or .txt member(s) gave no fields, for example "
+            f"{unused[0]!r:.200}: no video next to it in the tar has its name, up to the first dot "
+            "or the last. If they belong to videos, pack the folder again with `tar --sort=name`"
+        )
 
 
 def _check(member: tars.Member, where: str) -> None:
-    """Raise :class:`UserError` if a member may not be read, and is wanted or leads out."""
-    is_wanted = is_video(member.name) or _split_name(member.name)[2] in ("json", "txt")
-    if member.fault and (is_wanted or member.leads_out):
+    if member.fault:
         raise UserError(f"{where}: the member {member.name!r:.200} {member.fault}")
 
 
-def _split_name(name: str) -> tuple[str, str, str]:
-    """The part of the name that a sample's members share, a dot, and the suffix in lower case."""
+def _has_fields(name: str) -> bool:
+    return name.lower().endswith((".json", ".txt")) and not _is_hidden(name)
+
+
+def _bare(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _stem(name: str) -> str:
+    """The part of the name that the members of a sample of WebDataset share."""
     folder, slash, file = name.rpartition("/")
-    stem, dot, suffix = file.partition(".")
-    return f"{folder}{slash}{stem}", dot, suffix.lower()
+    return f"{folder}{slash}{file.partition('.')[0]}"
 
 
-class _Group:
-    """The members of a tar that belong to the same sample; they follow each other."""
-
-    def __init__(self, stem: str) -> None:
-        self.stem = stem
-        self.videos: list[tars.Member] = []
-        self._fields: dict[str, Any] = {}
-
-    def add(self, suffix: str, member: tars.Member, read: Any, where: str) -> None:
-        """Take the fields of a member that is JSON or text. Raises :class:`UserError`."""
+def _fields(beside: list[tuple[tars.Member, bytes]], where: str) -> dict[str, Any]:
+    """The fields in members that are JSON or text. Raises :class:`UserError`."""
+    fields: dict[str, Any] = {}
+    for member, data in beside:
+        _check(member, where)
         name = f"{where}: the member {member.name!r:.200}"
         if member.size > tars.MAX_HEADER_BYTES:
             raise UserError(f"{name} has {member.size:,} bytes, more than a sample's fields may")
-        data = read()
+        suffix = member.name.rpartition(".")[2].upper()
         try:
-            if suffix == "txt":
-                self._fields["txt"] = data.decode()
-                return
-            fields = orjson.loads(data)
+            found = {"txt": data.decode()} if suffix == "TXT" else orjson.loads(data)
         except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
-            raise UserError(f"{name} is not {suffix.upper()}: {error}") from None
-        if not isinstance(fields, dict):
-            raise UserError(f"{name} must hold a JSON object, it holds {type(fields).__name__}")
+            raise UserError(f"{name} is not {suffix}: {error}") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{name} must hold a JSON object, it holds {type(found).__name__}")
         # Records use the names that begin with two underscores.
-        self._fields.update((k, v) for k, v in fields.items() if not k.startswith("__"))
-
-    def samples(self, container: str, video_field: str) -> Iterator[dict[str, Any]]:
-        """The input objects of the videos."""
-        for member in self.videos:
-            address = {video_field: f"{container}#{member.name}"}
-            yield {"size": member.size, **self._fields, **address}
+        fields.update((k, v) for k, v in found.items() if not k.startswith("__"))
+    return fields
 
 
 # --- Parquet --------------------------------------------------------------------------------------
@@ -201,6 +217,4 @@ def _holds_bytes(kind: Any) -> bool:
 
     if types.is_nested(kind):
         return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
-    return bool(
-        types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-    )
+    return has_bytes(kind) or bool(types.is_fixed_size_binary(kind))

@@ -13,20 +13,20 @@ its *request digest*:
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
 
 import orjson
 
+from video_pipeline.config.source import stable_address
 from video_pipeline.errors import TaskError
 from video_pipeline.tasks.base import Task
 
 
 def content_key(raw: dict[str, Any], video_field: str) -> str:
     """Key of a sample without an id: 32 hex digits of a hash over its sorted JSON, with the
-    :func:`stable_address` of the video in the field ``video_field``.
+    :func:`~video_pipeline.config.source.stable_address` of the video in the field ``video_field``.
 
     Raises :class:`ValueError` for an object too deep to be written.
     """
@@ -40,53 +40,17 @@ def content_key(raw: dict[str, Any], video_field: str) -> str:
         raise ValueError(f"cannot be written as JSON: {error}") from None
 
 
-_SIGNED_FAMILIES = ("x-amz-", "x-goog-")
-_SIGNATURES = frozenset({"signature", "sig", "token", "access_token"})
-_SIGNED_WITH = frozenset(
-    {
-        *("awsaccesskeyid", "googleaccessid", "expires", "policy", "key-pair-id"),
-        *("sv", "ss", "srt", "sr", "st", "se", "sp", "sip", "spr", "si", "sdd", "saoid", "suoid"),
-        *("scid", "skoid", "sktid", "skt", "ske", "sks", "skv"),
-    }
-)
-"""Other names in the query of a signed address, in lower case: S3 and Google Cloud Storage (version
-2), CloudFront, and Azure (learn.microsoft.com/rest/api/storageservices/create-service-sas,
-create-user-delegation-sas)."""
-
-_USER = re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE)
-
-
-def stable_address(video: Any) -> Any:
-    """An http address ``video`` without the user, the password, and the signature or token in its
-    query: with others it names the same video. Also of a list; anything else as it is."""
-    if isinstance(video, list):
-        stable = [stable_address(entry) for entry in video]
-        return video if stable == video else stable
-    if not isinstance(video, str) or video[:4].lower() != "http":
-        return video
-    video = _USER.sub(r"\1", video)
-    if "?" not in video:
-        return video
-    start, _, query = video.partition("?")
-    query, mark, fragment = query.partition("#")
-    pairs = [(pair.partition("=")[0].lower(), pair) for pair in query.split("&")]
-    if not any(name in _SIGNATURES or name.startswith(_SIGNED_FAMILIES) for name, _ in pairs):
-        return video
-    dropped = _SIGNATURES | _SIGNED_WITH
-    kept = [p for name, p in pairs if name not in dropped and not name.startswith(_SIGNED_FAMILIES)]
-    return start + ("?" if kept else "") + "&".join(kept) + mark + fragment
-
-
 def request_digests(
     task: Task, sample: dict[str, Any], video: Any, sample_fields: Collection[str] = ()
 ) -> dict[str, str]:
     """Digests of what ``task`` asks about ``sample``, 32 hex digits each, by the name of the
     conversation.
 
-    ``video`` is the path as the input has it (or a list of paths, or None). Its
-    :func:`stable_address` stands for the absolute address in the digest, so that a dataset may move
-    to another folder, and an address may be signed again. ``sample_fields`` are those that the
-    dataset reads. They do not change the digest of a sample that has none of them.
+    ``video`` is the path as the input has it (or a list of paths, or None). Its stable address
+    (:func:`~video_pipeline.config.source.stable_address`) stands for the absolute address in the
+    digest, so that a dataset may move to another folder, and an address may be signed again.
+    ``sample_fields`` are those that the dataset reads. They do not change the digest of a sample
+    that has none of them.
 
     Raises :class:`TaskError` if ``build_messages`` fails or returns what JSON cannot carry.
     """

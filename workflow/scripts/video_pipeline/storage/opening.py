@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from video_pipeline.config.source import STORES, is_row, member_of, scheme_of
+from video_pipeline.config.source import STORES, is_row, member_of, scheme_of, stable_address
 from video_pipeline.storage import fetched, rows, tars
 from video_pipeline.storage.access import Access, limits, permitted
 from video_pipeline.storage.blobs import Blob, LocalBlob, save
@@ -33,10 +33,10 @@ def open_blob(address: str, access: Access | None = None) -> Blob:
     if (parts := member_of(address)) is not None:
         container, name = parts
         whole = open_blob(container, access)
-        # The query is no part of the name, because it may hold a signature that changes.
-        plain = local_path(container, access) or container.partition("?")[0]
+        # Addresses that differ only in their signature name the same file, which is indexed once.
+        stable = local_path(container, access) or stable_address(container)
         find = rows.row if is_row(address) else tars.member
-        return find(whole, plain, name, access.max_download_bytes)
+        return find(whole, stable, name, access.max_download_bytes)
     if (path := local_path(address, access)) is not None:
         return LocalBlob(path)
     scheme = scheme_of(address)

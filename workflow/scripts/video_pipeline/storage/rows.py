@@ -107,4 +107,6 @@ def has_bytes(kind: Any) -> bool:
     if types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and has_bytes(kind.field(index).type)
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))

@@ -42,17 +42,20 @@ class Member(NamedTuple):
 
 def members(blob: Blob) -> Iterator[tuple[Member, Callable[[], bytes]]]:
     """The members of a tar in their order, without folders, and a function that reads each. Only
-    the headers of a remote tar are fetched, and small members with them.
+    the headers of a remote tar are fetched, and small members with them. A name that was there
+    before is a fault.
 
     Raises :class:`VideoReadError` if it is no tar, or is damaged or cut off.
     """
     file = BlobFile(blob, MAX_HEADER_BYTES)
+    names: set[str] = set()
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (info := tar.next()) is not None:
                 cast("Any", tar).members.clear()  # It would keep all of them.
                 if not info.isdir():
-                    yield _member(info, blob.size), partial(_read, file, info)
+                    yield _member(info, blob.size, names), partial(_read, file, info)
+                    names.add(info.name)
             end = tar.offset
     except tarfile.TarError as error:
         raise VideoReadError(f"not a tar, or a damaged one ({error})") from error
@@ -66,7 +69,7 @@ def _read(file: BlobFile, info: tarfile.TarInfo) -> bytes:
     return file.read(info.size)
 
 
-def _member(info: tarfile.TarInfo, total: int) -> Member:
+def _member(info: tarfile.TarInfo, total: int, names: set[str]) -> Member:
     fault = ""
     if Member(info.name, 0, 0, fault).leads_out:
         fault = "has a name that leads out of the tar"
@@ -78,6 +81,8 @@ def _member(info: tarfile.TarInfo, total: int) -> Member:
         fault = "is a sparse file, which is not read"
     elif info.offset_data + info.size > total:
         fault = f"is cut off: it claims {info.size:,} bytes, more than the tar holds"
+    elif info.name in names:
+        fault = "is in the tar more than once, as after `tar -r`; pack it again with distinct names"
     return Member(info.name, info.offset_data, info.size, fault)
 
 
@@ -115,6 +120,7 @@ def remember(blob: Blob, container: str, all_members: list[Member]) -> None:
 
 
 def _places(all_members: list[Member]) -> _Places:
+    # Of members with the same name the last one is kept, which has a fault.
     return {member.name: member.fault or [member.start, member.size] for member in all_members}
 
 
@@ -140,7 +146,8 @@ def _index(key: _Key, blob: Blob) -> _Places:
 
 def _path(key: _Key) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    name = hashlib.blake2b(orjson.dumps(list(key)), digest_size=16).hexdigest()
+    form = 2  # An index of form 1 had the last of two members with the same name.
+    name = hashlib.blake2b(orjson.dumps([form, *key]), digest_size=16).hexdigest()
     return Path(cache, "video-pipeline", "tars", f"{name}.json")
 
 
