@@ -173,6 +173,16 @@ def test_fields_of_the_name_up_to_the_first_dot(tmp_path, caplog):
     assert not caplog.text
 
 
+def test_a_tar_of_the_current_folder(tmp_path, clips):
+    """`tar -c .` begins all names with `./`, which hides nothing."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("./a/0.mp4", "./.cache/1.mp4", "./.2.mp4"):
+            tar.add(clips[0], name)
+    (sample,) = lines(tmp_path / "x.tar")
+    assert sample["path"] == "x.tar#./a/0.mp4"
+    assert content(f"{tmp_path}/{sample['path']}") == clips[0].read_bytes()
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -44,6 +44,7 @@ def is_taken(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
+    name = name.removeprefix("./")  # As in the tar of `tar -c .`
     return name.startswith(".") or "/." in name
 
 
