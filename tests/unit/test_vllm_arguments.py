@@ -106,6 +106,17 @@ def test_two_settings_that_exclude_each_other_are_both_named(model):
     assert "vllm.enable_chunked_prefill or vllm.max_num_batched_tokens" in str(caught.value)
 
 
+def test_the_prompt_of_several_answers_is_computed_once(model):
+    def caches(n: int, **vllm: object) -> bool:
+        config = config_of(model, {"n": n, "temperature": 1.0}, **vllm)
+        return vllm_config_of(config).cache_config.enable_prefix_caching
+
+    assert not caches(1)
+    assert caches(2)
+    assert not caches(2, enable_prefix_caching=False)
+    assert caches(1, enable_prefix_caching=True)
+
+
 def test_pruning_is_refused_where_vllm_would_ignore_it(tmp_path):
     model = write_tiny_model(tmp_path / "model", "llava_onevision")
     with pytest.raises(UserError, match=r"vllm.video_pruning_rate: .*LlavaOnevision"):

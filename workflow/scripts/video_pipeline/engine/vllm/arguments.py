@@ -62,6 +62,7 @@ def vllm_config_of(config: Config) -> VllmConfig:
         )
     arguments = {
         **_DEFAULTS,
+        **_cache_arguments(config),
         **_lora_arguments(config),
         **config.vllm.arguments,
         "worker_extension_cls": _worker(config),
@@ -83,6 +84,13 @@ def vllm_config_of(config: Config) -> VllmConfig:
     if config.vllm.lora_path is not None:
         _check_adapter(config.vllm.lora_path, vllm_config)
     return vllm_config
+
+
+def _cache_arguments(config: Config) -> dict[str, Any]:
+    """With several answers to a prompt: vLLM's own choice, which is to keep the prompt wherever the
+    model can. It asks for each answer with the whole prompt."""
+    several = (config.sampling.model_dump().get("n") or 1) > 1
+    return {"enable_prefix_caching": None} if several else {}
 
 
 def _worker(config: Config) -> str:
