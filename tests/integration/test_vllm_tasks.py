@@ -162,6 +162,44 @@ def test_three_questions_one_encoding_and_an_adapter(real, monkeypatch):
         assert record["free"] != before["free"]
 
 
+SEVERAL = """
+from video_pipeline.tasks.base import Task
+from video_pipeline.tasks.registry import register_task
+
+@register_task
+class Several(Task):
+    name = "several"
+
+    def build_messages(self, sample):
+        video = {"type": "video", "video": sample["__video_uri"]}
+        question = {"type": "text", "text": "What happens in this video?"}
+        return dict.fromkeys(("both", "1", "2"), [{"role": "user", "content": [video, question]}])
+
+    def sampling(self, sample, part):
+        return {} if part == "both" else {"n": 1, "seed": int(part)}
+"""
+
+
+def test_several_answers_to_a_prompt_that_is_computed_once(real):
+    from video_pipeline.run.statistics import read_statistics
+
+    real.write_plugin(SEVERAL)
+    real.configure(
+        run={"task": "several", "plugins": ["plugin.py"]},
+        sampling={"n": 2, "temperature": 1.0, "seed": 1, "max_tokens": 12},
+    )
+    Splitter(real).run_all()
+    for record in real.records():
+        texts = record["output_text"]
+        assert texts["both"] == [texts["1"], texts["2"]]  # vLLM counts the seed up
+        assert texts["1"] != texts["2"]
+    (journal,) = real.journals()
+    (attempt,) = read_statistics(journal)
+    # The prompts of two of three requests come from the cache, but for their last tokens. That of
+    # the request with two answers counts as computed, and does so once.
+    assert 0 < attempt["cached_tokens"] < attempt["prompt_tokens"] * 2 / 3
+
+
 # --- adapters and models that think --------------------------------------------------------------
 
 

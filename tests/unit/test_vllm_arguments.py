@@ -3,18 +3,22 @@ engine starts; what prunes tokens is counted before it runs."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from video_pipeline.config import load_config
 from video_pipeline.data.choosing import create_dataset
-from video_pipeline.engine.vllm.arguments import vllm_config_of
+from video_pipeline.engine.vllm.arguments import is_outside_language_model, vllm_config_of
 from video_pipeline.engine.vllm.engine import VllmEngine
 from video_pipeline.engine.vllm.renderer import Renderer
 from video_pipeline.errors import UserError
 from video_pipeline.estimate.counting import CountingPreparer
 from video_pipeline.tasks.registry import load_task
 from video_pipeline.testing.clips import write_clip
+from video_pipeline.testing.families import FAMILIES
 from video_pipeline.testing.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -102,6 +106,17 @@ def test_two_settings_that_exclude_each_other_are_both_named(model):
     assert "vllm.enable_chunked_prefill or vllm.max_num_batched_tokens" in str(caught.value)
 
 
+def test_the_prompt_of_several_answers_is_computed_once(model):
+    def caches(n: int, **vllm: object) -> bool:
+        config = config_of(model, {"n": n, "temperature": 1.0}, **vllm)
+        return vllm_config_of(config).cache_config.enable_prefix_caching
+
+    assert not caches(1)
+    assert caches(2)
+    assert not caches(2, enable_prefix_caching=False)
+    assert caches(1, enable_prefix_caching=True)
+
+
 def test_pruning_is_refused_where_vllm_would_ignore_it(tmp_path):
     model = write_tiny_model(tmp_path / "model", "llava_onevision")
     with pytest.raises(UserError, match=r"vllm.video_pruning_rate: .*LlavaOnevision"):
@@ -126,3 +141,65 @@ def test_the_plan_counts_what_pruning_leaves(model, tmp_path):
     whole, pruned = counts
     assert pruned.visual == whole.visual // 2
     assert whole.prompt - pruned.prompt == whole.visual - pruned.visual
+
+
+# --- adapters ------------------------------------------------------------------------------------
+
+IN_TEXT = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
+IN_VISION = "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight"
+
+
+def write_adapter(folder: Path, *names: str, ending: str = "safetensors") -> Path:
+    """An adapter with weights of these names."""
+    save = save_file if ending == "safetensors" else torch.save
+    folder.mkdir(exist_ok=True)
+    save({name: torch.zeros(4, 8) for name in names}, folder / f"adapter_model.{ending}")
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 4}))
+    return folder
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_an_adapter_that_vllm_would_apply_in_part_is_refused(model, tmp_path, ending):
+    adapter = write_adapter(tmp_path / "adapter", IN_TEXT, IN_VISION, ending=ending)
+    file = adapter / f"adapter_model.{ending}"
+    with pytest.raises(UserError) as caught:
+        vllm_config_of(config_of(model, lora_path=str(adapter)))
+    assert str(caught.value) == (
+        f"vllm.lora_path: {file} does not adapt the language model alone ({IN_VISION}); that needs "
+        "vllm.enable_tower_connector_lora: true"
+    )
+    whole = config_of(model, lora_path=str(adapter), enable_tower_connector_lora=True)
+    assert vllm_config_of(whole).lora_config.enable_tower_connector_lora
+    # vLLM would ignore the setting
+    other = write_tiny_model(tmp_path / "model", "llava_onevision")
+    for setting in (False, True):
+        part = config_of(other, lora_path=str(adapter), enable_tower_connector_lora=setting)
+        with pytest.raises(UserError, match=r"with this model. Merge the adapter into the model"):
+            vllm_config_of(part)
+
+
+def test_an_adapter_of_the_language_model_needs_no_setting(model, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", IN_TEXT)
+    assert vllm_config_of(config_of(model, lora_path=str(adapter))).lora_config.max_lora_rank == 8
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"vllm.lora_path: .*adapter_model.bin holds no weights"):
+        vllm_config_of(config_of(model, lora_path=str(adapter)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_tell_what_lies_outside_the_language_model(family):
+    """They do for all layers that an adapter for ``all-linear`` has."""
+    from transformers import AutoModelForMultimodalLM
+
+    with torch.device("meta"):
+        whole = AutoModelForMultimodalLM.from_config(FAMILIES[family]().configuration)
+    thinker = getattr(whole, "thinker", whole)
+    language = {*thinker.get_decoder().modules(), thinker.get_output_embeddings()}
+    linear = {
+        name: module
+        for name, module in whole.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    outside = {name for name, module in linear.items() if module not in language}
+    assert outside == {name for name in linear if is_outside_language_model(name)}
+    assert 0 < len(outside) < len(linear)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
+from safetensors import safe_open
 
 from video_pipeline.common.faults import failure_of, is_environment_fault
 from video_pipeline.config import Config
@@ -26,6 +30,7 @@ from video_pipeline.engine.vllm.compat import (
     StructuredOutputsConfig,
     StructuredOutputsParams,
     VllmConfig,
+    adapts_encoders,
     configure,
     prunes_videos,
 )
@@ -57,6 +62,7 @@ def vllm_config_of(config: Config) -> VllmConfig:
         )
     arguments = {
         **_DEFAULTS,
+        **_cache_arguments(config),
         **_lora_arguments(config),
         **config.vllm.arguments,
         "worker_extension_cls": _worker(config),
@@ -75,7 +81,16 @@ def vllm_config_of(config: Config) -> VllmConfig:
             "vllm.video_pruning_rate: vLLM leaves out no tokens of the videos of this model "
             f"({', '.join(vllm_config.model_config.architectures)}); take the key out"
         )
+    if config.vllm.lora_path is not None:
+        _check_adapter(config.vllm.lora_path, vllm_config)
     return vllm_config
+
+
+def _cache_arguments(config: Config) -> dict[str, Any]:
+    """With several answers to a prompt: vLLM's own choice, which is to keep the prompt wherever the
+    model can. It asks for each answer with the whole prompt."""
+    several = (config.sampling.model_dump().get("n") or 1) > 1
+    return {"enable_prefix_caching": None} if several else {}
 
 
 def _worker(config: Config) -> str:
@@ -195,3 +210,38 @@ def _lora_arguments(config: Config) -> dict[str, Any]:
             f"vllm.lora_path: {path}: rank {rank} is more than vLLM takes ({max(LORA_RANKS)})"
         )
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": max_rank}
+
+
+def _check_adapter(folder: Path, vllm_config: VllmConfig) -> None:
+    """Raise :class:`UserError` for an adapter that vLLM would apply only in part: it leaves out the
+    weights of the vision encoder, and the run goes on."""
+    path = folder / "adapter_model.safetensors"
+    try:
+        if path.is_file():
+            with safe_open(path, "pt") as weights:
+                names = list(weights.keys())
+        else:
+            path = path.with_suffix(".bin")  # As older versions of peft write it.
+            names = list(torch.load(path, map_location="meta", weights_only=True))
+    except Exception as error:  # Each format has exceptions of its own.
+        raise UserError(f"vllm.lora_path: {path} holds no weights ({error})") from error
+    outside = next(filter(is_outside_language_model, names), None)
+    if outside is None:
+        return
+    part = f"vllm.lora_path: {path} does not adapt the language model alone ({outside})"
+    if not adapts_encoders(vllm_config):
+        raise UserError(
+            f"{part}, and vLLM applies nothing else with this model. Merge the adapter into the "
+            "model (peft's merge_and_unload), and name the result in vllm.model"
+        )
+    if vllm_config.lora_config is None or not vllm_config.lora_config.enable_tower_connector_lora:
+        raise UserError(f"{part}; that needs vllm.enable_tower_connector_lora: true")
+
+
+_ENCODERS = re.compile("visual|vision|image|audio|vpm|sampler|projector|connector|merger|mlp1")
+
+
+def is_outside_language_model(name: str) -> bool:
+    """Whether a weight belongs to an encoder or a connector, by its name: vLLM's own mapping needs
+    the loaded model. Names within a ``language_model`` may have projectors of its own."""
+    return "language_model" not in name and _ENCODERS.search(name) is not None

@@ -113,6 +113,14 @@ def prunes_videos(vllm_config: VllmConfig) -> bool:
         raise unsupported(error) from error
 
 
+def adapts_encoders(vllm_config: VllmConfig) -> bool:
+    """Whether vLLM can apply an adapter to the encoders of this model, not only to its language
+    model. Loads the code of the model, which few runs need."""
+    from vllm.model_executor.model_loader import get_model_cls
+
+    return getattr(get_model_cls(vllm_config.model_config), "supports_tower_connector_lora", False)
+
+
 def encoder_cache_size(vllm_config: VllmConfig) -> int:
     """The visual tokens of the largest image or video that the engine takes."""
     budget = MultiModalBudget(vllm_config, MULTIMODAL_REGISTRY, enable_cache=False)

@@ -234,7 +234,9 @@ class VllmEngine(Engine):
             sum(tokens),
             reason_of_all(completion.finish_reason or "unknown" for completion in completions),
             _one_or_all([reasoning for reasoning, _ in parts]),
-            output.num_cached_tokens or 0,
+            # Of several answers vLLM tells only what the one that ended last took from the cache,
+            # and that is what another one has computed.
+            (output.num_cached_tokens or 0) if len(completions) == 1 else 0,
             sum(media_tokens(request).get("audio", ())),
             _one_or_all([self._logprobs(completion) for completion in completions]),
             max(tokens) if len(completions) > 1 else None,
