@@ -164,11 +164,12 @@ def count_to_retry(short: Splitter) -> int:
     return num_to_retry(Stage("", short.run.config, Sharding(1), short.layout))
 
 
-def test_what_fills_the_model_is_asked_about_again_under_another_output():
+def test_a_larger_model_len_alone_infers_nothing_again():
     alone, both = {"vllm.max_model_len": 2}, {"vllm.max_model_len": 2, "sampling.max_tokens": 1}
-    words = "2 answers were cut off: raise vllm.max_model_len and set another data.output_jsonl"
-    assert describe_cut_off(alone) == words
-    assert describe_cut_off(both).endswith("raise sampling.max_tokens and vllm.max_model_len")
+    how = "; docs/report.md says how to infer these again"
+    assert describe_cut_off(alone) == f"2 answers were cut off: raise vllm.max_model_len{how}"
+    keys = "sampling.max_tokens and vllm.max_model_len"
+    assert describe_cut_off(both) == f"3 answers were cut off: raise {keys}{how}"
 
 
 def test_too_many_of_them_fail_the_run(short):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 
 import pytest
 from helpers import EXPAND, samples
 from video_pipeline.common.processes import MARK, job_processes
+from video_pipeline.config import load_config
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.errors import EnvironmentFault, TaskError, UserError
+from video_pipeline.run.layout import Layout
+from video_pipeline.run.run import DatasetNeeds, Run
+from video_pipeline.split.scanning import scan
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +58,25 @@ def test_a_line_that_crashes_or_hangs_stays_one_sample(expanding, caplog, num_pr
     for number, warning, said in zip(bad, warnings, BAD.values(), strict=True):
         assert f"samples.jsonl, line {number + 1} ({number}): " in warning
         assert said in warning
+
+
+def test_its_processes_know_the_commit_of_the_model(tmp_path, monkeypatch):
+    """By which the files of the model that are here are found, and so its family."""
+    asked = []
+
+    @contextmanager
+    def expanding(config, num_processes):
+        asked.append(config.vllm.arguments["revision"])
+        yield None
+
+    monkeypatch.setattr("video_pipeline.decode.expanding.expanding", expanding)
+    (tmp_path / "samples.jsonl").touch()
+    data = {"input_jsonl": str(tmp_path / "samples.jsonl")}
+    config = load_config({"data": data, "vllm": {"model": "lab/glm"}})
+    run = Run(config, Layout.of(config, 1), commit="0" * 40)
+    run.dataset = DatasetNeeds("clips", 1, 1, expands=True)
+    assert list(scan(run, 1, with_identities=False)) == []
+    assert asked == ["0" * 40]
 
 
 def test_a_line_whose_process_died_by_accident_is_expanded(expanding, caplog):

@@ -114,7 +114,8 @@ def test_an_odd_number_of_frames_is_refused_where_they_go_in_pairs(tmp_path, nam
         dataset_of(config, load_task(config))
     other = model(tmp_path / "model", config={"model_type": "glm4v"})
     takes_any = {"model": str(other)}
-    for run, vllm in (({"dataset": "video"}, settings["vllm"]), ({}, takes_any)):
+    shows_all = [({"dataset": each}, settings["vllm"]) for each in ("first_frame", "frames")]
+    for run, vllm in (({"dataset": "video"}, settings["vllm"]), ({}, takes_any), *shows_all):
         config = load_config({"run": run, "vllm": vllm, "vision": {"nframes": 5}})
         dataset_of(config, load_task(config))
 

@@ -494,6 +494,7 @@ def test_a_model_that_was_still_thinking_has_not_answered(text):
     assert record["__reasoning"] == "Let me see"
 
 
+@pytest.mark.parametrize("has_stop", [False, True])
 @pytest.mark.parametrize(
     ("text", "reasoning", "is_answer"),
     [
@@ -507,17 +508,20 @@ def test_a_model_that_was_still_thinking_has_not_answered(text):
         (["", "A cat"], ["", "I see a"], True),
     ],
 )
-def test_a_model_that_ended_within_its_thoughts_has_not_answered(text, reasoning, is_answer):
+def test_a_model_that_ended_within_its_thoughts_has_not_answered(
+    text, reasoning, is_answer, has_stop
+):
     journaled = {ONLY_PART: ended("stop", 16, text, __reasoning=reasoning)}
-    record = record_of(Describe(), ENTRY, journaled, **SIXTEEN)
+    sampling = {**SIXTEEN["sampling"], **({"stop": ["."]} if has_stop else {})}
+    record = record_of(Describe(), ENTRY, journaled, **{**SIXTEEN, "sampling": sampling})
     assert record["__reasoning"] == reasoning
     if is_answer:
         assert record["__status"] == "ok"
         return
     error = record["__error"]
     assert (error["stage"], error["type"]) == ("generate", "Unfinished")
-    assert error["message"].startswith("the model ended within its thoughts, before an answer.")
-    assert "sampling.stop" in error["message"]
+    assert error["message"].startswith("the model ended within its thoughts, before an answer: ")
+    assert ("sampling.stop" in error["message"]) is has_stop
 
 
 def test_of_several_questions_the_one_that_ended_within_its_thoughts_is_named():

@@ -174,15 +174,25 @@ def test_an_adapter_that_vllm_would_apply_in_part_is_refused(model, tmp_path, en
     other = write_tiny_model(tmp_path / "model", "llava_onevision")
     for setting in (False, True):
         part = config_of(other, lora_path=str(adapter), enable_tower_connector_lora=setting)
-        with pytest.raises(UserError, match=r"with this model. Merge the adapter into the model"):
+        with pytest.raises(
+            UserError, match="nothing else of it. Merge the adapter into"
+        ):
             vllm_config_of(part)
+
+
+def test_an_adapter_with_whole_weights_of_an_encoder_is_to_be_merged(model, tmp_path):
+    """As ``modules_to_save`` writes them; vLLM refuses these whatever is set."""
+    name = "base_model.model.model.visual.merger.mlp.0.weight"
+    adapter = write_adapter(tmp_path / "adapter", IN_TEXT, name, ending="pt")
+    with pytest.raises(UserError, match=rf"{name}\), .*Merge the adapter into the model"):
+        vllm_config_of(config_of(model, lora_path=str(adapter)))
 
 
 def test_an_adapter_of_the_language_model_needs_no_setting(model, tmp_path):
     adapter = write_adapter(tmp_path / "adapter", IN_TEXT)
     assert vllm_config_of(config_of(model, lora_path=str(adapter))).lora_config.max_lora_rank == 8
     (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"vllm.lora_path: .*adapter_model.bin holds no weights"):
+    with pytest.raises(UserError, match=r"vllm.lora_path: .*adapter_model.pt holds no weights"):
         vllm_config_of(config_of(model, lora_path=str(adapter)))
 
 

@@ -47,8 +47,10 @@ def run(main: Callable[[], None]) -> None:
     except Failure as error:
         _exit(str(error))
     except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and _is_own(error):
-            raise
+        if isinstance(error, SystemExit):
+            if _is_own(error):
+                raise
+            _exit(f"code that is not of video-pipeline has ended the program: {explain(error)}")
         if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
             place = f" ({error.filename})" if error.filename else ""
             _exit(

@@ -11,8 +11,10 @@ from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.config import Config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.data.clips import ClipsDataset
+from video_pipeline.data.frames import FramesDataset
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import get_dataset
+from video_pipeline.data.stills import FirstFrameDataset, ImageDataset
 from video_pipeline.data.video import VideoDataset
 from video_pipeline.errors import UserError, user_code
 from video_pipeline.model.family import family_of, is_qwen_vl
@@ -41,7 +43,9 @@ def dataset_of(config: Config, task: Task) -> type[BaseDataset]:
         _check_hears(config, name, dataset)
     if _prepares_for_qwen(dataset):
         nframes = config.vision.nframes
-        if nframes is not None and nframes % 2:  # qwen-vl-utils would round it without a word.
+        shows_all = issubclass(dataset, FirstFrameDataset | FramesDataset | ImageDataset)
+        # qwen-vl-utils would round it without a word.
+        if nframes is not None and nframes % 2 and not shows_all:
             raise UserError(
                 f"vision.nframes: {nframes} is odd, and dataset {name!r} takes frames in pairs; "
                 f"set {nframes - 1} or {nframes + 1}"

@@ -225,7 +225,7 @@ def _image(item: dict[str, Any]) -> Image.Image:
     from video_pipeline.video.reader import upright_image
     from video_pipeline.video.resize import bounded_size
 
-    image = upright_image(item["image"])
+    image = upright_image(item["image"] if "image" in item else item["image_url"])
     if not isinstance(image, Image.Image):
         raise ValueError(
             f"an image of a message must be a path, an address or a picture: {image!r}"

@@ -36,7 +36,8 @@ from video_pipeline.tasks.registry import load_task
 logger = logging.getLogger(__name__)
 
 _BATCH = 1 << 9
-_AHEAD = 1 << 5
+_AHEAD, _MOST_AHEAD = 1 << 5, 1 << 14
+"""Records of one rank, and of all, that the partial output holds in memory."""
 
 
 def consolidate(config: Config, layout: Layout) -> None:
@@ -120,7 +121,8 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
         JournalReader(Path(manifest.journal), manifest.read_index()) as reader,
         replacing(layout.partial) as output,
     ):
-        lines = [_finished(chunk, reader, builder) for chunk in chunks]
+        ahead = max(1, min(_AHEAD, _MOST_AHEAD // len(chunks)))
+        lines = [_finished(chunk, reader, builder, ahead) for chunk in chunks]
         lines.append(manifest.read_left_out(layout))
         for rank in order:
             line = next(lines[rank])
@@ -130,11 +132,11 @@ def consolidate_partial(config: Config, layout: Layout) -> None:
 
 
 def _finished(
-    chunk: Iterator[bytes], reader: JournalReader, builder: RecordBuilder
+    chunk: Iterator[bytes], reader: JournalReader, builder: RecordBuilder, ahead: int
 ) -> Iterator[bytes]:
-    """The record of each sample of a chunk, empty if it is not finished. Some are read ahead: the
-    journal may have more files than can be open at once, and one is opened again for them all."""
-    while lines := list(islice(chunk, _AHEAD)):
+    """The record of each sample of a chunk, empty if it is not finished. ``ahead`` of them are read
+    at once: the journal may have more files than can be open, and one is opened for them all."""
+    while lines := list(islice(chunk, ahead)):
         records = []
         for entry in map(ChunkEntry.from_line, lines):
             done = entry.find(reader)

@@ -70,10 +70,10 @@ def why_no_answer(
     if reason != "length":
         message = f"the engine ended the answer after {tokens} tokens (finish_reason: {reason})"
         if reason == "stop":
-            message = (
-                "the model ended within its thoughts, before an answer. sampling.stop applies to "
-                "the thoughts, too: remove it, or turn thinking off with vllm.chat_template_kwargs"
-            )
+            message = "the model ended within its thoughts, before an answer: "
+            if config.sampling.model_dump().get("stop"):
+                message += "remove sampling.stop, which applies to the thoughts, too, or "
+            message += "turn thinking off (vllm.chat_template_kwargs)"
         return {"stage": "generate", "type": "Unfinished", "message": message}
     if not all(text.strip() for text in texts):
         message = f"there was no answer yet after {tokens} tokens"
@@ -95,9 +95,9 @@ def describe_cut_off(truncated: Mapping[str, int]) -> str:
         return ""
     answers = "answer was" if count == 1 else "answers were"
     keys = " and ".join(sorted(key for key in truncated if truncated[key]))
-    if keys == "vllm.max_model_len":  # It is in no fingerprint, so the answers would stay.
-        keys += " and set another data.output_jsonl"
-    return f"{count:,} {answers} cut off: raise {keys}"
+    # This key is in no fingerprint, so the answers would stay.
+    how = "; docs/report.md says how to infer these again" if "max_model_len" in keys else ""
+    return f"{count:,} {answers} cut off: raise {keys}{how}"
 
 
 def describe_damaged(count: int) -> str:

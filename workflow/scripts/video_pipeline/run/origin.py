@@ -211,10 +211,9 @@ def what_stays(config: Config, layout: Layout) -> str:
 
 
 def output_is_of_earlier_run(layout: Layout) -> bool:
-    """Whether the output on disk was not made from these chunks: it has another origin, or a run
-    that failed has restored it."""
+    """Whether the output on disk has another origin than the chunks."""
     about = read_object(layout.manifest).get("origin"), read_object(layout.summary).get("origin")
-    return layout.previous.exists() or (all(about) and about[0] != about[1])
+    return all(about) and about[0] != about[1]
 
 
 def output_is_damaged(layout: Layout) -> bool:

@@ -21,6 +21,7 @@ from video_pipeline.config import Config
 from video_pipeline.config.source import folder_of_pattern, member_of
 from video_pipeline.errors import TaskError
 from video_pipeline.journal.format import record_id, record_id_from_json
+from video_pipeline.model.model import with_commit
 from video_pipeline.run.chunks import ChunkEntry, entry_line
 from video_pipeline.run.run import Run
 from video_pipeline.samples.grouping import grouped, whole_videos
@@ -226,7 +227,7 @@ def scan(
     if run.dataset.expands or (where is not None and where.may_need_header):
         from video_pipeline.decode.expanding import expanding
 
-        with expanding(run.config, num_processes) as expander:
+        with expanding(with_commit(run.config, run.commit), num_processes) as expander:
             scanner = Scanner(run, with_identities, with_failed)
             yield from _scan_expanded(scanner, blocks, expander, every=run.dataset.expands)
         return

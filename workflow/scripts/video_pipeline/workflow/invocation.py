@@ -69,7 +69,6 @@ class Invocation:
         self._scripts = scripts
         self._locks: list[TextIO] = []
         self._has_begun = False
-        self._taken: list[Path] = []  # The outputs that are locked.
         self._first = self  # Of several imports of the same run, the one whose handlers are called.
         self._progress: ProgressLines | None = None  # Set while this process may change the output.
         self._earlier_errors: list[str] = []  # Of jobs that this run may not reach.
@@ -193,7 +192,9 @@ class Invocation:
                     _print(f"{layout.output}: {stays}")
             if output_is_damaged(layout):
                 self._force(stage, layout.output, "not what was written there: written again")
-            if is_of_earlier := output_is_of_earlier_run(layout):
+            # This run keeps the output of the one before, too, once it has begun.
+            is_restored = layout.previous.exists() and self._first._progress is None
+            if is_of_earlier := is_restored or output_is_of_earlier_run(layout):
                 self._force(stage, layout.output, "from an earlier run: written again")
             is_current = config.data.resume and not (changed or is_of_earlier)
             if layout.reopened.exists():
@@ -206,8 +207,8 @@ class Invocation:
                 )
             if self.snakemake.is_dry_run:
                 atexit.register(_print, f"{stage.title}{forecast(config, layout)}")
-            if self._first._has_begun:
-                self._first._start([stage])
+            if self._first._has_begun and self._first._progress is None:
+                self._first._start()
         source = config.data.source
         return [source.place] if source.is_local and source.is_file else []
 
@@ -260,24 +261,21 @@ class Invocation:
                 write_text(stage.layout.plan_config, stage.config.to_yaml())
         # The other rules only look at the output, maybe while another invocation works on it.
         if rules - {_PLAN, *(stage.rule("partial") for stage in self.stages)}:
-            self._start(self.stages)
+            self._start()
 
-    def _start(self, stages: Sequence[Stage]) -> None:
-        """Lock the outputs of ``stages`` that are not locked yet, and write the decisions beside
-        them. The first time, begin what goes on until the end."""
+    def _start(self) -> None:
+        """Lock the outputs, write the decisions beside them, and begin what goes on until the
+        end."""
         pages = {stage.name: str(stage.layout.report) for stage in self.stages}
         invoked = Invoked.now(pages)
-        for stage in stages:
-            if stage.layout.output not in self._taken:
-                self._take(stage)
-                invoked.write(stage.layout)
-                self._taken.append(stage.layout.output)
-        if self._progress is None:
-            self._earlier_errors = last_errors(self.stages)
-            self.snakemake.do_not_restart(self._will_fail_again)
-            stop_jobs_on_signals()
-            self._progress = ProgressLines(self.stages, self._scripts)
-            self._progress.begin()
+        for stage in self.stages:
+            self._take(stage)
+            invoked.write(stage.layout)
+        self._earlier_errors = last_errors(self.stages)
+        self.snakemake.do_not_restart(self._will_fail_again)
+        stop_jobs_on_signals()
+        self._progress = ProgressLines(self.stages, self._scripts)
+        self._progress.begin()
 
     def _show_what_is_there(self) -> None:
         """At the end of a call with nothing to do: print the files' paths."""

@@ -222,6 +222,7 @@ def _check_adapter(folder: Path, vllm_config: VllmConfig) -> None:
                 names = list(weights.keys())
         else:
             path = path.with_suffix(".bin")  # As older versions of peft write it.
+            path = path if path.is_file() else path.with_suffix(".pt")
             names = list(torch.load(path, map_location="meta", weights_only=True))
     except Exception as error:  # Each format has exceptions of its own.
         raise UserError(f"vllm.lora_path: {path} holds no weights ({error})") from error
@@ -229,9 +230,9 @@ def _check_adapter(folder: Path, vllm_config: VllmConfig) -> None:
     if outside is None:
         return
     part = f"vllm.lora_path: {path} does not adapt the language model alone ({outside})"
-    if not adapts_encoders(vllm_config):
+    if "lora_" not in outside or not adapts_encoders(vllm_config):
         raise UserError(
-            f"{part}, and vLLM applies nothing else with this model. Merge the adapter into the "
+            f"{part}, and vLLM applies nothing else of it. Merge the adapter into the "
             "model (peft's merge_and_unload), and name the result in vllm.model"
         )
     if vllm_config.lora_config is None or not vllm_config.lora_config.enable_tower_connector_lora:
