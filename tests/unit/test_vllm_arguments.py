@@ -174,9 +174,7 @@ def test_an_adapter_that_vllm_would_apply_in_part_is_refused(model, tmp_path, en
     other = write_tiny_model(tmp_path / "model", "llava_onevision")
     for setting in (False, True):
         part = config_of(other, lora_path=str(adapter), enable_tower_connector_lora=setting)
-        with pytest.raises(
-            UserError, match="nothing else of it. Merge the adapter into"
-        ):
+        with pytest.raises(UserError, match="Merge the adapter into the model"):
             vllm_config_of(part)
 
 
