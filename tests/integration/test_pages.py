@@ -65,7 +65,7 @@ NOT_RUN = {
     "make test-fast": "what runs this test",
     "make families": "runs tests",
     "make lint": "the continuous integration runs it",
-    ".venv/bin/pre-commit install": "pre-commit is not installed here",
+    ".venv/bin/pip install pre-commit && .venv/bin/pre-commit install": "pre-commit is not installed here",
     ".venv/bin/python -m pytest tests/unit/test_journal.py": "runs tests",
     '.venv/bin/python -m pytest -k "torn and line"': "runs tests",
     ".venv/bin/snakemake --directory .test --configfile .test/config/config.yaml --cores 2": (
