@@ -65,7 +65,9 @@ NOT_RUN = {
     "make test-fast": "what runs this test",
     "make families": "runs tests",
     "make lint": "the continuous integration runs it",
-    ".venv/bin/pip install pre-commit && .venv/bin/pre-commit install": "pre-commit is not installed here",
+    ".venv/bin/pip install pre-commit && .venv/bin/pre-commit install": (
+        "pre-commit is not installed here"
+    ),
     ".venv/bin/python -m pytest tests/unit/test_journal.py": "runs tests",
     '.venv/bin/python -m pytest -k "torn and line"': "runs tests",
     ".venv/bin/snakemake --directory .test --configfile .test/config/config.yaml --cores 2": (
@@ -93,7 +95,7 @@ RANK_FILE = Path("results/output.describe.rank3.jsonl")
 EXPECTED: dict[str, str | Path | Callable[[Path], None]] = {
     RUN: "Nothing to be done",
     "snakemake --cores all --resources gpu=8": "Nothing to be done",
-    "snakemake -n --configfile my.yaml": "Nothing to be done",
+    "snakemake -n --quiet host --configfile my.yaml": "Nothing to be done",
     "video-pipeline preview --configfile my.yaml --no-engine": "cat.mp4",
     "video-pipeline preview --video clip.mp4 --no-engine": Path("preview.png"),
     "video-pipeline preview my_plugin.py --task weather --video clip.mp4 --no-engine": (
