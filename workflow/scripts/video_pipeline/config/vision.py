@@ -13,6 +13,12 @@ NVDEC_PROCESSES = 4
 decoders in hardware, and each process takes GPU memory."""
 
 
+def decoder_of(decoder: str, number: int) -> str:
+    """The ``vision.decoder`` of the decode process with this number: with ``auto`` only the first
+    few use the GPU's."""
+    return "cpu" if decoder == "auto" and number >= NVDEC_PROCESSES else decoder
+
+
 class Vision(Section):
     """How many frames the model sees, and how large they are. Most keys are those of the video item
     that `qwen_vl_utils.process_vision_info` reads. The defaults fit `vllm.max_model_len: 32768`."""
@@ -72,12 +78,6 @@ class Vision(Section):
             for key in ("fps", "min_frames", "max_frames"):
                 kwargs.pop(key, None)
         return kwargs
-
-    def nvdec_processes(self, num_processes: int) -> int:
-        """How many of the decode processes of a job use the GPU's decoder, at most."""
-        return {"cpu": 0, "auto": min(NVDEC_PROCESSES, num_processes), "nvdec": num_processes}[
-            self.decoder
-        ]
 
     @property
     def most_frames(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, overload
 
 from video_pipeline.common.files import Seal
 from video_pipeline.config import Config
-from video_pipeline.config.vision import NVDEC_PROCESSES
+from video_pipeline.config.vision import decoder_of
 from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.decode.transport import pack, unpack
@@ -103,8 +103,7 @@ class WorkerSpec(ProcessSpec):
     decoder: str = "cpu"
 
     def decoder_of(self, number: int) -> str:
-        """The decoder of this process: with ``auto`` only the first few use the GPU's."""
-        return "cpu" if self.decoder == "auto" and number >= NVDEC_PROCESSES else self.decoder
+        return decoder_of(self.decoder, number)
 
     def shared(self) -> Shared:
         self.preparer.start()

@@ -103,13 +103,13 @@ def members_of_tar(source: Source, video_field: str, path: str = "") -> Iterator
             beside: dict[str, list[tuple[tars.Member, bytes]]] = defaultdict(list)
             for member, read in entries:
                 all_members.append(member)
-                if is_video(member.name):
+                if named_video := is_video(member.name):
                     videos.append(member)
                 elif _has_fields(member.name):
                     # It is read while the headers near it are here, and judged if a video has it.
                     is_small = not member.fault and member.size <= tars.MAX_HEADER_BYTES
                     beside[_bare(member.name)].append((member, read() if is_small else b""))
-                if is_video(member.name) or member.leads_out or member.name in used:
+                if named_video or member.leads_out or member.name in used:
                     _check(member, where)
             for video in videos:
                 number += 1

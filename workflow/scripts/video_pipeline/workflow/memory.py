@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from video_pipeline.config import Config
+from video_pipeline.config.vision import decoder_of
 from video_pipeline.errors import UserError
 
 FORK_SERVER_GB = 1.3
@@ -42,7 +43,8 @@ class JobMemory:
         """The memory of a job with ``threads`` cores."""
         uses_vllm = config.run.engine == "vllm"
         processes = config.data.decode_processes(threads)
-        on_gpu = config.vision.nvdec_processes(processes) if uses_vllm else 0
+        decoder = config.vision.decoder if uses_vllm else "cpu"
+        on_gpu = sum(decoder_of(decoder, number) != "cpu" for number in range(processes))
         per_gpu = ENGINE_GB + config.vllm.number("cpu_offload_gb")
         return cls(
             decode_processes=processes,
