@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 
 import orjson
@@ -408,6 +409,30 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"damaged or cut off at byte 1,536"):
         lines(path)
+
+
+def test_a_tar_after_another_one_is_not_lost(tmp_path):
+    """As `cat` makes it: to tarfile the file ends where the first tar does."""
+    first, second = (write_tar(tmp_path / f"{n}.tar", info(f"{n}.mp4")) for n in "ab")
+    both = tmp_path / "both.tar"
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(UserError, match=r"both\.tar.*another tar follows"):
+        lines(both)
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE])
+def test_a_negative_size_does_not_lead_back_for_ever(tmp_path, monkeypatch, kind):
+    """Python 3.11.14, 3.12.12 and later refuse it themselves (CVE-2025-8194)."""
+    blocks = lambda _, count: -(-count // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE  # noqa: E731
+    monkeypatch.setattr(tarfile.TarInfo, "_block", blocks)
+    header = bytearray(info("b.mp4", 0, type=kind).tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # -512: this header comes next, too.
+    header[148:156] = b"%06o\0 " % (sum(header[:148] + header[156:]) + 8 * ord(" "))
+    path = write_tar(tmp_path / "x.tar", info("a.mp4"))
+    path.write_bytes(path.read_bytes()[:1024] + header + bytes(10240))
+    members = tars.members(LocalBlob(str(path)))
+    with pytest.raises(VideoReadError, match="the tar is damaged"):
+        assert list(islice(members, 5)) is None
 
 
 def test_what_is_no_tar(tmp_path):
