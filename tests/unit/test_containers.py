@@ -203,6 +203,20 @@ def test_fields_of_no_video_are_not_lost_in_silence(tmp_path, caplog, names, mes
     assert (f"{path}: " in caplog.text) == bool(message)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"n": 1, "n": 2}', "the name 'n' is there twice"),
+        (b'{"n": 123456789012345678901234567890}', "does not fit into 64 bits"),
+        (b"[1]", "expected a JSON object, got list"),
+    ],
+)
+def test_fields_that_json_cannot_carry_are_not_changed_in_silence(tmp_path, data, message):
+    path = write_members(tmp_path / "x.tar", ("a.json", data), ("a.mp4", b"A"))
+    with pytest.raises(UserError, match=rf"x\.tar: the member 'a\.json': .*{message}"):
+        lines(path)
+
+
 def test_members_that_belong_to_no_video_may_hold_anything(tmp_path):
     path = write_members(
         tmp_path / "x.tar",
@@ -442,7 +456,7 @@ def test_what_is_no_tar(tmp_path):
         lines(path)
     with pytest.raises(UserError, match="no member is named like a video"):
         lines(write_tar(tmp_path / "y.tar", info("a.doc")))
-    with pytest.raises(UserError, match=r"the member 'a\.json' is not JSON"):
+    with pytest.raises(UserError, match=r"the member 'a\.json': not JSON"):
         lines(write_tar(tmp_path / "z.tar", info("a.mp4"), info("a.json")))
     with pytest.raises(UserError, match=r"the member 'a\.b\.txt' has 2,000,000 bytes, more than a"):
         lines(write_tar(tmp_path / "z.tar", info("a.b.mp4"), info("a.b.txt", 2_000_000)))
