@@ -200,6 +200,21 @@ def test_a_parquet_file_without_paths(tmp_path):
         lines(path)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pyarrow.array([2**62], pyarrow.timestamp("us")), "date value out of range"),
+        (pyarrow.array([1], pyarrow.timestamp("us", "Mars/X")), "'Mars/X'"),
+        (pyarrow.array([b"\xff"]).view(pyarrow.string()), "'utf-8' codec can"),
+    ],
+)
+def test_values_that_cannot_be_read_are_an_error(tmp_path, values, message):
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["a.mp4"], "x": values}), path)
+    with pytest.raises(UserError, match=rf"cannot read .*t\.parquet: {message}"):
+        lines(path)
+
+
 @pytest.mark.parametrize("name", ["bomb.jsonl.gz", "bomb.jsonl.zst"])
 def test_a_small_file_that_grows_without_an_end(tmp_path, monkeypatch, name):
     monkeypatch.setattr(blocks, "MAX_LINE_BYTES", 1 << 20)

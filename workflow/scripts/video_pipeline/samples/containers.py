@@ -207,7 +207,8 @@ def rows_of_parquet(source: Source, video_field: str, path: str = "") -> Iterato
                         raw[video_field] = f"{container}#{number}:{videos[0]}"
                     number += 1
                     yield json_line(source, number, {**raw, **version})
-    except (OSError, VideoReadError, pyarrow.ArrowException) as error:
+    # Python has no value for some: a date after the year 9999, a text that is not UTF-8.
+    except (OSError, ValueError, ArithmeticError, LookupError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {where}: {error}") from error
 
 
