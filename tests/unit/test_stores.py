@@ -156,6 +156,19 @@ def test_members_of_a_tar_in_a_store(s3, clip):
     assert read_header("s3://clips/shards/x.tar#a.mp4", with_size=True).width == 640
 
 
+def test_a_tar_whose_name_looks_like_a_pattern(s3, clip):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        info = tarfile.TarInfo("7.mp4")
+        info.size = len(clip)
+        tar.addfile(info, io.BytesIO(clip))
+    obstore.put(s3, "tars/all [1080p].tar", packed.getvalue())
+    for place in ("s3://clips/tars", "s3://clips/tars/*.tar"):
+        (sample,) = lines(place)
+        assert sample["path"] == "all [1080p].tar#7.mp4"
+    assert open_blob("s3://clips/tars/all [1080p].tar#7.mp4").size == len(clip)
+
+
 def test_a_row_of_a_parquet_file_in_a_store(s3, clip, tmp_path):
     pandas.DataFrame({"video": [clip], "n": [1]}).to_parquet(tmp_path / "v.parquet")
     obstore.put(s3, "v.parquet", (tmp_path / "v.parquet").read_bytes())

@@ -210,8 +210,8 @@ def _listing(source: Source, video_field: str) -> Iterator[bytes]:
             yield json_line(source, number, {video_field: path, **entry})
     if source.kind == "pattern" or not number:
         for path in containers:
-            container = Source(f"{source.root}/{path}")
-            yield from _READERS[container.kind](container, video_field, path)
+            read = rows_of_parquet if path.lower().endswith(".parquet") else members_of_tar
+            yield from read(Source(f"{source.root}/{path}"), video_field, path)
     if not number and not containers:
         raise UserError(_nothing_there(source))
 
