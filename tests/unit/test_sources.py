@@ -66,6 +66,23 @@ def test_a_pattern_stands_for_each_file_that_it_matches(folder):
     assert Source(f"{folder}/**/*.m[pk]*").root == str(folder)
 
 
+def test_a_link_that_leads_nowhere_is_not_lost(folder):
+    """It becomes an error record, like that of a folder."""
+    (folder / "cats" / "3.mkv").symlink_to("gone.mkv")
+    found = [{"path": "cats/2.mkv"}, {"path": "cats/3.mkv"}]
+    assert lines(f"{folder}/**/*.mkv") == found
+    assert [line for line in lines(folder) if line["path"].endswith("mkv")] == found
+
+
+def test_a_link_that_leads_back_gives_no_video_twice(folder):
+    for name in ("back", "cats/up"):  # Two: 2**40 paths.
+        (folder / name).symlink_to(folder)
+    with pytest.raises(UserError, match=r"/(back|up).*: a link leads back, so"):
+        lines(f"{folder}/**/*.mkv")
+    assert lines(folder / "*" / "2.mkv") == [{"path": "cats/2.mkv"}]
+    assert lines(folder) == [{"path": name} for name in VIDEOS]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
     path = tmp_path / "list[1].txt"
     path.write_text("a.mp4\n")
