@@ -488,6 +488,17 @@ def test_what_is_not_signed_stays(address):
     assert stable_address(address) is address
 
 
+def test_the_password_of_a_root_is_in_no_file_of_the_run():
+    """The summary has the origin, and is published."""
+    roots = ({"video_root": "https://user:word@h/v"}, {"input_jsonl": "https://user:word@h/t.txt"})
+    for data in roots:
+        values = {"data": data, "stages": [{"name": "one"}]}
+        for _, config in load_config(values).by_stage():
+            origin = json.dumps(origin_of(config, with_input=False))
+            assert "https://h" in origin
+            assert "word" not in origin
+
+
 def test_a_sample_signed_again_stays_finished(splitting):
     """Keys by content, and the request digest, which has the address in its messages."""
 
