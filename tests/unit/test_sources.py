@@ -179,6 +179,12 @@ def test_a_table_that_is_none(tmp_path, text, message):
         lines(path)
 
 
+def test_a_cell_of_a_long_transcript(tmp_path):
+    text = "what is said " * 50_000
+    (tmp_path / "t.csv").write_text(f"path,said\na.mp4,{text}\n")
+    assert lines(tmp_path / "t.csv") == [{"path": "a.mp4", "said": text}]
+
+
 def test_a_number_that_is_none_is_a_bad_line(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("path,video_start\na.mp4,soon\n")

@@ -152,9 +152,7 @@ class InputReader:
         if type(value) not in (str, int) or value == "":
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
             raise ValueError(f"no id: field {self._id_field!r} must be text or an integer, {got}")
-        if is_window(raw):
-            return window_id(value, raw)
-        return str(value)
+        return window_id(value, raw) if is_window(raw) else str(value)
 
 
 def parse_object(line: bytes, check_numbers: bool) -> dict[str, Any]:

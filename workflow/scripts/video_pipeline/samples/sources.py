@@ -23,7 +23,7 @@ from fsspec.utils import glob_translate
 from video_pipeline.config import Data
 from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import UserError
-from video_pipeline.samples.blocks import BLOCK_BYTES, whole_lines
+from video_pipeline.samples.blocks import BLOCK_BYTES, MAX_LINE_BYTES, whole_lines
 from video_pipeline.samples.containers import (
     CONTAINER_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -111,6 +111,7 @@ def _list(source: Source, video_field: str) -> Iterator[bytes]:
 
 def _table(delimiter: str, source: Source, video_field: str) -> Iterator[bytes]:
     """The first row names the fields, and each other row is a sample. An empty cell is no field."""
+    csv.field_size_limit(MAX_LINE_BYTES)  # The transcript of some hours exceeds the default.
     rows = csv.reader(_text_lines(source), delimiter=delimiter, strict=True)
     where, written = shown(source.place), 0
     try:
