@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 
 import orjson
@@ -200,6 +201,20 @@ def test_fields_of_no_video_are_not_lost_in_silence(tmp_path, caplog, names, mes
     assert message in caplog.text
     assert len(caplog.records) == bool(message)
     assert (f"{path}: " in caplog.text) == bool(message)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"n": 1, "n": 2}', "the name 'n' is there twice"),
+        (b'{"n": 123456789012345678901234567890}', "does not fit into 64 bits"),
+        (b"[1]", "expected a JSON object, got list"),
+    ],
+)
+def test_fields_that_json_cannot_carry_are_not_changed_in_silence(tmp_path, data, message):
+    path = write_members(tmp_path / "x.tar", ("a.json", data), ("a.mp4", b"A"))
+    with pytest.raises(UserError, match=rf"x\.tar: the member 'a\.json': .*{message}"):
+        lines(path)
 
 
 def test_members_that_belong_to_no_video_may_hold_anything(tmp_path):
@@ -410,6 +425,30 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
         lines(path)
 
 
+def test_a_tar_after_another_one_is_not_lost(tmp_path):
+    """As `cat` makes it: to tarfile the file ends where the first tar does."""
+    first, second = (write_tar(tmp_path / f"{n}.tar", info(f"{n}.mp4")) for n in "ab")
+    both = tmp_path / "both.tar"
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(UserError, match=r"both\.tar.*another tar follows"):
+        lines(both)
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE])
+def test_a_negative_size_does_not_lead_back_for_ever(tmp_path, monkeypatch, kind):
+    """Python 3.11.14, 3.12.12 and later refuse it themselves (CVE-2025-8194)."""
+    blocks = lambda _, count: -(-count // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE  # noqa: E731
+    monkeypatch.setattr(tarfile.TarInfo, "_block", blocks)
+    header = bytearray(info("b.mp4", 0, type=kind).tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # -512: this header comes next, too.
+    header[148:156] = b"%06o\0 " % (sum(header[:148] + header[156:]) + 8 * ord(" "))
+    path = write_tar(tmp_path / "x.tar", info("a.mp4"))
+    path.write_bytes(path.read_bytes()[:1024] + header + bytes(10240))
+    members = tars.members(LocalBlob(str(path)))
+    with pytest.raises(VideoReadError, match="the tar is damaged"):
+        assert list(islice(members, 5)) is None
+
+
 def test_what_is_no_tar(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(b"no tar at all" * 100)
@@ -417,7 +456,7 @@ def test_what_is_no_tar(tmp_path):
         lines(path)
     with pytest.raises(UserError, match="no member is named like a video"):
         lines(write_tar(tmp_path / "y.tar", info("a.doc")))
-    with pytest.raises(UserError, match=r"the member 'a\.json' is not JSON"):
+    with pytest.raises(UserError, match=r"the member 'a\.json': not JSON"):
         lines(write_tar(tmp_path / "z.tar", info("a.mp4"), info("a.json")))
     with pytest.raises(UserError, match=r"the member 'a\.b\.txt' has 2,000,000 bytes, more than a"):
         lines(write_tar(tmp_path / "z.tar", info("a.b.mp4"), info("a.b.txt", 2_000_000)))

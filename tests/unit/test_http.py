@@ -145,6 +145,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer_loop(self, _: str) -> None:
         self.send(b"", 301, Location="/loop")
 
+    def answer_text_as_it_is(self, _: str) -> None:
+        """Redirects to a path in UTF-8 that is not quoted."""
+        self.send(b"", 302, Location="/clip.mp4?é 你".encode().decode("latin-1"))
+
     def answer_busy(self, rest: str) -> None:
         """Twice; the query is the header Retry-After."""
         status, _, after = rest.partition("?")
@@ -282,6 +286,11 @@ def test_the_scheme_may_be_in_capitals(url: str) -> None:
 def test_what_is_odd_in_an_address_is_quoted(server, url: str) -> None:
     assert probe(f'{url}/clip.mp4?a b"\U0001f600#part').frames == 24
     assert server.requests == ["/clip.mp4?a%20b%22%F0%9F%98%80"]
+
+
+def test_what_is_odd_in_a_redirect_is_quoted(server, url: str) -> None:
+    assert probe(f"{url}/text_as_it_is").frames == 24
+    assert server.requests[-1] == "/clip.mp4?%C3%A9%20%E4%BD%A0"
 
 
 def test_images_of_messages(url: str, files: Path) -> None:

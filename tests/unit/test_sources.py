@@ -66,6 +66,23 @@ def test_a_pattern_stands_for_each_file_that_it_matches(folder):
     assert Source(f"{folder}/**/*.m[pk]*").root == str(folder)
 
 
+def test_a_link_that_leads_nowhere_is_not_lost(folder):
+    """It becomes an error record, like that of a folder."""
+    (folder / "cats" / "3.mkv").symlink_to("gone.mkv")
+    found = [{"path": "cats/2.mkv"}, {"path": "cats/3.mkv"}]
+    assert lines(f"{folder}/**/*.mkv") == found
+    assert [line for line in lines(folder) if line["path"].endswith("mkv")] == found
+
+
+def test_a_link_that_leads_back_gives_no_video_twice(folder):
+    for name in ("back", "cats/up"):  # Two: 2**40 paths.
+        (folder / name).symlink_to(folder)
+    with pytest.raises(UserError, match=r"/(back|up).*: a link leads back, so"):
+        lines(f"{folder}/**/*.mkv")
+    assert lines(folder / "*" / "2.mkv") == [{"path": "cats/2.mkv"}]
+    assert lines(folder) == [{"path": name} for name in VIDEOS]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
     path = tmp_path / "list[1].txt"
     path.write_text("a.mp4\n")
@@ -162,6 +179,12 @@ def test_a_table_that_is_none(tmp_path, text, message):
         lines(path)
 
 
+def test_a_cell_of_a_long_transcript(tmp_path):
+    text = "what is said " * 50_000
+    (tmp_path / "t.csv").write_text(f"path,said\na.mp4,{text}\n")
+    assert lines(tmp_path / "t.csv") == [{"path": "a.mp4", "said": text}]
+
+
 def test_a_number_that_is_none_is_a_bad_line(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("path,video_start\na.mp4,soon\n")
@@ -197,6 +220,21 @@ def test_a_parquet_file_without_paths(tmp_path):
     assert [json.loads(line) for line in read_blocks(path, "video")] == [{"video": "a.mp4"}]
     path.write_bytes(b"PAR1 no")
     with pytest.raises(UserError, match=r"cannot read .*t\.parquet"):
+        lines(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pyarrow.array([2**62], pyarrow.timestamp("us")), "date value out of range"),
+        (pyarrow.array([1], pyarrow.timestamp("us", "Mars/X")), "'Mars/X'"),
+        (pyarrow.array([b"\xff"]).view(pyarrow.string()), "'utf-8' codec can"),
+    ],
+)
+def test_values_that_cannot_be_read_are_an_error(tmp_path, values, message):
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["a.mp4"], "x": values}), path)
+    with pytest.raises(UserError, match=rf"cannot read .*t\.parquet: {message}"):
         lines(path)
 
 

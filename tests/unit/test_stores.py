@@ -156,6 +156,19 @@ def test_members_of_a_tar_in_a_store(s3, clip):
     assert read_header("s3://clips/shards/x.tar#a.mp4", with_size=True).width == 640
 
 
+def test_a_tar_whose_name_looks_like_a_pattern(s3, clip):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        info = tarfile.TarInfo("7.mp4")
+        info.size = len(clip)
+        tar.addfile(info, io.BytesIO(clip))
+    obstore.put(s3, "tars/all [1080p].tar", packed.getvalue())
+    for place in ("s3://clips/tars", "s3://clips/tars/*.tar"):
+        (sample,) = lines(place)
+        assert sample["path"] == "all [1080p].tar#7.mp4"
+    assert open_blob("s3://clips/tars/all [1080p].tar#7.mp4").size == len(clip)
+
+
 def test_a_row_of_a_parquet_file_in_a_store(s3, clip, tmp_path):
     pandas.DataFrame({"video": [clip], "n": [1]}).to_parquet(tmp_path / "v.parquet")
     obstore.put(s3, "v.parquet", (tmp_path / "v.parquet").read_bytes())
@@ -473,6 +486,17 @@ def test_a_signature_is_no_part_of_the_name(address):
 )
 def test_what_is_not_signed_stays(address):
     assert stable_address(address) is address
+
+
+def test_the_password_of_a_root_is_in_no_file_of_the_run():
+    """The summary has the origin, and is published."""
+    roots = ({"video_root": "https://user:word@h/v"}, {"input_jsonl": "https://user:word@h/t.txt"})
+    for data in roots:
+        values = {"data": data, "stages": [{"name": "one"}]}
+        for _, config in load_config(values).by_stage():
+            origin = json.dumps(origin_of(config, with_input=False))
+            assert "https://h" in origin
+            assert "word" not in origin
 
 
 def test_a_sample_signed_again_stays_finished(splitting):

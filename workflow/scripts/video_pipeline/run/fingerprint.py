@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from video_pipeline.config import Config
+from video_pipeline.config.source import stable_address
 from video_pipeline.model.files import model_files
 from video_pipeline.model.model import Model
 from video_pipeline.samples.identity import digest
@@ -133,7 +134,8 @@ def written_settings(config: Config) -> dict[str, Any]:
     settings = _plain_settings(config)
     for section, names in _WRITTEN.items():
         values = getattr(config, section).model_dump(mode="json", include=set(names))
-        settings.update({f"{section}.{name}": values[name] for name in names})
+        # The password of a root stays out of what is published.
+        settings.update({f"{section}.{name}": stable_address(values[name]) for name in names})
     chosen = {f"data.{name}": getattr(config.data, name) for name in ("where", "group_by")}
     return settings | {name: value for name, value in chosen.items() if value is not None}
 

@@ -12,6 +12,7 @@ import orjson
 
 from video_pipeline.config.source import Source, absolute, scheme_of, shown, stable_address
 from video_pipeline.errors import UserError
+from video_pipeline.samples.input import parse_object
 from video_pipeline.storage import tars
 from video_pipeline.storage.access import TRUSTED
 from video_pipeline.storage.blobs import BlobFile
@@ -159,13 +160,11 @@ def _fields(beside: list[tuple[tars.Member, bytes]], where: str) -> dict[str, An
         name = f"{where}: the member {member.name!r:.200}"
         if member.size > tars.MAX_HEADER_BYTES:
             raise UserError(f"{name} has {member.size:,} bytes, more than a sample's fields may")
-        suffix = member.name.rpartition(".")[2].upper()
+        is_text = member.name.lower().endswith(".txt")
         try:
-            found = {"txt": data.decode()} if suffix == "TXT" else orjson.loads(data)
-        except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
-            raise UserError(f"{name} is not {suffix}: {error}") from None
-        if not isinstance(found, dict):
-            raise UserError(f"{name} must hold a JSON object, it holds {type(found).__name__}")
+            found = {"txt": data.decode()} if is_text else parse_object(data, check_numbers=True)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
         # Records use the names that begin with two underscores.
         fields.update((k, v) for k, v in found.items() if not k.startswith("__"))
     return fields
@@ -208,7 +207,8 @@ def rows_of_parquet(source: Source, video_field: str, path: str = "") -> Iterato
                         raw[video_field] = f"{container}#{number}:{videos[0]}"
                     number += 1
                     yield json_line(source, number, {**raw, **version})
-    except (OSError, VideoReadError, pyarrow.ArrowException) as error:
+    # Python has no value for some: a date after the year 9999, a text that is not UTF-8.
+    except (OSError, ValueError, ArithmeticError, LookupError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {where}: {error}") from error
 
 

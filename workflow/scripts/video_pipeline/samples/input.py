@@ -66,17 +66,11 @@ class BadLines:
     def raise_any(self, path: str) -> None:
         """Raise :class:`UserError` naming the bad lines of ``path``, if there are any."""
         if self.count:
-            more = self.count - len(self._first)
-            raise UserError(
-                "\n  ".join(
-                    [
-                        f"{path}: {self.count} bad line(s); nothing was started. "
-                        "Fix or remove them and run again.",
-                        *(f"line {line}: {why}" for line, why in self._first),
-                        *([f"... and {more} more"] if more else []),
-                    ]
-                )
-            )
+            said = f"{path}: {self.count} bad line(s); nothing was started. Fix or remove them and "
+            lines = [f"{said}run again.", *(f"line {line}: {why}" for line, why in self._first)]
+            if more := self.count - len(self._first):
+                lines.append(f"... and {more} more")
+            raise UserError("\n  ".join(lines))
 
 
 @dataclass
@@ -105,7 +99,7 @@ class InputReader:
                 continue
             self.lines += 1
             try:
-                raw = _parse(text, check_numbers)
+                raw = parse_object(text, check_numbers)
                 if "__key" in raw and is_record(raw):
                     yield self._sample_of_record(line_number, raw)
                     continue
@@ -138,10 +132,9 @@ class InputReader:
 
     def _check_video(self, raw: dict[str, Any]) -> None:
         video = raw.get(self._video_field)
-        if isinstance(video, str) and video:
-            video_uri(video, "/")
-        elif isinstance(video, list) and video and all(isinstance(v, str) and v for v in video):
-            for path in video:
+        paths: list[Any] = video if isinstance(video, list) else [video]
+        if paths and all(isinstance(path, str) and path for path in paths):
+            for path in paths:
                 video_uri(path, "/")
         elif self.needs_video or video is not None:
             got = f"got {video!r:.80}" if self._video_field in raw else "it is missing"
@@ -159,12 +152,12 @@ class InputReader:
         if type(value) not in (str, int) or value == "":
             got = f"got {value!r:.80}" if self._id_field in raw else "it is missing"
             raise ValueError(f"no id: field {self._id_field!r} must be text or an integer, {got}")
-        if is_window(raw):
-            return window_id(value, raw)
-        return str(value)
+        return window_id(value, raw) if is_window(raw) else str(value)
 
 
-def _parse(line: bytes, check_numbers: bool) -> dict[str, Any]:
+def parse_object(line: bytes, check_numbers: bool) -> dict[str, Any]:
+    """Raises :class:`ValueError` if ``line`` is no JSON object, or cannot be kept as it is.
+    ``check_numbers``: whether it may hold numbers of 19 digits."""
     try:
         value = orjson.loads(line)
         if check_numbers or _may_repeat_names(line, value):

@@ -12,7 +12,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fsspec.utils import glob_translate
 from video_pipeline.config import Data
 from video_pipeline.config.source import Source, shown
 from video_pipeline.errors import UserError
-from video_pipeline.samples.blocks import BLOCK_BYTES, whole_lines
+from video_pipeline.samples.blocks import BLOCK_BYTES, MAX_LINE_BYTES, whole_lines
 from video_pipeline.samples.containers import (
     CONTAINER_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -73,8 +73,7 @@ def read_samples(data: Data, bad: BadLines) -> Iterator[InputSample]:
 
 def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
     """``lines`` without their ends, in blocks."""
-    block: list[bytes] = []
-    size = 0
+    block, size = list[bytes](), 0
     for line in lines:
         block.append(line + b"\n")
         size += len(line) + 1
@@ -112,6 +111,7 @@ def _list(source: Source, video_field: str) -> Iterator[bytes]:
 
 def _table(delimiter: str, source: Source, video_field: str) -> Iterator[bytes]:
     """The first row names the fields, and each other row is a sample. An empty cell is no field."""
+    csv.field_size_limit(MAX_LINE_BYTES)  # The transcript of some hours exceeds the default.
     rows = csv.reader(_text_lines(source), delimiter=delimiter, strict=True)
     where, written = shown(source.place), 0
     try:
@@ -178,18 +178,29 @@ def listed(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def _local_names(source: Source) -> list[str]:
-    root = Path(source.root)
+    root, names = Path(source.root), list[str]()
     if source.kind == "pattern":
         pattern = os.path.relpath(source.place, root)
-        matches = glob.glob(pattern, root_dir=root, recursive=True)
-        return [name for name in matches if (root / name).is_file()]
-    names: list[str] = []
+        for name in glob.iglob(pattern, root_dir=root, recursive=True):
+            if "**" in pattern:
+                _check_no_loop(root, Path(name).parent)
+            if not (root / name).is_dir():  # A link that leads nowhere is a missing file.
+                names.append(name)
+        return names
     for folder, folders, files in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = os.path.relpath(folder, root)
         start = "" if prefix == "." else f"{prefix}/"
         names += [start + name for name in files if is_taken(name)]
     return names
+
+
+@lru_cache(maxsize=1024)
+def _check_no_loop(root: Path, folder: Path) -> None:
+    """Raise :class:`UserError` if a link in ``folder`` leads back to a folder before it."""
+    places = [(root / path).resolve() for path in (folder, *folder.parents)]
+    if len(set(places)) < len(places):
+        raise UserError(f"{root / folder}: a link leads back, so `**` finds files again and again")
 
 
 def _raise(error: OSError) -> None:
@@ -199,8 +210,7 @@ def _raise(error: OSError) -> None:
 def _listing(source: Source, video_field: str) -> Iterator[bytes]:
     """Each video is a sample. Then follow the samples in tars and Parquet files, if a pattern
     matches these, or the folder has no videos."""
-    number = 0
-    containers: list[str] = []
+    number, containers = 0, list[str]()
     for entry in listed(source):
         path = entry.pop("path")
         if path.lower().endswith(CONTAINER_SUFFIXES):
@@ -210,8 +220,8 @@ def _listing(source: Source, video_field: str) -> Iterator[bytes]:
             yield json_line(source, number, {video_field: path, **entry})
     if source.kind == "pattern" or not number:
         for path in containers:
-            container = Source(f"{source.root}/{path}")
-            yield from _READERS[container.kind](container, video_field, path)
+            read = rows_of_parquet if path.lower().endswith(".parquet") else members_of_tar
+            yield from read(Source(f"{source.root}/{path}"), video_field, path)
     if not number and not containers:
         raise UserError(_nothing_there(source))
 
@@ -220,14 +230,12 @@ def _nothing_there(source: Source) -> str:
     where = shown(source.place)
     if source.kind == "pattern":
         return f"{where}: the pattern matches no file"
-    shown_names = ""
-    if source.is_local:
-        files = (entry.name for entry in os.scandir(source.place) if not entry.is_dir())
-        shown_names = ", ".join(sorted(islice(files, 5)))
+    entries = os.scandir(source.place) if source.is_local else ()
+    names = sorted(islice((entry.name for entry in entries if not entry.is_dir()), 5))
+    held = f"; it holds {', '.join(names)}" if names else ""
     return (
-        f"{where}: no videos in this folder or below ({' '.join(VIDEO_SUFFIXES)})"
-        + (f"; it holds {shown_names}" if shown_names else "")
-        + ". A pattern such as `folder/*.jpg` takes files of any name"
+        f"{where}: no videos in this folder or below ({' '.join(VIDEO_SUFFIXES)}){held}. A pattern "
+        "such as `folder/*.jpg` takes files of any name"
     )
 
 

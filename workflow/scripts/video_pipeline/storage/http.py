@@ -146,6 +146,7 @@ class HttpBlob(Blob):
                     if not location:
                         yield response
                         return
+                location = location.encode("latin-1").decode("utf-8", "replace")  # As browsers do.
                 hop = _parse(location, base=hop.url)
             raise VideoReadError(f"download: redirected more than {MAX_REDIRECTS} times")
         except exceptions.ProtocolError as error:

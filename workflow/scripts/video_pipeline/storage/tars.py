@@ -51,7 +51,7 @@ def members(blob: Blob) -> Iterator[tuple[Member, Callable[[], bytes]]]:
     names: set[str] = set()
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (info := tar.next()) is not None:
+            while (info := tar.next()) is not None and tar.offset > info.offset:
                 cast("Any", tar).members.clear()  # It would keep all of them.
                 if not info.isdir():
                     yield _member(info, blob.size, names), partial(_read, file, info)
@@ -59,9 +59,12 @@ def members(blob: Blob) -> Iterator[tuple[Member, Callable[[], bytes]]]:
             end = tar.offset
     except tarfile.TarError as error:
         raise VideoReadError(f"not a tar, or a damaged one ({error})") from error
-    # tarfile takes a damaged header for the end of the tar.
-    if blob.size < end + tarfile.BLOCKSIZE or any(blob.read(end, end + tarfile.BLOCKSIZE)):
-        raise VideoReadError(f"the tar is damaged or cut off at byte {end:,}")
+    # tarfile takes a damaged header for the end of the tar, and does not see what follows the end.
+    # A negative size leads back: CVE-2025-8194, in Python before 3.11.14, 3.12.12 and 3.13.6.
+    is_short = blob.size < end + tarfile.BLOCKSIZE
+    if is_short or blob.read(end, min(end + MAX_HEADER_BYTES, blob.size)).strip(b"\0"):
+        fault = f"damaged or cut off at byte {end:,}, or another tar follows there, as after `cat`"
+        raise VideoReadError(f"the tar is {fault}")
 
 
 def _read(file: BlobFile, info: tarfile.TarInfo) -> bytes:
