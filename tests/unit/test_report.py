@@ -128,10 +128,12 @@ def test_a_command_is_shown_without_its_secrets() -> None:
     arguments = [
         *("--cores", "8", "--storage-s3-secret-key", "abc", "--storage-s3-access-key=def"),
         *("--config", "input=https://me:pw@host/list.jsonl?sig=1", "max_tokens=5", "--quiet"),
+        "data={input_jsonl: 'https://me:pw@host/list.jsonl?sig=1', video_field: video}",
     ]
     assert without_secrets(arguments) == [
         *("--cores", "8", "--storage-s3-secret-key", "***", "--storage-s3-access-key=***"),
         *("--config", "input=https://host/list.jsonl", "max_tokens=5", "--quiet"),
+        "data={input_jsonl: 'https://host/list.jsonl', video_field: video}",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from video_pipeline.run.layout import Layout
 
 HIDDEN = "***"
 """Stands for a secret in a command."""
+_ADDRESS = re.compile(r"https?://[^\s'\"}]+")  # Also in YAML: `data={input_jsonl: ...}`.
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,6 @@ def without_secrets(arguments: Iterable[str]) -> list[str]:
             option = value
         elif is_secret(name or option, value):
             value = HIDDEN
-        elif scheme_of(value) in ("http", "https"):
-            value = shown(value)
+        value = _ADDRESS.sub(lambda address: shown(address[0]), value)
         words.append(name + equals + value)
     return words
