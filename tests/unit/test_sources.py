@@ -60,6 +60,13 @@ def test_a_folder_stands_for_the_videos_in_it_and_below(folder):
     assert Source(str(folder)).root == str(folder)
 
 
+def test_a_video_is_the_sample_that_it_is_in_its_folder(folder):
+    assert lines(folder / "b.MP4") == [{"path": "b.MP4"}]
+    assert Source(str(folder / "b.MP4")).root == str(folder)
+    address = "https://host/clips/a.mp4?v=1"
+    assert lines(address) == [{"path": address}]
+
+
 def test_a_pattern_stands_for_each_file_that_it_matches(folder):
     assert lines(f"{folder}/**/*.m[pk]*") == [{"path": "a.mp4"}, {"path": "cats/2.mkv"}]
     assert lines(folder / "cats" / "*.txt") == [{"path": "notes.txt"}]

@@ -23,10 +23,9 @@ from video_pipeline.commands import options
 from video_pipeline.common.files import why_not_there
 from video_pipeline.common.printable import printable
 from video_pipeline.config import Config, load_config
-from video_pipeline.config.source import Source
+from video_pipeline.config.source import VIDEO_SUFFIXES, Source
 from video_pipeline.errors import UserError
 from video_pipeline.run.origin import check_files
-from video_pipeline.samples.containers import VIDEO_SUFFIXES
 from video_pipeline.samples.input import BadLines
 from video_pipeline.samples.sources import read_blocks, read_samples
 

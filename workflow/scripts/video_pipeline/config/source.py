@@ -22,7 +22,13 @@ STORES = ("s3", "gs", "az", "hf")
 
 COMPRESSIONS = (".gz", ".zst")
 
-Kind = Literal["jsonl", "txt", "csv", "tsv", "parquet", "tar", "folder", "pattern"]
+Kind = Literal["jsonl", "txt", "csv", "tsv", "parquet", "tar", "video", "folder", "pattern"]
+
+VIDEO_SUFFIXES = (
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+"""Files of a folder and members of a tar that are taken for videos."""
 
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of buckets. Some stores make them a part of the host's name."""
@@ -205,7 +211,8 @@ class Source:
         name = path.lower()
         for compression in COMPRESSIONS:
             name = name.removesuffix(compression)
-        return _FORMS.get(PurePosixPath(name).suffix, "jsonl")
+        suffix = PurePosixPath(name).suffix
+        return "video" if suffix in VIDEO_SUFFIXES else _FORMS.get(suffix, "jsonl")
 
     @property
     def is_file(self) -> bool:

@@ -10,7 +10,14 @@ from typing import Any
 
 import orjson
 
-from video_pipeline.config.source import Source, absolute, scheme_of, shown, stable_address
+from video_pipeline.config.source import (
+    VIDEO_SUFFIXES,
+    Source,
+    absolute,
+    scheme_of,
+    shown,
+    stable_address,
+)
 from video_pipeline.errors import UserError
 from video_pipeline.samples.input import parse_object
 from video_pipeline.storage import tars
@@ -21,12 +28,6 @@ from video_pipeline.storage.opening import open_blob
 from video_pipeline.storage.rows import has_bytes
 
 logger = logging.getLogger(__name__)
-
-VIDEO_SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-)
-"""Files of a folder and members of a tar that are taken for videos."""
 
 CONTAINER_SUFFIXES = (".tar", ".parquet")
 

@@ -155,6 +155,9 @@ class InputReader:
         return window_id(value, raw) if is_window(raw) else str(value)
 
 
+NO_LINES = "; `jq -c '.[]'` turns a list into lines"
+
+
 def parse_object(line: bytes, check_numbers: bool) -> dict[str, Any]:
     """Raises :class:`ValueError` if ``line`` is no JSON object, or cannot be kept as it is.
     ``check_numbers``: whether it may hold numbers of 19 digits."""
@@ -163,11 +166,13 @@ def parse_object(line: bytes, check_numbers: bool) -> dict[str, Any]:
         if check_numbers or _may_repeat_names(line, value):
             json.loads(line, parse_int=_exact_integer, object_pairs_hook=_distinct)
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
+        advice = NO_LINES if line.lstrip().startswith(b"[") else ""
+        raise ValueError(f"not JSON: {error}{advice}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+        advice = NO_LINES if isinstance(value, list) else ""
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}{advice}")
     return value
 
 

@@ -21,12 +21,11 @@ import orjson
 from fsspec.utils import glob_translate
 
 from video_pipeline.config import Data
-from video_pipeline.config.source import Source, shown
+from video_pipeline.config.source import VIDEO_SUFFIXES, Source, shown
 from video_pipeline.errors import UserError
 from video_pipeline.samples.blocks import BLOCK_BYTES, MAX_LINE_BYTES, whole_lines
 from video_pipeline.samples.containers import (
     CONTAINER_SUFFIXES,
-    VIDEO_SUFFIXES,
     is_taken,
     json_line,
     members_of_tar,
@@ -107,6 +106,12 @@ def _list(source: Source, video_field: str) -> Iterator[bytes]:
     for number, line in enumerate(_text_lines(source), 1):
         path = line.strip()
         yield json_line(source, number, {video_field: path}) if path else b""
+
+
+def _video(source: Source, video_field: str) -> Iterator[bytes]:
+    """The only sample, with the path that it has in its folder."""
+    path = Path(source.place).name if source.is_local else source.place
+    yield json_line(source, 1, {video_field: path})
 
 
 def _table(delimiter: str, source: Source, video_field: str) -> Iterator[bytes]:
@@ -266,6 +271,7 @@ _READERS: dict[str, Callable[..., Iterator[bytes]]] = {
     "tsv": partial(_table, "\t"),
     "parquet": rows_of_parquet,
     "tar": members_of_tar,
+    "video": _video,
     "folder": _listing,
     "pattern": _listing,
 }
