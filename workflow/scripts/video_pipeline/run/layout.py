@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from video_pipeline.common.files import is_newer, remove_leftovers
 from video_pipeline.config import Config
@@ -99,6 +100,10 @@ class Layout:
     # A folder in it for each fingerprint, and the commits of models of the hub.
     journal = _Path(lambda layout: layout.output.parent / ".journal" / layout.stem)
     commits = _Path(lambda layout: layout.journal / "commits.json")
+
+    def journal_of(self, recorded: Mapping[str, Any]) -> Path:
+        """The journal that a manifest or a summary names. Its folder may have moved since."""
+        return self.journal / Path(recorded["journal"]).name
 
     # --- of the run, for any number of shards -----------------------------------------------------
 
