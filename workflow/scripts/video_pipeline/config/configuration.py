@@ -44,11 +44,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _different_files(self) -> Config:
-        source = self.data.source
-        if source.is_local and self.data.replaces(source.place):
+        if self.data.replaces(self.data.input_jsonl):
             raise ValueError(
-                f"data.input_jsonl: {source.place!r} is a file that a run with data.output_jsonl: "
-                f"{str(self.data.output_jsonl)!r} replaces; give data.output_jsonl another name"
+                f"data.input_jsonl: {self.data.input_jsonl!r} is a file that a run with "
+                f"data.output_jsonl: {str(self.data.output_jsonl)!r} replaces; give "
+                "data.output_jsonl another name"
             )
         return self
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from video_pipeline.common.files import is_newer, remove_leftovers
 from video_pipeline.config import Config
@@ -101,9 +100,9 @@ class Layout:
     journal = _Path(lambda layout: layout.output.parent / ".journal" / layout.stem)
     commits = _Path(lambda layout: layout.journal / "commits.json")
 
-    def journal_of(self, recorded: Mapping[str, Any]) -> Path:
-        """The journal that a manifest or a summary names. Its folder may have moved since."""
-        return self.journal / Path(recorded["journal"]).name
+    def journal_now(self, path: str) -> Path:
+        """The journal that a manifest or a summary calls ``path``: the run may have moved since."""
+        return self.journal / Path(path).name
 
     # --- of the run, for any number of shards -----------------------------------------------------
 

@@ -137,7 +137,7 @@ class Manifest:
                 )
             chunks = [Seal(*seal) for seal in values["chunks"]]
             seals = {name: Seal(*values[name]) for name in ("order", "left_out_seal")}
-            values["journal"] = str(layout.journal_of(values))
+            values["journal"] = str(layout.journal_now(values["journal"]))
             return cls(**{**values, **seals, "chunks": chunks})
         except FileNotFoundError:
             raise UserError(
