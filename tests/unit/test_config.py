@@ -95,6 +95,19 @@ def test_a_wrong_value_names_place_value_and_wish(
     assert expected in line.partition("expected")[2]
 
 
+def test_a_path_in_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """YAML keeps ~, so the run would write into a folder of this name."""
+    monkeypatch.setenv("HOME", "/home/{me}")
+    for section, key in (("data", "output_jsonl"), ("data", "video_root"), ("run", "publish.0")):
+        name, _, is_list = key.partition(".")
+        path = "~/a/out.jsonl"
+        assert (
+            f"{section}.{key}: got {path!r}, expected /home/{{me}}/a/out.jsonl, because only a "
+            "shell replaces ~"
+        ) in message_of({section: {name: [path] if is_list else path}})
+    assert load_config({"data": {"input_jsonl": "a~b/~.jsonl"}}).data.input_jsonl == "a~b/~.jsonl"
+
+
 @pytest.mark.parametrize(
     ("section", "key"), [("data", "num_shards"), ("sampling", "max_tokens"), ("vision", "fps")]
 )

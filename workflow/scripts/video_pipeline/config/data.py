@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from video_pipeline.common.condition import Condition
 from video_pipeline.config.section import Auto, Count, Name, Positive, Section
-from video_pipeline.config.source import Place, Source, scheme_of
+from video_pipeline.config.source import Place, Source, scheme_of, tidy
 
 
 class Data(Section):
@@ -80,7 +80,7 @@ class Data(Section):
                 "line and is locked, which stores cannot do. To have the output copied there at "
                 "the end, set run.publish"
             )
-        return path
+        return tidy(path)
 
     @field_validator("output_jsonl")
     @classmethod

@@ -78,8 +78,7 @@ def devices() -> list[Device]:
 
 def _resolve(name: str, listed: list[Device]) -> Device:
     """The listed GPU that ``name`` means: CUDA takes its number, its UUID, and the start of the
-    UUID if it is unique, for which vLLM needs all of it. MIG slices are not listed and keep their
-    names."""
+    UUID, of which vLLM needs all. MIG slices are not listed and keep their names."""
     if name.startswith("MIG-"):
         return Device(name, name)
     matches = [gpu for gpu in listed if gpu.name == name or gpu.uuid.startswith(name)]
