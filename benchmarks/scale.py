@@ -292,17 +292,17 @@ def _finish_all(folder: Path) -> None:
     """Write an answer for every sample, as the inference jobs would."""
     from video_pipeline.journal.format import attempt_prefix
     from video_pipeline.journal.writer import JournalWriter
-    from video_pipeline.run.chunks import Chunk
+    from video_pipeline.run.layout import Layout
     from video_pipeline.run.manifest import Manifest
 
-    chunks = folder / "results" / ".chunks" / "out" / f"of-{RANKS}"
-    manifest = Manifest.read(chunks / "manifest.json")
+    layout = Layout(folder / "results" / "out.jsonl", RANKS)
+    manifest = Manifest.read(layout)
     usage = {"prompt_tokens": 2609, "completion_tokens": 64, "finish_reason": "stop"}
     text = f"The video shows {SENTENCE}; {SENTENCE}"[:300]
     for rank in range(RANKS):
         prefix = attempt_prefix(manifest.split_id, rank)
-        with JournalWriter(folder / manifest.journal, prefix) as journal:
-            for entry in Chunk(chunks / f"rank{rank}.jsonl", manifest.chunks[rank]):
+        with JournalWriter(Path(manifest.journal), prefix) as journal:
+            for entry in manifest.open_chunk(layout, rank):
                 journal.answer(*entry.questions[0], text, usage)
 
 

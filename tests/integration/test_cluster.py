@@ -149,6 +149,6 @@ def test_a_job_without_a_gpu_infers_nothing_and_leaves_it_to_the_next_attempt(sp
 
 def reopen(layout: Layout) -> bool:
     """Open errors again, of which there are none here, as `retry` does."""
-    journal = Path(Manifest.read(layout.manifest).journal)
+    journal = Path(Manifest.read(layout).journal)
     with JournalWriter(journal, REOPENS) as writer:
         return writer.path.exists()

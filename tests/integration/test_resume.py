@@ -18,6 +18,7 @@ from video_pipeline.infer.infer import Shard, infer
 from video_pipeline.journal.format import attempt_prefix
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.output.consolidation import consolidate, consolidate_partial
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.sharding import Sharding
 
 pytestmark = pytest.mark.two_ranks
@@ -134,6 +135,22 @@ def test_what_came_into_the_journal_since_the_split_is_found(splitting):
     consolidate(splitting.run.config, splitting.layout)
     assert_output(splitting.run, keys(6))
     assert splitting.run.reads() == {}
+
+
+def test_a_run_whose_folder_has_moved_finds_its_journal(splitting):
+    """Its paths are absolute, or it is continued from another working directory."""
+    run = splitting.run
+    run.configure(data={"output_jsonl": str(run.folder / "before" / "out.jsonl")})
+    splitting(samples(4), 2).finish("0", "1", "2")
+    (run.folder / "before").rename(run.folder / "results")
+    run.configure(data={"output_jsonl": str(run.output)})
+    layout = Layout.of(run.config, 2)
+    for rank in range(2):
+        infer(run.config, layout, rank, 1)
+    consolidate(run.config, layout)
+    assert_output(run, keys(4))
+    assert run.reads() == {"3": 1}
+    assert not (run.folder / "before").exists()
 
 
 def test_an_earlier_number_of_shards_leaves_nothing(run):

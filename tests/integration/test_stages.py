@@ -123,8 +123,13 @@ def test_retry_reaches_every_stage(staged):
                 {"name": "a", "data": {"output_jsonl": "results/out.jsonl"}},
                 {"name": "b", "data": {"input_jsonl": "samples.jsonl"}},
             ],
-            "stages: a and b write the same output",
+            "stages: a and b write the same file, results/out.jsonl",
         ),
+        (
+            [{"name": name} for name in ("videos", "b", "c")],
+            "stages: videos and c write the same file, results/out.videos.jsonl",
+        ),
+        ([{"name": "errors"}, {"name": "b"}], "data.input_jsonl: 'results/out.errors.jsonl' is a"),
     ],
 )
 def test_stages_that_cannot_be(run, stages, message):

@@ -11,8 +11,10 @@ import pytest
 import yaml
 from helpers import PROJECT
 from video_pipeline.config import Config, generate, load_config
+from video_pipeline.config.data import Data
 from video_pipeline.config.short import as_typed
 from video_pipeline.errors import UserError
+from video_pipeline.run.layout import Layout
 
 
 def message_of(raw: Any) -> str:
@@ -93,6 +95,19 @@ def test_a_wrong_value_names_place_value_and_wish(
     assert expected in line.partition("expected")[2]
 
 
+def test_a_path_in_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """YAML keeps ~, so the run would write into a folder of this name."""
+    monkeypatch.setenv("HOME", "/home/{me}")
+    for section, key in (("data", "output_jsonl"), ("data", "video_root"), ("run", "publish.0")):
+        name, _, is_list = key.partition(".")
+        path = "~/a/out.jsonl"
+        assert (
+            f"{section}.{key}: got {path!r}, expected /home/{{me}}/a/out.jsonl, because only a "
+            "shell replaces ~"
+        ) in message_of({section: {name: [path] if is_list else path}})
+    assert load_config({"data": {"input_jsonl": "a~b/~.jsonl"}}).data.input_jsonl == "a~b/~.jsonl"
+
+
 @pytest.mark.parametrize(
     ("section", "key"), [("data", "num_shards"), ("sampling", "max_tokens"), ("vision", "fps")]
 )
@@ -113,9 +128,13 @@ def test_all_mistakes_are_reported_at_once() -> None:
         ({"data": {"output_jsonl": "results/out.rank3.jsonl"}}, "is the name of a rank file"),
         (
             {"data": {"input_jsonl": "r/out.rank7.jsonl", "output_jsonl": "./r/out.jsonl"}},
-            "'r/out.rank7.jsonl' is a rank file of data.output_jsonl",
+            "'r/out.rank7.jsonl' is a file that a run with data.output_jsonl: 'r/out.jsonl'",
         ),
-        ({"data": {"input_jsonl": "a.jsonl", "output_jsonl": "./a.jsonl"}}, "same file"),
+        (
+            {"data": {"input_jsonl": "a.errors.jsonl", "output_jsonl": "./a.jsonl"}},
+            "give data.output_jsonl another name",
+        ),
+        ({"data": {"input_jsonl": "a.jsonl", "output_jsonl": "./a.jsonl"}}, "'a.jsonl' is a file"),
         ({"vision": {"fps": None}}, "vision.nframes"),
         ({"vision": {"min_pixels": 9, "max_pixels": 8}}, "vision.min_pixels: 9 is larger"),
         ({"vision": {"min_frames": 9, "max_frames": 8}}, "vision.min_frames: 9 is larger"),
@@ -123,6 +142,16 @@ def test_all_mistakes_are_reported_at_once() -> None:
 )
 def test_values_that_contradict_each_other(raw: Any, said: str) -> None:
     assert said in message_of(raw)
+
+
+def test_the_files_that_a_run_replaces() -> None:
+    data = Data(output_jsonl=Path("results/out.jsonl"))
+    layout = Layout(data.output_jsonl, 1)
+    names = ("output", "errors", "partial", "videos", "plan_samples")
+    for path in (*(getattr(layout, name) for name in names), layout.rank_file(0)):
+        assert data.replaces(path.absolute())
+    for other in ("results/out.a.jsonl", "results/other.errors.jsonl", "out.errors.jsonl"):
+        assert not data.replaces(other)
 
 
 @pytest.mark.parametrize(

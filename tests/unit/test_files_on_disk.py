@@ -100,10 +100,12 @@ def test_the_plan(tmp_path):
     assert read_sharding(path) == Sharding(2)
 
 
-def test_the_manifest(tmp_path):
-    path = tmp_path / "manifest.json"
-    path.write_bytes(MANIFEST)
-    manifest = json.loads(json.dumps(asdict(Manifest.read(path))))
+def test_the_manifest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layout = Layout(Path("results/output.describe.jsonl"), 2)
+    layout.chunks.mkdir(parents=True)
+    layout.manifest.write_bytes(MANIFEST)
+    manifest = json.loads(json.dumps(asdict(Manifest.read(layout))))
     assert json.loads(MANIFEST).items() <= manifest.items()
 
 

@@ -419,6 +419,14 @@ def test_names_of_devices(machine: MakeMachine, monkeypatch: pytest.MonkeyPatch)
     assert [d.uuid for d in gpus.devices()] == [there.uuids[2], "MIG-7", there.uuids[0]]
 
 
+def test_vllm_gets_whole_uuids(machine: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA takes the start of a UUID, but NVML, which vLLM asks, does not."""
+    there = machine(2)
+    monkeypatch.setenv(gpus.VISIBLE, there.uuids[1][:10])
+    with leases.lease(1):
+        assert os.environ[gpus.VISIBLE] == there.uuids[1]
+
+
 @pytest.mark.parametrize(
     ("visible", "names"),
     [("", []), ("-1", []), ("NoDevFiles", []), ("1,-1,0", ["1"])],

@@ -3,7 +3,9 @@ Its parts are Snakemake's own, but for those that exist only while it runs."""
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +73,16 @@ def test_one_invocation_at_a_time_changes_the_output(invoke):
     assert layout.config.exists()
     with pytest.raises(WorkflowError, match="another snakemake, retry or prune is at work"):
         invoke().begin()
+
+
+def test_a_disk_that_is_full_at_the_start_is_explained(invoke, monkeypatch):
+    def write(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(invocation, "write_text", write)
+    for rule, path in (("split", "results/out.config.yaml"), ("plan", ".chunks/out/plan.config")):
+        with pytest.raises(WorkflowError, match=f"No space .*{path}"):
+            invoke(rule).begin()
 
 
 @pytest.mark.parametrize("target", ["plan", "partial"])

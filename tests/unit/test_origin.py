@@ -97,7 +97,7 @@ def test_no_name_is_near(folder):
 
 def test_home_is_not_put_in(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
-    assert f"did you mean {folder}/samples" in fault(data={"input_jsonl": "~/samples.jsonl"})
+    assert f"did you mean {folder}/model" in fault(vllm={"model": "~/model"})
 
 
 def test_what_is_there_but_is_no_file(folder):

@@ -17,14 +17,13 @@ def layout(tmp_path):
     """A split into three ranks: the first has nothing pending."""
     layout = Layout(tmp_path / "out.jsonl", 3)
     layout.chunks.mkdir(parents=True)
-    (tmp_path / "journal").mkdir()
+    (layout.journal / "0f3c").mkdir(parents=True)
     write_manifest(layout, "s", [0, 1, 1])
     return layout
 
 
 def write_manifest(layout: Layout, split_id: str, pending: list[int], at: int = 100) -> None:
-    journal = str(layout.output.parent / "journal")
-    values = {"split_id": split_id, "rank_pending": pending, "journal": journal}
+    values = {"split_id": split_id, "rank_pending": pending, "journal": "elsewhere/0f3c"}
     layout.manifest.write_text(json.dumps(values))
     os.utime(layout.manifest, (at, at))
 
@@ -35,7 +34,7 @@ def publish(layout: Layout, rank: int, split_id: str, at: int) -> None:
 
 
 def reopen(layout: Layout, at: int) -> None:
-    with JournalWriter(layout.output.parent / "journal", REOPENS) as writer:
+    with JournalWriter(layout.journal / "0f3c", REOPENS) as writer:
         writer.reopen("k", "", "r", "attempt.1.jsonl")
     os.utime(writer.path, (at, at))
 
@@ -77,10 +76,10 @@ def test_a_number_is_said_only_while_it_is_right(layout):
     write_manifest(layout, "s", [0, 5, 7])
     assert numbers() == [0, 5, 7]
     # a job has begun, so some of its samples may be finished
-    with JournalWriter(layout.output.parent / "journal", attempt_prefix("s", 1)):
+    with JournalWriter(layout.journal / "0f3c", attempt_prefix("s", 1)):
         pass
     assert numbers() == [0, None, 7]
-    with JournalWriter(layout.output.parent / "journal", attempt_prefix("an earlier split", 2)):
+    with JournalWriter(layout.journal / "0f3c", attempt_prefix("an earlier split", 2)):
         pass
     assert numbers() == [0, None, 7]
     reopen(layout, at=200)

@@ -50,7 +50,7 @@ def test_a_line_says_how_long_a_model_has_been_loading(lines):
     layout.rank_file(0).unlink()
     infer(lines.splitting.run.config, layout, 1, threads=2)
     layout.rank_file(1).unlink()
-    for statistics in Path(Manifest.read(layout.manifest).journal).glob("*.statistics.json"):
+    for statistics in Path(Manifest.read(layout).journal).glob("*.statistics.json"):
         attempt = json.loads(statistics.read_text())
         begun = {"state": "starting", "started_at": time.time() - 20, "updated_at": time.time()}
         statistics.write_text(json.dumps(attempt | begun))

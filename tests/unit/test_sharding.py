@@ -49,7 +49,7 @@ def test_the_manifest_counts(splitting):
     assert (manifest.duplicates, manifest.left_out) == (2, 1)
     assert (manifest.pending, manifest.rank_samples, manifest.rank_pending) == (3, [2, 1], [2, 1])
     assert (manifest.num_shards, manifest.task) == (2, "ask")
-    assert Manifest.read(splitting.layout.manifest) == manifest
+    assert Manifest.read(splitting.layout) == manifest
 
 
 def test_no_samples_at_all(splitting):
@@ -306,14 +306,15 @@ def test_on_bad_input_nothing_of_an_earlier_split_goes(splitting):
 def test_a_writer_that_comes_during_a_split_keeps_its_chunks(splitting, monkeypatch):
     """A job of other chunks was started by hand, after split has looked for one."""
     splitting(samples(3), 3)
-    lock, chunks = splitting.layout.lock(1), splitting.layout.chunks
+    layout = splitting.layout
+    lock = layout.lock(1)
     held = []
     monkeypatch.setattr(
         "video_pipeline.split.split.sync_tree", lambda folder: held.append(try_lock(lock))
     )
     with pytest.raises(UserError, match="still being written by"):
         splitting(num_shards=2)
-    assert Manifest.read(chunks / "manifest.json").num_shards == 3
+    assert Manifest.read(layout).num_shards == 3
     held[0].close()
 
 

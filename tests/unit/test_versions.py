@@ -54,7 +54,7 @@ def test_chunks_of_an_earlier_version_are_split_again(splitting: Splitter) -> No
     edit(layout.manifest, version=None)
     assert what_changed(config, layout) == ["the version of the chunks"]
     with pytest.raises(UserError, match=r"earlier version.*--forcerun split"):
-        Manifest.read(layout.manifest)
+        Manifest.read(layout)
     splitting()
     assert what_changed(config, layout) == []
 
@@ -65,7 +65,7 @@ def test_a_later_version_is_a_clear_error(finished: Splitter) -> None:
     settings = path.with_name("settings.json")
     journal = Path(finished.manifest.journal)
     readers: dict[Path, Callable[[], object]] = {
-        layout.manifest: lambda: Manifest.read(layout.manifest),
+        layout.manifest: lambda: Manifest.read(layout),
         layout.sharding: lambda: read_sharding(layout.sharding),
         layout.summary: lambda: read_summary(layout),
         path: lambda: read_statistics(journal),

@@ -50,7 +50,7 @@ def retry(config: Config, stages: Container[str] | None = None) -> int:
 
 
 def _retry(layout: Layout, stages: Container[str]) -> int:
-    manifest = Manifest.read(layout.manifest)
+    manifest = Manifest.read(layout)
     journal = Path(manifest.journal)
     if "-" in journal.name:  # It ends with the run_id of a run without data.resume.
         last = f"{layout.output}: the last run had data.resume: false"

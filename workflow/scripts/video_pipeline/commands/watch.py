@@ -185,7 +185,7 @@ def _look(config: Config) -> RunView:
     if (step is not None and step["step"] == "split") or not layout.manifest.exists():
         missing = None if step else layout.manifest
         return RunView(layout, "splitting" if step else "not split yet", step=step, missing=missing)
-    manifest = Manifest.read(layout.manifest)
+    manifest = Manifest.read(layout)
     split_at = layout.manifest.stat().st_mtime
     is_over = layout.is_finished
     attempts: dict[int, list[dict[str, Any]]] = defaultdict(list)

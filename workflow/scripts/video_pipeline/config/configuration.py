@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -45,16 +44,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _different_files(self) -> Config:
-        source = self.data.source
-        input_jsonl = os.path.abspath(source.place) if source.is_local else source.place
-        output_jsonl = os.path.abspath(self.data.output_jsonl)
-        if input_jsonl == output_jsonl:
-            raise ValueError("data.output_jsonl: is the same file as data.input_jsonl")
-        rank_file = re.escape(output_jsonl.removesuffix(".jsonl"))
-        if re.fullmatch(rf"{rank_file}\.rank\d+\.jsonl", input_jsonl):
+        if self.data.replaces(self.data.input_jsonl):
             raise ValueError(
-                f"data.input_jsonl: {self.data.input_jsonl!r} is a rank file of "
-                "data.output_jsonl, which a run replaces; give it another name"
+                f"data.input_jsonl: {self.data.input_jsonl!r} is a file that a run with "
+                f"data.output_jsonl: {str(self.data.output_jsonl)!r} replaces; give "
+                "data.output_jsonl another name"
             )
         return self
 
@@ -135,26 +129,26 @@ class Config(Section):
         one stage without a name.
 
         Raises :class:`UserError` if the name or the sections of a stage are wrong, or two write the
-        same output.
+        same file.
         """
         if not self.stages:
             return [("", self)]
         shared = self.model_dump(exclude={"stages"})
         shared["data"]["video_root"] = self.data.video_root or self.data.source.root
         configs: list[tuple[str, Config]] = []
-        writers: dict[Path, str] = {}
         publishers: dict[str, str] = {}
         for name, raw in overlaid(shared, self.stages):
             try:
                 config = load_config(raw)
             except UserError as error:
                 raise UserError(f"stage {name}: {error}") from None
-            output_jsonl = config.data.output_jsonl
-            if (other := writers.setdefault(output_jsonl, name)) != name:
-                raise UserError(
-                    f"stages: {other} and {name} write the same output, {output_jsonl}; give one "
-                    "another data.output_jsonl"
-                )
+            for other, earlier in configs:
+                for one, two in ((earlier, config), (config, earlier)):
+                    if one.data.replaces(two.data.output_jsonl):
+                        raise UserError(
+                            f"stages: {other} and {name} write the same file, "
+                            f"{two.data.output_jsonl}; give one another data.output_jsonl"
+                        )
             for place in sorted(config.published):
                 if (other := publishers.setdefault(place, name)) != name:
                     raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from pydantic import field_validator
 
 from video_pipeline.common.condition import Condition
 from video_pipeline.config.section import Auto, Count, Name, Positive, Section
-from video_pipeline.config.source import Place, Source, scheme_of
+from video_pipeline.config.source import Place, Source, scheme_of, tidy
 
 
 class Data(Section):
@@ -79,7 +80,7 @@ class Data(Section):
                 "line and is locked, which stores cannot do. To have the output copied there at "
                 "the end, set run.publish"
             )
-        return path
+        return tidy(path)
 
     @field_validator("output_jsonl")
     @classmethod
@@ -109,6 +110,12 @@ class Data(Section):
             except ValueError as error:
                 raise ValueError(f"data.where: {error} (in {where!r:.200})") from None
         return where
+
+    def replaces(self, path: Path | str) -> bool:
+        """Whether ``path`` is the output, or a file beside it that a run writes and others read."""
+        stem = re.escape(os.path.abspath(self.output_jsonl).removesuffix(".jsonl"))
+        pattern = rf"{stem}(\.(errors|partial|plan|rank\d+|videos))?\.jsonl"
+        return re.fullmatch(pattern, os.path.abspath(path)) is not None
 
     def decode_processes(self, threads: int) -> int:
         """How many decode processes a job with ``threads`` cores has."""

@@ -92,8 +92,9 @@ def tidy(place: object) -> object:
         return str(place)
     if not isinstance(place, str):
         raise PydanticCustomError("path_type", "a path")
-    if (path := file_path(place)) is not None:
-        place = path
+    place = file_path(place) or place
+    if (home := os.path.expanduser(place)) != place:
+        raise PydanticCustomError("home", "{home}, because only a shell replaces ~", {"home": home})
     return place if scheme_of(place) else str(Path(place))
 
 

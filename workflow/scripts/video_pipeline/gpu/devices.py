@@ -78,7 +78,7 @@ def devices() -> list[Device]:
 
 def _resolve(name: str, listed: list[Device]) -> Device:
     """The listed GPU that ``name`` means: CUDA takes its number, its UUID, and the start of the
-    UUID if it is unique. MIG slices are not listed and keep their names."""
+    UUID, of which vLLM needs all. MIG slices are not listed and keep their names."""
     if name.startswith("MIG-"):
         return Device(name, name)
     matches = [gpu for gpu in listed if gpu.name == name or gpu.uuid.startswith(name)]
@@ -87,7 +87,7 @@ def _resolve(name: str, listed: list[Device]) -> Device:
             f"{VISIBLE}={os.environ[VISIBLE]}: nvidia-smi lists no GPU {name}, but "
             + ", ".join(map(str, listed))
         )
-    return replace(matches[0], name=name)
+    return replace(matches[0], name=name if name.isdigit() else matches[0].uuid)
 
 
 def card_of(gpus: Iterable[Device]) -> str | None:

@@ -61,7 +61,7 @@ def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:
     summary = read_summary(layout)
     check_origin(summary.get("origin", {}), config, layout.summary)
     tally = Tally.of(layout.output, config, summary["samples"]["damaged"])
-    jobs = read_statistics(Path(summary["journal"]), summary["splits"])
+    jobs = read_statistics(layout.journal_now(summary["journal"]), summary["splits"])
     chosen = tally.chosen
     cards = _cards(config, chosen, tally, jobs, threads)
     return {

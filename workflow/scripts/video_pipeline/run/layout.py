@@ -100,6 +100,10 @@ class Layout:
     journal = _Path(lambda layout: layout.output.parent / ".journal" / layout.stem)
     commits = _Path(lambda layout: layout.journal / "commits.json")
 
+    def journal_now(self, path: str) -> Path:
+        """The journal that a manifest or a summary calls ``path``: the run may have moved since."""
+        return self.journal / Path(path).name
+
     # --- of the run, for any number of shards -----------------------------------------------------
 
     _all_chunks = _of_run("")

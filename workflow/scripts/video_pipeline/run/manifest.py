@@ -116,16 +116,17 @@ class Manifest:
 
         Raises :class:`UserError` if ``config`` asks for other chunks, or there are none yet.
         """
-        manifest = cls.read(layout.manifest)
+        manifest = cls.read(layout)
         check_origin(manifest.origin, config, layout.manifest)
         return manifest
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Read ``manifest.json``.
+    def read(cls, layout: Layout) -> Manifest:
+        """Read ``layout.manifest``.
 
         Raises :class:`UserError` if the input was not split yet, or not by this version.
         """
+        path = layout.manifest
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             versions.check_version(path, values.get("version"), versions.CHUNKS)
@@ -136,6 +137,7 @@ class Manifest:
                 )
             chunks = [Seal(*seal) for seal in values["chunks"]]
             seals = {name: Seal(*values[name]) for name in ("order", "left_out_seal")}
+            values["journal"] = str(layout.journal_now(values["journal"]))
             return cls(**{**values, **seals, "chunks": chunks})
         except FileNotFoundError:
             raise UserError(

@@ -193,7 +193,8 @@ def what_stays(config: Config, layout: Layout) -> str:
         return ""
     changes = changes_since(recorded["origin"], config, with_input=False)
     kinds = {change.kind for change in changes}
-    answers = count_answers(Path(recorded["journal"])) if kinds & {"setting", "code"} else 0
+    journal = layout.journal_now(recorded["journal"])
+    answers = count_answers(journal) if kinds & {"setting", "code"} else 0
     if not answers:
         return ""
     if "setting" not in kinds:

@@ -12,7 +12,6 @@ from video_pipeline.run.layout import Layout
 GRACE_SECONDS = 10.0
 """The jobs of a Snakemake that was killed end within this time."""
 
-
 SILENT_SECONDS = 60.0
 """A job writes its statistics every 5 s. If it has not for so long, it is probably gone."""
 

@@ -23,7 +23,7 @@ def needs_no_gpu(layout: Layout, rank: int) -> bool:
         contents, done_at = _read(layout.contents(rank))
         if contents.get("split_id") != manifest["split_id"]:
             return False
-    journal = Path(manifest["journal"])
+    journal = layout.journal_now(manifest["journal"])
     return _newest_reopening(journal, _written_at(journal)) < done_at
 
 
@@ -35,7 +35,7 @@ def num_pending(layout: Layout, rank: int) -> int | None:
         return None
     if needs_no_gpu(layout, rank):
         return 0
-    journal = Path(manifest["journal"])
+    journal = layout.journal_now(manifest["journal"])
     changed_at = _written_at(journal)
     if _newest_reopening(journal, changed_at) >= split_at or attempt_prefix(
         manifest["split_id"], rank

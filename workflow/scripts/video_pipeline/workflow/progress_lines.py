@@ -114,7 +114,7 @@ def _first_failures(stage: Stage) -> Iterator[str]:
     if not stage.layout.errors.exists():
         return  # The user has moved it away.
     summary = read_object(stage.layout.summary)
-    jobs = read_statistics(Path(summary["journal"]), summary["splits"])
+    jobs = read_statistics(stage.layout.journal_now(summary["journal"]), summary["splits"])
     with open(stage.layout.errors, "rb") as lines:
         for record in map(orjson.loads, islice(lines, MOST_FAILURES)):
             video, error = record["input"].get(stage.config.data.video_field), record["__error"]

@@ -33,10 +33,7 @@ TRIED = {
     PYTHONPATH=DIR python -m pytest tests/unit/test_snakemake_internals.py
 """
 
-_INSPECTIONS = {
-    *("--lint", "--list-rules", "--list", "-l"),
-    *("--list-target-rules", "--lt", "--unlock"),
-}
+_INSPECTIONS = {"--lint", "--list-rules", "--list", "-l", "--list-target-rules", "--lt", "--unlock"}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,13 +44,14 @@ JobResources = Mapping[str, Value]
 
 
 def fails_as_workflow_error(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: a :class:`Failure` becomes the error that Snakemake prints without a traceback."""
+    """Decorator: a :class:`Failure`, or an error of the file system such as that of a full disk,
+    becomes the error that Snakemake prints without a traceback."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except Failure as error:
+        except (Failure, OSError) as error:
             raise WorkflowError(str(error)) from error
 
     return call
