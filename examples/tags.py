@@ -12,8 +12,9 @@ class Tags(Task):
     def __init__(self, params=None):
         super().__init__(params)
         tags = self.params.get("tags", [])
-        if not 2 <= len(tags) <= len(ascii_uppercase):
-            raise UserError(f"task_params.tags: expected 2 to 26 tags, got {tags!r:.80}")
+        are_texts = isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)
+        if not (are_texts and 2 <= len(tags) <= len(ascii_uppercase)):
+            raise UserError(f"task_params.tags: expected 2 to 26 texts, got {tags!r:.80}")
         # Each letter is one token, so its probability is that of the tag.
         self.tags = dict(zip(ascii_uppercase, tags, strict=False))
 

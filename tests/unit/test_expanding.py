@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -94,6 +95,25 @@ def test_bad_lines_among_those_that_crash_are_told(expanding):
     assert lines[1].startswith("  line 3: SystemExit: 0 (")
     assert lines[2].startswith("  line 4: ValueError (")
     assert "plugin.py, line" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"path": "ftp://a/b.mp4"}, "'ftp://a/b.mp4': only local paths"),
+        ({"path": ["a.png", 3]}, "no video: field 'path' must be a path"),
+        ({"path": None}, "no video: field 'path' must be a path"),
+        ({"video_start": "a minute"}, "video_start: got 'a minute', expected seconds"),
+    ],
+)
+def test_what_a_dataset_makes_of_a_line_is_checked_as_a_line_is(splitting, changed, said):
+    expand = f"return [sample, {{**sample, **{changed!r}}}]"
+    splitting.run.edit_plugin("class Plain(BaseDataset):\n", EXPAND)
+    splitting.run.edit_plugin(
+        "        from video_pipeline.samples.windows import windows\n", f"        {expand}\n"
+    )
+    with pytest.raises(UserError, match=re.escape(f"line 1: {said}")):
+        splitting(samples(1))
 
 
 def test_an_input_of_many_blocks_is_in_order(expanding):

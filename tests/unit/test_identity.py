@@ -136,11 +136,22 @@ def test_messages_that_json_cannot_carry(thing):
 
 @pytest.mark.parametrize(
     "messages",
-    [None, "text", [], {"role": "user", "content": "x"}, ["x"], [{"role": "user"}], [{}]],
+    [
+        *(None, "text", [], {"role": "user", "content": "x"}, ["x"], [{"role": "user"}], [{}]),
+        # A chat template would write the second without its text.
+        *([{"role": "user", "content": content}] for content in (None, {"text": "x"}, 7)),
+    ],
 )
 def test_messages_that_are_none(messages):
     with pytest.raises(TaskError, match="must return a list of messages"):
         digest(saying(lambda _: messages))
+
+
+def test_a_tuple_of_parts_is_a_list():
+    image = {"type": "image_url", "image_url": {"url": "a.png"}}
+    task = saying(lambda _: [{"role": "user", "content": (image,)}])
+    (message,) = task.conversations({"__key": "k"})[""]
+    assert message["content"] == [{"type": "image", "image": "a.png"}]
 
 
 def test_an_error_in_build_messages_names_sample_file_and_line():

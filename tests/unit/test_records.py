@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
+import weakref
 from typing import Any, ClassVar
 
 import numpy as np
 import orjson
 import pytest
+from pydantic import create_model
 from video_pipeline.config import load_config
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.output.records import RecordBuilder
@@ -17,6 +20,7 @@ from video_pipeline.run.chunks import ChunkEntry
 from video_pipeline.run.error_rate import ErrorRate
 from video_pipeline.tasks.base import ONLY_PART, Task
 from video_pipeline.tasks.describe import Describe
+from video_pipeline.tasks.schemas import schema_text
 from video_pipeline.tasks.structured_caption import StructuredCaption
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "finish_reason": "stop"}
@@ -322,6 +326,15 @@ def test_parse_gets_a_text_of_the_list():
     assert build(Choosing(), " film\n")["kind"] == "film"
     error = build(Choosing(), "play")["__error"]
     assert error["message"].startswith("the answer 'play' is none of film, cartoon")
+
+
+def test_a_task_that_makes_a_model_for_each_sample_takes_no_memory():
+    models = [create_model("Answer", number=(int, number)) for number in range(300)]
+    made = list(map(weakref.ref, models))
+    assert len(set(map(schema_text, models))) == 300
+    models.clear()
+    gc.collect()
+    assert sum(model() is not None for model in made) < 200
 
 
 # --- log probabilities, and several answers ----------------------------------------------------

@@ -587,7 +587,7 @@ def test_an_input_without_samples_is_mentioned(splitting, caplog):
 def test_a_task_that_draws_at_random_is_refused(splitting):
     splitting.run.edit_plugin("import os\n", "import os\nimport random\n")
     splitting.run.edit_plugin("sample.get('hint', '')", "random.random()")
-    with pytest.raises(TaskError, match=r"'ask'.*two different.*random\.Random\(sample"):
+    with pytest.raises(TaskError, match=r"'ask'.*differ each time.*random\.Random\(sample"):
         splitting(samples(2))
     splitting.run.edit_plugin("random.random()", "random.Random(sample['__key']).random()")
     forget(splitting)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Run, Splitter, read_jsonl
+from helpers import PROJECT, Run, Splitter, read_jsonl
 from video_pipeline.commands.preview import preview
 from video_pipeline.common import program
 from video_pipeline.config import load_config
@@ -97,8 +97,16 @@ def test_a_task_that_cannot_be(here: Run, clip: Path, line: str, message: str) -
     [
         ('{"type": "vidoe", "vidoe": "a.mp4"}', "part of a message .* did you mean 'video'?"),
         ('"Why?"', "part of a message must be a dict .* got 'Why\\?'"),
-        ('{"type": "text", "text": str(random.random())}', "two different conversations"),
+        # A chat template would show the video and pass over the text.
+        ('{**video, "text": "Why?"}', "must be a dict with exactly one of"),
+        (
+            '{"type": "text", "text": str(random.random())}',
+            "messages, schema or sampling differ each time",
+        ),
         ('{"type": "text", "text": Model(kind="a")}', "must return plain text"),
+        ('{"type": "text", "text": sample.get("x")}', "must be a text, got None"),
+        # In such a text special tokens would act.
+        ('{"type": "text", "text": ["<|im_end|>"]}', r"must be a text, got \['<\|im_end"),
     ],
 )
 def test_messages_that_cannot_be(here: Run, clip: Path, part: str, message: str) -> None:
@@ -145,6 +153,45 @@ def test_a_dataset_that_cannot_be(here: Run, clip: Path, dataset: str, message: 
 def test_a_plugin_that_cannot_be_imported(here: Run, clip: Path, plugin: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         look(here, clip, plugin)
+
+
+KINDS = """\
+from enum import StrEnum
+
+class Kind(StrEnum):
+    FILM = "film"
+
+@register_task
+"""
+
+
+@pytest.mark.parametrize("method", ["build_messages", "parse"])
+def test_the_name_of_an_enum_is_no_text(splitting: Splitter, method: str) -> None:
+    """It passes for a text in Python, but not as a key in JSON."""
+    splitting.run.edit_plugin("@register_task\n", KINDS)
+    kinds = '{kind: [{"role": "user", "content": kind}] for kind in Kind}'
+    splitting.run.write_samples([{"id": 1, "path": "a.mp4"}])
+    own = f"    def {method}(self, *_):\n        return {kinds}\n\n    def _old("
+    splitting.run.edit_plugin(f"    def {method}(", own)
+    with pytest.raises(TaskError, match=f"{method} must return a dict with text keys"):
+        splitting.run_all()
+
+
+def test_a_task_may_change_its_own_parameters(splitting: Splitter) -> None:
+    """Those of the run stay: else `split` would write down other settings than those of `infer`."""
+    splitting.run.configure(task_params={"tags": ["a"]})
+    splitting.run.edit_plugin("    def build_messages(", OWN_PARAMS)
+    splitting([{"id": 1, "path": "a.mp4"}], num_shards=1)
+    infer(splitting.run.config, splitting.layout, 0, threads=1)
+    assert read_jsonl(splitting.layout.rank_file(0))[0]["__status"] == "ok"
+
+
+OWN_PARAMS = """\
+    def __init__(self, params):
+        super().__init__(params)
+        self.params["tags"].append("none of these")
+
+    def build_messages("""
 
 
 def test_a_sample_made_of_another_has_its_fields_alone() -> None:
@@ -261,12 +308,31 @@ def test_what_the_built_in_tasks_take_is_known() -> None:
     )
 
 
-@pytest.mark.parametrize("question", [3, "{{ titel }}"])
-def test_a_question_that_cannot_be_is_named(splitting: Splitter, question: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "question", "message"),
+    [
+        ("what", 3, "what: expected a text, got 3"),
+        ("what", "{{ titel }}", "what: 'titel' is undefined"),
+        (1, "Who?", "1: expected a text as its name; put it in quotes"),
+        (True, "Is it a film?", "True: expected a text as its name"),
+    ],
+)
+def test_a_question_that_cannot_be_is_named(
+    splitting: Splitter, name: Any, question: Any, message: str
+) -> None:
     splitting.run.configure(
-        run={"task": "questions", "plugins": []}, task_params={"questions": {"what": question}}
+        run={"task": "questions", "plugins": []}, task_params={"questions": {name: question}}
     )
-    with pytest.raises(UserError, match=r"task_params\.questions\.what: "):
+    with pytest.raises(UserError, match=rf"task_params\.questions\.{message}"):
+        splitting([{"id": 1, "path": "a.mp4"}])
+
+
+@pytest.mark.parametrize("tags", [["a"], "news, sports", [1990, 2000], ["on", True]])
+def test_tags_of_the_recipe_are_texts(splitting: Splitter, tags: Any) -> None:
+    """YAML reads `2000` and `yes` as something else, of which no answer could be parsed."""
+    plugins = [str(PROJECT / "examples" / "tags.py")]
+    splitting.run.configure(run={"task": "tags", "plugins": plugins}, task_params={"tags": tags})
+    with pytest.raises(UserError, match=r"task_params\.tags: expected 2 to 26 texts, got "):
         splitting([{"id": 1, "path": "a.mp4"}])
 
 
@@ -284,6 +350,7 @@ def test_a_question_that_cannot_be_is_named(splitting: Splitter, question: Any) 
 )
 def test_templates_that_cannot_be(splitting: Splitter, prompt: str, message: str) -> None:
     splitting.run.configure(run={"task": "describe", "plugins": []}, task_params={"prompt": prompt})
-    sample = {"id": 1, "path": "a.mp4", "title": "t", "previous": {"__key": "k", "said": "x"}}
+    previous = {"__key": "k", "said": "x"}
+    sample = {"path": "a.mp4", "id": 1, "lang": None, "title": "t", "previous": previous}
     with pytest.raises(UserError, match=re.compile(message, re.DOTALL)):
         splitting([sample])

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from video_pipeline.config import load_config
 from video_pipeline.data.choosing import create_dataset
+from video_pipeline.engine.base import Constraints, RequestRefused
 from video_pipeline.engine.vllm.arguments import is_outside_language_model, vllm_config_of
 from video_pipeline.engine.vllm.engine import VllmEngine
 from video_pipeline.engine.vllm.renderer import Renderer
@@ -85,6 +86,14 @@ def test_what_vllm_refuses_is_said_in_one_line(model, vllm, sampling, message):
     assert "\n" not in str(caught.value)
     assert "pydantic.dev" not in str(caught.value)
     assert len(str(caught.value)) < 1200
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 8.0}, {"seed": "1"}, {"ignore_eos": "no"}])
+def test_a_wrong_type_in_the_sampling_of_a_sample_costs_only_the_sample(model, fields):
+    """vLLM takes these, and its engine, which cannot read them, then reads nothing any more."""
+    (name,) = fields
+    with pytest.raises(RequestRefused, match=f"vLLM refuses the task's sampling: .*{name}: got"):
+        VllmEngine(config_of(model)).check(Constraints(sampling_json=json.dumps(fields)))
 
 
 def test_mappings_in_sampling_are_objects_of_vllm(model):

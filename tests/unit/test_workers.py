@@ -189,6 +189,14 @@ def test_a_dataset_that_breaks_its_contract(prepare):
     assert "llm_input" in str(results[2])
 
 
+@pytest.mark.parametrize("media", ['["a.mp4"]', '{"video": [("frames", None)]}'])
+def test_media_that_are_none_name_dataset_and_sample(here, prepare, media):
+    here.edit_plugin('"multi_modal_data": {}', f'"multi_modal_data": {media}')
+    (result,) = prepare(samples(1))
+    assert isinstance(result, TaskError)
+    assert str(result).startswith("dataset Plain: llm_input of sample '0': AttributeError: ")
+
+
 def test_a_dataset_that_returns_nothing(here, prepare):
     here.edit_plugin("return {**item", "x = {**item")
     (result,) = prepare(samples(1))

@@ -15,7 +15,7 @@ from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.spec import ProcessSpec
 from video_pipeline.decode.transport import pack, unpack
 from video_pipeline.engine.base import Preparer, RequestRefused
-from video_pipeline.errors import EnvironmentFault, Failure
+from video_pipeline.errors import EnvironmentFault, Failure, user_code
 from video_pipeline.model.prompt import listed_media
 from video_pipeline.run.chunks import Chunk
 from video_pipeline.run.origin import check_code
@@ -154,7 +154,8 @@ class _Worker:
             read = self._read(position, key)
         llm_inputs = {part: read[part] for part in read if part in parts}
         check_complete(llm_inputs, parts, self._dataset, key)
-        video_seconds = max(map(_video_seconds, llm_inputs.values()))
+        with user_code(f"dataset {type(self._dataset).__name__}: llm_input of sample {key!r}"):
+            video_seconds = max(map(_video_seconds, llm_inputs.values()))
         try:
             requests = self._preparer.prepare(llm_inputs, key)
         except RequestRefused as error:

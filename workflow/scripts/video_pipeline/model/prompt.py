@@ -103,17 +103,20 @@ def listed_media(llm_input: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def check_parts(message: dict[str, Any]) -> None:
-    """Check that each part of a message is a text, a video or an image. Raises
-    :class:`TaskError`."""
+    """Check that each part of a message is a text, a video or an image. Raises :class:`TaskError`,
+    or :class:`ValueError` for a text that is none."""
     parts = message["content"]
     for part in parts if isinstance(parts, list) else []:
-        if not (isinstance(part, dict) and part.keys() & set(_PARTS)):
-            names = part if isinstance(part, dict) else ()
+        if not (isinstance(part, dict) and len(part.keys() & set(_PARTS)) == 1):
+            names = part.keys() - set(_PARTS) if isinstance(part, dict) else ()
             hint = next(filter(None, (did_you_mean(name, _PARTS) for name in names)), "")
             raise TaskError(
-                "build_messages: a part of a message must be a dict with one of "
+                "build_messages: a part of a message must be a dict with exactly one of "
                 f"{', '.join(map(repr, _PARTS))}, got {part!r:.200}{hint}"
             )
+        # A chat template would write these as Python does, with the special tokens in them.
+        if not isinstance(part.get("text", ""), str | int | float):
+            raise ValueError(f"the text of a message must be a text, got {part['text']!r:.200}")
 
 
 @cache

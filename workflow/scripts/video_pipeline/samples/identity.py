@@ -83,13 +83,13 @@ def check_deterministic(
     requests: dict[str, str],
     sample_fields: Collection[str] = (),
 ) -> None:
-    """Raise :class:`TaskError` if the messages of ``sample``, built again, differ from those of
+    """Raise :class:`TaskError` if what is asked about ``sample``, built again, differs from
     ``requests``: resume finds a finished sample by them."""
     if request_digests(task, sample, video, sample_fields) != requests:
         raise TaskError(
-            f"task {task.name!r}: build_messages gave two different conversations for sample "
-            f"{sample['__key']!r}; resume needs the same one each time. If it draws at random, "
-            "seed it from the key: random.Random(sample['__key'])"
+            f"task {task.name!r}: messages, schema or sampling differ each time for sample "
+            f"{sample['__key']!r}; resume needs the same ones. If they are drawn at random, seed "
+            "that from the key: random.Random(sample['__key']). If they come from a set, sort it"
         )
 
 

@@ -103,7 +103,6 @@ class InputReader:
                 if "__key" in raw and is_record(raw):
                     yield self._sample_of_record(line_number, raw)
                     continue
-                self._check(raw)
                 yield InputSample(line_number, self.key(raw), raw, text)
             except ValueError as error:
                 self.bad.add(line_number, str(error))
@@ -145,7 +144,8 @@ class InputReader:
 
     def key(self, raw: dict[str, Any]) -> str:
         """``__key`` of a sample: the windows of a video share its id, so their times follow it.
-        Raises :class:`ValueError` if its id is none."""
+        Raises :class:`ValueError` if its id is none, or ``raw`` is no input object of a sample."""
+        self._check(raw)
         if self._id_field is None:
             return content_key(raw, self._video_field)
         value: Any = raw.get(self._id_field)

@@ -131,7 +131,7 @@ class Task(ABC):
             if not _is_conversation(messages):
                 raise TaskError(
                     f"task {self.name!r}: build_messages must return a list of messages, each with "
-                    "`role` and `content`, or a dict of such lists; for sample "
+                    "`role` and `content` (a text or a list), or a dict of such lists; for sample "
                     f"{sample['__key']!r} it returned {messages!r:.200}"
                 )
         if isinstance(built, dict):
@@ -218,14 +218,16 @@ class Task(ABC):
         if logprobs is not None:
             sample = {**sample, "__logprobs": logprobs}
         fields = self.parse(answer, sample)
-        if not isinstance(fields, dict):
-            raise self._no_text_keys("parse", fields)
         self._check_names(fields, "parse")
         return fields
 
-    def _check_names(self, named: dict[Any, Any], method: str) -> None:
-        if not all(isinstance(name, str) for name in named):
-            raise self._no_text_keys(method, named)
+    def _check_names(self, named: Any, method: str) -> None:
+        # An enum's text is a text in Python, but no key in JSON.
+        if not (isinstance(named, dict) and all(type(name) is str for name in named)):
+            raise TaskError(
+                f"task {self.name!r}: {method} must return a dict with text keys, it returned "
+                f"{named!r:.200}"
+            )
         reserved = [n for n in named if n.startswith("__") or n in RESERVED_FIELDS]
         if reserved:
             raise TaskError(
@@ -233,25 +235,21 @@ class Task(ABC):
                 "names that start with '__', 'input' and 'output_text' are reserved, use another"
             )
 
-    def _no_text_keys(self, method: str, returned: Any) -> TaskError:
-        return TaskError(
-            f"task {self.name!r}: {method} must return a dict with text keys, it returned "
-            f"{returned!r:.200}"
-        )
-
 
 def _is_conversation(messages: Any) -> bool:
     if not isinstance(messages, list):
         return False
     for message in messages:  # This runs for each sample, and all() takes twice as long.
-        if not (isinstance(message, dict) and "role" in message and "content" in message):
+        content = message.get("content") if isinstance(message, dict) else None
+        # A chat template would pass over the text in a dict without a word.
+        if not isinstance(content, str | list | tuple) or "role" not in message:
             return False
     return bool(messages)
 
 
 def _with_images(message: dict[str, Any]) -> dict[str, Any]:
     content = message["content"]
-    if not isinstance(content, list):
+    if isinstance(content, str):
         return message
     return {**message, "content": list(map(_as_image, content))}
 

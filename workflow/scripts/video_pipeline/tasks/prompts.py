@@ -47,6 +47,8 @@ class Prompt:
         place: str = "task_params",
     ) -> None:
         self._place = f"{place}.{name}"
+        if not isinstance(name, str):  # YAML reads `1` and `yes` as something else.
+            raise UserError(f"{self._place}: expected a text as its name; put it in quotes")
         text, file = params.get(name), params.get(name + FILE)
         if text is not None and file is not None:
             raise UserError(f"give either {self._place} or {self._place}{FILE}")
@@ -86,12 +88,11 @@ class Prompt:
             return self._text
         try:
             return self._template.render(sample)
-        except jinja2.UndefinedError as error:
-            raise ValueError(
-                f"{self._place}: {error.message}; there are {', '.join(_fields_of(sample))}"
-            ) from error
         except Exception as error:  # An expression can raise anything.
-            raise ValueError(f"{self._place}: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {error}"
+            if isinstance(error, jinja2.UndefinedError):
+                why = f"{error.message}; there are {', '.join(_fields_of(sample))}"
+            raise ValueError(f"{self._place}: {why}") from error
 
 
 class PromptTask(Task):
@@ -113,12 +114,9 @@ class PromptTask(Task):
 def about_video(sample: dict[str, Any], text: str, system: str = "") -> Messages:
     """A conversation that shows the video of ``sample`` and then asks ``text``. Conversations that
     begin with the same video share its computation in the engine."""
-    content = [
-        {"type": "video", "video": sample["__video_uri"]},
-        {"type": "text", "text": text},
-    ]
+    video = {"type": "video", "video": sample["__video_uri"]}
     messages: Messages = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": content}]
+    return [*messages, {"role": "user", "content": [video, {"type": "text", "text": text}]}]
 
 
 def _fields_of(sample: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -78,12 +78,12 @@ def _escaped(output_text: str) -> str:
         return output_text
 
 
-@cache
+@lru_cache  # Of a limited size: a task may make a model for each sample.
 def _model_schema(model: type[BaseModel]) -> str:
     return json.dumps(model.model_json_schema())
 
 
-@cache
+@lru_cache
 def _validator(text: str) -> Validator:
     """Raises :class:`ValueError` if ``text`` is not a JSON Schema."""
     import jsonschema

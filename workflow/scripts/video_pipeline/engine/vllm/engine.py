@@ -14,6 +14,7 @@ from typing import Any
 from video_pipeline.common.faults import is_refusal
 from video_pipeline.common.processes import how_it_ended
 from video_pipeline.config import Config
+from video_pipeline.config.vllm_names import wrong_values
 from video_pipeline.engine.base import (
     UNCONSTRAINED,
     Answer,
@@ -199,6 +200,8 @@ class VllmEngine(Engine):
     def _sampling_instead(self, fields: dict[str, Any]) -> SamplingParams:
         """The section ``sampling`` with other values for ``fields``, which a task has set."""
         try:
+            if faults := wrong_values("sampling", fields):  # vLLM finds these too late, and hangs.
+                raise TypeError(faults[0])
             sampling = final_only({**self._sampling_section, **fields})
             verify_sampling(sampling, self._vllm_config)
         except REFUSALS as error:
