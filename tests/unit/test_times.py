@@ -370,6 +370,35 @@ def test_raw_fields(tmp_path: Path) -> None:
     assert [number for number, _ in seen(path, nframes=20)] == list(range(20))
 
 
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+def test_first_packets_without_times(tmp_path: Path, b_frames: str) -> None:
+    """A transport stream need not give each picture a time, and may begin with those without."""
+    options = {"bf": b_frames, "g": "25"}
+    path = write_numbered(tmp_path / "late.ts", 60, format="mpegts", options=options)
+    stream = bytearray(path.read_bytes())
+    starts = [place for place in range(0, len(stream), 188) if starts_picture(stream, place)]
+    assert len(starts) == 60
+    for place in starts[:5]:
+        header = stream.index(b"\0\0\1\xe0", place)
+        length = stream[header + 8]
+        stream[header + 7] &= 0x3F  # PTS_DTS_flags
+        stream[header + 9 : header + 9 + length] = b"\xff" * length
+    path.write_bytes(stream)
+    with av.open(str(path)) as container:
+        assert next(container.demux(video=0)).pts is None
+    assert all_numbers(path) == plain_decode(path) == list(range(60))
+    assert seen(path, nframes=4, video_start=0.0, video_end=1.2) == [
+        (number, pytest.approx(number / 25, abs=0.001)) for number in (0, 10, 20, 30)
+    ]
+    assert probe(str(path)).duration == pytest.approx(60 / 25)
+
+
+def starts_picture(stream: bytes, place: int) -> bool:
+    """Whether the packet of a transport stream at ``place`` begins a PES packet of its video."""
+    identifier = int.from_bytes(stream[place + 1 : place + 3]) & 0x1FFF
+    return identifier == 0x100 and bool(stream[place + 1] & 0x40)
+
+
 # --- state in the first packets ------------------------------------------------------------------
 
 STATEFUL = {
