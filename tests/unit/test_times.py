@@ -128,6 +128,15 @@ def test_a_picture_that_stays_on_the_screen_is_shown_twice(uneven: Path) -> None
     assert [number for number, _ in shown] == [78, 78]
 
 
+@pytest.mark.parametrize("spacing", ["uneven", "even"])
+def test_a_picture_that_stays_is_shown_twice_where_key_frames_are_wanted(
+    uneven: Path, tmp_path: Path, spacing: str
+) -> None:
+    path = uneven if spacing == "uneven" else write_numbered(tmp_path / "even.mp4", 50)
+    shown = seen(path, keyframes=True, video_start=1.01, video_end=1.02)
+    assert [number for number, _ in shown] == [25, 25]
+
+
 def test_the_first_frame_of_a_segment(uneven: Path) -> None:
     for seconds, number in ((None, 0), (0.0, 0), (1.0, 25), (20.0, 68), (20.5, 69)):
         assert number_of(np.asarray(read_frame(str(uneven), seconds))) == number
