@@ -141,7 +141,7 @@ def _read_packets(demuxer: Demuxer, timeline: Timeline, index: PacketIndex) -> b
                 index.ends[stamp] += duration
             continue
         is_ascending, previous = is_ascending and stamp > previous, stamp
-        if packet.is_keyframe:
+        if packet.is_keyframe and not packet.is_discard:
             index.keys.add(stamp)
         if packet.is_keyframe or not index.entries:
             index.entries.append(EntryPoint(stamp, demuxer.position - 1))
