@@ -118,6 +118,26 @@ def test_scenes_begin_where_ffmpeg_sees_them(find, videos, capsys):
     assert "0 of 5 videos were looked at" in capsys.readouterr().out
 
 
+def test_a_size_that_changes_and_colours_that_cannot_be_converted(find, videos, capsys):
+    """The first gets its cuts; the second costs only itself."""
+    plain = ("-i", videos / "plain.mp4", "-an")
+    ffmpeg(*plain, "-t", 3, "-f", "mpegts", videos / "small.ts")
+    larger = ("-ss", 3, *plain, "-vf", "scale=400:300", "-output_ts_offset", 3, "-f", "mpegts")
+    ffmpeg(*larger, videos / "large.ts")
+    pieces = [(videos / name).read_bytes() for name in ("small.ts", "large.ts")]
+    (videos / "grows.ts").write_bytes(b"".join(pieces))
+    ffmpeg(*plain, "-colorspace", "ycgco", videos / "ycgco.mp4")
+    samples = find("ycgco.mp4", "grows.ts", "plain.mp4")
+    assert [sample.get("cuts") for sample in samples] == [
+        None,
+        pytest.approx(EDGES, abs=0.05),
+        EDGES,
+    ]
+    printed = capsys.readouterr().out
+    assert "1 videos have no cuts" in printed
+    assert "ycgco.mp4: [Errno 95] Operation not supported" in printed
+
+
 def test_a_video_that_has_changed_is_not_known(tmp_path):
     video = tmp_path / "a.mp4"
     video.write_bytes(b"one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from video_pipeline.data.stills import FirstFrameDataset
 from video_pipeline.decode.preparing import _video_seconds
 from video_pipeline.report.contact_sheet import pictures
 from video_pipeline.video.container import Video
+from video_pipeline.video.decode_pyav import decode_frames
 from video_pipeline.video.errors import VideoReadError, noting_damage
 from video_pipeline.video.reader import probe, read_frame, read_video, register_reader
 
@@ -126,6 +128,15 @@ def test_a_segment_holds_the_frames_that_begin_in_it(
 def test_a_picture_that_stays_on_the_screen_is_shown_twice(uneven: Path) -> None:
     shown = seen(uneven, fps=2.0, video_start=30.2, video_end=30.8)
     assert [number for number, _ in shown] == [78, 78]
+
+
+@pytest.mark.parametrize("spacing", ["uneven", "even"])
+def test_a_picture_that_stays_is_shown_twice_where_key_frames_are_wanted(
+    uneven: Path, tmp_path: Path, spacing: str
+) -> None:
+    path = uneven if spacing == "uneven" else write_numbered(tmp_path / "even.mp4", 50)
+    shown = seen(path, keyframes=True, video_start=1.01, video_end=1.02)
+    assert [number for number, _ in shown] == [25, 25]
 
 
 def test_the_first_frame_of_a_segment(uneven: Path) -> None:
@@ -318,6 +329,64 @@ def test_reordered_pictures_where_the_format_has_no_times_for_them(
         assert seconds == pytest.approx(number / 25, abs=0.05)
 
 
+# --- pieces of a video ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [(0, 50), (100, 50)],
+        [(75, 50), (0, 50)],
+        [(25, 50), (25, 50)],
+        [(0, 50), (83, 50)],  # Its key frame comes before it, at the time of another frame.
+        [(7, 21), (60, 13), (31, 40)],
+    ],
+    ids=str,
+)
+def test_an_edit_list_of_several_pieces(tmp_path: Path, pieces: list[tuple[int, int]]) -> None:
+    """What is cut away between two pieces overlaps with the next, and takes no time."""
+    whole = write_numbered(tmp_path / "whole.mp4", 150, options={"bf": "2", "g": "25"})
+    path = with_edits(whole, tmp_path / "pieces.mp4", pieces)
+    with av.open(str(path)) as container:
+        expected = [
+            (frame.pts, number_of(frame.to_ndarray(format="rgb24")))
+            for frame in container.decode(video=0)
+        ]
+    assert len(expected) == pytest.approx(sum(count for _, count in pieces), abs=4)
+    with Video(str(path)) as video:
+        assert video.stamps == [stamp for stamp, _ in expected]
+        positions = range(len(expected))
+        numbers = [number_of(shown.pixels.numpy()) for shown in decode_frames(video, positions)]
+        assert numbers == [number for _, number in expected]
+        for position in (0, pieces[0][1], len(expected) - 1):
+            (shown,) = decode_frames(video, [position])
+            assert number_of(shown.pixels.numpy()) == numbers[position]
+        keys = [numbers[position] for position in video.keyframes]
+    assert keys == [number for number in numbers if number % 25 == 0]
+
+
+def with_edits(source: Path, target: Path, pieces: list[tuple[int, int]]) -> Path:
+    """A copy of an MP4 at 25 frames a second that shows these pieces of it: first frame, count."""
+    data = source.read_bytes()
+    places, begin = [], 0
+    for name in (b"moov", b"trak", b"edts", b"elst"):
+        begin = data.index(name, begin) - 4
+        places.append(begin)
+    size, start = (
+        int.from_bytes(data[begin : begin + 4]),
+        int.from_bytes(data[begin + 20 : begin + 24]),
+    )
+    entries = [(40 * count, start + 512 * first, 1 << 16) for first, count in pieces]
+    box = struct.pack(">4s2I", b"elst", 0, len(pieces))
+    box += b"".join(struct.pack(">3I", *entry) for entry in entries)
+    edited = bytearray(data[:begin] + bytes(4) + box + data[begin + size :])
+    for place in places:
+        old = 0 if place == begin else int.from_bytes(data[place : place + 4]) - size
+        edited[place : place + 4] = (old + 4 + len(box)).to_bytes(4)
+    target.write_bytes(edited)
+    return target
+
+
 # --- fields --------------------------------------------------------------------------------------
 
 
@@ -368,6 +437,35 @@ def test_a_raw_stream_knows_its_own_rate(tmp_path: Path) -> None:
 def test_raw_fields(tmp_path: Path) -> None:
     path = write_raw_fields(tmp_path / "raw.h264", 20)
     assert [number for number, _ in seen(path, nframes=20)] == list(range(20))
+
+
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+def test_first_packets_without_times(tmp_path: Path, b_frames: str) -> None:
+    """A transport stream need not give each picture a time, and may begin with those without."""
+    options = {"bf": b_frames, "g": "25"}
+    path = write_numbered(tmp_path / "late.ts", 60, format="mpegts", options=options)
+    stream = bytearray(path.read_bytes())
+    starts = [place for place in range(0, len(stream), 188) if starts_picture(stream, place)]
+    assert len(starts) == 60
+    for place in starts[:5]:
+        header = stream.index(b"\0\0\1\xe0", place)
+        length = stream[header + 8]
+        stream[header + 7] &= 0x3F  # PTS_DTS_flags
+        stream[header + 9 : header + 9 + length] = b"\xff" * length
+    path.write_bytes(stream)
+    with av.open(str(path)) as container:
+        assert next(container.demux(video=0)).pts is None
+    assert all_numbers(path) == plain_decode(path) == list(range(60))
+    assert seen(path, nframes=4, video_start=0.0, video_end=1.2) == [
+        (number, pytest.approx(number / 25, abs=0.001)) for number in (0, 10, 20, 30)
+    ]
+    assert probe(str(path)).duration == pytest.approx(60 / 25)
+
+
+def starts_picture(stream: bytes, place: int) -> bool:
+    """Whether the packet of a transport stream at ``place`` begins a PES packet of its video."""
+    identifier = int.from_bytes(stream[place + 1 : place + 3]) & 0x1FFF
+    return identifier == 0x100 and bool(stream[place + 1] & 0x40)
 
 
 # --- state in the first packets ------------------------------------------------------------------

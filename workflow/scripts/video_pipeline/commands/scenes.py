@@ -32,7 +32,7 @@ from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.spec import ProcessSpec
-from video_pipeline.errors import UserError
+from video_pipeline.errors import Failure, UserError
 from video_pipeline.samples.input import BadLines, InputSample, video_uri
 from video_pipeline.samples.sources import read_samples
 from video_pipeline.video.scenes import DETECTOR, check_installed, scene_cuts
@@ -63,14 +63,14 @@ class SceneSpec(ProcessSpec):
 
 def _cuts(uri: str) -> list[float] | str:
     """The cuts of a video, or why it cannot be read."""
-    from video_pipeline.video.errors import VideoReadError
-
     try:
         return scene_cuts(uri)
-    except VideoReadError as error:
-        return str(error)
+    except Failure:
+        raise
     except MemoryError as error:
         raise SampleError("read", "MemoryError", message_of(error)) from None
+    except Exception as error:  # FFmpeg's errors, and those of PySceneDetect.
+        return message_of(error)
 
 
 class SceneCache:

@@ -141,7 +141,7 @@ def _read_packets(demuxer: Demuxer, timeline: Timeline, index: PacketIndex) -> b
                 index.ends[stamp] += duration
             continue
         is_ascending, previous = is_ascending and stamp > previous, stamp
-        if packet.is_keyframe:
+        if packet.is_keyframe and not packet.is_discard:
             index.keys.add(stamp)
         if packet.is_keyframe or not index.entries:
             index.entries.append(EntryPoint(stamp, demuxer.position - 1))
@@ -185,16 +185,17 @@ def _count_if_untimed(
     if not is_timed:
         index.time_base = 1 / rate
     step = max(1, round(1 / (rate * index.time_base)))
-    index.ends = {}
-    following = None
-    for frame in demuxer.decode_all():
-        stamp = None
-        if is_timed:
-            stamp = frame.dts if is_made_up else stamp_of(frame)
-        # Without a time a frame follows the one before at the rate of the stream.
-        if stamp is None or (following is not None and stamp <= following - step):
-            stamp = following or 0
-        following = index.ends[stamp] = stamp + step
+    index.start, index.ends = _FILE_START, {}
+    stamps: list[int | None] = [
+        (frame.dts if is_made_up else stamp_of(frame)) if is_timed else None
+        for frame in demuxer.decode_all()
+    ]
+    # Without a time a frame follows the one before at the rate of the stream. A recording may begin
+    # with such frames: they end where the first time is.
+    following = next((stamp - n * step for n, stamp in enumerate(stamps) if stamp is not None), 0)
+    for stamp in stamps:
+        begin = following if stamp is None or stamp <= following - step else stamp
+        following = index.ends[begin] = begin + step
 
 
 def _is_in_order(demuxer: Demuxer) -> bool:

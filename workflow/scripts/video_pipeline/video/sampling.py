@@ -43,7 +43,7 @@ def sample_frames(ele: dict[str, Any], video: Video) -> tuple[list[int], dict[st
     count = max(last - first + 1, qwen.FRAME_FACTOR)
     try:
         if ele.get("keyframes"):
-            positions = _keyframes(ele, video, first, last)
+            positions = _keyframes(ele, video, first, last) or [first, last]
         else:
             positions = _evenly(ele, video, first, last, count)
     except (AssertionError, ValueError) as error:
@@ -138,7 +138,7 @@ def _metadata_by_time(video: Video, positions: list[int]) -> tuple[dict[str, Any
 
 def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list[int]:
     """Positions of the key frames from ``first`` to ``last``, an even number. If there are fewer
-    than two, the last frame is taken, too."""
+    than two, the last frame is taken, too. None if that is the only frame."""
     keyframes = [position for position in video.keyframes if first <= position <= last]
     if len(keyframes) < qwen.FRAME_FACTOR:
         keyframes = sorted({*(keyframes or [first]), last})

@@ -44,14 +44,16 @@ def scene_cuts(uri: str) -> list[float]:
     cuts: list[FrameTimecode] = []
     with Video(uri) as video:
         begin, last = video.stamps[0], None
+        size: tuple[int, int] | None = None
         for position, frame in enumerate(video.decode_all()):
             stamp = video.stamps[position] if video.index.is_counted else stamp_of(frame)
             if stamp is None or stamp < begin or (last is not None and stamp <= last):
                 continue  # A damaged file may give a frame without a time of its own.
             last = stamp
-            width = min(frame.width, _WIDTH)
-            height = max(1, round(frame.height * width / frame.width))
-            pixels = frame.reformat(width, height, "bgr24").to_ndarray()
+            if size is None:  # The detector compares frames of one size.
+                width = min(frame.width, _WIDTH)
+                size = width, max(1, round(frame.height * width / frame.width))
+            pixels = frame.reformat(*size, "bgr24").to_ndarray()
             time = FrameTimecode(Timecode(stamp - begin, video.time_base), video.fps)
             cuts += detector.process_frame(time, pixels)
         if last is None:

@@ -79,7 +79,8 @@ class Timeline:
         if self._fields is not None and not self._fields.may_come:
             self._fields = None
         decoding_time = packet.dts
-        if decoding_time is not None:
+        # What an edit list cuts away overlaps with its next piece.
+        if decoding_time is not None and not packet.is_discard:
             gap = decoding_time - self._next
             # Pictures that are reordered may be past a gap before decoding times are: then the gap
             # is a part of the stream.
