@@ -394,7 +394,4 @@ def main() -> None:
     args = parser.parse_args()
     config = options.enter_run(args)
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-    try:
-        watch(config, once=args.once, console=console)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    watch(config, once=args.once, console=console)
