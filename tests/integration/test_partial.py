@@ -3,6 +3,7 @@ samples, and the journal's own command line."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,17 @@ def test_journals_of_other_settings_can_go(splitting):
     assert run.journals() == [current.folder.absolute()]
     splitting(samples(3), 1)
     assert splitting.pending == keys(3)[2:]
+
+
+def test_a_long_name_hides_nothing_of_a_journal(splitting):
+    name = f"captions.[v2].{'x' * 120}"
+    splitting.run.configure(data={"output_jsonl": f"results/{name}.jsonl"})
+    splitting(samples(3), 1).finish("0", "1")
+    shown = journal_command(splitting.run, "stats")
+    row = re.sub(r"\s+", "", shown.partition("in use")[0].partition("last written")[2])
+    assert row.startswith("captions.[v2].x")
+    assert shown.count("x") == 120
+    assert re.search(r" 2 +0 +0\.0 +\d{4}-\d\d-\d\d \d\d:\d\d +in use\b", shown)
 
 
 def test_no_journal_goes_where_none_is_current(splitting):

@@ -189,6 +189,21 @@ def test_of_a_configuration_the_first_three_samples_are_shown(folder: Path, show
     ]
 
 
+def test_samples_without_a_video_are_shown_and_an_input_without_samples_is_named(
+    folder: Path, show
+) -> None:
+    (folder / "text.yaml").write_text(
+        "data: {input_jsonl: texts.jsonl}\ntask_params: {prompt: 'Shorten: {{ caption }}'}\n"
+        "run: {engine: simulated, task: rewrite, dataset: text}\n"
+    )
+    (folder / "texts.jsonl").write_text('{"caption": "a long walk"}\n')
+    assert "Shorten: a long walk" in show.only("--configfile", "text.yaml", "--no-engine")
+    for content, words in (("", "holds no samples"), ("[1]\n", r"1 bad line\(s\)")):
+        (folder / "texts.jsonl").write_text(content)
+        with pytest.raises(UserError, match=rf"texts\.jsonl:? {words}"):
+            show.only("--configfile", "text.yaml", "--no-engine")
+
+
 def test_a_folder_without_videos_is_named(folder: Path, show) -> None:
     (folder / "none").mkdir()
     with pytest.raises(UserError, match="/none: no videos in this folder or below"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from contextlib import suppress
@@ -113,6 +115,38 @@ def test_preview_finds_a_wrong_video_before_it_asks_for_the_model(
             call("preview", name, "--no-engine")
     with pytest.raises(UserError, match=r"--video: /.*/clip\.mp4 does not exist"):
         call("preview", "--video", "clip.mp4", "--no-engine")
+
+
+PRINTS = """\
+from rich.console import Console
+from video_pipeline.common import program
+
+
+def main():
+    for _ in range(999):
+        Console(highlight=False, soft_wrap=True).print("\u4e2d" * 99)
+
+
+program.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "command"), [("utf-8", "head -c 9"), ("latin-1", "head -c 9; cat > printed")]
+)
+def test_it_ends_quietly_if_nobody_reads_on_or_the_terminal_lacks_a_letter(
+    tmp_path, encoding: str, command: str
+) -> None:
+    (tmp_path / "prints.py").write_text(PRINTS)
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} prints.py | ({command})",
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS), "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert done.stderr == b""
+    assert done.stdout == ("\u4e2d" * 9).encode(encoding, "backslashreplace")[:9]
 
 
 def test_the_console_script_is_the_module() -> None:

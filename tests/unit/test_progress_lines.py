@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import Splitter, samples, wait_until
+from video_pipeline.common.locks import try_lock
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.run.manifest import Manifest
@@ -36,7 +37,8 @@ def lines(splitting: Splitter) -> ProgressLines:
 
 
 def test_a_line_now_and_then_is_about_all_ranks_together(lines, capsys, monkeypatch):
-    (line,) = lines.lines()
+    with try_lock(lines.splitting.layout.run_lock):
+        (line,) = lines.lines()
     assert re.search(r"results/out\.jsonl: 3 of 6 \(50\.0%\) done, .*1 waiting, 1 done$", line)
     monkeypatch.setattr(progress_lines, "FIRST_LINES", (0.01,))
     lines.begin()

@@ -329,6 +329,15 @@ def test_the_page_counts_what_the_summary_counts(
     assert prompts["edges"][0] <= prompts["quantiles"]["p50"] < prompts["edges"][-1]
 
 
+def test_lines_that_are_no_samples_are_counted(splitting: Splitter) -> None:
+    splitting.run.configure(data={"where": "id < 2"})
+    splitting(samples(8), 1)
+    infer(splitting.run.config, splitting.layout, 0, 1)
+    consolidate(splitting.run.config, splitting.layout)
+    html = render(collect(splitting.run.config, splitting.layout, 1))
+    assert "<small>8 lines, 6 dropped by data.where</small>" in html
+
+
 def test_answers_that_were_cut_off_stand_out(
     splitting: Splitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,10 +105,20 @@ def test_without_resume_the_journal_is_empty(splitting):
     assert splitting().pending == ["0", "1"]
 
 
-def test_a_moved_dataset_is_still_done(splitting):
+def test_a_moved_dataset_is_still_done_and_other_videos_with_its_names_are_warned_of(
+    splitting, caplog
+):
     splitting(samples(2)).finish("0", "1")
+    splitting()
+    assert "relative paths" not in caplog.text
     splitting.run.configure(data={"video_root": "/elsewhere"})
-    assert splitting().pending == []
+    assert splitting(samples(3)).pending == ["2"]
+    folder = splitting.run.folder
+    words = f"relative paths start from /elsewhere now, and started from {folder} before: 2 samples"
+    assert words in caplog.text
+    caplog.clear()
+    splitting()
+    assert "relative paths" not in caplog.text
 
 
 # --- duplicates and ids ------------------------------------------------------------------------

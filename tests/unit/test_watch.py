@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from video_pipeline.errors import UserError
 from video_pipeline.infer.infer import infer
 from video_pipeline.journal.format import attempt_prefix
 from video_pipeline.output.consolidation import consolidate
+from video_pipeline.run.layout import Layout
 from video_pipeline.run.pace import Pace
 from video_pipeline.run.sharding import Sharding
 from video_pipeline.run.statistics import JobStatistics, Series, StatisticsFile
@@ -76,6 +77,14 @@ def test_before_anything_has_run(here: Run) -> None:
     assert words in shown(("", look(here.config)), width=400)
 
 
+@pytest.fixture
+def at_work(split_run: Splitter) -> Iterator[None]:
+    """A Snakemake is at work on the run."""
+    with try_lock(split_run.layout.run_lock):
+        yield
+
+
+@pytest.mark.usefixtures("at_work")
 def test_it_says_what_it_waits_for(split_run: Splitter) -> None:
     config = split_run.run.config
     assert look(config).waits == "waits for its first inference job, which may be starting"
@@ -122,7 +131,8 @@ def test_a_run_from_its_begin_to_its_end(split_run: Splitter) -> None:
     last_error = r"last error, .* ago: rank 1, sample bad: read: ValueError: no such clip"
     assert re.search(last_error, text)
     run_rank(split_run, 0)
-    assert look(config).waits == "waits for the rule consolidate"
+    with try_lock(layout.run_lock):
+        assert look(config).waits == "waits for the rule consolidate"
     consolidate(config, layout)
     view = look(config)
     assert view.is_over
@@ -204,11 +214,31 @@ def test_a_job_whose_process_is_gone_is_silent_at_once(split_run: Splitter) -> N
 def test_samples_that_were_opened_again_wait_for_snakemake(split_run: Splitter) -> None:
     for rank in (0, 1):
         run_rank(split_run, rank)
-    assert look(split_run.run.config).waits == "waits for the rule consolidate"
     split_run.layout.reopened.touch()
     assert look(split_run.run.config).waits == "waits for snakemake: run the same command again"
     with try_lock(split_run.layout.run_lock):  # It is at work.
         assert look(split_run.run.config).waits == "waits for the rule consolidate"
+
+
+def test_without_a_snakemake_nothing_begins_by_itself(split_run: Splitter) -> None:
+    """It was stopped, or a job has failed."""
+    config, layout = split_run.run.config, split_run.layout
+    again = "waits for snakemake: run the same command again"
+    assert look(config).waits == again
+    layout.failure(0).write_text("the disk is full")
+    assert look(config).waits == again
+    run_rank(split_run, 1)
+    assert look(config).waits == again
+    with try_lock(layout.run_lock):
+        assert look(config).waits == ""
+    run_rank(split_run, 0)
+    assert look(config).waits == again
+    log = layout.log("consolidate")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("=== attempt 1\nerror: it is damaged\n")
+    assert look(config).waits == "the rule consolidate failed: it is damaged"
+    layout.manifest.unlink()
+    assert look(config).waits.startswith("waits for snakemake: there is no /")
 
 
 def test_answers_that_were_cut_off_are_amber(split_run: Splitter) -> None:
@@ -222,6 +252,7 @@ def test_answers_that_were_cut_off_are_amber(split_run: Splitter) -> None:
     assert f"\x1b[33m{words}" in stream.getvalue()
 
 
+@pytest.mark.usefixtures("at_work")
 def test_a_job_that_failed_says_why(split_run: Splitter) -> None:
     split_run.layout.failure(0).write_text("rank 0: the disk is full\nmore")
     rank = look(split_run.run.config).ranks[0]
@@ -320,6 +351,7 @@ def test_what_vanishes_between_the_look_and_the_read_ends_nothing(
         assert words in stream.getvalue()
 
 
+@pytest.mark.usefixtures("at_work")
 def test_what_it_waits_for_needs_no_other_file(split_run: Splitter) -> None:
     for rank in (0, 1):
         run_rank(split_run, rank)
@@ -342,6 +374,23 @@ def test_stages_are_shown_one_after_the_other(here: Run) -> None:
     watch(here.config, once=True, console=Console(file=stream, soft_wrap=True))
     assert "one: not begun" in stream.getvalue()
     assert "two: not begun" in stream.getvalue()
+
+
+def test_a_stage_that_is_over_leaves_the_screen_to_the_one_that_runs(split_run: Splitter) -> None:
+    for rank in (0, 1):
+        run_rank(split_run, rank)
+    consolidate(split_run.run.config, split_run.layout)
+    one, layout = look(split_run.run.config), Layout(Path("results/two.jsonl"), 99)
+    error = {"key": "k", "stage": "read", "type": "E", "message": "moov", "at": time.time()}
+    ranks = [RankView(rank, "running", 10, 5, last_error=error) for rank in range(99)]
+    for width in (60, 160):
+        views = ("one: ", one), ("two: ", RunView(layout, "99 running", ranks))
+        text = shown(*views, height=24, width=width)
+        assert len(text.splitlines()) <= 24
+        for words in ("one: done", "two: 99 running", "rank 0", "moov"):
+            assert words in text
+        assert "answered" not in text
+    assert re.search(r"answered\s+│\s+5 │", shown(("one: ", one)))
 
 
 @pytest.mark.parametrize(

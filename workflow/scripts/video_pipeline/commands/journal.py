@@ -96,7 +96,8 @@ def prune(config: Config, layout: Layout) -> None:
 def _table(shown: list[Journal]) -> Table:
     table = Table(box=None)
     for name in ("output", "journal", "answers", "errors", "MB", "last written", ""):
-        table.add_column(name, no_wrap=True)
+        # A name may be longer than a line. It must not take the room of the other columns.
+        table.add_column(name, no_wrap=name not in ("output", "journal"), overflow="fold")
     for journal in shown:
         table.add_row(
             journal.folder.parent.name,
@@ -126,7 +127,7 @@ def main() -> None:
     if args.yes and args.command != "prune":
         parser.error("--yes: only prune removes journals")
     stages = [(own, Layout.of(own)) for _, own in options.enter_run(args).by_stage()]
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 120)
     if args.command == "stats":
         console.print(_table([journal for stage in stages for journal in journals(*stage)]))
         return

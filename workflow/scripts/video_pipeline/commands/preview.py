@@ -81,7 +81,12 @@ def _raws(args: argparse.Namespace, config: Config) -> list[dict[str, Any]]:
     raw = _raw(args)
     if args.configfile and not args.video and not raw:
         check_files([config])
-        return [sample.raw for sample in islice(read_samples(config.data, BadLines()), 3)]
+        bad, name = BadLines(), config.data.source.name
+        samples = read_samples(config.data, bad, needs_video=False)  # The dataset may need none.
+        if not (raws := [sample.raw for sample in islice(samples, 3)]):
+            bad.raise_any(name)
+            raise UserError(f"{name} holds no samples")
+        return raws
     if not _is_folder(args):
         if not config.run.plugins:  # A plugin's dataset may take the name for something else.
             _check_video(args.video)

@@ -51,8 +51,9 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
             cores = len(os.sched_getaffinity(0))
             readers = HeaderReaders(Access.of(config.data), cores, with_size=True)
             stack.callback(readers.close)
-        progress = stack.enter_context(_progress())
-        task = progress.add_task("samples", total=None)
+        columns = SpinnerColumn(), TextColumn("samples"), MofNCompleteColumn(), TimeElapsedColumn()
+        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
+        task = progress.add_task("", total=None)
         stream = stack.enter_context(replacing(output))
         samples = _samples(config, bad)
         while batch := list(islice(samples, BATCH)):
@@ -75,16 +76,6 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
         console.print(f"{failed:,} of {count:,} headers could not be read; the first: {first}")
     console.print(f"{output}: {count:,} samples")
     return count
-
-
-def _progress() -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def _samples(config: Config, bad: BadLines) -> Iterator[tuple[dict[str, Any], str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +125,7 @@ class RunView:
         if self.missing is not None:
             if self.state != "not begun" and (error := last_error(self.layout.log("split"))):
                 return f"the rule split failed: {error}"
-            who = "snakemake" if self.state == "not begun" else "the rule split"
+            who = "the rule split" if is_locked(self.layout.run_lock) else "snakemake"
             path = printable(self.missing.absolute())
             return f"waits for {who}: there is no {path} yet (--directory names another folder)"
         if self.is_over or self.step or not states:
@@ -134,17 +134,14 @@ class RunView:
         if loading and "running" not in states:
             whose = "the model" if len(loading) == 1 else f"{len(loading):,} models, the first"
             return f"waits for {whose}, which has been loading for {duration(max(loading))}"
+        log = self.layout.log("consolidate")
+        if states == {"done"} and is_newer(log, self.split_at) and (error := last_error(log)):
+            return f"the rule consolidate failed: {error}"
+        if not states & {"starting", "running"} and not is_locked(self.layout.run_lock):
+            return "waits for snakemake: run the same command again"
         if states == {"waiting"}:
             return "waits for its first inference job, which may be starting"
-        stands = self.layout.reopened.exists() or states in ({"silent"}, {"silent", "done"})
-        if stands and not is_locked(self.layout.run_lock):
-            return "waits for snakemake: run the same command again"
-        if states != {"done"}:
-            return ""
-        log = self.layout.log("consolidate")
-        if is_newer(log, self.split_at) and (error := last_error(log)):
-            return f"the rule consolidate failed: {error}"
-        return "waits for the rule consolidate"
+        return "waits for the rule consolidate" if states == {"done"} else ""
 
     @property
     def warnings(self) -> list[str]:
@@ -251,9 +248,12 @@ def _count_states(ranks: Sequence[RankView]) -> str:
 # --- on a terminal -------------------------------------------------------------------------------
 
 
-def screen(views: Iterable[tuple[str, RunView]], height: int, width: int = _WIDE) -> RenderableType:
-    """The content of a terminal about some runs, with the titles of their stages."""
+def screen(views: Sequence[tuple[str, RunView]], height: int, width: int = _WIDE) -> RenderableType:
+    """The content of a terminal about some runs, with the titles of their stages. Summaries come
+    when all are over: earlier, they would take the room of a run that is not."""
     parts: list[RenderableType] = []
+    is_over = all(view.is_over for _, view in views)
+    height -= 3 * (len(views) - 1)  # Lines of the other runs.
     for title, view in views:
         output = Text(printable(view.layout.output), "bold")
         state = f"  {title}{view.state}"
@@ -264,7 +264,7 @@ def screen(views: Iterable[tuple[str, RunView]], height: int, width: int = _WIDE
             parts.append(Text(view.waits, "yellow"))
         if view.ranks and not view.is_over:
             parts += _progress(view, height, is_wide=width >= _WIDE)
-        elif view.layout.summary.exists() and view.is_over:
+        elif view.layout.summary.exists() and is_over:
             parts.append(summary_table(view.layout.summary, is_titled=False))
     return Group(*parts)
 
@@ -394,7 +394,4 @@ def main() -> None:
     args = parser.parse_args()
     config = options.enter_run(args)
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-    try:
-        watch(config, once=args.once, console=console)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    watch(config, once=args.once, console=console)

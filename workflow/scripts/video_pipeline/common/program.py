@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import sys
@@ -42,8 +43,12 @@ def run(main: Callable[[], None]) -> None:
         PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Its encoding may lack some characters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Failure as error:
         _exit(str(error))
     except (Exception, SystemExit) as error:
@@ -82,9 +87,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def _is_own(end: SystemExit) -> bool:
-    """Whether argparse or a command has ended the program: from a plugin, 0 is no success."""
+    """Whether argparse, a command, or rich (after ``| head``) has ended the program: from a plugin,
+    0 is no success."""
     file = Path(traceback.extract_tb(end.__traceback__)[-1].filename)
-    return file == Path(argparse.__file__) or file.is_relative_to(Path(__file__).parents[1])
+    is_known = file == Path(argparse.__file__) or file.parts[-2:] == ("rich", "console.py")
+    return is_known or file.is_relative_to(Path(__file__).parents[1])
 
 
 def _exit(message: str) -> NoReturn:

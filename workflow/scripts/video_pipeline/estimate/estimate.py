@@ -132,8 +132,7 @@ def _warn_of_changes(run: Run, manifest: Manifest, chunk: Chunk) -> None:
     pending = sum(
         any(index.find(*question) is None for question in entry.questions) for entry in chunk
     )
-    if pending:
-        warn_of_changes(now, JournalSettings.last(run.layout), pending, manifest.samples)
+    warn_of_changes(now, JournalSettings.last(run.layout), pending, manifest.samples)
 
 
 async def _look(

@@ -47,10 +47,11 @@ class JournalSettings:
     fingerprint: dict[str, Any]  # The parts of its fingerprint: settings, dataset, reader.
     asked: dict[str, Any]  # The parts of the requests: task, names of samples, code, prompts.
     input: str | None  # The digest of the input at the last split.
+    root: str | None  # Where relative paths started from then; None in earlier versions.
 
     @classmethod
     def of(
-        cls, folder: Path, fingerprint: Mapping[str, Any], origin: Mapping[str, Any]
+        cls, folder: Path, fingerprint: Mapping[str, Any], origin: Mapping[str, Any], root: str
     ) -> JournalSettings:
         """The settings of a split. ``origin`` comes from
         :func:`video_pipeline.run.origin.origin_of`."""
@@ -59,16 +60,12 @@ class JournalSettings:
         settings = {n: v for n, v in origin["settings"].items() if n.startswith(_IN_REQUESTS)}
         asked = {"task": origin["task"], **settings, **files}
         values = orjson.dumps(dict(fingerprint), option=orjson.OPT_NON_STR_KEYS)
-        return cls(folder, orjson.loads(values), asked, input_digest)
+        return cls(folder, orjson.loads(values), asked, input_digest, root)
 
     def write(self) -> None:
         """Write :data:`FILE`."""
-        values = {
-            "version": VERSION,
-            "fingerprint": self.fingerprint,
-            "asked": self.asked,
-            "input": self.input,
-        }
+        values = {"version": VERSION, **vars(self)}
+        del values["folder"]
         text = json.dumps(values, indent=2, ensure_ascii=False)
         write_text(self.folder / FILE, text + "\n")
 
@@ -82,7 +79,8 @@ class JournalSettings:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             check_version(path, values.get("version"), VERSION)
-            return cls(path.parent, values["fingerprint"], values["asked"], values["input"])
+            then = values["fingerprint"], values["asked"], values["input"], values.get("root")
+            return cls(path.parent, *then)
         except (OSError, ValueError, LookupError, AttributeError):
             return None
 
@@ -129,7 +127,13 @@ def warn_of_changes(
 ) -> None:
     """Log what has changed since the ``earlier`` split, and what that costs. ``earlier`` is None if
     its settings are not known."""
-    if earlier is None:
+    if earlier is not None and pending < samples and earlier.root not in (None, now.root):
+        logger.warning(
+            "relative paths start from %s now, and started from %s before: %s samples keep the "
+            "answers about the videos there. For other videos choose another output (output=...)",
+            *(now.root, earlier.root, f"{samples - pending:,}"),
+        )
+    if pending and earlier is None:
         others = [path for path in _resumable(now.folder.parent) if path != now.folder]
         if answers := sum(map(count_answers, others)):
             logger.warning(
@@ -138,7 +142,7 @@ def warn_of_changes(
                 "inferred. The CHANGELOG says what changed with a version",
                 *(now.folder.parent, f"{answers:,}", FILE, f"{pending:,}", f"{samples:,}"),
             )
-    elif changed := now.changes(earlier):
+    elif pending and earlier is not None and (changed := now.changes(earlier)):
         answers = count_answers(earlier.folder)
         if now.folder == earlier.folder:
             answers = max(0, answers - (samples - pending))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from video_pipeline.config import Config
+from video_pipeline.config.source import shown
 from video_pipeline.errors import TaskError, UserError
 from video_pipeline.model.family import fetch_family
 from video_pipeline.model.model import Model, with_commit
@@ -149,4 +150,5 @@ class Run:
             "dataset_version": self.dataset.version,
             "reader_version": self.dataset.reader_version,
         }
-        return JournalSettings.of(self.journal(run_id), parts, self.origin)
+        root = shown(self.config.video_root)
+        return JournalSettings.of(self.journal(run_id), parts, self.origin, root)

@@ -59,12 +59,13 @@ def read_blocks(place: str | Path, video_field: str = "path") -> Iterator[bytes]
     return _blocks(_READERS[source.kind](source, video_field))
 
 
-def read_samples(data: Data, bad: BadLines) -> Iterator[InputSample]:
+def read_samples(data: Data, bad: BadLines, needs_video: bool = True) -> Iterator[InputSample]:
     """Yield the samples of ``data.input_jsonl``, including those that are left out, and note its
-    bad lines in ``bad``. Raises :class:`UserError` as :func:`read_blocks` does."""
+    bad lines in ``bad``. ``needs_video``: whether a sample without a video is bad. Raises
+    :class:`UserError` as :func:`read_blocks` does."""
     first = 1
     for block in read_blocks(data.input_jsonl, data.video_field):
-        reader = InputReader(data, block, first)
+        reader = InputReader(data, block, first, needs_video)
         yield from reader
         bad.merge(reader.bad)
         first += block.count(b"\n")

@@ -143,7 +143,7 @@ class _Split:
         finally:
             shutil.rmtree(scratch)
         _log(manifest, self._balance)
-        if manifest.pending and self._resumes:
+        if self._resumes:
             warn_of_changes(self._settings, self._earlier, manifest.pending, manifest.samples)
         return manifest
 

@@ -58,7 +58,7 @@ class ProgressLines:
             layout = stage.layout
             if not layout.summary.exists():
                 continue
-            Console(stderr=True).print(summary_table(layout.summary))
+            Console(stderr=True, markup=False).print(summary_table(layout.summary))
             show_files(stage)
             if failed := read_counts(layout.summary).get("error"):
                 _print(f"errors  {layout.errors}")
