@@ -114,7 +114,7 @@ def test_a_moved_dataset_is_still_done_and_other_videos_with_its_names_are_warne
     splitting.run.configure(data={"video_root": "/elsewhere"})
     assert splitting(samples(3)).pending == ["2"]
     folder = splitting.run.folder
-    words = f"relative paths start from /elsewhere now, and started from {folder} before: 2 samples"
+    words = f"relative paths start from /elsewhere now, and started from {folder} before: of 2 "
     assert words in caplog.text
     caplog.clear()
     splitting()

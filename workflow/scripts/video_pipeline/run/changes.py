@@ -129,8 +129,9 @@ def warn_of_changes(
     its settings are not known."""
     if earlier is not None and pending < samples and earlier.root not in (None, now.root):
         logger.warning(
-            "relative paths start from %s now, and started from %s before: %s samples keep the "
-            "answers about the videos there. For other videos choose another output (output=...)",
+            "relative paths start from %s now, and started from %s before: of %s finished samples, "
+            "those with such paths keep the answers about the videos there. For other videos, "
+            "choose another output (output=...)",
             *(now.root, earlier.root, f"{samples - pending:,}"),
         )
     if pending and earlier is None:

@@ -105,7 +105,8 @@ class InputReader:
                     continue
                 yield InputSample(line_number, self.key(raw), raw, text)
             except ValueError as error:
-                self.bad.add(line_number, str(error))
+                advice = "; `jq -c '.[]'` turns a list into lines" if text[:1] == b"[" else ""
+                self.bad.add(line_number, f"{error}{advice}")
 
     def _sample_of_record(self, line_number: int, record: dict[str, Any]) -> InputSample:
         """The sample of an earlier record. It keeps its key, unless this run's samples have ids."""
@@ -155,9 +156,6 @@ class InputReader:
         return window_id(value, raw) if is_window(raw) else str(value)
 
 
-NO_LINES = "; `jq -c '.[]'` turns a list into lines"
-
-
 def parse_object(line: bytes, check_numbers: bool) -> dict[str, Any]:
     """Raises :class:`ValueError` if ``line`` is no JSON object, or cannot be kept as it is.
     ``check_numbers``: whether it may hold numbers of 19 digits."""
@@ -166,13 +164,11 @@ def parse_object(line: bytes, check_numbers: bool) -> dict[str, Any]:
         if check_numbers or _may_repeat_names(line, value):
             json.loads(line, parse_int=_exact_integer, object_pairs_hook=_distinct)
     except orjson.JSONDecodeError as error:
-        advice = NO_LINES if line.lstrip().startswith(b"[") else ""
-        raise ValueError(f"not JSON: {error}{advice}") from None
+        raise ValueError(f"not JSON: {error}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
-        advice = NO_LINES if isinstance(value, list) else ""
-        raise ValueError(f"expected a JSON object, got {type(value).__name__}{advice}")
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     return value
 
 
