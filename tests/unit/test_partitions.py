@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from contextlib import nullcontext
 
 import pytest
 import yaml
 from helpers import PROJECT
+from snakemake_interface_executor_plugins.utils import format_cli_arg
 from video_pipeline.config import Config
 from video_pipeline.errors import UserError
 from video_pipeline.run.layout import Layout
 from video_pipeline.run.sharding import Sharding
 from video_pipeline.run.stages import Stage
 from video_pipeline.workflow import cluster
-from video_pipeline.workflow.cluster import check_jobs, check_partitions, requested_mb
+from video_pipeline.workflow.cluster import (
+    check_arguments,
+    check_jobs,
+    check_partitions,
+    requested_mb,
+)
 from video_pipeline.workflow.memory import JobMemory
 from video_pipeline.workflow.snakemake_internals import PlannedJob
 
@@ -77,6 +85,29 @@ def test_a_machine_without_sinfo(tmp_path, monkeypatch):
 def test_jobs_for_another_cluster_are_left_to_it(sinfo):
     sinfo("echo 'cpu'")
     check_partitions({"infer": {"slurm_cluster": "other"}}, has_rules=False)
+
+
+def shell(command: str) -> str:
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_refused"),
+    [
+        ("What's there?", False),
+        ('Answer "yes" or "no".', False),
+        ("""What's "it"?""", True),
+        ("Answer `true` or `false`.", True),
+        ("$(true)", True),
+    ],
+)
+def test_a_text_that_a_shell_changes_stays_out_of_the_command_line_of_jobs(prompt, is_refused):
+    argument = f"prompt={prompt}"
+    with pytest.raises(UserError, match="--config prompt: ") if is_refused else nullcontext():
+        check_arguments([argument])
+    given = format_cli_arg("--config", [argument]).removeprefix("--config").replace('"', '\\"')
+    job = shell(f'printf %s "{given}"')  # As the plugin gives it to `sbatch --wrap`.
+    assert (shell(f"printf %s {job}") != argument) == is_refused
 
 
 def test_memory_may_be_requested_for_each_cpu():

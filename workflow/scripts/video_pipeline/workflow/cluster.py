@@ -1,8 +1,9 @@
-"""Checks the jobs' requests to SLURM before the first job is submitted."""
+"""Checks what jobs of a cluster get and request, before the first one is submitted."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 
@@ -36,6 +37,18 @@ def check_jobs(
         if (job := jobs.get(rule)) and (mem_mb := requested_mb(job.resources, job.threads)):
             warnings.append(JobMemory.of(stage.config, job.threads).check(rule, mem_mb))
     return list(filter(None, warnings))
+
+
+def check_arguments(arguments: Iterable[str]) -> None:
+    """Raise :class:`UserError` if a shell runs a part of an argument of `--config`, or cannot read
+    it: Snakemake gives it to each job in the quotes of Python's `repr`."""
+    for argument in arguments:
+        if re.search(r"`|\$[({]", argument) or {"'", '"'} <= set(argument):
+            raise UserError(
+                f"--config {argument.partition('=')[0]}: jobs of a cluster get it through a shell, "
+                "which runs what is between backticks, and fails at both kinds of quotes in one "
+                "text; write it into the file of --configfile"
+            )
 
 
 def requested_mb(resources: JobResources, threads: int) -> int | None:

@@ -35,7 +35,7 @@ from video_pipeline.run.origin import (
 from video_pipeline.run.previous import forget_previous, keep_previous, restore_previous
 from video_pipeline.run.sharding import check_job_gpus, job_threads, jobs_at_once
 from video_pipeline.run.stages import Stage, resolve_stages
-from video_pipeline.workflow.cluster import check_jobs
+from video_pipeline.workflow.cluster import check_arguments, check_jobs
 from video_pipeline.workflow.failure_report import failure_report, last_errors
 from video_pipeline.workflow.forecast import forecast
 from video_pipeline.workflow.literal_paths import take_literally
@@ -249,6 +249,8 @@ class Invocation:
         if self._has_begun or not self.snakemake.is_main_process:
             return
         self._has_begun = True
+        if self.snakemake.executor != "local":
+            check_arguments(self.snakemake.config_arguments)
         if self.snakemake.executor == "slurm":
             planned, has_rules = self.snakemake.planned_jobs(), self.snakemake.chooses_partitions
             jobs = {name: planned[final] for name, final in self._rules if final in planned}
