@@ -143,5 +143,6 @@ _HOW = (
     "proportional set sizes after one sample each. `plan` looks at 16 samples; `preview` asks no "
     "model. The figures are those of the worse model. *Few layers*: Qwen2.5-VL-7B with two layers "
     "and two vision layers, random weights, vLLM on the CPU; the engine alone is `AsyncLLM` with "
-    f"the same arguments. Both start with a new Python process; medians of {TURNS} turns."
+    f"the same section `vllm`. Both start with a new Python process; medians of {TURNS} turns, in "
+    "each of which the engine alone comes first."
 )

@@ -124,7 +124,11 @@ def test_what_the_model_sees(folder: Path, show) -> None:
     [
         ([], "sample['title']", r"KeyError: 'title' \(.*mine\.py, line 9"),
         (["--video", "gone.mp4"], "''", r"cannot read .*gone\.mp4: VideoReadError: No such file"),
-        (["--video", ""], "''", "the sample has no video: give --video, or 'path' in --sample"),
+        (
+            ["--video", ""],
+            "''",
+            "the sample has no video in 'path' (data.video_field): give --video",
+        ),
         (["--sample", "[1]"], "''", "--sample: expected a JSON object"),
     ],
 )

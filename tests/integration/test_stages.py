@@ -130,6 +130,10 @@ def test_retry_reaches_every_stage(staged):
             "stages: videos and c write the same file, results/out.videos.jsonl",
         ),
         ([{"name": "errors"}, {"name": "b"}], "data.input_jsonl: 'results/out.errors.jsonl' is a"),
+        (
+            [{"name": "a", "data": {"input_jsonl": "results/out.errors.jsonl"}}, {"name": "b"}],
+            "stages: b replaces results/out.errors.jsonl, the input of a",
+        ),
     ],
 )
 def test_stages_that_cannot_be(run, stages, message):

@@ -124,7 +124,7 @@ from video_pipeline.common import program
 
 def main():
     for _ in range(999):
-        Console(highlight=False, soft_wrap=True).print("\u4e2d" * 99)
+        FUNCTION("\u4e2d" * 99)
 
 
 program.run(main)
@@ -132,12 +132,15 @@ program.run(main)
 
 
 @pytest.mark.parametrize(
+    "function", ["print", "Console(highlight=False, soft_wrap=True).print"], ids=("plain", "rich")
+)
+@pytest.mark.parametrize(
     ("encoding", "command"), [("utf-8", "head -c 9"), ("latin-1", "head -c 9; cat > printed")]
 )
 def test_it_ends_quietly_if_nobody_reads_on_or_the_terminal_lacks_a_letter(
-    tmp_path, encoding: str, command: str
+    tmp_path, encoding: str, command: str, function: str
 ) -> None:
-    (tmp_path / "prints.py").write_text(PRINTS)
+    (tmp_path / "prints.py").write_text(PRINTS.replace("FUNCTION", function))
     done = subprocess.run(
         f"{shlex.quote(sys.executable)} prints.py | ({command})",
         shell=True,

@@ -144,6 +144,12 @@ def test_values_that_contradict_each_other(raw: Any, said: str) -> None:
     assert said in message_of(raw)
 
 
+def test_of_stages_only_their_own_files_count() -> None:
+    outputs = [{"name": name, "data": {"output_jsonl": f"r/{name}.jsonl"}} for name in "ab"]
+    own = {"input_jsonl": "out.errors.jsonl", "output_jsonl": "out.jsonl"}
+    assert len(load_config({"data": own, "stages": outputs}).by_stage()) == 2
+
+
 def test_the_files_that_a_run_replaces() -> None:
     data = Data(output_jsonl=Path("results/out.jsonl"))
     layout = Layout(data.output_jsonl, 1)

@@ -467,7 +467,8 @@ def test_error_records_alone_are_the_samples(splitting, id_field):
     consolidate(splitting.run.config, splitting.layout)
     raws = [entry.raw for entry in splitting.chunks[0]][1:]
     layout = splitting.layout
-    splitting.run.configure(data={"input_jsonl": "results/out.errors.jsonl"})
+    layout.errors.rename(splitting.run.folder / "failed.jsonl")
+    splitting.run.configure(data={"input_jsonl": "failed.jsonl"})
     splitting(num_shards=1)
     assert splitting.keys == [failed]
     assert splitting.pending == []

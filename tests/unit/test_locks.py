@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import SCRIPTS, wait_until
+from video_pipeline.common import locks
 from video_pipeline.common.locks import (
     describe_holder,
     holder,
@@ -122,3 +124,13 @@ def test_an_output_where_nothing_can_be_written():
     output = Path("/proc/none/out.jsonl")
     with pytest.raises(UserError, match=r"none/out\.jsonl cannot be written: .*another output"):
         take_output(output.with_name("lock"), output)
+
+
+def test_a_look_at_the_lock_stops_no_run(tmp_path, monkeypatch):
+    """`watch` holds it for a moment."""
+    lock, output = tmp_path / "lock", tmp_path / "out.jsonl"
+    lock.touch()
+    look = open(lock, encoding="utf-8")
+    fcntl.flock(look, fcntl.LOCK_SH)
+    monkeypatch.setattr(locks.time, "sleep", lambda _: look.close())
+    take_output(lock, output).close()

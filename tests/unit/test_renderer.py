@@ -144,7 +144,7 @@ def test_messages_without_media(renderer):
 
 
 def test_a_part_of_a_message_that_is_nothing_known(renderer):
-    with pytest.raises(RequestRefused, match="must be a dict with one of") as caught:
+    with pytest.raises(RequestRefused, match="must be a dict with exactly one of") as caught:
         renderer.prepare({"": of_messages({"type": "txt", "txt": "x"}, VIDEO)}, "key")
     assert caught.value.type == "TaskError"
 

@@ -129,11 +129,15 @@ def test_a_command_is_shown_without_its_secrets() -> None:
         *("--cores", "8", "--storage-s3-secret-key", "abc", "--storage-s3-access-key=def"),
         *("--config", "input=https://me:pw@host/list.jsonl?sig=1", "max_tokens=5", "--quiet"),
         "data={input_jsonl: 'https://me:pw@host/list.jsonl?sig=1', video_field: video}",
+        "data={input_jsonl: HTTPS://me:pw@host/list.jsonl?sig=1, video_field: video}",
+        *("input=HTTPS://me:p'w@host/list.jsonl?sig=a}b", 'input=https://host/a.mp4?sig="b"'),
     ]
     assert without_secrets(arguments) == [
         *("--cores", "8", "--storage-s3-secret-key", "***", "--storage-s3-access-key=***"),
         *("--config", "input=https://host/list.jsonl", "max_tokens=5", "--quiet"),
         "data={input_jsonl: 'https://host/list.jsonl', video_field: video}",
+        "data={input_jsonl: https://host/list.jsonl, video_field: video}",
+        *("input=https://host/list.jsonl", "input=https://host/a.mp4"),
     ]
 
 
@@ -336,6 +340,11 @@ def test_lines_that_are_no_samples_are_counted(splitting: Splitter) -> None:
     consolidate(splitting.run.config, splitting.layout)
     html = render(collect(splitting.run.config, splitting.layout, 1))
     assert "<small>8 lines, 6 dropped by data.where</small>" in html
+    summary = splitting.run.summary()
+    del summary["samples"]["dropped"]  # As in an earlier version.
+    splitting.layout.summary.write_text(json.dumps(summary))
+    html = render(collect(splitting.run.config, splitting.layout, 1))
+    assert "<small>8 lines</small>" in html
 
 
 def test_answers_that_were_cut_off_stand_out(

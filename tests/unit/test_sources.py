@@ -63,6 +63,9 @@ def test_a_folder_stands_for_the_videos_in_it_and_below(folder):
 def test_a_video_is_the_sample_that_it_is_in_its_folder(folder):
     assert lines(folder / "b.MP4") == [{"path": "b.MP4"}]
     assert Source(str(folder / "b.MP4")).root == str(folder)
+    data = {"input_jsonl": str(folder / "b.MP4"), "video_root": "/elsewhere"}
+    assert load_config({"data": data}).video_root == str(folder)
+    assert Source("subtitles.mov.gz").kind == "jsonl"
     address = "https://host/clips/a.mp4?v=1"
     assert lines(address) == [{"path": address}]
 

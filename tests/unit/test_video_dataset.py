@@ -353,7 +353,7 @@ def test_a_list_of_images_of_several_sizes_is_no_video(tmp_path):
 
 
 def test_a_part_that_is_nothing_known():
-    with pytest.raises(TaskError, match="must be a dict with one of"):
+    with pytest.raises(TaskError, match="must be a dict with exactly one of"):
         asked(says({"type": "txt", "txt": "x"}))
 
 

@@ -81,12 +81,13 @@ def _raws(args: argparse.Namespace, config: Config) -> list[dict[str, Any]]:
     raw = _raw(args)
     if args.configfile and not args.video and not raw:
         check_files([config])
-        bad, name = BadLines(), config.data.source.name
-        samples = read_samples(config.data, bad, needs_video=False)  # The dataset may need none.
-        if not (raws := [sample.raw for sample in islice(samples, 3)]):
-            bad.raise_any(name)
-            raise UserError(f"{name} holds no samples")
-        return raws
+        for needs_video in (True, False):  # The dataset may need none.
+            bad = BadLines()
+            samples = read_samples(config.data, bad, needs_video=needs_video)
+            if raws := [sample.raw for sample in islice(samples, 3)]:
+                return raws
+        bad.raise_any(config.data.source.name)
+        raise UserError(f"{config.data.source.name} holds no samples")
     if not _is_folder(args):
         if not config.run.plugins:  # A plugin's dataset may take the name for something else.
             _check_video(args.video)

@@ -115,7 +115,10 @@ def _sample(config: Config, task: Task, raw: dict[str, Any]) -> dict[str, Any]:
     dataset = dataset_of(config, task)
     field = config.data.video_field
     if dataset.needs_video and not raw.get(field):
-        raise UserError(f"the sample has no video: give --video, or {field!r} in --sample")
+        raise UserError(
+            f"the sample has no video in {field!r} (data.video_field): give --video, or {field!r} "
+            "in --sample"
+        )
     with user_code("the dataset cannot make a sample"):
         raws = expanded(dataset, task_sample(KEY, raw, config), dict(config.task_params))
         return task_sample(KEY, raws[0], config)

@@ -18,6 +18,8 @@ from video_pipeline.common.files import read_object
 from video_pipeline.errors import UserError
 
 _POLL_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
+"""``watch`` holds a lock for a moment when it looks whether somebody else does."""
 
 
 def holder() -> dict[str, Any]:
@@ -83,7 +85,9 @@ def take_output(lock: Path, output: Path) -> TextIO:
     process may not write.
     """
     try:
-        stream = try_lock(lock)
+        deadline = time.monotonic() + _LOOK_SECONDS
+        while (stream := try_lock(lock)) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
     except OSError as error:
         raise failure_of(
             error,

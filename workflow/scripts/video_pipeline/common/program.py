@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def run(main: Callable[[], None]) -> None:
             if _is_own(error):
                 raise
             _exit(f"code that is not of video-pipeline has ended the program: {explain(error)}")
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os._exit(1)  # As after ``| head``: the interpreter would try to write the rest.
         if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
             place = f" ({error.filename})" if error.filename else ""
             _exit(
@@ -92,6 +95,13 @@ def _is_own(end: SystemExit) -> bool:
     file = Path(traceback.extract_tb(end.__traceback__)[-1].filename)
     is_known = file == Path(argparse.__file__) or file.parts[-2:] == ("rich", "console.py")
     return is_known or file.is_relative_to(Path(__file__).parents[1])
+
+
+def _nobody_reads() -> bool:
+    """Whether the standard output is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _exit(message: str) -> NoReturn:

@@ -44,7 +44,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _different_files(self) -> Config:
-        if self.data.replaces(self.data.input_jsonl):
+        if not self.stages and self.data.replaces(self.data.input_jsonl):
             raise ValueError(
                 f"data.input_jsonl: {self.data.input_jsonl!r} is a file that a run with "
                 f"data.output_jsonl: {str(self.data.output_jsonl)!r} replaces; give "
@@ -96,7 +96,7 @@ class Config(Section):
     @cached_property
     def video_root(self) -> str:
         """The absolute folder, or the address, that relative video paths start from."""
-        return absolute(self.data.video_root or self.data.source.root)
+        return absolute(self.data.root)
 
     def placed(self, place: Callable[[str], str]) -> Config:
         """The same configuration, with the input, the output and the published copies of each
@@ -134,7 +134,7 @@ class Config(Section):
         if not self.stages:
             return [("", self)]
         shared = self.model_dump(exclude={"stages"})
-        shared["data"]["video_root"] = self.data.video_root or self.data.source.root
+        shared["data"]["video_root"] = self.data.root
         configs: list[tuple[str, Config]] = []
         publishers: dict[str, str] = {}
         for name, raw in overlaid(shared, self.stages):
@@ -149,6 +149,11 @@ class Config(Section):
                             f"stages: {other} and {name} write the same file, "
                             f"{two.data.output_jsonl}; give one another data.output_jsonl"
                         )
+                if config.data.replaces(earlier.data.input_jsonl):
+                    raise UserError(
+                        f"stages: {name} replaces {earlier.data.input_jsonl}, the input of "
+                        f"{other}; give it another data.output_jsonl"
+                    )
             for place in sorted(config.published):
                 if (other := publishers.setdefault(place, name)) != name:
                     raise UserError(

@@ -101,6 +101,12 @@ class Data(Section):
         """What :attr:`input_jsonl` names."""
         return Source(self.input_jsonl)
 
+    @property
+    def root(self) -> str:
+        """Where relative paths of videos start. A single video is in its own folder."""
+        own = self.source.root
+        return own if self.source.kind == "video" else self.video_root or own
+
     @field_validator("where")
     @classmethod
     def _is_a_condition(cls, where: str | None) -> str | None:

@@ -213,7 +213,8 @@ class Source:
         for compression in COMPRESSIONS:
             name = name.removesuffix(compression)
         suffix = PurePosixPath(name).suffix
-        return "video" if suffix in VIDEO_SUFFIXES else _FORMS.get(suffix, "jsonl")
+        is_video = suffix in VIDEO_SUFFIXES and not self.compression
+        return "video" if is_video else _FORMS.get(suffix, "jsonl")
 
     @property
     def is_file(self) -> bool:

@@ -27,7 +27,8 @@ def read_summary(layout: Layout) -> dict[str, Any]:
         seal = Seal(**summary["output_file"])
         for name in _COUNTS:
             summary["samples"][name]
-        summary["samples"].setdefault("damaged", 0)  # An earlier version did not count these.
+        for name in ("damaged", "dropped"):  # An earlier version did not count these.
+            summary["samples"].setdefault(name, 0)
         for name in _KEYS:
             summary[name]
     except FileNotFoundError:

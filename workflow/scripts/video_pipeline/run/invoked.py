@@ -17,7 +17,8 @@ from video_pipeline.run.layout import Layout
 
 HIDDEN = "***"
 """Stands for a secret in a command."""
-_ADDRESS = re.compile(r"https?://[^\s'\"}]+")  # Also in YAML: `data={input_jsonl: ...}`.
+_ADDRESS = re.compile(r"https?://[^\s'\"}]+?(?=,?(?:[\s'\"}]|$))", re.IGNORECASE)
+"""An address in YAML, such as that in ``data={input_jsonl: ADDRESS, id_field: id}``."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ def without_secrets(arguments: Iterable[str]) -> list[str]:
             option = value
         elif is_secret(name or option, value):
             value = HIDDEN
-        value = _ADDRESS.sub(lambda address: shown(address[0]), value)
+        elif scheme_of(value) in ("http", "https"):
+            value = shown(value)
+        else:
+            value = _ADDRESS.sub(lambda address: shown(address[0]), value)
         words.append(name + equals + value)
     return words

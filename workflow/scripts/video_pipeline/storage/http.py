@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache, lru_cache
-from urllib.parse import unquote_to_bytes, urljoin
+from urllib.parse import quote, unquote_to_bytes, urljoin
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
@@ -146,7 +146,9 @@ class HttpBlob(Blob):
                     if not location:
                         yield response
                         return
-                location = location.encode("latin-1").decode("utf-8", "replace")  # As browsers do.
+                location = quote(
+                    location.encode("latin-1"), safe=bytes(range(128))
+                )  # Some are plain UTF-8.
                 hop = _parse(location, base=hop.url)
             raise VideoReadError(f"download: redirected more than {MAX_REDIRECTS} times")
         except exceptions.ProtocolError as error:

@@ -61,7 +61,7 @@ def members(blob: Blob) -> Iterator[tuple[Member, Callable[[], bytes]]]:
         raise VideoReadError(f"not a tar, or a damaged one ({error})") from error
     # tarfile takes a damaged header for the end of the tar, and does not see what follows the end.
     # A negative size leads back: CVE-2025-8194, in Python before 3.11.14, 3.12.12 and 3.13.6.
-    is_short = blob.size < end + tarfile.BLOCKSIZE
+    is_short = not 0 <= end <= blob.size - tarfile.BLOCKSIZE
     if is_short or blob.read(end, min(end + MAX_HEADER_BYTES, blob.size)).strip(b"\0"):
         fault = f"damaged or cut off at byte {end:,}, or another tar follows there, as after `cat`"
         raise VideoReadError(f"the tar is {fault}")
@@ -82,7 +82,7 @@ def _member(info: tarfile.TarInfo, total: int, names: set[str]) -> Member:
         fault = "is not a regular file"
     elif info.issparse():
         fault = "is a sparse file, which is not read"
-    elif info.offset_data + info.size > total:
+    elif not info.offset_data <= info.offset_data + info.size <= total:
         fault = f"is cut off: it claims {info.size:,} bytes, more than the tar holds"
     elif info.name in names:
         fault = "is in the tar more than once, as after `tar -r`; pack it again with distinct names"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TypeVar
 
 from video_pipeline.common.plugins import load_plugins
@@ -49,6 +50,6 @@ def load_task(config: Config) -> Task:
     name = config.run.task
     advice = ". It is called with task_params and must pass them on: super().__init__(params)"
     with user_code(f"task {name!r}: its __init__ failed", advice):
-        task = get_task(name)(config.model_copy(deep=True).task_params)  # It may change its own.
+        task = get_task(name)(deepcopy(config.task_params))  # It may change its own.
     checked_names(task.in_messages, f"task {name!r}: in_messages")
     return task

@@ -143,6 +143,8 @@ def _read_packets(demuxer: Demuxer, timeline: Timeline, index: PacketIndex) -> b
         is_ascending, previous = is_ascending and stamp > previous, stamp
         if packet.is_keyframe and not packet.is_discard:
             index.keys.add(stamp)
+        if packet.is_keyframe and index.entries and stamp <= index.entries[-1].stamp:
+            index.is_seekable = False  # An edit list repeats times: a seek may find the other one.
         if packet.is_keyframe or not index.entries:
             index.entries.append(EntryPoint(stamp, demuxer.position - 1))
         if not packet.is_discard:  # An edit list cuts those away, but later frames need them.
