@@ -344,9 +344,13 @@ def test_reordered_pictures_where_the_format_has_no_times_for_them(
     ],
     ids=str,
 )
-def test_an_edit_list_of_several_pieces(tmp_path: Path, pieces: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+def test_an_edit_list_of_several_pieces(
+    tmp_path: Path, b_frames: str, pieces: list[tuple[int, int]]
+) -> None:
     """What is cut away between two pieces overlaps with the next, and takes no time."""
-    whole = write_numbered(tmp_path / "whole.mp4", 150, options={"bf": "2", "g": "25"})
+    options = {"bf": b_frames, "g": "25", "sc_threshold": "0"}
+    whole = write_numbered(tmp_path / "whole.mp4", 150, options=options)
     path = with_edits(whole, tmp_path / "pieces.mp4", pieces)
     with av.open(str(path)) as container:
         expected = [
