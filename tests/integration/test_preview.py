@@ -127,7 +127,7 @@ def test_what_the_model_sees(folder: Path, show) -> None:
         (
             ["--video", ""],
             "''",
-            "the sample has no video in 'path' (data.video_field): give --video",
+            r"no video in 'path' \(data.video_field\): give --video, or 'path' in --sample",
         ),
         (["--sample", "[1]"], "''", "--sample: expected a JSON object"),
     ],
