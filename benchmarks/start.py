@@ -75,7 +75,7 @@ def _measure_first_request(work: Path, clips: list[str]) -> tuple[float, float]:
     ours, alone = [], []
     for _ in range(TURNS):
         alone.append(measure("engine_start", work / "engine_start", vllm=vllm)["seconds"])
-        job, begun = Job(work / "first_request", samples, {**settings}), time.time()
+        job, begun = Job(work / "first_request", samples, settings), time.time()
         ours.append(job.infer(cores)["ready_at"] - begun)
     return statistics.median(ours), statistics.median(alone)
 

@@ -186,6 +186,6 @@ _HOW = (
 )
 _LIMITS = (
     "One decode process: with two cores `data.num_workers: auto` starts one, which is busy all the "
-    "time, while the engine is for 38 %. The run of 2026-11-24 on another CPU had 0.43 and 0.86. "
-    "Nearly all CPU of the feeding process is that of vLLM's own client."
+    "time, while the engine waits. Nearly all CPU of the feeding process is that of vLLM's own "
+    "client."
 )

@@ -146,9 +146,8 @@ class HttpBlob(Blob):
                     if not location:
                         yield response
                         return
-                location = quote(
-                    location.encode("latin-1"), safe=bytes(range(128))
-                )  # Some are plain UTF-8.
+                # Some servers do not quote what is not ASCII.
+                location = quote(location.encode("latin-1"), safe=bytes(range(128)))
                 hop = _parse(location, base=hop.url)
             raise VideoReadError(f"download: redirected more than {MAX_REDIRECTS} times")
         except exceptions.ProtocolError as error:

@@ -82,7 +82,7 @@ def _member(info: tarfile.TarInfo, total: int, names: set[str]) -> Member:
         fault = "is not a regular file"
     elif info.issparse():
         fault = "is a sparse file, which is not read"
-    elif not info.offset_data <= info.offset_data + info.size <= total:
+    elif not 0 <= info.size <= total - info.offset_data:
         fault = f"is cut off: it claims {info.size:,} bytes, more than the tar holds"
     elif info.name in names:
         fault = "is in the tar more than once, as after `tar -r`; pack it again with distinct names"

@@ -138,7 +138,7 @@ def _metadata_by_time(video: Video, positions: list[int]) -> tuple[dict[str, Any
 
 def _keyframes(ele: dict[str, Any], video: Video, first: int, last: int) -> list[int]:
     """Positions of the key frames from ``first`` to ``last``, an even number. If there are fewer
-    than two, the last frame is taken, too. None if that is the only frame."""
+    than two, the last frame is taken, too. Empty if that is the only frame."""
     keyframes = [position for position in video.keyframes if first <= position <= last]
     if len(keyframes) < qwen.FRAME_FACTOR:
         keyframes = sorted({*(keyframes or [first]), last})
