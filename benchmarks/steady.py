@@ -185,7 +185,8 @@ _HOW = (
     "without the engine's process."
 )
 _LIMITS = (
-    "One decode process: with two cores `data.num_workers: auto` starts one, which is busy all the "
-    "time, while the engine waits. Nearly all CPU of the feeding process is that of vLLM's own "
-    "client."
+    "The cores: a bare decode alone is more than half of the core-seconds that a sample takes, and "
+    "the worker of vLLM's CPU backend spins between its steps, at a higher priority than decoding. "
+    "Most of the feeding process's CPU is that of vLLM's own client. The engine sends it a message "
+    "for each step, and while it waits for samples, a step is that of one or two requests."
 )

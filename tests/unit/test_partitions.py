@@ -149,7 +149,7 @@ def test_the_profile_has_enough_memory_for_the_defaults_but_not_for_the_worst():
     assert JobMemory.of(config_of(data={"worker_memory_gb": None}), 8).check("infer", mem_mb) == ""
 
 
-@pytest.mark.parametrize(("decoder", "more"), [("cpu", 0), ("auto", 4), ("nvdec", 7)])
+@pytest.mark.parametrize(("decoder", "more"), [("cpu", 0), ("auto", 4), ("nvdec", 8)])
 def test_decode_processes_that_use_the_gpu_share_nothing(decoder, more):
     least = JobMemory.of(config_of(vision={"decoder": decoder}), 8).least
     assert least == pytest.approx(JobMemory.of(config_of(), 8).least + more * 1.0)
@@ -165,14 +165,14 @@ def test_too_little_memory_is_an_error_that_says_how_much_does():
 
 def test_the_memory_of_the_defaults():
     memory = JobMemory.of(config_of(), 8)
-    assert memory.decode_processes == 7
-    assert memory.least == pytest.approx(3 + 1.3 + 7 * 0.35 + 8)
-    assert memory.most == pytest.approx(3 + 1.3 + 7 * 16 + 8)
+    assert memory.decode_processes == 8
+    assert memory.least == pytest.approx(3 + 1.3 + 8 * 0.35 + 8)
+    assert memory.most == pytest.approx(3 + 1.3 + 8 * 16 + 8)
 
 
 def test_memory_grows_with_what_is_configured():
     base = JobMemory.of(config_of(), 4)
-    assert base.decode_processes == 3
+    assert base.decode_processes == 4
     assert JobMemory.of(config_of(data={"num_workers": 9}), 4).decode_processes == 9
     two = JobMemory.of(config_of(vllm={"tensor_parallel_size": 2}), 4)
     assert two.engine == 2 * base.engine

@@ -60,8 +60,8 @@ class Data(Section):
     together. `count`: 1 each. `size`: the size of its file. `duration`: its seconds, from the field
     `duration` or else from the header of its file."""
     num_workers: Auto | Count = "auto"
-    """Decode processes of each job. `auto`: the cores that Snakemake gives the job, less one for
-    the engine."""
+    """Decode processes of each job. `auto`: one for each core that Snakemake gives the job; they
+    yield to the engine."""
     sample_timeout_s: Positive = 300.0
     """Seconds to read and prepare one sample. After that its decode process is killed, and the
     sample becomes an error record."""
@@ -125,4 +125,4 @@ class Data(Section):
 
     def decode_processes(self, threads: int) -> int:
         """How many decode processes a job with ``threads`` cores has."""
-        return max(1, threads - 1) if self.num_workers == "auto" else self.num_workers
+        return threads if self.num_workers == "auto" else self.num_workers
