@@ -173,6 +173,8 @@ class Task(ABC):
         place = f"task {self.name!r}: sampling"
         try:
             fields = self.sampling(sample, part)
+            if fields == {}:  # Most tasks change nothing, and this runs for each sample.
+                return None
             text = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
         except (Exception, SystemExit) as error:
             raise TaskError(
@@ -187,7 +189,7 @@ class Task(ABC):
                 f"{place} returned {', '.join(sorted(own))}, which the pipeline sets itself: "
                 "output_schema says what an answer must look like"
             )
-        return text if fields else None
+        return text
 
     def parsed(
         self,
