@@ -265,6 +265,40 @@ def test_a_program_that_ends_in_foreign_code_has_failed(
         r"^error: .*SystemExit: 0 \(.*test_user_code\.py", capsys.readouterr().err, re.M
     )
 
+ODD = """
+class Odd(Exception):
+    def __str__(self):
+        return TEXT
+
+def misbehave(do):
+    if do:
+        raise Odd
+"""
+
+
+@pytest.mark.parametrize("stage", ["read", "parse"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("None", "its __str__ raises TypeError"), ("'x' * 1_000_000", "x" * 10_000)],
+)
+def test_an_exception_of_any_text_costs_only_its_sample(
+    splitting: Splitter, stage: str, text: str, message: str
+) -> None:
+    splitting.run.edit_plugin("\ndef misbehave(", ODD.replace("TEXT", text) + "\ndef _old(")
+    if stage == "parse":
+        splitting.run.edit_plugin('misbehave(sample.get("do"))', "")
+        splitting.run.edit_plugin(
+            'return {"answer"', "misbehave(sample['do'])\n        return {\"answer\""
+        )
+    splitting.run.configure(run={"max_error_rate": 1.0})
+    splitting([{"id": i, "path": "a.mp4", "do": i == 1} for i in range(2)], num_shards=1)
+    infer(splitting.run.config, splitting.layout, 0, threads=1)
+    fine, failed = read_jsonl(splitting.layout.rank_file(0))
+    assert fine["__status"] == "ok"
+    assert (failed["__error"]["stage"], failed["__error"]["type"]) == (stage, "Odd")
+    assert failed["__error"]["message"].partition(" (")[0] == message
+
+
 
 @pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--unknown", 2)])
 def test_what_argparse_ends_has_its_status(

@@ -10,7 +10,7 @@ from video_pipeline.config import Config
 from video_pipeline.decode.preparing import ChunkSamples, WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Answer, Constraints, Engine, EngineDead
-from video_pipeline.errors import EnvironmentFault, TaskError, UserError
+from video_pipeline.errors import EnvironmentFault, TaskError, UserError, explain
 from video_pipeline.infer.prefetch import Prefetcher
 from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, quarantine_error
 from video_pipeline.journal.format import attempt_prefix, count_answers
@@ -145,8 +145,7 @@ class Shard:
         except TaskError:
             raise
         except (Exception, SystemExit) as error:
-            key, name = sample["__key"], type(error).__name__
-            logger.warning("sample %s: parse failed: %s: %s", key, name, error)
+            logger.warning("sample %s: parse failed: %s", self.chunk[position].key, explain(error))
             return False
         return True
 

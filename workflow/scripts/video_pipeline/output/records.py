@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError, place_of
+from video_pipeline.errors import TaskError, place_of, text_of
 from video_pipeline.journal.format import clean_text
 from video_pipeline.run.answers import cut_off_at, error_of, reason_of_all
 from video_pipeline.run.chunks import ChunkEntry
@@ -92,7 +92,7 @@ class RecordBuilder:
         except TaskError:
             raise
         except (Exception, SystemExit) as failure:
-            message = clean_text(f"{failure}{place_of(failure)}")
+            message = clean_text(f"{text_of(failure)}{place_of(failure)}")
             error = {"stage": "parse", "type": type(failure).__name__, "message": message}
             return _Outcome(error, answer, cut_off)
 
