@@ -365,6 +365,21 @@ def test_several_answers_are_lists():
 def test_one_of_several_answers_that_does_not_parse_fails_the_sample():
     task = Parsing({"parse": lambda text, sample: {"number": int(text)}})
     record = record_of(task, ENTRY, {ONLY_PART: answered(["1", "two"])})
+def test_parse_may_change_what_it_gets():
+    """Neither the next answer nor the record has the change."""
+
+    def parse(text, sample):
+        sample["tags"].append(text)
+        sample["__logprobs"].pop()["token"] = "b"
+        return {"tags": sample["tags"]}
+
+    entry = ChunkEntry("key", ENTRY.requests, orjson.dumps({**RAW, "tags": []}), {})
+    journaled = answered(["a", "bc"], __logprobs=[TOKENS, TOKENS])
+    record = record_of(Parsing({"parse": parse}), entry, {ONLY_PART: journaled})
+    assert record["tags"] == [["a"], ["bc"]]
+    assert record["__logprobs"] == [TOKENS, TOKENS]
+
+
     assert record["__error"]["stage"] == "parse"
     assert record["output_text"] == ["1", "two"]
 

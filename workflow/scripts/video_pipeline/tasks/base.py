@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
+from copy import deepcopy
 from itertools import repeat
 from typing import Any
 
@@ -205,8 +206,8 @@ class Task(ABC):
             Exception: Whatever the user's own code raises.
         """
         if isinstance(output_text, list):
-            answers = [
-                self.parsed(text, sample, part, tokens)
+            answers = [  # Each from a sample of its own, which parse may change.
+                self.parsed(text, deepcopy(sample), part, tokens)
                 for text, tokens in zip(output_text, logprobs or repeat(None), strict=False)
             ]
             names = dict.fromkeys(name for fields in answers for name in fields)
