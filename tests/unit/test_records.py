@@ -324,6 +324,9 @@ class Choosing(Task):
 
 def test_parse_gets_a_text_of_the_list():
     assert build(Choosing(), " film\n")["kind"] == "film"
+    spaced = type("Spaced", (Choosing,), {"output_schema": [" yes", "yes\n", "no "]})
+    assert build(spaced(), "yes\n")["kind"] == "yes\n"
+    assert build(spaced(), "no")["kind"] == "no "  # As it comes from a model that thinks.
     error = build(Choosing(), "play")["__error"]
     assert error["message"].startswith("the answer 'play' is none of film, cartoon")
 
@@ -362,9 +365,6 @@ def test_several_answers_are_lists():
     assert record["long"] == [None, True]
 
 
-def test_one_of_several_answers_that_does_not_parse_fails_the_sample():
-    task = Parsing({"parse": lambda text, sample: {"number": int(text)}})
-    record = record_of(task, ENTRY, {ONLY_PART: answered(["1", "two"])})
 def test_parse_may_change_what_it_gets():
     """Neither the next answer nor the record has the change."""
 
@@ -380,6 +380,9 @@ def test_parse_may_change_what_it_gets():
     assert record["__logprobs"] == [TOKENS, TOKENS]
 
 
+def test_one_of_several_answers_that_does_not_parse_fails_the_sample():
+    task = Parsing({"parse": lambda text, sample: {"number": int(text)}})
+    record = record_of(task, ENTRY, {ONLY_PART: answered(["1", "two"])})
     assert record["__error"]["stage"] == "parse"
     assert record["output_text"] == ["1", "two"]
 
