@@ -14,6 +14,8 @@ from video_pipeline.common import program
 from video_pipeline.config import load_config
 from video_pipeline.errors import TaskError, UserError, user_code
 from video_pipeline.infer.infer import infer
+from video_pipeline.tasks.describe import Describe
+from video_pipeline.tasks.prompts import Prompt
 from video_pipeline.testing.clips import write_clip
 
 TASK = """\
@@ -384,6 +386,12 @@ def test_tags_of_the_recipe_are_texts(splitting: Splitter, tags: Any) -> None:
 )
 def test_templates_that_cannot_be(splitting: Splitter, prompt: str, message: str) -> None:
     splitting.run.configure(run={"task": "describe", "plugins": []}, task_params={"prompt": prompt})
+def test_a_field_goes_before_a_method_of_its_name() -> None:
+    prompt = Prompt({"p": "{{ a.items }} {{ a.update }} {{ a.copy }} {{ a.keys() | list }}"}, "p")
+    fields = {"items": ["cup"], "update": "new", "copy": None}
+    assert prompt.render({"a": fields}) == "['cup'] new None ['items', 'update', 'copy']"
+
+
     previous = {"__key": "k", "said": "x"}
     sample = {"path": "a.mp4", "id": 1, "lang": None, "title": "t", "previous": previous}
     with pytest.raises(UserError, match=re.compile(message, re.DOTALL)):
