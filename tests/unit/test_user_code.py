@@ -85,6 +85,7 @@ INIT = "def __init__(self):\n        pass"
         ("output_schema = {'type': 'objekt'}", r"not a JSON Schema, at \$.type: 'objekt'"),
         ("output_schema = {'enum': {1}}", "set is not JSON serializable"),
         ("schema = lambda self, part: {}[part]", r"KeyError: '' \(.*plugin.py, line 17\)"),
+        ("in_messages = None", "in_messages must be a tuple of names, .* got None"),
         ("in_messages = ('prompt')", r"in_messages must be a tuple of names, such as \(\"fps\",\)"),
         (INIT, r"'mine': its __init__ failed: TypeError: .*super\(\).__init__\(params\)"),
     ],
@@ -165,6 +166,19 @@ class Kind(StrEnum):
 
 @register_task
 """
+
+
+def test_names_in_the_sampling_of_a_task_may_be_numbers() -> None:
+    """``logit_bias`` has the ids of tokens. Nothing else of vLLM has numbers for names."""
+
+    class Biased(Describe):
+        def sampling(self, sample: dict[str, Any], part: str) -> dict[str, Any]:
+            return sample["own"]
+
+    biased, sample = Biased(), {"__key": "k", "own": {"logit_bias": {7: -100.0}}}
+    assert biased.sampling_json(sample, "") == '{"logit_bias":{"7":-100.0}}'
+    with pytest.raises(TaskError, match=r"a wrong name: sampling\.7: .* no such setting"):
+        biased.sampling_json({**sample, "own": {7: 1}}, "")
 
 
 @pytest.mark.parametrize("method", ["build_messages", "parse"])
@@ -251,22 +265,6 @@ def test_a_parse_that_ends_the_process_is_an_error_record(splitting: Splitter) -
     assert re.match(r"0 \(.*plugin\.py, line \d+\)", record["__error"]["message"])
 
 
-@pytest.mark.parametrize("what", ["the dataset cannot read", "parse"])
-def test_what_ends_the_process_in_a_preview_is_named(what: str) -> None:
-    with pytest.raises(TaskError, match=f"{what}: SystemExit: 0"), user_code(what):
-        sys.exit(0)
-
-
-def test_a_program_that_ends_in_foreign_code_has_failed(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        program.run(lambda: sys.exit(0))
-    assert ended.value.code == 1
-    assert re.search(
-        r"^error: .*SystemExit: 0 \(.*test_user_code\.py", capsys.readouterr().err, re.M
-    )
-
 ODD = """
 class Odd(Exception):
     def __str__(self):
@@ -300,6 +298,22 @@ def test_an_exception_of_any_text_costs_only_its_sample(
     assert (failed["__error"]["stage"], failed["__error"]["type"]) == (stage, "Odd")
     assert failed["__error"]["message"].partition(" (")[0] == message
 
+
+@pytest.mark.parametrize("what", ["the dataset cannot read", "parse"])
+def test_what_ends_the_process_in_a_preview_is_named(what: str) -> None:
+    with pytest.raises(TaskError, match=f"{what}: SystemExit: 0"), user_code(what):
+        sys.exit(0)
+
+
+def test_a_program_that_ends_in_foreign_code_has_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.run(lambda: sys.exit(0))
+    assert ended.value.code == 1
+    assert re.search(
+        r"^error: .*SystemExit: 0 \(.*test_user_code\.py", capsys.readouterr().err, re.M
+    )
 
 
 @pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--unknown", 2)])
@@ -372,6 +386,12 @@ def test_tags_of_the_recipe_are_texts(splitting: Splitter, tags: Any) -> None:
         splitting([{"id": 1, "path": "a.mp4"}])
 
 
+def test_a_field_goes_before_a_method_of_its_name() -> None:
+    prompt = Prompt({"p": "{{ a.items }} {{ a.update }} {{ a.copy }} {{ a.keys() | list }}"}, "p")
+    fields = {"items": ["cup"], "update": "new", "copy": None}
+    assert prompt.render({"a": fields}) == "['cup'] new None ['items', 'update', 'copy']"
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -386,12 +406,6 @@ def test_tags_of_the_recipe_are_texts(splitting: Splitter, tags: Any) -> None:
 )
 def test_templates_that_cannot_be(splitting: Splitter, prompt: str, message: str) -> None:
     splitting.run.configure(run={"task": "describe", "plugins": []}, task_params={"prompt": prompt})
-def test_a_field_goes_before_a_method_of_its_name() -> None:
-    prompt = Prompt({"p": "{{ a.items }} {{ a.update }} {{ a.copy }} {{ a.keys() | list }}"}, "p")
-    fields = {"items": ["cup"], "update": "new", "copy": None}
-    assert prompt.render({"a": fields}) == "['cup'] new None ['items', 'update', 'copy']"
-
-
     previous = {"__key": "k", "said": "x"}
     sample = {"path": "a.mp4", "id": 1, "lang": None, "title": "t", "previous": previous}
     with pytest.raises(UserError, match=re.compile(message, re.DOTALL)):

@@ -174,14 +174,15 @@ class Task(ABC):
         place = f"task {self.name!r}: sampling"
         try:
             fields = self.sampling(sample, part)
-            text = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
+            option = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS  # As logit_bias has.
+            text = orjson.dumps(fields, option=option).decode()
         except (Exception, SystemExit) as error:
             raise TaskError(
                 f"{place} failed for sample {sample['__key']!r}: {explain(error)}"
             ) from error
         if not isinstance(fields, dict):
             raise TaskError(f"{place} must return a dict, it returned {fields!r:.200}")
-        if wrong := wrong_names("sampling", fields, ()):
+        if wrong := wrong_names("sampling", map(str, fields), ()):
             raise TaskError(f"{place} returned a wrong name: {wrong[0]}")
         if own := _NOT_FOR_TASKS.intersection(fields):
             raise TaskError(
@@ -267,6 +268,6 @@ def _as_image(part: Any) -> Any:
 def checked_names(names: Iterable[Any], place: str) -> tuple[str, ...]:
     """``names`` of fields as a tuple. Raises :class:`TaskError`, with ``place``, if it is something
     else: ``("fps")``, for example, is one text."""
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str | None) or not all(isinstance(name, str) for name in names):
         raise TaskError(f'{place} must be a tuple of names, such as ("fps",); got {names!r:.200}')
     return tuple(names)
