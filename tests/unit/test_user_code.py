@@ -265,6 +265,25 @@ def test_a_parse_that_ends_the_process_is_an_error_record(splitting: Splitter) -
     assert re.match(r"0 \(.*plugin\.py, line \d+\)", record["__error"]["message"])
 
 
+@pytest.mark.parametrize("rest", ["", "if self.params: raise ValueError\n        "])
+def test_a_task_that_takes_its_sample_apart_is_named(splitting: Splitter, rest: str) -> None:
+    """The messages of the first samples are built twice, from one sample."""
+    own = f"(self, sample):\n        sample.pop('__key')\n        {rest}return"
+    splitting.run.edit_plugin("(self, sample):\n        return [{", f"{own} [{{")
+    splitting.run.configure(task_params={"fails": bool(rest)} if rest else {})
+    with pytest.raises(TaskError, match=r"build_messages failed .*Error.*plugin\.py, line \d+\)"):
+        splitting([{"id": 1, "path": "a.mp4"}])
+
+
+def test_fields_that_json_cannot_hold_are_found_with_the_first_answers(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
+    splitting.run.edit_plugin("generated_text.strip()", "{generated_text}")
+    splitting([{"id": 1, "path": "a.mp4"}], num_shards=1)
+    infer(splitting.run.config, splitting.layout, 0, threads=1)
+    assert "sample 1: parse failed: ValueError: parse returned 'answer' with a" in caplog.text
+
+
 ODD = """
 class Odd(Exception):
     def __str__(self):

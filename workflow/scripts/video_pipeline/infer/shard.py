@@ -17,7 +17,7 @@ from video_pipeline.journal.format import attempt_prefix, count_answers
 from video_pipeline.journal.reader import JournalReader
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.output.rank_files import writing
-from video_pipeline.output.records import RecordBuilder
+from video_pipeline.output.records import RecordBuilder, json_of
 from video_pipeline.run.answers import describe_unparsed, error_of
 from video_pipeline.run.chunks import Question
 from video_pipeline.run.error_rate import ErrorRate
@@ -141,7 +141,7 @@ class Shard:
         breaks its contract. Any other exception becomes the sample's error record later."""
         sample = self._samples[position]
         try:
-            self.task.parsed(answer.output_text, sample, part, answer.logprobs)
+            json_of(self.task.parsed(answer.output_text, sample, part, answer.logprobs))
         except TaskError:
             raise
         except (Exception, SystemExit) as error:
