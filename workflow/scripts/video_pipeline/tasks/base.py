@@ -124,7 +124,7 @@ class Task(ABC):
             built = self.build_messages(sample)
         except (Exception, SystemExit) as error:
             raise TaskError(
-                f"task {self.name!r}: build_messages failed for sample {sample['__key']!r}: "
+                f"task {self.name!r}: build_messages failed for sample {sample.get('__key')!r}: "
                 f"{explain(error)}"
             ) from error
         conversations = built if isinstance(built, dict) else {ONLY_PART: built}
@@ -133,14 +133,14 @@ class Task(ABC):
                 raise TaskError(
                     f"task {self.name!r}: build_messages must return a list of messages, each with "
                     "`role` and `content` (a text or a list), or a dict of such lists; for sample "
-                    f"{sample['__key']!r} it returned {messages!r:.200}"
+                    f"{sample.get('__key')!r} it returned {messages!r:.200}"
                 )
         if isinstance(built, dict):
             self._check_names(built, "build_messages")
             if not built or ONLY_PART in built:
                 raise TaskError(
                     f"task {self.name!r}: build_messages must name at least one conversation, and "
-                    f"none of them {ONLY_PART!r}; for sample {sample['__key']!r} it named "
+                    f"none of them {ONLY_PART!r}; for sample {sample.get('__key')!r} it named "
                     f"{list(built)!r:.200}"
                 )
         return {part: list(map(_with_images, asked)) for part, asked in conversations.items()}
@@ -178,7 +178,7 @@ class Task(ABC):
             text = orjson.dumps(fields, option=option).decode()
         except (Exception, SystemExit) as error:
             raise TaskError(
-                f"{place} failed for sample {sample['__key']!r}: {explain(error)}"
+                f"{place} failed for sample {sample.get('__key')!r}: {explain(error)}"
             ) from error
         if not isinstance(fields, dict):
             raise TaskError(f"{place} must return a dict, it returned {fields!r:.200}")
