@@ -278,6 +278,18 @@ class Showing(Task):
         return [{"role": "user", "content": [sample["shown"], {"type": "text", "text": "?"}]}]
 
 
+@pytest.mark.parametrize(
+    ("vision", "own", "frames"),
+    [({"nframes": 4}, {"fps": 1.0}, 6), ({"fps": 1.0}, {"nframes": 4}, 4), ({"nframes": 4}, {}, 4)],
+)
+def test_an_items_own_number_of_frames_goes_before_that_of_all(run, clip, vision, own, frames):
+    config = load_config({"run": {"engine": "simulated"}, "vision": vision})
+    shown = {"type": "video", "video": str(clip), **own}
+    sample = {**task_sample("key", {"path": str(clip)}, config), "shown": shown}
+    item = create_dataset(config, Showing(), [sample], SIMULATED_MODEL)[0]
+    assert len(pictures(item["llm_input"])) == frames
+
+
 @pytest.mark.parametrize("dataset", ["qwen_video", "video"])
 @pytest.mark.parametrize(
     "shown",

@@ -324,6 +324,9 @@ class Choosing(Task):
 
 def test_parse_gets_a_text_of_the_list():
     assert build(Choosing(), " film\n")["kind"] == "film"
+    spaced = type("Spaced", (Choosing,), {"output_schema": [" yes", "yes\n", "no "]})
+    assert build(spaced(), "yes\n")["kind"] == "yes\n"
+    assert build(spaced(), "no")["kind"] == "no "  # As it comes from a model that thinks.
     error = build(Choosing(), "play")["__error"]
     assert error["message"].startswith("the answer 'play' is none of film, cartoon")
 
@@ -360,6 +363,21 @@ def test_several_answers_are_lists():
     assert record["__reasoning"] == ["", "Hm"]
     assert (record["text"], record["tokens"]) == (["a", "bc"], [1, 2])
     assert record["long"] == [None, True]
+
+
+def test_parse_may_change_what_it_gets():
+    """Neither the next answer nor the record has the change."""
+
+    def parse(text, sample):
+        sample["tags"].append(text)
+        sample["__logprobs"].pop()["token"] = "b"
+        return {"tags": sample["tags"]}
+
+    entry = ChunkEntry("key", ENTRY.requests, orjson.dumps({**RAW, "tags": []}), {})
+    journaled = answered(["a", "bc"], __logprobs=[TOKENS, TOKENS])
+    record = record_of(Parsing({"parse": parse}), entry, {ONLY_PART: journaled})
+    assert record["tags"] == [["a"], ["bc"]]
+    assert record["__logprobs"] == [TOKENS, TOKENS]
 
 
 def test_one_of_several_answers_that_does_not_parse_fails_the_sample():

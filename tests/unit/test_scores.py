@@ -43,6 +43,11 @@ def test_space_before_the_answer_does_not_count():
     assert label_scores(answer, ["A", "B"]) == pytest.approx({"A": 0.9, "B": 0.1})
 
 
+def test_space_before_a_label_does_not_count():
+    answer = [place(" A", _A=0.9, _B=0.1)]
+    assert label_scores(answer, [" A", " B"]) == pytest.approx({" A": 0.9, " B": 0.1})
+
+
 @pytest.mark.parametrize("answer", [[], [place("C", C=0.6, A=0.4)], [place("c", c=1.0)]])
 def test_an_answer_that_is_none_of_the_labels(answer):
     with pytest.raises(ValueError, match="is none of the labels"):

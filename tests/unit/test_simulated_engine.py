@@ -41,6 +41,12 @@ def test_simulated_answers_have_the_length_asked_for():
     assert answer(simulated(output_tokens=3), "a").completion_tokens == 3
 
 
+def test_a_task_may_set_no_limit():
+    constraints = Constraints(sampling_json='{"max_tokens": null}')
+    given = asyncio.run(simulated().generate("a", REQUEST, constraints))
+    assert (given.completion_tokens, given.finish_reason) == (16, "stop")
+
+
 def test_simulated_answers_are_as_many_as_asked_for_and_of_the_texts_given():
     sampling = {"n": 3, "logprobs": 1, "max_tokens": 4}
     constraints = Constraints(json.dumps(["yes", "no"]), json.dumps(sampling))

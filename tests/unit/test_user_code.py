@@ -14,6 +14,8 @@ from video_pipeline.common import program
 from video_pipeline.config import load_config
 from video_pipeline.errors import TaskError, UserError, user_code
 from video_pipeline.infer.infer import infer
+from video_pipeline.tasks.describe import Describe
+from video_pipeline.tasks.prompts import Prompt
 from video_pipeline.testing.clips import write_clip
 
 TASK = """\
@@ -83,6 +85,7 @@ INIT = "def __init__(self):\n        pass"
         ("output_schema = {'type': 'objekt'}", r"not a JSON Schema, at \$.type: 'objekt'"),
         ("output_schema = {'enum': {1}}", "set is not JSON serializable"),
         ("schema = lambda self, part: {}[part]", r"KeyError: '' \(.*plugin.py, line 17\)"),
+        ("in_messages = None", "in_messages must be a tuple of names, .* got None"),
         ("in_messages = ('prompt')", r"in_messages must be a tuple of names, such as \(\"fps\",\)"),
         (INIT, r"'mine': its __init__ failed: TypeError: .*super\(\).__init__\(params\)"),
     ],
@@ -163,6 +166,19 @@ class Kind(StrEnum):
 
 @register_task
 """
+
+
+def test_names_in_the_sampling_of_a_task_may_be_numbers() -> None:
+    """``logit_bias`` has the ids of tokens. Nothing else of vLLM has numbers for names."""
+
+    class Biased(Describe):
+        def sampling(self, sample: dict[str, Any], part: str) -> dict[str, Any]:
+            return sample["own"]
+
+    biased, sample = Biased(), {"__key": "k", "own": {"logit_bias": {7: -100.0}}}
+    assert biased.sampling_json(sample, "") == '{"logit_bias":{"7":-100.0}}'
+    with pytest.raises(TaskError, match=r"a wrong name: sampling\.7: .* no such setting"):
+        biased.sampling_json({**sample, "own": {7: 1}}, "")
 
 
 @pytest.mark.parametrize("method", ["build_messages", "parse"])
@@ -247,6 +263,59 @@ def test_a_parse_that_ends_the_process_is_an_error_record(splitting: Splitter) -
     (record,) = read_jsonl(splitting.layout.rank_file(0))
     assert record["__error"]["stage"] == "parse"
     assert re.match(r"0 \(.*plugin\.py, line \d+\)", record["__error"]["message"])
+
+
+@pytest.mark.parametrize("rest", ["", "if self.params: raise ValueError\n        "])
+def test_a_task_that_takes_its_sample_apart_is_named(splitting: Splitter, rest: str) -> None:
+    """The messages of the first samples are built twice, from one sample."""
+    own = f"(self, sample):\n        sample.pop('__key')\n        {rest}return"
+    splitting.run.edit_plugin("(self, sample):\n        return [{", f"{own} [{{")
+    splitting.run.configure(task_params={"fails": bool(rest)} if rest else {})
+    with pytest.raises(TaskError, match=r"build_messages failed .*Error.*plugin\.py, line \d+\)"):
+        splitting([{"id": 1, "path": "a.mp4"}])
+
+
+def test_fields_that_json_cannot_hold_are_found_with_the_first_answers(
+    splitting: Splitter, caplog: pytest.LogCaptureFixture
+) -> None:
+    splitting.run.edit_plugin("generated_text.strip()", "{generated_text}")
+    splitting([{"id": 1, "path": "a.mp4"}], num_shards=1)
+    infer(splitting.run.config, splitting.layout, 0, threads=1)
+    assert "sample 1: parse failed: ValueError: parse returned 'answer' with a" in caplog.text
+
+
+ODD = """
+class Odd(Exception):
+    def __str__(self):
+        return TEXT
+
+def misbehave(do):
+    if do:
+        raise Odd
+"""
+
+
+@pytest.mark.parametrize("stage", ["read", "parse"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("None", "its __str__ raises TypeError"), ("'x' * 1_000_000", "x" * 10_000)],
+)
+def test_an_exception_of_any_text_costs_only_its_sample(
+    splitting: Splitter, stage: str, text: str, message: str
+) -> None:
+    splitting.run.edit_plugin("\ndef misbehave(", ODD.replace("TEXT", text) + "\ndef _old(")
+    if stage == "parse":
+        splitting.run.edit_plugin('misbehave(sample.get("do"))', "")
+        splitting.run.edit_plugin(
+            'return {"answer"', "misbehave(sample['do'])\n        return {\"answer\""
+        )
+    splitting.run.configure(run={"max_error_rate": 1.0})
+    splitting([{"id": i, "path": "a.mp4", "do": i == 1} for i in range(2)], num_shards=1)
+    infer(splitting.run.config, splitting.layout, 0, threads=1)
+    fine, failed = read_jsonl(splitting.layout.rank_file(0))
+    assert fine["__status"] == "ok"
+    assert (failed["__error"]["stage"], failed["__error"]["type"]) == (stage, "Odd")
+    assert failed["__error"]["message"].partition(" (")[0] == message
 
 
 @pytest.mark.parametrize("what", ["the dataset cannot read", "parse"])
@@ -334,6 +403,12 @@ def test_tags_of_the_recipe_are_texts(splitting: Splitter, tags: Any) -> None:
     splitting.run.configure(run={"task": "tags", "plugins": plugins}, task_params={"tags": tags})
     with pytest.raises(UserError, match=r"task_params\.tags: expected 2 to 26 texts, got "):
         splitting([{"id": 1, "path": "a.mp4"}])
+
+
+def test_a_field_goes_before_a_method_of_its_name() -> None:
+    prompt = Prompt({"p": "{{ a.items }} {{ a.update }} {{ a.copy }} {{ a.keys() | list }}"}, "p")
+    fields = {"items": ["cup"], "update": "new", "copy": None}
+    assert prompt.render({"a": fields}) == "['cup'] new None ['items', 'update', 'copy']"
 
 
 @pytest.mark.parametrize(

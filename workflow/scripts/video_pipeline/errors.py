@@ -62,10 +62,18 @@ def place_of(error: BaseException) -> str:
     return f" ({where(error)})" if _is_users(user_frame(error)) else ""
 
 
+def text_of(error: BaseException) -> str:
+    """The first 10,000 characters of an exception's message. User code may raise anything."""
+    try:
+        return f"{error!s:.10000}"
+    except Exception as failure:
+        return f"its __str__ raises {type(failure).__name__}"
+
+
 def explain(error: BaseException) -> str:
     """Type and message of an exception, with the user's line if there is one."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{text}{place_of(error)}"
+    text = text_of(error)
+    return f"{type(error).__name__}{text and f': {text}'}{place_of(error)}"
 
 
 @contextmanager

@@ -98,7 +98,7 @@ class BaseDataset(Dataset[dict[str, Any]]):
             At least one input object; each becomes a sample of its own.
 
         Raises:
-            Exception: Any exception makes the line a bad one, and its text says why.
+            Exception: Any but :class:`UserError` makes the line a bad one, and its text says why.
         """
         return [raw_of(sample)]
 
@@ -137,8 +137,8 @@ class BaseDataset(Dataset[dict[str, Any]]):
             are in several of them are prepared and encoded once.
 
         Raises:
-            Exception: Any exception makes the sample an error record of stage ``read``, with its
-                text as the message.
+            Exception: Any but :class:`UserError`, which ends the job, makes the sample an error
+                record of stage ``read``, with its text as the message.
         """
 
 

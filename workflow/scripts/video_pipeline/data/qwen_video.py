@@ -61,8 +61,9 @@ class QwenVideoDataset(BaseDataset):
             return {**{name: size for name, size in sizes.items() if size is not None}, **part}
         reader = {"image_patch_size": self.prompter.patch_size}
         defaults = {**self.vision_kwargs, **segment_of(sample), **reader}
-        if "nframes" in part:  # qwen-vl-utils accepts either fps or nframes.
-            defaults.pop("fps", None)
+        for own, other in (("nframes", "fps"), ("fps", "nframes")):  # qwen-vl-utils accepts one.
+            if own in part:
+                defaults.pop(other, None)
         return {**defaults, **part}
 
     def llm_inputs(self, conversations: dict[str, Messages]) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from video_pipeline.errors import place_of, user_frame, where
+from video_pipeline.errors import place_of, text_of, user_frame, where
 
 _SLIPS = (LookupError, TypeError, AttributeError, NameError)
 """Exceptions of programming mistakes: nobody raises these to describe a bad sample."""
@@ -36,6 +36,6 @@ def message_of(error: BaseException) -> str:
     mistake in the code. If the text is empty, the line that raised it takes its place."""
     if isinstance(error, MemoryError):
         return "not enough memory; the limit of a decode process is data.worker_memory_gb"
-    if str(error):
-        return f"{error}{place_of(error)}" if isinstance(error, _SLIPS) else str(error)
+    if text := text_of(error):
+        return f"{text}{place_of(error)}" if isinstance(error, _SLIPS) else text
     return f"{user_frame(error).line} ({where(error)})"

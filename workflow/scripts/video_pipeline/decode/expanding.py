@@ -19,7 +19,7 @@ from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
 from video_pipeline.decode.spec import ProcessSpec
-from video_pipeline.errors import Failure, explain
+from video_pipeline.errors import Failure, explain, text_of
 from video_pipeline.samples.input import InputSample, task_sample
 from video_pipeline.samples.where import HEADER_FIELDS, Where
 
@@ -82,7 +82,7 @@ def _expand(
     except MemoryError as error:
         raise SampleError("read", "MemoryError", message_of(error)) from None
     except (Exception, SystemExit) as error:
-        return str(error) if isinstance(error, ValueError) and str(error) else explain(error)
+        return (isinstance(error, ValueError) and text_of(error)) or explain(error)
 
 
 def _holds(where: Where, get_header: _GetHeader, sample: dict[str, Any]) -> bool | None:

@@ -125,14 +125,9 @@ class Answer:
         return usage | {name: value for name, value in optional.items() if value is not None}
 
     def as_record(self) -> dict[str, Any]:
-        """The arguments of ``JournalWriter.answer`` that the engine knows: ``output_text``,
-        ``usage``, ``reasoning`` and ``logprobs``."""
-        return {
-            "output_text": self.output_text,
-            "usage": self.usage,
-            "reasoning": self.reasoning,
-            "logprobs": self.logprobs,
-        }
+        """The arguments of ``JournalWriter.answer`` that the engine knows."""
+        names = ("output_text", "usage", "reasoning", "logprobs")
+        return {name: getattr(self, name) for name in names}
 
 
 class Preparer(ABC):

@@ -54,7 +54,7 @@ class SimulatedEngine(Engine):
         prompt_tokens = count_tokens(request)
         settings = self._settings
         sampling = {**self._sampling, **constraints.sampling}
-        tokens = min(settings.output_tokens, sampling["max_tokens"])
+        tokens = min(settings.output_tokens, sampling["max_tokens"] or settings.output_tokens)
         async with self._free:
             await asyncio.sleep(
                 prompt_tokens * settings.seconds_per_prompt_token

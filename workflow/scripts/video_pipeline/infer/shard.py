@@ -10,14 +10,14 @@ from video_pipeline.config import Config
 from video_pipeline.decode.preparing import ChunkSamples, WorkerSpec
 from video_pipeline.engine import create_engine
 from video_pipeline.engine.base import Answer, Constraints, Engine, EngineDead
-from video_pipeline.errors import EnvironmentFault, TaskError, UserError
+from video_pipeline.errors import EnvironmentFault, TaskError, UserError, explain
 from video_pipeline.infer.prefetch import Prefetcher
 from video_pipeline.infer.quarantine import QUARANTINE_DEATHS, quarantine_error
 from video_pipeline.journal.format import attempt_prefix, count_answers
 from video_pipeline.journal.reader import JournalReader
 from video_pipeline.journal.writer import JournalWriter
 from video_pipeline.output.rank_files import writing
-from video_pipeline.output.records import RecordBuilder
+from video_pipeline.output.records import RecordBuilder, json_of
 from video_pipeline.run.answers import describe_unparsed, error_of
 from video_pipeline.run.chunks import Question
 from video_pipeline.run.error_rate import ErrorRate
@@ -141,12 +141,11 @@ class Shard:
         breaks its contract. Any other exception becomes the sample's error record later."""
         sample = self._samples[position]
         try:
-            self.task.parsed(answer.output_text, sample, part, answer.logprobs)
+            json_of(self.task.parsed(answer.output_text, sample, part, answer.logprobs))
         except TaskError:
             raise
         except (Exception, SystemExit) as error:
-            key, name = sample["__key"], type(error).__name__
-            logger.warning("sample %s: parse failed: %s: %s", key, name, error)
+            logger.warning("sample %s: parse failed: %s", self.chunk[position].key, explain(error))
             return False
         return True
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from video_pipeline.config import Config
-from video_pipeline.errors import TaskError, place_of
+from video_pipeline.errors import TaskError, place_of, text_of
 from video_pipeline.journal.format import clean_text
 from video_pipeline.run.answers import cut_off_at, error_of, reason_of_all
 from video_pipeline.run.chunks import ChunkEntry
@@ -83,16 +83,15 @@ class RecordBuilder:
             return _Outcome(error, answer, cut_off)
         sample = task_sample(entry.key, entry.raw, self._config)
         try:
-            parsed = self._task.parsed(
-                answer["output_text"], sample, part, answer.get("__logprobs")
-            )
+            logprobs = orjson.loads(orjson.dumps(answer.get("__logprobs")))  # parse may change it.
+            parsed = self._task.parsed(answer["output_text"], sample, part, logprobs)
             if "damaged" in parsed:  # The task's own field goes first.
                 answer.pop("damaged", None)
             return _Outcome(None, answer, cut_off, json_of(parsed))
         except TaskError:
             raise
         except (Exception, SystemExit) as failure:
-            message = clean_text(f"{failure}{place_of(failure)}")
+            message = clean_text(f"{text_of(failure)}{place_of(failure)}")
             error = {"stage": "parse", "type": type(failure).__name__, "message": message}
             return _Outcome(error, answer, cut_off)
 

@@ -13,13 +13,12 @@ def cut_off_at(usage: Mapping[str, Any], config: Config) -> str | None:
     cut off. ``usage`` is the ``__usage`` of the answer."""
     if usage["finish_reason"] != "length":
         return None
-    tokens, max_tokens = _longest(usage), config.sampling.max_tokens
+    tokens = _longest(usage)
     if tokens == usage.get("max_tokens"):
         return "max_tokens in the task's sampling"
-    if tokens == max_tokens:
+    if tokens == config.sampling.max_tokens:
         return "sampling.max_tokens"
-    # Only a second try may be longer.
-    if tokens > max_tokens and tokens == config.run.retry_truncated:
+    if tokens == config.run.retry_truncated:
         return "run.retry_truncated"
     return "vllm.max_model_len"  # Prompt and answer together fill the model.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
+from copy import deepcopy
 from itertools import repeat
 from typing import Any
 
@@ -123,7 +124,7 @@ class Task(ABC):
             built = self.build_messages(sample)
         except (Exception, SystemExit) as error:
             raise TaskError(
-                f"task {self.name!r}: build_messages failed for sample {sample['__key']!r}: "
+                f"task {self.name!r}: build_messages failed for sample {sample.get('__key')!r}: "
                 f"{explain(error)}"
             ) from error
         conversations = built if isinstance(built, dict) else {ONLY_PART: built}
@@ -132,14 +133,14 @@ class Task(ABC):
                 raise TaskError(
                     f"task {self.name!r}: build_messages must return a list of messages, each with "
                     "`role` and `content` (a text or a list), or a dict of such lists; for sample "
-                    f"{sample['__key']!r} it returned {messages!r:.200}"
+                    f"{sample.get('__key')!r} it returned {messages!r:.200}"
                 )
         if isinstance(built, dict):
             self._check_names(built, "build_messages")
             if not built or ONLY_PART in built:
                 raise TaskError(
                     f"task {self.name!r}: build_messages must name at least one conversation, and "
-                    f"none of them {ONLY_PART!r}; for sample {sample['__key']!r} it named "
+                    f"none of them {ONLY_PART!r}; for sample {sample.get('__key')!r} it named "
                     f"{list(built)!r:.200}"
                 )
         return {part: list(map(_with_images, asked)) for part, asked in conversations.items()}
@@ -175,14 +176,15 @@ class Task(ABC):
             fields = self.sampling(sample, part)
             if fields == {}:  # Most tasks change nothing, and this runs for each sample.
                 return None
-            text = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
+            option = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS  # As logit_bias has.
+            text = orjson.dumps(fields, option=option).decode()
         except (Exception, SystemExit) as error:
             raise TaskError(
-                f"{place} failed for sample {sample['__key']!r}: {explain(error)}"
+                f"{place} failed for sample {sample.get('__key')!r}: {explain(error)}"
             ) from error
         if not isinstance(fields, dict):
             raise TaskError(f"{place} must return a dict, it returned {fields!r:.200}")
-        if wrong := wrong_names("sampling", fields, ()):
+        if wrong := wrong_names("sampling", map(str, fields), ()):
             raise TaskError(f"{place} returned a wrong name: {wrong[0]}")
         if own := _NOT_FOR_TASKS.intersection(fields):
             raise TaskError(
@@ -207,8 +209,8 @@ class Task(ABC):
             Exception: Whatever the user's own code raises.
         """
         if isinstance(output_text, list):
-            answers = [
-                self.parsed(text, sample, part, tokens)
+            answers = [  # Each from a sample of its own, which parse may change.
+                self.parsed(text, deepcopy(sample), part, tokens)
                 for text, tokens in zip(output_text, logprobs or repeat(None), strict=False)
             ]
             names = dict.fromkeys(name for fields in answers for name in fields)
@@ -268,6 +270,6 @@ def _as_image(part: Any) -> Any:
 def checked_names(names: Iterable[Any], place: str) -> tuple[str, ...]:
     """``names`` of fields as a tuple. Raises :class:`TaskError`, with ``place``, if it is something
     else: ``("fps")``, for example, is one text."""
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str | None) or not all(isinstance(name, str) for name in names):
         raise TaskError(f'{place} must be a tuple of names, such as ("fps",); got {names!r:.200}')
     return tuple(names)

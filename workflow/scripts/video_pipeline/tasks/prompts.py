@@ -17,6 +17,8 @@ FILE = "_file"
 TEMPLATE_SUFFIXES = frozenset({".j2", ".jinja", ".jinja2"})
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+# A field goes before the method of its name: `{{ previous.items }}`.
+_ENVIRONMENT.getattr = _ENVIRONMENT.getitem  # type: ignore[assignment]
 _MARKS = ("{{", "{%", "{#")
 """Every template that is more than plain text has one of these."""
 

@@ -51,9 +51,10 @@ def validated(output_text: str, schema: Schema) -> Any:
             place = ".".join(map(str, first["loc"])) or "the top"
             raise ValueError(f"the answer at {place}: {first['msg']}") from error
     if isinstance(schema, list):
-        if (text := output_text.strip()) not in schema:
-            raise ValueError(f"the answer {text!r:.80} is none of {', '.join(schema):.200}")
-        return text
+        found = [text for text in schema if text.strip() == output_text.strip()]
+        if not found:
+            raise ValueError(f"the answer {output_text!r:.80} is none of {', '.join(schema):.200}")
+        return output_text if output_text in found else found[0]
     from jsonschema.exceptions import best_match
 
     try:

@@ -44,6 +44,6 @@ def label_scores(logprobs: list[dict[str, Any]], labels: Collection[str]) -> dic
 
 
 def _beginning_with(answer: str, labels: Collection[str]) -> list[str]:
-    """The labels that an answer may become. Space before it does not count."""
+    """The labels that an answer may become. Space before either does not count."""
     start = answer.lstrip()
-    return [label for label in labels if label.startswith(start)]
+    return [label for label in labels if label.lstrip().startswith(start)]
