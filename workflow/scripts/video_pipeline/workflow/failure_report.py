@@ -66,8 +66,7 @@ def last_errors(stages: Sequence[Stage]) -> list[str]:
 
 def _shown(errors: Sequence[str]) -> list[str]:
     """The lines about the errors of jobs."""
-    has_more = len(errors) > MAX_ERRORS
-    title = [f"The first {MAX_ERRORS} of {len(errors)} errors:"] if has_more else []
+    title = [f"The first {MAX_ERRORS} of {len(errors)} errors:"] * (len(errors) > MAX_ERRORS)
     return [*title, *(f"{ERROR}{error}" for error in errors[:MAX_ERRORS])]
 
 
