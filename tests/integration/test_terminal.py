@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from helpers import keys, samples
 
 
@@ -62,6 +64,16 @@ def test_a_run_with_nothing_to_do_says_where_its_results_are(run):
     dry = run.snakemake("-n")
     assert files[0] not in dry
     assert "Job stats" in dry
+
+
+def test_a_part_of_a_run_shows_no_results_of_an_earlier_run(run):
+    run.write_samples(samples(2))
+    for _ in range(2):  # The second time there is nothing to do.
+        said = run.snakemake("--until", "infer")
+        assert not re.search(r"answered|^output |^report ", said, re.MULTILINE)
+    assert re.search(r"answered\s+│\s+2 │", run.snakemake())
+    part = "--until", "infer", "--config", "max_tokens=7"
+    assert not re.search(r"answered|^output ", run.snakemake(*part), re.MULTILINE)
 
 
 def test_a_quiet_run_still_says_where_its_results_are(run):

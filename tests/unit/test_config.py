@@ -124,7 +124,8 @@ def test_all_mistakes_are_reported_at_once() -> None:
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        ({"data": {"output_jsonl": "results/out.json"}}, "must end with .jsonl"),
+        ({"data": {"output_jsonl": "results/out.json"}}, "must be a name that ends with .jsonl"),
+        ({"data": {"output_jsonl": "results/.jsonl"}}, "must be a name that ends with .jsonl"),
         ({"data": {"output_jsonl": "results/out.rank3.jsonl"}}, "is the name of a rank file"),
         (
             {"data": {"input_jsonl": "r/out.rank7.jsonl", "output_jsonl": "./r/out.jsonl"}},

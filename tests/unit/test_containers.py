@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -452,9 +453,10 @@ def test_a_negative_size_does_not_lead_back_for_ever(tmp_path, monkeypatch, kind
 
 def test_what_is_no_tar(tmp_path):
     path = tmp_path / "x.tar"
-    path.write_bytes(b"no tar at all" * 100)
-    with pytest.raises(UserError, match="not a tar"):
-        lines(path)
+    for data in (b"no tar at all" * 100, gzip.compress(b"x" * 9999)):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="not a tar, a compressed one, or a damaged one"):
+            lines(path)
     with pytest.raises(UserError, match="no member is named like a video"):
         lines(write_tar(tmp_path / "y.tar", info("a.doc")))
     with pytest.raises(UserError, match=r"the member 'a\.json': not JSON"):

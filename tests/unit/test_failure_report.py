@@ -68,10 +68,13 @@ def test_a_run_that_was_stopped_shows_what_had_failed_before(stage):
     assert lines[2:] == ["error: number 3"]
 
 
-def test_a_run_without_resume_that_was_stopped_begins_anew(stage):
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_a_run_without_resume_begins_anew(stage, is_stopped):
     config = load_config({"data": {"resume": False}})
-    stopped = Stage("ask", config, stage.sharding, stage.layout)
-    assert failure_report([stopped], Path(), is_stopped=True).endswith("begins anew.")
+    anew = Stage("ask", config, stage.sharding, stage.layout)
+    report = failure_report([anew], Path(), is_stopped=is_stopped)
+    assert "data.resume is false, so the same command begins anew.\n" in f"{report}\n"
+    assert "only what is missing" not in report
 
 
 def test_the_error_of_an_earlier_run_is_not_shown_again(stage):

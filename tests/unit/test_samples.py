@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import random
 from pathlib import Path
 
@@ -123,6 +125,22 @@ def test_a_file_with_flipped_bytes_is_an_error(reader, name, part):
 def test_a_file_that_is_not_compressed_is_an_error(reader, name):
     with pytest.raises(UserError, match=name):
         list(reader(LINES, name))
+
+
+PACKED = {
+    "bzip2.jsonl.bz2": bz2.compress(LINES),
+    "xz.csv.xz": lzma.compress(LINES),
+    "zip.zip": b"PK\x03\x04" + LINES,
+    "tar.tgz": gzip.compress(LINES),
+    "no_suffix.jsonl": zstandard.compress(LINES),
+    "twice.txt.gz": gzip.compress(gzip.compress(LINES)),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_file_that_is_packed_in_another_way_is_one_error(reader, name):
+    with pytest.raises(UserError, match=f"{name}: it is packed: unpack it, or pack its text as"):
+        reader(PACKED[name], name)
 
 
 def test_a_missing_file_is_an_error(tmp_path):

@@ -315,6 +315,27 @@ def test_a_run_is_watched_until_its_end(
         assert text.count("results/out.jsonl") == 1
 
 
+def test_watching_ends_with_a_run_that_fails(
+    split_run: Splitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before it begins, and not while a job is at work whose Snakemake was killed."""
+    locks: list[Any] = []
+    looks = iter(
+        [
+            lambda: locks.append(try_lock(split_run.layout.run_lock)),
+            lambda: write_statistics(split_run, 0),
+            lambda: locks.pop().close(),
+            lambda: write_statistics(split_run, 0, state="failed"),
+        ]
+    )
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: next(looks)())
+    stream = io.StringIO()
+    with pytest.raises(UserError, match="the run has ended without its output"):
+        watch(split_run.run.config, once=False, console=Console(file=stream, soft_wrap=True))
+    assert next(looks, None) is None
+    assert "rank 0 failed" in stream.getvalue().splitlines()[-2]
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 @pytest.mark.parametrize("vanishing", ["the manifest", "a failure"])
 def test_what_vanishes_between_the_look_and_the_read_ends_nothing(

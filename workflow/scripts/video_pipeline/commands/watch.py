@@ -28,7 +28,7 @@ from video_pipeline.common.logs import last_error
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import count, describe_step, duration, share
 from video_pipeline.config import Config
-from video_pipeline.errors import Failure
+from video_pipeline.errors import Failure, UserError
 from video_pipeline.output.rank_files import RankContents
 from video_pipeline.report.summary import summary_table
 from video_pipeline.run.answers import describe_cut_off, describe_unparsed
@@ -47,6 +47,7 @@ State = Literal["waiting", "starting", "running", "silent", "failed", "done"]
 _WIDE = 110
 """Columns that all figures of a rank need. A narrower terminal shows the most urgent ones first."""
 
+_AT_WORK = {"starting", "running"}
 _URGENCY: tuple[State, ...] = ("failed", "silent", "running", "starting", "waiting", "done")
 _STYLES = {"failed": "red", "silent": "yellow", "running": "cyan", "done": "green"}
 
@@ -137,7 +138,7 @@ class RunView:
         log = self.layout.log("consolidate")
         if states == {"done"} and is_newer(log, self.split_at) and (error := last_error(log)):
             return f"the rule consolidate failed: {error}"
-        if not states & {"starting", "running"} and not is_locked(self.layout.run_lock):
+        if not states & _AT_WORK and not is_locked(self.layout.run_lock):
             return "waits for snakemake: run the same command again"
         if states == {"waiting"}:
             return "waits for its first inference job, which may be starting"
@@ -146,8 +147,7 @@ class RunView:
     @property
     def warnings(self) -> list[str]:
         """The problems of the answers so far, in words."""
-        total = self.total
-        words = [describe_cut_off(total.truncated), describe_unparsed(total.unparsed)]
+        words = describe_cut_off(self.total.truncated), describe_unparsed(self.total.unparsed)
         return list(filter(None, words))
 
     @property
@@ -158,9 +158,8 @@ class RunView:
             return ""
         error, rank = max(errors, key=lambda entry: entry[0]["at"])
         ago = duration(max(0.0, time.time() - error["at"]))
-        words = "{stage}: {type}: {message}".format(**error)
-        text = f"last error, {ago} ago: rank {rank}, sample {error['key']}: {words}"
-        return printable(text, newlines=False)
+        text = "sample {key}: {stage}: {type}: {message}".format(**error)
+        return printable(f"last error, {ago} ago: rank {rank}, {text}", newlines=False)
 
 
 def look(config: Config) -> RunView:
@@ -255,9 +254,8 @@ def screen(views: Sequence[tuple[str, RunView]], height: int, width: int = _WIDE
     is_over = all(view.is_over for _, view in views)
     height -= 3 * (len(views) - 1)  # Lines of the other runs.
     for title, view in views:
-        output = Text(printable(view.layout.output), "bold")
-        state = f"  {title}{view.state}"
-        parts.append(output.append(state, "green" if view.is_over else "dim"))
+        state = f"  {title}{view.state}", "green" if view.is_over else "dim"
+        parts.append(Text(printable(view.layout.output), "bold").append(*state))
         if view.step is not None:
             parts.append(Text(f"{view.step['step']}: {describe_step(view.step)}"))
         if view.waits:
@@ -284,8 +282,7 @@ def _progress(view: RunView, height: int, *, is_wide: bool) -> list[RenderableTy
 def _urgent(view: RunView, num_rows: int) -> tuple[list[RankView], list[RankView]]:
     """Up to ``num_rows`` ranks, the most urgent first, and the other ranks."""
     urgent = sorted(view.ranks, key=lambda rank: (_URGENCY.index(rank.state), rank.rank))
-    num_rows = max(num_rows, 1)
-    return urgent[:num_rows], urgent[num_rows:]
+    return urgent[: max(num_rows, 1)], urgent[max(num_rows, 1) :]
 
 
 def _table(view: RunView, num_rows: int) -> Table:
@@ -352,8 +349,7 @@ def lines(title: str, view: RunView) -> list[str]:
             note = f": {rank.note.splitlines()[0]}" if rank.note else ""
             done = count(rank.finished, rank.samples)
             texts.append(f"  rank {rank.rank} {rank.state}: {done}{note}")
-    notes = (view.waits, *view.warnings, view.last_error)
-    texts += [f"  {words}" for words in notes if words]
+    texts += [f"  {note}" for note in (view.waits, *view.warnings, view.last_error) if note]
     return [printable(text) for text in texts]
 
 
@@ -361,14 +357,18 @@ def lines(title: str, view: RunView) -> list[str]:
 
 
 def watch(config: Config, *, once: bool, console: Console) -> None:
-    """Show the progress of ``config`` and its stages until the run is over, or ``once``."""
+    """Show the progress of ``config`` and its stages until the run is over, or ``once``. Raises
+    :class:`UserError` if the run ends without its output."""
     stages = [(f"{name}: " if name else "", stage) for name, stage in config.by_stage()]
+    was_held = False  # Not on a host that sees only its own locks.
     live = Live(console=console, auto_refresh=False) if console.is_terminal and not once else None
     if not console.is_terminal:
         for title, stage in stages:
             console.print(f"{title}{printable(stage.data.output_jsonl)}")
     with live or nullcontext():
         while True:
+            # Before the look, which then sees all that a run has left.
+            is_held = any(is_locked(Layout.of(stage).run_lock) for _, stage in stages)
             views = [(title, look(stage)) for title, stage in stages]
             is_over = all(view.is_over for _, view in views)
             if live is not None:
@@ -377,12 +377,15 @@ def watch(config: Config, *, once: bool, console: Console) -> None:
                 console.print(screen(views, sys.maxsize, console.width))
             else:
                 for title, view in views:
-                    for line in lines(title, view):
-                        console.print(line)
+                    console.print(*lines(title, view), sep="\n")
                     if is_over and view.layout.summary.exists():
                         console.print(summary_table(view.layout.summary, is_titled=False))
             if once or is_over:
                 return
+            jobs = any(v.step or _AT_WORK & {rank.state for rank in v.ranks} for _, v in views)
+            if was_held and not is_held and not jobs:
+                raise UserError("the run has ended without its output: run the same command again")
+            was_held = is_held or was_held
             time.sleep(PLAIN_SECONDS if live is None else TERMINAL_SECONDS)
 
 

@@ -89,10 +89,10 @@ class Data(Section):
             raise ValueError(
                 f"data.output_jsonl: {str(path)!r} is the name of a rank file; take another one"
             )
-        if not path.name.endswith(".jsonl"):
+        if path.suffix != ".jsonl":  # That of `.jsonl` is empty.
             raise ValueError(
-                f"data.output_jsonl: {str(path)!r} must end with .jsonl (the summary and the rank "
-                "files are named after it)"
+                f"data.output_jsonl: {str(path)!r} must be a name that ends with .jsonl (the "
+                "summary and the rank files are named after it)"
             )
         return path
 

@@ -165,9 +165,9 @@ class Layout:
     def is_finished(self) -> bool:
         """Whether the output exists and is newer than the chunks and the start of the last job."""
         # A job that begins writes its name into the lock of its rank.
-        begun = [path for path in map(self.lock, range(self.num_shards)) if path.exists()]
-        last = max(path.stat().st_mtime for path in (self.manifest, *begun))
-        return not self.reopened.exists() and is_newer(self.output, last)
+        locks = map(self.lock, range(self.num_shards))
+        begun = [path.stat().st_mtime for path in (self.manifest, *locks) if path.exists()]
+        return not self.reopened.exists() and is_newer(self.output, max(begun, default=0.0))
 
     # --- leftovers --------------------------------------------------------------------------------
 

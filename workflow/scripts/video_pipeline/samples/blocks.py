@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -20,6 +21,9 @@ MAX_LINE_BYTES = 1 << 28
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 
+_PACKED = re.compile(rb"PK\x03\x04|7z\xbc\xaf|Rar!\x1a|BZh\d1AY|\xfd7zXZ|\x1f\x8b|\x28\xb5\x2f\xfd")
+"""The start of an archive, or of a compressed file whose name does not say so."""
+
 
 def whole_lines(source: Source) -> Iterator[bytes]:
     """Yield a plain, ``.gz`` or ``.zst`` file in blocks of about 256 kB that end where a line ends,
@@ -33,6 +37,8 @@ def whole_lines(source: Source) -> Iterator[bytes]:
             pieces: list[bytes] = [b""]  # Those of an unfinished line.
             size, mark = 0, _UTF8_BOM
             for data in _decompressed(source, file):
+                if mark and not size and _PACKED.match(data):
+                    raise OSError("it is packed: unpack it, or pack its text as .gz or .zst")
                 end = data.rfind(b"\n") + 1
                 pieces.append(data[:end] if end else data)
                 if end:

@@ -58,7 +58,7 @@ def members(blob: Blob) -> Iterator[tuple[Member, Callable[[], bytes]]]:
                     names.add(info.name)
             end = tar.offset
     except tarfile.TarError as error:
-        raise VideoReadError(f"not a tar, or a damaged one ({error})") from error
+        raise VideoReadError(f"not a tar, a compressed one, or a damaged one ({error})") from error
     # tarfile takes a damaged header for the end of the tar, and does not see what follows the end.
     # A negative size leads back: CVE-2025-8194, in Python before 3.11.14, 3.12.12 and 3.13.6.
     is_short = not 0 <= end <= blob.size - tarfile.BLOCKSIZE

@@ -27,18 +27,18 @@ def failure_report(
     scripts. Errors of ``earlier`` runs (:func:`last_errors`) are not shown. If a signal has ended
     the run (``is_stopped``), the lines are only about the errors of jobs that had failed before."""
     errors = [error for error in last_errors(stages) if error not in earlier]
+    goes_on = (
+        "The journal has all answers so far: the same command infers only what is missing."
+        if stages[0].config.data.resume
+        else "data.resume is false, so the same command begins anew."
+    )
     if is_stopped:
-        goes_on = (
-            ". The journal has all answers so far: the same command infers only what is missing."
-            if stages[0].config.data.resume
-            else "; data.resume is false, so the same command begins anew."
-        )
-        lines = [f"\nStopped by a signal, such as that of Ctrl-C{goes_on}"]
+        lines = [f"\nStopped by a signal, such as that of Ctrl-C. {goes_on}"]
         return "\n".join([*lines, *_shown(errors)])
     folders = sorted({str(stage.layout.log("split").parent) for stage in stages})
     lines = [
-        f"\nThe logs under {', '.join(folders)}/ say what failed. The journal has all answers "
-        "so far.\nFix the cause and run the same command again: it infers only what is missing."
+        f"\nThe logs under {', '.join(folders)}/ say what failed. Fix the cause and run again.\n"
+        f"{goes_on}"
     ]
     lines.extend(
         f"Not finished: {', '.join(f'rank {rank}' for rank in unfinished)} "
@@ -66,8 +66,7 @@ def last_errors(stages: Sequence[Stage]) -> list[str]:
 
 def _shown(errors: Sequence[str]) -> list[str]:
     """The lines about the errors of jobs."""
-    has_more = len(errors) > MAX_ERRORS
-    title = [f"The first {MAX_ERRORS} of {len(errors)} errors:"] if has_more else []
+    title = [f"The first {MAX_ERRORS} of {len(errors)} errors:"] * (len(errors) > MAX_ERRORS)
     return [*title, *(f"{ERROR}{error}" for error in errors[:MAX_ERRORS])]
 
 

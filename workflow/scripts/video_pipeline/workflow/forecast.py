@@ -33,9 +33,8 @@ def _pending(config: Config, layout: Layout) -> str:
             f"chunks.{_lines(source, ' It has {}.')} Split looks up what is answered already"
         )
     samples, changes = manifest["samples"], changes_since(manifest["origin"], config)
-    settings = _named("changed setting", [c.words for c in changes if c.kind == "setting"])
-    code = _named("changed prompt or plugin", [c.words for c in changes if c.kind == "code"])
-    reasons = [*settings, *code]
+    reasons = _named("changed setting", [c.words for c in changes if c.kind == "setting"])
+    reasons += _named("changed prompt or plugin", [c.words for c in changes if c.kind == "code"])
     if not config.data.resume:
         reasons = ["data.resume is false", *reasons]
     if reasons:
@@ -64,8 +63,7 @@ def _not_finished(config: Config, samples: int) -> str:
 
 
 def _named(kind: str, names: list[str]) -> list[str]:
-    plural = "s" if len(names) > 1 else ""
-    return [f"{kind}{plural}: {', '.join(names)}"] if names else []
+    return [f"{kind}{'s' * (len(names) > 1)}: {', '.join(names)}"] if names else []
 
 
 def _lines(source: Source, words: str) -> str:

@@ -43,8 +43,7 @@ def _marked(path: Path | str) -> Iterator[str]:
     """The parts of a path that hold a mark, each up to its last mark: the names of files beside it
     have the same start."""
     for part in str(path).split("/"):
-        end = max(map(part.rfind, _MARKS)) + 1
-        if end:
+        if end := max(map(part.rfind, _MARKS)) + 1:
             yield part[:end]
 
 

@@ -49,14 +49,14 @@ class ProgressLines:
         self._is_over.set()
 
     def show_summary(self) -> None:
-        """Print each summary's table, the files' paths, and the next command if a sample failed."""
+        """Print each new summary's table, the files' paths, and the next command after failures."""
         from rich.console import Console
 
         from video_pipeline.report.summary import read_counts, summary_table
 
         for stage in self._stages:
             layout = stage.layout
-            if not layout.summary.exists():
+            if not layout.summary.exists() or not layout.is_finished:
                 continue
             Console(stderr=True, markup=False).print(summary_table(layout.summary))
             show_files(stage)
@@ -97,9 +97,9 @@ class ProgressLines:
 
 
 def show_files(stage: Stage) -> None:
-    """Print where the output and the page about the run are."""
-    _print(f"output  {stage.layout.output}")
-    _print(f"report  {stage.layout.report}")
+    """Print where the output and the page about the run are, if they are there."""
+    if stage.layout.output.exists():
+        _print(f"output  {stage.layout.output}\nreport  {stage.layout.report}")
 
 
 def num_to_retry(stage: Stage) -> int:
