@@ -73,8 +73,8 @@ class QwenVideoDataset(BaseDataset):
             conversations: Messages that :meth:`visual` has completed, by part.
 
         Returns:
-            The input of the model by part. Media that several conversations ask about are read
-            once, and are the same objects in each.
+            The input of the model by part. Conversations about the same media share them: they are
+            read once, and are the same objects in each.
 
         Raises:
             PlaceholderError: The chat template leaves a medium out, or shows it twice.
