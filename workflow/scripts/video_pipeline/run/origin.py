@@ -1,7 +1,6 @@
 """The origin of samples and answers: the files and settings that they come from.
 
-The files must exist before a run begins, and a run uses nothing that has another origin. Imported
-while Snakemake parses the workflow: keep it light.
+The files must exist before a run begins, and a run uses nothing that has another origin.
 """
 
 from __future__ import annotations
