@@ -59,11 +59,14 @@ def prepared_requests(config: Any, engine: Any, paths: list[str]) -> dict[str, A
 
 async def answer_all(engine: Any, requests: dict[str, Any]) -> dict[str, Any]:
     """Wall and CPU seconds a request, from the first one's answer to the last answer."""
+    from video_pipeline.engine.base import Constraints
+
     await engine.start(Path(tempfile.mkdtemp()))
     keys = list(requests)
-    await engine.generate(keys[0], requests[keys[0]])
+    free = Constraints()
+    await engine.generate(keys[0], requests[keys[0]], free)
     cpu, started = time.process_time(), time.monotonic()
-    answers = await asyncio.gather(*(engine.generate(key, requests[key]) for key in keys[1:]))
+    answers = await asyncio.gather(*(engine.generate(key, requests[key], free) for key in keys[1:]))
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     return {
         "seconds": seconds / len(answers),

@@ -106,9 +106,9 @@ class Stream:
     """Keeps a number of requests in the engine; the number can be changed while it runs."""
 
     def __init__(self, engine: Any, prepared: list[Any]) -> None:
-        from video_pipeline.engine.base import UNCONSTRAINED
+        from video_pipeline.engine.base import Constraints
 
-        self._constraints = UNCONSTRAINED
+        self._constraints = Constraints()
         self._engine = engine
         self._prepared = prepared
         self._numbers = itertools.count()

@@ -7,7 +7,7 @@ class is changed when it is made.
 import os
 import sys
 
-from video_pipeline.engine.base import UNCONSTRAINED, Engine
+from video_pipeline.engine.base import Engine
 
 from benchmarks.gpu.lengths import lengths
 
@@ -17,7 +17,7 @@ NUMBERS = lengths(int(os.environ["BENCH_MEAN_TOKENS"]))
 def vary(engine_class):
     generate = engine_class.generate
 
-    async def generate_varied(self, name, request, constraints=UNCONSTRAINED):
+    async def generate_varied(self, name, request, constraints):
         limited = constraints.with_max_tokens(next(NUMBERS))
         return await generate(self, name, request, limited)
 

@@ -236,7 +236,7 @@ class Rig:
         return self.run(self._generate(inputs))
 
     async def _generate(self, inputs: dict[str, Any]) -> dict[str, Answer]:
-        answers = (self.engine.generate(key, value) for key, value in inputs.items())
+        answers = (self.engine.generate(key, value, Constraints()) for key, value in inputs.items())
         return dict(zip(inputs, await asyncio.gather(*answers), strict=True))
 
     def run(self, coroutine: Any) -> Any:
@@ -680,7 +680,9 @@ async def through_processes(
 
     async def answer(position: int) -> str:
         prepared = await pool.prepare(position, [""])
-        return (await rig.engine.generate(entries[position].key, prepared.requests[""])).output_text
+        request = prepared.requests[""]
+        said = await rig.engine.generate(entries[position].key, request, Constraints())
+        return said.output_text
 
     try:
         return await asyncio.gather(*(answer(position) for position in range(len(videos))))

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from video_pipeline.config import load_config
-from video_pipeline.engine.base import UNCONSTRAINED, EngineDead
+from video_pipeline.engine.base import Constraints, EngineDead
 from video_pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_an_engine_that_is_told_to_end_leaves_no_answers():
 
     engine = object.__new__(VllmEngine)
     engine._llm = SimpleNamespace(generate=generate, errored=False)
-    engine._sampling_under, engine._lora = {UNCONSTRAINED: None}, None
+    engine._sampling_under, engine._lora = {Constraints(): None}, None
     engine._chat_template_kwargs = {}
     with pytest.raises(EngineDead, match="told to end"):
-        asyncio.run(engine.generate("a", {}))
+        asyncio.run(engine.generate("a", {}, Constraints()))

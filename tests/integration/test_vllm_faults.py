@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from helpers import PROJECT, Run, read_jsonl
-from video_pipeline.engine.base import UNCONSTRAINED, EngineDead, RequestRefused
+from video_pipeline.engine.base import Constraints, EngineDead, RequestRefused
 from video_pipeline.errors import UserError
 from video_pipeline.run.layout import Layout
 from video_pipeline.testing.demo import write_demo
@@ -182,13 +182,13 @@ def answers():
 
     engine = object.__new__(VllmEngine)
     engine._llm = SimpleNamespace(generate=generate, errored=False)
-    engine._sampling_under, engine._lora = {UNCONSTRAINED: None}, None
+    engine._sampling_under, engine._lora = {Constraints(): None}, None
     engine._causes, engine._processes, engine._reasoning = None, [], None
     engine._chat_template_kwargs = {}
 
     def ask(*given):
         outcomes[:] = given
-        return asyncio.run(engine.generate("a", {}))
+        return asyncio.run(engine.generate("a", {}, Constraints()))
 
     return ask
 

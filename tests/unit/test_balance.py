@@ -135,10 +135,6 @@ def test_the_manifest_has_numbers_that_can_be_read():
 # --- through split -----------------------------------------------------------------------------
 
 
-def weights_of_ranks(splitting, weight) -> list[float]:
-    return [sum(weight(entry.raw) for entry in chunk) for chunk in splitting.chunks]
-
-
 def test_only_pending_samples_are_weighed(splitting):
     splitting.run.configure(data={"balance": "duration"})
     entries = [{**e, "duration": 1000 if e["id"] < 4 else e["id"]} for e in samples(40)]

@@ -16,7 +16,7 @@ from video_pipeline.workflow.forecast import forecast
 
 def said(splitting: Splitter) -> str:
     config = splitting.run.config
-    return forecast(config, Layout.of(config, 2)).removeprefix("results/out.jsonl: ")
+    return forecast(config, Layout.of(config, 2))
 
 
 @pytest.fixture

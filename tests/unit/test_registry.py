@@ -9,11 +9,13 @@ import sys
 
 import pytest
 from helpers import PROJECT, SCRIPTS
-from video_pipeline.common.plugins import load_plugins, plugin_files
+from video_pipeline.common.plugins import load_plugins
 from video_pipeline.common.registry import Registry, is_built_in
+from video_pipeline.config import load_config
 from video_pipeline.data.base import BaseDataset
 from video_pipeline.data.registry import _DATASETS, get_dataset, register_dataset
 from video_pipeline.errors import UserError
+from video_pipeline.run.origin import code_files
 from video_pipeline.tasks.base import Task
 from video_pipeline.tasks.registry import _TASKS, get_task, register_task
 
@@ -199,7 +201,8 @@ def test_a_plugin_module_registers(plugin, tmp_path, monkeypatch):
 
 
 def test_plugin_files_are_those_with_a_suffix():
-    assert [str(path) for path in plugin_files(["a.py", "b.c", "d/e.py"])] == ["a.py", "d/e.py"]
+    config = load_config({"run": {"plugins": ["a.py", "b.c", "d/e.py"]}})
+    assert list(map(str, code_files(config))) == ["a.py", "d/e.py"]
 
 
 def test_two_plugins_of_one_name(plugin):

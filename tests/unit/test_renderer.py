@@ -31,7 +31,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def renderer(model):
     settings = {"model": str(model), "dtype": "float32", "max_model_len": 4096}
-    return Renderer(vllm_config_of(load_config({"vllm": settings})))
+    return Renderer(vllm_config_of(load_config({"vllm": settings})), {})
 
 
 def test_an_error_is_its_cause_in_one_line(renderer):

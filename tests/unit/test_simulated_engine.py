@@ -23,7 +23,7 @@ def simulated(**settings) -> SimulatedEngine:
 def answer(engine: SimulatedEngine, key: str):
     async def ask():
         await engine.start(Path())
-        return await engine.generate(key, REQUEST)
+        return await engine.generate(key, REQUEST, Constraints())
 
     return asyncio.run(ask())
 
@@ -75,7 +75,9 @@ def test_the_simulated_engine_bounds_what_runs_at_once(monkeypatch):
 
     async def main() -> None:
         await engine.start(Path())
-        jobs = [engine.generate(str(sample["id"]), REQUEST) for sample in samples(20)]
+        jobs = [
+            engine.generate(str(sample["id"]), REQUEST, Constraints()) for sample in samples(20)
+        ]
         real = asyncio.sleep
         monkeypatch.setattr(
             "video_pipeline.engine.simulated.asyncio.sleep",

@@ -87,7 +87,7 @@ class Model:
     def __init__(self, make: str) -> None:
         self.tokenizer, template = MAKES[make]()
         self.tokenizer.chat_template = template
-        self.special = SpecialTokens(self.tokenizer, template)
+        self.special = SpecialTokens(self.tokenizer, template, ())
 
     def render(self, messages: list[dict[str, Any]]) -> str:
         return self.tokenizer.apply_chat_template(
@@ -207,7 +207,7 @@ def unigram() -> Any:
     ("tokenizer", "text"), [(unigram(), "a <video> b"), (ByT5Tokenizer(), "a </s> b")]
 )
 def test_a_tokenizer_that_cannot_tell_them_apart_refuses(tokenizer, text):
-    special = SpecialTokens(tokenizer)
+    special = SpecialTokens(tokenizer, "", ())
     token = special.find(said(text))
     with pytest.raises(SpecialTokenError, match=f"holds '{token}', a special token of the model"):
         special.encode(said(text), token, lambda messages: messages[0]["content"])

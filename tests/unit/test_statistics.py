@@ -99,7 +99,7 @@ def test_ticks_bring_the_statistics_up_to_now(clock):
         assert (now["seconds"], now["engine_busy_seconds"]) == (2.0, 2.0)
         clock.now += 1.0
     statistics.count(answer(90, 10))
-    statistics.count_sample(SimpleNamespace(video_seconds=4.0))
+    statistics.count_sample(SimpleNamespace(video_seconds=4.0), None, 0)
     error = {"stage": "read", "type": "ValueError", "message": "no such clip"}
     statistics.count_error("7", error)
     statistics.finished = 2
@@ -143,7 +143,7 @@ def test_operations_are_counted_where_the_model_is_known(clock):
     with statistics.engine_busy():
         clock.now += 1.0
         statistics.count(answer(7, 3))
-        statistics.count_sample(SimpleNamespace(video_seconds=4.0), patches=5)
+        statistics.count_sample(SimpleNamespace(video_seconds=4.0), None, 5)
         statistics.tick({})
         clock.now += 1.0
         statistics.count(answer(41, 0, cached_tokens=40))
@@ -185,7 +185,7 @@ def test_an_answer_that_does_not_count_is_finished_once(clock):
     statistics.tick({})
     with statistics.engine_busy():
         for key in range(10):
-            statistics.count_sample(SimpleNamespace(video_seconds=1.0), "sampling.max_tokens")
+            statistics.count_sample(SimpleNamespace(video_seconds=1.0), "sampling.max_tokens", 0)
             statistics.count_error(str(key), {"stage": "length", "type": "X", "message": "x"})
         statistics.finished = 15
         clock.now += 1.0

@@ -98,7 +98,7 @@ def test_the_users_settings_of_the_processor_are_those_of_the_request(tmp_path, 
     config = load_config(values)
     sample = {"__key": "k", "__video_uri": str(clip), "path": str(clip)}
     dataset = create_dataset(config, load_task(config), [sample], str(model))
-    renderer = Renderer(vllm_config_of(config))
+    renderer = Renderer(vllm_config_of(config), {})
     request = renderer.prepare({"": dataset[0]["llm_input"]}, "key")[""]
     family, whole = FamilyReference(model), Clip.of(clip)
     expected = family.ids(family.inputs(whole, fps=None, **given))
@@ -108,7 +108,7 @@ def test_the_users_settings_of_the_processor_are_those_of_the_request(tmp_path, 
 
 def test_plan_counts_the_tokens_of_the_request_without_pixels(model, clip):
     config = config_of(model)
-    request = Renderer(vllm_config_of(config)).prepare({"": llm_input(model, clip)}, "key")[""]
+    request = Renderer(vllm_config_of(config), {}).prepare({"": llm_input(model, clip)}, "key")[""]
     sample = {"__key": "k", "__video_uri": str(clip), "path": str(clip)}
     dataset = create_dataset(config, load_task(config), [sample], str(model))
     preparer = CountingPreparer(config, str(model))

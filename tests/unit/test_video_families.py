@@ -51,7 +51,7 @@ class Family:
 
     @cached_property
     def _renderer(self) -> Renderer:
-        return Renderer(vllm_config_of(self.config()))
+        return Renderer(vllm_config_of(self.config()), {})
 
     def llm_input(
         self, sample: dict[str, Any], dataset: str = "video", task: Task | None = None, **sections
@@ -311,7 +311,7 @@ def prepared_by_vllm(model: Path, clip: Path) -> dict[str, Any]:
     assert dataset_name(config, Describe({})) == "video"
     sample = {"__key": "k", "__video_uri": str(clip), "path": str(clip)}
     llm_input = create_dataset(config, Describe({}), [sample], str(model))[0]["llm_input"]
-    return Renderer(vllm_config_of(config)).prepare({"": llm_input}, "key")[""]
+    return Renderer(vllm_config_of(config), {}).prepare({"": llm_input}, "key")[""]
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_the_plan_counts_what_pruning_leaves(model, tmp_path):
     for rate in (None, 0.5):
         config = config_of(model, video_pruning_rate=rate)
         dataset = create_dataset(config, load_task(config), [sample], str(model))
-        renderer = Renderer(vllm_config_of(config))
+        renderer = Renderer(vllm_config_of(config), {})
         request = renderer.prepare({"": dataset[0]["llm_input"]}, "k")[""]
         preparer = CountingPreparer(config, str(model), with_engine=rate is not None)
         preparer.start()

@@ -354,7 +354,7 @@ def test_a_decode_process_says_which_vllm_is_supported(here: Run, tmp_path, stan
     split(config, layout)
     monkeypatch.syspath_prepend(stand_in)
     chunk = layout.chunk(0)
-    spec = WorkerSpec(config, chunk, Seal.of(chunk), "simulated", VllmPreparer({}), tmp_path)
+    spec = WorkerSpec(config, chunk, Seal.of(chunk), "simulated", VllmPreparer({}, {}), tmp_path)
     pool = DecodePool(ForkServer(["video_pipeline.engine.vllm.renderer"]), spec, 1, 60.0)
     try:
         with pytest.raises(VllmUnsupported) as caught:
@@ -368,7 +368,7 @@ def test_a_preparer_is_unpickled_without_vllm(vllm_config):
     code = (
         "import pickle, sys; pickle.loads(sys.stdin.buffer.read()); sys.exit('vllm' in sys.modules)"
     )
-    pickled = pickle.dumps(VllmPreparer(vllm_config))
+    pickled = pickle.dumps(VllmPreparer(vllm_config, {}))
     assert subprocess.run([sys.executable, "-c", code], input=pickled).returncode == 0
 
 

@@ -57,7 +57,7 @@ def config(model):
 
 @pytest.fixture(scope="module")
 def renderer(config) -> Renderer:
-    return Renderer(vllm_config_of(config))
+    return Renderer(vllm_config_of(config), {})
 
 
 def llm_input(config, *clips: Path) -> dict[str, Any]:

@@ -136,8 +136,8 @@ def preview(
         # vLLM reads these when it is imported, and so do the processes that it starts.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    from video_pipeline.commands.showing import Shown, show
+    from video_pipeline.commands.showing import show
 
     sheets = [sheet.with_stem(f"{sheet.stem}{index}") for index in range(1, len(raws) + 1)]
-    shown = map(Shown, raws, sheets if len(raws) > 1 else [sheet])
+    shown = zip(raws, sheets if len(raws) > 1 else [sheet], strict=True)
     show(config, list(shown), say, with_engine=with_engine)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +40,15 @@ KEY = "preview"
 """``__key`` of the sample."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A sample to show: its input object, and the file for its pictures."""
-
-    raw: dict[str, Any]
-    sheet: Path
-
-
 def show(
-    config: Config, samples: Sequence[Shown], say: Callable[[str], None], *, with_engine: bool
+    config: Config,
+    samples: Sequence[tuple[dict[str, Any], Path]],
+    say: Callable[[str], None],
+    *,
+    with_engine: bool,
 ) -> None:
-    """Print what the task of ``config`` does with each of ``samples``, and save the pictures that
-    the model sees. ``say`` gets a message before each long step.
+    """Print what the task of ``config`` does with each of ``samples``, an input object and the file
+    for the pictures that the model sees. ``say`` gets a message before each long step.
 
     Raises :class:`UserError` if the user's code, sample or settings are at fault.
     """
@@ -61,7 +56,7 @@ def show(
     limit_access(Access.of(config.data))
     task = load_task(config)
     needs = DatasetNeeds.of(config, task)
-    to_show = [(_sample(config, task, shown.raw), shown.sheet) for shown in samples]
+    to_show = [(_sample(config, task, raw), sheet) for raw, sheet in samples]
     with contextlib.ExitStack() as stack:
         engine = None
         if with_engine:

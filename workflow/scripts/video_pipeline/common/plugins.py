@@ -10,11 +10,6 @@ from pathlib import Path
 from video_pipeline.errors import UserError, explain, place_of
 
 
-def plugin_files(plugins: list[str]) -> list[Path]:
-    """The entries of ``run.plugins`` that are files; the others are names of modules."""
-    return [Path(plugin) for plugin in plugins if plugin.endswith(".py")]
-
-
 def load_plugins(plugins: list[str]) -> None:
     """Import every plugin once; a file becomes the module ``video_pipeline_plugin_<stem>``.
 

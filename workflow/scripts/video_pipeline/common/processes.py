@@ -132,7 +132,8 @@ def exit_with_snakemake() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-_is_asked_to_end = threading.Event()
+asked_to_end = threading.Event()
+"""Set when a signal has stopped the jobs, as :func:`stop_jobs_on_signals` says."""
 
 
 def stop_jobs_on_signals() -> None:
@@ -143,7 +144,7 @@ def stop_jobs_on_signals() -> None:
         def stop(signum: int, frame: FrameType | None, earlier: object = earlier) -> None:
             import psutil
 
-            _is_asked_to_end.set()
+            asked_to_end.set()
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     process.terminate()
@@ -152,11 +153,6 @@ def stop_jobs_on_signals() -> None:
 
         if earlier is not signal.SIG_IGN:
             signal.signal(signum, stop)
-
-
-def is_asked_to_end() -> bool:
-    """Whether a signal has stopped the jobs, as :func:`stop_jobs_on_signals` says."""
-    return _is_asked_to_end.is_set()
 
 
 def limit_memory(gigabytes: float | None) -> None:

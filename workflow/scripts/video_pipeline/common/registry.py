@@ -14,8 +14,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=type)
 
-_BUILT_IN = "video_pipeline."
-
 
 class Registry(Generic[T]):
     """The registered classes of one kind.
@@ -87,7 +85,7 @@ class Registry(Generic[T]):
 
 def is_built_in(cls: type) -> bool:
     """Whether a class is the project's own."""
-    return cls.__module__.startswith(_BUILT_IN)
+    return cls.__module__.startswith("video_pipeline.")
 
 
 def _is_stale(cls: type) -> bool:

@@ -1,7 +1,4 @@
-"""Local paths, addresses, and the kind of input that a name stands for.
-
-Imported while Snakemake parses the workflow: keep it light.
-"""
+"""Local paths, addresses, and the kind of input that a name stands for."""
 
 from __future__ import annotations
 

@@ -78,8 +78,3 @@ class Vision(Section):
             for key in ("fps", "min_frames", "max_frames"):
                 kwargs.pop(key, None)
         return kwargs
-
-    @property
-    def most_frames(self) -> int:
-        """Upper bound on the frames of one video."""
-        return self.nframes if self.nframes is not None else self.max_frames

@@ -5,8 +5,6 @@ engine.
 The list is ``vllm_names.json``. This command writes it again, from the installed vLLM:
 
     python -m video_pipeline.engine.vllm
-
-Imported while Snakemake parses the workflow: keep it light.
 """
 
 from __future__ import annotations

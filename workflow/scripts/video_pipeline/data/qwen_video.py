@@ -9,7 +9,7 @@ import torch
 
 from video_pipeline.data.base import BaseDataset, item
 from video_pipeline.data.registry import register_dataset
-from video_pipeline.model.prompt import Prompter, check_placeholders
+from video_pipeline.model.prompt import Prompter, check_placeholders, is_medium
 from video_pipeline.samples.input import video_address
 from video_pipeline.samples.windows import CUT
 from video_pipeline.tasks.base import Messages
@@ -130,9 +130,7 @@ class QwenVideoDataset(BaseDataset):
         return {
             **message,
             "content": [
-                self._completed(part, sample)
-                if isinstance(part, dict) and ("video" in part or "image" in part)
-                else part
+                self._completed(part, sample) if is_medium(part) else part
                 for part in message["content"]
             ],
         }

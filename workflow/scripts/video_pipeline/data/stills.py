@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.registry import register_dataset
 from video_pipeline.video.errors import note_damage, noting_damage
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @register_dataset("image")

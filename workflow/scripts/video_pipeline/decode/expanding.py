@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,33 +48,22 @@ class ExpandSpec(ProcessSpec):
 
     def worker(self, shared: Any, number: int) -> Callable[[str, bytes], Expanded]:
         from video_pipeline.data.choosing import dataset_of
-        from video_pipeline.data.frames import FramesDataset
-        from video_pipeline.data.stills import ImageDataset
         from video_pipeline.tasks.registry import load_task
         from video_pipeline.video.access import Access, limit_access
 
         limit_access(Access.of(self.config.data))
         dataset = dataset_of(self.config, load_task(self.config))
-        get_header = _no_header if issubclass(dataset, ImageDataset | FramesDataset) else _header
-        return partial(_expand, self.config, dataset, Where.of(self.config), get_header)
-
-
-_GetHeader = Callable[[Where, dict[str, Any]], dict[str, Any]]
+        return partial(_expand, self.config, dataset, Where.of(self.config))
 
 
 def _expand(
-    config: Config,
-    dataset: type[BaseDataset],
-    where: Where | None,
-    get_header: _GetHeader,
-    key: str,
-    text: bytes,
+    config: Config, dataset: type[BaseDataset], where: Where | None, key: str, text: bytes
 ) -> Expanded:
     from video_pipeline.data.base import expanded
 
     try:
         sample = task_sample(key, orjson.loads(text), config)
-        if where is not None and (holds := _holds(where, get_header, sample)) is not True:
+        if where is not None and (holds := _holds(where, dataset, sample)) is not True:
             return holds
         return [orjson.dumps(raw) for raw in expanded(dataset, sample, dict(config.task_params))]
     except Failure:
@@ -85,36 +74,27 @@ def _expand(
         return (isinstance(error, ValueError) and text_of(error)) or explain(error)
 
 
-def _holds(where: Where, get_header: _GetHeader, sample: dict[str, Any]) -> bool | None:
+def _holds(where: Where, dataset: type[BaseDataset], sample: dict[str, Any]) -> bool | None:
     """Whether the condition holds for ``sample``. It does if its video cannot be read: then the
     sample becomes an error record."""
     from video_pipeline.video.errors import VideoReadError
 
-    header: dict[str, Any] = {}
-
-    def read() -> dict[str, Any]:
-        if not header:
-            header.update(get_header(where, sample))
-        return header
-
     try:
-        return where.holds(sample, read)
+        return where.holds(sample, cache(partial(_header, where, dataset, sample)))
     except VideoReadError:
         return True
 
 
-def _header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:
+def _header(where: Where, dataset: type[BaseDataset], sample: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the header of a video. Images have none: the fields are null."""
+    from video_pipeline.data.frames import FramesDataset
+    from video_pipeline.data.stills import ImageDataset
     from video_pipeline.video.header import read_header
 
     uri = sample["__video_uri"]
-    if not isinstance(uri, str):
-        return _no_header(where, sample)
+    if not isinstance(uri, str) or issubclass(dataset, ImageDataset | FramesDataset):
+        return dict.fromkeys(HEADER_FIELDS)
     return vars(read_header(uri, with_size=where.needs_size))
-
-
-def _no_header(where: Where, sample: dict[str, Any]) -> dict[str, Any]:
-    """Images have no header of a video: the fields are null."""
-    return dict.fromkeys(HEADER_FIELDS)
 
 
 class Expander:

@@ -73,10 +73,6 @@ class Constraints:
         return replace(self, sampling_json=json.dumps(sampling))
 
 
-UNCONSTRAINED = Constraints()
-"""Free text, by the section ``sampling``."""
-
-
 @dataclass(frozen=True)
 class Answer:
     """An answer of the model, or ``sampling.n`` of them. Then text, reasoning and log probabilities
@@ -182,9 +178,7 @@ class Engine(ABC):
         user's settings cannot work, :class:`EngineDead` for any other reason."""
 
     @abstractmethod
-    async def generate(
-        self, name: str, request: Any, constraints: Constraints = UNCONSTRAINED
-    ) -> Answer:
+    async def generate(self, name: str, request: Any, constraints: Constraints) -> Answer:
         """Answer one request; called for many at once.
 
         Args:

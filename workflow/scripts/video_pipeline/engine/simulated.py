@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from video_pipeline.config import Config
-from video_pipeline.engine.base import (
-    UNCONSTRAINED,
-    Answer,
-    Constraints,
-    Engine,
-    Preparer,
-    RequestRefused,
-)
+from video_pipeline.engine.base import Answer, Constraints, Engine, Preparer, RequestRefused
 from video_pipeline.model.processor import SIMULATED_MODEL
 from video_pipeline.model.prompt import prompt_of
 
@@ -46,9 +39,7 @@ class SimulatedEngine(Engine):
     def check(self, constraints: Constraints) -> None:
         """Ignores JSON Schemas: its words are no JSON."""
 
-    async def generate(
-        self, name: str, request: Any, constraints: Constraints = UNCONSTRAINED
-    ) -> Answer:
+    async def generate(self, name: str, request: Any, constraints: Constraints) -> Answer:
         if not isinstance(request.get("prompt"), str):
             raise RequestRefused("ValueError", "the request has no prompt")
         prompt_tokens = count_tokens(request)

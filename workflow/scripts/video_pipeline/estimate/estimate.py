@@ -36,7 +36,7 @@ from video_pipeline.estimate.expected import expected_costs
 from video_pipeline.estimate.totals import CostTotals, SampleCost
 from video_pipeline.journal.format import clean_text
 from video_pipeline.journal.index import read_index
-from video_pipeline.model.processor import SIMULATED_MODEL, processor_folder
+from video_pipeline.model.processor import dataset_model
 from video_pipeline.report.plan import FLAGS, show_plan
 from video_pipeline.run.changes import JournalSettings, warn_of_changes
 from video_pipeline.run.chunks import Chunk, ChunkEntry
@@ -99,8 +99,7 @@ def _own_config(config: Config, layout: Layout) -> Config:
     )
     if config.run.engine == "simulated":
         return config.model_copy(update={"data": data})
-    folder = processor_folder(config.vllm.model, config.vllm.arguments.get("revision"))
-    vllm = config.vllm.model_copy(update={"model": folder})
+    vllm = config.vllm.model_copy(update={"model": dataset_model(config)})
     return config.model_copy(update={"data": data, "vllm": vllm})
 
 
@@ -145,8 +144,7 @@ async def _look(
 ) -> None:
     """Count the samples at ``positions``, many at once, and note the results in order. Another
     process asks the engine for its limit."""
-    simulated = own.run.engine == "simulated"
-    model = SIMULATED_MODEL if simulated else own.vllm.model
+    model = dataset_model(own)
     with_engine = own.vllm.prunes_videos or DatasetNeeds.of(own).own_rules
     preparer = CountingPreparer(own, model, with_engine=with_engine)
     spec = WorkerSpec(own, chunk.path, chunk.seal, model, preparer, folder)
@@ -157,7 +155,7 @@ async def _look(
     waiting: deque[asyncio.Task[SampleCost]] = deque()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as engine:
         try:
-            if not simulated:
+            if own.run.engine != "simulated":
                 await totals.ask(engine.submit(_max_item_tokens, own))
             with Progress(progress_file, "plan", "samples", len(positions)) as progress:
                 for position in positions:

@@ -71,7 +71,7 @@ def _size(file: Path) -> int:
 
 def _digest(file: Path, samples: int) -> str:
     try:
-        with open(file, "rb", buffering=0) as stream:
+        with open(file, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size <= WHOLE_BYTES:
                 parts = [(0, size)]
@@ -88,13 +88,8 @@ def _digest(file: Path, samples: int) -> str:
 
 
 def _read(stream: BinaryIO, begin: int, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = os.pread(stream.fileno(), count - len(data), begin + len(data))
-        if not more:
-            break
-        data += more
-    return data
+    stream.seek(begin)
+    return stream.read(max(count, 0))  # A damaged header may give a negative length.
 
 
 def _safetensors_spans(stream: BinaryIO, size: int, samples: int) -> list[tuple[int, int]]:

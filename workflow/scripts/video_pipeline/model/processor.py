@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from video_pipeline.common.hub import ask_hub, hub_words
 from video_pipeline.config import Config
 from video_pipeline.errors import Failure
 from video_pipeline.model.model import Model, download_command
-
-logger = logging.getLogger(__name__)
 
 SIMULATED_MODEL = "simulated"
 """Stands for the model if none is loaded. Its prompts are plain ChatML."""

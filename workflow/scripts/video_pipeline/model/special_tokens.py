@@ -29,9 +29,7 @@ class SpecialTokens:
         ids: Id of each token.
     """
 
-    def __init__(
-        self, tokenizer: Any, template: str = "", placeholders: Collection[str] = ()
-    ) -> None:
+    def __init__(self, tokenizer: Any, template: str, placeholders: Collection[str]) -> None:
         """
         Args:
             tokenizer: A tokenizer of transformers.

@@ -45,7 +45,8 @@ def visual_tokens(config: Config, patch_size: int) -> int:
         return max(of_patch, int(patches * of_patch * kept)) + patches * timestamp
 
     # The bound on a frame falls with the number of frames: any number may have the most tokens.
-    return max(map(tokens, range(1, vision.most_frames // FRAMES_PER_PATCH + 1)), default=0)
+    most_frames = vision.nframes or vision.max_frames
+    return max(map(tokens, range(1, most_frames // FRAMES_PER_PATCH + 1)), default=0)
 
 
 def check_budget(config: Config, patch_size: int) -> None:

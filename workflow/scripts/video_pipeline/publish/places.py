@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import obstore
+
 from video_pipeline.common.files import remove_leftovers, replacing
 from video_pipeline.config.source import DATASET, scheme_of
 from video_pipeline.storage.errors import VideoReadError
@@ -181,8 +183,6 @@ class Bucket(_FileByFile):
         self._root = f"{key}/" if key else ""
 
     def names(self, folder: str) -> Iterator[str]:
-        import obstore
-
         with explained():
             for batch in obstore.list(self._store, f"{self._root}{folder}"):
                 yield from (meta["path"].removeprefix(self._root) for meta in batch)
@@ -191,8 +191,6 @@ class Bucket(_FileByFile):
         return self._head(name) is not None
 
     def _head(self, name: str) -> ObjectMeta | None:
-        import obstore
-
         with explained():
             try:
                 return obstore.head(self._store, self._root + name)
@@ -200,8 +198,6 @@ class Bucket(_FileByFile):
                 return None
 
     def holds(self, file: Published) -> bool:
-        import obstore
-
         meta = self._head(file.name)
         if meta is None or meta["size"] != file.size:
             return False
@@ -214,8 +210,6 @@ class Bucket(_FileByFile):
             return checksum.hexdigest() == file.sha256
 
     def _send(self, file: Published) -> None:
-        import obstore
-
         with explained():
             try:
                 obstore.put(
@@ -229,8 +223,6 @@ class Bucket(_FileByFile):
                 raise VideoReadError("there is no such bucket") from None
 
     def _remove(self, name: str) -> None:
-        import obstore
-
         with explained(), suppress(FileNotFoundError):
             obstore.delete(self._store, self._root + name)
 

@@ -7,8 +7,10 @@ and shows it as text. The page's policy allows only its own script, and loads no
 from __future__ import annotations
 
 import base64
+import csv
 import gzip
 import hashlib
+import io
 import logging
 import time
 from collections import Counter
@@ -22,15 +24,15 @@ import orjson
 from markupsafe import Markup
 
 from video_pipeline.common.figures import Histogram, even_edges, weighted_quantile
-from video_pipeline.common.files import write_text
+from video_pipeline.common.files import read_object, write_text
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import duration
 from video_pipeline.config import Config
 from video_pipeline.report.gallery import Sheet, make_sheets
+from video_pipeline.report.plan import plan_facts
 from video_pipeline.report.records import Tally, card, is_changed, map_texts
 from video_pipeline.report.setup import setup_of, stage_links
-from video_pipeline.report.summary import read_summary
-from video_pipeline.report.table import write_table
+from video_pipeline.report.summary import read_summary, summary_facts
 from video_pipeline.report.timeline import time_line
 from video_pipeline.run.answers import describe_cut_off, describe_damaged, describe_unparsed
 from video_pipeline.run.layout import Layout
@@ -51,9 +53,20 @@ def write_report(config: Config, layout: Layout, threads: int) -> None:
     ``threads`` processes read the videos of the gallery again."""
     data = collect(config, layout, threads)
     write_text(layout.report, render(data))
-    write_table(layout)
+    write_text(layout.report_table, _table(layout))
     size = layout.report.stat().st_size / 1e6
     logger.info("%s: %.1f MB, %d records shown", layout.report, size, len(data["cards"]))
+
+
+def _table(layout: Layout) -> str:
+    """The figures of the finished run, and of its plan, for Snakemake's own report."""
+    rows = [("run", *fact) for fact in summary_facts(read_object(layout.summary))]
+    if plan := read_object(layout.plan_report):
+        rows += [("plan", name.strip(), text) for name, text in plan_facts(plan)]
+    table = io.StringIO()
+    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
+    writer.writerows([("of", "figure", "value"), *rows])
+    return table.getvalue()
 
 
 def collect(config: Config, layout: Layout, threads: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from video_pipeline.common.files import Seal, read_object
+from video_pipeline.common.files import Seal
 from video_pipeline.common.printable import printable
 from video_pipeline.common.progress import duration
 from video_pipeline.common.versions import SUMMARY, check_version
@@ -60,12 +60,6 @@ _IN_WORDS = {"parse": "parse: fix it, the answers are there"}
 
 _Cell = str | Text
 _Rows = list[tuple[_Cell, _Cell]]
-
-
-def read_counts(path: Path) -> dict[str, Any]:
-    """The counts of samples in a summary, such as ``ok`` and ``error``; empty if it has none."""
-    counts: dict[str, Any] = read_object(path).get("samples", {})
-    return counts
 
 
 def summary_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,8 +1,5 @@
 """Writes the settings of a journal beside it, and tells how those of a run differ from the last
-ones, so that the user reads it before anything is inferred again.
-
-Imported while Snakemake parses the workflow: keep it light.
-"""
+ones, so that the user reads it before anything is inferred again."""
 
 from __future__ import annotations
 

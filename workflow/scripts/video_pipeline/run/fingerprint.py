@@ -1,5 +1,5 @@
 """The fingerprint: a digest of everything but the sample that changes an answer. It names the
-journal's folder. Imported while Snakemake parses the workflow: keep it light."""
+journal's folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The origin of samples and answers: the files and settings that they come from.
 
-The files must exist before a run begins, and a run uses nothing that has another origin. Imported
-while Snakemake parses the workflow: keep it light.
+The files must exist before a run begins, and a run uses nothing that has another origin.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import orjson
 
 from video_pipeline.common import versions
 from video_pipeline.common.files import Seal, read_object, why_not_there
-from video_pipeline.common.plugins import plugin_files
 from video_pipeline.config import Config
 from video_pipeline.config.source import Source, shown, stable_address
 from video_pipeline.errors import SPLIT_AGAIN, UserError
@@ -111,8 +109,8 @@ def _source_digest(source: Source) -> str | None:
 
 def code_files(config: Config) -> list[Path]:
     """The user's own code and prompts, which the answers depend on."""
-    prompts = map(Path, prompt_files(config.task_params).values())
-    return [*plugin_files(config.run.plugins), *prompts]
+    plugins = [plugin for plugin in config.run.plugins if plugin.endswith(".py")]  # Not modules.
+    return list(map(Path, [*plugins, *prompt_files(config.task_params).values()]))
 
 
 def check_code(files: Mapping[str, str | None], config: Config) -> None:

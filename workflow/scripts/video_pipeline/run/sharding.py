@@ -1,8 +1,7 @@
 """The sharding: the number of shards, decided once in Snakemake's main process.
 
 Child processes of an executor do not see ``--resources gpu=N``, and neither do later calls such as
-``snakemake -n`` or ``--report``. They read the file, and so build the same DAG. Imported while
-Snakemake parses the workflow: keep it light.
+``snakemake -n`` or ``--report``. They read the file, and so build the same DAG.
 """
 
 from __future__ import annotations

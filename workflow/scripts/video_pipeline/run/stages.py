@@ -1,6 +1,4 @@
-"""Stages: runs that feed each other, in order. A plain run is one stage without a name. Imported
-while Snakemake parses the workflow: keep it light.
-"""
+"""Stages: runs that feed each other, in order. A plain run is one stage without a name."""
 
 from __future__ import annotations
 

@@ -203,9 +203,7 @@ class JobStatistics:
         self.cached_tokens += answer.cached_tokens
         self.completion_tokens += answer.completion_tokens
 
-    def count_sample(
-        self, prepared: Prepared, cut_off: str | None = None, patches: int = 0
-    ) -> None:
+    def count_sample(self, prepared: Prepared, cut_off: str | None, patches: int) -> None:
         """Count an answered sample. ``cut_off``: the setting that cut an answer off, if one did;
         ``patches``: those that the vision encoder was given."""
         self.inferred += 1

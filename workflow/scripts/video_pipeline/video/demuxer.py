@@ -60,16 +60,6 @@ def _log_line(error: FFmpegError) -> str:
     return log[2].strip() if log else ""
 
 
-def _open(source: Blob | MediaFile) -> InputContainer:
-    if isinstance(source, Blob):
-        file: Any = BlobFile(source)
-    else:
-        # FFmpeg knows more protocols, so the name alone must not choose one.
-        file = f"file:{source.path}"
-    opened: InputContainer = av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
-    return opened
-
-
 @dataclass(frozen=True)
 class EntryPoint:
     """A packet that decoding can start from.
@@ -162,7 +152,13 @@ class Demuxer:
     def open_container(self) -> InputContainer:
         """Open the file, for one of its streams; a copy is not downloaded again. Raises
         :class:`av.error.FFmpegError`."""
-        return _open(self._blob or cast("MediaFile", self._file))
+        if self._file is None:
+            file: Any = BlobFile(cast("Blob", self._blob))
+        else:
+            # FFmpeg knows more protocols, so the name alone must not choose one.
+            file = f"file:{self._file.path}"
+        opened: InputContainer = av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
+        return opened
 
     def _open(self) -> None:
         """Open the file, at its first packet."""

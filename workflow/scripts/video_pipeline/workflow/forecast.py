@@ -16,10 +16,6 @@ from video_pipeline.run.origin import changes_since
 
 def forecast(config: Config, layout: Layout) -> str:
     """The number of pending samples of ``layout`` and the reason; or why it is not known."""
-    return f"{layout.output}: {_pending(config, layout)}"
-
-
-def _pending(config: Config, layout: Layout) -> str:
     source = config.data.source
     name = source.name
     manifest = read_object(layout.manifest)

@@ -15,7 +15,7 @@ from video_pipeline.common.files import write_text
 from video_pipeline.common.locks import take_output
 from video_pipeline.common.own_command import command_line
 from video_pipeline.common.processes import (
-    is_asked_to_end,
+    asked_to_end,
     stop_jobs_on_signals,
     tie_jobs_to_this_process,
 )
@@ -206,7 +206,7 @@ class Invocation:
                     f"you open them again: {command_line('retry', layout.config, self._scripts)}"
                 )
             if self.snakemake.is_dry_run:
-                atexit.register(_print, f"{stage.title}{forecast(config, layout)}")
+                atexit.register(_print, f"{stage.title}{layout.output}: {forecast(config, layout)}")
             if self._first._has_begun and self._first._progress is None:
                 self._first._start()
         source = config.data.source
@@ -301,7 +301,7 @@ class Invocation:
                 self.stages,
                 self._scripts,
                 earlier=self._earlier_errors,
-                is_stopped=is_asked_to_end(),
+                is_stopped=asked_to_end.is_set(),
             )
             for stage in self.stages:
                 if restore_previous(stage.layout):

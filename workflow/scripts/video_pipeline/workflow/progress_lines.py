@@ -52,7 +52,7 @@ class ProgressLines:
         """Print each new summary's table, the files' paths, and the next command after failures."""
         from rich.console import Console
 
-        from video_pipeline.report.summary import read_counts, summary_table
+        from video_pipeline.report.summary import summary_table
 
         for stage in self._stages:
             layout = stage.layout
@@ -60,7 +60,7 @@ class ProgressLines:
                 continue
             Console(stderr=True, markup=False).print(summary_table(layout.summary))
             show_files(stage)
-            if failed := read_counts(layout.summary).get("error"):
+            if failed := read_object(layout.summary).get("samples", {}).get("error"):
                 _print(f"errors  {layout.errors}")
                 for words in _first_failures(stage):
                     _print(f"failed  {words}")

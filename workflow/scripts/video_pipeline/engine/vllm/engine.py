@@ -16,7 +16,6 @@ from video_pipeline.common.processes import how_it_ended
 from video_pipeline.config import Config
 from video_pipeline.config.vllm_names import wrong_values
 from video_pipeline.engine.base import (
-    UNCONSTRAINED,
     Answer,
     Constraints,
     Engine,
@@ -79,7 +78,7 @@ class VllmEngine(Engine):
         """See :func:`video_pipeline.engine.create_engine`. Raises :class:`EnvironmentFault` if the
         machine or the hub is at fault."""
         self._sampling = sampling_params(config)  # First, because it takes no time.
-        self._sampling_under = {UNCONSTRAINED: self._sampling}
+        self._sampling_under = {Constraints(): self._sampling}
         self._sampling_section = config.sampling.model_dump()
         self._vllm_config = vllm_config_of(config)
         model_config = self._vllm_config.model_config
@@ -193,7 +192,7 @@ class VllmEngine(Engine):
                     "disable_any_whitespace: true}"
                 ) from error
             if len(self._sampling_under) == _KEPT_SAMPLINGS:
-                self._sampling_under = {UNCONSTRAINED: self._sampling}
+                self._sampling_under = {Constraints(): self._sampling}
             self._sampling_under[constraints] = sampling
         return self._sampling_under[constraints]
 
@@ -210,9 +209,7 @@ class VllmEngine(Engine):
             ) from error
         return sampling
 
-    async def generate(
-        self, name: str, request: Any, constraints: Constraints = UNCONSTRAINED
-    ) -> Answer:
+    async def generate(self, name: str, request: Any, constraints: Constraints) -> Answer:
         sampling = self._sampling_of(constraints)
         try:
             output = await self._output(name, request, sampling)

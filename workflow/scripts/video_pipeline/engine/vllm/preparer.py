@@ -20,11 +20,9 @@ class VllmPreparer(Preparer):
     configuration.
     """
 
-    def __init__(
-        self, vllm_config: VllmConfig, chat_template_kwargs: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, vllm_config: VllmConfig, chat_template_kwargs: dict[str, Any]) -> None:
         self._pickled_config = pickle.dumps(vllm_config)
-        self._chat_template_kwargs = chat_template_kwargs or {}
+        self._chat_template_kwargs = chat_template_kwargs
 
     def start(self) -> None:
         from video_pipeline.engine.vllm.renderer import Renderer

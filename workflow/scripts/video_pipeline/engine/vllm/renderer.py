@@ -34,14 +34,12 @@ logger = logging.getLogger(__name__)
 class Renderer:
     """Makes the requests of samples."""
 
-    def __init__(
-        self, vllm_config: VllmConfig, chat_template_kwargs: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, vllm_config: VllmConfig, chat_template_kwargs: dict[str, Any]) -> None:
         """Changes ``vllm_config``, which must not be the engine's. ``chat_template_kwargs`` are for
         prompts that come as messages."""
         self._model_config = vllm_config.model_config
         self._renderer = SampleRenderer(vllm_config)
-        self._chat_template_kwargs = chat_template_kwargs or {}
+        self._chat_template_kwargs = chat_template_kwargs
 
     @cached_property
     def _conversations(self) -> ConversationRenderer:
