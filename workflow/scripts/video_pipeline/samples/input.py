@@ -31,6 +31,7 @@ _CREDENTIALS = re.compile("://[^/@]*@")
 # It also silently keeps the last of two entries with the same name. A colon follows each name, so
 # only lines that have more colons than names (texts may hold some) need the slower check.
 _COLONS = (b'":', b" :", b"\t:", b"\r:")
+_NEVER_TOO_DEEP = 100  # orjson reads 1,024 levels, but writes only 254 of lists and objects.
 
 
 @dataclass(slots=True)
@@ -163,9 +164,11 @@ def parse_object(line: bytes, check_numbers: bool) -> dict[str, Any]:
         value = orjson.loads(line)
         if check_numbers or _may_repeat_names(line, value):
             json.loads(line, parse_int=_exact_integer, object_pairs_hook=_distinct)
+        if max(line.count(b"["), line.count(b"{")) > _NEVER_TOO_DEEP:
+            orjson.dumps([value])  # As deep as a record of it.
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
-    except RecursionError:
+    except (RecursionError, orjson.JSONEncodeError):
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
