@@ -31,7 +31,6 @@ _CREDENTIALS = re.compile("://[^/@]*@")
 # It also silently keeps the last of two entries with the same name. A colon follows each name, so
 # only lines that have more colons than names (texts may hold some) need the slower check.
 _COLONS = (b'":', b" :", b"\t:", b"\r:")
-_NEVER_TOO_DEEP = 100  # orjson reads 1,024 levels, but writes only 254 of lists and objects.
 
 
 @dataclass(slots=True)
@@ -164,7 +163,7 @@ def parse_object(line: bytes, check_numbers: bool) -> dict[str, Any]:
         value = orjson.loads(line)
         if check_numbers or _may_repeat_names(line, value):
             json.loads(line, parse_int=_exact_integer, object_pairs_hook=_distinct)
-        if max(line.count(b"["), line.count(b"{")) > _NEVER_TOO_DEEP:
+        if max(line.count(b"["), line.count(b"{")) > 100:  # orjson reads 1,024 levels, writes 254.
             orjson.dumps([value])  # As deep as a record of it.
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
