@@ -20,8 +20,7 @@ from video_pipeline.samples.input import task_sample
 from video_pipeline.samples.windows import CUT
 
 MOST_ERRORS, MOST_ERROR_BYTES = 5_000, 10_000_000
-"""Failed samples that the page lists, besides the first of each group, and their size as JSON: with
-many questions a sample has many texts. The page counts the others."""
+"""Failed samples that the page lists, besides the first of each group, and their size as JSON."""
 
 LONG_TEXT = 20_000
 """Characters of an answer, at most."""

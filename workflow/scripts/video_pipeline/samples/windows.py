@@ -69,8 +69,7 @@ def by_video(records: Iterable[dict[str, Any]], video_field: str) -> Iterator[di
 
 
 def _uncut(record: dict[str, Any]) -> dict[str, Any]:
-    """The input object before it was cut. An earlier record of the same window moves from the input
-    to the new record: it differs from that of the next window."""
+    """The input object before it was cut; the window's earlier record moves to the new record."""
     raw, previous = record["input"], record["input"].get("previous")
     if isinstance(previous, dict) and previous.get("__key") == record["__key"]:
         record["previous"] = raw.pop("previous")
