@@ -537,17 +537,23 @@ def test_segments_of_one_video_stay_apart(cut):
     assert len({video["__key"] for video in videos}) == 2
 
 
-def test_a_stage_goes_on_with_windows(cut):
+@pytest.mark.parametrize("dataset", ["text", "clips"])
+def test_a_stage_goes_on_with_windows(cut, dataset):
     """All windows have the id of their video."""
     cut.settings["stages"] = [
         {"name": "see"},
-        {"name": "prose", "run": {"task": "rewrite", "dataset": "text"}},
+        {"name": "prose", "run": {"task": "rewrite", "dataset": dataset}},
     ]
     cut.write_samples([{"id": "long", "path": "clip.mp4"}])
     cut.configure()
     cut.snakemake()
     keys = ["long@0.0-2.0", "long@2.0-4.0", "long@4.0-6.0"]
     assert [record["__key"] for record in cut.records()] == keys
+    if dataset == "clips":
+        (video,) = read_jsonl(cut.folder / "results" / "out.videos.jsonl")
+        assert video["input"] == {"id": "long", "path": "clip.mp4"}
+        said = [record["input"]["previous"] for record in cut.records()]
+        assert [window["previous"] for window in video["clips"]] == said
 
 
 @pytest.mark.parametrize("is_record", [False, True])

@@ -533,6 +533,19 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch):
     assert target not in removed  # a process killed meanwhile would leave a part of it
 
 
+def test_a_folder_on_another_disk_is_replaced_there(tmp_path):
+    layout = exported(tmp_path, [record(0)])
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    layout.dataset.rename(disk / "moved")
+    layout.dataset.symlink_to(disk / "moved")
+    for count in (2, 3):
+        exported(tmp_path, [record(number) for number in range(count)])
+        assert layout.dataset.readlink() == disk / "moved"
+        assert table_of(layout).num_rows == count
+    assert [path.name for path in disk.iterdir()] == ["moved"]
+
+
 def test_the_last_column_of_a_full_table_is_a_map():
     full = columns_module.Columns({str(n): 1 for n in range(MAX_NAMES)})
     full.see({"one more": [1]})

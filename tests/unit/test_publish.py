@@ -449,6 +449,13 @@ def test_places_that_are_none(place, why):
         load_config({"run": run})
 
 
+def test_a_link_to_the_folder_of_the_output_is_no_place(finished, tmp_path):
+    """There the Parquet files of an export would pass for those of an earlier output."""
+    (tmp_path / "link").symlink_to(finished.layout.output.parent)
+    with pytest.raises(UserError, match=r"link' is the folder of data\.output_jsonl"):
+        finished.config(tmp_path / "link")
+
+
 def test_a_dataset_needs_its_card():
     with pytest.raises(UserError, match=r"run\.formats to \[jsonl, parquet\]"):
         load_config({"run": {"publish": ["hf://datasets/lab/captions"]}})

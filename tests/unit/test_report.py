@@ -92,6 +92,13 @@ def test_errors_are_listed_up_to_a_bound_and_some_of_each_group(
     assert [each["__key"] for each in made.seen_errors] == ["6"]
 
 
+def test_errors_with_many_texts_do_not_fill_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MOST_ERROR_BYTES", 30_000)
+    texts = {f"question {number}": "a" * 300 for number in range(20)}
+    made = tally({**failed(n, "parse"), "output_text": texts} for n in range(100))
+    assert (made.failed, len(made.errors)) == (100, 5)
+
+
 def grouped(*errors: tuple[str, str, str]) -> list[tuple[str, int]]:
     """Messages and counts of the groups of errors, each with its message, key and path."""
     groups = ErrorGroups()

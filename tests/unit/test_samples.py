@@ -9,6 +9,7 @@ import lzma
 import random
 from pathlib import Path
 
+import orjson
 import pytest
 import zstandard
 from video_pipeline.config import load_config
@@ -193,7 +194,11 @@ BAD_LINES = {
     "infinite": (b'{"path": "a", "n": 1e999}', "line 2"),
     "deeper than can be written": (
         b'{"path": "a", "x": ' + b"[" * 300 + b"]" * 300 + b"}",
-        "line 2",
+        "line 2: nested too deeply",
+    ),
+    "objects deeper than can be written": (
+        b'{"path": "a", "x": ' + b'{"x": ' * 300 + b"1" + b"}" * 300 + b"}",
+        "line 2: nested too deeply",
     ),
     "segment as text": (b'{"path": "a", "video_start": "3"}', "video_start"),
     "segment as truth": (b'{"path": "a", "video_end": true}', "video_end"),
@@ -212,6 +217,14 @@ def test_a_bad_line_is_named(reader, case):
     assert said in str(caught.value)
     assert len(str(caught.value)) < 1000
     assert "secret" not in str(caught.value)
+
+
+def test_a_line_with_an_id_is_not_deeper_than_its_record_can_be_written(reader):
+    lines = [b'{"id": %d, "path": "a", "x": %b}' % (n, b"[" * n + b"]" * n) for n in (252, 253)]
+    read = reader(b"\n".join(lines), id_field="id")
+    record = {"input": next(iter(read)).raw}
+    assert orjson.loads(orjson.dumps(record)) == record
+    assert "line 2: nested too deeply" in complaint(read)
 
 
 NASTY = "a\nline 3: b\x1b[31m\x00\u202e"

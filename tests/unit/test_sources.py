@@ -248,6 +248,14 @@ def test_values_that_cannot_be_read_are_an_error(tmp_path, values, message):
         lines(path)
 
 
+def test_two_columns_of_one_name_are_an_error(tmp_path):
+    """Of a row, Python would keep only the last one."""
+    columns, names = [pyarrow.array(["a.mp4"]), *map(pyarrow.array, ([1], [2]))], ["path", "n", "n"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet: two columns have the name 'n'; rename one"):
+        lines(tmp_path / "t.parquet")
+
+
 @pytest.mark.parametrize("name", ["bomb.jsonl.gz", "bomb.jsonl.zst"])
 def test_a_small_file_that_grows_without_an_end(tmp_path, monkeypatch, name):
     monkeypatch.setattr(blocks, "MAX_LINE_BYTES", 1 << 20)

@@ -90,5 +90,21 @@ def test_records_of_windows_become_one_for_each_video():
     ]
 
 
+def test_what_an_earlier_run_said_of_a_window_stays_with_it():
+    """What it said of the whole video stays with the video."""
+    earlier = [{"__key": f"k{n}", "output_text": f"text {n}"} for n in range(2)]
+    cut = windows({**RAW, "previous": {"__key": "k", "output_text": "of all"}}, [0.0, 4.0, 10.0])
+    again = [{**raw, "previous": said} for raw, said in zip(cut, earlier, strict=True)]
+    for raws in (copy.deepcopy(cut), again):
+        records = [{"__key": f"k{n}", "input": raw, "answer": n} for n, raw in enumerate(raws)]
+        (video,) = by_video(records, "path")
+        assert [clip["answer"] for clip in video["clips"]] == [0, 1]
+        if raws is again:
+            assert video["input"] == RAW
+            assert [clip["previous"] for clip in video["clips"]] == earlier
+        else:
+            assert video["input"]["previous"]["output_text"] == "of all"
+
+
 def test_no_records_are_no_videos():
     assert list(by_video([], "path")) == []

@@ -200,6 +200,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Only one process at a time may do so, because it first removes what a killed process has left.
     The files are on the disk before the name is. An exception removes the temporary folder.
     """
+    path = path.resolve()  # A link stays: somebody wants the folder on another disk.
     temporary = path.with_name(f".{path.name}.tmp")
     former = path.with_name(f".{path.name}.former")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -54,9 +54,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _publishes_elsewhere(self) -> Config:
-        here = os.path.abspath(self.data.output_jsonl.parent)
+        here = os.path.realpath(self.data.output_jsonl.parent)
         for place in self.run.publish:
-            if not scheme_of(place) and os.path.abspath(place) == here:
+            if not scheme_of(place) and os.path.realpath(place) == here:
                 raise ValueError(
                     f"run.publish: {place!r} is the folder of data.output_jsonl, where the files "
                     "are already; name another one"

@@ -182,22 +182,17 @@ class Columns:
             column.finish()
         self._converters = {name: column.converter() for name, column in self.columns.items()}
 
-    @property
-    def schema(self) -> pa.Schema:
-        """The schema, after :meth:`finish`."""
-        return pa.schema([(name, column.type) for name, column in self.columns.items()])
-
     def table(self, records: list[dict[str, Any]]) -> pa.Table:
-        """Records that were all seen, as a table of :attr:`schema`."""
+        """Records that were all seen, as a table, after :meth:`finish`."""
         if self._has_others:
             records = [self._with_others(record) for record in records]
         arrays = []
-        for field in self.schema:
-            convert = self._converters[field.name]
-            values = [record.get(field.name) for record in records]
+        for name, column in self.columns.items():
+            convert = self._converters[name]
+            values = [record.get(name) for record in records]
             values = [convert(value) for value in values] if convert else values
-            arrays.append(pa.array(values, field.type))
-        return pa.Table.from_arrays(arrays, schema=self.schema)
+            arrays.append(pa.array(values, column.type))
+        return pa.Table.from_arrays(arrays, list(self.columns))
 
     def leaves(self) -> list[tuple[tuple[str, ...], Column]]:
         """The columns after each struct is replaced by its fields, at any depth, with the paths of

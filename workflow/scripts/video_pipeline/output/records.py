@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 import orjson
@@ -100,8 +101,11 @@ def json_of(parsed: dict[str, Any]) -> bytes:
     """The fields that ``parse`` returned, as JSON. Raises :class:`ValueError`, which names the
     field that JSON cannot hold."""
     try:
-        return orjson.dumps(parsed)
-    except orjson.JSONEncodeError as error:
+        data = orjson.dumps(parsed)
+        if b"null" in data:  # orjson writes NaN and infinite numbers so, too.
+            json.dumps(parsed, allow_nan=False, default=str)
+        return data
+    except (TypeError, ValueError) as error:
         if len(parsed) > 1:
             for name, value in parsed.items():
                 json_of({name: value})  # That of the field at fault raises.

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from video_pipeline.common import versions
 from video_pipeline.common.faults import failure_of, is_environment_fault
@@ -63,7 +62,8 @@ def publish(config: Config, layout: Layout) -> None:
                     f"run.publish: {shown(place)}: {why}. What has arrived there stays; run the "
                     "same command again, and it sends what is missing",
                 ) from error
-            published.append({"place": place, "files": list(map(_described, files))})
+            sent = [{"name": f.name, "bytes": f.size, "sha256": f.sha256} for f in files]
+            published.append({"place": place, "files": sent})
     receipt = {"version": versions.PUBLISHED, "published": published}
     write_text(layout.receipt, json.dumps(receipt, indent=2) + "\n")
 
@@ -114,7 +114,3 @@ def _ours(place: Place, dataset: str, layout: Layout) -> Iterator[str]:
     for name in place.names(f"{dataset}data"):
         if _SHARD.fullmatch(name.removeprefix(f"{dataset}data/")):
             yield name
-
-
-def _described(file: Published) -> dict[str, Any]:
-    return {"name": file.name, "bytes": file.size, "sha256": file.sha256}

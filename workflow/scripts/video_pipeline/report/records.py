@@ -19,8 +19,8 @@ from video_pipeline.report.error_groups import EXAMPLES, ErrorGroups
 from video_pipeline.samples.input import task_sample
 from video_pipeline.samples.windows import CUT
 
-MOST_ERRORS = 5_000
-"""Failed samples that the page lists, besides the first of each group; it counts the others."""
+MOST_ERRORS, MOST_ERROR_BYTES = 5_000, 10_000_000
+"""Failed samples that the page lists, besides the first of each group, and their size as JSON."""
 
 LONG_TEXT = 20_000
 """Characters of an answer, at most."""
@@ -59,6 +59,7 @@ class Tally:
         self.completion_tokens: Counter[int] = Counter()
         self.error_groups = ErrorGroups()
         self.errors: list[dict[str, Any]] = []
+        self._error_bytes = 0
         self.seen_errors: list[dict[str, Any]] = []
 
     @classmethod
@@ -93,8 +94,10 @@ class Tally:
         short = {**error, "message": cut(error["message"], SHORT_TEXT)}
         path = _text(record["input"].get(self._config.data.video_field))
         group = self.error_groups.add(short, record["__key"], path)
-        if len(self.errors) < MOST_ERRORS or group.count <= EXAMPLES:
+        has_room = len(self.errors) < MOST_ERRORS and self._error_bytes < MOST_ERROR_BYTES
+        if has_room or group.count <= EXAMPLES:
             self.errors.append({**card(record, self._config), "group": group.number})
+            self._error_bytes += len(orjson.dumps(self.errors[-1]))
         if error["stage"] in STAGES_SEEN and len(self.seen_errors) < self._num_samples // 4:
             self.seen_errors.append(record)
 

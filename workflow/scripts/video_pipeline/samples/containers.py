@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -189,6 +189,8 @@ def rows_of_parquet(source: Source, video_field: str, path: str = "") -> Iterato
         blob = open_blob(source.place, TRUSTED)
         with parquet.ParquetFile(BlobFile(blob)) as file:
             schema = file.schema_arrow
+            if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise UserError(f"{where}: two columns have the name {twice[0]!r:.100}; rename one")
             names = [field.name for field in schema if not _holds_bytes(field.type)]
             videos = [field.name for field in schema if has_bytes(field.type)]
             if video_field in videos:

@@ -27,17 +27,12 @@ from video_pipeline.tasks.base import Task
 def content_key(raw: dict[str, Any], video_field: str) -> str:
     """Key of a sample without an id: 32 hex digits of a hash over its sorted JSON, with the
     :func:`~video_pipeline.config.source.stable_address` of the video in the field ``video_field``.
-
-    Raises :class:`ValueError` for an object too deep to be written.
     """
     video = raw.get(video_field)
     stable = stable_address(video)
     if stable is not video:
         raw = {**raw, video_field: stable}
-    try:
-        return digest(orjson.dumps(raw, option=orjson.OPT_SORT_KEYS))
-    except TypeError as error:
-        raise ValueError(f"cannot be written as JSON: {error}") from None
+    return digest(orjson.dumps(raw, option=orjson.OPT_SORT_KEYS))
 
 
 def request_digests(

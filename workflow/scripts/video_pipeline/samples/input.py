@@ -163,9 +163,11 @@ def parse_object(line: bytes, check_numbers: bool) -> dict[str, Any]:
         value = orjson.loads(line)
         if check_numbers or _may_repeat_names(line, value):
             json.loads(line, parse_int=_exact_integer, object_pairs_hook=_distinct)
+        if max(line.count(b"["), line.count(b"{")) > 100:  # orjson reads 1,024 levels, writes 254.
+            orjson.dumps([value])  # As deep as a record of it.
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
-    except RecursionError:
+    except (RecursionError, orjson.JSONEncodeError):
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
