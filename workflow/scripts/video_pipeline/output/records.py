@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 import orjson
@@ -101,11 +100,8 @@ def json_of(parsed: dict[str, Any]) -> bytes:
     """The fields that ``parse`` returned, as JSON. Raises :class:`ValueError`, which names the
     field that JSON cannot hold."""
     try:
-        data = orjson.dumps(parsed)
-        if b"null" in data:  # orjson writes NaN and infinite numbers so, too.
-            json.dumps(parsed, allow_nan=False, default=str)
-        return data
-    except (TypeError, ValueError) as error:
+        return orjson.dumps(parsed)
+    except orjson.JSONEncodeError as error:
         if len(parsed) > 1:
             for name, value in parsed.items():
                 json_of({name: value})  # That of the field at fault raises.
