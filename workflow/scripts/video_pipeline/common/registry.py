@@ -79,9 +79,13 @@ class Registry(Generic[T]):
         if name in self._classes:
             return self._classes[name]
         hint = did_you_mean(name, self._classes) or ";"
+        parents = (self._base, *self._classes.values())
+        users = {_place(c) for p in parents for c in p.__subclasses__() if not is_built_in(c)}
+        forgotten = sorted(users - set(map(_place, self._classes.values())))
         raise UserError(
             f"no {self._kind} is called {name!r}{hint} registered: "
             f"{', '.join(sorted(self._classes))}. Your own are found through run.plugins"
+            + "".join(f"; {place} lacks @register_{self._kind}" for place in forgotten)
         )
 
 
