@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.errors import UserError
@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         if name in self._classes:
             return self._classes[name]
         hint = did_you_mean(name, self._classes) or ";"
-        parents = (self._base, *self._classes.values())
+        parents: list[type[Any]] = [self._base, *self._classes.values()]
         users = {_place(c) for p in parents for c in p.__subclasses__() if not is_built_in(c)}
         forgotten = sorted(users - set(map(_place, self._classes.values())))
         raise UserError(

@@ -126,23 +126,20 @@ class Task(ABC):
                 f"task {self.name!r}: build_messages failed for sample {sample['__key']!r}: "
                 f"{explain(error)}"
             ) from error
+        is_named = isinstance(built, dict)
         conversations = built if isinstance(built, dict) else {ONLY_PART: built}
-        for part, messages in conversations.items():
-            # An enum's text is a text in Python, but no key in JSON.
-            if type(part) is not str or not _is_conversation(messages):
-                raise TaskError(
-                    f"task {self.name!r}: build_messages must return a list of messages, each with "
-                    "`role` and `content` (a text or a list), or a dict of such lists with text "
-                    f"keys; for sample {sample['__key']!r} it returned {built!r:.200}"
-                )
-        if isinstance(built, dict):
-            self._check_names(built, "build_messages")
-            if not built or ONLY_PART in built:
-                raise TaskError(
-                    f"task {self.name!r}: build_messages must name at least one conversation, and "
-                    f"none of them {ONLY_PART!r}; for sample {sample['__key']!r} it named "
-                    f"{list(built)!r:.200}"
-                )
+        # An enum's text is a text in Python, but no key in JSON.
+        if not conversations or not all(
+            type(part) is str and bool(part) == is_named and _is_conversation(messages)
+            for part, messages in conversations.items()
+        ):
+            raise TaskError(
+                f"task {self.name!r}: build_messages must return a list of messages, each with "
+                "`role` and `content` (a text or a list), or a dict of such lists with text keys "
+                f"(not ''); for sample {sample['__key']!r} it returned {built!r:.200}"
+            )
+        if is_named:
+            self._check_names(conversations, "build_messages")
         return {part: list(map(_with_images, asked)) for part, asked in conversations.items()}
 
     def messages(self, sample: dict[str, Any]) -> Messages:
