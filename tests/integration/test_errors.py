@@ -327,6 +327,17 @@ def test_an_unknown_key_is_explained_before_anything_runs(run):
     assert not (run.folder / "results").exists()
 
 
+def test_a_section_that_is_there_twice_stops_before_anything_runs(run):
+    """Snakemake alone would take the second of two pasted examples, and run without the first."""
+    run.write_samples(samples(1))
+    path = run.folder / "my.yaml"
+    path.write_text(f"{path.read_text()}\nrun: {{formats: [jsonl, parquet]}}\n")
+    out = run.snakemake(succeeds=False)
+    assert f"cannot read the configuration {path}: the key 'run' is there twice" in out
+    assert "Traceback" not in out
+    assert not (run.folder / "results").exists()
+
+
 def test_too_few_gpus_are_explained_before_anything_runs(run):
     run.write_samples(samples(1))
     run.configure(vllm={"tensor_parallel_size": 4})

@@ -47,6 +47,18 @@ def test_an_unknown_key_names_the_nearest(raw: Any, place: str, nearest: str) ->
     assert f"did you mean {nearest!r}?" in message
 
 
+def test_a_key_with_its_section_belongs_below_it() -> None:
+    said = message_of({"vllm.model": "m", "run": {"simulated.concurrency": 2}})
+    assert "vllm.model: unknown key; write `model:` indented below `vllm:`" in said
+    assert "write `concurrency:` indented below `simulated:`" in said
+
+
+def test_a_merged_key_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("stages: [&a {name: a, run: {task: x}}, &b {<<: *a, name: b}, {<<: *b}]")
+    assert [stage["name"] for stage in load_config(path).stages] == ["a", "b", "b"]
+
+
 def test_an_unknown_key_lists_those_there_are() -> None:
     message = message_of({"data": {"xyzzy": 1}})
     assert "did you mean" not in message
@@ -167,6 +179,9 @@ def test_the_files_that_a_run_replaces() -> None:
         ("data: {", "cannot read the configuration"),
         ("- a list", "expected sections"),
         ("\x00", "cannot read the configuration"),
+        ("run: {task: 2024-13-01}", "month must be in 1..12"),
+        ("run: {task: a}\nreport: {}\nrun: {}", "the key 'run' is there twice"),
+        ("run: {task: a, 'task': b}", "the key 'task' is there twice"),
     ],
 )
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, said: str) -> None:

@@ -101,8 +101,8 @@ def test_bad_lines_among_those_that_crash_are_told(expanding):
     ("changed", "said"),
     [
         ({"path": "ftp://a/b.mp4"}, "'ftp://a/b.mp4': only local paths"),
-        ({"path": ["a.png", 3]}, "no video: field 'path' must be a path"),
-        ({"path": None}, "no video: field 'path' must be a path"),
+        ({"path": ["a.png", 3]}, "no video: field 'path' (data.video_field) must be a path"),
+        ({"path": None}, "no video: field 'path' (data.video_field) must be a path"),
         ({"video_start": "a minute"}, "video_start: got 'a minute', expected seconds"),
     ],
 )

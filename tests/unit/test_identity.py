@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -143,7 +144,8 @@ def test_messages_that_json_cannot_carry(thing):
     ],
 )
 def test_messages_that_are_none(messages):
-    with pytest.raises(TaskError, match="must return a list of messages"):
+    said = rf"must return a list of messages.*it returned {re.escape(repr(messages))}$"
+    with pytest.raises(TaskError, match=said):
         digest(saying(lambda _: messages))
 
 

@@ -175,8 +175,10 @@ def test_reserved_names_are_refused(name):
 
 @pytest.mark.parametrize("value", [None, "text", ["a"], {1: 2}])
 def test_parse_must_return_a_dict(value):
-    with pytest.raises(TaskError, match="'parsing': parse must return a dict"):
-        build_parsed(lambda text, sample: value)
+    """Else only that sample fails, as if parse had raised an exception."""
+    error = build_parsed(lambda text, sample: value)["__error"]
+    said = f"parse must return a dict with text keys, it returned {value!r}"
+    assert error == {"stage": "parse", "type": "ValueError", "message": said}
 
 
 CIRCLE: list[Any] = []

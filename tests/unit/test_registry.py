@@ -54,6 +54,17 @@ def test_an_unknown_name_lists_those_registered_and_the_nearest(registry):
     assert "caption, describe, tag" in message
 
 
+def test_a_class_that_nobody_registered_is_named(registry):
+    parent, forgotten = task_class("x", "user"), task_class("y", "user", "Forgotten")
+    registry.add("x", parent)
+    below = type("Below", (parent,), {"name": "z", "__module__": "user"})
+    with pytest.raises(UserError) as caught:
+        registry.get("y")
+    for cls in (forgotten, below):
+        assert f"; user.{cls.__name__} lacks @register_task" in str(caught.value)
+    assert "user.Mine lacks" not in str(caught.value)
+
+
 def test_the_built_in_ones_are_listed():
     with pytest.raises(UserError, match=r"describe, .*structured_caption"):
         get_task("xyzzy")

@@ -189,7 +189,7 @@ def test_the_name_of_an_enum_is_no_text(splitting: Splitter, method: str) -> Non
     splitting.run.write_samples([{"id": 1, "path": "a.mp4"}])
     own = f"    def {method}(self, *_):\n        return {kinds}\n\n    def _old("
     splitting.run.edit_plugin(f"    def {method}(", own)
-    with pytest.raises(TaskError, match=f"{method} must return a dict with text keys"):
+    with pytest.raises(UserError, match=f"{method} must return a .* with text keys"):
         splitting.run_all()
 
 

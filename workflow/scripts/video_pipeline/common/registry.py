@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from video_pipeline.common.suggest import did_you_mean
 from video_pipeline.errors import UserError
@@ -77,9 +77,13 @@ class Registry(Generic[T]):
         if name in self._classes:
             return self._classes[name]
         hint = did_you_mean(name, self._classes) or ";"
+        parents: list[type[Any]] = [self._base, *self._classes.values()]
+        users = {_place(c) for p in parents for c in p.__subclasses__() if not is_built_in(c)}
+        forgotten = sorted(users - set(map(_place, self._classes.values())))
         raise UserError(
             f"no {self._kind} is called {name!r}{hint} registered: "
             f"{', '.join(sorted(self._classes))}. Your own are found through run.plugins"
+            + "".join(f"; {place} lacks @register_{self._kind}" for place in forgotten)
         )
 
 

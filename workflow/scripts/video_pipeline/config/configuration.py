@@ -182,7 +182,7 @@ def load_config(raw: dict[str, Any] | str | Path) -> Config:
     source = "configuration"
     if not isinstance(raw, dict):
         source = str(raw)
-        raw = _read(Path(raw))
+        raw = read_file(Path(raw))
     if lines := [_secret(place, variable) for place, variable in secrets_in(raw)]:
         raise UserError("\n  ".join([f"{source}:", *lines]))
     if not SHORT_NAMES.keys().isdisjoint(raw):
@@ -193,12 +193,25 @@ def load_config(raw: dict[str, Any] | str | Path) -> Config:
         raise UserError("\n  ".join([f"{source}:", *explain(error, Config)])) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML takes the last one without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        for key, _ in reversed(node.value):
+            if keys.count(key.value) > 1:
+                raise yaml.MarkedYAMLError(f"the key {key.value!r} is there twice", key.start_mark)
+        return node
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The sections in a YAML file, unchecked. Raises :class:`UserError` if it holds none."""
     if why := why_not_there(path):
         raise UserError(f"cannot read the configuration: {why}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = _Loader(path.read_text(encoding="utf-8")).get_single_data() or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the configuration {path.absolute()}: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path.absolute()}: expected sections (data:, vllm:, ...), got {raw!r}")

@@ -50,6 +50,9 @@ def _unknown_key(place: list[str], section: type[Section]) -> str:
     *parents, name = place
     known = [*section.model_fields, *(() if parents else SHORT_NAMES)]
     hint = did_you_mean(name, known, lambda near: repr(".".join([*parents, near])))
+    outer, _, inner = name.partition(".")
+    if inner and outer in section.model_fields:
+        hint = f"; write `{inner}:` indented below `{outer}:`"
     return f"{'.'.join(place)}: unknown key{hint} (known: {', '.join(known)})"
 
 

@@ -16,24 +16,7 @@ from video_pipeline.tasks.base import ONLY_PART, Task
 class BaseDataset(Dataset[dict[str, Any]]):
     """Turns samples into inputs of the model: a ``torch.utils.data.Dataset``.
 
-    Decode processes create and index it, one thread in each. A dataset of your own::
-
-        @register_dataset("swatch")
-        class Swatch(BaseDataset):
-            needs_video = False
-            sample_fields = ("grey",)
-
-            def __getitem__(self, i):
-                sample = self.samples[i]
-                picture = Image.new("RGB", (112, 112), (sample["grey"],) * 3)
-                return {
-                    "__key": sample["__key"],
-                    "raw": sample,
-                    "llm_input": {
-                        "prompt": "<|vision_start|><|image_pad|><|vision_end|>Which colour?",
-                        "multi_modal_data": {"image": [picture]},
-                    },
-                }
+    Decode processes create and index it, one thread in each.
 
     Attributes:
         version: Part of the resume fingerprint. Raise it when the inputs that the dataset builds

@@ -58,7 +58,7 @@ class RecordBuilder:
     def build(self, entry: ChunkEntry, journaled: dict[str, dict[str, Any]]) -> Record:
         """The output record of a sample, from its records in the journal, by part.
 
-        Raises :class:`TaskError` if ``parse`` returns a reserved name or no dict.
+        Raises :class:`TaskError` if ``parse`` returns a reserved name.
         """
         outcomes = {part: self._outcome(entry, part, journaled[part]) for part in entry.requests}
         outcome = outcomes[ONLY_PART] if ONLY_PART in outcomes else _merged(outcomes)

@@ -139,8 +139,8 @@ class InputReader:
         elif self.needs_video or video is not None:
             got = f"got {video!r:.80}" if self._video_field in raw else "it is missing"
             raise ValueError(
-                f"no video: field {self._video_field!r} must be a path, or a list of paths of "
-                f"images, {got}"
+                f"no video: field {self._video_field!r} (data.video_field) must be a path, or a "
+                f"list of paths of images, {got}"
             )
 
     def key(self, raw: dict[str, Any]) -> str:

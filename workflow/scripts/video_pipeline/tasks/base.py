@@ -127,22 +127,20 @@ class Task(ABC):
                 f"task {self.name!r}: build_messages failed for sample {sample.get('__key')!r}: "
                 f"{explain(error)}"
             ) from error
+        is_named = isinstance(built, dict)
         conversations = built if isinstance(built, dict) else {ONLY_PART: built}
-        for messages in conversations.values():
-            if not _is_conversation(messages):
-                raise TaskError(
-                    f"task {self.name!r}: build_messages must return a list of messages, each with "
-                    "`role` and `content` (a text or a list), or a dict of such lists; for sample "
-                    f"{sample.get('__key')!r} it returned {messages!r:.200}"
-                )
-        if isinstance(built, dict):
-            self._check_names(built, "build_messages")
-            if not built or ONLY_PART in built:
-                raise TaskError(
-                    f"task {self.name!r}: build_messages must name at least one conversation, and "
-                    f"none of them {ONLY_PART!r}; for sample {sample.get('__key')!r} it named "
-                    f"{list(built)!r:.200}"
-                )
+        # An enum's text is a text in Python, but no key in JSON.
+        if not conversations or not all(
+            type(part) is str and bool(part) == is_named and _is_conversation(messages)
+            for part, messages in conversations.items()
+        ):
+            raise TaskError(
+                f"task {self.name!r}: build_messages must return a list of messages, each with "
+                "`role` and `content` (a text or a list), or a dict of such lists with text keys "
+                f"(not ''); for sample {sample.get('__key')!r} it returned {built!r:.200}"
+            )
+        if is_named:
+            self._check_names(conversations, "build_messages")
         return {part: list(map(_with_images, asked)) for part, asked in conversations.items()}
 
     def messages(self, sample: dict[str, Any]) -> Messages:
@@ -204,8 +202,8 @@ class Task(ABC):
         list of their values: None for an answer without the field.
 
         Raises:
-            ValueError: The text does not follow the schema.
-            TaskError: The result is not a dict, or it holds a reserved name.
+            ValueError: The text does not follow the schema, or the result is not a dict.
+            TaskError: The result holds a reserved name.
             Exception: Whatever the user's own code raises.
         """
         if isinstance(output_text, list):
@@ -221,17 +219,15 @@ class Task(ABC):
             sample = {**sample, "__part": part}
         if logprobs is not None:
             sample = {**sample, "__logprobs": logprobs}
-        fields = self.parse(answer, sample)
+        fields: Any = self.parse(answer, sample)  # Often None, if the answer is an odd one.
+        if not (isinstance(fields, dict) and all(type(name) is str for name in fields)):
+            raise ValueError(
+                f"parse must return a dict with text keys, it returned {fields!r:.200}"
+            )
         self._check_names(fields, "parse")
         return fields
 
-    def _check_names(self, named: Any, method: str) -> None:
-        # An enum's text is a text in Python, but no key in JSON.
-        if not (isinstance(named, dict) and all(type(name) is str for name in named)):
-            raise TaskError(
-                f"task {self.name!r}: {method} must return a dict with text keys, it returned "
-                f"{named!r:.200}"
-            )
+    def _check_names(self, named: dict[str, Any], method: str) -> None:
         reserved = [n for n in named if n.startswith("__") or n in RESERVED_FIELDS]
         if reserved:
             raise TaskError(

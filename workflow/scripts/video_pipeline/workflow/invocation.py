@@ -19,7 +19,7 @@ from video_pipeline.common.processes import (
     stop_jobs_on_signals,
     tie_jobs_to_this_process,
 )
-from video_pipeline.config import load_config
+from video_pipeline.config.configuration import load_config, read_file
 from video_pipeline.config.short import as_typed
 from video_pipeline.errors import UserError
 from video_pipeline.gpu.devices import check_machine
@@ -76,6 +76,8 @@ class Invocation:
         if not is_module:
             if terminal := self.snakemake.terminal:
                 shorten(terminal, is_dry_run=lambda: self.snakemake.is_dry_run)
+            for file in self.snakemake.config_files:
+                read_file(file)  # Snakemake takes the last of two keys without a word.
             config = as_typed(config, self.snakemake.config_arguments)
         run, logs = load_config(config), Path("logs")
         if is_module:

@@ -121,6 +121,13 @@ class Snakemake:
         return list(self._workflow.config_settings.config_args or ())
 
     @property
+    @_uses("workflow.configfiles")
+    def config_files(self) -> list[Path]:
+        """The YAML files of ``--configfile`` and ``configfile:``; a pipe is read by now."""
+        paths = map(Path, self._workflow.configfiles)
+        return [path for path in paths if path.is_file() and path.suffix != ".json"]
+
+    @property
     @_uses("logging.logger and workflow.output_settings")
     def terminal(self) -> logging.Handler | None:
         """What writes to the terminal; None with another logger, and if the caller wants to see all
