@@ -513,6 +513,31 @@ def write_palette(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("mpeg4", "mp4"), ("h263", "mov"), ("msmpeg4", "avi"), ("flv", "flv"), ("mpeg2video", "mov")],
+)
+def test_a_packet_that_only_claims_to_be_a_key_frame(
+    tmp_path: Path, codec: str, suffix: str
+) -> None:
+    """Decoders of this kind begin with it all the same, and make up the picture before."""
+    options = {"g": "25", "b": "2M"}
+    size = (176, 144)  # One of those that H.263 has.
+    source = write_numbered(tmp_path / "a.nut", 100, codec=codec, size=size, options=options)
+    path = tmp_path / f"b.{suffix}"
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream, packet.is_keyframe = stream, True
+                new.mux(packet)
+    whole = seen(path, nframes=100)
+    for begin in (0.4, 1.32, 2.52):
+        (first, *_), (second, *_) = seen(path, nframes=2, video_start=begin, video_end=begin + 0.04)
+        assert [first, second] == [round(begin * 25), round(begin * 25) + 1]
+    assert [number for number, _ in whole] == list(range(100))
+
+
 # --- what is lost --------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import torch
 from av.error import FFmpegError
 from av.filter import Graph
 from av.sidedata.sidedata import SideData
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 
 from video_pipeline.video.container import Video
 from video_pipeline.video.demuxer import explain
@@ -97,6 +97,7 @@ def decode(
             video.go_to(entry)
             video.decoder.flush_buffers()
             frames.clear()
+            is_entry = shortcuts and needed is None and not drops
         while frame is None or frame_stamp is None or frame_stamp < stamp:
             while not frames:
                 packet = video.read()
@@ -108,6 +109,9 @@ def decode(
                 video.decoder.skip_frame = "NONREF" if droppable else "DEFAULT"
                 frames.extend(video.decode(packet))
             frame = frames.popleft()
+            if is_entry and frame.pict_type == PictureType.P:
+                return  # Some decoders make up what such a picture is made from.
+            is_entry = False
             if video.index.is_counted:
                 frame_stamp, decoded = video.stamps[decoded], decoded + 1
             else:
