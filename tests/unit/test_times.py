@@ -588,6 +588,16 @@ def test_what_a_demuxer_passes_over_is_noted(tmp_path: Path) -> None:
     assert noted
 
 
+def test_a_gap_in_a_transport_stream_is_passed_over(tmp_path: Path) -> None:
+    """FFmpeg gives up at each 64 kB of it."""
+    stream = write_numbered(tmp_path / "whole.ts", 100, format="mpegts").read_bytes()
+    path, middle = tmp_path / "gap.ts", len(stream) // 376 * 188
+    path.write_bytes(stream[:middle] + bytes(300_000) + stream[middle:])
+    with noting_damage() as noted:
+        assert all_numbers(path) == list(range(100))
+    assert noted
+
+
 def test_damage_is_noted_for_each_sample_of_one_video(tmp_path: Path) -> None:
     """The dataset keeps the frame that it read last."""
     path = str(damage(noisy(tmp_path / "whole", "mpegts"), tmp_path / "damaged", 0.40, 0.42))

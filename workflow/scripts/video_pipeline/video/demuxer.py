@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -14,7 +14,7 @@ import av
 from av.container.input import InputContainer
 from av.error import ArgumentError, FFmpegError, InvalidDataError
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Discard, Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -58,6 +58,17 @@ def explain(error: FFmpegError) -> str:
 def _log_line(error: FFmpegError) -> str:
     log: Any = error.log  # PyAV's stub has another type: this is (level, name, message) or None.
     return log[2].strip() if log else ""
+
+
+def packets_of(container: InputContainer, stream: Stream) -> Iterator[Packet[Any]]:
+    """The packets of one stream; the others are passed over. FFmpeg stops at every 64 kB in an MPEG
+    transport stream that hold no packet, and goes on when it is asked again, as ffmpeg does."""
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
+    while True:
+        with suppress(BlockingIOError):
+            return (yield from container.demux(stream))
 
 
 @dataclass(frozen=True)
@@ -177,11 +188,8 @@ class Demuxer:
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             sound = self.container.streams.best("audio") is not None
             raise VideoReadError("holds sound only, no video" if sound else "no video stream")
-        for other in self.container.streams:
-            if other is not stream:
-                other.discard = Discard.all
         self.stream = stream
-        self._packets = self.container.demux(stream)
+        self._packets = packets_of(self.container, stream)
         self.position = 0
         if self.timeline is not None:
             self.timeline = Timeline(stream)
@@ -216,7 +224,7 @@ class Demuxer:
             return False
         try:
             self.container.seek(entry.stamp, stream=self.stream)
-            packets = self.container.demux(self.stream)
+            packets = packets_of(self.container, self.stream)
             first = next(packets)
         except FFmpegError:
             self.can_seek = False

@@ -10,11 +10,10 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container.input import InputContainer
 from av.error import FFmpegError
-from av.stream import Discard
 from numpy.typing import NDArray
 
 from video_pipeline.video.container import Video
-from video_pipeline.video.demuxer import explain
+from video_pipeline.video.demuxer import explain, packets_of
 from video_pipeline.video.errors import VideoReadError, note_damage
 from video_pipeline.video.timeline import Timeline, stamp_of
 
@@ -139,12 +138,9 @@ def _frames(
         raise VideoReadError("no decoder for the codec of its sound")
     decoder.thread_count = 1
     decoder.options = {"max_samples": str(_MOST_SAMPLES)}
-    for other in container.streams:
-        if other is not stream:
-            other.discard = Discard.all
     timeline = Timeline(stream)
     is_heard = False
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         timeline.correct(packet)
         stamp = stamp_of(packet)
         seconds = None if stamp is None else float(stamp * base) - zero
