@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+import av
 import obstore
 import orjson
 import pandas
@@ -334,6 +335,31 @@ def test_a_plan_reads_the_header_of_a_remote_video(site, tmp_path, name, segment
     assert there[1].info.duration == pytest.approx(here[1].info.duration, abs=0.002)
     if name in ("a.mp4", "a.mov"):
         assert (there[1], there[1].info) == (here[1], here[1].info)
+
+
+@pytest.mark.parametrize("kind", ["dash", "frag_keyframe", "edit_list"])
+def test_a_plan_counts_frames_that_a_header_does_not_list(site, tmp_path, kind):
+    """An MP4 for DASH lists those of its first fragment alone; an edit list hides some."""
+    source, path = tmp_path / "source.mp4", tmp_path / "a.mp4"
+    write_clip(source, seconds=10.0, fps=25, options={"g": "25"})
+    flags = {} if kind == "edit_list" else {"movflags": f"{kind}+frag_keyframe"}
+    with av.open(str(source)) as old, av.open(str(path), "w", options=flags) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                if kind == "edit_list":
+                    packet.pts -= 10 * packet.duration
+                    packet.dts -= 10 * packet.duration
+                packet.stream = stream
+                new.mux(packet)
+    site.files["/a.mp4"] = path.read_bytes()
+    for item in ({}, {"video_start": 5.0, "video_end": 8.0}, {"keyframes": True}):
+        with measuring():
+            there = read_video({"video": f"{site.url}/a.mp4", **item})
+            here = read_video({"video": str(path), **item})
+        assert there[0].shape == here[0].shape
+        assert there[1].info.frames == pytest.approx(here[1].info.frames, rel=0.01)
+        assert there[2] == pytest.approx(here[2], rel=0.01)
 
 
 def test_a_plan_copies_a_video_where_it_must(site, clip):

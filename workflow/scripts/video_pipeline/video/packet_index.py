@@ -98,11 +98,14 @@ def index_header(demuxer: Demuxer) -> PacketIndex:
     assert time_base is not None
     listed: dict[int, bool] = {}
     if "mp4" in demuxer.container.format.name:
-        listed = {entry.timestamp: entry.is_keyframe for entry in stream.index_entries}
+        shown = (entry for entry in stream.index_entries if not entry.is_discard)
+        listed = {entry.timestamp: entry.is_keyframe for entry in shown}
     ticks = stream.duration
     if not ticks:
         seconds = (demuxer.container.duration or 0) / av.time_base
         ticks = round(seconds / time_base)
+    if listed and not stream.frames and max(listed) - min(listed) < ticks - 2 * ticks / len(listed):
+        listed = {}  # Of a fragmented MP4 with an index of its fragments, only the first is listed.
     rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
     count = len(listed) or stream.frames or round(ticks * time_base * rate)
     if not (ticks and count):
