@@ -181,6 +181,14 @@ def test_frames_of_folders_are_taken_folder_by_folder(tmp_path):
     assert [str(Path(path).relative_to(tmp_path)) for path in found] == names
 
 
+def test_hidden_files_are_no_frames(tmp_path):
+    """macOS puts such a file beside each image on some disks."""
+    for name in ("1.png", "2.png", "._1.png", "._2.png", ".thumbnail.jpg"):
+        (tmp_path / name).touch()
+    for source in (str(tmp_path), f"{tmp_path}/*"):
+        assert [Path(path).name for path in FramesDataset.images_of(source)] == ["1.png", "2.png"]
+
+
 def test_a_list_of_frames_stays_as_it_is(run):
     images = write_images(run.folder / "images", 4)
     listed = [images[2], images[0], images[3], images[1]]

@@ -91,7 +91,7 @@ def _paths(source: str) -> list[Path]:
         raise ValueError(f"No such file or directory: {folder}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images, and no pattern")
-    return list(folder.iterdir())
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def natural_order(path: Path) -> tuple[list[list[str | int]], str]:
