@@ -296,6 +296,16 @@ def test_the_jsonl_that_a_folder_stands_for(tmp_path):
     assert second == {"id": "b.mp4", "path": "clips/b.mp4", "size": 8}
 
 
+def test_lists_of_images_are_found_from_another_folder(tmp_path):
+    inputs, outputs = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    (inputs / "s.jsonl").write_text('{"path": ["a/1.png", "/b/2.png"], "title": "x"}\n')
+    config = load_config({"data": {"input_jsonl": str(inputs / "s.jsonl")}})
+    for folder, first in ((outputs, f"{inputs}/a/1.png"), (inputs, "a/1.png")):
+        samples.write_samples(config, folder / "samples.jsonl", with_headers=False)
+        assert lines(folder / "samples.jsonl") == [{"path": [first, "/b/2.png"], "title": "x"}]
+
+
 def test_bad_lines_leave_no_jsonl(tmp_path):
     (tmp_path / "t.csv").write_text("path,video_start\na.mp4,soon\n")
     config = load_config({"data": {"input_jsonl": str(tmp_path / "t.csv")}})

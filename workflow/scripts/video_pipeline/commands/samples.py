@@ -6,7 +6,6 @@ video-pipeline samples SOURCE -o samples.jsonl [--probe]
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -42,8 +41,8 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
 
     Raises :class:`UserError` if the input cannot be read or has bad lines.
     """
-    bad, unread = BadLines(), deque[str](maxlen=1)
-    failed = count = 0
+    bad, field = BadLines(), config.data.video_field
+    failed, count, unread = 0, 0, ""
     with ExitStack() as stack:
         readers = None
         if with_headers:
@@ -57,44 +56,42 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
         stream = stack.enter_context(replacing(output))
         samples = _samples(config, bad)
         while batch := list(islice(samples, BATCH)):
-            headers = readers.read([uri for _, uri in batch]) if readers else []
-            for (raw, uri), header in zip(batch, headers, strict=False):
+            headers = readers.read([uris[0] for _, uris in batch]) if readers else []
+            for (raw, uris), header in zip(batch, headers, strict=False):
                 if isinstance(header, str):
                     failed += 1
-                    unread.append(unread.pop() if unread else f"{uri}: {header}")
+                    unread = unread or f"{uris[0]}: {header}"
                 else:
                     raw.update((k, v) for k, v in vars(header).items() if v is not None)
-            for raw, uri in batch:
-                described = _described(config, raw, uri, output.absolute().parent)
+            for raw, uris in batch:
+                described = _described(field, raw, uris, output.absolute().parent)
                 stream.write(orjson.dumps(described, option=orjson.OPT_APPEND_NEWLINE))
             count += len(batch)
             progress.update(task, completed=count)
         bad.raise_any(config.data.source.name)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if failed:
-        first = printable(unread[0])
+        first = printable(unread)
         console.print(f"{failed:,} of {count:,} headers could not be read; the first: {first}")
     console.print(f"{output}: {count:,} samples")
     return count
 
 
-def _samples(config: Config, bad: BadLines) -> Iterator[tuple[dict[str, Any], str]]:
-    """The input object of each sample, and the address of its video."""
+def _samples(config: Config, bad: BadLines) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The input object of each sample, and the address of its video or of each of its images."""
     for sample in read_samples(config.data, bad):
         address = task_sample(sample.key, sample.raw, config)["__video_uri"]
-        yield sample.raw, address if isinstance(address, str) else address[0]
+        yield sample.raw, [address] if isinstance(address, str) else address
 
 
-def _described(config: Config, raw: dict[str, Any], uri: str, folder: Path) -> dict[str, Any]:
-    """``raw`` with an id, the size of its file, and a path that starts from ``folder``."""
-    field = config.data.video_field
-    video = raw[field]
-    if not isinstance(video, str):
-        return raw
-    path = uri.removeprefix(f"{folder}/")
-    sizes = {} if "size" in raw else _size(uri)
-    ids = {} if "video_start" in raw or "video_end" in raw else {"id": video}
-    return {**ids, **raw, field: path, **sizes}
+def _described(field: str, raw: dict[str, Any], uris: list[str], folder: Path) -> dict[str, Any]:
+    """``raw`` with an id, the size of its file, and paths that start from ``folder``."""
+    paths = [uri.removeprefix(f"{folder}/") for uri in uris]
+    if not isinstance(raw[field], str):
+        return {**raw, field: paths}
+    sizes = {} if "size" in raw else _size(uris[0])
+    ids = {} if "video_start" in raw or "video_end" in raw else {"id": raw[field]}
+    return {**ids, **raw, field: paths[0], **sizes}
 
 
 def _size(uri: str) -> dict[str, int]:
