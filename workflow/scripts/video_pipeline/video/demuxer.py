@@ -163,11 +163,8 @@ class Demuxer:
     def open_container(self) -> InputContainer:
         """Open the file, for one of its streams; a copy is not downloaded again. Raises
         :class:`av.error.FFmpegError`."""
-        if self._file is None:
-            file: Any = BlobFile(cast("Blob", self._blob))
-        else:
-            # FFmpeg knows more protocols, so the name alone must not choose one.
-            file = f"file:{self._file.path}"
+        # FFmpeg knows more protocols than file:, so the name alone must not choose one.
+        file: Any = f"file:{self._file.path}" if self._file else BlobFile(cast("Blob", self._blob))
         opened: InputContainer = av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
         return opened
 
