@@ -355,7 +355,7 @@ def test_bad_input_stops_before_anything_is_inferred(run):
         assert said in out, "Snakemake shows the log"
         assert said in run.log("split")
     assert "logs/out" in out
-    assert "run the same command again" in out
+    assert "Fix the cause and run again" in out
     assert "Traceback" not in out
     assert run.reads() == {}
     assert not list((run.folder / "results").rglob("rank*.jsonl"))

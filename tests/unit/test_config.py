@@ -179,7 +179,7 @@ def test_the_files_that_a_run_replaces() -> None:
         ("data: {", "cannot read the configuration"),
         ("- a list", "expected sections"),
         ("\x00", "cannot read the configuration"),
-        ("run: {task: 2024-13-01}", "month must be in 1..12"),
+        ("run: {task: !!int a}", "invalid literal for int()"),
         ("run: {task: a}\nreport: {}\nrun: {}", "the key 'run' is there twice"),
         ("run: {task: a, 'task': b}", "the key 'task' is there twice"),
     ],

@@ -52,6 +52,7 @@ def invoke(here, monkeypatch):
             deployment_settings=DeploymentSettings(),
             execution_settings=ExecutionSettings(),
             dryrun=False,
+            configfiles=[],
             output_settings=OutputSettings(),
             config_settings=ConfigSettings(),
             scheduler=None,

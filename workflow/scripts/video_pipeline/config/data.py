@@ -125,4 +125,4 @@ class Data(Section):
 
     def decode_processes(self, threads: int) -> int:
         """How many decode processes a job with ``threads`` cores has."""
-        return threads if self.num_workers == "auto" else self.num_workers
+        return max(1, threads) if self.num_workers == "auto" else self.num_workers
