@@ -141,7 +141,7 @@ def test_the_profile_has_enough_memory_for_the_defaults_but_not_for_the_worst():
     job = JobMemory.of(config_of(), profile["set-threads"]["infer"])
     mem_mb = profile["set-resources"]["infer"]["mem_mb"]
     warning = job.check("infer", mem_mb)
-    assert "7 decode processes may request 16 GB each" in warning
+    assert "8 decode processes may request 16 GB each" in warning
     # what the warning says to set is no warning any more
     share = float(re.search(r"worker_memory_gb: ([\d.]+)", warning)[1])
     fits = JobMemory.of(config_of(data={"worker_memory_gb": share - 0.05}), 8)
