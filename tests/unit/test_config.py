@@ -57,6 +57,8 @@ def test_a_merged_key_may_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("stages: [&a {name: a, run: {task: x}}, &b {<<: *a, name: b}, {<<: *b}]")
     assert [stage["name"] for stage in load_config(path).stages] == ["a", "b", "b"]
+    path.write_text("data: &a {id_field: i}\nvllm: &b {model: m}\ntask_params: {<<: *a, <<: *b}")
+    assert load_config(path).task_params == {"id_field": "i", "model": "m"}
 
 
 def test_an_unknown_key_lists_those_there_are() -> None:

@@ -65,6 +65,17 @@ def test_a_class_that_nobody_registered_is_named(registry):
     assert "user.Mine lacks" not in str(caught.value)
 
 
+def test_a_class_that_others_derive_from_need_not_be_registered(registry):
+    shared = task_class("w", "user", "Shared")
+    registry.add("v", type("Chosen", (shared,), {"name": "v", "__module__": "user"}))
+    left_out = type("LeftOut", (shared,), {"name": "y", "__module__": "user"})
+    with pytest.raises(UserError) as caught:
+        registry.get("y")
+    assert f"; user.{left_out.__name__} lacks @register_task" in str(caught.value)
+    assert "Shared lacks" not in str(caught.value)
+    assert "Chosen lacks" not in str(caught.value)
+
+
 def test_the_built_in_ones_are_listed():
     with pytest.raises(UserError, match=r"describe, .*structured_caption"):
         get_task("xyzzy")

@@ -372,6 +372,24 @@ def test_what_vanishes_between_the_look_and_the_read_ends_nothing(
         assert words in stream.getvalue()
 
 
+def test_an_output_whose_chunks_are_removed_meanwhile_is_not_over(
+    split_run: Splitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snakemake removes the chunks before split makes new ones; the old output is still there."""
+    for rank in (0, 1):
+        run_rank(split_run, rank)
+    consolidate(split_run.run.config, split_run.layout)
+    assert look(split_run.run.config).is_over
+    is_finished = Layout.is_finished.fget
+
+    def finished_without(layout: Layout) -> bool:
+        layout.manifest.unlink()
+        return is_finished(layout)
+
+    monkeypatch.setattr(Layout, "is_finished", property(finished_without))
+    assert look(split_run.run.config).state == "not split yet"
+
+
 @pytest.mark.usefixtures("at_work")
 def test_what_it_waits_for_needs_no_other_file(split_run: Splitter) -> None:
     for rank in (0, 1):

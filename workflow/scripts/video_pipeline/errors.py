@@ -73,7 +73,7 @@ def text_of(error: BaseException) -> str:
 def explain(error: BaseException) -> str:
     """Type and message of an exception, with the user's line if there is one."""
     text = text_of(error)
-    return f"{type(error).__name__}{text and f': {text}'}{place_of(error)}"
+    return f"{type(error).__name__}{f': {text}' if text else ''}{place_of(error)}"
 
 
 @contextmanager

@@ -182,8 +182,8 @@ def _look(config: Config) -> RunView:
         missing = None if step else layout.manifest
         return RunView(layout, "splitting" if step else "not split yet", step=step, missing=missing)
     manifest = Manifest.read(layout)
-    split_at = layout.manifest.stat().st_mtime
     is_over = layout.is_finished
+    split_at = layout.manifest.stat().st_mtime  # Last: without chunks an old output looks finished.
     attempts: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for attempt in read_statistics(Path(manifest.journal), {manifest.split_id}):
         attempts[attempt["rank"]].append(attempt)

@@ -77,8 +77,10 @@ class Registry(Generic[T]):
         if name in self._classes:
             return self._classes[name]
         hint = did_you_mean(name, self._classes) or ";"
-        parents: list[type[Any]] = [self._base, *self._classes.values()]
-        users = {_place(c) for p in parents for c in p.__subclasses__() if not is_built_in(c)}
+        found: list[type[Any]] = [self._base]
+        for cls in found:  # It grows: classes below these are found, too.
+            found += cls.__subclasses__()
+        users = {_place(c) for c in found if not (is_built_in(c) or c.__subclasses__())}
         forgotten = sorted(users - set(map(_place, self._classes.values())))
         raise UserError(
             f"no {self._kind} is called {name!r}{hint} registered: "

@@ -198,7 +198,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value]
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key, _ in reversed(node.value):
             if keys.count(key.value) > 1:
                 raise yaml.MarkedYAMLError(f"the key {key.value!r} is there twice", key.start_mark)

@@ -59,7 +59,7 @@ def _not_finished(config: Config, samples: int) -> str:
 
 
 def _named(kind: str, names: list[str]) -> list[str]:
-    return [f"{kind}{'s' * (len(names) > 1)}: {', '.join(names)}"] if names else []
+    return [f"{kind}{'s' if len(names) > 1 else ''}: {', '.join(names)}"] if names else []
 
 
 def _lines(source: Source, words: str) -> str:
