@@ -170,6 +170,11 @@ def test_the_memory_of_the_defaults():
     assert memory.most == pytest.approx(3 + 1.3 + 8 * 16 + 8)
 
 
+def test_a_job_without_a_core_of_its_own_decodes_in_one_process():
+    """With fewer cores than GPUs, Snakemake gives each job none."""
+    assert config_of().data.decode_processes(0) == 1
+
+
 def test_memory_grows_with_what_is_configured():
     base = JobMemory.of(config_of(), 4)
     assert base.decode_processes == 4
