@@ -118,8 +118,7 @@ def _infer_pending(shard: Shard, threads: int, plain: bool) -> None:
 
 
 def limit_engine_threads(cores: int) -> None:
-    """Let this process and those of the engine use ``cores`` cores, at least one; the others are
-    for decoding.
+    """Let this process and those of the engine use ``cores`` cores; the others are for decoding.
 
     Snakemake has told each process to take all cores of the job. Waiting threads must sleep: a
     thread that spins, as OpenMP's do by default, takes a core from a decode process.

@@ -66,7 +66,8 @@ def last_errors(stages: Sequence[Stage]) -> list[str]:
 
 def _shown(errors: Sequence[str]) -> list[str]:
     """The lines about the errors of jobs."""
-    title = [f"The first {MAX_ERRORS} of {len(errors)} errors:"] * (len(errors) > MAX_ERRORS)
+    has_more = len(errors) > MAX_ERRORS
+    title = [f"The first {MAX_ERRORS} of {len(errors)} errors:"] if has_more else []
     return [*title, *(f"{ERROR}{error}" for error in errors[:MAX_ERRORS])]
 
 
