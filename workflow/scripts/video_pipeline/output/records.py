@@ -83,8 +83,8 @@ class RecordBuilder:
             return _Outcome(error, answer, cut_off)
         sample = task_sample(entry.key, entry.raw, self._config)
         try:
-            logprobs = orjson.loads(orjson.dumps(answer.get("__logprobs")))  # parse may change it.
-            parsed = self._task.parsed(answer["output_text"], sample, part, logprobs)
+            text, logprobs = answer["output_text"], answer.get("__logprobs")
+            parsed = self._task.parsed(text, sample, part, logprobs)
             if "damaged" in parsed:  # The task's own field goes first.
                 answer.pop("damaged", None)
             return _Outcome(None, answer, cut_off, json_of(parsed))

@@ -60,7 +60,7 @@ def by_video(records: Iterable[dict[str, Any]], video_field: str) -> Iterator[di
     {"__key": a hash of the input object, "input": the input object before it was cut,
      "clips": [{"video_start": 0.0, "video_end": 30.0, ... the window's record}, ...]}
     """
-    for uncut, of_video in itertools.groupby(records, _uncut):
+    for uncut, of_video in itertools.groupby(map(_apart, records), lambda r: whole(r["input"])):
         clips = []
         for record in of_video:
             window = record.pop("input")
@@ -68,9 +68,9 @@ def by_video(records: Iterable[dict[str, Any]], video_field: str) -> Iterator[di
         yield {"__key": content_key(uncut, video_field), "input": uncut, "clips": clips}
 
 
-def _uncut(record: dict[str, Any]) -> dict[str, Any]:
-    """The input object before it was cut; the window's earlier record moves to the new record."""
+def _apart(record: dict[str, Any]) -> dict[str, Any]:
+    """``record``; an earlier record of the same window moves from the input to it."""
     raw, previous = record["input"], record["input"].get("previous")
     if isinstance(previous, dict) and previous.get("__key") == record["__key"]:
         record["previous"] = raw.pop("previous")
-    return whole(raw)
+    return record

@@ -218,7 +218,7 @@ class Task(ABC):
         if part:
             sample = {**sample, "__part": part}
         if logprobs is not None:
-            sample = {**sample, "__logprobs": logprobs}
+            sample = {**sample, "__logprobs": deepcopy(logprobs)}
         fields: Any = self.parse(answer, sample)  # Often None, if the answer is an odd one.
         if not (isinstance(fields, dict) and all(type(name) is str for name in fields)):
             raise ValueError(
