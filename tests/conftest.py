@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
 
-from helpers import Run, Splitter, forgetting_plugins
+from helpers import Run, Splitter, forgetting_plugins, wait_until
 from video_pipeline.common.processes import SNAKEMAKE
-from video_pipeline.decode.fork_server import ForkServer
+from video_pipeline.decode import process as decode_process
+from video_pipeline.decode.fork_server import Forked, ForkServer
+from video_pipeline.decode.process import DecodeProcess
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,6 +88,32 @@ def forget_plugins():
     """What a test's plugins register is forgotten when it ends."""
     with forgetting_plugins():
         yield
+
+
+@pytest.fixture
+def limit_begins(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
+    """Lets the time limit of a question to a decode process begin when the question hangs, as a
+    test sees it. Any other may take as long as it needs: this machine may be busy."""
+
+    def when(hangs: Callable[..., Any]) -> None:
+        ask, receive, asked = DecodeProcess.ask, decode_process._receive, threading.local()
+
+        def ask_noting(process: DecodeProcess, *question: Any) -> Any:
+            asked.question = question
+            return ask(process, *question)
+
+        def receive_late(forked: Forked, seconds: float) -> Any:
+            wait_until(
+                lambda: forked.pipe.poll(0.05) or hangs(*asked.question),
+                "a decode process answers, or hangs",
+                seconds=600.0,
+            )
+            return receive(forked, seconds)
+
+        monkeypatch.setattr(DecodeProcess, "ask", ask_noting)
+        monkeypatch.setattr(decode_process, "_receive", receive_late)
+
+    return when
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def read(here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     """Reads videos as a job does, with 4 small frames of each; gives what came of each path.
     Nothing is left in the folder of shared memory, nor in that for temporary files."""
 
-    def run(paths: list[str], timeout: float = 20.0, **data: object) -> Results:
+    def run(paths: list[str], timeout: float = 300.0, **data: object) -> Results:
         here.write_samples({"id": i, "path": path} for i, path in enumerate(paths))
         here.configure(
             data={"num_shards": 1, **data},
@@ -376,7 +376,7 @@ class Drip(socketserver.BaseRequestHandler):
 
 
 def test_the_settings_reach_the_decode_processes(
-    read: Callable[..., Results], tmp_path: Path
+    read: Callable[..., Results], limit_begins: Callable[..., None], tmp_path: Path
 ) -> None:
     """Roots, and that this machine may be asked. A download that takes too long is ended with its
     process, and leaves nothing."""
@@ -388,9 +388,10 @@ def test_the_settings_reach_the_decode_processes(
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/a.mp4"
         paths = [str(clip), f"{tmp_path}/b.mp4", f"{tmp_path}/c.mp4", url]
+        limit_begins(lambda position, *_: position == 3 and server.requests)
         results = read(
             paths,
-            timeout=8.0,
+            timeout=1.0,
             allowed_roots=["../allowed"],
             allow_private_addresses=True,
         )
@@ -400,7 +401,7 @@ def test_the_settings_reach_the_decode_processes(
         "ok",
         "ok",
         "read: lies outside the folders of data.allowed_roots (links are followed)",
-        "timeout: not ready after 8 s",
+        "timeout: not ready after 1 s",
     ]
     assert server.requests == 1
 

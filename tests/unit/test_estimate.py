@@ -162,8 +162,9 @@ def plan(here):
     return call
 
 
-def test_a_bad_sample_costs_only_itself(plan, here):
-    here.configure(data={"sample_timeout_s": 8.0})
+def test_a_bad_sample_costs_only_itself(plan, here, limit_begins):
+    here.configure(data={"sample_timeout_s": 1.0})
+    limit_begins(lambda position, *_: position == 4 and here.reads()["4"])
     entries = samples(6)
     entries[1]["do"], entries[3]["do"], entries[4]["do"] = "surrogate", "segfault", "hang"
     report, lines = plan(entries, threads=2)

@@ -24,7 +24,7 @@ BAD = {
     "segfault": "ProcessDied: the decode process died (killed by SIGSEGV)",
     "killed": "ProcessDied: the decode process died (killed by SIGKILL",
     "die": "ProcessDied: the decode process died (exit code 7)",
-    "hang": "TimeoutError: not ready after 6 s",
+    "hang": "TimeoutError: not ready after 1 s",
     "devour": "MemoryError: not enough memory; the limit of a decode process is",
 }
 
@@ -41,13 +41,17 @@ def cut(*numbers: int) -> list[str]:
 def expanding(splitting):
     """Splits samples that stand for two windows each."""
     splitting.run.edit_plugin("class Plain(BaseDataset):\n", EXPAND)
-    splitting.run.configure(data={"sample_timeout_s": 6.0, "worker_memory_gb": 4.0})
+    splitting.run.configure(data={"worker_memory_gb": 4.0})
     return splitting
 
 
 @pytest.mark.parametrize("num_processes", [1, 3])
-def test_a_line_that_crashes_or_hangs_stays_one_sample(expanding, caplog, num_processes):
+def test_a_line_that_crashes_or_hangs_stays_one_sample(
+    expanding, limit_begins, caplog, num_processes
+):
     """Whatever the number of processes, and nothing is lost."""
+    expanding.run.configure(data={"sample_timeout_s": 1.0})
+    limit_begins(lambda key, line: b'"hang"' in line)
     entries = doing(None, *BAD, None)
     expanding(entries, num_processes=num_processes)
     bad = list(range(1, 1 + len(BAD)))
