@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import wait_until
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 from qwen_vl_utils import vision_process as qwen
@@ -101,10 +102,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "1000")
         self.end_headers()
         self.wfile.write(b"x")
-        self.server.over.wait(20)
+        self.server.over.wait()
 
     def answer_silence(self, _: str) -> None:
-        self.server.over.wait(20)
+        self.server.over.wait()
 
     def answer_cut(self, _: str) -> None:
         clip = self.server.clip
@@ -132,7 +133,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(10**15))
         self.end_headers()
-        self.server.over.wait(20)
+        self.server.over.wait()
 
     def answer_to(self, target: str) -> None:
         """Redirects, with a body that never ends."""
@@ -217,9 +218,8 @@ def server(files: Path) -> Iterator[http.server.ThreadingHTTPServer]:
 
 @pytest.fixture
 def url(server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The server's address; this machine may be asked, and nothing may take long."""
+    """The server's address; this machine may be asked, and is asked again at once."""
     may(monkeypatch, allow_private_addresses=True, max_download_bytes=1_000_000)
-    monkeypatch.setattr(download, "READ_SECONDS", 0.5)
     monkeypatch.setattr(retries, "FIRST_SECONDS", 0.001)
     return f"http://127.0.0.1:{server.server_port}"
 
@@ -347,14 +347,17 @@ WRONG = {
 
 
 @pytest.mark.parametrize("path", WRONG)
-def test_an_error_says_what_was_wrong(server, url: str, path: str) -> None:
+def test_an_error_says_what_was_wrong(
+    server, url: str, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    if path in ("stall", "silence"):  # A server that answers may be slow: this machine may be busy.
+        monkeypatch.setattr(download, "READ_SECONDS", 0.5)
     there = url.replace("//", "//user:secret@")
-    started = time.monotonic()
     with pytest.raises(VideoReadError, match=f"^{WRONG[path]}$") as caught:
         probe(f"{there}/{path}")
-    assert time.monotonic() - started < 5
     assert "secret" not in str(caught.value)
     asked = {"loop": 11, **dict.fromkeys(("status/503", "cut", "cut_chunk", "garbage"), ATTEMPTS)}
+    wait_until(lambda: server.requests, "the server has read the request")
     assert len(server.requests) == asked.get(path, 1)
 
 
