@@ -353,7 +353,7 @@ def test_busy_devices_are_waited_for(machine: MakeMachine, job: StartJob) -> Non
     waiting = job()
     said = line(waiting, "waiting for 1 GPU(s): ")
     assert all(f"{name}), in use by others: 70000" in said for name in there.uuids)
-    assert lock_holders(there.lock_file(0)) == set()
+    wait_until(lambda: not lock_holders(there.lock_file(0)), "it holds none while it waits")
     there.use(1, 450)
     assert devices_of(waiting) == [there.uuids[1]]
 
