@@ -18,7 +18,7 @@ from video_pipeline.common.files import read_object
 from video_pipeline.errors import UserError
 
 _POLL_SECONDS = 1.0
-_LOOK_SECONDS = 0.5
+_LOOKS = 10
 """``watch`` holds a lock for a moment when it looks whether somebody else does."""
 
 
@@ -85,9 +85,9 @@ def take_output(lock: Path, output: Path) -> TextIO:
     process may not write.
     """
     try:
-        deadline = time.monotonic() + _LOOK_SECONDS
-        while (stream := try_lock(lock)) is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        pauses = [0.05] * _LOOKS
+        while (stream := try_lock(lock)) is None and pauses:
+            time.sleep(pauses.pop())
     except OSError as error:
         raise failure_of(
             error,
