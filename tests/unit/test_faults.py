@@ -178,9 +178,9 @@ def fetch(what: str, port: int, home: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("what", ["processor", "weights", "commit"])
 def test_a_hub_that_cannot_be_reached_is_asked_once_more(tmp_path, what):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    done = fetch(what, port, tmp_path)
+    with socket.socket() as taken:  # Nobody else can get the port, and nobody listens there.
+        taken.bind(("127.0.0.1", 0))
+        done = fetch(what, taken.getsockname()[1], tmp_path)
     assert done.stdout.splitlines()[0] == "EnvironmentFault"
     assert "[Errno 111] Connection refused" in done.stdout
     assert "Got: " not in done.stdout
