@@ -86,9 +86,7 @@ def at_work(split_run: Splitter) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("at_work")
-def test_it_says_what_it_waits_for(
-    split_run: Splitter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_says_what_it_waits_for(split_run: Splitter, monkeypatch: pytest.MonkeyPatch) -> None:
     config, now = split_run.run.config, time.time()
     monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: now, strftime=time.strftime))
     assert look(config).waits == "waits for its first inference job, which may be starting"
