@@ -35,7 +35,7 @@ STAND_INS = PROJECT / "tests" / "stand_ins"  # modules that a run without videos
 WARM = WarmSnakemake(os.environ, ABSENT)
 
 # A task and a dataset that need no video. Each read leaves a line in reads.txt; the field `do` of a
-# sample says how it misbehaves.
+# sample says how it misbehaves; `wait`: until there is a file `go`.
 PLUGIN = '''\
 """A task and a dataset for tests."""
 
@@ -78,6 +78,8 @@ def misbehave(do):
         sys.exit(0)
     if do == "hang":
         time.sleep(600)
+    while do == "wait" and not (HERE / "go").exists():
+        time.sleep(0.05)
     if do == "storage" and not (HERE / "storage").exists():
         raise OSError("the storage is away")
 

@@ -46,7 +46,14 @@ class Hub:
 
     def environment(self, home: Path) -> dict[str, str]:
         """Variables with which huggingface_hub asks this hub, with a cache in ``home``."""
-        return {"HF_ENDPOINT": self.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        return {
+            "HF_ENDPOINT": self.address,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            # It may be slow on a busy machine: who asks again counts twice.
+            "HF_HUB_DOWNLOAD_TIMEOUT": "120",
+            "HF_HUB_ETAG_TIMEOUT": "120",
+        }
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import socket
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,21 +20,19 @@ from video_pipeline.storage import stores
 @contextmanager
 def serving_s3(log: Path, bucket: str) -> Iterator[S3Store]:
     """A server with an empty ``bucket``, to which the environment leads until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "user",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
     }
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with pytest.MonkeyPatch.context() as patch, log.open("wb") as stream:
         for name, value in environment.items():
             patch.setenv(name, value)
         server = subprocess.Popen(command, stdout=stream, stderr=stream)
         try:
-            wait_until(lambda: _listens(port), f"moto listens:\n{log.read_text()}")
+            port = wait_until(lambda: _port_in(log), "moto listens")
+            patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
             _make_bucket(port, bucket)
             stores._open_store.cache_clear()
             yield S3Store(bucket, client_options={"allow_http": True})
@@ -44,10 +42,10 @@ def serving_s3(log: Path, bucket: str) -> Iterator[S3Store]:
             stores._open_store.cache_clear()
 
 
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
+def _port_in(log: Path) -> int:
+    """The port that the system gave the server, by what it says once it listens; 0: not yet."""
+    found = re.search(r"Running on http://127\.0\.0\.1:(\d+)\n", log.read_text())
+    return int(found[1]) if found else 0
 
 
 def _make_bucket(port: int, bucket: str) -> None:

@@ -101,7 +101,7 @@ class Soak:
         finally:
             main.wait()
         try:
-            wait_until(lambda: not self._processes(main.pid), "the processes are gone", 15)
+            wait_until(lambda: not self._processes(main.pid), "the processes are gone", 60)
         except AssertionError:
             left = map(psutil.Process, self._processes(main.pid))
             raise AssertionError(f"left running: {[p.cmdline() for p in left]}") from None

@@ -19,15 +19,17 @@ from video_pipeline.run.sharding import Sharding
 
 @pytest.fixture
 def asked(monkeypatch) -> Counter[str]:
-    """How often each sample was in the engine; ``kill`` and ``hang`` hold keys that do that."""
+    """How often each sample was in the engine; ``kill`` and ``hang`` hold keys that do that. The
+    engine hangs once ``together`` samples were in it."""
     counts: Counter[str] = Counter()
     counts.kill, counts.hang = set(), set()
     alive = SimulatedEngine.generate
 
     async def generate(self, key, request, constraints):
         counts[key] += 1
-        if key in counts.hang:
-            await asyncio.Event().wait()
+        while key in counts.hang:
+            self.steps += len(counts) < counts.together  # Until then it shows signs of life.
+            await asyncio.sleep(0.01)
         while counts.kill and len(self.together) < counts.together:
             self.together.add(key)
             await asyncio.sleep(0.01)
@@ -127,7 +129,7 @@ def test_an_engine_that_hangs_ends_the_attempt(splitting, asked):
     run = splitting.run
     run.configure(run={"engine_timeout_s": 1.0})
     splitting(samples(4), 1)
-    asked.hang = {"2"}
+    asked.hang, asked.together = {"2"}, 4
     with pytest.raises(EngineDead, match=r"rank 0: the engine died: .* run.engine_timeout_s: 1 s"):
         infer(run.config, splitting.layout, 0, 1)
     assert sorted(run.answers()) == ["0", "1", "3"]

@@ -18,8 +18,27 @@ from video_pipeline.run.statistics import read_statistics
 
 pytestmark = [pytest.mark.two_ranks, pytest.mark.as_users]
 
-SLOW = {"seconds_per_output_token": 0.3, "output_tokens": 1, "concurrency": 1}
-COUNT = 40
+# One answer after the other, slowly until there is a file `go`: what is to be killed is at work,
+# however slow the tests are themselves.
+SIMULATED = {"output_tokens": 1, "seconds_per_output_token": 0.0}
+SLOW = """
+import asyncio
+
+from video_pipeline.engine.simulated import SimulatedEngine
+
+_fast, _turn = SimulatedEngine.generate, asyncio.Lock()
+
+
+async def _slow(self, *request):
+    async with _turn:
+        if not (HERE / "go").exists():
+            await asyncio.sleep(0.3)
+        return await _fast(self, *request)
+
+
+SimulatedEngine.generate = _slow
+"""
+COUNT = 300
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +46,7 @@ def undisturbed(tmp_path_factory) -> bytes:
     """The output of a run that nobody disturbs."""
     run = Run(tmp_path_factory.mktemp("undisturbed"))
     run.write_samples(samples(COUNT))
-    run.configure(run={"simulated": {**SLOW, "seconds_per_output_token": 0.0}})
+    run.configure(run={"simulated": SIMULATED})
     run.snakemake()
     return run.output.read_bytes()
 
@@ -36,19 +55,22 @@ def undisturbed(tmp_path_factory) -> bytes:
 def started(run):
     """Snakemake in the background, in the midst of its samples on two ranks."""
     run.write_samples(samples(COUNT))
-    run.configure(run={"simulated": SLOW})
+    run.configure(run={"simulated": SIMULATED})
+    run.write_plugin((run.folder / "plugin.py").read_text() + SLOW)
     start(run)
     yield run
     for pid in processes_with("VIDEO_PIPELINE_SNAKEMAKE", str(run.main.pid)):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     run.main.kill()
     run.main.wait()
 
 
 def start(run) -> None:
-    """Start Snakemake in the background; returns when some more samples are done."""
-    more = len(run.answers()) + 6
+    """Start Snakemake in the background; returns when both jobs have some more samples done."""
+    before, more = attempts(run), len(run.answers()) + 6
     run.main = run.start_snakemake()
+    wait_until(lambda: attempts(run) >= before + 2, "both jobs have an answer")
     wait_until(lambda: len(run.answers()) >= more, "some samples are done")
     run.process = psutil.Process(run.main.pid)
 
@@ -60,24 +82,26 @@ def run_lock(run) -> Path:
 
 def jobs(run) -> list[psutil.Process]:
     """The running inference jobs."""
-    return [
-        process
-        for process in run.process.children(recursive=True)
-        if "--rank" in process.cmdline() and process.name().startswith("python")
-    ]
+    found = []
+    for process in run.process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # It has just ended.
+            if "--rank" in process.cmdline() and process.name().startswith("python"):
+                found.append(process)
+    return found
 
 
 def assert_all_gone(run) -> None:
-    """Within 15 seconds no process of the run is left."""
+    """Soon no process of the run is left. By themselves they would take longer."""
     wait_until(
         lambda: not processes_with("VIDEO_PIPELINE_SNAKEMAKE", str(run.main.pid)),
         "the processes of the run are gone",
-        15,
+        30,
     )
 
 
 def assert_finished(run, expected: bytes) -> None:
     """The next Snakemake finishes, infers nothing twice, and gives the same output."""
+    go(run)
     run.snakemake()
     assert run.answers() == dict.fromkeys(keys(COUNT), 1)
     assert run.output.read_bytes() == expected
@@ -95,6 +119,11 @@ def last_counted(run) -> float:
     for attempt in read_statistics(next((run.folder / "results/.journal/out").iterdir())):
         until[attempt["rank"]] = attempt["updated_at"]
     return min(until.values())
+
+
+def go(run) -> None:
+    """Let the engine be fast from now on."""
+    (run.folder / "go").touch()
 
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -125,6 +154,7 @@ def test_a_job_is_killed(started, undisturbed):
         before = attempts(started)
         jobs(started)[0].send_signal(number)
         wait_until(lambda before=before: attempts(started) > before, "the next attempt is at work")
+    go(started)
     assert started.main.wait() == 0
     assert_all_gone(started)
     assert_finished(started, undisturbed)
@@ -155,7 +185,9 @@ def test_the_processes_of_a_job_are_killed(started, undisturbed):
 
     wait_until(lambda: attempts(started) > before, "the next attempt is at work")
     for process in jobs(started)[0].children(recursive=True):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # Decode processes end with the one before them.
+            process.kill()
+    go(started)
     assert started.main.wait() == 0
     assert_all_gone(started)
     assert_finished(started, undisturbed)

@@ -20,6 +20,9 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the page in")
 
+MILLISECONDS = 120_000
+"""How long the browser may take for one thing, on a busy machine."""
+
 PLUGIN = """\
 from dataclasses import replace
 
@@ -113,7 +116,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def browser() -> Iterator[Browser]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-dev-shm-usage"],
+            timeout=MILLISECONDS,
         )
         yield browser
         browser.close()
@@ -125,7 +130,7 @@ def opened(finished: Run, browser: Browser) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
     address = (finished.folder / "results" / "out.report.html").as_uri()
     requests, complaints = [], []
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(MILLISECONDS)
     page.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -405,6 +410,7 @@ def test_inside_of_snakemakes_report(finished: Run, browser: Browser) -> None:
     """It is shown in a frame, from a ``data:`` address, which may not be long."""
     finished.snakemake("--report", "report.html")
     page = browser.new_context(offline=True).new_page()
+    page.set_default_timeout(MILLISECONDS)
     page.goto((finished.folder / "report.html").as_uri())
     page.get_by_text("Results").click()
     page.get_by_text("page", exact=True).click()  # and not the table of figures

@@ -361,13 +361,20 @@ SLOW = {"seconds_per_output_token": 0.02, "output_tokens": 16}
 
 @pytest.fixture
 def slow(splitting):
-    """Ten samples in one chunk, and an engine that answers one after the other."""
+    """30 samples in one chunk, and an engine that answers one after the other. The last sample
+    waits for the file `go`."""
     splitting.run.configure(
         data={"num_shards": 1},
         run={"simulated": {**SLOW, "concurrency": 1}, "max_in_flight": 2},
     )
-    splitting(samples(30), 1)
+    *first, last = samples(30)
+    splitting([*first, {**last, "do": "wait"}], 1)
     return splitting
+
+
+def go(run) -> None:
+    """Let the last sample go on."""
+    (run.folder / "go").touch()
 
 
 def test_a_killed_job_loses_nothing_and_leaves_nothing(slow):
@@ -385,6 +392,7 @@ def test_a_killed_job_loses_nothing_and_leaves_nothing(slow):
     wait_until(lambda: not any(map(psutil.Process.is_running, children)), "no process is left")
     # of all jobs on this machine, just this one's folder is gone
     wait_until(lambda: folders - set(Path("/dev/shm").glob("video-pipeline-*")), "its memory")
+    go(run)
     run.configure(run={"simulated": {}})
     infer(run.config, slow.layout, 0, 1)
     consolidate(run.config, slow.layout)
@@ -401,6 +409,7 @@ def test_two_jobs_of_the_same_rank(slow):
     second = run.start("infer.py", "--num-shards", "1", "--rank", "0")
     log = run.folder / "background.log"
     wait_until(lambda: f"process {first.pid}" in log.read_text(), "the second waits for it")
+    go(run)
     assert (first.wait(), second.wait()) == (0, 0)
     consolidate(run.config, slow.layout)
     assert_output(run, keys(30))
@@ -415,6 +424,7 @@ def test_a_second_job_takes_over_when_the_first_dies(slow):
     log = run.folder / "background.log"
     wait_until(lambda: f"process {first.pid}" in log.read_text(), "the second waits for it")
     first.kill()
+    go(run)
     assert second.wait() == 0
     assert first.wait() == -signal.SIGKILL
     consolidate(run.config, slow.layout)

@@ -293,21 +293,21 @@ def test_compressed_input_and_settings_on_the_command_line(run):
 
 
 @pytest.mark.parametrize(
-    ("read_seconds", "answer_seconds", "bound"),
+    ("count", "read_seconds", "answer_seconds", "bound"),
     [
-        (0.1, 0.0, "decode-bound: give it more cores"),
-        # reading is fast enough to be done long before the engine, and yet not the limit
-        (0.02, 0.04, "engine-bound"),
+        (40, 0.1, 0.0, "decode-bound: give it more cores"),
+        # Reading is done long before the engine, also on a busy machine, and yet not the limit.
+        (16, 0.02, 0.25, "engine-bound"),
     ],
 )
 def test_the_summary_says_what_bounds_the_run(
-    splitting, monkeypatch, read_seconds, answer_seconds, bound
+    splitting, monkeypatch, count, read_seconds, answer_seconds, bound
 ):
     run = splitting.run
     run.edit_plugin("    misbehave(", f"    time.sleep({read_seconds})\n        misbehave(")
     simulated = {"seconds_per_output_token": answer_seconds, "output_tokens": 1, "concurrency": 1}
     run.configure(run={"simulated": simulated})
-    splitting(samples(40), 1)
+    splitting(samples(count), 1)
     infer(run.config, splitting.layout, 0, 1)
     consolidate(run.config, splitting.layout)
     assert run.summary()["throughput"]["bound"] == "too short to tell"

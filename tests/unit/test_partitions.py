@@ -64,12 +64,12 @@ def test_partitions_that_cannot_work(sinfo, partitions, named, message):
 
 
 def test_a_sinfo_that_fails_matters_only_without_a_partition(sinfo, monkeypatch):
-    monkeypatch.setattr(cluster, "SINFO_SECONDS", 0.2)
-    for script, why in (
-        ("echo down >&2; exit 1", "sinfo failed: down"),
-        ("exec sleep 60", "sinfo has not answered"),
+    for script, seconds, why in (
+        ("echo down >&2; exit 1", cluster.SINFO_SECONDS, "sinfo failed: down"),
+        ("exec sleep 60", 0.2, "sinfo has not answered"),
     ):
         sinfo(script)
+        monkeypatch.setattr(cluster, "SINFO_SECONDS", seconds)
         check({"split": "cpu"}, has_rules=False)
         check({"split": None}, has_rules=True)
         with pytest.raises(UserError, match=rf"no partition is set for split.*{why}"):

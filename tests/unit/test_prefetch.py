@@ -303,7 +303,7 @@ def test_a_server_that_drips_ends_the_fetcher_and_no_more(site):
     """Its other files are fetched meanwhile."""
     over = threading.Event()
     site.at["drip"] = lambda: over.wait(30)
-    process = FetcherProcess(ANYWHERE, 1e9, 2)
+    process = FetcherProcess(ANYWHERE, 1e9, 5)  # Long enough for the other files.
     try:
         # The first download imports what the others need, which may take its time.
         for ticket, name in enumerate(("1", "2?drip", "3")):

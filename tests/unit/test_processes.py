@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ JOB = """
             if order == "exit":
                 sys.exit(6)
         print(os.environ.get(MARK), flush=True)
+        sys.stdin.read()
 """
 
 
@@ -125,12 +127,20 @@ def test_a_ctrl_c_at_the_terminal_does_not_stop_the_watch(job):
     children = psutil.Process(process.pid).children()
     watches = [child for child in children if "processes.py" in " ".join(child.cmdline())]
     for watch in watches:
+        wait_until(lambda watch=watch: ignores(watch, signal.SIGTERM), "the watch has begun")
         watch.send_signal(signal.SIGINT)
         watch.send_signal(signal.SIGTERM)
     assert len(watches) == 1
     process.kill()
     process.wait()
     assert_gone(mark, folder)
+
+
+def ignores(process: psutil.Process, number: int) -> bool:
+    """Whether a process ignores a signal, as the kernel says."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (ignored,) = re.findall(r"^SigIgn:\s*(\w+)$", status, re.MULTILINE)
+    return bool(int(ignored, 16) >> (number - 1) & 1)
 
 
 def test_two_jobs_do_not_touch_each_other(job, tmp_path):

@@ -9,9 +9,11 @@ import shlex
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import Splitter, samples, wait_until
+from video_pipeline.commands import watch
 from video_pipeline.common.locks import try_lock
 from video_pipeline.infer.infer import infer
 from video_pipeline.output.consolidation import consolidate
@@ -47,15 +49,17 @@ def test_a_line_now_and_then_is_about_all_ranks_together(lines, capsys, monkeypa
     lines._thread.join()
 
 
-def test_a_line_says_how_long_a_model_has_been_loading(lines):
+def test_a_line_says_how_long_a_model_has_been_loading(lines, monkeypatch):
     layout = lines.splitting.layout
     layout.rank_file(0).unlink()
     infer(lines.splitting.run.config, layout, 1, threads=2)
     layout.rank_file(1).unlink()
+    now = time.time()
     for statistics in Path(Manifest.read(layout).journal).glob("*.statistics.json"):
         attempt = json.loads(statistics.read_text())
-        begun = {"state": "starting", "started_at": time.time() - 20, "updated_at": time.time()}
+        begun = {"state": "starting", "started_at": now - 20, "updated_at": now}
         statistics.write_text(json.dumps(attempt | begun))
+    monkeypatch.setattr(watch, "time", SimpleNamespace(time=lambda: now, strftime=time.strftime))
     (line,) = lines.lines()
     assert re.search(
         r"; 2 starting; waits for 2 models, the first, which .* loading for 20 s$", line

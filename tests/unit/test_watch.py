@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -85,14 +86,15 @@ def at_work(split_run: Splitter) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("at_work")
-def test_it_says_what_it_waits_for(split_run: Splitter) -> None:
-    config = split_run.run.config
+def test_it_says_what_it_waits_for(split_run: Splitter, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, now = split_run.run.config, time.time()
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: now, strftime=time.strftime))
     assert look(config).waits == "waits for its first inference job, which may be starting"
-    began = time.time() - 42
+    began = now - 42
     write_statistics(split_run, 0, state="starting", started_at=began)
     view = look(config)
-    assert re.fullmatch(r"waits for the model, which has been loading for 4\d s", view.waits)
-    assert re.search(r"rank 0 .* loading the model for 4\d s", shown(("", view)))
+    assert view.waits == "waits for the model, which has been loading for 42 s"
+    assert re.search(r"rank 0 .* loading the model for 42 s", shown(("", view)))
     assert f"  {view.waits}" in lines("", view)
     write_statistics(split_run, 1, state="starting", started_at=began - 100)
     assert "2 models, the first, which has been loading for 2 min" in look(config).waits
