@@ -315,7 +315,9 @@ def test_bad_lines_leave_no_jsonl(tmp_path):
 
 
 @pytest.mark.parametrize("failed_alone", [False, True])
-def test_what_a_run_would_not_ask_about_is_no_line_of_the_jsonl(tmp_path, failed_alone):
+def test_what_a_run_would_not_ask_about_is_no_line_of_the_jsonl(
+    tmp_path, monkeypatch, failed_alone
+):
     error = {"stage": "read", "type": "ValueError", "message": "no such clip"}
     records = [
         {"__key": "a", "__status": "error", "__error": error, "input": {"path": "a.mp4"}},
@@ -324,8 +326,11 @@ def test_what_a_run_would_not_ask_about_is_no_line_of_the_jsonl(tmp_path, failed
     ]
     records = records[:1] if failed_alone else records
     text = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "out.jsonl").write_text(text)
-    config = load_config({"data": {"input_jsonl": str(tmp_path / "out.jsonl")}})
-    samples.write_samples(config, tmp_path / "samples.jsonl", with_headers=False)
-    written = [line["path"] for line in lines(tmp_path / "samples.jsonl")]
+    output = Path(tmp_path / load_config({}).data.output_jsonl)
+    output.parent.mkdir()
+    output.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["samples", str(output), "-o", str(tmp_path / "s.jsonl")])
+    monkeypatch.chdir(tmp_path)  # The output has the default name.
+    samples.main()
+    written = [Path(line["path"]).name for line in lines(tmp_path / "s.jsonl")]
     assert written == (["a.mp4"] if failed_alone else ["c.mp4"])

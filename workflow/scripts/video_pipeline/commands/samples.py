@@ -21,6 +21,7 @@ from video_pipeline.common.files import replacing
 from video_pipeline.common.printable import printable
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config, load_config
+from video_pipeline.config.source import tidy
 from video_pipeline.errors import UserError
 from video_pipeline.run.origin import check_files
 from video_pipeline.samples.input import BadLines, task_sample
@@ -104,7 +105,8 @@ def _size(uri: str) -> dict[str, int]:
 def main() -> None:
     """Run ``video-pipeline samples``."""
     parser = options.parser("samples", __doc__)
-    parser.add_argument("source", help="what data.input_jsonl may be: a folder, a pattern, a table")
+    help = "what data.input_jsonl may be: a folder, a pattern, a table"
+    parser.add_argument("source", type=tidy, help=help)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the JSONL")
     parser.add_argument(
         "--probe", action="store_true", help="read headers: duration, resolution, codec"
@@ -113,9 +115,9 @@ def main() -> None:
         "--configfile", type=Path, help="for data.video_field and the limits of data"
     )
     args = parser.parse_args()
-    values = load_config(args.configfile or {}).model_dump()
-    values["data"]["input_jsonl"] = args.source
-    config = load_config(values)
+    config = load_config(args.configfile or {})
+    data = config.data.model_copy(update={"input_jsonl": args.source})
+    config = config.model_copy(update={"data": data})  # The source may be the run's own output.
     if args.output.suffix != ".jsonl":
         raise UserError(f"--output {args.output}: give it a name that ends with .jsonl")
     check_files([config])
