@@ -105,15 +105,10 @@ def _size(uri: str) -> dict[str, int]:
 def main() -> None:
     """Run ``video-pipeline samples``."""
     parser = options.parser("samples", __doc__)
-    help = "what data.input_jsonl may be: a folder, a pattern, a table"
-    parser.add_argument("source", type=tidy, help=help)
+    parser.add_argument("source", type=tidy, help="as data.input_jsonl: a folder, a pattern, ...")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the JSONL")
-    parser.add_argument(
-        "--probe", action="store_true", help="read headers: duration, resolution, codec"
-    )
-    parser.add_argument(
-        "--configfile", type=Path, help="for data.video_field and the limits of data"
-    )
+    parser.add_argument("--probe", action="store_true", help="read headers: duration, size, codec")
+    parser.add_argument("--configfile", type=Path, help="for data.video_field, limits of data")
     args = parser.parse_args()
     config = load_config(args.configfile or {})
     data = config.data.model_copy(update={"input_jsonl": args.source})

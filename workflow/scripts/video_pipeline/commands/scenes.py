@@ -127,9 +127,8 @@ def find_scenes(config: Config, output: Path, num_processes: int) -> None:
         raise UserError(f"{output.absolute()} is being written by {holder}")
     with lock:
         bad = BadLines()
-        uris = dict.fromkeys(
-            filter(None, (_uri(config, s) for s in read_samples(config.data, bad)))
-        )
+        every = (_uri(config, sample) for sample in read_samples(config.data, bad))
+        uris = dict.fromkeys(filter(None, every))
         bad.raise_any(config.data.source.name)
         cache = SceneCache(path)
         unknown = [uri for uri in uris if cache.find(uri) is None]

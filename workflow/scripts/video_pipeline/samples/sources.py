@@ -63,15 +63,15 @@ def read_samples(data: Data, bad: BadLines, needs_video: bool = True) -> Iterato
     """Yield the samples of ``data.input_jsonl`` that a run asks about, whatever ``data.where``, and
     note its bad lines in ``bad``. ``needs_video``: whether a sample without a video is bad. Raises
     :class:`UserError` as :func:`read_blocks` does."""
-    for with_failed in (False, True):
-        first, lines, failed = 1, 0, 0
+    for with_failed in (False, True):  # Failed samples are samples if there are no others.
+        first, all_failed = 1, True
         for block in read_blocks(data.input_jsonl, data.video_field):
             reader = InputReader(data, block, first, needs_video, with_failed)
             yield from (sample for sample in reader if sample.left_out is None)
             bad.merge(reader.bad)
-            first, lines = first + block.count(b"\n"), lines + reader.lines
-            failed += reader.failed
-        if failed < lines or not lines:  # Failed samples are samples if there are no others.
+            first += block.count(b"\n")
+            all_failed &= reader.failed == reader.lines
+        if not all_failed:
             return
 
 
