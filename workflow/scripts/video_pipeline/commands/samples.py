@@ -61,7 +61,7 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
             for (raw, uris), header in zip(batch, headers, strict=False):
                 if isinstance(header, str):
                     failed += 1
-                    unread = unread or f"{uris[0]}: {header}"
+                    unread = unread or printable(f"{uris[0]}: {header}")
                 else:
                     raw.update((k, v) for k, v in vars(header).items() if v is not None)
             for raw, uris in batch:
@@ -72,8 +72,7 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
         bad.raise_any(config.data.source.name)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if failed:
-        first = printable(unread)
-        console.print(f"{failed:,} of {count:,} headers could not be read; the first: {first}")
+        console.print(f"{failed:,} of {count:,} headers could not be read; the first: {unread}")
     console.print(f"{output}: {count:,} samples")
     return count
 

@@ -62,8 +62,7 @@ def _expand(
     from video_pipeline.data.base import expanded, raw_of
 
     own = orjson.loads(text)
-    # The sample has the pipeline's fields in the place of these.
-    hidden = {name: value for name, value in own.items() if name not in raw_of(own)}
+    hidden = {n: value for n, value in own.items() if n not in raw_of(own)}  # By our own fields.
     try:
         sample = task_sample(key, own, config)
         if where is not None and (holds := _holds(where, dataset, sample)) is not True:
