@@ -120,6 +120,16 @@ def test_what_a_dataset_makes_of_a_line_is_checked_as_a_line_is(splitting, chang
         splitting(samples(1))
 
 
+def test_fields_of_the_line_that_have_the_names_of_ours_stay(expanding):
+    """A record that jq has made flat may have its key as the id."""
+    expanding.run.configure(data={"id_field": "__key"})
+    line = {"__key": "cat", "path": "cat.mp4", "__video_uri": "x"}
+    expanding([line])
+    windows = [entry for chunk in expanding.chunks for entry in chunk]
+    assert sorted(entry.key for entry in windows) == [f"cat@{times}" for times in WINDOWS]
+    assert all(line.items() <= entry.raw.items() for entry in windows)
+
+
 def test_an_input_of_many_blocks_is_in_order(expanding):
     """With a line in each block that takes two processes with it."""
     entries = [{**sample, "hint": "h" * 2000} for sample in samples(600)]

@@ -312,3 +312,25 @@ def test_bad_lines_leave_no_jsonl(tmp_path):
     with pytest.raises(UserError, match="line 2: video_start"):
         samples.write_samples(config, tmp_path / "samples.jsonl", with_headers=False)
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize("failed_alone", [False, True])
+def test_what_a_run_would_not_ask_about_is_no_line_of_the_jsonl(
+    tmp_path, monkeypatch, failed_alone
+):
+    error = {"stage": "read", "type": "ValueError", "message": "no such clip"}
+    records = [
+        {"__key": "a", "__status": "error", "__error": error, "input": {"path": "a.mp4"}},
+        {"__key": "b", "__status": "left_out", "__left_out": {"by": "error"}, "input": {"n": 1}},
+        {"__key": "c", "__status": "ok", "input": {"path": "c.mp4"}},
+    ]
+    records = records[:1] if failed_alone else records
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    output = Path(tmp_path / load_config({}).data.output_jsonl)
+    output.parent.mkdir()
+    output.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["samples", str(output), "-o", str(tmp_path / "s.jsonl")])
+    monkeypatch.chdir(tmp_path)  # The output has the default name.
+    samples.main()
+    written = [Path(line["path"]).name for line in lines(tmp_path / "s.jsonl")]
+    assert written == (["a.mp4"] if failed_alone else ["c.mp4"])

@@ -21,6 +21,7 @@ from video_pipeline.common.files import replacing
 from video_pipeline.common.printable import printable
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config, load_config
+from video_pipeline.config.source import tidy
 from video_pipeline.errors import UserError
 from video_pipeline.run.origin import check_files
 from video_pipeline.samples.input import BadLines, task_sample
@@ -60,7 +61,7 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
             for (raw, uris), header in zip(batch, headers, strict=False):
                 if isinstance(header, str):
                     failed += 1
-                    unread = unread or f"{uris[0]}: {header}"
+                    unread = unread or printable(f"{uris[0]}: {header}")
                 else:
                     raw.update((k, v) for k, v in vars(header).items() if v is not None)
             for raw, uris in batch:
@@ -71,8 +72,7 @@ def write_samples(config: Config, output: Path, *, with_headers: bool) -> int:
         bad.raise_any(config.data.source.name)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if failed:
-        first = printable(unread)
-        console.print(f"{failed:,} of {count:,} headers could not be read; the first: {first}")
+        console.print(f"{failed:,} of {count:,} headers could not be read; the first: {unread}")
     console.print(f"{output}: {count:,} samples")
     return count
 
@@ -104,18 +104,14 @@ def _size(uri: str) -> dict[str, int]:
 def main() -> None:
     """Run ``video-pipeline samples``."""
     parser = options.parser("samples", __doc__)
-    parser.add_argument("source", help="what data.input_jsonl may be: a folder, a pattern, a table")
+    parser.add_argument("source", type=tidy, help="as data.input_jsonl: a folder, a pattern, ...")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the JSONL")
-    parser.add_argument(
-        "--probe", action="store_true", help="read headers: duration, resolution, codec"
-    )
-    parser.add_argument(
-        "--configfile", type=Path, help="for data.video_field and the limits of data"
-    )
+    parser.add_argument("--probe", action="store_true", help="read headers: duration, size, codec")
+    parser.add_argument("--configfile", type=Path, help="for data.video_field, limits of data")
     args = parser.parse_args()
-    values = load_config(args.configfile or {}).model_dump()
-    values["data"]["input_jsonl"] = args.source
-    config = load_config(values)
+    config = load_config(args.configfile or {})
+    data = config.data.model_copy(update={"input_jsonl": args.source})
+    config = config.model_copy(update={"data": data})  # The source may be the run's own output.
     if args.output.suffix != ".jsonl":
         raise UserError(f"--output {args.output}: give it a name that ends with .jsonl")
     check_files([config])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,14 +127,15 @@ def find_scenes(config: Config, output: Path, num_processes: int) -> None:
         raise UserError(f"{output.absolute()} is being written by {holder}")
     with lock:
         bad = BadLines()
-        uris = dict.fromkeys(filter(None, (_uri(config, s) for s in _samples(config, bad))))
+        every = (_uri(config, sample) for sample in read_samples(config.data, bad))
+        uris = dict.fromkeys(filter(None, every))
         bad.raise_any(config.data.source.name)
         cache = SceneCache(path)
         unknown = [uri for uri in uris if cache.find(uri) is None]
         failed = _look(config, unknown, cache, num_processes) if unknown else {}
         num_samples = num_cuts = 0
         with replacing(output) as stream:
-            for sample in _samples(config, bad):
+            for sample in read_samples(config.data, bad):
                 cuts = cache.find(uri) if (uri := _uri(config, sample)) else None
                 raw = sample.raw if cuts is None else {**sample.raw, "cuts": cuts}
                 stream.write(orjson.dumps(raw) + b"\n")
@@ -151,10 +152,6 @@ def find_scenes(config: Config, output: Path, num_processes: int) -> None:
     data = config.data
     if data.video_root is None and str(output.absolute().parent) != absolute(data.source.root):
         console.print(f"relative paths start from data.video_root: set it to {config.video_root}")
-
-
-def _samples(config: Config, bad: BadLines) -> Iterator[InputSample]:
-    return (sample for sample in read_samples(config.data, bad) if sample.left_out is None)
 
 
 def _uri(config: Config, sample: InputSample) -> str | None:

@@ -59,13 +59,16 @@ class ExpandSpec(ProcessSpec):
 def _expand(
     config: Config, dataset: type[BaseDataset], where: Where | None, key: str, text: bytes
 ) -> Expanded:
-    from video_pipeline.data.base import expanded
+    from video_pipeline.data.base import expanded, raw_of
 
+    own = orjson.loads(text)
+    hidden = {n: value for n, value in own.items() if n not in raw_of(own)}  # By our own fields.
     try:
-        sample = task_sample(key, orjson.loads(text), config)
+        sample = task_sample(key, own, config)
         if where is not None and (holds := _holds(where, dataset, sample)) is not True:
             return holds
-        return [orjson.dumps(raw) for raw in expanded(dataset, sample, dict(config.task_params))]
+        raws = expanded(dataset, sample, dict(config.task_params))
+        return [orjson.dumps({**raw, **hidden}) for raw in raws]
     except Failure:
         raise
     except MemoryError as error:

@@ -60,15 +60,19 @@ def read_blocks(place: str | Path, video_field: str = "path") -> Iterator[bytes]
 
 
 def read_samples(data: Data, bad: BadLines, needs_video: bool = True) -> Iterator[InputSample]:
-    """Yield the samples of ``data.input_jsonl``, including those that are left out, and note its
-    bad lines in ``bad``. ``needs_video``: whether a sample without a video is bad. Raises
+    """Yield the samples of ``data.input_jsonl`` that a run asks about, whatever ``data.where``, and
+    note its bad lines in ``bad``. ``needs_video``: whether a sample without a video is bad. Raises
     :class:`UserError` as :func:`read_blocks` does."""
-    first = 1
-    for block in read_blocks(data.input_jsonl, data.video_field):
-        reader = InputReader(data, block, first, needs_video)
-        yield from reader
-        bad.merge(reader.bad)
-        first += block.count(b"\n")
+    for with_failed in (False, True):  # Failed samples are samples if there are no others.
+        first, all_failed = 1, True
+        for block in read_blocks(data.input_jsonl, data.video_field):
+            reader = InputReader(data, block, first, needs_video, with_failed)
+            yield from (sample for sample in reader if sample.left_out is None)
+            bad.merge(reader.bad)
+            first += block.count(b"\n")
+            all_failed &= reader.failed == reader.lines
+        if not all_failed:
+            return
 
 
 def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
