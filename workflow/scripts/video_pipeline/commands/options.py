@@ -15,8 +15,7 @@ CONFIGFILE = "the configuration of the run; OUTPUT.config.yaml if it was given w
 
 
 def parser(command: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a command; ``doc`` is the docstring of its module, with an example. Python
-    leaves it out if PYTHONOPTIMIZE is 2."""
+    """The parser of a command; ``doc``: its module's docstring with an example, or None (-OO)."""
     description, _, epilog = (doc or "").strip().replace("``", "`").partition("\n\n")
     return argparse.ArgumentParser(
         prog=f"video-pipeline {command}",
