@@ -152,6 +152,22 @@ def test_it_ends_quietly_if_nobody_reads_on_or_the_terminal_lacks_a_letter(
     assert done.stdout == ("\u4e2d" * 9).encode(encoding, "backslashreplace")[:9]
 
 
+@pytest.mark.parametrize("command", ["watch --once", "retry", "journal stats"])
+def test_it_needs_neither_docstrings_nor_an_output(tmp_path, command: str) -> None:
+    """With PYTHONOPTIMIZE=2 Python has no docstrings, after ``>&-`` no standard output."""
+    (tmp_path / "my.yaml").write_text("run: {engine: simulated}\n")
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m video_pipeline {command} --configfile my.yaml >&-",
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS), "PYTHONOPTIMIZE": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or done.stderr.startswith("error: results/output.")
+
+
 def test_the_console_script_is_the_module() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     module, _, function = project["scripts"]["video-pipeline"].partition(":")

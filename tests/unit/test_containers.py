@@ -389,6 +389,18 @@ def test_an_index_of_form_1_is_not_used(tmp_path):
         open_blob(f"{path}#a.mp4")
 
 
+def test_a_user_without_a_home_reads_a_tar(tmp_path, monkeypatch):
+    """As in a container with a user id of its own."""
+
+    def fail(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", fail)
+    path = write_members(tmp_path / "x.tar", ("a.mp4", b"A"))
+    assert open_blob(f"{path}#a.mp4").read(0, 1) == b"A"
+
+
 def test_a_giant_member(tmp_path, limited):
     path = write_tar(tmp_path / "x.tar", info("a.mp4", 2_000_000))
     limited(max_download_gb=0.001)

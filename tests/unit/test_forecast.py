@@ -75,7 +75,7 @@ def test_chunks_of_an_earlier_version_need_no_command(
         del values["version"]
     manifest.write_text(json.dumps(values))
     assert said(split_run) == (
-        "an earlier version split it: it is split again, and what is answered is found"
+        "an earlier version split it. Split will say how many samples are inferred, and why"
     )
 
 

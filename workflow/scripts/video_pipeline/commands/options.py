@@ -14,9 +14,9 @@ CONFIGFILE = "the configuration of the run; OUTPUT.config.yaml if it was given w
 """The help of ``--configfile``."""
 
 
-def parser(command: str, doc: str) -> argparse.ArgumentParser:
-    """The parser of a command; ``doc`` is the docstring of its module, with an example."""
-    description, _, epilog = doc.strip().replace("``", "`").partition("\n\n")
+def parser(command: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a command; ``doc``: its module's docstring with an example, or None (-OO)."""
+    description, _, epilog = (doc or "").strip().replace("``", "`").partition("\n\n")
     return argparse.ArgumentParser(
         prog=f"video-pipeline {command}",
         description=description,

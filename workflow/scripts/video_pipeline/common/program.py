@@ -44,6 +44,7 @@ def run(main: Callable[[], None]) -> None:
         PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # Python has none after ``>&-``.
     if isinstance(sys.stdout, io.TextIOWrapper):  # Its encoding may lack some characters.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -132,8 +132,7 @@ class Manifest:
             versions.check_version(path, values.get("version"), versions.CHUNKS)
             if values.get("version") != versions.CHUNKS:
                 raise UserError(
-                    f"{path}: written by an earlier version of video-pipeline; {SPLIT_AGAIN}. "
-                    "Nothing is inferred twice"
+                    f"{path}: written by an earlier version of video-pipeline; {SPLIT_AGAIN}"
                 )
             chunks = [Seal(*seal) for seal in values["chunks"]]
             seals = {name: Seal(*values[name]) for name in ("order", "left_out_seal")}

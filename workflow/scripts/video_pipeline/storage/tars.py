@@ -157,7 +157,7 @@ def _path(key: _Key) -> Path:
 def _kept(key: _Key) -> _Places | None:
     try:
         kept: _Places = orjson.loads(_path(key).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: this user has no home.
         return None
     return kept if isinstance(kept, dict) else None
 

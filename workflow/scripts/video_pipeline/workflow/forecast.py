@@ -22,7 +22,7 @@ def forecast(config: Config, layout: Layout) -> str:
     if source.is_local and source.kind != "pattern" and not Path(source.place).exists():
         return f"the samples are not known before {name} is written"
     if manifest and manifest.get("version", 0) < versions.CHUNKS:
-        return "an earlier version split it: it is split again, and what is answered is found"
+        return "an earlier version split it. Split will say how many samples are inferred, and why"
     if not manifest.get("origin"):
         return (
             f"no sample is known yet, because {name} was not split into {layout.num_shards} "
