@@ -33,7 +33,6 @@ PROCESSES_PER_CORE = 4
 
 _MODULES = ("video_pipeline.video.container",)
 
-
 Expanded = list[bytes] | str | bool | None
 """The input objects, as JSON, that a line stands for; or the mistake in the line; or the result of
 the run's condition if it does not hold."""
@@ -62,13 +61,14 @@ def _expand(
     from video_pipeline.data.base import expanded, raw_of
 
     own = orjson.loads(text)
-    hidden = {n: value for n, value in own.items() if n not in raw_of(own)}  # By our own fields.
+    raw = raw_of(own)
+    hidden = {name: own[name] for name in own if name not in raw}  # By the fields of the sample.
     try:
         sample = task_sample(key, own, config)
         if where is not None and (holds := _holds(where, dataset, sample)) is not True:
             return holds
         raws = expanded(dataset, sample, dict(config.task_params))
-        return [orjson.dumps({**raw, **hidden}) for raw in raws]
+        return [orjson.dumps({**one, **hidden}) for one in raws]
     except Failure:
         raise
     except MemoryError as error:
