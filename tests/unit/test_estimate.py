@@ -18,7 +18,7 @@ from video_pipeline.common import progress
 from video_pipeline.config import Config, load_config
 from video_pipeline.data.choosing import create_dataset
 from video_pipeline.engine.base import RequestRefused
-from video_pipeline.errors import UserError
+from video_pipeline.errors import EnvironmentFault, UserError
 from video_pipeline.estimate import totals
 from video_pipeline.estimate.counting import CountingPreparer, PromptCost, ShownMedium
 from video_pipeline.estimate.estimate import make_plan, plan_stages
@@ -371,8 +371,9 @@ def test_the_rate_is_that_of_one_card(here, expected_of):
         plan = expected_of(*cards)
         assert plan["tokens_per_second"] == rate
         assert f"of earlier attempts on {named} ({journal})" in plan["formula"]
-    # a plan needs no GPU that works
-    assert expected_of(error=UserError("nvidia-smi hangs"))["tokens_per_second"] == 400
+    # a plan needs no GPU that works, nor one that CUDA_VISIBLE_DEVICES names rightly
+    for error in (EnvironmentFault("nvidia-smi hangs"), UserError("nvidia-smi lists no GPU 7")):
+        assert expected_of(error=error)["tokens_per_second"] == 400
 
 
 def test_other_settings_of_the_same_model_give_the_rate_and_no_answers(here, expected_of):

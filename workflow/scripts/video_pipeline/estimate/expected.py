@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from video_pipeline.errors import UserError
+from video_pipeline.errors import Failure
 from video_pipeline.estimate.totals import CostTotals
 from video_pipeline.gpu.devices import card_of, devices
 from video_pipeline.run.run import Run
@@ -121,7 +121,7 @@ def _attempts(folder: Path, pattern: str) -> list[dict[str, Any]]:
 def _card(jobs: list[dict[str, Any]]) -> str | None:
     """The card of this machine if an attempt ran on its like; else that of the last attempt."""
     here = None
-    with suppress(UserError):  # A plan needs no working GPU.
+    with suppress(Failure):  # A plan needs no working GPU.
         here = card_of(devices())
     if here is not None and any(job["card"] == here for job in jobs):
         return here
