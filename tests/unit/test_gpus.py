@@ -31,8 +31,9 @@ NVIDIA_SMI = """\
 cd "{folder}"
 [ -e hang ] && exec sleep 600
 case "$1" in
-    --query-gpu=index,uuid,name) cat gpus ;;
-    --query-gpu=uuid,memory.used,memory.free,memory.total) cat memory ;;
+    --query-gpu=index,uuid,name,mig.mode.current) sed "s/$/, $(cat mig)/" gpus ;;
+    --query-gpu=uuid,memory.used,memory.free,memory.total,mig.mode.current)
+        sed "s/$/, $(cat mig)/" memory ;;
     --query-compute-apps=*) cat apps ;;
 esac
 exit $(cat code)
@@ -57,6 +58,7 @@ class Machine:
         self.answer("gpus", "".join(f"{i}, {u}, {CARD}\n" for i, u in enumerate(self.uuids)))
         self.answer("apps", "")
         self.answer("code", "0")
+        self.answer("mig", "Disabled")
         self.use(0, 450)
 
     def answer(self, name: str, text: str) -> None:
@@ -399,9 +401,26 @@ def test_a_little_use_does_not_matter_where_no_device_is_idle(machine: MakeMachi
 
 def test_memory_that_is_not_known(machine: MakeMachine) -> None:
     there = machine(1)
-    there.answer("memory", f"{there.uuids[0]}, [N/A], [N/A], [N/A]\n")
-    with leases.lease(1) as (device,):
-        assert device.uuid == there.uuids[0]
+    for unknown in ("[N/A]", "[Insufficient Permissions]"):
+        there.answer("memory", f"{there.uuids[0]}, {unknown}, {unknown}, {unknown}\n")
+        with leases.lease(1) as (device,):
+            assert device.uuid == there.uuids[0]
+
+
+@pytest.mark.parametrize("visible", [None, "0"])
+def test_a_slice_under_the_name_of_its_gpu(
+    machine: MakeMachine, monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    """In a pod of Kubernetes that has a slice, nvidia-smi lists the whole GPU, and CUDA takes the
+    slice for it. Root also sees the memory of the GPU, which is that of all slices."""
+    there = machine(1)
+    there.answer("mig", "Enabled")
+    there.use(0, 70_000)
+    if visible is not None:
+        monkeypatch.setenv(gpus.VISIBLE, visible)
+    with leases.lease(1) as held:
+        assert [device.uuid for device in held] == there.uuids
+        assert gpus.card_of(held) is None
 
 
 # --- which devices there are --------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Device:
         name: The name in ``CUDA_VISIBLE_DEVICES``; nvidia-smi's number if that is not set.
         uuid: The UUID, the same for all names of the GPU; ``name`` if nvidia-smi is missing.
         card: nvidia-smi's name of the product, such as ``NVIDIA H100 80GB HBM3``; None if it is not
-            known, as for MIG slices.
+            known, as for MIG slices, also under the name of their GPU: CUDA takes the first.
     """
 
     name: str
@@ -69,7 +69,8 @@ def devices() -> list[Device]:
     names = list(itertools.takewhile(_NAME.fullmatch, entries))
     if visible is not None and not names:
         return []
-    listed = [Device(*row) for row in _query("gpu=index,uuid,name")]  # MIG slices are not listed.
+    rows = _query("gpu=index,uuid,name,mig.mode.current")  # MIG slices are not listed.
+    listed = [Device(*row, None if mig == "Enabled" else card) for *row, card, mig in rows]
     if visible is None:
         return listed
     named = [_resolve(name, listed) if listed else Device(name, name) for name in names]
@@ -105,12 +106,13 @@ class MemoryUsage(NamedTuple):
 
 
 def memory_usage() -> dict[str, MemoryUsage]:
-    """The memory of the GPUs by UUID, without those whose memory nvidia-smi does not know."""
-    rows = _query("gpu=uuid,memory.used,memory.free,memory.total")
+    """The memory of the GPUs by UUID, without those whose memory nvidia-smi does not know, or adds
+    up for all MIG slices."""
+    rows = _query("gpu=uuid,memory.used,memory.free,memory.total,mig.mode.current")
     return {
         uuid: MemoryUsage(*map(int, sizes))
-        for uuid, *sizes in rows
-        if all(size.isdigit() for size in sizes)
+        for uuid, *sizes, mig in rows
+        if mig != "Enabled" and all(size.isdigit() for size in sizes)
     }
 
 
