@@ -414,10 +414,14 @@ def test_a_packet_that_brings_other_parameters(request: pytest.FixtureRequest) -
 # --- the card --------------------------------------------------------------------------------
 
 
-def test_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_card(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A decode process has no logging of its own: only a warning gets into the log of its job."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert use_decoder("auto") is False
-    assert use_decoder("cpu") is False
+    with caplog.at_level(logging.WARNING):
+        assert use_decoder("auto") is False
+        assert use_decoder("cpu") is False
+    (told,) = caplog.messages
+    assert told.startswith("NVDEC is not used: torch")
     with pytest.raises(UserError, match=r"vision.decoder: nvdec cannot be used here: torch .*CUDA"):
         use_decoder("nvdec")
     with pytest.raises(ValueError, match="'gpu' is not one of auto, cpu, nvdec"):

@@ -182,7 +182,7 @@ def use_decoder(decoder: str) -> bool:
                 f"vision.decoder: nvdec cannot be used here: {error}. `auto` decodes with the CPU "
                 "if there is no NVDEC"
             ) from error
-        logger.info("NVDEC is not used: %s", error)
+        logger.warning("NVDEC is not used: %s", error)
     return _card is not None
 
 
