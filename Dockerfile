@@ -21,5 +21,9 @@ RUN grep -E '^torch(vision)?==' /tmp/cpu.txt > /tmp/torch.txt \
     && pip install --no-cache-dir --no-deps -r /tmp/cpu.txt
 
 FROM base AS gpu
+# As NVIDIA's own images say it: enroot gives a container no GPU without the first, and no container
+# gets the GPU's decoder without `video` in the second.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 COPY envs/gpu.txt /tmp/gpu.txt
 RUN pip install --no-cache-dir --no-deps -r /tmp/gpu.txt

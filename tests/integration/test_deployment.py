@@ -89,3 +89,11 @@ def test_the_image_holds_the_pinned_packages():
     assert "envs/gpu.txt" in definition
     base = dockerfile.split("FROM ")[1].split()[0]
     assert f"From: {base}\n" in definition
+
+
+def test_the_image_gets_the_gpus_and_their_decoder():
+    """enroot's hook for NVIDIA does nothing if the image sets no NVIDIA_VISIBLE_DEVICES, and gives
+    it only nvidia-smi if it names no other parts of the driver. Docker leaves `video` out."""
+    gpu = (PROJECT / "Dockerfile").read_text().split("AS gpu")[1]
+    assert "NVIDIA_VISIBLE_DEVICES=all" in gpu
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in gpu
