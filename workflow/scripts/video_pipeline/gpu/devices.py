@@ -65,12 +65,11 @@ def devices() -> list[Device]:
     """
     visible = os.environ.get(VISIBLE)
     # CUDA's rule: an entry that names no device hides all that follow.
-    entries = (entry.strip() for entry in (visible or "").split(","))
-    names = list(itertools.takewhile(_NAME.fullmatch, entries))
+    names = [*itertools.takewhile(_NAME.fullmatch, map(str.strip, (visible or "").split(",")))]
     if visible is not None and not names:
         return []
     rows = _query("gpu=index,uuid,name,mig.mode.current")  # MIG slices are not listed.
-    listed = [Device(*row, None if mig == "Enabled" else card) for *row, card, mig in rows]
+    listed = [Device(n, uuid, None if mig == "Enabled" else card) for n, uuid, card, mig in rows]
     if visible is None:
         return listed
     named = [_resolve(name, listed) if listed else Device(name, name) for name in names]
@@ -106,8 +105,7 @@ class MemoryUsage(NamedTuple):
 
 
 def memory_usage() -> dict[str, MemoryUsage]:
-    """The memory of the GPUs by UUID, without those whose memory nvidia-smi does not know, or adds
-    up for all MIG slices."""
+    """The memory of the GPUs by UUID, if nvidia-smi knows it, and does not add up MIG slices."""
     rows = _query("gpu=uuid,memory.used,memory.free,memory.total,mig.mode.current")
     return {
         uuid: MemoryUsage(*map(int, sizes))
