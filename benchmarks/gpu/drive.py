@@ -199,7 +199,8 @@ class Driver:
         module = STEPS[name].module
         if name == "nvdec":
             module += f" '{CLIPS}' --seconds {seconds - 5:.0f} --out '{RUNS / 'nvdec.json'}'"
-        command = f'"{sys.executable}" -m {module}; echo $? >"{_exit(name)}"'
+        part = f"{_exit(name)}.part"  # The file is never seen without its number.
+        command = f'"{sys.executable}" -m {module}; echo $? >"{part}"; mv "{part}" "{_exit(name)}"'
         if ahead:
             command = "renice -n 5 $$ >/dev/null; " + command
         with open(LOGS / f"{name}.log", "wb") as log:

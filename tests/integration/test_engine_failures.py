@@ -20,15 +20,15 @@ from video_pipeline.run.sharding import Sharding
 @pytest.fixture
 def asked(monkeypatch) -> Counter[str]:
     """How often each sample was in the engine; ``kill`` and ``hang`` hold keys that do that. The
-    engine hangs once ``together`` samples were in it."""
+    engine dies once ``together`` samples were in it, and hangs once it has answered as many."""
     counts: Counter[str] = Counter()
-    counts.kill, counts.hang = set(), set()
+    counts.kill, counts.hang, counts.answered = set(), set(), 0
     alive = SimulatedEngine.generate
 
     async def generate(self, key, request, constraints):
         counts[key] += 1
         while key in counts.hang:
-            self.steps += len(counts) < counts.together  # Until then it shows signs of life.
+            self.steps += counts.answered < counts.together  # Until then it shows signs of life.
             await asyncio.sleep(0.01)
         while counts.kill and len(self.together) < counts.together:
             self.together.add(key)
@@ -38,7 +38,9 @@ def asked(monkeypatch) -> Counter[str]:
         await asyncio.sleep(0.05)
         if getattr(self, "dead", False):
             raise EngineDead("killed on purpose")
-        return await alive(self, key, request, constraints)
+        answer = await alive(self, key, request, constraints)
+        counts.answered += 1
+        return answer
 
     counts.together = 0
     monkeypatch.setattr(SimulatedEngine, "generate", generate)
@@ -54,6 +56,14 @@ def attempts(splitting, most: int = 10) -> int:
             consolidate(splitting.run.config, splitting.layout)
             return attempt
     raise AssertionError(f"not done after {most} attempts")
+
+
+def dies(splitting, asked, together: int = 1) -> None:
+    """An attempt whose engine dies, once so many samples are in it."""
+    asked.together = together
+    SimulatedEngine.together.clear()
+    with pytest.raises(EngineDead):
+        infer(splitting.run.config, splitting.layout, 0, 1)
 
 
 def test_a_sample_that_kills_the_engine_is_quarantined_and_no_other(splitting, asked):
@@ -84,9 +94,8 @@ def test_an_engine_that_dies_of_every_sample_is_at_fault_and_no_sample_is(splitt
     run = splitting.run
     splitting(samples(count), 1)
     asked.kill = set(keys(count))
-    for _ in range(2 if count == 1 else 3):  # so three retries are enough
-        with pytest.raises(EngineDead):
-            infer(run.config, splitting.layout, 0, 1)
+    for together in (1, 1) if count == 1 else (3, 3, 1):  # so three retries are enough
+        dies(splitting, asked, together)
     with pytest.raises(UserError, match=r"answered none; .* of: killed on purpose") as said:
         infer(run.config, splitting.layout, 0, 1)
     assert splitting.layout.failure(0).read_text() == str(said.value)  # no engine starts again
@@ -107,16 +116,12 @@ def test_what_is_already_in_quarantine_does_not_hide_an_engine_that_dies_of_ever
     async def does_not_load(self, folder):
         raise EngineDead("the model does not load")
 
-    def attempt():
-        with pytest.raises(EngineDead):
-            infer(run.config, splitting.layout, 0, 1)
-
-    for _ in range(3):  # Two together, and then of the first sample alone.
-        attempt()
+    for together in (3, 3, 1):  # Two together, and then of the first sample alone.
+        dies(splitting, asked, together)
     with monkeypatch.context() as patch:  # It writes the error of the first sample, and ends.
         patch.setattr(SimulatedEngine, "start", does_not_load)
-        attempt()
-    attempt()
+        dies(splitting, asked)
+    dies(splitting, asked)
     with pytest.raises(UserError, match=r"answered none; .* of: killed on purpose"):
         infer(run.config, splitting.layout, 0, 1)
 
@@ -129,7 +134,7 @@ def test_an_engine_that_hangs_ends_the_attempt(splitting, asked):
     run = splitting.run
     run.configure(run={"engine_timeout_s": 1.0})
     splitting(samples(4), 1)
-    asked.hang, asked.together = {"2"}, 4
+    asked.hang, asked.together = {"2"}, 3
     with pytest.raises(EngineDead, match=r"rank 0: the engine died: .* run.engine_timeout_s: 1 s"):
         infer(run.config, splitting.layout, 0, 1)
     assert sorted(run.answers()) == ["0", "1", "3"]

@@ -35,7 +35,7 @@ def test_the_steps_run_up_to_the_card(tmp_path, forked_engine):
         "BENCH_WINDOWS": "2",
         "BENCH_RAMP": "1",
         "BENCH_COUNTED": "8",
-        "BENCH_MEASURE": "60",
+        "BENCH_MEASURE": "150",
         # More than the tiny model answers before the statistics, every 5 s, say that it has all
         # that it may hold. The run ends 8 answers later.
         "N_OURS": "2000",
@@ -45,7 +45,7 @@ def test_the_steps_run_up_to_the_card(tmp_path, forked_engine):
         "PYTHONPATH": f"{PROJECT}:{PROJECT / 'workflow' / 'scripts'}",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu.drive", "--limit", "560", *STEPS],
+        [sys.executable, "-m", "benchmarks.gpu.drive", "--limit", "800", *STEPS],
         cwd=PROJECT,
         env={**os.environ, **environment},
         capture_output=True,

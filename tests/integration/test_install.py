@@ -132,8 +132,8 @@ def report(requirements: list[str], python: str, folder: Path) -> list[dict]:
         text=True,
         check=False,
     )
-    if "Failed to establish a new connection" in run.stderr:
-        pytest.skip("no package index is reachable")
+    if run.returncode and "after connection broken by" in run.stderr:
+        pytest.skip("no package index is reachable, or it does not answer")
     assert run.returncode == 0, run.stderr
     return json.loads((folder / "report.json").read_text())["install"]
 

@@ -91,7 +91,8 @@ def story(tmp_path_factory, cluster):
     then the main process is killed and started again while the other three are at work again."""
     run = Run(tmp_path_factory.mktemp("runs") / "my user's run")
     story = Story(run)
-    run.configure(data={"num_shards": "auto"})
+    # The samples at the gates wait as long as it takes.
+    run.configure(data={"num_shards": "auto", "sample_timeout_s": 3600.0})
     run.write_samples({**one, "gate": one["id"] in GATES} for one in samples(COUNT))
     run.edit_plugin(
         '        misbehave(sample.get("do"))\n',
@@ -141,12 +142,12 @@ def story(tmp_path_factory, cluster):
         )
         assert all(job in jobs() for job in story.killed_at)
         (run.folder / "open").touch()
-        assert main.wait(timeout=120) == 0, said(run)
+        assert main.wait(timeout=300) == 0, said(run)
     finally:
         main.kill()
         main.wait()
     before = len(jobs())
-    assert start(run, cluster).wait(timeout=120) == 0
+    assert start(run, cluster).wait(timeout=300) == 0
     story.again = said(run)
     story.jobs_again = len(jobs()) - before
     for line in (run.folder / "devices.txt").read_text().splitlines():

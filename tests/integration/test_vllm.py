@@ -15,6 +15,7 @@ import pytest
 from video_pipeline.config import load_config
 from video_pipeline.engine.base import Constraints, EngineDead
 from video_pipeline.errors import UserError
+from video_pipeline.run.throughput import CLEAR_SECONDS
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = "results/output.describe.jsonl"
@@ -95,7 +96,8 @@ def test_rank_files_are_gone_and_summary_is_there(demo):
     assert summary["samples"]["ok"] == 6
     assert summary["samples"]["truncated_at"] == {"sampling.max_tokens": 6}  # it never ends
     assert 0 <= summary["throughput"]["decode_workers_load"] <= 1
-    assert summary["throughput"]["bound"] == "too short to tell"
+    is_short = summary["throughput"]["seconds"] < CLEAR_SECONDS  # unless this machine is very busy
+    assert (summary["throughput"]["bound"] == "too short to tell") is is_short
     assert {job["rank"] for job in summary["jobs"]} == {0, 1}
     assert summary["throughput"]["videos_per_second"] > 0
     assert summary["throughput"]["video_hours_per_hour"] > 0

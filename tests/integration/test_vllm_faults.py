@@ -129,7 +129,7 @@ def test_an_engine_that_was_killed_as_it_started_is_said_so():
 def hang():
     """A start of vLLM whose process comes late, and hangs."""
     time.sleep(0.3)
-    process = multiprocessing.Process(target=time.sleep, args=(60,), name="EngineCore")
+    process = multiprocessing.Process(target=time.sleep, args=(600,), name="EngineCore")
     process.start()
     process.join()
     raise RuntimeError(f"Engine core initialization failed: {process.exitcode}")
@@ -152,7 +152,7 @@ def test_a_job_that_stops_does_not_wait_for_the_start(tmp_path, monkeypatch, for
     begin = time.monotonic()
     with pytest.raises(ExceptionGroup) as caught:
         asyncio.run(give_up())
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 300
     assert [type(error) for error in caught.value.exceptions] == [UserError]
     assert not module.engine_processes()
     gc.collect()

@@ -28,6 +28,21 @@ if __name__ == "__main__":
     sys.argv[0] = "{SCRIPTS}/infer.py"
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# After its first sample it waits, however long the tests take.
+DATASET = """
+import time
+
+from video_pipeline.data.qwen_video import QwenVideoDataset
+from video_pipeline.data.registry import register_dataset
+
+
+@register_dataset("waiting_video")
+class WaitingVideo(QwenVideoDataset):
+    def __getitem__(self, i):
+        while i > 0:
+            time.sleep(0.05)
+        return super().__getitem__(i)
+"""
 DEVICE = f"GPU-{os.getpid()}-of-test-vllm-lease"
 
 
@@ -50,7 +65,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[gpus.Dev
 def job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: gpus.Device
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A job at a moment when the engine has answered something."""
+    """A job whose engine has answered something, and that is not done."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     run = Run(tmp_path / "run")
     run.write_samples(read_jsonl(write_demo(run.folder)))
@@ -59,9 +74,9 @@ def job(
     run.configure(
         data={"num_shards": 1, "num_workers": 1},
         vllm={"distributed_executor_backend": "mp"},  # a worker process apart from the engine's
-        sampling={"max_tokens": 800, "ignore_eos": True},
-        run={"max_in_flight": 1},
+        run={"dataset": "waiting_video", "plugins": ["plugin.py"]},
     )
+    run.write_plugin(DATASET)
     run.script("split.py", "--num-shards", "1")
     (run.folder / "job.py").write_text(JOB)
     command = [sys.executable, "job.py", "--config", "my.yaml", "--num-shards", "1", "--rank", "0"]

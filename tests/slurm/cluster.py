@@ -31,7 +31,7 @@ AT_ONCE = Path(__file__).with_name("at_once.py")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 _DAEMONS = ("munged", "slurmctld", "slurmd")
 _CLIENTS = ("sbatch", "srun", "squeue", "sinfo", "scancel", "scontrol")
-_SECONDS = 30.0
+_SECONDS = 120.0
 
 # The nodes claim more CPUs and memory than the machine has. Finished jobs stay in squeue for
 # MinJobAge seconds; the plugin asks for at least 3 x slurm-init-seconds-before-status-checks.
@@ -65,7 +65,7 @@ CompleteWait=0
 KillWait=2
 InactiveLimit=0
 ReturnToService=2
-MinJobAge=300
+MinJobAge=3600
 {nodes}
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """

@@ -102,10 +102,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "1000")
         self.end_headers()
         self.wfile.write(b"x")
-        self.server.over.wait()
+        self.server.over.wait(120)
 
     def answer_silence(self, _: str) -> None:
-        self.server.over.wait()
+        self.server.over.wait(120)
 
     def answer_cut(self, _: str) -> None:
         clip = self.server.clip
@@ -133,7 +133,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(10**15))
         self.end_headers()
-        self.server.over.wait()
+        self.server.over.wait(120)
 
     def answer_to(self, target: str) -> None:
         """Redirects, with a body that never ends."""

@@ -20,6 +20,7 @@ from video_pipeline.gpu import devices as gpus
 from video_pipeline.gpu import leases
 from video_pipeline.infer import job_monitor, streaming
 from video_pipeline.infer.infer import infer
+from video_pipeline.infer.job_monitor import JobMonitor
 from video_pipeline.model.flops import ModelFlops
 from video_pipeline.output.consolidation import consolidate
 from video_pipeline.report.page import collect, render
@@ -418,8 +419,16 @@ def test_the_load_of_the_decode_processes_is_a_share(splitting):
 def test_a_job_leaves_its_statistics_and_says_how_far_it_is(splitting, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(streaming, "PROGRESS_SECONDS", 0.1)
-    run = splitting.run
-    splitting([*samples(5), {"id": "bad", "path": "bad.mp4", "do": "raise"}], num_shards=1)
+    run, log = splitting.run, JobMonitor.log_progress
+
+    def log_and_go(monitor: JobMonitor) -> None:
+        log(monitor)
+        (run.folder / "go").touch()
+
+    monkeypatch.setattr(JobMonitor, "log_progress", log_and_go)
+    first, *others = samples(5)  # The first one waits for the first line.
+    bad = {"id": "bad", "path": "bad.mp4", "do": "raise"}
+    splitting([{**first, "do": "wait"}, *others, bad], num_shards=1)
     infer(run.config, splitting.layout, 0, threads=2)
     (done,) = read_statistics(Path(splitting.manifest.journal))
     assert done["state"] == "done"
