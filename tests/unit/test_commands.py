@@ -168,6 +168,19 @@ def test_it_needs_neither_docstrings_nor_an_output(tmp_path, command: str) -> No
     assert done.returncode == 0 or done.stderr.startswith("error: results/output.")
 
 
+@pytest.mark.parametrize("command", ["samples", "scenes"])
+def test_an_input_that_only_a_shell_can_read(tmp_path, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "video_pipeline", command, "~/videos", "-o", "samples.jsonl"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS), "HOME": "/home/me"},
+        capture_output=True,
+        text=True,
+    )
+    expected = "got '~/videos', expected /home/me/videos, because only a shell replaces ~"
+    assert done.stderr == f"error: the input: {expected}\n"
+
+
 def test_the_console_script_is_the_module() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     module, _, function = project["scripts"]["video-pipeline"].partition(":")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from video_pipeline.common.files import why_not_there
 from video_pipeline.config import Config, load_config
+from video_pipeline.config.source import tidy
 from video_pipeline.errors import UserError
 
 CONFIGFILE = "the configuration of the run; OUTPUT.config.yaml if it was given with --config"
@@ -41,3 +42,13 @@ def enter_run(args: argparse.Namespace) -> Config:
             raise UserError(f"--directory: {fault}")
         os.chdir(args.directory)
     return config
+
+
+def with_input(config: Config, place: str) -> Config:
+    """``config`` with another ``data.input_jsonl``, which may be the run's own output. Raises
+    :class:`UserError`."""
+    try:
+        data = config.data.model_copy(update={"input_jsonl": tidy(place)})
+    except ValueError as error:
+        raise UserError(f"the input: got {place!r}, expected {error}") from None
+    return config.model_copy(update={"data": data})

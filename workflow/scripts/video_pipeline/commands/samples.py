@@ -21,7 +21,6 @@ from video_pipeline.common.files import replacing
 from video_pipeline.common.printable import printable
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config, load_config
-from video_pipeline.config.source import tidy
 from video_pipeline.errors import UserError
 from video_pipeline.run.origin import check_files
 from video_pipeline.samples.input import BadLines, task_sample
@@ -104,14 +103,12 @@ def _size(uri: str) -> dict[str, int]:
 def main() -> None:
     """Run ``video-pipeline samples``."""
     parser = options.parser("samples", __doc__)
-    parser.add_argument("source", type=tidy, help="as data.input_jsonl: a folder, a pattern, ...")
+    parser.add_argument("source", help="as data.input_jsonl: a folder, a pattern, ...")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the JSONL")
     parser.add_argument("--probe", action="store_true", help="read headers: duration, size, codec")
-    parser.add_argument("--configfile", type=Path, help="for data.video_field, limits of data")
+    parser.add_argument("--configfile", type=Path, help="for data.video_field and data's limits")
     args = parser.parse_args()
-    config = load_config(args.configfile or {})
-    data = config.data.model_copy(update={"input_jsonl": args.source})
-    config = config.model_copy(update={"data": data})  # The source may be the run's own output.
+    config = options.with_input(load_config(args.configfile or {}), args.source)
     if args.output.suffix != ".jsonl":
         raise UserError(f"--output {args.output}: give it a name that ends with .jsonl")
     check_files([config])

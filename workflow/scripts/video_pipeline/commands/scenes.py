@@ -27,7 +27,7 @@ from video_pipeline.common.locks import describe_holder, try_lock
 from video_pipeline.common.printable import printable
 from video_pipeline.common.processes import job_processes
 from video_pipeline.config import Config
-from video_pipeline.config.source import absolute, tidy
+from video_pipeline.config.source import absolute
 from video_pipeline.decode.errors import SampleError, message_of
 from video_pipeline.decode.fork_server import ForkServer
 from video_pipeline.decode.pool import DecodePool
@@ -201,7 +201,7 @@ def _look(config: Config, uris: list[str], cache: SceneCache, num_processes: int
 def main() -> None:
     """Run ``video-pipeline scenes``."""
     parser = options.parser("scenes", __doc__)
-    parser.add_argument("input", type=tidy, nargs="?", help="default: data.input_jsonl")
+    parser.add_argument("input", nargs="?", help="default: data.input_jsonl")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the samples with cuts")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--processes", type=_count, default=cores, help="default: one a core")
@@ -209,8 +209,7 @@ def main() -> None:
     args = parser.parse_args()
     config = options.enter_run(args)
     if args.input is not None:
-        data = config.data.model_copy(update={"input_jsonl": args.input})
-        config = config.model_copy(update={"data": data})
+        config = options.with_input(config, args.input)
     if str(args.output.absolute()) == absolute(config.data.input_jsonl):
         raise UserError(f"--output {args.output}: is the input; give it another name")
     find_scenes(config, args.output, args.processes)

@@ -85,9 +85,10 @@ def take_output(lock: Path, output: Path) -> TextIO:
     process may not write.
     """
     try:
-        pauses = [0.05] * _LOOKS
-        while (stream := try_lock(lock)) is None and pauses:
-            time.sleep(pauses.pop())
+        for _ in range(_LOOKS):
+            if (stream := try_lock(lock)) is not None:
+                return stream
+            time.sleep(0.05)
     except OSError as error:
         raise failure_of(
             error,
@@ -95,12 +96,10 @@ def take_output(lock: Path, output: Path) -> TextIO:
             f"({error.filename or lock}). Make room there, or name another output in a folder in "
             "which files can be written and locked",
         ) from error
-    if stream is None:
-        raise UserError(
-            f"another snakemake, retry or prune is at work on {output}: {describe_holder(lock)}. "
-            "Wait for it or stop it, then run again."
-        )
-    return stream
+    raise UserError(
+        f"another snakemake, retry or prune is at work on {output}: {describe_holder(lock)}. "
+        "Wait for it or stop it, then run again."
+    )
 
 
 def is_locked(path: Path) -> bool:

@@ -62,7 +62,7 @@ def _expand(
 
     own = orjson.loads(text)
     raw = raw_of(own)
-    hidden = {name: own[name] for name in own if name not in raw}  # By the fields of the sample.
+    hidden = {name: own[name] for name in own if name not in raw}  # They have the names of ours.
     try:
         sample = task_sample(key, own, config)
         if where is not None and (holds := _holds(where, dataset, sample)) is not True:

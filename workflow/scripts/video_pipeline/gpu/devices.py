@@ -45,7 +45,7 @@ class Device:
         name: The name in ``CUDA_VISIBLE_DEVICES``; nvidia-smi's number if that is not set.
         uuid: The UUID, the same for all names of the GPU; ``name`` if nvidia-smi is missing.
         card: nvidia-smi's name of the product, such as ``NVIDIA H100 80GB HBM3``; None if it is not
-            known, as for MIG slices, also under the name of their GPU: CUDA takes the first.
+            known, and for MIG slices and a GPU in MIG mode, of which CUDA takes the first slice.
     """
 
     name: str
@@ -65,7 +65,8 @@ def devices() -> list[Device]:
     """
     visible = os.environ.get(VISIBLE)
     # CUDA's rule: an entry that names no device hides all that follow.
-    names = [*itertools.takewhile(_NAME.fullmatch, map(str.strip, (visible or "").split(",")))]
+    entries = map(str.strip, (visible or "").split(","))
+    names = list(itertools.takewhile(_NAME.fullmatch, entries))
     if visible is not None and not names:
         return []
     rows = _query("gpu=index,uuid,name,mig.mode.current")  # MIG slices are not listed.
@@ -105,7 +106,8 @@ class MemoryUsage(NamedTuple):
 
 
 def memory_usage() -> dict[str, MemoryUsage]:
-    """The memory of the GPUs by UUID, if nvidia-smi knows it, and does not add up MIG slices."""
+    """The memory of the GPUs by UUID, without those whose memory nvidia-smi does not know, and
+    those in MIG mode, for which it adds up the slices."""
     rows = _query("gpu=uuid,memory.used,memory.free,memory.total,mig.mode.current")
     return {
         uuid: MemoryUsage(*map(int, sizes))

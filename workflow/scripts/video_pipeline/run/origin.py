@@ -137,8 +137,9 @@ def file_digest(path: Path) -> str | None:
 
 def what_changed(config: Config, layout: Layout) -> list[str]:
     """The differences between ``config`` and the origin of the chunks (if there are none, of the
-    output on disk): ``input``, ``task``, keys of settings with short values, and paths of files.
-    Snakemake may not see them: a file can be older than the one before, or its notes be gone."""
+    output on disk): ``input``, ``task``, the keys of settings (with their values if these are
+    short) and the paths of files. Snakemake alone may not see them: a file can be older than the
+    one that it replaces, and Snakemake's own notes about its last run can be gone."""
     source, manifest = config.data.source, read_object(layout.manifest)
     if source.is_local and source.is_file and not os.path.exists(source.place):
         return []  # An earlier stage will write the input.

@@ -26,12 +26,7 @@ from video_pipeline.run.chunks import ChunkEntry, entry_line
 from video_pipeline.run.run import Run
 from video_pipeline.samples.grouping import grouped, whole_videos
 from video_pipeline.samples.identity import TWICE, check_deterministic, request_digests
-from video_pipeline.samples.input import (
-    BadLines,
-    InputReader,
-    InputSample,
-    video_address,
-)
+from video_pipeline.samples.input import BadLines, InputReader, InputSample, video_address
 from video_pipeline.samples.sources import read_blocks
 from video_pipeline.samples.where import HeaderNeeded, Where
 from video_pipeline.samples.windows import is_window, window_id

@@ -14,12 +14,7 @@ from video_pipeline.data.qwen_video import QwenVideoDataset
 from video_pipeline.data.video import VideoDataset
 from video_pipeline.engine.base import RequestRefused
 from video_pipeline.engine.vllm.causes import origin_of
-from video_pipeline.engine.vllm.compat import (
-    SampleRenderer,
-    VllmConfig,
-    media_of,
-    media_ranges,
-)
+from video_pipeline.engine.vllm.compat import SampleRenderer, VllmConfig, media_of, media_ranges
 from video_pipeline.engine.vllm.conversations import ConversationRenderer
 from video_pipeline.model.family import family_of_folder
 from video_pipeline.model.processor import processor_folder
